@@ -8,13 +8,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from methods.adapter import Adapter
-from methods.backbone import Backbone, Geometry
-from methods.errors import UserError
-from methods.lowrank import Contracted, LowRankMethod, OwnPairs
-from methods.singular import singular
-from methods.sizes import AnyTargets, OneRank, Targeted
-from methods.validation import Scale
+from tensorbench.methods.adapter import Adapter
+from tensorbench.methods.backbone import Backbone, Geometry
+from tensorbench.methods.errors import UserError
+from tensorbench.methods.lowrank import Contracted, LowRankMethod, OwnPairs
+from tensorbench.methods.singular import singular
+from tensorbench.methods.sizes import AnyTargets, OneRank, Targeted
+from tensorbench.methods.validation import Scale
 
 
 class HadamardMethod(OneRank, Targeted, LowRankMethod):

@@ -8,11 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from methods.backbone import GATED_PROJECTIONS, SHARED_INPUT, Geometry
-from methods.factorizations import cp_limit, khatri_rao
-from methods.lowrank import Contracted, Diagonal, DropoutAt, Parametrisation, StackedMethod
-from methods.sizes import OneRank
-from methods.slices import Slices, by_site, cut_inputs, cut_outputs
+from tensorbench.methods.backbone import GATED_PROJECTIONS, SHARED_INPUT, Geometry
+from tensorbench.methods.factorizations import cp_limit, khatri_rao
+from tensorbench.methods.lowrank import Contracted, Diagonal, DropoutAt, Parametrisation, StackedMethod
+from tensorbench.methods.sizes import OneRank
+from tensorbench.methods.slices import Slices, by_site, cut_inputs, cut_outputs
 
 #: The projections in the second tensor. Each has one trained bias shared by all layers.
 BIASED = ("output", "gate", "fc1", "fc2")

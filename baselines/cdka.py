@@ -9,11 +9,11 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from methods.backbone import Geometry
-from methods.errors import UserError
-from methods.lowrank import Contracted, LowRankMethod, OwnPairs
-from methods.sizes import AnyTargets, OneRank, Targeted
-from methods.validation import Scale
+from tensorbench.methods.backbone import Geometry
+from tensorbench.methods.errors import UserError
+from tensorbench.methods.lowrank import Contracted, LowRankMethod, OwnPairs
+from tensorbench.methods.sizes import AnyTargets, OneRank, Targeted
+from tensorbench.methods.validation import Scale
 
 
 class CDKA(OneRank, Targeted, LowRankMethod):

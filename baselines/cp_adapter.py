@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from methods.backbone import Geometry
-from methods.factorizations import cp_limit, khatri_rao
-from methods.lowrank import Contracted, LowRankMethod, OwnPairs, Parametrisation
-from methods.sizes import OneRank, Targeted
-from methods.trains import balanced
+from tensorbench.methods.backbone import Geometry
+from tensorbench.methods.factorizations import cp_limit, khatri_rao
+from tensorbench.methods.lowrank import Contracted, LowRankMethod, OwnPairs, Parametrisation
+from tensorbench.methods.sizes import OneRank, Targeted
+from tensorbench.methods.trains import balanced
 
 #: The number of modes on each side of a weight.
 MODES = 2

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.added import AddedAdapter, Addition
-from methods.backbone import Backbone, Geometry
-from methods.sizes import StartKept
-from methods.trains import TrainsOfSites, balanced, chain, tt_svd
+from tensorbench.methods.added import AddedAdapter, Addition
+from tensorbench.methods.backbone import Backbone, Geometry
+from tensorbench.methods.sizes import StartKept
+from tensorbench.methods.trains import TrainsOfSites, balanced, chain, tt_svd
 
 #: The number of modes on each side of a weight.
 MODES = 4

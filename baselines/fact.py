@@ -10,10 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from methods.backbone import GATED_PROJECTIONS, Geometry
-from methods.lowrank import Contracted, DropoutAt, Matrix, Parametrisation, StackedMethod
-from methods.sizes import OneRank
-from methods.slices import (
+from tensorbench.methods.backbone import GATED_PROJECTIONS, Geometry
+from tensorbench.methods.lowrank import Contracted, DropoutAt, Matrix, Parametrisation, StackedMethod
+from tensorbench.methods.sizes import OneRank
+from tensorbench.methods.slices import (
     CUT_INPUTS,
     CUT_OUTPUTS,
     Slices,

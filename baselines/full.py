@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from methods.adapter import Adapter
-from methods.backbone import Backbone, Geometry, Site
-from methods.errors import NotLowRank, UserError
-from methods.sizes import Unsized
+from tensorbench.methods.adapter import Adapter
+from tensorbench.methods.backbone import Backbone, Geometry, Site
+from tensorbench.methods.errors import NotLowRank, UserError
+from tensorbench.methods.sizes import Unsized
 
 
 class FullFineTuning(Unsized):

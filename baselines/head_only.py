@@ -6,9 +6,9 @@ from typing import ClassVar
 
 import torch
 
-from methods.backbone import Backbone, Geometry
-from methods.lowrank import Contracted, LowRankAdapter, Parametrisation
-from methods.sizes import Unsized
+from tensorbench.methods.backbone import Backbone, Geometry
+from tensorbench.methods.lowrank import Contracted, LowRankAdapter, Parametrisation
+from tensorbench.methods.sizes import Unsized
 
 
 class HeadOnly(Unsized):

@@ -8,11 +8,11 @@ import torch
 from pydantic import PositiveInt
 from torch import nn
 
-from methods.backbone import Geometry
-from methods.errors import UserError
-from methods.lowrank import Contracted, LowRankMethod, OwnPairs
-from methods.sizes import AnyTargets, OneRank, Targeted
-from methods.validation import Scale
+from tensorbench.methods.backbone import Geometry
+from tensorbench.methods.errors import UserError
+from tensorbench.methods.lowrank import Contracted, LowRankMethod, OwnPairs
+from tensorbench.methods.sizes import AnyTargets, OneRank, Targeted
+from tensorbench.methods.validation import Scale
 
 #: The standard deviation of the initial rules l and r. Compacter (arXiv 2106.04647) uses it for rules that
 #: layers do not share.

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.added import AddedAdapter, Addition
-from methods.backbone import Backbone, Geometry
-from methods.sizes import AnyTargets, Targeted, Unsized
+from tensorbench.methods.added import AddedAdapter, Addition
+from tensorbench.methods.backbone import Backbone, Geometry
+from tensorbench.methods.sizes import AnyTargets, Targeted, Unsized
 
 #: The scale, fixed in the reference code.
 SCALE = 2.0

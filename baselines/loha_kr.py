@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from baselines.abba import HadamardMethod, HadamardPairs
-from methods.backbone import Geometry
-from methods.sizes import AnyTargets
-from methods.validation import Scale
+from tensorbench.baselines.abba import HadamardMethod, HadamardPairs
+from tensorbench.methods.backbone import Geometry
+from tensorbench.methods.sizes import AnyTargets
+from tensorbench.methods.validation import Scale
 
 
 class KhatriRaoLoHa(HadamardMethod):

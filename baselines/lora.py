@@ -7,10 +7,10 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from baselines.peft_adapter import PeftAdapter
-from methods.backbone import Backbone, Geometry
-from methods.sizes import ANY_TARGETS, AnyTargets, OneRank
-from methods.validation import Scale
+from tensorbench.baselines.peft_adapter import PeftAdapter
+from tensorbench.methods.backbone import Backbone, Geometry
+from tensorbench.methods.sizes import ANY_TARGETS, AnyTargets, OneRank
+from tensorbench.methods.validation import Scale
 
 
 class LoRA(OneRank):

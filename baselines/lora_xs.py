@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from methods.adapter import Adapter
-from methods.backbone import Backbone, Geometry
-from methods.lowrank import Contracted, LowRankMethod, Matrix, OwnPairs
-from methods.singular import singular
-from methods.sizes import AnyTargets, OneRank, Targeted
-from methods.validation import Scale
+from tensorbench.methods.adapter import Adapter
+from tensorbench.methods.backbone import Backbone, Geometry
+from tensorbench.methods.lowrank import Contracted, LowRankMethod, Matrix, OwnPairs
+from tensorbench.methods.singular import singular
+from tensorbench.methods.sizes import AnyTargets, OneRank, Targeted
+from tensorbench.methods.validation import Scale
 
 #: The standard deviation of the trained matrices at the start, as in the reference code.
 START_STD = 1e-5

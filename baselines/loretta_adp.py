@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.shapes import Width, loretta_modes
-from methods.added import AddedAdapter, Addition
-from methods.backbone import Backbone, Geometry
-from methods.sizes import OneRank
-from methods.trains import Trains, train_count, train_limit
-from methods.validation import Scale
+from tensorbench.baselines.shapes import Width, loretta_modes
+from tensorbench.methods.added import AddedAdapter, Addition
+from tensorbench.methods.backbone import Backbone, Geometry
+from tensorbench.methods.sizes import OneRank
+from tensorbench.methods.trains import Trains, train_count, train_limit
+from tensorbench.methods.validation import Scale
 
 Activation = Literal["relu", "tanh"]
 

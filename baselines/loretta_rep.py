@@ -8,11 +8,11 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from baselines.shapes import Width, loretta_modes
-from methods.backbone import Geometry
-from methods.lowrank import Contracted, LowRankMethod, OwnPairs, Parametrisation
-from methods.trains import Trains, TrainsOfSites
-from methods.validation import Scale
+from tensorbench.baselines.shapes import Width, loretta_modes
+from tensorbench.methods.backbone import Geometry
+from tensorbench.methods.lowrank import Contracted, LowRankMethod, OwnPairs, Parametrisation
+from tensorbench.methods.trains import Trains, TrainsOfSites
+from tensorbench.methods.validation import Scale
 
 
 class LoRETTA(TrainsOfSites, LowRankMethod):

@@ -8,12 +8,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from methods.backbone import Geometry
-from methods.factorizations import cp_limit, khatri_rao
-from methods.lowrank import Contracted, Diagonal, Parametrisation, StackedMethod
-from methods.sizes import OneRank
-from methods.slices import turned
-from methods.validation import Scale
+from tensorbench.methods.backbone import Geometry
+from tensorbench.methods.factorizations import cp_limit, khatri_rao
+from tensorbench.methods.lowrank import Contracted, Diagonal, Parametrisation, StackedMethod
+from tensorbench.methods.sizes import OneRank
+from tensorbench.methods.slices import turned
+from tensorbench.methods.validation import Scale
 
 
 class LoRTA(OneRank, StackedMethod):

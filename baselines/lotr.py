@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import nn
 
-from methods.backbone import Geometry
-from methods.lowrank import Contracted, Parametrisation, StackedMethod
-from methods.sizes import OneRank
-from methods.validation import Scale
+from tensorbench.methods.backbone import Geometry
+from tensorbench.methods.lowrank import Contracted, Parametrisation, StackedMethod
+from tensorbench.methods.sizes import OneRank
+from tensorbench.methods.validation import Scale
 
 if TYPE_CHECKING:
     from tltorch import TTTensor

@@ -8,12 +8,12 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import nn
 
-from methods.backbone import MLP, Geometry
-from methods.lowrank import Contracted, CutMethod, Matrix, Parametrisation
-from methods.lowrank.cutting import TrainCores
-from methods.sizes import OneRank, Targeted
-from methods.slices import Slices, by_site, cut_inputs, cut_outputs, joined, turned
-from methods.trains import chain, train_count
+from tensorbench.methods.backbone import MLP, Geometry
+from tensorbench.methods.lowrank import Contracted, CutMethod, Matrix, Parametrisation
+from tensorbench.methods.lowrank.cutting import TrainCores
+from tensorbench.methods.sizes import OneRank, Targeted
+from tensorbench.methods.slices import Slices, by_site, cut_inputs, cut_outputs, joined, turned
+from tensorbench.methods.trains import chain, train_count
 
 
 class MetaTT(OneRank, Targeted, CutMethod):

@@ -10,10 +10,10 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from baselines.peft_adapter import NAME, PeftAdapter
-from baselines.peft_method import AdapterClass, PeftMethod
-from methods.backbone import Geometry, Site
-from methods.errors import UserError, shown
+from tensorbench.baselines.peft_adapter import NAME, PeftAdapter
+from tensorbench.baselines.peft_method import AdapterClass, PeftMethod
+from tensorbench.methods.backbone import Geometry, Site
+from tensorbench.methods.errors import UserError, shown
 
 #: The initial number of triplets, as a multiple of the final number (AdaLoRA, section 4.1).
 PEAK = 1.5

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.adapter import Adapter
-from methods.backbone import Backbone, Site
-from methods.errors import NotLowRank, UserError
-from methods.quantised import QuantisedLinear
+from tensorbench.methods.adapter import Adapter
+from tensorbench.methods.backbone import Backbone, Site
+from tensorbench.methods.errors import NotLowRank, UserError
+from tensorbench.methods.quantised import QuantisedLinear
 
 #: peft's name for the one adapter that we put on a backbone.
 NAME = "default"

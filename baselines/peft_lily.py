@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from baselines.peft_adapter import NAME, PeftAdapter
-from baselines.peft_method import AdapterClass, PeftMethod
-from methods.backbone import Geometry, Site
-from methods.errors import NotLowRank, UserError
+from tensorbench.baselines.peft_adapter import NAME, PeftAdapter
+from tensorbench.baselines.peft_method import AdapterClass, PeftMethod
+from tensorbench.methods.backbone import Geometry, Site
+from tensorbench.methods.errors import NotLowRank, UserError
 
 #: The fields of peft's configuration that control sharing, with the default and the smallest value of each.
 SHARED_FIELDS = {"stride_A": (1, 1), "num_B": (2, 2)}

@@ -15,11 +15,11 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from baselines.peft_adapter import PeftAdapter, inject
-from methods.backbone import TARGETS, Backbone, Geometry, Site, Targets
-from methods.errors import UnknownNameError, UserError, cut, shown, too_small
-from methods.sizes import OneRank, nearest, nearest_rank
-from methods.skeleton import Skeleton
+from tensorbench.baselines.peft_adapter import PeftAdapter, inject
+from tensorbench.methods.backbone import TARGETS, Backbone, Geometry, Site, Targets
+from tensorbench.methods.errors import UnknownNameError, UserError, cut, shown, too_small
+from tensorbench.methods.sizes import OneRank, nearest, nearest_rank
+from tensorbench.methods.skeleton import Skeleton
 
 #: Limits for building an adapter to count it: new tensors, bytes of memory, and seconds of the processor.
 MOST_TENSORS, MOST_BYTES, MOST_SECONDS = 100_000, 2 * 2**30, 60.0

@@ -9,12 +9,12 @@ from typing import Any, Self
 
 from pydantic import field_validator
 
-from baselines.peft_adalora import AdaLoRA
-from baselines.peft_lily import Lily
-from baselines.peft_method import PeftMethod
-from methods.backbone import Geometry, Site
-from methods.base import Method
-from methods.errors import UnknownNameError
+from tensorbench.baselines.peft_adalora import AdaLoRA
+from tensorbench.baselines.peft_lily import Lily
+from tensorbench.baselines.peft_method import PeftMethod
+from tensorbench.methods.backbone import Geometry, Site
+from tensorbench.methods.base import Method
+from tensorbench.methods.errors import UnknownNameError
 
 #: The types with a class of their own, because they need more than peft's layers.
 OWN_CLASSES: dict[str, type[PeftMethod]] = {"ADALORA": AdaLoRA, "LILY": Lily}

@@ -12,11 +12,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.shapes import equal_axes, quanta_axes
-from methods.added import AddedAdapter, Addition
-from methods.backbone import Backbone, Geometry
-from methods.errors import UserError
-from methods.sizes import StartKept, Targeted, check_ranks, nearest_fit
+from tensorbench.baselines.shapes import equal_axes, quanta_axes
+from tensorbench.methods.added import AddedAdapter, Addition
+from tensorbench.methods.backbone import Backbone, Geometry
+from tensorbench.methods.errors import UserError
+from tensorbench.methods.sizes import StartKept, Targeted, check_ranks, nearest_fit
 
 
 class QuanTA(Targeted, StartKept):

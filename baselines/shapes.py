@@ -7,8 +7,8 @@ from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
-from methods.errors import UserError
-from methods.trains import balanced, factorisations
+from tensorbench.methods.errors import UserError
+from tensorbench.methods.trains import balanced, factorisations
 
 #: LoRETTA's modes of a (width, size) matrix, by width and size, from its reference code. Entries of the code
 #: whose product is wrong are left out.

@@ -8,11 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from baselines.shapes import TRACCores, trac_cores
-from methods.backbone import Geometry
-from methods.lowrank import Contracted, LowRankMethod, OwnPairs, Parametrisation
-from methods.sizes import OneRank, Targeted
-from methods.validation import Scale
+from tensorbench.baselines.shapes import TRACCores, trac_cores
+from tensorbench.methods.backbone import Geometry
+from tensorbench.methods.lowrank import Contracted, LowRankMethod, OwnPairs, Parametrisation
+from tensorbench.methods.sizes import OneRank, Targeted
+from tensorbench.methods.validation import Scale
 
 
 class TRAC(OneRank, Targeted, LowRankMethod):

@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from baselines.shapes import Modes, tt_lora_modes
-from methods.backbone import Geometry
-from methods.errors import UserError
-from methods.lowrank import Contracted, LowRankMethod, OwnPairs, Parametrisation
-from methods.trains import Trains, TrainsOfSites, chain
-from methods.validation import Scale
+from tensorbench.baselines.shapes import Modes, tt_lora_modes
+from tensorbench.methods.backbone import Geometry
+from tensorbench.methods.errors import UserError
+from tensorbench.methods.lowrank import Contracted, LowRankMethod, OwnPairs, Parametrisation
+from tensorbench.methods.trains import Trains, TrainsOfSites, chain
+from tensorbench.methods.validation import Scale
 
 #: The seed of the matrix that the reference code decomposes, independent of the run's seed.
 DECOMPOSED_SEED = 42

@@ -11,17 +11,17 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.backbones.plain import wrap
-    from bench.execution.place import Place
-    from bench.forecast import make_forecast
-    from bench.plan.make import make_plan
-    from bench.plan.rows import Part
-    from bench.plan.suite_file import load_suite
-    from bench.run import run_suite, search_suite
-    from bench.store.opening import pack, unpack
-    from reports.report import write_report
-    from reports.results import load_results
-    from reports.selection import Selection
+    from tensorbench.backbones.plain import wrap
+    from tensorbench.execution.place import Place
+    from tensorbench.forecast import make_forecast
+    from tensorbench.plan.make import make_plan
+    from tensorbench.plan.rows import Part
+    from tensorbench.plan.suite_file import load_suite
+    from tensorbench.reports.report import write_report
+    from tensorbench.reports.results import load_results
+    from tensorbench.reports.selection import Selection
+    from tensorbench.run import run_suite, search_suite
+    from tensorbench.store.opening import pack, unpack
 
 __version__: str
 
@@ -42,19 +42,19 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Part": "bench.plan.rows",
-    "Place": "bench.execution.place",
-    "load_suite": "bench.plan.suite_file",
-    "make_forecast": "bench.forecast",
-    "make_plan": "bench.plan.make",
-    "run_suite": "bench.run",
-    "search_suite": "bench.run",
-    "pack": "bench.store.opening",
-    "unpack": "bench.store.opening",
-    "wrap": "bench.backbones.plain",
-    "load_results": "reports.results",
-    "write_report": "reports.report",
-    "Selection": "reports.selection",
+    "Part": "tensorbench.plan.rows",
+    "Place": "tensorbench.execution.place",
+    "load_suite": "tensorbench.plan.suite_file",
+    "make_forecast": "tensorbench.forecast",
+    "make_plan": "tensorbench.plan.make",
+    "run_suite": "tensorbench.run",
+    "search_suite": "tensorbench.run",
+    "pack": "tensorbench.store.opening",
+    "unpack": "tensorbench.store.opening",
+    "wrap": "tensorbench.backbones.plain",
+    "load_results": "tensorbench.reports.results",
+    "write_report": "tensorbench.reports.report",
+    "Selection": "tensorbench.reports.selection",
 }
 
 
@@ -70,7 +70,7 @@ def _refuse_hidden(*packages: str) -> None:
             continue
         place = next(iter(spec.submodule_search_locations or ()), spec.origin) or ""
         if os.path.dirname(os.path.realpath(place)) != home:
-            # With this name `python -m bench` shows only the message.
+            # With this name `python -m tensorbench` shows only the message.
             raise ImportError(
                 f"{place} hides the package '{name}' of tensorpeft-bench: rename it, or start Python in "
                 "another folder",

@@ -1,4 +1,4 @@
-"""The entry point of `tensorbench` and `python -m bench`."""
+"""The entry point of `tensorbench` and `python -m tensorbench`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 from contextlib import suppress
 
-from bench.machine import interrupts
+from tensorbench.machine import interrupts
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     interrupts.install()
     try:
         with interrupts.deferred():
-            from bench.cli.program import main as program
+            from tensorbench.cli.program import main as program
         try:
             program()
         finally:

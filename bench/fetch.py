@@ -11,17 +11,17 @@ from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from bench.backbones import BackboneSpec, describe, load
-from bench.inputs import TextInput
-from bench.machine.files import sha256
-from bench.machine.hub import SMALL_FILES, WEIGHT_FILES, RepositoryKind, commit_of, snapshot
-from bench.plan.lock import Lock, Locked, at_revision, hub_task, lock_path, read_lock
-from bench.plan.make import make_plan
-from bench.plan.suite import Suite
-from bench.plan.suite_file import load_suite
-from bench.tasks import prepare
-from bench.tasks.hub import HubTask
-from bench.tasks.plain_text import plain_tokens
+from tensorbench.backbones import BackboneSpec, describe, load
+from tensorbench.inputs import TextInput
+from tensorbench.machine.files import sha256
+from tensorbench.machine.hub import SMALL_FILES, WEIGHT_FILES, RepositoryKind, commit_of, snapshot
+from tensorbench.plan.lock import Lock, Locked, at_revision, hub_task, lock_path, read_lock
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.suite import Suite
+from tensorbench.plan.suite_file import load_suite
+from tensorbench.tasks import prepare
+from tensorbench.tasks.hub import HubTask
+from tensorbench.tasks.plain_text import plain_tokens
 
 
 def fetch(path: Path, *, update: bool, notify: Callable[[str], None]) -> Path | None:

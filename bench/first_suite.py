@@ -11,19 +11,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from bench.execution.estimate import Pace, remaining, seconds_per_operation
-from bench.plan.make import make_plan
-from bench.plan.suite import Suite
-from bench.plan.yaml_text import parse
-from bench.records.stored_plan import duration
-from bench.tasks import TASKS, Task, resolve, split_count
-from bench.tasks.description import SPLIT_WORDS, Description
-from bench.tasks.own_rows import NUMBER
-from bench.tasks.table_files import read_csv
-from bench.tasks.task import SPLITS
-from methods import UserError
-from methods.errors import first_few
-from methods.validation import validate
+from tensorbench.execution.estimate import Pace, remaining, seconds_per_operation
+from tensorbench.methods import UserError
+from tensorbench.methods.errors import first_few
+from tensorbench.methods.validation import validate
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.suite import Suite
+from tensorbench.plan.yaml_text import parse
+from tensorbench.records.stored_plan import duration
+from tensorbench.tasks import TASKS, Task, resolve, split_count
+from tensorbench.tasks.description import SPLIT_WORDS, Description
+from tensorbench.tasks.own_rows import NUMBER
+from tensorbench.tasks.table_files import read_csv
+from tensorbench.tasks.task import SPLITS
 
 #: The longest time of a first suite in seconds.
 HOUR = 3600

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from bench.execution.estimate import (
+from tensorbench.execution.estimate import (
     Workload,
     activation_mib,
     pace_on,
@@ -19,25 +19,25 @@ from bench.execution.estimate import (
     workload_of,
     workload_of_record,
 )
-from bench.machine.cards import cards
-from bench.machine.memory import MIB
-from bench.machine.precision import computes_bf16
-from bench.plan.cells import PlanCell
-from bench.plan.choosing import ChoosingSection, Pilot
-from bench.plan.make import cells_of
-from bench.plan.rows import Plan, Row
-from bench.plan.trial import Trial
-from bench.records.measures import Measure
-from bench.records.stored_plan import Forecast, Share
-from bench.records.words import Phase
-from bench.store import DEFAULT_STORE
-from bench.training.saving import PLAIN, Saving
-from methods import Method, UserError
+from tensorbench.machine.cards import cards
+from tensorbench.machine.memory import MIB
+from tensorbench.machine.precision import computes_bf16
+from tensorbench.methods import Method, UserError
+from tensorbench.plan.cells import PlanCell
+from tensorbench.plan.choosing import ChoosingSection, Pilot
+from tensorbench.plan.make import cells_of
+from tensorbench.plan.rows import Plan, Row
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
+from tensorbench.records.stored_plan import Forecast, Share
+from tensorbench.records.words import Phase
+from tensorbench.store import DEFAULT_STORE
+from tensorbench.training.saving import PLAIN, Saving
 
 if TYPE_CHECKING:
     # Imported only if needed, since MLflow and Optuna take seconds.
-    from bench.records.record import Record
-    from bench.store.store import Store
+    from tensorbench.records.record import Record
+    from tensorbench.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ def make_forecast(
     records: list[Record] = []
     settled: set[str] = set()
     if opened is not None:
-        from bench.records.record import latest
-        from bench.search.tuning import with_choices
-        from bench.store.changes import changed_trials
+        from tensorbench.records.record import latest
+        from tensorbench.search.tuning import with_choices
+        from tensorbench.store.changes import changed_trials
 
         records = opened.records()
         plan = with_choices(plan, opened, records)
@@ -134,7 +134,7 @@ def _gpus(device: str) -> str:
 def _opened(store: str, name: str) -> tuple[Store | None, list[str]]:
     if store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).exists():
         return None, []
-    from bench.store.store import Store
+    from tensorbench.store.store import Store
 
     try:
         return Store.there(store, name), []
@@ -182,8 +182,8 @@ def _search_parts(plan: Plan, device: str, notes: list[str]) -> list[_Part]:
     """
     import optuna
 
-    from bench.search.allocation import RankAllocation
-    from bench.search.study import RankSearch
+    from tensorbench.search.allocation import RankAllocation
+    from tensorbench.search.study import RankSearch
 
     # Optuna would announce these studies, although they never run.
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
@@ -231,7 +231,7 @@ def _search_parts(plan: Plan, device: str, notes: list[str]) -> list[_Part]:
 def _pilot_part(pilot: Pilot, cells: list[PlanCell]) -> _Part:
     # Assumes that the first steps of the pilot choose the suite's own values.
     # Imported late, since it takes seconds.
-    from bench.search.pilot import check_pilot, run_pilot
+    from tensorbench.search.pilot import check_pilot, run_pilot
 
     check_pilot(pilot, cells)
     part = _Part("search", "search")

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from methods.errors import UserError, shown
+from tensorbench.methods.errors import UserError, shown
 
 Modality = Literal["text", "vision"]
 

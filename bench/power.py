@@ -11,18 +11,18 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from bench.metrics import METRICS
-from bench.plan.choosing import Studies
-from bench.plan.rows import Plan, Row
-from bench.plan.suite import Suite
-from methods import UserError
-from reports.analysis import analyse, measured
-from reports.inference.intervals import LEAST_SEEDS
-from reports.inference.power import Design, Response, of_assumed, of_effects, of_runs, of_stored
-from reports.reading import read
-from reports.studies import analyse_studies, block_budgets
-from reports.study import NO_ADAPTERS, OWN_SIZE, REFERENCE, grouped
-from reports.thresholds import DEFAULT, CustomThresholds, thresholds
+from tensorbench.methods import UserError
+from tensorbench.metrics import METRICS
+from tensorbench.plan.choosing import Studies
+from tensorbench.plan.rows import Plan, Row
+from tensorbench.plan.suite import Suite
+from tensorbench.reports.analysis import analyse, measured
+from tensorbench.reports.inference.intervals import LEAST_SEEDS
+from tensorbench.reports.inference.power import Design, Response, of_assumed, of_effects, of_runs, of_stored
+from tensorbench.reports.reading import read
+from tensorbench.reports.studies import analyse_studies, block_budgets
+from tensorbench.reports.study import NO_ADAPTERS, OWN_SIZE, REFERENCE, grouped
+from tensorbench.reports.thresholds import DEFAULT, CustomThresholds, thresholds
 
 #: The standard deviations over seeds that are assumed for a run's score if no run is stored.
 ASSUMED = (0.003, 0.005, 0.007, 0.01, 0.02)

@@ -10,42 +10,42 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from bench.execution import make_executor
-from bench.execution.driver import execute, failures, patiently, pending
-from bench.execution.estimate import check_disk, check_memory, final_work, time_advice
-from bench.execution.executor import Executor
-from bench.execution.perform import Report
-from bench.execution.place import HERE, Place
-from bench.execution.session import Session, session, suite_run
-from bench.machine.overview import Overview, ShowsOverview
-from bench.plan.cells import PlanCell
-from bench.plan.choosing import Allocation, Search
-from bench.plan.make import cells_of, make_plan
-from bench.plan.rows import EVERYTHING, Part, Plan, Row
-from bench.plan.suite import Limit, Suite
-from bench.plan.suite_file import load_suite
-from bench.plan.trial import Trial
-from bench.records.record import Record, latest
-from bench.records.search_results import AllocationResult, SearchResult, Tried
-from bench.records.text import message
-from bench.records.words import Phase, RunKind, Status, Tag
-from bench.search.allocation import RankAllocation
-from bench.search.nested import Nested, study_name
-from bench.search.pilot import Choices, check_pilot, check_target, run_pilot, write_suite
-from bench.search.storage import default_storage, open_storage
-from bench.search.study import RankSearch
-from bench.search.tuning import with_choices
-from bench.store import DEFAULT_STORE
-from bench.store.changes import changed_trials
-from bench.store.store import Store
-from methods import UserError
-from methods.validation import validate
+from tensorbench.execution import make_executor
+from tensorbench.execution.driver import execute, failures, patiently, pending
+from tensorbench.execution.estimate import check_disk, check_memory, final_work, time_advice
+from tensorbench.execution.executor import Executor
+from tensorbench.execution.perform import Report
+from tensorbench.execution.place import HERE, Place
+from tensorbench.execution.session import Session, session, suite_run
+from tensorbench.machine.overview import Overview, ShowsOverview
+from tensorbench.methods import UserError
+from tensorbench.methods.validation import validate
+from tensorbench.plan.cells import PlanCell
+from tensorbench.plan.choosing import Allocation, Search
+from tensorbench.plan.make import cells_of, make_plan
+from tensorbench.plan.rows import EVERYTHING, Part, Plan, Row
+from tensorbench.plan.suite import Limit, Suite
+from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.trial import Trial
+from tensorbench.records.record import Record, latest
+from tensorbench.records.search_results import AllocationResult, SearchResult, Tried
+from tensorbench.records.text import message
+from tensorbench.records.words import Phase, RunKind, Status, Tag
+from tensorbench.search.allocation import RankAllocation
+from tensorbench.search.nested import Nested, study_name
+from tensorbench.search.pilot import Choices, check_pilot, check_target, run_pilot, write_suite
+from tensorbench.search.storage import default_storage, open_storage
+from tensorbench.search.study import RankSearch
+from tensorbench.search.tuning import with_choices
+from tensorbench.store import DEFAULT_STORE
+from tensorbench.store.changes import changed_trials
+from tensorbench.store.store import Store
 
 if TYPE_CHECKING:
     # Statistics take a second to import, and trials need none.
-    from reports.ablation import StoredAblation
-    from reports.studies import StudyAnalysis
-    from reports.summary import Summary
+    from tensorbench.reports.ablation import StoredAblation
+    from tensorbench.reports.studies import StudyAnalysis
+    from tensorbench.reports.summary import Summary
 
 
 class Audience:
@@ -194,7 +194,7 @@ class _Work:
 
         `studies` is the analysis of the suite's studies, if it is known.
         """
-        from reports.summary import suite_answer
+        from tensorbench.reports.summary import suite_answer
 
         try:
             answer = suite_answer(self.store, plan.stored(), records, studies)
@@ -240,8 +240,8 @@ class _Work:
             yield result
 
     def _stored(self, nest: Nested, result: SearchResult | AllocationResult) -> StoredAblation:
-        from reports.ablation import of_result
-        from reports.study import Experiment
+        from tensorbench.reports.ablation import of_result
+        from tensorbench.reports.study import Experiment
 
         def read() -> StoredAblation:
             records = latest(self.store.records())
@@ -288,7 +288,7 @@ def run_suite(
             if loaded.searched:
                 audience.note(
                     f"'{loaded.name}' also has {' and '.join(loaded.searched)}, which this does not run: "
-                    "`tensorbench search` (`bench.search_suite`) does."
+                    "`tensorbench search` (`tensorbench.search_suite`) does."
                 )
             records = opened.records()
             full_plan = with_choices(full_plan, opened, records)
@@ -307,7 +307,7 @@ def run_suite(
                 records = patiently(opened, opened.records)
                 full_plan = with_choices(full_plan, opened, records)
                 plan = full_plan.select(part)
-            from reports.summary import summarise
+            from tensorbench.reports.summary import summarise
 
             summary = summarise(opened, plan.stored(), records)
             if not (full_plan.partial or pending(full_plan, records)):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from marked import replaced
 
-from bench.backbones.kinds import KINDS, NAMES, TIMM
-from bench.conformance import check_kind
+from tensorbench.backbones.kinds import KINDS, NAMES, TIMM
+from tensorbench.conformance import check_kind
 
 PAGE = Path(__file__).parent / "reference" / "backbones.md"
 

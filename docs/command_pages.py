@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from bench.cli.program import app
+from tensorbench.cli.program import app
 
 PAGE = Path(__file__).parent / "reference" / "commands.md"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from marked import replaced
 
-from bench.backbones.kinds import KINDS, NAMES, TIMM
-from bench.export.transformers_form import classifier, language_model
+from tensorbench.backbones.kinds import KINDS, NAMES, TIMM
+from tensorbench.export.transformers_form import classifier, language_model
 
 PAGE = Path(__file__).parent / "guides" / "export.md"
 

@@ -17,10 +17,10 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.peft_types import REFUSED, SHORTHANDS
-from methods import Geometry, Method, UserError, attach, create
-from methods.capabilities import capabilities
-from methods.skeleton import SkeletonBackbone
+from tensorbench.baselines.peft_types import REFUSED, SHORTHANDS
+from tensorbench.methods import Geometry, Method, UserError, attach, create
+from tensorbench.methods.capabilities import capabilities
+from tensorbench.methods.skeleton import SkeletonBackbone
 
 PAGE = Path(__file__).parent / "reference" / "peft.md"
 BEGIN, END = "<!-- docs/peft_table.py -->\n", "<!-- end -->\n"

@@ -12,11 +12,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from methods.adapter import Adapter
-    from methods.backbone import PROJECTIONS, Backbone, Geometry, Site
-    from methods.base import Method, attach
-    from methods.catalog import METHODS, create, from_identity, load_methods
-    from methods.errors import NotLowRank, UnknownNameError, UserError
+    from tensorbench.methods.adapter import Adapter
+    from tensorbench.methods.backbone import PROJECTIONS, Backbone, Geometry, Site
+    from tensorbench.methods.base import Method, attach
+    from tensorbench.methods.catalog import METHODS, create, from_identity, load_methods
+    from tensorbench.methods.errors import NotLowRank, UnknownNameError, UserError
 
 __all__ = [
     "METHODS",
@@ -44,20 +44,20 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
 )
 
 _HOMES = {
-    "METHODS": "methods.catalog",
-    "PROJECTIONS": "methods.backbone",
-    "Adapter": "methods.adapter",
-    "Backbone": "methods.backbone",
-    "Geometry": "methods.backbone",
-    "Method": "methods.base",
-    "NotLowRank": "methods.errors",
-    "Site": "methods.backbone",
-    "UnknownNameError": "methods.errors",
-    "UserError": "methods.errors",
-    "attach": "methods.base",
-    "create": "methods.catalog",
-    "from_identity": "methods.catalog",
-    "load_methods": "methods.catalog",
+    "METHODS": "tensorbench.methods.catalog",
+    "PROJECTIONS": "tensorbench.methods.backbone",
+    "Adapter": "tensorbench.methods.adapter",
+    "Backbone": "tensorbench.methods.backbone",
+    "Geometry": "tensorbench.methods.backbone",
+    "Method": "tensorbench.methods.base",
+    "NotLowRank": "tensorbench.methods.errors",
+    "Site": "tensorbench.methods.backbone",
+    "UnknownNameError": "tensorbench.methods.errors",
+    "UserError": "tensorbench.methods.errors",
+    "attach": "tensorbench.methods.base",
+    "create": "tensorbench.methods.catalog",
+    "from_identity": "tensorbench.methods.catalog",
+    "load_methods": "tensorbench.methods.catalog",
 }
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.backbone import Backbone, Site
-from methods.errors import RoundedMerge, UserError
-from methods.quantised import QuantisedLinear
+from tensorbench.methods.backbone import Backbone, Site
+from tensorbench.methods.errors import RoundedMerge, UserError
+from tensorbench.methods.quantised import QuantisedLinear
 
 #: The name of the submodule that holds trained parameters outside the backbone's layers.
 REGISTERED = "adapter"

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from methods.adapter import AdaptedLayer, Adapter, PartlyFrozen
-from methods.backbone import Backbone, Site
-from methods.base import Method
-from methods.errors import NotLowRank, UserError
+from tensorbench.methods.adapter import AdaptedLayer, Adapter, PartlyFrozen
+from tensorbench.methods.backbone import Backbone, Site
+from tensorbench.methods.base import Method
+from tensorbench.methods.errors import NotLowRank, UserError
 
 
 class Addition(PartlyFrozen):

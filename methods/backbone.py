@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
-from methods.errors import UserError
+from tensorbench.methods.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from methods.adapter import Adapter
-from methods.backbone import Backbone, Geometry
-from methods.errors import UserError, WrongCountError, shown
-from methods.quantised import Quantisation, quantisation_of
-from methods.validation import Frozen, identity, validate
+from tensorbench.methods.adapter import Adapter
+from tensorbench.methods.backbone import Backbone, Geometry
+from tensorbench.methods.errors import UserError, WrongCountError, shown
+from tensorbench.methods.quantised import Quantisation, quantisation_of
+from tensorbench.methods.validation import Frozen, identity, validate
 
 
 class Method(Frozen, ABC):

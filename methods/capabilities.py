@@ -7,11 +7,11 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from methods.adapter import Adapter
-from methods.backbone import Geometry
-from methods.base import Method
-from methods.errors import NotLowRank, UserError
-from methods.skeleton import SkeletonBackbone
+from tensorbench.methods.adapter import Adapter
+from tensorbench.methods.backbone import Geometry
+from tensorbench.methods.base import Method
+from tensorbench.methods.errors import NotLowRank, UserError
+from tensorbench.methods.skeleton import SkeletonBackbone
 
 
 class Capability(StrEnum):

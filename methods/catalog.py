@@ -6,20 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from methods.errors import UserError, shown
-from methods.registry import PythonFile, Registry
+from tensorbench.methods.errors import UserError, shown
+from tensorbench.methods.registry import PythonFile, Registry
 
 if TYPE_CHECKING:
-    from methods.base import Method
+    from tensorbench.methods.base import Method
 
 
 def _check_method(name: str, method: Any) -> None:
     """Raises UserError unless a registered object is a concrete `Method` class of this name."""
-    from methods.base import Method
+    from tensorbench.methods.base import Method
 
     where = f"method '{name}'"
     if not (isinstance(method, type) and issubclass(method, Method)):
-        raise UserError(f"{where}: should be a subclass of methods.base.Method, got {shown(method)}")
+        raise UserError(
+            f"{where}: should be a subclass of tensorbench.methods.base.Method, got {shown(method)}"
+        )
     if lacking := sorted(getattr(method, "__abstractmethods__", ())):
         raise UserError(f"{where}: {method.__name__} does not define {', '.join(lacking)}")
     if getattr(method, "name", None) != name:
@@ -29,31 +31,31 @@ def _check_method(name: str, method: Any) -> None:
 METHODS = Registry(
     "method",
     {
-        "tenslora": "methods.tenslora:TensLoRA",
-        "lora": "baselines.lora:LoRA",
-        "head_only": "baselines.head_only:HeadOnly",
-        "converged_head": "baselines.converged_head:ConvergedHead",
-        "full": "baselines.full:FullFineTuning",
-        "peft": "baselines.peft_types:Peft",
-        "fact_tt": "baselines.fact:FacTTT",
-        "fact_tk": "baselines.fact:FacTTK",
-        "lotr": "baselines.lotr:LoTR",
-        "lorta": "baselines.lorta:LoRTA",
-        "cara": "baselines.cara:CaRA",
-        "loretta_rep": "baselines.loretta_rep:LoRETTA",
-        "loretta_adp": "baselines.loretta_adp:LoRETTAAdapter",
-        "tt_lora": "baselines.tt_lora:TTLoRA",
-        "metatt": "baselines.metatt:MetaTT",
-        "trac": "baselines.trac:TRAC",
-        "lora_xs": "baselines.lora_xs:LoRAXS",
-        "quanta": "baselines.quanta:QuanTA",
-        "cp": "baselines.cp_adapter:CPAdapter",
-        "dota": "baselines.dota:DoTA",
-        "cdka": "baselines.cdka:CDKA",
-        "abba": "baselines.abba:ABBA",
-        "loha_kr": "baselines.loha_kr:KhatriRaoLoHa",
-        "kadaptation": "baselines.kadaptation:KAdaptation",
-        "kradapter": "baselines.kradapter:KRAdapter",
+        "tenslora": "tensorbench.methods.tenslora:TensLoRA",
+        "lora": "tensorbench.baselines.lora:LoRA",
+        "head_only": "tensorbench.baselines.head_only:HeadOnly",
+        "converged_head": "tensorbench.baselines.converged_head:ConvergedHead",
+        "full": "tensorbench.baselines.full:FullFineTuning",
+        "peft": "tensorbench.baselines.peft_types:Peft",
+        "fact_tt": "tensorbench.baselines.fact:FacTTT",
+        "fact_tk": "tensorbench.baselines.fact:FacTTK",
+        "lotr": "tensorbench.baselines.lotr:LoTR",
+        "lorta": "tensorbench.baselines.lorta:LoRTA",
+        "cara": "tensorbench.baselines.cara:CaRA",
+        "loretta_rep": "tensorbench.baselines.loretta_rep:LoRETTA",
+        "loretta_adp": "tensorbench.baselines.loretta_adp:LoRETTAAdapter",
+        "tt_lora": "tensorbench.baselines.tt_lora:TTLoRA",
+        "metatt": "tensorbench.baselines.metatt:MetaTT",
+        "trac": "tensorbench.baselines.trac:TRAC",
+        "lora_xs": "tensorbench.baselines.lora_xs:LoRAXS",
+        "quanta": "tensorbench.baselines.quanta:QuanTA",
+        "cp": "tensorbench.baselines.cp_adapter:CPAdapter",
+        "dota": "tensorbench.baselines.dota:DoTA",
+        "cdka": "tensorbench.baselines.cdka:CDKA",
+        "abba": "tensorbench.baselines.abba:ABBA",
+        "loha_kr": "tensorbench.baselines.loha_kr:KhatriRaoLoHa",
+        "kadaptation": "tensorbench.baselines.kadaptation:KAdaptation",
+        "kradapter": "tensorbench.baselines.kradapter:KRAdapter",
     },
     _check_method,
 )
@@ -66,7 +68,7 @@ def load_methods(file: Path | str | PythonFile) -> list[str]:
     beside it. Raises UserError if it cannot be read, fails or defines no method, and for a name that another
     method has.
     """
-    from methods.base import Method
+    from tensorbench.methods.base import Method
 
     if not isinstance(file, PythonFile):
         path = Path(file).expanduser().absolute()
@@ -84,7 +86,9 @@ def load_methods(file: Path | str | PythonFile) -> list[str]:
         and isinstance(vars(kind).get("name"), str)
     }
     if not names:
-        raise UserError(f"{file.path} defines no method: no subclass of methods.Method with a `name`")
+        raise UserError(
+            f"{file.path} defines no method: no subclass of tensorbench.methods.Method with a `name`"
+        )
     METHODS.add(file, names)
     return list(names)
 

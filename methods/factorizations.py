@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from methods.trains import bond_limits, core_shapes, train_count
+from tensorbench.methods.trains import bond_limits, core_shapes, train_count
 
 if TYPE_CHECKING:
     # Imported only where a tensor is made, since it takes half a second, and a plan makes none.

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.backbone import Backbone
-from methods.errors import UserError
+from tensorbench.methods.backbone import Backbone
+from tensorbench.methods.errors import UserError
 
 #: `int8`: each weight is an integer of eight bits, with a scale per row. `nf4`: each weight is one of 16
 #: quantiles of a normal distribution, with a scale per block of weights (arXiv 2305.14314). Unlike in the

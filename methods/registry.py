@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from methods.errors import UnknownNameError, UserError
+from tensorbench.methods.errors import UnknownNameError, UserError
 
 #: The prefix of the files that an editable install records instead of its modules.
 FINDER = "__editable__"

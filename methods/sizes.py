@@ -9,9 +9,9 @@ from typing import ClassVar, Literal, Self, TypeVar
 
 from pydantic import PositiveInt
 
-from methods.backbone import TARGETS, Geometry
-from methods.base import Method
-from methods.errors import UserError, too_small
+from tensorbench.methods.backbone import TARGETS, Geometry
+from tensorbench.methods.base import Method
+from tensorbench.methods.errors import UserError, too_small
 
 Choice = TypeVar("Choice")
 Sized = TypeVar("Sized", bound=Method)

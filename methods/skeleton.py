@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.backbone import Geometry, Site
+from tensorbench.methods.backbone import Geometry, Site
 
 
 class Skeleton(nn.Module):

@@ -4,7 +4,7 @@ The slices are those of the model with full attention, in which key and value ha
 head. Query, key, value and output are one slice each, of the hidden size d by the attention's width. Each
 projection of the MLP consists of ⌈mlp / d⌉ slices of d × d. The slices divide gate and fc1 along their
 output, and fc2 along its input. The last slice is truncated to the remaining size.
-`methods.lowrank.StackedMethod` describes how a site uses its slices.
+`tensorbench.methods.lowrank.StackedMethod` describes how a site uses its slices.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import accumulate
 
 from torch import Tensor
 
-from methods.backbone import MLP, Geometry, Site
+from tensorbench.methods.backbone import MLP, Geometry, Site
 
 #: The projections that are sliced along their output, and the one that is sliced along its input.
 CUT_OUTPUTS, CUT_INPUTS = ("gate", "fc1"), ("fc2",)

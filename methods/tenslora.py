@@ -15,15 +15,15 @@ import torch
 from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
-from methods.backbone import MLP, TARGETS, Geometry, Site, Targets
-from methods.errors import UserError, too_small
-from methods.factorizations import FACTORIZATIONS, Init
-from methods.lowrank import Contracted, CutMethod, Parametrisation
-from methods.lowrank.cutting import TuckerTensors
-from methods.sizes import check_ranks
-from methods.slices import CUT_INPUTS, Slices, cut_inputs, turned
-from methods.tenslora_ranks import even_ranks, tucker_ranks
-from methods.validation import Later
+from tensorbench.methods.backbone import MLP, TARGETS, Geometry, Site, Targets
+from tensorbench.methods.errors import UserError, too_small
+from tensorbench.methods.factorizations import FACTORIZATIONS, Init
+from tensorbench.methods.lowrank import Contracted, CutMethod, Parametrisation
+from tensorbench.methods.lowrank.cutting import TuckerTensors
+from tensorbench.methods.sizes import check_ranks
+from tensorbench.methods.slices import CUT_INPUTS, Slices, cut_inputs, turned
+from tensorbench.methods.tenslora_ranks import even_ranks, tucker_ranks
+from tensorbench.methods.validation import Later
 
 Variant = Literal["att", "qkv", "depth", "att_qkv", "att_depth", "qkv_depth", "att_qkv_depth"]
 VARIANTS: tuple[Variant, ...] = Variant.__args__  # type: ignore[attr-defined]
@@ -59,7 +59,7 @@ class TensLoRA(CutMethod):
     #: so that each slice spans all heads.
     heads: Literal["aligned", "interleaved"] = "aligned"
     #: The initial values of the factors and cores that do not start at zero (see
-    #: `methods.factorizations.fill`).
+    #: `tensorbench.methods.factorizations.fill`).
     init: Init = "orthogonal"
     #: `independent`: each tensor has its own random initial values. `identical`: all tensors have the same
     #: values, as in the reference code, which sets the same seed before each tensor.
@@ -232,7 +232,7 @@ class TensLoRA(CutMethod):
         return self.model_copy(update={"ranks": tuple(ranks)})
 
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
-        """Returns the same variant with the ranks that `methods.tenslora_ranks` chooses for the budget.
+        """Returns the same variant with the ranks that `tensorbench.methods.tenslora_ranks` chooses for the budget.
 
         With `uneven`, r(input) may be one above r(output) in a Tucker tensor without a head mode, and the
         first ranks of a tensor train may be one above its other ranks. Raises UserError if ranks of 1 exceed

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import chain
 from typing import Protocol
 
-from methods.sizes import nearest, nearest_rank
+from tensorbench.methods.sizes import nearest, nearest_rank
 
 #: Counts the parameters for given ranks.
 CountRanks = Callable[[tuple[int, ...]], int]

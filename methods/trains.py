@@ -10,8 +10,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from methods.backbone import Geometry
-from methods.sizes import OneRank, Targeted
+from tensorbench.methods.backbone import Geometry
+from tensorbench.methods.sizes import OneRank, Targeted
 
 
 @cache

@@ -17,7 +17,7 @@ from pydantic import (
     field_validator,
 )
 
-from methods.errors import UserError, cut, did_you_mean, shown
+from tensorbench.methods.errors import UserError, cut, did_you_mean, shown
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -8,8 +8,8 @@ from itertools import groupby
 
 import numpy as np
 
-from bench.records.record import Record, scores
-from bench.records.search_results import (
+from tensorbench.records.record import Record, scores
+from tensorbench.records.search_results import (
     RESULT_FORMS,
     AllocationResult,
     ComponentWorth,
@@ -18,9 +18,9 @@ from bench.records.search_results import (
     SearchResult,
     Tried,
 )
-from bench.records.words import Artifact, Tag
-from reports.choice import Choice, choice, metric_of
-from reports.study import OWN_SIZE, Experiment, Study
+from tensorbench.records.words import Artifact, Tag
+from tensorbench.reports.choice import Choice, choice, metric_of
+from tensorbench.reports.study import OWN_SIZE, Experiment, Study
 
 
 @dataclass(frozen=True)

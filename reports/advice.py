@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.records.pack_format import ENDING
-from bench.records.words import Status
-from bench.store.addresses import shown_uri
-from bench.store.opening import is_pack, open_results
-from bench.store.source import Source
-from methods import UserError
-from methods.errors import shown
-from reports.inference import studies as estimates
-from reports.reading import read_sources
-from reports.studies import StudyAnalysis, analyse_studies
+from tensorbench.methods import UserError
+from tensorbench.methods.errors import shown
+from tensorbench.records.pack_format import ENDING
+from tensorbench.records.words import Status
+from tensorbench.reports.inference import studies as estimates
+from tensorbench.reports.reading import read_sources
+from tensorbench.reports.studies import StudyAnalysis, analyse_studies
+from tensorbench.store.addresses import shown_uri
+from tensorbench.store.opening import is_pack, open_results
+from tensorbench.store.source import Source
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _sources(places: Iterable[str]) -> Iterator[Source]:
         if is_pack(place):
             yield from open_results("", [place])
         elif "://" in place or place.startswith("sqlite:"):
-            from bench.store.store import Store
+            from tensorbench.store.store import Store
 
             yield from Store.every(place)
         else:

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bench.metrics import METRICS
-from reports.collapses import Collapses, collapses
-from reports.comparisons import (
+from tensorbench.metrics import METRICS
+from tensorbench.reports.collapses import Collapses, collapses
+from tensorbench.reports.comparisons import (
     POWER,
     AgainstReference,
     Entrants,
@@ -22,15 +22,15 @@ from reports.comparisons import (
     against_reference,
     find_reference,
 )
-from reports.evidence import Evidence, gather
-from reports.inference.intervals import LEAST_SEEDS, of_each
-from reports.inference.power import Design
-from reports.ranking import RANKS, Ranking
-from reports.recipes import Alike, Recipe, alike, in_words, recipes
-from reports.study import Cell, Study, TaskAndBackbone, block_order, grouped
-from reports.thresholds import CustomThresholds, threshold_of, thresholds
-from reports.units import Unit, sign_note, unit_of
-from reports.words import listed, many
+from tensorbench.reports.evidence import Evidence, gather
+from tensorbench.reports.inference.intervals import LEAST_SEEDS, of_each
+from tensorbench.reports.inference.power import Design
+from tensorbench.reports.ranking import RANKS, Ranking
+from tensorbench.reports.recipes import Alike, Recipe, alike, in_words, recipes
+from tensorbench.reports.study import Cell, Study, TaskAndBackbone, block_order, grouped
+from tensorbench.reports.thresholds import CustomThresholds, threshold_of, thresholds
+from tensorbench.reports.units import Unit, sign_note, unit_of
+from tensorbench.reports.words import listed, many
 
 #: The statistics that are computed for each block. Each is exported as a table with the statistic's name.
 STATISTICS: tuple[Statistic[Any], ...] = (POWER, RANKS)

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
 
-from reports.analysis import Analysis, Block
-from reports.comparisons import AgainstReference
-from reports.drawing import SERIES, Looks
-from reports.figures.cost import PARAMETERS
-from reports.findings import Against, against, on_part
-from reports.inference.intervals import RESOLUTION
-from reports.ranking import pareto
-from reports.study import Cell, Study, TaskAndBackbone, block_order, grouped
-from reports.units import unit_of
+from tensorbench.reports.analysis import Analysis, Block
+from tensorbench.reports.comparisons import AgainstReference
+from tensorbench.reports.drawing import SERIES, Looks
+from tensorbench.reports.figures.cost import PARAMETERS
+from tensorbench.reports.findings import Against, against, on_part
+from tensorbench.reports.inference.intervals import RESOLUTION
+from tensorbench.reports.ranking import pareto
+from tensorbench.reports.study import Cell, Study, TaskAndBackbone, block_order, grouped
+from tensorbench.reports.units import unit_of
 
 #: A field of a heat map has the full colour if its difference is at least this many times the threshold.
 FULL_COLOUR = 4

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.metrics import direction
-from bench.records.measures import Measure
-from bench.records.record import Record
-from bench.records.words import By, Status, Tag
-from methods.errors import first_few
-from reports import ablation
-from reports.choice import ties
-from reports.study import (
+from tensorbench.methods.errors import first_few
+from tensorbench.metrics import direction
+from tensorbench.records.measures import Measure
+from tensorbench.records.record import Record
+from tensorbench.records.words import By, Status, Tag
+from tensorbench.reports import ablation
+from tensorbench.reports.choice import ties
+from tensorbench.reports.study import (
     CONVERGED,
     FLOOR,
     NO_ADAPTERS,
@@ -30,13 +30,13 @@ from reports.study import (
     TaskAndBackbone,
     grouped,
 )
-from reports.units import minus, unit_of
-from reports.words import listed, many
+from tensorbench.reports.units import minus, unit_of
+from tensorbench.reports.words import listed, many
 
 if TYPE_CHECKING:
     # Importing the statistics takes a second, and tables at the terminal do not need them.
-    from reports.analysis import Analysis, Block
-    from reports.collapses import Collapses
+    from tensorbench.reports.analysis import Analysis, Block
+    from tensorbench.reports.collapses import Collapses
 
 #: An adapter hardly acts if it changes outputs by less than this share of their spread over examples.
 STILL = 0.01

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.metrics import bounds, direction
-from bench.records.record import results, scores
-from bench.records.search_results import AllocationResult, Finalist, SearchPoint, SearchResult, Tried
-from bench.records.words import By, Tag
-from reports.inference.intervals import LEVEL, RESOLUTION, Bounds, simultaneous, t_quantile
-from reports.study import Experiment
-from reports.units import minus, sign_note, unit_of
-from reports.words import many, no_interval
+from tensorbench.metrics import bounds, direction
+from tensorbench.records.record import results, scores
+from tensorbench.records.search_results import AllocationResult, Finalist, SearchPoint, SearchResult, Tried
+from tensorbench.records.words import By, Tag
+from tensorbench.reports.inference.intervals import LEVEL, RESOLUTION, Bounds, simultaneous, t_quantile
+from tensorbench.reports.study import Experiment
+from tensorbench.reports.units import minus, sign_note, unit_of
+from tensorbench.reports.words import many, no_interval
 
 if TYPE_CHECKING:
     # Imported late, since it takes a second.
-    from reports.inference.effects import Effect
+    from tensorbench.reports.inference.effects import Effect
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def choice(experiment: Experiment, result: SearchResult | AllocationResult) -> C
     None while there are no final runs.
     """
     # Imported late, like all statistics of differences, since it takes a second.
-    from reports.inference.effects import verdict as verdict_of
+    from tensorbench.reports.inference.effects import verdict as verdict_of
 
     if len(result.final) < 2:
         return None
@@ -151,9 +151,9 @@ def choice(experiment: Experiment, result: SearchResult | AllocationResult) -> C
 
 def _difference(experiment: Experiment, chosen: Finalist, heuristic: Finalist) -> Effect | None:
     """The scores of the chosen ranks minus those of the heuristic's, paired by seed. None without a pair."""
-    from reports.evidence import paired
-    from reports.inference.effects import effect
-    from reports.predictions import ByExample, Run, contributions
+    from tensorbench.reports.evidence import paired
+    from tensorbench.reports.inference.effects import effect
+    from tensorbench.reports.predictions import ByExample, Run, contributions
 
     records = experiment.records
     both = [(id_, heuristic.trials[seed]) for seed, id_ in chosen.trials.items() if seed in heuristic.trials]

@@ -10,14 +10,14 @@ from statistics import fmean, median
 import numpy as np
 from scipy import stats
 
-from bench.metrics import METRICS, Metric, direction
-from bench.records.record import Record
-from bench.records.stored_plan import Tuned
-from bench.records.words import Status, Tag
-from methods import UserError
-from reports.inference.intervals import LEVEL, RESOLUTION
-from reports.predictions import Predictions, predictions
-from reports.study import (
+from tensorbench.methods import UserError
+from tensorbench.metrics import METRICS, Metric, direction
+from tensorbench.records.record import Record
+from tensorbench.records.stored_plan import Tuned
+from tensorbench.records.words import Status, Tag
+from tensorbench.reports.inference.intervals import LEVEL, RESOLUTION
+from tensorbench.reports.predictions import Predictions, predictions
+from tensorbench.reports.study import (
     FLOOR,
     NO_ADAPTERS,
     Cell,
@@ -27,8 +27,8 @@ from reports.study import (
     grouped,
     kept_trials,
 )
-from reports.thresholds import threshold_of, thresholds
-from reports.words import many
+from tensorbench.reports.thresholds import threshold_of, thresholds
+from tensorbench.reports.words import many
 
 #: The failure reason of diverged trainings. All other reasons are faults of the machine or the program.
 DIVERGED = "diverged"

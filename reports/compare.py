@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.metrics import direction
-from bench.records.stored_plan import PlannedTrial
-from methods import UserError
-from reports.collapses import Collapses, collapses
-from reports.evidence import Between, Evidence, between, gather
-from reports.inference.effects import effect, verdict
-from reports.inference.intervals import RESOLUTION, Bounds, simultaneous
-from reports.reading import read
-from reports.recipes import (
+from tensorbench.methods import UserError
+from tensorbench.metrics import direction
+from tensorbench.records.stored_plan import PlannedTrial
+from tensorbench.reports.collapses import Collapses, collapses
+from tensorbench.reports.evidence import Between, Evidence, between, gather
+from tensorbench.reports.inference.effects import effect, verdict
+from tensorbench.reports.inference.intervals import RESOLUTION, Bounds, simultaneous
+from tensorbench.reports.reading import read
+from tensorbench.reports.recipes import (
     DECISIVE,
     Differences,
     Recipe,
@@ -33,8 +33,8 @@ from reports.recipes import (
     provenance_counts,
     trial_of_each,
 )
-from reports.study import Cell, Study, grouped
-from reports.thresholds import CustomThresholds, threshold_of, thresholds
+from tensorbench.reports.study import Cell, Study, grouped
+from tensorbench.reports.thresholds import CustomThresholds, threshold_of, thresholds
 
 #: Verdicts on cells that are not compared by an interval.
 SAME_TRIALS, SAME_SCORES, MEASURED_OTHERWISE = "same trials", "same scores", "measured otherwise"
@@ -102,7 +102,7 @@ class Move:
     threshold: float
     #: Whether the interval covers the noise of test examples as well as that of seeds.
     examples: bool
-    #: A verdict of `reports.inference.effects.verdict`, `SAME_TRIALS`, `SAME_SCORES` or `MEASURED_OTHERWISE`.
+    #: A verdict of `tensorbench.reports.inference.effects.verdict`, `SAME_TRIALS`, `SAME_SCORES` or `MEASURED_OTHERWISE`.
     verdict: str
     #: Whether the interval excludes zero.
     moved: bool
@@ -161,7 +161,7 @@ def compare(
     The file of a pack may replace the name. Then the URI is not used.
 
     Raises UserError if an experiment is missing, has no result or was tuned by studies, if both are the same,
-    and if a pack has several experiments. Raises the errors of `reports.thresholds.thresholds` as well.
+    and if a pack has several experiments. Raises the errors of `tensorbench.reports.thresholds.thresholds` as well.
     """
     if first == second:
         raise UserError(f"'{first[1]}' is compared with itself; name another experiment or --against-store")

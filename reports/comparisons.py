@@ -11,16 +11,16 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from reports.collapses import DIVERGED, Collapses
-from reports.evidence import Evidence
-from reports.inference import power
-from reports.inference.crossed import OnSetting, of_seeds
-from reports.inference.effects import Answer, Effect, Verdict, effect, verdict, weaker
-from reports.inference.intervals import LEAST_SEEDS, Bounds, of_each, simultaneous
-from reports.inference.power import Design
-from reports.recipes import Differences, Recipe, difference, in_words
-from reports.study import FLOOR, OWN_SIZE, REFERENCE, Cell, Study, TaskAndBackbone, grouped
-from reports.words import many
+from tensorbench.reports.collapses import DIVERGED, Collapses
+from tensorbench.reports.evidence import Evidence
+from tensorbench.reports.inference import power
+from tensorbench.reports.inference.crossed import OnSetting, of_seeds
+from tensorbench.reports.inference.effects import Answer, Effect, Verdict, effect, verdict, weaker
+from tensorbench.reports.inference.intervals import LEAST_SEEDS, Bounds, of_each, simultaneous
+from tensorbench.reports.inference.power import Design
+from tensorbench.reports.recipes import Differences, Recipe, difference, in_words
+from tensorbench.reports.study import FLOOR, OWN_SIZE, REFERENCE, Cell, Study, TaskAndBackbone, grouped
+from tensorbench.reports.words import many
 
 
 @dataclass(frozen=True)
@@ -360,7 +360,7 @@ Result = TypeVar("Result")
 class Statistic(Generic[Result]):
     """A statistic of the methods of a block, which reports export as a table.
 
-    To add one, write a module with a `Statistic` and name it in `reports.analysis.STATISTICS`.
+    To add one, write a module with a `Statistic` and name it in `tensorbench.reports.analysis.STATISTICS`.
     """
 
     #: The name of the statistic's CSV file, and of its table in `report.json`.

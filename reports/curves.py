@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.records.measures import validation_key
-from reports.inference.intervals import Array
-from reports.study import (
+from tensorbench.records.measures import validation_key
+from tensorbench.reports.inference.intervals import Array
+from tensorbench.reports.study import (
     NO_ADAPTERS,
     OWN_SIZE,
     REFERENCE,

@@ -25,10 +25,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 
-from bench.machine.visible import visible
-from methods import UserError
-from methods.errors import cut, shown
-from reports.study import CEILING, CONVERGED, FLOOR, REFERENCE, TaskAndBackbone
+from tensorbench.machine.visible import visible
+from tensorbench.methods import UserError
+from tensorbench.methods.errors import cut, shown
+from tensorbench.reports.study import CEILING, CONVERGED, FLOOR, REFERENCE, TaskAndBackbone
 
 INK, MUTED, RULE, PAPER = "#1b1c1e", "#63666b", "#d5d7da", "#ffffff"
 #: Okabe and Ito's colours for the colour-blind, some of them darkened, since they are too pale on white.

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bench.metrics import bounds
-from bench.records.record import Record
-from bench.records.words import Tag
-from reports.inference.crossed import (
+from tensorbench.metrics import bounds
+from tensorbench.records.record import Record
+from tensorbench.records.words import Tag
+from tensorbench.reports.inference.crossed import (
     OnSetting,
     lottery,
     of_groups,
@@ -19,10 +19,10 @@ from reports.inference.crossed import (
     of_seeds,
     of_seeds_and_examples,
 )
-from reports.inference.intervals import Array
-from reports.predictions import ByExample, Run, contributions
-from reports.study import Cell, Study, grouped
-from reports.words import many
+from tensorbench.reports.inference.intervals import Array
+from tensorbench.reports.predictions import ByExample, Run, contributions
+from tensorbench.reports.study import Cell, Study, grouped
+from tensorbench.reports.words import many
 
 #: The largest numbers of runs, and of tuning trials, whose predictions a report reads.
 MOST_PREDICTIONS, MOST_TUNING_TRIALS = 4000, 4000

@@ -9,17 +9,17 @@ from operator import itemgetter
 
 import numpy as np
 
-from reports.analysis import Analysis, Block
-from reports.cautions import reference_failures, unbeaten
-from reports.collapses import Collapses
-from reports.comparisons import AgainstReference, Without, judged
-from reports.inference import power
-from reports.inference.effects import Answer, Effect, Verdict
-from reports.inference.intervals import RESOLUTION, Bounds, simultaneous
-from reports.inference.orders import best_of_equals
-from reports.study import Cell, Item, Study, TaskAndBackbone
-from reports.units import minus
-from reports.words import many
+from tensorbench.reports.analysis import Analysis, Block
+from tensorbench.reports.cautions import reference_failures, unbeaten
+from tensorbench.reports.collapses import Collapses
+from tensorbench.reports.comparisons import AgainstReference, Without, judged
+from tensorbench.reports.inference import power
+from tensorbench.reports.inference.effects import Answer, Effect, Verdict
+from tensorbench.reports.inference.intervals import RESOLUTION, Bounds, simultaneous
+from tensorbench.reports.inference.orders import best_of_equals
+from tensorbench.reports.study import Cell, Item, Study, TaskAndBackbone
+from tensorbench.reports.units import minus
+from tensorbench.reports.words import many
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 from pydantic_core import to_json
 
-from reports.ablation import StoredAblation
-from reports.analysis import Analysis, Block
-from reports.comparisons import level_column
-from reports.inference.intervals import Bounds
-from reports.recipes import Mixture
-from reports.study import Study
+from tensorbench.reports.ablation import StoredAblation
+from tensorbench.reports.analysis import Analysis, Block
+from tensorbench.reports.comparisons import level_column
+from tensorbench.reports.inference.intervals import Bounds
+from tensorbench.reports.recipes import Mixture
+from tensorbench.reports.study import Study
 
 
 def frames(analysis: Analysis) -> dict[str, pd.DataFrame]:

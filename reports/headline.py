@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bench.records.words import OWN_SIZE
-from methods.errors import first_few
-from reports.analysis import Block
-from reports.cautions import HEADS
-from reports.units import Unit, minus
-from reports.words import many
+from tensorbench.methods.errors import first_few
+from tensorbench.records.words import OWN_SIZE
+from tensorbench.reports.analysis import Block
+from tensorbench.reports.cautions import HEADS
+from tensorbench.reports.units import Unit, minus
+from tensorbench.reports.words import many
 
 #: The largest number of methods that a sentence names for one budget.
 MOST_NAMES = 1

@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
-from bench.machine.overview import Overview
-from bench.records.stored_plan import TEXT_COLUMNS, StudyPlan, row_texts
-from bench.records.words import Status
-from reports.study import Cell, Seed, distinct, grouped, kept_trials, measured
-from reports.words import many
+from tensorbench.machine.overview import Overview
+from tensorbench.records.stored_plan import TEXT_COLUMNS, StudyPlan, row_texts
+from tensorbench.records.words import Status
+from tensorbench.reports.study import Cell, Seed, distinct, grouped, kept_trials, measured
+from tensorbench.reports.words import many
 
 if TYPE_CHECKING:
     # This import takes seconds.
-    from reports.study_blocks import Estimate
+    from tensorbench.reports.study_blocks import Estimate
 
 
 def overview(

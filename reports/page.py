@@ -11,20 +11,20 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from bench.machine.visible import visible
-from bench.records.measures import Measure
-from bench.records.words import Status, Tag
-from reports import board, cautions, findings, headline, selecting
-from reports.ablation import StoredAblation
-from reports.analysis import Analysis
-from reports.drawing import Drawn
-from reports.figures.cost import COSTS
-from reports.recipes import Mixture, provenance_counts
-from reports.rendering import environment
-from reports.study import Cell, Study, distinct, grouped
-from reports.suite_lines import suite_lines
-from reports.tables import INCOMPLETE, main_tables, scales
-from reports.units import unit_of
+from tensorbench.machine.visible import visible
+from tensorbench.records.measures import Measure
+from tensorbench.records.words import Status, Tag
+from tensorbench.reports import board, cautions, findings, headline, selecting
+from tensorbench.reports.ablation import StoredAblation
+from tensorbench.reports.analysis import Analysis
+from tensorbench.reports.drawing import Drawn
+from tensorbench.reports.figures.cost import COSTS
+from tensorbench.reports.recipes import Mixture, provenance_counts
+from tensorbench.reports.rendering import environment
+from tensorbench.reports.study import Cell, Study, distinct, grouped
+from tensorbench.reports.suite_lines import suite_lines
+from tensorbench.reports.tables import INCOMPLETE, main_tables, scales
+from tensorbench.reports.units import unit_of
 
 #: The largest number of lines of a list in the page. The CSV files have all lines.
 MOST_LINES = 300

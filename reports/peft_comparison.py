@@ -16,12 +16,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.machine.visible import visible
-from methods import UserError
-from methods.errors import UnknownNameError, first_few, shown
-from reports.inference.intervals import Bounds, Error, simultaneous
-from reports.inference.reruns import RunNoise, run_noise
-from reports.words import listed
+from tensorbench.machine.visible import visible
+from tensorbench.methods import UserError
+from tensorbench.methods.errors import UnknownNameError, first_few, shown
+from tensorbench.reports.inference.intervals import Bounds, Error, simultaneous
+from tensorbench.reports.inference.reruns import RunNoise, run_noise
+from tensorbench.reports.words import listed
 
 #: The final metrics that are compared, by their names in peft's files. Each has the number of test questions
 #: (1,319 in GSM8K), or None if the score is not a share of right answers.

@@ -11,16 +11,16 @@ from typing import Any
 
 import pandas as pd
 
-from bench.machine.memory import MIB
-from bench.records.measures import Measure
-from bench.records.origin import StoredConfig
-from bench.records.record import Record
-from bench.records.stored_plan import PlannedTrial, StudyTrial
-from bench.records.words import Artifact, Status, Tag
-from methods import UserError
-from reports.peft_comparison import PeftRun, read_peft_results
-from reports.reading import read, summed
-from reports.study import CEILING, COLUMNS, Experiment, Seed, Study, kept_trials
+from tensorbench.machine.memory import MIB
+from tensorbench.methods import UserError
+from tensorbench.records.measures import Measure
+from tensorbench.records.origin import StoredConfig
+from tensorbench.records.record import Record
+from tensorbench.records.stored_plan import PlannedTrial, StudyTrial
+from tensorbench.records.words import Artifact, Status, Tag
+from tensorbench.reports.peft_comparison import PeftRun, read_peft_results
+from tensorbench.reports.reading import read, summed
+from tensorbench.reports.study import CEILING, COLUMNS, Experiment, Seed, Study, kept_trials
 
 #: The metrics that, like peft's "test accuracy", are a share of right answers.
 SHARES = ("accuracy", "exact_match")
@@ -47,7 +47,7 @@ def peft_files(store: str, names: Sequence[str]) -> dict[str, str]:
     """The texts of the result files of experiments or packs, by file name.
 
     Each finished trial of the tables has a file if it has a test score by a metric of `SHARES`. Of the trials
-    of a study, only the trial that the study keeps has a file. Raises UserError as `reports.reading.read`
+    of a study, only the trial that the study keeps has a file. Raises UserError as `tensorbench.reports.reading.read`
     does, and if no trial has a file.
     """
     study = read(store, names, studies=True)

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import ArrowException
 
-from bench.metrics import METRICS, Metric
-from bench.records.predictions import numbered
-from bench.records.words import Artifact
-from reports.inference.intervals import Array
-from reports.study import Experiment
+from tensorbench.metrics import METRICS, Metric
+from tensorbench.records.predictions import numbered
+from tensorbench.records.words import Artifact
+from tensorbench.reports.inference.intervals import Array
+from tensorbench.reports.study import Experiment
 
 #: The number of artifacts read concurrently.
 READERS = 8
@@ -34,7 +34,7 @@ class Predictions:
     """The stored predictions of one run, sorted by example.
 
     `labels` and `responses` are (examples,), or (examples, classes) if they are stored in several columns
-    (see `bench.metrics.Metric`). In an array of integers, -1 stands for a missing value.
+    (see `tensorbench.metrics.Metric`). In an array of integers, -1 stands for a missing value.
     """
 
     examples: NDArray[np.int64]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from bench.records.origin import Start, StoredConfig
-from bench.records.record import Record
-from bench.records.words import Artifact
-from bench.store.source import Source
-from methods import UserError
+from tensorbench.methods import UserError
+from tensorbench.records.origin import Start, StoredConfig
+from tensorbench.records.record import Record
+from tensorbench.records.words import Artifact
+from tensorbench.store.source import Source
 
 #: The text shown for values that were not stored.
 UNKNOWN = "not stored"

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reports.comparisons import Entrants, Statistic, level_column
-from reports.evidence import Evidence
-from reports.inference import orders
-from reports.inference.effects import Effect, effect
-from reports.inference.intervals import LEVEL, Array, simultaneous
-from reports.inference.orders import Ranks
-from reports.recipes import recipes
-from reports.study import Cell, Study, grouped
+from tensorbench.reports.comparisons import Entrants, Statistic, level_column
+from tensorbench.reports.evidence import Evidence
+from tensorbench.reports.inference import orders
+from tensorbench.reports.inference.effects import Effect, effect
+from tensorbench.reports.inference.intervals import LEVEL, Array, simultaneous
+from tensorbench.reports.inference.orders import Ranks
+from tensorbench.reports.recipes import recipes
+from tensorbench.reports.study import Cell, Study, grouped
 
 #: The largest number of methods that are compared in pairs: the best by mean rank if there are more.
 MOST_PAIRED = 20

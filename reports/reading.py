@@ -11,22 +11,22 @@ import numpy as np
 import pandas as pd
 from pydantic import Field, TypeAdapter, ValidationError
 
-from bench.metrics import bounds
-from bench.records.measures import Measure
-from bench.records.record import Record, latest
-from bench.records.stored_plan import StudyTrial
-from bench.records.words import RunKind, Status, Tag
-from bench.store.addresses import shown_uri
-from bench.store.changes import changed_plugins
-from bench.store.opening import open_results
-from bench.store.source import Source
-from methods import UserError
-from methods.errors import shown
-from reports import ablation
-from reports.cautions import guards
-from reports.inference.intervals import LEAST_SEEDS, of_each, t_half
-from reports.selection import Selection
-from reports.study import COLUMNS, FLOOR, OWN_SIZE, Experiment, Study, TableRow
+from tensorbench.methods import UserError
+from tensorbench.methods.errors import shown
+from tensorbench.metrics import bounds
+from tensorbench.records.measures import Measure
+from tensorbench.records.record import Record, latest
+from tensorbench.records.stored_plan import StudyTrial
+from tensorbench.records.words import RunKind, Status, Tag
+from tensorbench.reports import ablation
+from tensorbench.reports.cautions import guards
+from tensorbench.reports.inference.intervals import LEAST_SEEDS, of_each, t_half
+from tensorbench.reports.selection import Selection
+from tensorbench.reports.study import COLUMNS, FLOOR, OWN_SIZE, Experiment, Study, TableRow
+from tensorbench.store.addresses import shown_uri
+from tensorbench.store.changes import changed_plugins
+from tensorbench.store.opening import open_results
+from tensorbench.store.source import Source
 
 #: The message for a seed whose trial is unknown until tuning has ended.
 WAITING = "not yet tuned"

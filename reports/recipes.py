@@ -10,10 +10,10 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.records.stored_plan import PlannedTrial, Tuned
-from methods import UserError
-from methods.errors import first_few
-from reports.study import Cell, Study, grouped
+from tensorbench.methods import UserError
+from tensorbench.methods.errors import first_few
+from tensorbench.records.stored_plan import PlannedTrial, Tuned
+from tensorbench.reports.study import Cell, Study, grouped
 
 #: A flattened recipe: the values of its fields, by name.
 Recipe = Mapping[str, str]

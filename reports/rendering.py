@@ -6,9 +6,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bench.store.addresses import shown_uri
-from reports.units import NOTHING, minus, unit_of
-from reports.words import many, no_interval
+from tensorbench.reports.units import NOTHING, minus, unit_of
+from tensorbench.reports.words import many, no_interval
+from tensorbench.store.addresses import shown_uri
 
 _SIZES = ((9, "GB"), (6, "MB"), (3, "kB"))
 

@@ -11,25 +11,35 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar, get_args
 
 import pandas as pd
 
-from bench.machine.outputs import Files, output_folder, put_files, replace_files
-from bench.records.words import RunKind
-from bench.store.opening import stores_of
-from methods import UnknownNameError, UserError
-from methods.errors import shown
-from reports import ablation, curves, figures, findings, page, study_page, study_tables, study_words, tables
-from reports.analysis import Analysis, analyse
-from reports.drawing import Drawn
-from reports.figures.studies import draw as draw_studies
-from reports.frames import as_json, csv, frames
-from reports.reading import read
-from reports.recipes import Mixture, find_mixtures, refuse_mixtures
-from reports.selection import Selection
-from reports.studies import StudyAnalysis, analyse_studies
-from reports.study import Study, grouped
-from reports.thresholds import CustomThresholds
+from tensorbench.machine.outputs import Files, output_folder, put_files, replace_files
+from tensorbench.methods import UnknownNameError, UserError
+from tensorbench.methods.errors import shown
+from tensorbench.records.words import RunKind
+from tensorbench.reports import (
+    ablation,
+    curves,
+    figures,
+    findings,
+    page,
+    study_page,
+    study_tables,
+    study_words,
+    tables,
+)
+from tensorbench.reports.analysis import Analysis, analyse
+from tensorbench.reports.drawing import Drawn
+from tensorbench.reports.figures.studies import draw as draw_studies
+from tensorbench.reports.frames import as_json, csv, frames
+from tensorbench.reports.reading import read
+from tensorbench.reports.recipes import Mixture, find_mixtures, refuse_mixtures
+from tensorbench.reports.selection import Selection
+from tensorbench.reports.studies import StudyAnalysis, analyse_studies
+from tensorbench.reports.study import Study, grouped
+from tensorbench.reports.thresholds import CustomThresholds
+from tensorbench.store.opening import stores_of
 
 if TYPE_CHECKING:
-    from bench.store.store import Store
+    from tensorbench.store.store import Store
 
 Format = Literal["html", "csv", "md", "latex", "json", "png", "svg"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -92,7 +102,7 @@ def write_report(
     - for trials that are not comparable, unless `mixed` is true
     - if only some of the experiments were tuned by studies
     - if a selected row does not exist
-    - for a threshold that `reports.thresholds.thresholds` refuses
+    - for a threshold that `tensorbench.reports.thresholds.thresholds` refuses
     - if the folder is not empty, unless `force` is true
 
     Raises StoreError if the report was written but could not be logged.
@@ -260,7 +270,7 @@ def _log(stores: Sequence[Store], target: Path, files: Files) -> None:
     """Logs the files on the suites' runs. Raises StoreError if a store does not accept them."""
     if not stores:
         return
-    from bench.store.connect import StoreError
+    from tensorbench.store.connect import StoreError
 
     # Copied first, since the target may hold other files and one request for all is many times faster.
     with tempfile.TemporaryDirectory() as folder:

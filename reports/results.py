@@ -12,23 +12,23 @@ import numpy as np
 import pandas as pd
 from pyarrow import ArrowException
 
-from bench.machine.overview import Overview, ShowsOverview
-from bench.records.predictions import LOG_PROBABILITY, compact, frame_of, numbered
-from bench.records.record import Record, latest
-from bench.records.words import OWN_SIZE, Artifact, Tag
-from bench.store import DEFAULT_STORE
-from methods import UnknownNameError, UserError
-from reports import reading
-from reports.overview import overview
-from reports.peft_files import holds_peft_results, peft_study
-from reports.selection import Selection
-from reports.study import COLUMNS, Experiment, Study, grouped
+from tensorbench.machine.overview import Overview, ShowsOverview
+from tensorbench.methods import UnknownNameError, UserError
+from tensorbench.records.predictions import LOG_PROBABILITY, compact, frame_of, numbered
+from tensorbench.records.record import Record, latest
+from tensorbench.records.words import OWN_SIZE, Artifact, Tag
+from tensorbench.reports import reading
+from tensorbench.reports.overview import overview
+from tensorbench.reports.peft_files import holds_peft_results, peft_study
+from tensorbench.reports.selection import Selection
+from tensorbench.reports.study import COLUMNS, Experiment, Study, grouped
+from tensorbench.store import DEFAULT_STORE
 
 if TYPE_CHECKING:
     # Statistics and drawing take seconds to import, and frames need neither.
-    from reports.analysis import Analysis
-    from reports.drawing import Drawn, Figures
-    from reports.studies import StudyAnalysis
+    from tensorbench.reports.analysis import Analysis
+    from tensorbench.reports.drawing import Drawn, Figures
+    from tensorbench.reports.studies import StudyAnalysis
 
 
 class Column(NamedTuple):
@@ -120,11 +120,11 @@ class Results(ShowsOverview, Study):
     def analysis(self) -> Analysis | StudyAnalysis:
         """The comparisons that a report shows.
 
-        Raises UserError as `reports.report.write_report` does, and for results of peft.
+        Raises UserError as `tensorbench.reports.report.write_report` does, and for results of peft.
         """
         if not self.experiments:
             raise UserError("peft's results are of one seed and not tuned alike: nothing compares them")
-        from reports.report import analysis_of
+        from tensorbench.reports.report import analysis_of
 
         return analysis_of(self)
 
@@ -134,14 +134,14 @@ class Results(ShowsOverview, Study):
 
         Raises UserError as `analysis` does.
         """
-        from reports.report import answers_of
+        from tensorbench.reports.report import answers_of
 
         return "\n".join(answers_of(self.analysis))
 
     @cached_property
     def tables(self) -> dict[str, pd.DataFrame]:
         """The report's tables, by the names of their CSV files. Raises UserError as `analysis` does."""
-        from reports.report import frames_of
+        from tensorbench.reports.report import frames_of
 
         return frames_of(self.analysis)
 
@@ -153,7 +153,7 @@ class Results(ShowsOverview, Study):
         `ranks`, `score-vs-parameters`, `score-vs-memory` and `training-curves`. Raises UserError if there is
         nothing to draw, for a kind that is unknown or has no data, and as `analysis` does.
         """
-        from reports.drawing import Figures
+        from tensorbench.reports.drawing import Figures
 
         if not self._figures:
             raise UserError("no figure can be drawn yet: too little has finished")
@@ -165,7 +165,7 @@ class Results(ShowsOverview, Study):
 
     @cached_property
     def _figures(self) -> list[Drawn]:
-        from reports.report import figures_of
+        from tensorbench.reports.report import figures_of
 
         return figures_of(self.analysis)
 
@@ -219,7 +219,7 @@ def load_results(
 
     `experiments` are names of experiments in the store, or files of packs, which need no store. Several are
     read as one. `selection` limits the rows and the comparisons. The result has `cells` and `seeds`, as in
-    `reports.study.Study`, and everything that `Results` documents.
+    `tensorbench.reports.study.Study`, and everything that `Results` documents.
 
     `experiments` may also be folders with result files of peft's method_comparison, but not together with
     other experiments. Then the result has only `cells` and `seeds`, under the budget 'seed 0, not tuned

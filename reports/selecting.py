@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup
 
-from reports.study import Cell, TaskAndBackbone
+from tensorbench.reports.study import Cell, TaskAndBackbone
 
 #: The names of the attributes (`budget` stands for `data-budget`), each with the label of its selector.
 DIMENSIONS = {
@@ -27,7 +27,7 @@ DIMENSIONS = {
 def capabilities(cell: Cell) -> tuple[str, ...]:
     """The method's capabilities, as the cell's runs store them. Empty if they store none.
 
-    See `methods.capabilities.Capability`.
+    See `tensorbench.methods.capabilities.Capability`.
     """
     return tuple(word for word in cell.capabilities.split(", ") if word)
 

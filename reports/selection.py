@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from bench.records.words import budget_names
-from methods import UnknownNameError, UserError
-from methods.errors import shown
+from tensorbench.methods import UnknownNameError, UserError
+from tensorbench.methods.errors import shown
+from tensorbench.records.words import budget_names
 
 if TYPE_CHECKING:
     # Imported late, since it takes seconds and commands make selections before they open a store.
-    from reports.study import Experiment, TableRow
+    from tensorbench.reports.study import Experiment, TableRow
 
 
 @dataclass(frozen=True)

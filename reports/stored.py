@@ -10,19 +10,19 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from bench.records.measures import Measure
-from bench.records.record import Record, latest
-from bench.records.stored_plan import PlannedRow, StoredPlan, StudyTrial
-from bench.records.words import Artifact, RunKind, Status, Tag
-from bench.store.addresses import shown_uri
-from bench.store.connect import BROKEN_STORE
-from bench.store.store import Store
-from bench.store.trained import find_trial
-from methods import UserError
-from reports.provenance import UNKNOWN, Provenance, provenance_of
-from reports.reading import read
-from reports.selection import Selection
-from reports.study import Cell, Seed, kept_trials
+from tensorbench.methods import UserError
+from tensorbench.records.measures import Measure
+from tensorbench.records.record import Record, latest
+from tensorbench.records.stored_plan import PlannedRow, StoredPlan, StudyTrial
+from tensorbench.records.words import Artifact, RunKind, Status, Tag
+from tensorbench.reports.provenance import UNKNOWN, Provenance, provenance_of
+from tensorbench.reports.reading import read
+from tensorbench.reports.selection import Selection
+from tensorbench.reports.study import Cell, Seed, kept_trials
+from tensorbench.store.addresses import shown_uri
+from tensorbench.store.connect import BROKEN_STORE
+from tensorbench.store.store import Store
+from tensorbench.store.trained import find_trial
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def cell_contents(
     """The cell with this number, and the provenance of its seeds.
 
     `number` is the cell's number in the file `cells.csv` of a report on the same experiments with the same
-    selection. Raises UserError if no cell has the number, and as `reports.reading.read` does.
+    selection. Raises UserError if no cell has the number, and as `tensorbench.reports.reading.read` does.
     """
     study = read(uri, names, selection, studies=True)
     if not 0 <= number < len(study.all_cells):

@@ -9,22 +9,22 @@ from itertools import chain
 
 import numpy as np
 
-from bench.metrics import METRICS, bounds, direction
-from bench.records.words import OWN_SIZE, Status
-from methods import UserError
-from methods.errors import first_few
-from reports.analysis import Comparable, comparable
-from reports.collapses import DIVERGED, collapses
-from reports.comparisons import find_reference
-from reports.evidence import Evidence, gather, scaled
-from reports.inference import studies as estimates
-from reports.inference.crossed import OnSetting
-from reports.inference.effects import Effect, effect, verdict
-from reports.inference.intervals import simultaneous
-from reports.inference.studies import CompleteStudies
-from reports.predictions import predictions
-from reports.recipes import Recipe, recipes
-from reports.study import (
+from tensorbench.methods import UserError
+from tensorbench.methods.errors import first_few
+from tensorbench.metrics import METRICS, bounds, direction
+from tensorbench.records.words import OWN_SIZE, Status
+from tensorbench.reports.analysis import Comparable, comparable
+from tensorbench.reports.collapses import DIVERGED, collapses
+from tensorbench.reports.comparisons import find_reference
+from tensorbench.reports.evidence import Evidence, gather, scaled
+from tensorbench.reports.inference import studies as estimates
+from tensorbench.reports.inference.crossed import OnSetting
+from tensorbench.reports.inference.effects import Effect, effect, verdict
+from tensorbench.reports.inference.intervals import simultaneous
+from tensorbench.reports.inference.studies import CompleteStudies
+from tensorbench.reports.predictions import predictions
+from tensorbench.reports.recipes import Recipe, recipes
+from tensorbench.reports.study import (
     CONVERGED,
     NO_ADAPTERS,
     Cell,
@@ -35,7 +35,7 @@ from reports.study import (
     grouped,
     kept_trials,
 )
-from reports.study_blocks import (
+from tensorbench.reports.study_blocks import (
     Difference,
     Entrant,
     Estimate,
@@ -44,10 +44,10 @@ from reports.study_blocks import (
     StudyBlock,
     Transfer,
 )
-from reports.study_guards import guarded
-from reports.thresholds import DEFAULT, CustomThresholds, thresholds
-from reports.units import sign_note, unit_of
-from reports.words import listed, many
+from tensorbench.reports.study_guards import guarded
+from tensorbench.reports.thresholds import DEFAULT, CustomThresholds, thresholds
+from tensorbench.reports.units import sign_note, unit_of
+from tensorbench.reports.words import listed, many
 
 #: The largest number of cells that a note on left-out studies names.
 MOST_NAMED = 6
@@ -82,7 +82,7 @@ class StudyAnalysis:
         """Whether a trial failed: it diverged, or its score is far below that of its cell's best trial.
 
         The best trial is the one with the lowest validation loss. Far means at least
-        `reports.inference.studies.FAILED` points. In a cell without a complete study, only divergence counts.
+        `tensorbench.reports.inference.studies.FAILED` points. In a cell without a complete study, only divergence counts.
         """
         studies = self.studies.get(seed.cell)
         if seed.score is None or studies is None:

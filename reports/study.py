@@ -16,13 +16,13 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import pandas as pd
 
-from bench.metrics import METRICS, direction
-from bench.records.measures import Measure, SplitSizes
-from bench.records.record import Record
-from bench.records.stored_plan import PlannedRow, PlannedTrial, StudyPlan, Tuned
-from bench.records.words import OWN_SIZE, Status
-from bench.store.source import Source
-from reports.inference.intervals import Array
+from tensorbench.metrics import METRICS, direction
+from tensorbench.records.measures import Measure, SplitSizes
+from tensorbench.records.record import Record
+from tensorbench.records.stored_plan import PlannedRow, PlannedTrial, StudyPlan, Tuned
+from tensorbench.records.words import OWN_SIZE, Status
+from tensorbench.reports.inference.intervals import Array
+from tensorbench.store.source import Source
 
 #: Registered names of the reference (LoRA), the floor (head alone) and the ceiling (full fine-tuning).
 REFERENCE, FLOOR, CEILING = "lora", "head_only", "full"
@@ -71,7 +71,7 @@ class Seed(FrameLine):
     """A planned seed of a cell, with its run. It is a line of `Study.seeds`.
 
     Unknown numbers are None in this class and NaN in the frame. Only finished seeds have a score. `measures`
-    has the seed's measures by column (see `bench.records.measures.Measure`).
+    has the seed's measures by column (see `tensorbench.records.measures.Measure`).
     """
 
     #: The number of the seed's cell: its index in `Study.cells`.
@@ -96,7 +96,7 @@ class Seed(FrameLine):
     trial_id: str
     #: MLflow's id of the run. Empty if the trial never started.
     run_id: str
-    #: A value of `bench.records.words.Status`: FINISHED, FAILED, MISSING, …
+    #: A value of `tensorbench.records.words.Status`: FINISHED, FAILED, MISSING, …
     status: str
     #: The reason of a failure in a word or two. Empty if the trial has not failed.
     failure: str

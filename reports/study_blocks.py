@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from reports.comparisons import Reference
-from reports.inference.effects import Effect, Verdict
-from reports.inference.intervals import Bounds
-from reports.inference.studies import CompleteStudies, Sources
-from reports.study import TaskAndBackbone
-from reports.units import Unit
+from tensorbench.reports.comparisons import Reference
+from tensorbench.reports.inference.effects import Effect, Verdict
+from tensorbench.reports.inference.intervals import Bounds
+from tensorbench.reports.inference.studies import CompleteStudies, Sources
+from tensorbench.reports.study import TaskAndBackbone
+from tensorbench.reports.units import Unit
 
 
 @dataclass(frozen=True)

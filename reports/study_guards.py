@@ -11,15 +11,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from bench.records.stored_plan import StudyPlan
-from reports.cautions import HEADS, failed_references, unbeaten
-from reports.collapses import Collapses, untrained
-from reports.inference.effects import Answer, Verdict
-from reports.inference.intervals import Array
-from reports.inference.studies import CompleteStudies
-from reports.study import Cell, Study
-from reports.study_blocks import Difference, Edge, Entrant, StudyBlock
-from reports.words import listed
+from tensorbench.records.stored_plan import StudyPlan
+from tensorbench.reports.cautions import HEADS, failed_references, unbeaten
+from tensorbench.reports.collapses import Collapses, untrained
+from tensorbench.reports.inference.effects import Answer, Verdict
+from tensorbench.reports.inference.intervals import Array
+from tensorbench.reports.inference.studies import CompleteStudies
+from tensorbench.reports.study import Cell, Study
+from tensorbench.reports.study_blocks import Difference, Edge, Entrant, StudyBlock
+from tensorbench.reports.words import listed
 
 #: A kept trial is at an edge if its rate lies within this share of the window from one of its ends.
 OUTER = 0.2

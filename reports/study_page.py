@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from reports import study_tables, study_words
-from reports.advice import rate_advice
-from reports.drawing import SERIES, Drawn
-from reports.figures.studies import ANCHOR
-from reports.inference.effects import Verdict
-from reports.page import filled
-from reports.recipes import Mixture
-from reports.studies import StudyAnalysis
-from reports.study import Seed
-from reports.study_blocks import StudyBlock
-from reports.suite_lines import suite_lines
-from reports.units import Unit, unit_of
+from tensorbench.reports import study_tables, study_words
+from tensorbench.reports.advice import rate_advice
+from tensorbench.reports.drawing import SERIES, Drawn
+from tensorbench.reports.figures.studies import ANCHOR
+from tensorbench.reports.inference.effects import Verdict
+from tensorbench.reports.page import filled
+from tensorbench.reports.recipes import Mixture
+from tensorbench.reports.studies import StudyAnalysis
+from tensorbench.reports.study import Seed
+from tensorbench.reports.study_blocks import StudyBlock
+from tensorbench.reports.suite_lines import suite_lines
+from tensorbench.reports.units import Unit, unit_of
 
 
 class TrialLine(NamedTuple):

@@ -9,14 +9,14 @@ from typing import Any
 import pandas as pd
 from pydantic_core import to_jsonable_python
 
-from bench.machine.visible import markdown_text
-from reports.frames import numbered_cells
-from reports.inference.intervals import Bounds
-from reports.inference.studies import share_failed, share_failed_interval, share_near
-from reports.recipes import Mixture
-from reports.studies import StudyAnalysis
-from reports.study_blocks import Difference, Entrant, StudyBlock
-from reports.study_words import (
+from tensorbench.machine.visible import markdown_text
+from tensorbench.reports.frames import numbered_cells
+from tensorbench.reports.inference.intervals import Bounds
+from tensorbench.reports.inference.studies import share_failed, share_failed_interval, share_near
+from tensorbench.reports.recipes import Mixture
+from tensorbench.reports.studies import StudyAnalysis
+from tensorbench.reports.study_blocks import Difference, Entrant, StudyBlock
+from tensorbench.reports.study_words import (
     answer,
     answers,
     in_words,
@@ -25,8 +25,8 @@ from reports.study_words import (
     order_note,
     setting_name,
 )
-from reports.tables import LATEX_MARKS, latex_text, rendered
-from reports.units import sign_note
+from tensorbench.reports.tables import LATEX_MARKS, latex_text, rendered
+from tensorbench.reports.units import sign_note
 
 Lines = Iterator[dict[str, Any]]
 

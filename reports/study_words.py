@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
-from bench.records.stored_plan import rate_text
-from bench.records.words import OWN_SIZE
-from reports.inference.effects import Answer, Verdict
-from reports.studies import StudyAnalysis
-from reports.study import FLOOR, TaskAndBackbone
-from reports.study_blocks import Difference, Entrant, StudyBlock
-from reports.units import Unit
-from reports.words import listed, many
+from tensorbench.records.stored_plan import rate_text
+from tensorbench.records.words import OWN_SIZE
+from tensorbench.reports.inference.effects import Answer, Verdict
+from tensorbench.reports.studies import StudyAnalysis
+from tensorbench.reports.study import FLOOR, TaskAndBackbone
+from tensorbench.reports.study_blocks import Difference, Entrant, StudyBlock
+from tensorbench.reports.units import Unit
+from tensorbench.reports.words import listed, many
 
 
 def trials_of_tuning(k: int) -> str:

@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from bench.machine.visible import visible
-from bench.records.stored_plan import PlannedTrial, StudyPlan
-from reports.study import Cell, Seed, Study, kept_trials
-from reports.units import unit_of
+from tensorbench.machine.visible import visible
+from tensorbench.records.stored_plan import PlannedTrial, StudyPlan
+from tensorbench.reports.study import Cell, Seed, Study, kept_trials
+from tensorbench.reports.units import unit_of
 
 #: The fields of a recipe that earlier versions lacked, with values that give the behaviour of those versions.
 EARLIER = {"adapter_weight_decay": "as weight_decay"}

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from bench.machine.overview import Overview
-from bench.records.record import Point, Record, latest
-from bench.records.stored_plan import StoredPlan
-from bench.store.store import Store
-from reports.cautions import failed_references, guards, plain_lora, unbeaten
-from reports.collapses import collapses
-from reports.overview import overview
-from reports.reading import tabulate
-from reports.study import CellsAndSeeds, Experiment, Study, TableRow
+from tensorbench.machine.overview import Overview
+from tensorbench.records.record import Point, Record, latest
+from tensorbench.records.stored_plan import StoredPlan
+from tensorbench.reports.cautions import failed_references, guards, plain_lora, unbeaten
+from tensorbench.reports.collapses import collapses
+from tensorbench.reports.overview import overview
+from tensorbench.reports.reading import tabulate
+from tensorbench.reports.study import CellsAndSeeds, Experiment, Study, TableRow
+from tensorbench.store.store import Store
 
 if TYPE_CHECKING:
-    from reports.analysis import Analysis, Block
-    from reports.inference.intervals import Bounds
-    from reports.studies import StudyAnalysis, StudyBlock
+    from tensorbench.reports.analysis import Analysis, Block
+    from tensorbench.reports.inference.intervals import Bounds
+    from tensorbench.reports.studies import StudyAnalysis, StudyBlock
 
 #: The longest part of a metric's name, which has two and at most 250 characters.
 LONGEST_PART = 100
@@ -31,7 +31,7 @@ LONGEST_PART = 100
 
 @dataclass(frozen=True)
 class Summary(CellsAndSeeds):
-    """The results of a plan or of a part of it. `cells` and `seeds` are as in `reports.study.Study`."""
+    """The results of a plan or of a part of it. `cells` and `seeds` are as in `tensorbench.reports.study.Study`."""
 
     #: The text with which the suite's results end. Empty if the suite has no such text.
     closing: str
@@ -57,7 +57,7 @@ class Summary(CellsAndSeeds):
         """
         first, score_of = [*self.failures, *unbeaten(self.all_cells)], None
         if self.studies is not None:
-            from reports import study_words
+            from tensorbench.reports import study_words
 
             first = [*study_words.answers(self.studies), *study_words.window_advice(self.studies)]
             score_of = self.studies.score
@@ -83,7 +83,7 @@ def suite_answer(
     Raises UserError for trials that cannot be compared.
     """
     # Imported late, since it takes a second.
-    from reports.report import analysis_of, answers_of
+    from tensorbench.reports.report import analysis_of, answers_of
 
     analysis = studies or analysis_of(_study(store, plan, records))
     now, points = int(time.time() * 1000), []
@@ -102,7 +102,7 @@ def _differences(
     analysis: Analysis | StudyAnalysis,
 ) -> Iterator[tuple[Block | StudyBlock, str, int, float, Bounds | None]]:
     """Yields each block, method, number of trials of tuning (0 without studies), difference and interval."""
-    from reports.studies import StudyAnalysis
+    from tensorbench.reports.studies import StudyAnalysis
 
     if isinstance(analysis, StudyAnalysis):
         for of_studies in analysis.blocks:
@@ -131,7 +131,7 @@ def summarise(store: Store, plan: StoredPlan, records: Iterable[Record] | None =
     studies = None
     if experiment.studied:
         # Importing the statistics takes a second, and a suite with seeds does not need them here.
-        from reports.studies import analyse_studies
+        from tensorbench.reports.studies import analyse_studies
 
         studies = analyse_studies(study)
         failures = [guard for block in studies.blocks for guard in block.guards]

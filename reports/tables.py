@@ -11,17 +11,17 @@ from typing import TypeVar
 
 import numpy as np
 
-from bench.machine.visible import markdown_text, visible
-from bench.metrics import direction
-from reports.analysis import Analysis, Block
-from reports.cautions import reference_failures, unbeaten
-from reports.findings import chance, on_part
-from reports.inference.effects import Answer
-from reports.recipes import Mixture
-from reports.rendering import environment
-from reports.study import OWN_SIZE, Cell, block_order, grouped, measured
-from reports.units import unit_of
-from reports.words import listed
+from tensorbench.machine.visible import markdown_text, visible
+from tensorbench.metrics import direction
+from tensorbench.reports.analysis import Analysis, Block
+from tensorbench.reports.cautions import reference_failures, unbeaten
+from tensorbench.reports.findings import chance, on_part
+from tensorbench.reports.inference.effects import Answer
+from tensorbench.reports.recipes import Mixture
+from tensorbench.reports.rendering import environment
+from tensorbench.reports.study import OWN_SIZE, Cell, block_order, grouped, measured
+from tensorbench.reports.units import unit_of
+from tensorbench.reports.words import listed
 
 #: The mark of a cell with missing seeds.
 INCOMPLETE = "†"

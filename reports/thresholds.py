@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 
-from bench.metrics import METRICS
-from methods import UnknownNameError, UserError
-from methods.errors import shown
-from reports.study import REFERENCE, Cell
-from reports.words import listed
+from tensorbench.methods import UnknownNameError, UserError
+from tensorbench.methods.errors import shown
+from tensorbench.metrics import METRICS
+from tensorbench.reports.study import REFERENCE, Cell
+from tensorbench.reports.words import listed
 
 #: The default threshold: one point of accuracy. `Metric.point` converts it to other metrics.
 DEFAULT = 0.01

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from bench.metrics import METRICS
+from tensorbench.metrics import METRICS
 
 NOTHING = "–"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from reports.inference.intervals import LEAST_SEEDS
+from tensorbench.reports.inference.intervals import LEAST_SEEDS
 
 
 def many(count: int, noun: str) -> str:

@@ -93,7 +93,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     if os.environ.get("TENSORBENCH_CACHE"):
         yield
         return
-    from bench.machine.cache import cache_dir
+    from tensorbench.machine.cache import cache_dir
 
     assets = cache_dir() / "assets"
     assets.mkdir(exist_ok=True)
@@ -123,7 +123,7 @@ def unsynced_databases() -> None:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite file with MLflow's schema. Its creation takes seconds, so tests copy it."""
-    from bench.store.connect import connect
+    from tensorbench.store.connect import connect
 
     file = tmp_path_factory.mktemp("store") / "empty.db"
     connect(f"sqlite:///{file}", create=True)
@@ -147,7 +147,7 @@ def call() -> Callable[..., Ended]:
     import contextlib
     import io
 
-    from bench.cli.program import main
+    from tensorbench.cli.program import main
 
     def program(*arguments: object) -> Ended:
         out, err = io.StringIO(), io.StringIO()

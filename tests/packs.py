@@ -7,9 +7,9 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.machine.files import sha256_of
-from bench.records.pack_format import MANIFEST
-from bench.store.opening import pack
+from tensorbench.machine.files import sha256_of
+from tensorbench.records.pack_format import MANIFEST
+from tensorbench.store.opening import pack
 
 Files = dict[str, bytes]
 

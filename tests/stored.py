@@ -22,17 +22,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from bench.plan.rows import Plan, Row
-from bench.plan.trial import Trial
-from bench.records.measures import Measure
-from bench.records.record import Progress, Record
-from bench.records.search_results import SearchResult
-from bench.records.words import Status, Tag
-from bench.store.store import Store
-from bench.store.writer import TrialRun, begin_trial
-from bench.training.ending import finished
-from bench.training.loop import Evaluation, Trained
-from bench.training.trial import Outcome
+from tensorbench.plan.rows import Plan, Row
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
+from tensorbench.records.record import Progress, Record
+from tensorbench.records.search_results import SearchResult
+from tensorbench.records.words import Status, Tag
+from tensorbench.store.store import Store
+from tensorbench.store.writer import TrialRun, begin_trial
+from tensorbench.training.ending import finished
+from tensorbench.training.loop import Evaluation, Trained
+from tensorbench.training.trial import Outcome
 
 #: Measures from which reports derive warnings.
 OPTIONAL = (Measure.SELECTED_LOSS, Measure.GUESSING_LOSS, Measure.ADAPTER_EFFECT)

@@ -13,8 +13,9 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from bench.backbones import BackboneSpec
-from bench.plan.choosing import (
+from tensorbench.backbones import BackboneSpec
+from tensorbench.methods import METHODS
+from tensorbench.plan.choosing import (
     Allocation,
     Centres,
     HeadRates,
@@ -25,10 +26,9 @@ from bench.plan.choosing import (
     Tuning,
     Window,
 )
-from bench.plan.recipe import Recipe
-from bench.plan.suite import Suite
-from bench.plan.suite_rows import Budget, MethodRow, TaskRow
-from methods import METHODS
+from tensorbench.plan.recipe import Recipe
+from tensorbench.plan.suite import Suite
+from tensorbench.plan.suite_rows import Budget, MethodRow, TaskRow
 
 DOCS = Path(__file__).parents[1] / "docs"
 

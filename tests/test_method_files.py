@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from bench.execution.place import Place
-from bench.plan.make import make_plan
-from bench.plan.suite_file import load_suite
-from bench.records.words import Status, Tag
-from bench.run import run_suite
-from bench.store.store import Store
-from methods import METHODS, UserError, load_methods
+from tensorbench.execution.place import Place
+from tensorbench.methods import METHODS, UserError, load_methods
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.suite_file import load_suite
+from tensorbench.records.words import Status, Tag
+from tensorbench.run import run_suite
+from tensorbench.store.store import Store
 
 from .bench.toy_runs import SHORT
 from .bench.toy_suites import write
@@ -98,7 +98,7 @@ def test_a_run_mentions_results_of_another_source(
         (None, {}, ("method.py", "No such file")),
         ("def broken(:", {}, ("method.py", "SyntaxError")),
         ("import no_such_module", {}, ("method.py", "no_such_module")),
-        ("from methods.sizes import OneRank", {}, ("method.py", "defines no method")),
+        ("from tensorbench.methods.sizes import OneRank", {}, ("method.py", "defines no method")),
         (SOURCE.replace('"shared_down"', '"lora"'), {}, ("'lora'", "registered more than once", "method.py")),
         (SOURCE.replace("def parametrise", "def other"), {}, ("'shared_down'", "method.py", "parametrise")),
         (SOURCE, {"method": "lora"}, ("method of it", "lora", "shared_down")),

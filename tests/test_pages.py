@@ -21,13 +21,13 @@ import pytest
 import typer
 import yaml
 
-import bench
-from bench.backbones import describe, kinds
-from bench.cli.program import app
-from bench.plan.suite_file import load_suite
-from bench.records.words import Tag
-from bench.store.store import Store
-from bench.tasks import Task, prepare
+import tensorbench
+from tensorbench.backbones import describe, kinds
+from tensorbench.cli.program import app
+from tensorbench.plan.suite_file import load_suite
+from tensorbench.records.words import Tag
+from tensorbench.store.store import Store
+from tensorbench.tasks import Task, prepare
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -169,12 +169,12 @@ def test_the_first_python_of_a_newcomer_runs(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "suites").mkdir()
     (tmp_path / "suites" / "quickstart.yaml").write_text(yaml.safe_dump(suite), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bench.plan.suite_file.PACKAGED", tmp_path / "suites")
+    monkeypatch.setattr("tensorbench.plan.suite_file.PACKAGED", tmp_path / "suites")
     names: dict[str, object] = {}
     run_code("docs/start.md", names)
     assert names["run"].complete  # type: ignore[attr-defined]
     for name in ("ours", "theirs"):
-        bench.pack("quickstart", out=f"{name}.tensorbench.zip", store="sqlite:///mlflow.db")
+        tensorbench.pack("quickstart", out=f"{name}.tensorbench.zip", store="sqlite:///mlflow.db")
     run_code("docs/reference/data-frames.md", {})
 
 

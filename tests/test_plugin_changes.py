@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
-from bench.backbones import BACKBONES
-from bench.metrics import METRICS
-from bench.records.words import Status, Tag
-from bench.store.changes import changed_plugins
-from bench.store.store import Store
-from bench.tasks import TASKS
-from methods import METHODS
-from reports.reading import read
+from tensorbench.backbones import BACKBONES
+from tensorbench.methods import METHODS
+from tensorbench.metrics import METRICS
+from tensorbench.records.words import Status, Tag
+from tensorbench.reports.reading import read
+from tensorbench.store.changes import changed_plugins
+from tensorbench.store.store import Store
+from tensorbench.tasks import TASKS
 
 from .bench.toy_runs import SHORT
 from .bench.toy_suites import DIGITS, write
@@ -37,9 +37,9 @@ SOURCES = {
     "mine_plugin.py": METHOD + "\nfrom mine_parts.things import ENTRY, TASK\n",
     "mine_parts/__init__.py": "",
     "mine_parts/things.py": """
-from bench.backbones.random_weights import RandomBackbone
-from bench.tasks.digits import DIGITS
-from methods import Geometry
+from tensorbench.backbones.random_weights import RandomBackbone
+from tensorbench.tasks.digits import DIGITS
+from tensorbench.methods import Geometry
 
 class Task(type(DIGITS)):
     name = "mine"

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench.backbones import BACKBONES, load
-from bench.metrics import METRICS
-from bench.probes.perf import contenders
-from bench.tasks import TASKS, Objective
-from methods import METHODS, UserError
+from tensorbench.backbones import BACKBONES, load
+from tensorbench.methods import METHODS, UserError
+from tensorbench.metrics import METRICS
+from tensorbench.probes.perf import contenders
+from tensorbench.tasks import TASKS, Objective
 
 from .bench.toy_suites import write
 from .messages import naming
@@ -26,7 +26,7 @@ Call = Callable[..., Any]
 Install = Callable[[str, str], None]
 
 TASK = """
-from bench.tasks import Examples, Task
+from tensorbench.tasks import Examples, Task
 
 class Mine(Task):
     name = "mine"
@@ -45,8 +45,8 @@ MINE = Mine()
 BACKBONE = """
 import dataclasses
 
-from bench.backbones.random_weights import RandomBackbone
-from methods import Geometry
+from tensorbench.backbones.random_weights import RandomBackbone
+from tensorbench.methods import Geometry
 
 class Mine:
     made = RandomBackbone("mine", "bert", Geometry(32, 4, 2, 64), max_tokens=64)
@@ -61,7 +61,7 @@ MINE = Mine()
 """
 
 METHOD = """
-from baselines.lora import LoRA
+from tensorbench.baselines.lora import LoRA
 
 class MINE(LoRA):
     name = "mine"
@@ -108,7 +108,7 @@ RAISING = 'name = "mine"\n    @classmethod\n    def listed(cls): raise KeyError(
 MISTAKES = {
     "tasks": [
         ("MINE = Mine()", "MINE = Mine", naming("class", "`Mine()`")),
-        ("MINE = Mine()", "MINE = 3", naming("bench.tasks.Task")),
+        ("MINE = Mine()", "MINE = 3", naming("tensorbench.tasks.Task")),
         ('data_hash = "1"', "", naming("'data_hash'", "required")),
         ('data_hash = "1"', "data_hash = 5", naming("'data_hash'", "required")),
         ('description = "numbers, even or odd"', "", naming("'description'", "required")),
@@ -158,7 +158,9 @@ def test_lists_name_the_package_and_go_on(
 
 
 def test_a_method_that_is_not_whole_is_refused(install: Install) -> None:
-    install("methods", "from methods.base import Method\nclass MINE(Method):\n    name = 'mine'\n")
+    install(
+        "methods", "from tensorbench.methods.base import Method\nclass MINE(Method):\n    name = 'mine'\n"
+    )
     with pytest.raises(UserError, match=naming(*MISTAKEN, "MINE", "count, fit")):
         METHODS.get("mine")
 
@@ -292,7 +294,7 @@ def test_check_of_nothing_known_suggests_the_nearest(call: Call) -> None:
 
 
 METRIC = """
-from bench.metrics import Metric
+from tensorbench.metrics import Metric
 
 class Mine(Metric):
     name = "mine"
@@ -322,7 +324,7 @@ def test_a_plugins_metric_gives_scores_and_contributions(install: Install) -> No
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("MINE = Mine()", "MINE = Mine", naming("bench.metrics.Metric")),
+        ("MINE = Mine()", "MINE = Mine", naming("tensorbench.metrics.Metric")),
         ('("regression",)', '("ranking",)', naming("kinds", "single label, multi-label, regression")),
         ('name = "mine"', 'name = "yours"', naming("`name`", "'mine'", "'yours'")),
         ('name = "mine"', 'name = "mine"\n    bounds = (1.0, 0.0)', naming("bounds", "numbers")),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from methods import METHODS
+from tensorbench.methods import METHODS
 
 from .bench.programs import Program
 from .messages import naming

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from bench.backbones.backbone import (
+from tensorbench.backbones.backbone import (
     BackboneEntry,
     BackboneInfo,
     BackboneKind,
     Classifier,
     LoadedBackbone,
 )
-from bench.backbones.registered_backbones import BACKBONES, check_info
-from bench.backbones.spec import BackboneSpec
-from bench.inputs import TextInput
-from methods.errors import UserError
-from methods.quantised import check_library
+from tensorbench.backbones.registered_backbones import BACKBONES, check_info
+from tensorbench.backbones.spec import BackboneSpec
+from tensorbench.inputs import TextInput
+from tensorbench.methods.errors import UserError
+from tensorbench.methods.quantised import check_library
 
 __all__ = [
     "BACKBONES",
@@ -80,10 +80,10 @@ def entry_of(spec: BackboneSpec) -> BackboneEntry:
         return BACKBONES.get(spec.name)
     # Imported here, so that counting on registered names stays quick.
     if spec.timm is not None:
-        from bench.backbones.timm_vit import TimmBackbone
+        from tensorbench.backbones.timm_vit import TimmBackbone
 
         return TimmBackbone(spec.timm, spec.local, spec.revision, spec.locked)
-    from bench.backbones.huggingface import FolderBackbone, HubBackbone
+    from tensorbench.backbones.huggingface import FolderBackbone, HubBackbone
 
     if spec.hub is not None:
         return HubBackbone(spec.hub, spec.revision, spec.locked)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.backbones.backbone import LoadedBackbone
-from bench.backbones.pooling import decoded
-from bench.inputs import ModelInput, TextInput
-from methods.errors import UserError
+from tensorbench.backbones.backbone import LoadedBackbone
+from tensorbench.backbones.pooling import decoded
+from tensorbench.inputs import ModelInput, TextInput
+from tensorbench.methods.errors import UserError
 
 
 def has_vocabulary(backbone: LoadedBackbone) -> bool:

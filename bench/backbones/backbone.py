@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from bench.inputs import MAX_PIXELS, ModelInput
-from methods.backbone import Geometry, Site
-from methods.errors import UserError, shown
-from methods.quantised import Quantisation, QuantisedLinear
+from tensorbench.inputs import MAX_PIXELS, ModelInput
+from tensorbench.methods.backbone import Geometry, Site
+from tensorbench.methods.errors import UserError, shown
+from tensorbench.methods.quantised import Quantisation, QuantisedLinear
 
 #: The standard deviation of a fresh head's weights. Biases start at zero.
 HEAD_STD = 0.02
@@ -42,7 +42,7 @@ LARGEST = {
     **dict.fromkeys(("image_size", "img_size", "patch_size"), MAX_PIXELS),
 }
 
-#: The kind of a backbone, one of `bench.backbones.kinds.NAMES`.
+#: The kind of a backbone, one of `tensorbench.backbones.kinds.NAMES`.
 BackboneKind = str
 
 
@@ -111,7 +111,7 @@ class FittedHead(nn.Linear):
 
 
 class LoadedBackbone:
-    """A frozen pretrained classifier: implements `methods.backbone.Backbone`.
+    """A frozen pretrained classifier: implements `tensorbench.methods.backbone.Backbone`.
 
     `paths` are candidate layouts of the encoder. Each maps projections to dotted paths with `{layer}`, such
     as `layers.{layer}.mlp.fc1`. Raises UserError if no layout fits all layers of the described geometry, or

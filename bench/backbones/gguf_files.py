@@ -7,9 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bench.backbones.backbone import LARGEST, MOST_KEYS
-from bench.backbones.huggingface import quiet
-from methods.errors import UserError, first_few
+from tensorbench.backbones.backbone import LARGEST, MOST_KEYS
+from tensorbench.backbones.huggingface import quiet
+from tensorbench.methods.errors import UserError, first_few
 
 #: The largest number of values read from a file's header: eight per token for a million tokens.
 MOST_VALUES = 1 << 23

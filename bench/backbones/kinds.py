@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.backbones import pooling
-from bench.backbones.fused import QKV
-from bench.backbones.shapes import AlwaysGated, DecoderShape, DinoShape, GPT2Shape, Shape, T5Shape
-from bench.backbones.untrusted import ATTENTION
-from methods.backbone import GATED_PROJECTIONS, PROJECTIONS
+from tensorbench.backbones import pooling
+from tensorbench.backbones.fused import QKV
+from tensorbench.backbones.shapes import AlwaysGated, DecoderShape, DinoShape, GPT2Shape, Shape, T5Shape
+from tensorbench.backbones.untrusted import ATTENTION
+from tensorbench.methods.backbone import GATED_PROJECTIONS, PROJECTIONS
 
 #: Mean and standard deviation per channel of pixels.
 Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -84,7 +84,7 @@ _OF_GATED_T5 = _layout(
     _T5_BLOCK, *_T5_ATTENTION, *(f"layer.1.DenseReluDense.{name}" for name in ("wi_0", "wi_1", "wo"))
 )
 
-#: The paths of attention in ViT and DINOv2 of transformers 4, for models of users (`bench.backbones.plain`).
+#: The paths of attention in ViT and DINOv2 of transformers 4, for models of users (`tensorbench.backbones.plain`).
 _OLD = (
     *("attention.attention.query", "attention.attention.key", "attention.attention.value"),
     "attention.output.dense",
@@ -474,7 +474,7 @@ NO_KINDS = {
     "resnet": "it has convolutions and no attention, and methods here adapt attention and MLP",
 }
 
-#: Vision transformers of timm, in `bench.backbones.timm_vit`.
+#: Vision transformers of timm, in `tensorbench.backbones.timm_vit`.
 TIMM = "timm"
 
 #: All names of kinds.

@@ -8,17 +8,17 @@ from typing import Any
 
 from torch import nn
 
-from bench.backbones.backbone import locate
-from bench.backbones.kinds import KINDS
-from methods import Adapter, Backbone, Geometry, Method, Site, UserError, attach
-from methods.errors import shown
+from tensorbench.backbones.backbone import locate
+from tensorbench.backbones.kinds import KINDS
+from tensorbench.methods import Adapter, Backbone, Geometry, Method, Site, UserError, attach
+from tensorbench.methods.errors import shown
 
 
 def wrap(model: nn.Module | Backbone, method: Method, seed: int = 0) -> Adapter:
     """Freezes a model except for its head and puts an adapter of the method on it, in place.
 
     `model` is a classifier or language model of transformers, a module of your own, or the result of
-    `bench.backbones.load`. It must contain exactly one transformers encoder, of a kind marked in
+    `tensorbench.backbones.load`. It must contain exactly one transformers encoder, of a kind marked in
     docs/reference/backbones.md. Everything outside the encoder is the head, except a language model's output
     layer, which stays frozen. Afterwards the model's `parameters()` include the adapter's, so that an
     optimizer or transformers' Trainer trains adapter and head.
@@ -28,7 +28,7 @@ def wrap(model: nn.Module | Backbone, method: Method, seed: int = 0) -> Adapter:
     (`Method.fits_head`), and as `Method.check` does.
     """
     if not isinstance(method, Method):
-        raise UserError(f"wrap(): method should be made by methods.create, got {shown(method)}")
+        raise UserError(f"wrap(): method should be made by tensorbench.methods.create, got {shown(method)}")
     if method.fits_head:
         raise UserError(
             f"{method.label} is fitted in a trial of a suite; a loop of your own trains the head alone: take "
@@ -39,7 +39,7 @@ def wrap(model: nn.Module | Backbone, method: Method, seed: int = 0) -> Adapter:
 
 @dataclass(frozen=True)
 class _PlainBackbone:
-    """A user's model around an encoder: implements `methods.backbone.Backbone`."""
+    """A user's model around an encoder: implements `tensorbench.methods.backbone.Backbone`."""
 
     module: nn.Module
     head: nn.Module
@@ -58,7 +58,7 @@ def _plain(model: Any) -> _PlainBackbone:
         together = " and ".join(", ".join(parts[:-1]) + f" and {parts[-1]}" for parts in kind.fused.values())
         raise UserError(
             f"a {type(model).__name__} cannot be wrapped: a {type(encoder).__name__} computes {together} in "
-            "one layer, in which an adapter has no sites. bench.backbones.load splits it, and what that "
+            "one layer, in which an adapter has no sites. tensorbench.backbones.load splits it, and what that "
             "gives can be wrapped"
         )
     head = _head(model, path)
@@ -89,7 +89,7 @@ def _encoder(model: nn.Module) -> tuple[str, Any]:
             f"a {type(model).__name__} cannot be wrapped; accepted are modules that hold one encoder of "
             f"transformers{beside} and a head for it, such as its own classifiers and language models, of "
             f"the types {', '.join(name for name, kind in KINDS.items() if not kind.fused)}, and what "
-            "bench.backbones.load gives"
+            "tensorbench.backbones.load gives"
         )
     return encoders[0]
 

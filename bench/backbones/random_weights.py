@@ -8,11 +8,17 @@ from typing import Any
 
 import torch
 
-from bench.backbones.backbone import BackboneInfo, BackboneKind, LoadedBackbone, pixel_size, refuse_image_size
-from bench.backbones.kinds import HALF, KINDS, TIMM
-from bench.backbones.shapes import with_encoder
-from bench.inputs import ImageInput, ModelInput, TextInput
-from methods.backbone import Geometry
+from tensorbench.backbones.backbone import (
+    BackboneInfo,
+    BackboneKind,
+    LoadedBackbone,
+    pixel_size,
+    refuse_image_size,
+)
+from tensorbench.backbones.kinds import HALF, KINDS, TIMM
+from tensorbench.backbones.shapes import with_encoder
+from tensorbench.inputs import ImageInput, ModelInput, TextInput
+from tensorbench.methods.backbone import Geometry
 
 SEED = 0
 
@@ -87,7 +93,7 @@ class RandomBackbone:
             return self._timm(info) if self.kind == TIMM else self._transformers(info)
 
     def _transformers(self, info: BackboneInfo) -> LoadedBackbone:
-        from bench.backbones.huggingface import as_backbone
+        from tensorbench.backbones.huggingface import as_backbone
 
         model = self._class()(self._config(), **KINDS[self.kind].arguments)
         return as_backbone(info, model)
@@ -111,7 +117,7 @@ class RandomBackbone:
         return self._class().config_class(attn_implementation=kind.attention, **shape)
 
     def _timm(self, info: BackboneInfo) -> LoadedBackbone:
-        from bench.backbones.timm_vit import plain_vit
+        from tensorbench.backbones.timm_vit import plain_vit
 
         return plain_vit(info, self.image_size, self.patch)
 
@@ -142,7 +148,7 @@ class RandomBackbone:
         if self.geometry.encoder is not None:
             return self.geometry
         if self.kind not in _COUNTED:
-            from bench.backbones.huggingface import parameters
+            from tensorbench.backbones.huggingface import parameters
 
             config = self._config()
             return KINDS[self.kind].shape.geometry(config, parameters(config, model_input))

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.backbones.backbone import BackboneInfo
-from bench.backbones.indexed import (
+from tensorbench.backbones.backbone import BackboneInfo
+from tensorbench.backbones.indexed import (
     AssetBackbone,
     Pixels,
     minilm_l6_folder,
     smollm2_folder,
     vit_s14_folder,
 )
-from bench.backbones.kinds import NAMES
-from bench.backbones.random_weights import RandomBackbone
-from bench.inputs import ModelInput
-from methods.backbone import PROJECTIONS, Geometry
-from methods.errors import UserError, shown
-from methods.registry import Registry
+from tensorbench.backbones.kinds import NAMES
+from tensorbench.backbones.random_weights import RandomBackbone
+from tensorbench.inputs import ModelInput
+from tensorbench.methods.backbone import PROJECTIONS, Geometry
+from tensorbench.methods.errors import UserError, shown
+from tensorbench.methods.registry import Registry
 
 
 def check_entry(name: str, entry: Any) -> None:
@@ -40,12 +40,12 @@ def check_info(info: Any) -> None:
     accepted = {
         "name": (_text(info.name), "a text"),
         "kind": (info.kind in NAMES, f"one of {', '.join(NAMES)}"),
-        "geometry": (isinstance(info.geometry, Geometry), "a methods.Geometry"),
+        "geometry": (isinstance(info.geometry, Geometry), "a tensorbench.methods.Geometry"),
         "projections": (
             bool(ordered) and tuple(info.projections) == ordered,
             f"a tuple out of {', '.join(names)}, in this order",
         ),
-        "input": (isinstance(info.input, ModelInput), "a TextInput or an ImageInput of bench.inputs"),
+        "input": (isinstance(info.input, ModelInput), "a TextInput or an ImageInput of tensorbench.inputs"),
         "weights_hash": (_text(info.weights_hash), "a text that names the weights exactly"),
         "description": (_text(info.description), "a text"),
     }

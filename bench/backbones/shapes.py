@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from methods.backbone import GATED_PROJECTIONS, PROJECTIONS, Geometry
+from tensorbench.methods.backbone import GATED_PROJECTIONS, PROJECTIONS, Geometry
 
 ATTENTION_ONLY = PROJECTIONS[:4]
 

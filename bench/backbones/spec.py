@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from bench.backbones.backbone import BackboneInfo
-from bench.inputs import MAX_PIXELS
-from bench.machine.hub import Lockable
-from methods.quantised import Quantisation
-from methods.validation import Label, silent
+from tensorbench.backbones.backbone import BackboneInfo
+from tensorbench.inputs import MAX_PIXELS
+from tensorbench.machine.hub import Lockable
+from tensorbench.methods.quantised import Quantisation
+from tensorbench.methods.validation import Label, silent
 
 
 class BackboneSpec(Lockable):

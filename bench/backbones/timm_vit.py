@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, FiniteFloat, PositiveFloat, PositiveInt, ValidationError
 from torch import Tensor, nn
 
-from bench.backbones.backbone import (
+from tensorbench.backbones.backbone import (
     MOST_KEYS,
     BackboneInfo,
     LoadedBackbone,
@@ -23,14 +23,14 @@ from bench.backbones.backbone import (
     locate,
     read_object,
 )
-from bench.backbones.fused import Split
-from bench.backbones.untrusted import refuse_timm_choices
-from bench.inputs import ImageInput
-from bench.machine.files import sha256_of_all
-from bench.machine.hub import SMALL_FILES, WEIGHT_FILES, LockedFiles, snapshot
-from methods.backbone import PROJECTIONS, Geometry
-from methods.errors import UserError, first_few, near_names, shown
-from methods.validation import explained
+from tensorbench.backbones.fused import Split
+from tensorbench.backbones.untrusted import refuse_timm_choices
+from tensorbench.inputs import ImageInput
+from tensorbench.machine.files import sha256_of_all
+from tensorbench.machine.hub import SMALL_FILES, WEIGHT_FILES, LockedFiles, snapshot
+from tensorbench.methods.backbone import PROJECTIONS, Geometry
+from tensorbench.methods.errors import UserError, first_few, near_names, shown
+from tensorbench.methods.validation import explained
 
 _BLOCK = "blocks.{layer}"
 PATHS = {

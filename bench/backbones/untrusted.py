@@ -6,7 +6,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from methods.errors import UserError, did_you_mean
+from tensorbench.methods.errors import UserError, did_you_mean
 
 #: The attention implementation of most kinds: torch's own. `Kind.attention` names the others.
 ATTENTION = "sdpa"

@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.cli.tables import fitted, plain_table
-from methods.errors import first_few
-from reports.inference.intervals import LEAST_SEEDS
-from reports.units import unit_of
+from tensorbench.cli.tables import fitted, plain_table
+from tensorbench.methods.errors import first_few
+from tensorbench.reports.inference.intervals import LEAST_SEEDS
+from tensorbench.reports.units import unit_of
 
 if TYPE_CHECKING:
-    from reports.compare import Change, Comparison, Move
+    from tensorbench.reports.compare import Change, Comparison, Move
 
 #: If only one experiment has some cells, at most this many of them are named.
 MOST_NAMED = 8

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import typer
 
-from bench.plan import PACKAGED
+from tensorbench.plan import PACKAGED
 
 #: A function that completes a word, in the form that typer calls.
 Complete = Callable[[typer.Context, str], list[str]]
@@ -51,7 +51,7 @@ def methods(context: typer.Context, incomplete: str) -> list[str]:
 
     Returns one completed list for each method that matches.
     """
-    from methods import METHODS
+    from tensorbench.methods import METHODS
 
     before, comma, last = incomplete.rpartition(",")
     return [before + comma + name for name in METHODS if name.startswith(last)]

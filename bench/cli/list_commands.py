@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from bench.cli import completion
-from bench.cli.options import (
+from tensorbench.cli import completion
+from tensorbench.cli.options import (
     DEFAULT_STORE,
     AsJson,
     StoreUri,
@@ -23,7 +23,7 @@ from bench.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from bench.conformance import Finding
+    from tensorbench.conformance import Finding
 
 
 class Listed(StrEnum):
@@ -58,26 +58,26 @@ def list_(
     if advice and what is not Listed.METHODS:
         raise typer.BadParameter(f"--advice goes with `list methods`, not with {what}")
     if advice:
-        from bench.cli.listings import print_advice
-        from reports.advice import stored_advice
+        from tensorbench.cli.listings import print_advice
+        from tensorbench.reports.advice import stored_advice
 
         rates = stored_advice(advice)
         _print(as_json, [asdict(each) for each in rates], lambda: print_advice(out, rates))
     elif what is Listed.STORED:
         check_store(store)
-        from bench.cli.listings import print_stored, stored_rows
+        from tensorbench.cli.listings import print_stored, stored_rows
 
         suites = stored_rows(store)
         _print(as_json, suites, lambda: print_stored(out, store, suites))
     elif what is Listed.METHODS:
-        from bench.cli.listings import count_methods, print_methods
-        from methods import Geometry
+        from tensorbench.cli.listings import count_methods, print_methods
+        from tensorbench.methods import Geometry
 
         geometry = Geometry(hidden, heads, layers, 4 * hidden)
         rows = count_methods(geometry)
         _print(as_json, rows, lambda: print_methods(out, rows, geometry))
     else:
-        from bench.cli.listings import backbone_rows, print_listing, task_rows
+        from tensorbench.cli.listings import backbone_rows, print_listing, task_rows
 
         listing = task_rows() if what is Listed.TASKS else backbone_rows()
         _print(as_json, listing, lambda: print_listing(out, what.capitalize(), listing))
@@ -106,11 +106,11 @@ def check(
 
     For a task the examples are read, for a backbone the weights. Missing ones are downloaded.
     """
-    from bench.backbones import BACKBONES
-    from bench.cli.checks import print_findings
-    from bench.conformance import check_backbone, check_task
-    from bench.tasks import TASKS
-    from methods import METHODS, UnknownNameError, load_methods
+    from tensorbench.backbones import BACKBONES
+    from tensorbench.cli.checks import print_findings
+    from tensorbench.conformance import check_backbone, check_task
+    from tensorbench.methods import METHODS, UnknownNameError, load_methods
+    from tensorbench.tasks import TASKS
 
     methods = load_methods(name) if name.endswith(".py") else [name] * (name in METHODS)
     if name == "all":
@@ -132,10 +132,10 @@ def check(
 
 
 def _methods_fail(names: list[str], quick: bool) -> bool:
-    from bench.cli.checks import print_checks
-    from bench.cli.tables import progress_bars
-    from bench.conformance import conformance_cases, run_case
-    from methods import METHODS
+    from tensorbench.cli.checks import print_checks
+    from tensorbench.cli.tables import progress_bars
+    from tensorbench.conformance import conformance_cases, run_case
+    from tensorbench.methods import METHODS
 
     cases = []
     for name in names:

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from bench.cli.tables import each_of, fitted, plain_table
-from bench.machine.cache import cache_dir
-from bench.machine.files import sha256_of_all
-from methods import METHODS, UserError
-from methods.backbone import Geometry
+from tensorbench.cli.tables import each_of, fitted, plain_table
+from tensorbench.machine.cache import cache_dir
+from tensorbench.machine.files import sha256_of_all
+from tensorbench.methods import METHODS, UserError
+from tensorbench.methods.backbone import Geometry
 
 if TYPE_CHECKING:
-    from bench.tasks import Task
-    from methods import Method
-    from reports.advice import RateAdvice
+    from tensorbench.methods import Method
+    from tensorbench.reports.advice import RateAdvice
+    from tensorbench.tasks import Task
 
 #: A row of a list: maps column names to contents.
 Row = dict[str, Any]
@@ -79,7 +79,7 @@ def print_stored(console: Console, uri: str, rows: Sequence[Row]) -> None:
     """Prints the rows of `stored_rows`."""
     title = uri
     if not uri.startswith(SQLITE):
-        from bench.store.addresses import shown_uri
+        from tensorbench.store.addresses import shown_uri
 
         title = shown_uri(uri)
     if not rows:
@@ -128,7 +128,7 @@ def stored_rows(uri: str) -> list[Row]:
     """
 
     def compute() -> list[Row]:
-        from reports.stored import contents
+        from tensorbench.reports.stored import contents
 
         return [asdict(suite) for suite in contents(uri)]
 
@@ -158,7 +158,7 @@ def task_rows() -> list[Row]:
     """Lists all tasks with modality, classes, metric and description."""
 
     def compute() -> list[Row]:
-        from bench.tasks import TASKS
+        from tensorbench.tasks import TASKS
 
         return list(each_of(TASKS, _task_row))
 
@@ -169,7 +169,7 @@ def backbone_rows() -> list[Row]:
     """Lists all registered backbones with kind, input, geometry and description."""
 
     def compute() -> list[Row]:
-        from bench.backbones import BACKBONES
+        from tensorbench.backbones import BACKBONES
 
         return list(each_of(BACKBONES, _backbone_row))
 
@@ -205,7 +205,7 @@ def _state() -> list[str]:
 
 
 def _method_row(name: str, template: Method, geometry: Geometry) -> Row:
-    from methods import create
+    from tensorbench.methods import create
 
     budget = create("lora", rank=RANK).count(geometry)
     row: Row = {"name": name, "method": template.title}
@@ -243,7 +243,7 @@ def _answers(task: Task) -> str:
 
 
 def _backbone_row(name: str, _: object) -> Row:
-    from bench.backbones import describe
+    from tensorbench.backbones import describe
 
     info = describe(name)
     return {

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from bench.cli.tables import joined, plain_table
-from bench.records.search_results import Redundancy
+from tensorbench.cli.tables import joined, plain_table
+from tensorbench.records.search_results import Redundancy
 
 if TYPE_CHECKING:
-    from bench.probes.perf import Timing
+    from tensorbench.probes.perf import Timing
 
 
 def step_table(rows: Sequence[Timing], title: str) -> Table:

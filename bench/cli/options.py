@@ -16,15 +16,15 @@ import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from bench.cli import completion
-from bench.machine.visible import visible
-from bench.store import DEFAULT_STORE as DEFAULT_STORE
+from tensorbench.cli import completion
+from tensorbench.machine.visible import visible
+from tensorbench.store import DEFAULT_STORE as DEFAULT_STORE
 
 if TYPE_CHECKING:
-    from bench.execution.place import Place
-    from bench.plan.rows import Part
-    from bench.plan.suite import Suite
-    from reports.selection import Selection
+    from tensorbench.execution.place import Place
+    from tensorbench.plan.rows import Part
+    from tensorbench.plan.suite import Suite
+    from tensorbench.reports.selection import Selection
 
 #: Names of types in the signatures of commands, which are replaced by `object` when options are read. The
 #: modules with these types are imported only when a command runs, since that takes seconds.
@@ -149,7 +149,7 @@ def one_for_each(values: list[list[tuple[str, float]]] | None) -> float | dict[s
     pairs = joined(values) or []
     named = dict(pairs)
     if len(named) < len(pairs) or ("" in named and len(named) > 1):
-        from methods import UserError
+        from tensorbench.methods import UserError
 
         raise UserError("--threshold: give one per metric, as accuracy=0.01 (got several)")
     return named.get("", named or None)
@@ -312,9 +312,9 @@ def place_options(
         ),
     ] = False,
 ) -> Place:
-    from bench.execution.place import Place
-    from bench.training.saving import Saving
-    from methods import UserError
+    from tensorbench.execution.place import Place
+    from tensorbench.methods import UserError
+    from tensorbench.training.saving import Saving
 
     slots: int | Literal["auto"] | None = None
     if slots_per_device == "auto":
@@ -339,7 +339,7 @@ def place_options(
 def cell_options(
     task: Tasks = None, method: Methods = None, backbone: Backbones = None, budget: Budgets = None
 ) -> Part:
-    from bench.plan.rows import Part
+    from tensorbench.plan.rows import Part
 
     return Part(task or (), method or (), backbone or (), budget or ())
 
@@ -370,7 +370,7 @@ def part_options(
         ),
     ] = None,
 ) -> Part:
-    from bench.plan.rows import Part
+    from tensorbench.plan.rows import Part
 
     return Part(task or (), method or (), backbone or (), budget or (), seed or (), studies or ())
 
@@ -396,7 +396,7 @@ def report_part_options(
         ),
     ] = None,
 ) -> Selection:
-    from reports.selection import Selection
+    from tensorbench.reports.selection import Selection
 
     return Selection(method or (), task or (), backbone or (), budget or (), reference or "", pair or ())
 
@@ -408,7 +408,7 @@ def suite_and_part(file: Path, data: Path | None, part: Part) -> tuple[Suite, Pa
     """
     from dataclasses import replace
 
-    from bench.plan.suite_file import load_suite
+    from tensorbench.plan.suite_file import load_suite
 
     suite = load_suite(file, data=data)
     names = {name for spec in suite.backbones for name in (spec.label, spec.name, spec.hub_name)}
@@ -416,7 +416,7 @@ def suite_and_part(file: Path, data: Path | None, part: Part) -> tuple[Suite, Pa
     if not folders:
         return suite, part
     if len(folders) < len(part.backbones):
-        from methods import UserError
+        from tensorbench.methods import UserError
 
         raise UserError(f"--backbone: give names or folders, not both (got {', '.join(part.backbones)})")
     return load_suite(file, data=data, backbones=folders), replace(part, backbones=())
@@ -465,7 +465,7 @@ def experiment_of(name: str) -> str:
     """The name of the suite in the file `name`. A name that is not a suite's file is returned unchanged."""
     if not name.endswith(completion.SUITE_ENDINGS):
         return name
-    from bench.plan.suite_file import load_suite
+    from tensorbench.plan.suite_file import load_suite
 
     return load_suite(Path(name), locked=False).name
 
@@ -476,16 +476,16 @@ def check_store(uri: str, *names: str) -> None:
     If all `names` are packs, the store need not exist. The store's own module finds these mistakes too, but
     takes seconds to import.
     """
-    from bench.records.pack_format import ENDING
+    from tensorbench.records.pack_format import ENDING
 
     for name in names:
         if name.endswith(".zip") and not name.endswith(ENDING):
-            from methods.errors import UserError
+            from tensorbench.methods.errors import UserError
 
             raise UserError(f"{name}: the name of a pack ends with {ENDING}; rename the file")
         endings = (ENDING, *completion.SUITE_ENDINGS)
         if Path(name).suffix and Path(name).is_file() and not name.endswith(endings):
-            from methods.errors import UserError
+            from tensorbench.methods.errors import UserError
 
             raise UserError(
                 f"{name} is neither a pack nor a suite, whose names end with {', '.join(endings)}"
@@ -493,7 +493,7 @@ def check_store(uri: str, *names: str) -> None:
     file = uri.removeprefix("sqlite:///")
     packs = bool(names) and all(name.endswith(ENDING) for name in names)
     if file != uri and not packs and "?" not in file and not Path(file or ".").exists():
-        from methods.errors import UserError
+        from tensorbench.methods.errors import UserError
 
         raise UserError(f"there is no store at {file}; run a suite first, or name it with --store")
 

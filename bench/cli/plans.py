@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from bench.cli.tables import RowTable, fitted, joined, plain_table, print_missed, print_warnings
-from bench.plan.choosing import AXES
-from bench.plan.coverage import shared_points, tuning_notes
-from bench.plan.rows import Plan
-from bench.plan.settings import RATIOS
-from bench.records.stored_plan import Forecast, rate_text
-from bench.records.words import OWN_SIZE
-from bench.tasks import split_sizes
-from reports.units import PERCENT, unit_of
+from tensorbench.cli.tables import RowTable, fitted, joined, plain_table, print_missed, print_warnings
+from tensorbench.plan.choosing import AXES
+from tensorbench.plan.coverage import shared_points, tuning_notes
+from tensorbench.plan.rows import Plan
+from tensorbench.plan.settings import RATIOS
+from tensorbench.records.stored_plan import Forecast, rate_text
+from tensorbench.records.words import OWN_SIZE
+from tensorbench.reports.units import PERCENT, unit_of
+from tensorbench.tasks import split_sizes
 
 if TYPE_CHECKING:
-    from bench.power import Power
+    from tensorbench.power import Power
 
 #: At most this many points of tuning are shown.
 MOST_POINTS = 24
@@ -136,7 +136,7 @@ def _power_cells(power: Power) -> Iterator[str]:
 
 
 def _assumed(studies: bool) -> str:
-    from bench.power import DISAGREEMENT
+    from tensorbench.power import DISAGREEMENT
 
     disagreement = f"two methods disagree on {DISAGREEMENT:.1%} of the test examples whatever their seeds"
     if not studies:
@@ -144,7 +144,7 @@ def _assumed(studies: bool) -> str:
             f"Assumed: {disagreement}; no run collapses; tuning chooses the same point each time. Otherwise "
             "power is lower."
         )
-    from reports.inference.power import Response
+    from tensorbench.reports.inference.power import Response
 
     response = Response()
     return (

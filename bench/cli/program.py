@@ -13,10 +13,10 @@ import typer
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
-from bench import __version__
-from bench.cli import list_commands, result_commands, suite_commands, tool_commands
-from bench.cli.options import err
-from bench.machine import interrupts
+from tensorbench import __version__
+from tensorbench.cli import list_commands, result_commands, suite_commands, tool_commands
+from tensorbench.cli.options import err
+from tensorbench.machine import interrupts
 
 #: Maps the name of a command in version 0.1 to the command that replaced it.
 RENAMED = {
@@ -86,7 +86,7 @@ class Program(Group):
             _end(ctx, 2, f"{error.strerror}: {error.filename}")
         except Exception as error:
             # If the class is not imported yet, the error is no instance of it. So usage and help stay quick.
-            errors = sys.modules.get("methods.errors")
+            errors = sys.modules.get("tensorbench.methods.errors")
             if errors is None or not isinstance(error, errors.UserError) or ctx.params["debug"]:
                 raise
             _end(ctx, 2, str(error))
@@ -152,7 +152,7 @@ def _options(
 ) -> None:
     """Reads the global options, of which `Program` reads `debug`."""
     if method_file:
-        from methods import load_methods
+        from tensorbench.methods import load_methods
 
         for file in method_file:
             load_methods(file)

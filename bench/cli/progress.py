@@ -13,21 +13,21 @@ from rich.progress import Progress as Bars
 from rich.progress import TaskID, TextColumn
 from rich.table import Column
 
-from bench.cli.tables import joined, progress_bars
-from bench.plan.rows import Plan, Row
-from bench.records.measures import Measure
-from bench.records.search_results import AllocationResult, SearchResult
-from bench.records.words import Phase
-from bench.run import Audience
-from bench.search.allocation import RankAllocation
-from bench.search.study import RankSearch
+from tensorbench.cli.tables import joined, progress_bars
+from tensorbench.plan.rows import Plan, Row
+from tensorbench.records.measures import Measure
+from tensorbench.records.search_results import AllocationResult, SearchResult
+from tensorbench.records.words import Phase
+from tensorbench.run import Audience
+from tensorbench.search.allocation import RankAllocation
+from tensorbench.search.study import RankSearch
 
 if TYPE_CHECKING:
-    from bench.execution.perform import Event
-    from bench.execution.watch import Silence
-    from bench.records.record import Progress
-    from reports.ablation import StoredAblation
-from bench.records.words import Status
+    from tensorbench.execution.perform import Event
+    from tensorbench.execution.watch import Silence
+    from tensorbench.records.record import Progress
+    from tensorbench.reports.ablation import StoredAblation
+from tensorbench.records.words import Status
 
 #: On terminals with at least this many columns a trial's line has all details.
 WIDE = 110
@@ -232,12 +232,12 @@ class Terminal(Audience):
         self._out.print(f"[bold]{escape(name)}[/bold]: {count}")
 
     def searched(self, result: SearchResult, stored: StoredAblation) -> None:
-        from bench.cli.results import print_search
+        from tensorbench.cli.results import print_search
 
         print_search(self._out, result, stored)
 
     def allocated(self, result: AllocationResult, stored: StoredAblation) -> None:
-        from bench.cli.results import print_allocation
+        from tensorbench.cli.results import print_allocation
 
         print_allocation(self._out, result, stored)
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from bench.cli import completion
-from bench.cli.options import (
+from tensorbench.cli import completion
+from tensorbench.cli.options import (
     DEFAULT_STORE,
     AsJson,
     Opened,
@@ -27,11 +27,11 @@ from bench.cli.options import (
     report_part_options,
     with_options,
 )
-from bench.machine.memory import MIB
-from bench.machine.visible import visible
+from tensorbench.machine.memory import MIB
+from tensorbench.machine.visible import visible
 
 if TYPE_CHECKING:
-    from reports.selection import Selection
+    from tensorbench.reports.selection import Selection
 
 #: The exit code of `verify` if nothing is broken, but something could not be checked.
 NOT_CHECKABLE = 3
@@ -64,8 +64,8 @@ def show(
     A report on a part numbers its cells anew: give the options of that report (--method, --pair, ...).
     """
     check_store(store, *what)
-    from bench.cli.stored import print_cell, print_trial
-    from reports.stored import cell_contents, trial_contents
+    from tensorbench.cli.stored import print_cell, print_trial
+    from tensorbench.reports.stored import cell_contents, trial_contents
 
     if suite and (as_json or cell is not None):
         raise typer.BadParameter("--suite prints the suite of one trial: without --cell and --json")
@@ -158,10 +158,10 @@ def report(
         return
     if folder is None or as_json or against_store is not None:
         raise typer.BadParameter("give --out FOLDER for a report, or --against EXPERIMENT for a comparison")
-    from reports.cautions import reference_failures
-    from reports.report import FORMATS, write_report
-    from reports.studies import StudyAnalysis
-    from reports.study_words import answer
+    from tensorbench.reports.cautions import reference_failures
+    from tensorbench.reports.report import FORMATS, write_report
+    from tensorbench.reports.studies import StudyAnalysis
+    from tensorbench.reports.study_words import answer
 
     done = write_report(
         store,
@@ -197,8 +197,8 @@ def _compare(
     thresholds: float | dict[str, float] | None,
     as_json: bool,
 ) -> None:
-    from bench.cli.comparison import print_comparison
-    from reports.compare import compare
+    from tensorbench.cli.comparison import print_comparison
+    from tensorbench.reports.compare import compare
 
     comparison = compare(before, after, thresholds)
     if as_json:
@@ -210,9 +210,9 @@ def _compare(
 def _compare_peft(
     folders: list[Path], reference: str, target: Path | None, as_json: bool, *, force: bool
 ) -> None:
-    from bench.machine.outputs import output_folder, replace_files
-    from reports.peft_comparison import as_json as peft_json
-    from reports.peft_comparison import as_markdown, compare_peft
+    from tensorbench.machine.outputs import output_folder, replace_files
+    from tensorbench.reports.peft_comparison import as_json as peft_json
+    from tensorbench.reports.peft_comparison import as_markdown, compare_peft
 
     comparison = compare_peft(folders, reference)
     page, content = as_markdown(comparison), peft_json(comparison)
@@ -254,14 +254,14 @@ def export(
         _export_peft_files(store, run, folder, force=force)
         return
     if run.endswith(".zip"):
-        from methods import UserError
+        from tensorbench.methods import UserError
 
         raise UserError(
             f"{run} is a pack, and export takes the id of one trial: `tensorbench unpack {run}` puts its "
             "trials into a store, with their adapters if it was written with --adapters; reports name the ids"
         )
     check_store(store)
-    from bench.export import export_run
+    from tensorbench.export import export_run
 
     done = export_run(store, run, folder, merged=merged, opened=opened or (), force=force)
     for line in (
@@ -277,8 +277,8 @@ def export(
 
 def _export_peft_files(store: str, experiment: str, target: Path, *, force: bool) -> None:
     check_store(store, experiment)
-    from bench.machine.outputs import output_folder, replace_files
-    from reports.peft_files import peft_files
+    from tensorbench.machine.outputs import output_folder, replace_files
+    from tensorbench.reports.peft_files import peft_files
 
     folder = output_folder(target, "export", force=force)
     files = peft_files(store, [experiment_of(experiment)])
@@ -298,7 +298,7 @@ def pack(
 ) -> None:
     """Write results into one file, which `report` reads anywhere and `unpack` merges into other stores."""
     check_store(store, *experiment)
-    from bench.store import opening
+    from tensorbench.store import opening
 
     names = [experiment_of(name) for name in experiment]
     done = opening.pack(*names, out=file, store=store, adapters=adapters, force=force)
@@ -318,8 +318,8 @@ def unpack(
     store: StoreUri = DEFAULT_STORE,
 ) -> None:
     """Merge packs into a store. Stored trials stay; missing adapters are added, contradictions refused."""
-    from bench.cli.tables import progress_bars
-    from bench.store import opening
+    from tensorbench.cli.tables import progress_bars
+    from tensorbench.store import opening
 
     with progress_bars(err) as bars:
         task = bars.add_task("trials", total=None)
@@ -386,14 +386,14 @@ def verify(
     # Only the address of a store contains these characters.
     addresses = [name for name in names if "://" in name]
     if len(addresses) > 1:
-        from bench.store.addresses import shown_uri
+        from tensorbench.store.addresses import shown_uri
 
         raise typer.BadParameter(f"one store at a time, got {', '.join(map(shown_uri, addresses))}")
     names = [name for name in names if name not in addresses]
     uri = addresses[0] if addresses else store
     check_store(uri, *names)
-    from bench.cli.checks import print_verification
-    from bench.verify import verify as verify_results
+    from tensorbench.cli.checks import print_verification
+    from tensorbench.verify import verify as verify_results
 
     experiments = [experiment_of(name) for name in names]
     if leftovers:
@@ -425,8 +425,8 @@ def verify(
 
 
 def _print_leftovers(uri: str, names: list[str], delete: bool) -> None:
-    from bench.store.claims import experiments, leftovers
-    from bench.store.store import Store
+    from tensorbench.store.claims import experiments, leftovers
+    from tensorbench.store.store import Store
 
     def waiting(name: str, count: int) -> None:
         err.print(

@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from bench.cli.tables import RowTable, fitted, joined, plain_table, print_missed, print_warnings
-from bench.metrics import direction
-from bench.plan.choosing import AXES
-from bench.records.search_results import AllocationResult, SearchPoint, SearchResult
-from bench.records.stored_plan import StudyPlan
-from bench.records.words import PointState, Status
-from reports.ablation import Scored, StoredAblation
-from reports.cautions import unbeaten
-from reports.inference.intervals import LEAST_SEEDS, t_half
-from reports.overview import complete_studies, estimated, kept_score, legend, mean_score
-from reports.study import Cell, Seed, distinct, grouped, kept_trials, measured
-from reports.summary import Summary
-from reports.units import Unit
+from tensorbench.cli.tables import RowTable, fitted, joined, plain_table, print_missed, print_warnings
+from tensorbench.metrics import direction
+from tensorbench.plan.choosing import AXES
+from tensorbench.records.search_results import AllocationResult, SearchPoint, SearchResult
+from tensorbench.records.stored_plan import StudyPlan
+from tensorbench.records.words import PointState, Status
+from tensorbench.reports.ablation import Scored, StoredAblation
+from tensorbench.reports.cautions import unbeaten
+from tensorbench.reports.inference.intervals import LEAST_SEEDS, t_half
+from tensorbench.reports.overview import complete_studies, estimated, kept_score, legend, mean_score
+from tensorbench.reports.study import Cell, Seed, distinct, grouped, kept_trials, measured
+from tensorbench.reports.summary import Summary
+from tensorbench.reports.units import Unit
 
 if TYPE_CHECKING:
     # Imported late, since it takes seconds.
-    from reports.studies import StudyAnalysis
+    from tensorbench.reports.studies import StudyAnalysis
 
 
 def print_search(console: Console, search: SearchResult, stored: StoredAblation) -> None:
@@ -183,7 +183,7 @@ def _print_studies(console: Console, summary: Summary) -> None:
 
 
 def _print_differences(console: Console, analysis: StudyAnalysis) -> None:
-    from reports.study_words import answer, in_words, settings_counted, window_advice
+    from tensorbench.reports.study_words import answer, in_words, settings_counted, window_advice
 
     for block in analysis.blocks:
         if not any(entrant.differences[block.k].interval for entrant in block.compared):

@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.cli.tables import duration
-from bench.records.measures import Measure, SplitSizes
-from bench.records.record import Record
-from bench.records.words import OWN_SIZE, Status, Tag
-from bench.store.addresses import shown_uri
-from reports.provenance import Provenance
-from reports.stored import CellContents, TrialContents
+from tensorbench.cli.tables import duration
+from tensorbench.records.measures import Measure, SplitSizes
+from tensorbench.records.record import Record
+from tensorbench.records.words import OWN_SIZE, Status, Tag
+from tensorbench.reports.provenance import Provenance
+from tensorbench.reports.stored import CellContents, TrialContents
+from tensorbench.store.addresses import shown_uri
 
 #: The sections of a trial's configuration that are shown: the prefixes of their keys.
 PARTS = ("method", "task", "recipe")

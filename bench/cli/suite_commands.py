@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.cli.options import (
+from tensorbench.cli.options import (
     DEFAULT_STORE,
     AsJson,
     Checkpointing,
@@ -33,8 +33,8 @@ from bench.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from bench.execution.place import Place
-    from bench.plan.rows import Part
+    from tensorbench.execution.place import Place
+    from tensorbench.plan.rows import Part
 
 
 def init(
@@ -52,8 +52,8 @@ def init(
     device: Device = "auto",
 ) -> None:
     """Write a suite that compares methods on a table of yours, sized for an hour on this machine."""
-    from bench.execution import choose_device
-    from bench.first_suite import write_first_suite
+    from tensorbench.execution import choose_device
+    from tensorbench.first_suite import write_first_suite
 
     file = suite or Path(table.with_suffix(".yaml").name)
     for line in write_first_suite(table, file, text or (), label, choose_device(device)):
@@ -83,16 +83,16 @@ def run(
 
     Several starts on one store share the work.
     """
-    from bench.cli.plans import print_tuning
-    from bench.cli.progress import Terminal
-    from bench.run import run_suite
+    from tensorbench.cli.plans import print_tuning
+    from tensorbench.cli.progress import Terminal
+    from tensorbench.run import run_suite
 
     loaded, part = suite_and_part(suite, source, part)
     done = run_suite(
         loaded, store=store, place=place, part=part, retry_failed=retry_failed, audience=Terminal(out, err)
     )
     # Imported after the trials, since it takes a second.
-    from bench.cli.results import print_summary
+    from tensorbench.cli.results import print_summary
 
     print_tuning(out, done.plan)
     print_summary(out, done.summary)
@@ -124,8 +124,8 @@ def search(
     tries one point at a time; start the command several times to try more in parallel. An allocation's trials
     and the final runs use all workers.
     """
-    from bench.cli.progress import Terminal
-    from bench.run import search_suite
+    from tensorbench.cli.progress import Terminal
+    from tensorbench.run import search_suite
 
     loaded, part = suite_and_part(suite, source, part)
     done = search_suite(
@@ -165,13 +165,13 @@ def plan(
     It also counts the trials of tuning, search and allocation, and estimates their time from stored trials of
     the suite, or from operations if there are none.
     """
-    from bench.cli.plans import print_forecast, print_plan, print_power
-    from bench.execution import choose_device
-    from bench.forecast import make_forecast
-    from bench.plan.coverage import shared_points, tuning_notes
-    from bench.plan.make import make_plan
-    from bench.training.saving import Saving
-    from methods import METHODS, UserError
+    from tensorbench.cli.plans import print_forecast, print_plan, print_power
+    from tensorbench.execution import choose_device
+    from tensorbench.forecast import make_forecast
+    from tensorbench.methods import METHODS, UserError
+    from tensorbench.plan.coverage import shared_points, tuning_notes
+    from tensorbench.plan.make import make_plan
+    from tensorbench.training.saving import Saving
 
     if sd is not None and not power:
         raise UserError("--sd needs --power")
@@ -185,7 +185,7 @@ def plan(
     powers = []
     if power:
         # Imported late, since it takes seconds.
-        from bench.power import power as suite_power
+        from tensorbench.power import power as suite_power
 
         powers = suite_power(made, store, sd, thresholds)
     if as_json:

@@ -17,13 +17,13 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
-from bench.records.stored_plan import PlannedRow, row_texts
-from bench.records.words import OWN_SIZE
-from methods import UserError
-from methods.registry import Registry
+from tensorbench.methods import UserError
+from tensorbench.methods.registry import Registry
+from tensorbench.records.stored_plan import PlannedRow, row_texts
+from tensorbench.records.words import OWN_SIZE
 
 if TYPE_CHECKING:
-    from reports.study import Cell
+    from tensorbench.reports.study import Cell
 
 #: The remaining time is estimated from the progress in this many past seconds.
 PACE = 300.0

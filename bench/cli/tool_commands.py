@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from bench.cli import completion
-from bench.cli.options import (
+from tensorbench.cli import completion
+from tensorbench.cli.options import (
     DEFAULT_STORE,
     AsJson,
     Device,
@@ -24,7 +24,7 @@ from bench.cli.options import (
     names_option,
     out,
 )
-from bench.machine.memory import MIB
+from tensorbench.machine.memory import MIB
 
 #: `perf` measures at least this many rounds, however long they take, since an interval needs some.
 FEWEST_ROUNDS = 3
@@ -84,13 +84,13 @@ def perf(
 
     If interrupted, it shows the complete rounds.
     """
-    from bench.backbones import BACKBONES
-    from bench.cli.measured import inference_table, step_table
-    from bench.cli.tables import fitted, progress_bars
-    from bench.execution import choose_device
-    from bench.machine.outputs import prepare_plot
-    from bench.probes import perf as timing
-    from bench.training.measure import device_name
+    from tensorbench.backbones import BACKBONES
+    from tensorbench.cli.measured import inference_table, step_table
+    from tensorbench.cli.tables import fitted, progress_bars
+    from tensorbench.execution import choose_device
+    from tensorbench.machine.outputs import prepare_plot
+    from tensorbench.probes import perf as timing
+    from tensorbench.training.measure import device_name
 
     if plot is not None:
         prepare_plot(plot)
@@ -153,11 +153,11 @@ def redundancy(
 ) -> None:
     """Show how redundant trained adapters are: singular values of each mode, and which parts matter."""
     check_store(store)
-    from bench.cli.measured import print_redundancy
-    from bench.execution import choose_device
-    from bench.machine.outputs import prepare_plot
-    from bench.probes.redundancy import analyse, draw
-    from bench.store.trained import find_finished
+    from tensorbench.cli.measured import print_redundancy
+    from tensorbench.execution import choose_device
+    from tensorbench.machine.outputs import prepare_plot
+    from tensorbench.probes.redundancy import analyse, draw
+    from tensorbench.store.trained import find_finished
 
     if plot is not None:
         prepare_plot(plot)
@@ -191,7 +191,7 @@ def site(
     force: Annotated[bool, typer.Option(help="Write into a folder that contains other files.")] = False,
 ) -> None:
     """Write a static site of all results in a folder of packs: an index, and pages of suites and methods."""
-    from reports.site.build import check_site, write_site
+    from tensorbench.reports.site.build import check_site, write_site
 
     if check:
         differences = check_site(results, folder, docs)
@@ -223,7 +223,7 @@ def fetch(
 
     Afterwards the suite runs without a network, on every machine that has the lock and the caches.
     """
-    from bench.fetch import fetch as fetch_suite
+    from tensorbench.fetch import fetch as fetch_suite
 
     def notify(step: str) -> None:
         err.print(f"{step} …", markup=False, highlight=False)

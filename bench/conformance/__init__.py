@@ -3,7 +3,7 @@
 Checks of methods need no network. Checks of a task read its examples, and checks of a backbone load its
 weights. At the terminal, `tensorbench check NAME` runs the checks. The tests of a plug-in run them like this:
 
-    from bench.conformance import Case, check_case, conformance_cases
+    from tensorbench.conformance import Case, check_case, conformance_cases
 
     @pytest.mark.parametrize("case", conformance_cases("my_method"), ids=str)
     def test_conformance(case: Case) -> None:
@@ -23,8 +23,8 @@ A case is one check of one method on one tiny random backbone. By default the fo
 A check that does not apply to a method is skipped with a reason.
 """
 
-from bench.conformance.backbones import check_backbone, check_kind
-from bench.conformance.cases import (
+from tensorbench.conformance.backbones import check_backbone, check_kind
+from tensorbench.conformance.cases import (
     Case,
     CheckResult,
     check_case,
@@ -33,10 +33,10 @@ from bench.conformance.cases import (
     run_checks,
     variations,
 )
-from bench.conformance.checks import CHECKS
-from bench.conformance.findings import Finding
-from bench.conformance.subject import BACKBONES, UNEQUAL, CheckFailed, NotApplicable
-from bench.conformance.tasks import check_task
+from tensorbench.conformance.checks import CHECKS
+from tensorbench.conformance.findings import Finding
+from tensorbench.conformance.subject import BACKBONES, UNEQUAL, CheckFailed, NotApplicable
+from tensorbench.conformance.tasks import check_task
 
 __all__ = [
     "BACKBONES",

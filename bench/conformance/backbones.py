@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.backbones import BACKBONES, BackboneInfo, BackboneKind, LoadedBackbone, describe, load
-from bench.conformance.checks import CHECKS
-from bench.conformance.findings import Finding, judge, undisturbed
-from bench.conformance.subject import (
+from tensorbench.backbones import BACKBONES, BackboneInfo, BackboneKind, LoadedBackbone, describe, load
+from tensorbench.conformance.checks import CHECKS
+from tensorbench.conformance.findings import Finding, judge, undisturbed
+from tensorbench.conformance.subject import (
     CLASSES,
     LoadedSubject,
     expect,
@@ -22,9 +22,9 @@ from bench.conformance.subject import (
     snapshot,
     tiny,
 )
-from bench.inputs import TextInput
-from methods import Method, create
-from methods.backbone import Site
+from tensorbench.inputs import TextInput
+from tensorbench.methods import Method, create
+from tensorbench.methods.backbone import Site
 
 #: The methods that are attached to all projections of a backbone: one with matrices of peft, one with tensors
 #: over the whole model.

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from itertools import combinations, product
 from typing import Any, Literal, get_args, get_origin
 
-from bench.backbones.backbone import BackboneKind
-from bench.conformance.checks import CHECKS
-from bench.conformance.findings import Status, judge, undisturbed
-from bench.conformance.subject import (
+from tensorbench.backbones.backbone import BackboneKind
+from tensorbench.conformance.checks import CHECKS
+from tensorbench.conformance.findings import Status, judge, undisturbed
+from tensorbench.conformance.subject import (
     BACKBONES,
     GEOMETRY,
     RANK,
@@ -22,8 +22,8 @@ from bench.conformance.subject import (
     Subject,
     tiny,
 )
-from methods import METHODS, Method
-from methods.errors import UserError, WrongCountError
+from tensorbench.methods import METHODS, Method
+from tensorbench.methods.errors import UserError, WrongCountError
 
 
 @dataclass(frozen=True)

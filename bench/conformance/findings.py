@@ -9,8 +9,8 @@ from typing import Literal
 
 import torch
 
-from bench.conformance.subject import NotApplicable
-from methods.errors import UserError
+from tensorbench.conformance.subject import NotApplicable
+from tensorbench.methods.errors import UserError
 
 Status = Literal["passed", "failed", "not applicable"]
 

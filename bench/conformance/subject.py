@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.backbones.backbone import BackboneKind, LoadedBackbone
-from bench.backbones.random_weights import RandomBackbone
-from bench.inputs import ImageInput, TextInput
-from methods.adapter import Adapter
-from methods.backbone import Geometry, Site
-from methods.base import Method
-from methods.errors import UserError
+from tensorbench.backbones.backbone import BackboneKind, LoadedBackbone
+from tensorbench.backbones.random_weights import RandomBackbone
+from tensorbench.inputs import ImageInput, TextInput
+from tensorbench.methods.adapter import Adapter
+from tensorbench.methods.backbone import Geometry, Site
+from tensorbench.methods.base import Method
+from tensorbench.methods.errors import UserError
 
 #: The geometry of most tiny backbones. Its head size and its numbers of heads, layers and projections all
 #: differ. The MLP is four times as wide as the hidden size.

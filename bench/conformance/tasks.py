@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from bench.conformance.findings import Finding, judge
-from bench.conformance.subject import NotApplicable, expect
-from bench.tasks import TASKS, Task
-from bench.tasks.dealing import deal, first_places
-from bench.tasks.reading import image_content, read_examples, read_images, read_texts, text_content
-from bench.tasks.task import Examples
+from tensorbench.conformance.findings import Finding, judge
+from tensorbench.conformance.subject import NotApplicable, expect
+from tensorbench.tasks import TASKS, Task
+from tensorbench.tasks.dealing import deal, first_places
+from tensorbench.tasks.reading import image_content, read_examples, read_images, read_texts, text_content
+from tensorbench.tasks.task import Examples
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 # `--help` imports this module, so it must import quickly.
 if TYPE_CHECKING:
-    from bench.execution.executor import Executor
-    from bench.execution.place import Place
-    from methods.registry import Registry
+    from tensorbench.execution.executor import Executor
+    from tensorbench.execution.place import Place
+    from tensorbench.methods.registry import Registry
 
 #: Maps the name of each built-in executor to its class and its description in `--help`. Plug-ins register a
 #: class in the entry-point group `tensorbench.executors`.
 EXECUTORS = {
-    "inline": ("bench.execution.inline:Inline", "this process"),
-    "local": ("bench.execution.local:Local", "processes of this machine"),
-    "ray": ("bench.execution.ray:RayCluster", "a cluster"),
+    "inline": ("tensorbench.execution.inline:Inline", "this process"),
+    "local": ("tensorbench.execution.local:Local", "processes of this machine"),
+    "ray": ("tensorbench.execution.ray:RayCluster", "a cluster"),
 }
 
 #: The fields of `Place` that only some executors support.
@@ -32,13 +32,13 @@ def executor_help() -> str:
 @cache
 def executors() -> Registry:
     """The registry of executor classes, including plug-ins."""
-    from bench.execution.executor import Executor
-    from methods.errors import UserError
-    from methods.registry import Registry
+    from tensorbench.execution.executor import Executor
+    from tensorbench.methods.errors import UserError
+    from tensorbench.methods.registry import Registry
 
     def check(name: str, target: Any) -> None:
         if not (isinstance(target, type) and issubclass(target, Executor)):
-            raise UserError(f"executor '{name}' is not a subclass of bench.execution.executor.Executor")
+            raise UserError(f"executor '{name}' is not a subclass of tensorbench.execution.executor.Executor")
 
     return Registry("executor", {name: target for name, (target, _) in EXECUTORS.items()}, check)
 
@@ -49,7 +49,7 @@ def make_executor(place: Place) -> Executor:
     Raises UserError for an unknown executor, and for an option that the executor does not support. Also
     raises the errors of `Executor.open`.
     """
-    from methods.errors import UserError
+    from tensorbench.methods.errors import UserError
 
     kind: type[Executor] = executors().get(place.executor)
     for option in OPTIONS:
@@ -75,7 +75,7 @@ def choose_device(device: str, *, elsewhere: bool = False) -> str:
     """
     import torch
 
-    from methods.errors import UserError
+    from tensorbench.methods.errors import UserError
 
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

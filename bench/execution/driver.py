@@ -14,23 +14,23 @@ from contextlib import nullcontext
 from functools import partial
 from typing import TypeVar
 
-from bench.execution.estimate import longest_first
-from bench.execution.executor import Executor
-from bench.execution.perform import Event
-from bench.execution.session import CLOSING, STRIKES, Session, put_aside, suite_run, within
-from bench.execution.watch import Limits
-from bench.metrics import METRICS
-from bench.plan.rows import Plan, Row
-from bench.plan.trial import Trial
-from bench.records.origin import Start
-from bench.records.record import Record, latest
-from bench.records.words import Status, Tag
-from bench.store.addresses import shown_uri
-from bench.store.connect import StoreError, StoreFailedError, StoreRefusedError
-from bench.store.outbox import Outbox
-from bench.store.store import Store
-from bench.store.writer import TrialRun, begin_trial
-from bench.training.seeding import stream_seeds
+from tensorbench.execution.estimate import longest_first
+from tensorbench.execution.executor import Executor
+from tensorbench.execution.perform import Event
+from tensorbench.execution.session import CLOSING, STRIKES, Session, put_aside, suite_run, within
+from tensorbench.execution.watch import Limits
+from tensorbench.metrics import METRICS
+from tensorbench.plan.rows import Plan, Row
+from tensorbench.plan.trial import Trial
+from tensorbench.records.origin import Start
+from tensorbench.records.record import Record, latest
+from tensorbench.records.words import Status, Tag
+from tensorbench.store.addresses import shown_uri
+from tensorbench.store.connect import StoreError, StoreFailedError, StoreRefusedError
+from tensorbench.store.outbox import Outbox
+from tensorbench.store.store import Store
+from tensorbench.store.writer import TrialRun, begin_trial
+from tensorbench.training.seeding import stream_seeds
 
 Answer = TypeVar("Answer")
 

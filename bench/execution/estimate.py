@@ -18,26 +18,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from bench.backbones import describe
-from bench.inputs import ImageInput
-from bench.machine.cache import cache_dir
-from bench.machine.memory import MIB, available_mib
-from bench.machine.precision import computes_bf16
-from bench.plan.choosing import AXES
-from bench.plan.rows import Plan, Row
-from bench.plan.trial import Trial
-from bench.records.measures import Measure
-from bench.records.stored_plan import duration
-from bench.records.words import PROVENANCE, Status, Tag
-from bench.tasks import mean_words
-from bench.training.measure import provenance
-from bench.training.saving import Saving
-from methods import METHODS, Geometry, UserError
+from tensorbench.backbones import describe
+from tensorbench.inputs import ImageInput
+from tensorbench.machine.cache import cache_dir
+from tensorbench.machine.memory import MIB, available_mib
+from tensorbench.machine.precision import computes_bf16
+from tensorbench.methods import METHODS, Geometry, UserError
+from tensorbench.plan.choosing import AXES
+from tensorbench.plan.rows import Plan, Row
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
+from tensorbench.records.stored_plan import duration
+from tensorbench.records.words import PROVENANCE, Status, Tag
+from tensorbench.tasks import mean_words
+from tensorbench.training.measure import provenance
+from tensorbench.training.saving import Saving
 
 if TYPE_CHECKING:
     # Importing the store takes seconds, and a plan without a store does not need it.
-    from bench.records.record import Record
-    from bench.store.store import Store
+    from tensorbench.records.record import Record
+    from tensorbench.store.store import Store
 
 #: The assumed number of training examples of a task that does not state its sizes.
 UNKNOWN_SIZE = 10_000

@@ -8,17 +8,17 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import ClassVar, Self
 
-from bench.execution.perform import Report, needed
-from bench.execution.place import Place
-from bench.machine.cards import held
-from bench.plan.trial import Trial
-from bench.training.saving import Saving
+from tensorbench.execution.perform import Report, needed
+from tensorbench.execution.place import Place
+from tensorbench.machine.cards import held
+from tensorbench.plan.trial import Trial
+from tensorbench.training.saving import Saving
 
 
 class Executor(ABC):
     """Runs trials and reports events. Used in a `with` statement, at whose end all workers are ended."""
 
-    #: The fields of `Place` in `bench.execution.OPTIONS` that the executor supports.
+    #: The fields of `Place` in `tensorbench.execution.OPTIONS` that the executor supports.
     options: ClassVar[frozenset[str]] = frozenset()
     #: The number of trials that run at once.
     slots: int
@@ -27,7 +27,7 @@ class Executor(ABC):
 
     def __init__(self, device: str, saving: Saving) -> None:
         self.device, self._saving = device, saving
-        #: The GPUs of this machine that the executor uses, as `bench.machine.cards.cards` names them.
+        #: The GPUs of this machine that the executor uses, as `tensorbench.machine.cards.cards` names them.
         self.cards: list[str] = []
         self._held = ExitStack()
         #: The preparations that were made, as texts that `perform.needed` returned.
@@ -65,7 +65,7 @@ class Executor(ABC):
             report: Called with an event when a worker is silent.
             timeout: The suite's `trial_timeout`: seconds, or a multiple such as `5x`. If it is in seconds,
                 `local` raises UserError when its worker gives no sign of life for that long, but not before
-                `bench.execution.watch.LEAST` seconds. Other executors ignore it.
+                `tensorbench.execution.watch.LEAST` seconds. Other executors ignore it.
 
         Raises:
             UserError: if data or weights are missing.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bench.machine.memory import MIB
-from bench.training.numerics import deterministic, take_device
+from tensorbench.machine.memory import MIB
+from tensorbench.training.numerics import deterministic, take_device
 
 #: The least free memory of a GPU in MiB. CUDA's context and cuBLAS's workspace alone take most of it.
 LEAST_FREE = 512

@@ -7,15 +7,15 @@ from typing import Self
 
 import torch
 
-from bench.execution import choose_device
-from bench.execution.executor import Executor
-from bench.execution.perform import Event, Report, ended, perform, prepare_all, started
-from bench.execution.place import Place
-from bench.machine.cards import cards
-from bench.plan.trial import Trial
-from bench.training.saving import PLAIN, Saving
-from bench.training.trial import Resources
-from methods import UserError
+from tensorbench.execution import choose_device
+from tensorbench.execution.executor import Executor
+from tensorbench.execution.perform import Event, Report, ended, perform, prepare_all, started
+from tensorbench.execution.place import Place
+from tensorbench.machine.cards import cards
+from tensorbench.methods import UserError
+from tensorbench.plan.trial import Trial
+from tensorbench.training.saving import PLAIN, Saving
+from tensorbench.training.trial import Resources
 
 
 class Inline(Executor):

@@ -19,21 +19,21 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import psutil
 
-from bench.execution import choose_device
-from bench.execution.estimate import activation_mib, worker_mib
-from bench.execution.executor import Executor
-from bench.execution.perform import Event, Report, ended, overdue, preparing
-from bench.execution.place import Place
-from bench.execution.watch import Watch
-from bench.execution.worker import Slot, serve
-from bench.machine.cache import cache_dir
-from bench.machine.cards import VISIBLE, cards, free_mib
-from bench.machine.guard import Guard, kill_group
-from bench.machine.mps import service
-from bench.plan.trial import Trial
-from bench.records.record import lost
-from bench.training.loop import Pruned
-from methods import UserError
+from tensorbench.execution import choose_device
+from tensorbench.execution.estimate import activation_mib, worker_mib
+from tensorbench.execution.executor import Executor
+from tensorbench.execution.perform import Event, Report, ended, overdue, preparing
+from tensorbench.execution.place import Place
+from tensorbench.execution.watch import Watch
+from tensorbench.execution.worker import Slot, serve
+from tensorbench.machine.cache import cache_dir
+from tensorbench.machine.cards import VISIBLE, cards, free_mib
+from tensorbench.machine.guard import Guard, kill_group
+from tensorbench.machine.mps import service
+from tensorbench.methods import UserError
+from tensorbench.plan.trial import Trial
+from tensorbench.records.record import lost
+from tensorbench.training.loop import Pruned
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess

@@ -13,19 +13,19 @@ from typing import Literal
 
 import torch
 
-from bench.backbones.answers import check_answers
-from bench.execution.health import answers
-from bench.execution.watch import Silence, Watch, too_long
-from bench.machine.memory import MIB
-from bench.plan.trial import Trial
-from bench.records.record import Failure, Progress, Record, failed, lost
-from bench.records.words import Status, Tag
-from bench.training.ending import finished
-from bench.training.loop import Diverged, Pruned
-from bench.training.measure import libraries, provenance
-from bench.training.numerics import refused_precision
-from bench.training.trial import Resources, run_trial
-from methods import UserError
+from tensorbench.backbones.answers import check_answers
+from tensorbench.execution.health import answers
+from tensorbench.execution.watch import Silence, Watch, too_long
+from tensorbench.machine.memory import MIB
+from tensorbench.methods import UserError
+from tensorbench.plan.trial import Trial
+from tensorbench.records.record import Failure, Progress, Record, failed, lost
+from tensorbench.records.words import Status, Tag
+from tensorbench.training.ending import finished
+from tensorbench.training.loop import Diverged, Pruned
+from tensorbench.training.measure import libraries, provenance
+from tensorbench.training.numerics import refused_precision
+from tensorbench.training.trial import Resources, run_trial
 
 #: The kinds of events with which a trial ends. `ENDS` maps each final status of a run to its kind. A lost
 #: trial may run again.

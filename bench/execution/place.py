@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bench.training.saving import PLAIN, Saving
+from tensorbench.training.saving import PLAIN, Saving
 
 
 @dataclass(frozen=True)
 class Place:
     """The executor, the device, and the limits of the trials of a run."""
 
-    #: The name of the executor: one of `bench.execution.EXECUTORS`, or a plug-in's.
+    #: The name of the executor: one of `tensorbench.execution.EXECUTORS`, or a plug-in's.
     executor: str = "inline"
     #: The device: auto, cpu, cuda or cuda:N.
     device: str = "auto"

@@ -15,10 +15,10 @@ from typing import Any, Self
 
 import torch
 
-from bench.execution.estimate import worker_mib
-from bench.execution.executor import Executor
-from bench.execution.health import refusal
-from bench.execution.perform import (
+from tensorbench.execution.estimate import worker_mib
+from tensorbench.execution.executor import Executor
+from tensorbench.execution.health import refusal
+from tensorbench.execution.perform import (
     Event,
     Report,
     ended,
@@ -28,16 +28,16 @@ from bench.execution.perform import (
     preparing,
     started,
 )
-from bench.execution.place import Place
-from bench.execution.watch import Watch
-from bench.plan.trial import Trial
-from bench.records.record import Progress, lost
-from bench.training.loop import Pruned
-from bench.training.numerics import refused_precision
-from bench.training.saving import Saving
-from bench.training.trial import Resources
-from methods import UserError
-from methods.errors import cut
+from tensorbench.execution.place import Place
+from tensorbench.execution.watch import Watch
+from tensorbench.methods import UserError
+from tensorbench.methods.errors import cut
+from tensorbench.plan.trial import Trial
+from tensorbench.records.record import Progress, lost
+from tensorbench.training.loop import Pruned
+from tensorbench.training.numerics import refused_precision
+from tensorbench.training.saving import Saving
+from tensorbench.training.trial import Resources
 
 # No usage data leaves the machine.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

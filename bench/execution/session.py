@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from bench.plan.rows import Plan
-from bench.records.record import Record
-from bench.records.words import Status
-from bench.store.changes import changed_plugins
-from bench.store.claims import Claims
-from bench.store.connect import StoreError, StoreFailedError, StoreRefusedError
-from bench.store.outbox import Outbox, UnreadableRecordError
-from bench.store.store import Store
-from methods import UserError
+from tensorbench.methods import UserError
+from tensorbench.plan.rows import Plan
+from tensorbench.records.record import Record
+from tensorbench.records.words import Status
+from tensorbench.store.changes import changed_plugins
+from tensorbench.store.claims import Claims
+from tensorbench.store.connect import StoreError, StoreFailedError, StoreRefusedError
+from tensorbench.store.outbox import Outbox, UnreadableRecordError
+from tensorbench.store.store import Store
 
 #: Seconds for the last writes after a signal to stop: SLURM kills soon after SIGTERM.
 CLOSING = 4.0

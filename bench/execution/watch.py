@@ -7,12 +7,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
-from bench.execution.estimate import Hardware, seconds_per_step, step_count, training_examples, workloads
-from bench.plan.rows import Plan
-from bench.plan.trial import Trial
-from bench.records.measures import Measure
-from bench.records.record import Record
-from bench.records.words import Status
+from tensorbench.execution.estimate import (
+    Hardware,
+    seconds_per_step,
+    step_count,
+    training_examples,
+    workloads,
+)
+from tensorbench.plan.rows import Plan
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
+from tensorbench.records.record import Record
+from tensorbench.records.words import Status
 
 #: Seconds between signs of life of a worker that runs a trial.
 BEAT = 5.0

@@ -22,18 +22,18 @@ from typing import Any
 
 import torch
 
-from bench.execution.health import refusal
-from bench.execution.perform import Event, TooLargeError, ended, perform, prepare_all, started
-from bench.execution.watch import BEAT
-from bench.machine.memory import MIB
-from bench.machine.visible import visible
-from bench.plan.trial import Trial
-from bench.records.record import Progress
-from bench.training.loop import Pruned
-from bench.training.numerics import refused_precision
-from bench.training.saving import PLAIN, Saving
-from bench.training.trial import Resources
-from methods import UserError
+from tensorbench.execution.health import refusal
+from tensorbench.execution.perform import Event, TooLargeError, ended, perform, prepare_all, started
+from tensorbench.execution.watch import BEAT
+from tensorbench.machine.memory import MIB
+from tensorbench.machine.visible import visible
+from tensorbench.methods import UserError
+from tensorbench.plan.trial import Trial
+from tensorbench.records.record import Progress
+from tensorbench.training.loop import Pruned
+from tensorbench.training.numerics import refused_precision
+from tensorbench.training.saving import PLAIN, Saving
+from tensorbench.training.trial import Resources
 
 #: PR_SET_PDEATHSIG from linux/prctl.h.
 PR_SET_PDEATHSIG = 1

@@ -9,19 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.export.runs import export_run
-    from bench.export.write import Exported, write_export
+    from tensorbench.export.runs import export_run
+    from tensorbench.export.write import Exported, write_export
 
 __all__ = ["Exported", "export_run", "write_export"]
 
 _HOMES = {
-    "Exported": "bench.export.write",
-    "export_run": "bench.export.runs",
-    "write_export": "bench.export.write",
+    "Exported": "tensorbench.export.write",
+    "export_run": "tensorbench.export.runs",
+    "write_export": "tensorbench.export.write",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'bench.export' has no attribute {name!r}")
+        raise AttributeError(f"module 'tensorbench.export' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

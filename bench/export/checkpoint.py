@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from baselines.peft_adapter import NAME, PeftAdapter
-from bench.backbones import BackboneSpec, load
-from bench.export.form import Form, copies
-from bench.export.loading import ADAPTER, HEAD, ORIGINAL
-from bench.export.updates import Update
-from methods import Adapter, NotLowRank, UserError
+from tensorbench.backbones import BackboneSpec, load
+from tensorbench.baselines.peft_adapter import NAME, PeftAdapter
+from tensorbench.export.form import Form, copies
+from tensorbench.export.loading import ADAPTER, HEAD, ORIGINAL
+from tensorbench.export.updates import Update
+from tensorbench.methods import Adapter, NotLowRank, UserError
 
 
 @torch.no_grad()

@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from bench.backbones import LoadedBackbone
-from bench.backbones.timm_vit import Blueprint
-from bench.export.loading import ORIGINAL
-from bench.export.updates import Update, fused_layers
-from bench.inputs import ImageInput, ModelInput
-from bench.machine.visible import markdown_text
-from methods import Site, UserError
-from methods.quantised import Quantisation
+from tensorbench.backbones import LoadedBackbone
+from tensorbench.backbones.timm_vit import Blueprint
+from tensorbench.export.loading import ORIGINAL
+from tensorbench.export.updates import Update, fused_layers
+from tensorbench.inputs import ImageInput, ModelInput
+from tensorbench.machine.visible import markdown_text
+from tensorbench.methods import Site, UserError
+from tensorbench.methods.quantised import Quantisation
 
 #: The file read by AutoImageProcessor and pipelines.
 PROCESSOR_FILE = "preprocessor_config.json"
@@ -172,7 +172,7 @@ class Form(ABC):
 
     @abstractmethod
     def settings(self, merged: bool) -> dict[str, Any]:
-        """The JSON from which `bench.export.loading` builds the model."""
+        """The JSON from which `tensorbench.export.loading` builds the model."""
 
     def source(self, merged: bool) -> dict[str, Any]:
         """The fields of `settings` about the weights: their origin, and whether merged or quantised.

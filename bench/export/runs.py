@@ -8,12 +8,12 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult
 
-from bench.export.write import Exported, write_export
-from bench.inputs import TextInput
-from bench.machine.outputs import output_folder
-from bench.records.measures import Measure
-from bench.records.words import Tag
-from bench.store.trained import stored_trial
+from tensorbench.export.write import Exported, write_export
+from tensorbench.inputs import TextInput
+from tensorbench.machine.outputs import output_folder
+from tensorbench.records.measures import Measure
+from tensorbench.records.words import Tag
+from tensorbench.store.trained import stored_trial
 
 
 def export_run(

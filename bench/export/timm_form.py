@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bench.backbones import LoadedBackbone
-from bench.export.form import BaseOrigin, Form, copies, differences, no_place, timm_settings
-from bench.inputs import ImageInput, ModelInput
-from methods import UserError
+from tensorbench.backbones import LoadedBackbone
+from tensorbench.export.form import BaseOrigin, Form, copies, differences, no_place, timm_settings
+from tensorbench.inputs import ImageInput, ModelInput
+from tensorbench.methods import UserError
 
 
 class TimmForm(Form):

@@ -13,14 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.backbones import BackboneKind, LoadedBackbone, pooling
-from bench.backbones.answers import Answers, Writer, unembedding_of
-from bench.backbones.huggingface import quiet
-from bench.backbones.kinds import KINDS, Kind
-from bench.backbones.untrusted import ATTENTION
-from bench.export.form import PROCESSOR_FILE, BaseOrigin, Form, copies, differences, load_state, processor
-from bench.export.loading import ORIGINAL
-from bench.inputs import ImageInput, ModelInput
+from tensorbench.backbones import BackboneKind, LoadedBackbone, pooling
+from tensorbench.backbones.answers import Answers, Writer, unembedding_of
+from tensorbench.backbones.huggingface import quiet
+from tensorbench.backbones.kinds import KINDS, Kind
+from tensorbench.backbones.untrusted import ATTENTION
+from tensorbench.export.form import (
+    PROCESSOR_FILE,
+    BaseOrigin,
+    Form,
+    copies,
+    differences,
+    load_state,
+    processor,
+)
+from tensorbench.export.loading import ORIGINAL
+from tensorbench.inputs import ImageInput, ModelInput
 
 #: The paths of a linear head: the whole head is the module named classifier.
 LINEAR: Mapping[str, str] = {"": "classifier"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bench.backbones.fused import Split, SplitHeads
+from tensorbench.backbones.fused import Split, SplitHeads
 
 
 @dataclass(frozen=True)

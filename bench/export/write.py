@@ -18,23 +18,23 @@ from huggingface_hub import EvalResult, ModelCardData
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bench.backbones import BackboneSpec, LoadedBackbone, entry_of
-from bench.backbones.answers import Answers, Writer
-from bench.backbones.backbone import FittedHead
-from bench.backbones.huggingface import FolderBackbone, HubBackbone, quiet
-from bench.backbones.kinds import KINDS, TIMM
-from bench.backbones.random_weights import RandomBackbone
-from bench.backbones.timm_vit import Blueprint, TimmBackbone
-from bench.export import loading
-from bench.export.checkpoint import write_checkpoint
-from bench.export.form import BaseOrigin, Form, copies
-from bench.export.timm_form import TimmForm
-from bench.export.transformers_form import TransformersForm, head_class
-from bench.inputs import ImageInput, ModelInput
-from bench.machine.files import remove
-from bench.machine.outputs import earlier_files, output_folder
-from bench.machine.visible import markdown_text, visible
-from methods import Adapter, UserError
+from tensorbench.backbones import BackboneSpec, LoadedBackbone, entry_of
+from tensorbench.backbones.answers import Answers, Writer
+from tensorbench.backbones.backbone import FittedHead
+from tensorbench.backbones.huggingface import FolderBackbone, HubBackbone, quiet
+from tensorbench.backbones.kinds import KINDS, TIMM
+from tensorbench.backbones.random_weights import RandomBackbone
+from tensorbench.backbones.timm_vit import Blueprint, TimmBackbone
+from tensorbench.export import loading
+from tensorbench.export.checkpoint import write_checkpoint
+from tensorbench.export.form import BaseOrigin, Form, copies
+from tensorbench.export.timm_form import TimmForm
+from tensorbench.export.transformers_form import TransformersForm, head_class
+from tensorbench.inputs import ImageInput, ModelInput
+from tensorbench.machine.files import remove
+from tensorbench.machine.outputs import earlier_files, output_folder
+from tensorbench.machine.visible import markdown_text, visible
+from tensorbench.methods import Adapter, UserError
 
 #: The largest accepted difference between an export's logits and the harness's, divided by the harness's
 #: largest absolute logit if that is above 1.
@@ -119,7 +119,7 @@ def write_export(
 
 
 def _write_loader(form: Form, merged: bool, folder: Path) -> None:
-    text = resources("bench.export").joinpath("loading.py").read_text(encoding="utf-8")
+    text = resources("tensorbench.export").joinpath("loading.py").read_text(encoding="utf-8")
     (folder / LOADER).write_text(text, encoding="utf-8")
     _write_json(folder / loading.SETTINGS, form.settings(merged))
 

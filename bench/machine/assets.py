@@ -22,9 +22,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal, cast
 
-from bench.machine.cache import cache_dir, folder_once, key_digest
-from bench.machine.files import sha256
-from methods.errors import UnknownNameError, UserError
+from tensorbench.machine.cache import cache_dir, folder_once, key_digest
+from tensorbench.machine.files import sha256
+from tensorbench.methods.errors import UnknownNameError, UserError
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from filelock import FileLock
 from platformdirs import user_cache_dir
 from pydantic import TypeAdapter, ValidationError
 
-from bench.machine.files import written_whole
-from methods.errors import UserError
+from tensorbench.machine.files import written_whole
+from tensorbench.methods.errors import UserError
 
 
 class _File(NamedTuple):

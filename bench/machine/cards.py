@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import torch
 from filelock import FileLock, Timeout
 
-from bench.machine.cache import cache_dir
+from tensorbench.machine.cache import cache_dir
 
 #: The variable that names the GPUs that a process sees.
 VISIBLE = "HIP_VISIBLE_DEVICES" if torch.version.hip else "CUDA_VISIBLE_DEVICES"

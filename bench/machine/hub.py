@@ -12,9 +12,9 @@ from typing import Literal, Self
 
 from pydantic import PrivateAttr
 
-from bench.machine.files import sha256
-from methods.errors import UserError
-from methods.validation import Frozen
+from tensorbench.machine.files import sha256
+from tensorbench.methods.errors import UserError
+from tensorbench.methods.validation import Frozen
 
 RepositoryKind = Literal["model", "dataset"]
 

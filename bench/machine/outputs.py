@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 
-from methods import UserError
+from tensorbench.methods import UserError
 
 PLOTS = (".png", ".svg", ".pdf")
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from bench.machine.visible import visible
-from methods.errors import cut
+from tensorbench.machine.visible import visible
+from tensorbench.methods.errors import cut
 
 #: The largest number of lines in a table, and of characters in a cell.
 MOST_LINES, MOST_LETTERS = 60, 80

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.metrics.metric import Array, Metric, about
-from methods.errors import UserError
+from tensorbench.methods.errors import UserError
+from tensorbench.metrics.metric import Array, Metric, about
 
 
 class Accuracy(Metric):

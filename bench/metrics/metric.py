@@ -45,7 +45,7 @@ class Metric(ABC):
       logits, float (N, classes).
     - Multi-label: `targets` and answers are 0 or 1, (N, classes). Outputs are logits, float (N, classes).
     - Regression: `targets`, answers and outputs are float (N,), in the unit of the targets.
-    - Generation: see `bench.metrics.generation`.
+    - Generation: see `tensorbench.metrics.generation`.
     """
 
     name: str

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from bench.metrics.metric import KINDS, Metric
-from methods.errors import UserError, shown
-from methods.registry import Registry
+from tensorbench.methods.errors import UserError, shown
+from tensorbench.methods.registry import Registry
+from tensorbench.metrics.metric import KINDS, Metric
 
 
 def _check(name: str, metric: Any) -> None:
     """Raises UserError unless `metric` is a `Metric` of this name with valid kinds and bounds."""
     where = f"metric '{name}'"
     if not isinstance(metric, Metric):
-        raise UserError(f"{where}: should be an instance of a subclass of bench.metrics.Metric")
+        raise UserError(f"{where}: should be an instance of a subclass of tensorbench.metrics.Metric")
     kinds = getattr(metric, "kinds", ())
     if not isinstance(kinds, tuple) or not kinds or not set(kinds) <= set(KINDS):
         raise UserError(f"{where}: kinds should be some of {', '.join(KINDS)}, got {shown(kinds)}")
@@ -29,7 +29,7 @@ def _is_range(bounds: Any) -> bool:
     return numbers and len(bounds) == 2 and bounds[0] < bounds[1]
 
 
-_CLASSES, _NUMBERS = "bench.metrics.classification", "bench.metrics.regression"
+_CLASSES, _NUMBERS = "tensorbench.metrics.classification", "tensorbench.metrics.regression"
 
 METRICS = Registry(
     "metric",
@@ -44,8 +44,8 @@ METRICS = Registry(
         "pearson": f"{_NUMBERS}:PEARSON",
         "spearman": f"{_NUMBERS}:SPEARMAN",
         "rmse": f"{_NUMBERS}:RMSE",
-        "exact_match": "bench.metrics.generation:EXACT_MATCH",
-        "answer_likelihood": "bench.metrics.generation:ANSWER_LIKELIHOOD",
+        "exact_match": "tensorbench.metrics.generation:EXACT_MATCH",
+        "answer_likelihood": "tensorbench.metrics.generation:ANSWER_LIKELIHOOD",
     },
     _check,
 )

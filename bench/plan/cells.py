@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal, NamedTuple
 
-from bench.backbones import BackboneInfo, BackboneSpec
-from bench.inputs import ModelInput, TextInput
-from bench.plan.choosing import Studies, Tuning
-from bench.plan.recipe import Recipe
-from bench.plan.rows import CandidateSetting, Names, Row
-from bench.plan.settings import Grids, Setting, applicable, points, published
-from bench.plan.suite import Suite
-from bench.plan.suite_rows import Budget, TaskRow
-from bench.plan.trial import Trial
-from bench.records.stored_plan import StudyPlan, StudyTrial, Tuned
-from bench.records.words import Phase
-from bench.tasks import Task
-from methods import Geometry, Method, UserError, create
+from tensorbench.backbones import BackboneInfo, BackboneSpec
+from tensorbench.inputs import ModelInput, TextInput
+from tensorbench.methods import Geometry, Method, UserError, create
+from tensorbench.plan.choosing import Studies, Tuning
+from tensorbench.plan.recipe import Recipe
+from tensorbench.plan.rows import CandidateSetting, Names, Row
+from tensorbench.plan.settings import Grids, Setting, applicable, points, published
+from tensorbench.plan.suite import Suite
+from tensorbench.plan.suite_rows import Budget, TaskRow
+from tensorbench.plan.trial import Trial
+from tensorbench.records.stored_plan import StudyPlan, StudyTrial, Tuned
+from tensorbench.records.words import Phase
+from tensorbench.tasks import Task
 
 #: The rank at which LoRA, on query, key and value, counts as 100% of parameters in tables and in the paper.
 REFERENCE_RANK = 4

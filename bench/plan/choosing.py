@@ -14,9 +14,9 @@ from pydantic import (
     model_validator,
 )
 
-from bench.plan.recipe import Epochs
-from bench.records.words import By
-from methods.validation import LARGEST_SCALE, Frozen, refuse_repeats
+from tensorbench.methods.validation import LARGEST_SCALE, Frozen, refuse_repeats
+from tensorbench.plan.recipe import Epochs
+from tensorbench.records.words import By
 
 #: The hyper-parameters besides ranks that can be tuned, called axes. They are the learning rate of the
 #: adapter, the scale of the method, the learning rate of the head, and the core's rate as a factor of `lr`.
@@ -112,7 +112,7 @@ class Window(Frozen):
     """
 
     #: The centre of methods whose rows give none. `head_only` and full fine-tuning have other centres,
-    #: described at `bench.plan.cells.centre_of`.
+    #: described at `tensorbench.plan.cells.centre_of`.
     around: PositiveFloat = 1e-3
     #: The width of the window in decades.
     decades: Annotated[PositiveFloat, Field(le=6)] = 2.0
@@ -262,7 +262,7 @@ class Lengths(PilotStep):
 class Centres(PilotStep):
     """Chooses each method's centre from its mean validation losses at several learning rates.
 
-    `bench.search.pilot.vertex` says how. A method whose row gives a centre keeps that centre.
+    `tensorbench.search.pilot.vertex` says how. A method whose row gives a centre keeps that centre.
     """
 
     #: The task on which rates are tried. None: the suite's first task.

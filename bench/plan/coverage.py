@@ -8,9 +8,9 @@ from itertools import combinations, pairwise
 from math import log
 from statistics import StatisticsError, correlation
 
-from bench.plan.choosing import AXES
-from bench.plan.rows import Plan
-from bench.plan.settings import RATIOS, Grids, Setting, points
+from tensorbench.plan.choosing import AXES
+from tensorbench.plan.rows import Plan
+from tensorbench.plan.settings import RATIOS, Grids, Setting, points
 
 #: The least absolute correlation at which two axes count as confounded.
 TIED = 0.5

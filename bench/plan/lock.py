@@ -10,18 +10,18 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from bench.backbones import BackboneSpec
-from bench.machine.files import written_whole
-from bench.machine.hub import LockedFiles
-from bench.machine.visible import visible
-from bench.plan.suite import Suite
-from bench.plan.suite_rows import TaskRow
-from bench.plan.yaml_text import read, written
-from bench.records.stored_plan import StoredSuite
-from bench.tasks import DataSource
-from bench.tasks.hub import HubTask
-from methods.errors import UserError
-from methods.validation import Frozen, validate
+from tensorbench.backbones import BackboneSpec
+from tensorbench.machine.files import written_whole
+from tensorbench.machine.hub import LockedFiles
+from tensorbench.machine.visible import visible
+from tensorbench.methods.errors import UserError
+from tensorbench.methods.validation import Frozen, validate
+from tensorbench.plan.suite import Suite
+from tensorbench.plan.suite_rows import TaskRow
+from tensorbench.plan.yaml_text import read, written
+from tensorbench.records.stored_plan import StoredSuite
+from tensorbench.tasks import DataSource
+from tensorbench.tasks.hub import HubTask
 
 VERSION: Literal[1] = 1
 

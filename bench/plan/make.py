@@ -10,19 +10,19 @@ from itertools import combinations
 from math import prod
 from typing import Any, NamedTuple
 
-from bench.backbones import BackboneInfo, BackboneSpec, describe
-from bench.inputs import ImageInput, ModelInput, TextInput
-from bench.plan.cells import PlanCell, requested_parameters
-from bench.plan.recipe import Recipe
-from bench.plan.rows import EVERYTHING, Part, Plan, Row, in_order
-from bench.plan.settings import Setting
-from bench.plan.suite import FLOORS, Suite
-from bench.plan.suite_rows import Budget, MethodRow, TaskRow
-from bench.plan.trial import Trial
-from bench.tasks import Task, check_use, data_key
-from methods import METHODS, Geometry, Method, UnknownNameError, UserError, create
-from methods.errors import cut, shown
-from methods.validation import MOST_SAID, identity
+from tensorbench.backbones import BackboneInfo, BackboneSpec, describe
+from tensorbench.inputs import ImageInput, ModelInput, TextInput
+from tensorbench.methods import METHODS, Geometry, Method, UnknownNameError, UserError, create
+from tensorbench.methods.errors import cut, shown
+from tensorbench.methods.validation import MOST_SAID, identity
+from tensorbench.plan.cells import PlanCell, requested_parameters
+from tensorbench.plan.recipe import Recipe
+from tensorbench.plan.rows import EVERYTHING, Part, Plan, Row, in_order
+from tensorbench.plan.settings import Setting
+from tensorbench.plan.suite import FLOORS, Suite
+from tensorbench.plan.suite_rows import Budget, MethodRow, TaskRow
+from tensorbench.plan.trial import Trial
+from tensorbench.tasks import Task, check_use, data_key
 
 #: The largest number of trials in a suite. Even a study of all methods and tasks has only thousands.
 MOST_TRIALS = 100_000

@@ -17,8 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-from methods import UserError
-from methods.validation import Frozen, Later, refuse_repeats
+from tensorbench.methods import UserError
+from tensorbench.methods.validation import Frozen, Later, refuse_repeats
 
 #: The value of `adapter_weight_decay` with which the adapter has the head's weight decay. Every adapter had
 #: the head's weight decay before the option existed.
@@ -69,7 +69,7 @@ class Recipe(Frozen):
     #: `fp32` multiplies and convolves float32 as it is, and `tf32` with factors rounded to 11 significant
     #: bits. `bf16` is autocast. `auto`: bf16 on a GPU that computes it and for a bfloat16 backbone, or fp32.
     precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
-    #: Augmentations of training images, in order (see `bench.training.augmentation`).
+    #: Augmentations of training images, in order (see `tensorbench.training.augmentation`).
     augmentation: Annotated[tuple[Augmentation, ...], Later()] = ()
     #: Whether the encoder is compiled by `torch.compile`, in training and in evaluation.
     compile: Annotated[bool, Later()] = False
@@ -142,7 +142,7 @@ class Recipe(Frozen):
         support.
         """
         # Imported late: reports read recipes, and torch takes a second.
-        from bench.machine.precision import computes_bf16, unsupported
+        from tensorbench.machine.precision import computes_bf16, unsupported
 
         precision, decay = self.precision, self.adapter_decay
         rounded = weights == "bfloat16"

@@ -9,12 +9,15 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import Field
 
-from bench.machine.overview import Overview, ShowsOverview
-from bench.plan.recipe import Recipe
-from bench.plan.settings import Setting
-from bench.plan.suite import Suite
-from bench.plan.trial import Trial
-from bench.records.stored_plan import (
+from tensorbench.machine.overview import Overview, ShowsOverview
+from tensorbench.methods import METHODS, UnknownNameError, UserError
+from tensorbench.methods.errors import shown
+from tensorbench.methods.validation import Frozen
+from tensorbench.plan.recipe import Recipe
+from tensorbench.plan.settings import Setting
+from tensorbench.plan.suite import Suite
+from tensorbench.plan.trial import Trial
+from tensorbench.records.stored_plan import (
     TEXT_COLUMNS,
     PlannedRow,
     PlannedTrial,
@@ -22,11 +25,8 @@ from bench.records.stored_plan import (
     rate_text,
     row_texts,
 )
-from bench.records.words import Phase, budget_names
-from bench.tasks import Task
-from methods import METHODS, UnknownNameError, UserError
-from methods.errors import shown
-from methods.validation import Frozen
+from tensorbench.records.words import Phase, budget_names
+from tensorbench.tasks import Task
 
 Entry = TypeVar("Entry")
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.plan.choosing import AXES
-from bench.plan.recipe import Recipe
-from methods import Method
-from methods.validation import Frozen, validate
+from tensorbench.methods import Method
+from tensorbench.methods.validation import Frozen, validate
+from tensorbench.plan.choosing import AXES
+from tensorbench.plan.recipe import Recipe
 
 #: The axes whose values are factors. A value of `scale` multiplies the method's own scale, and a value of
 #: `core_lr` multiplies `lr`.

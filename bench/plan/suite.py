@@ -19,19 +19,19 @@ from pydantic import (
     model_validator,
 )
 
-from bench.backbones import BackboneSpec
-from bench.backbones.spec import refuse_unknown_home
-from bench.machine.files import sha256_of
-from bench.plan.choosing import Allocation, Pilot, Search, Studies, Tuning
-from bench.plan.recipe import Recipe
-from bench.plan.suite_rows import MAX_ROWS, NAME, NAME_RULE, Budget, MethodRow, TaskRow
-from bench.plan.yaml_text import written
-from bench.records.origin import SourceFile
-from bench.tasks import DataSource
-from bench.tasks.hub import HubTask
-from bench.tasks.plain_text import TextName
-from methods import UserError
-from methods.validation import Frozen, refuse_repeats, tag_of, validate
+from tensorbench.backbones import BackboneSpec
+from tensorbench.backbones.spec import refuse_unknown_home
+from tensorbench.machine.files import sha256_of
+from tensorbench.methods import UserError
+from tensorbench.methods.validation import Frozen, refuse_repeats, tag_of, validate
+from tensorbench.plan.choosing import Allocation, Pilot, Search, Studies, Tuning
+from tensorbench.plan.recipe import Recipe
+from tensorbench.plan.suite_rows import MAX_ROWS, NAME, NAME_RULE, Budget, MethodRow, TaskRow
+from tensorbench.plan.yaml_text import written
+from tensorbench.records.origin import SourceFile
+from tensorbench.tasks import DataSource
+from tensorbench.tasks.hub import HubTask
+from tensorbench.tasks.plain_text import TextName
 
 #: The registered names of methods without adapter, which every adapter should beat.
 FLOORS = ("converged_head", "head_only")

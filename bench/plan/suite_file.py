@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.plan import PACKAGED
-from bench.plan.lock import lock_path, read_lock
-from bench.plan.suite import Suite, source_text
-from bench.plan.yaml_text import parse, read_text, written
-from methods import UnknownNameError, UserError, load_methods
-from methods.validation import validate
+from tensorbench.methods import UnknownNameError, UserError, load_methods
+from tensorbench.methods.validation import validate
+from tensorbench.plan import PACKAGED
+from tensorbench.plan.lock import lock_path, read_lock
+from tensorbench.plan.suite import Suite, source_text
+from tensorbench.plan.yaml_text import parse, read_text, written
 
 #: The fields of a backbone that a checkpoint in its place keeps.
 KEPT = ("dtype", "quantise", "image_size")

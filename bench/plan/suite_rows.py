@@ -20,15 +20,15 @@ from pydantic import (
     model_validator,
 )
 
-from bench.backbones.kinds import IMAGENET_MEAN, IMAGENET_STD
-from bench.backbones.spec import refuse_unknown_home
-from bench.inputs import MAX_PIXELS, ImageInput, ModelInput, Padding, Prompt, TextInput, Writing
-from bench.plan.choosing import BudgetRank
-from bench.tasks import DataSource, Task, resolve, split_count
-from bench.tasks.description import FORMATS, Description
-from bench.tasks.task import SPLITS, SplitName
-from methods import METHODS, Method, UnknownNameError, UserError, create
-from methods.validation import Frozen, Label, Later, refuse_repeats, silent
+from tensorbench.backbones.kinds import IMAGENET_MEAN, IMAGENET_STD
+from tensorbench.backbones.spec import refuse_unknown_home
+from tensorbench.inputs import MAX_PIXELS, ImageInput, ModelInput, Padding, Prompt, TextInput, Writing
+from tensorbench.methods import METHODS, Method, UnknownNameError, UserError, create
+from tensorbench.methods.validation import Frozen, Label, Later, refuse_repeats, silent
+from tensorbench.plan.choosing import BudgetRank
+from tensorbench.tasks import DataSource, Task, resolve, split_count
+from tensorbench.tasks.description import FORMATS, Description
+from tensorbench.tasks.task import SPLITS, SplitName
 
 #: The prefix of a recipe's fields in `each`.
 TRAINING = "training."

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from pydantic import PrivateAttr, field_validator
 
-from bench.backbones import BackboneSpec
-from bench.plan.recipe import Recipe
-from bench.plan.suite_rows import TaskRow
-from bench.tasks.plain_text import TextName
-from methods import METHODS, Method, from_identity, load_methods
-from methods.registry import PythonFile
-from methods.validation import Frozen, earlier, identity
+from tensorbench.backbones import BackboneSpec
+from tensorbench.methods import METHODS, Method, from_identity, load_methods
+from tensorbench.methods.registry import PythonFile
+from tensorbench.methods.validation import Frozen, earlier, identity
+from tensorbench.plan.recipe import Recipe
+from tensorbench.plan.suite_rows import TaskRow
+from tensorbench.tasks.plain_text import TextName
 
 #: The protocol version, increased whenever a change of this harness would change a trial's result.
 PROTOCOL = 1

@@ -14,7 +14,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLWarning
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 from ruamel.yaml.resolver import VersionedResolver
 
-from methods.errors import cut
+from tensorbench.methods.errors import cut
 
 #: The deepest nesting. A suite needs a few levels; without a limit, a file of brackets exhausts the stack.
 MAX_DEPTH = 50

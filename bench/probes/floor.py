@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from methods import Adapter, Backbone, Site
+from tensorbench.methods import Adapter, Backbone, Site
 
 
 def _product(_: Sequence[int], left: Sequence[int], right: Sequence[int], **__: Any) -> int:

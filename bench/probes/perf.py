@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.backbones import BACKBONES, LoadedBackbone, load
-from bench.inputs import ImageInput
-from bench.probes.floor import OneBias, autocast, multiplications, training_loss
-from bench.training import numerics
-from bench.training.inference import Forward, Inference
-from bench.training.measure import PeakMemory
-from methods import METHODS, Adapter, Backbone, Method, UnknownNameError, UserError, create
-from methods.sizes import ANY_TARGETS, AnyTargets
-from methods.tenslora import VARIANTS
+from tensorbench.backbones import BACKBONES, LoadedBackbone, load
+from tensorbench.inputs import ImageInput
+from tensorbench.methods import METHODS, Adapter, Backbone, Method, UnknownNameError, UserError, create
+from tensorbench.methods.sizes import ANY_TARGETS, AnyTargets
+from tensorbench.methods.tenslora import VARIANTS
+from tensorbench.probes.floor import OneBias, autocast, multiplications, training_loss
+from tensorbench.training import numerics
+from tensorbench.training.inference import Forward, Inference
+from tensorbench.training.measure import PeakMemory
 
 #: The numbers of untimed and of timed steps in every round. The untimed steps come first: they compile, and
 #: allocate memory that later steps reuse. More than one step is needed for that.

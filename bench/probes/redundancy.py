@@ -23,13 +23,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.records.search_results import ComponentWorth, Redundancy, Spectrum
-from bench.records.words import Artifact, Tag
-from bench.store.trained import StoredTrial, stored_trial
-from bench.training.loop import evaluate
-from bench.training.trial import Resources
-from methods import PROJECTIONS, Adapter, Geometry, Site, UserError
-from methods.backbone import SHARED_HEADS
+from tensorbench.methods import PROJECTIONS, Adapter, Geometry, Site, UserError
+from tensorbench.methods.backbone import SHARED_HEADS
+from tensorbench.records.search_results import ComponentWorth, Redundancy, Spectrum
+from tensorbench.records.words import Artifact, Tag
+from tensorbench.store.trained import StoredTrial, stored_trial
+from tensorbench.training.loop import evaluate
+from tensorbench.training.trial import Resources
 
 #: The projections that consist of heads.
 ATTENTION = PROJECTIONS[:4]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.records import Wired
+from tensorbench.records import Wired
 
 
 class SourceFile(Wired):

@@ -2,11 +2,11 @@
 
     manifest.json                                 `Manifest`
     experiments/N/experiment.json                 `PackedExperiment`
-    experiments/N/runs.parquet                    one row per run, `bench.store.pack.parquet.RUNS`
-    experiments/N/curves.parquet                  one row per point, `bench.store.pack.parquet.CURVES`
-    experiments/N/configs.parquet                 one row per trial, `bench.store.pack.parquet.CONFIGS`
-    experiments/N/splits.parquet                  one row per split, `bench.store.pack.parquet.SPLITS`
-    experiments/N/predictions.parquet             one row per trial, `bench.store.pack.parquet.PREDICTIONS`
+    experiments/N/runs.parquet                    one row per run, `tensorbench.store.pack.parquet.RUNS`
+    experiments/N/curves.parquet                  one row per point, `tensorbench.store.pack.parquet.CURVES`
+    experiments/N/configs.parquet                 one row per trial, `tensorbench.store.pack.parquet.CONFIGS`
+    experiments/N/splits.parquet                  one row per split, `tensorbench.store.pack.parquet.SPLITS`
+    experiments/N/predictions.parquet             one row per trial, `tensorbench.store.pack.parquet.PREDICTIONS`
     experiments/N/artifacts/RUN_ID/NAME           a run's other artifacts, by their names in `Artifact`
 
 Experiments are numbered in the order of their names. A pack holds the suite's run with the plan, the runs of
@@ -22,8 +22,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from bench.records import Wired
-from bench.records.words import Artifact
+from tensorbench.records import Wired
+from tensorbench.records.words import Artifact
 
 #: The ending of a pack's file name. It distinguishes the name of a pack from that of an experiment.
 ENDING = ".tensorbench.zip"

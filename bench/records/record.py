@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from bench.records.measures import Measure
-from bench.records.text import message, storable
-from bench.records.words import PROVENANCE, YES, Artifact, By, Status, Tag
+from tensorbench.records.measures import Measure
+from tensorbench.records.text import message, storable
+from tensorbench.records.words import PROVENANCE, YES, Artifact, By, Status, Tag
 
 #: The reasons why a trial may have no result. `lost`: its worker died for a reason outside the trial.
 Failure = Literal["diverged", "out of memory", "timeout", "error", "lost"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bench.records import Wired
-from bench.records.words import Artifact, By, PointState, RunKind
+from tensorbench.records import Wired
+from tensorbench.records.words import Artifact, By, PointState, RunKind
 
 #: For each importance evaluator of Optuna, each mode's share of the variation in the validation result that
 #: ranks the points: {evaluator: {mode: share}}.

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
-from bench.machine.overview import Overview, ShowsOverview
-from bench.records import Wired
-from bench.records.words import OWN_SIZE, By, Phase
+from tensorbench.machine.overview import Overview, ShowsOverview
+from tensorbench.records import Wired
+from tensorbench.records.words import OWN_SIZE, By, Phase
 
 
 class Tuned(Wired):

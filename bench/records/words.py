@@ -78,7 +78,7 @@ class Tag(StrEnum):
 
     KIND = "kind"
     TRIAL_ID = "trial_id"
-    #: The process that writes the run (see `bench.machine.alive.owner`).
+    #: The process that writes the run (see `tensorbench.machine.alive.owner`).
     OWNER = "owner"
     #: The id of the driver that writes the run, as in its claims and signs of life.
     DRIVER = "driver"
@@ -111,9 +111,9 @@ class Tag(StrEnum):
     METHOD_SOURCE = f"{PROVENANCE}source_method"
     TASK_SOURCE = f"{PROVENANCE}source_task"
     BACKBONE_SOURCE = f"{PROVENANCE}source_backbone"
-    #: JSON: the method's capabilities, by the values of `methods.capabilities.Capability`.
+    #: JSON: the method's capabilities, by the values of `tensorbench.methods.capabilities.Capability`.
     CAPABILITIES = "capabilities"
-    #: JSON: the ranks left after training cut some, in the form of `methods.Adapter.final_ranks`.
+    #: JSON: the ranks left after training cut some, in the form of `tensorbench.methods.Adapter.final_ranks`.
     FINAL_RANKS = "final_ranks"
     #: The text on which forgetting was measured. Absent if it was not measured.
     TEXT = "forgetting_text"
@@ -122,7 +122,7 @@ class Tag(StrEnum):
     LOCK_HASH = f"{PROVENANCE}lock_sha256"
     #: For a run from a pack: its id in the store in which the trial ran.
     ORIGIN = "origin"
-    #: Options that saved memory in the trial (see `bench.training.saving`).
+    #: Options that saved memory in the trial (see `tensorbench.training.saving`).
     MICRO_BATCH = f"{PROVENANCE}micro_batch"
     CHECKPOINTING = f"{PROVENANCE}checkpointing"
     METRIC_SOURCE = f"{PROVENANCE}source_metric"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from bench.metrics import METRICS
-from bench.plan.cells import PlanCell
-from bench.plan.choosing import Allocation
-from bench.records.record import comparable, results
-from bench.records.search_results import AllocationPoint, AllocationResult, Tried
-from bench.search.importance import importances
-from bench.search.nested import Nested, about, tried
-from bench.search.space import Ranks, RankSpace
-from methods import UserError
+from tensorbench.methods import UserError
+from tensorbench.metrics import METRICS
+from tensorbench.plan.cells import PlanCell
+from tensorbench.plan.choosing import Allocation
+from tensorbench.records.record import comparable, results
+from tensorbench.records.search_results import AllocationPoint, AllocationResult, Tried
+from tensorbench.search.importance import importances
+from tensorbench.search.nested import Nested, about, tried
+from tensorbench.search.space import Ranks, RankSpace
 
 
 def log_spaced(low: int, high: int, count: int) -> list[int]:

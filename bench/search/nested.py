@@ -7,18 +7,18 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from bench.execution.driver import execute, patiently
-from bench.execution.estimate import check_disk
-from bench.execution.executor import Executor
-from bench.execution.perform import Event, Report
-from bench.execution.session import CLOSING, Session, within
-from bench.plan.cells import PlanCell
-from bench.plan.rows import Plan, Row
-from bench.plan.trial import Trial
-from bench.records.record import Record, latest
-from bench.records.search_results import RESULT_FORMS, Finalist, RankResult
-from bench.records.words import Phase, RunKind, Status, Tag
-from methods import Method
+from tensorbench.execution.driver import execute, patiently
+from tensorbench.execution.estimate import check_disk
+from tensorbench.execution.executor import Executor
+from tensorbench.execution.perform import Event, Report
+from tensorbench.execution.session import CLOSING, Session, within
+from tensorbench.methods import Method
+from tensorbench.plan.cells import PlanCell
+from tensorbench.plan.rows import Plan, Row
+from tensorbench.plan.trial import Trial
+from tensorbench.records.record import Record, latest
+from tensorbench.records.search_results import RESULT_FORMS, Finalist, RankResult
+from tensorbench.records.words import Phase, RunKind, Status, Tag
 
 #: A function of a plan, the number of its trials that run, and the number of slots. It returns a context that
 #: shows the progress of the trials, and that yields the function to call with every event.

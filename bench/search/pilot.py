@@ -10,19 +10,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bench.machine.files import written_whole
-from bench.plan.cells import MANTISSA, PlanCell
-from bench.plan.choosing import Centres, HeadRates, Lengths, Pilot
-from bench.plan.rows import Row
-from bench.plan.suite import Suite
-from bench.plan.suite_rows import NAME, NAME_RULE
-from bench.plan.trial import Trial
-from bench.plan.yaml_text import parse, written
-from bench.records.measures import Measure
-from bench.records.record import Record, scores
-from methods import UnknownNameError, UserError
-from methods.errors import shown
-from methods.validation import validate
+from tensorbench.machine.files import written_whole
+from tensorbench.methods import UnknownNameError, UserError
+from tensorbench.methods.errors import shown
+from tensorbench.methods.validation import validate
+from tensorbench.plan.cells import MANTISSA, PlanCell
+from tensorbench.plan.choosing import Centres, HeadRates, Lengths, Pilot
+from tensorbench.plan.rows import Row
+from tensorbench.plan.suite import Suite
+from tensorbench.plan.suite_rows import NAME, NAME_RULE
+from tensorbench.plan.trial import Trial
+from tensorbench.plan.yaml_text import parse, written
+from tensorbench.records.measures import Measure
+from tensorbench.records.record import Record, scores
 
 #: The registered name of the method that trains only the head.
 HEAD = "head_only"

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from methods import Geometry, Method, UnknownNameError
-from methods.errors import too_small
+from tensorbench.methods import Geometry, Method, UnknownNameError
+from tensorbench.methods.errors import too_small
 
 if TYPE_CHECKING:
     import optuna

@@ -11,9 +11,9 @@ from filelock import FileLock
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
-from bench.store.addresses import shown_uri
-from bench.store.connect import SQLITE, with_driver
-from methods import UserError
+from tensorbench.methods import UserError
+from tensorbench.store.addresses import shown_uri
+from tensorbench.store.connect import SQLITE, with_driver
 
 #: Seconds that writers of the same SQLite file wait for each other.
 PATIENCE = 120

@@ -18,23 +18,23 @@ from typing import Any, Literal
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from bench.execution.driver import patiently
-from bench.execution.perform import Event
-from bench.metrics import METRICS
-from bench.plan.cells import PlanCell
-from bench.plan.choosing import Search
-from bench.plan.recipe import Recipe
-from bench.plan.settings import Setting
-from bench.records.record import Record, comparable, latest, results
-from bench.records.search_results import SearchPoint, SearchResult
-from bench.records.words import PointState, Tag
-from bench.search.importance import importances
-from bench.search.nested import Nested, about
-from bench.search.space import Ranks, RankSpace
-from bench.store.addresses import shown_uri
-from bench.training.loop import Pruned
-from methods import UserError
-from methods.validation import earlier
+from tensorbench.execution.driver import patiently
+from tensorbench.execution.perform import Event
+from tensorbench.methods import UserError
+from tensorbench.methods.validation import earlier
+from tensorbench.metrics import METRICS
+from tensorbench.plan.cells import PlanCell
+from tensorbench.plan.choosing import Search
+from tensorbench.plan.recipe import Recipe
+from tensorbench.plan.settings import Setting
+from tensorbench.records.record import Record, comparable, latest, results
+from tensorbench.records.search_results import SearchPoint, SearchResult
+from tensorbench.records.words import PointState, Tag
+from tensorbench.search.importance import importances
+from tensorbench.search.nested import Nested, about
+from tensorbench.search.space import Ranks, RankSpace
+from tensorbench.store.addresses import shown_uri
+from tensorbench.training.loop import Pruned
 
 #: The number of draws from the model of tried points. If none gives an untried point, as many points are
 #: drawn at random. If none of these is untried either, the first untried point is taken.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from statistics import fmean
 
-from bench.metrics import METRICS
-from bench.plan.rows import CandidateSetting, Choice, Plan, Row
-from bench.records.record import Record, comparable, latest, results
-from bench.records.stored_plan import StoredPlan, Tuned
-from bench.records.words import By
-from bench.store.store import Store
+from tensorbench.metrics import METRICS
+from tensorbench.plan.rows import CandidateSetting, Choice, Plan, Row
+from tensorbench.records.record import Record, comparable, latest, results
+from tensorbench.records.stored_plan import StoredPlan, Tuned
+from tensorbench.records.words import By
+from tensorbench.store.store import Store
 
 
 def with_choices(plan: Plan, store: Store, records: Iterable[Record] | None = None) -> Plan:

@@ -10,15 +10,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.backbones import BackboneSpec
-from bench.plan.suite_rows import TaskRow
-from bench.plan.trial import Trial
-from bench.records.record import Record
-from bench.records.words import Tag
-from bench.store.pack.reading import Packed
-from bench.store.source import Source
-from bench.tasks.description import Description
-from methods import UserError
+from tensorbench.backbones import BackboneSpec
+from tensorbench.methods import UserError
+from tensorbench.plan.suite_rows import TaskRow
+from tensorbench.plan.trial import Trial
+from tensorbench.records.record import Record
+from tensorbench.records.words import Tag
+from tensorbench.store.pack.reading import Packed
+from tensorbench.store.source import Source
+from tensorbench.tasks.description import Description
 
 #: The word that users give in place of a folder to allow repositories of the Hugging Face hub.
 HUB = "hub"

@@ -1,6 +1,6 @@
 """Addresses of stores as messages show them.
 
-This module is not a part of `bench.store.connect`, because that imports MLflow, which takes seconds.
+This module is not a part of `tensorbench.store.connect`, because that imports MLflow, which takes seconds.
 """
 
 from __future__ import annotations

@@ -11,12 +11,12 @@ from urllib.parse import unquote, urlparse
 
 from pydantic_core import to_json
 
-from bench.machine.files import sha256, written_whole
-from bench.records import Wired
-from bench.records.predictions import stored_compact
-from bench.records.record import Record
-from bench.records.words import Artifact, Tag
-from methods import UserError
+from tensorbench.machine.files import sha256, written_whole
+from tensorbench.methods import UserError
+from tensorbench.records import Wired
+from tensorbench.records.predictions import stored_compact
+from tensorbench.records.record import Record
+from tensorbench.records.words import Artifact, Tag
 
 if TYPE_CHECKING:
     # It takes seconds to import, and reading packs needs none.

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from bench.metrics import METRICS
-from bench.records.origin import StoredConfig
-from bench.records.record import Record, latest
-from bench.records.words import Artifact, Status, Tag
-from bench.store.source import Source
-from methods import METHODS, UserError
-from methods.errors import cut
-from methods.registry import Registry
+from tensorbench.methods import METHODS, UserError
+from tensorbench.methods.errors import cut
+from tensorbench.methods.registry import Registry
+from tensorbench.metrics import METRICS
+from tensorbench.records.origin import StoredConfig
+from tensorbench.records.record import Record, latest
+from tensorbench.records.words import Artifact, Status, Tag
+from tensorbench.store.source import Source
 
 if TYPE_CHECKING:
-    from bench.plan.rows import Plan
-    from bench.plan.trial import Trial
+    from tensorbench.plan.rows import Plan
+    from tensorbench.plan.trial import Trial
 
 #: Advice to developers on how trials of changed code get new ids.
 REMEDIES = {
@@ -34,8 +34,8 @@ REMEDIES = {
 def _registry(tag: Tag) -> Registry:
     """The registry of methods, tasks, backbones or metrics, depending on the tag."""
     # Torch takes seconds to import, and results without plug-ins need none.
-    from bench.backbones import BACKBONES
-    from bench.tasks import TASKS
+    from tensorbench.backbones import BACKBONES
+    from tensorbench.tasks import TASKS
 
     registries = {
         Tag.METHOD_SOURCE: METHODS,
@@ -137,7 +137,7 @@ def _pairs(plan: Plan, records: Mapping[str, Record]) -> Iterator[tuple[Trial, l
 
 
 def _stored(store: Source, record: Record) -> Trial | None:
-    from bench.plan.trial import Trial
+    from tensorbench.plan.trial import Trial
 
     try:
         config = store.content(record, Artifact.CONFIG, StoredConfig)

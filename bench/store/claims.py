@@ -21,13 +21,13 @@ from pathlib import Path
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
-from bench.machine.alive import dead, owner
-from bench.records.record import Record, latest
-from bench.records.words import Status, Tag
-from bench.store.connect import StoreError, insisting
-from bench.store.outbox import Outbox
-from bench.store.queries import PAGE, every_page
-from bench.store.store import Store
+from tensorbench.machine.alive import dead, owner
+from tensorbench.records.record import Record, latest
+from tensorbench.records.words import Status, Tag
+from tensorbench.store.connect import StoreError, insisting
+from tensorbench.store.outbox import Outbox
+from tensorbench.store.queries import PAGE, every_page
+from tensorbench.store.store import Store
 
 #: The prefix of the names of claims (PREFIX), and that of the keys of signs of life (SIGN).
 PREFIX = "tensorbench-claim"

@@ -30,12 +30,12 @@ from requests.exceptions import ChunkedEncodingError, RetryError
 from sqlalchemy import Engine, create_engine, inspect, literal_column, select, table
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
 
-from bench.machine import interrupts
-from bench.machine.cache import cache_dir
-from bench.machine.files import remove, written_whole
-from bench.store import DEFAULT_STORE, FIRST_ANSWER
-from bench.store.addresses import shown_uri
-from methods import UserError
+from tensorbench.machine import interrupts
+from tensorbench.machine.cache import cache_dir
+from tensorbench.machine.files import remove, written_whole
+from tensorbench.methods import UserError
+from tensorbench.store import DEFAULT_STORE, FIRST_ANSWER
+from tensorbench.store.addresses import shown_uri
 
 SQLITE = "sqlite:///"
 

@@ -9,15 +9,15 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bench.records.record import Record, latest
-from bench.records.search_results import RESULT_FORMS, AllocationResult, SearchResult
-from bench.records.stored_plan import PlannedRow, PlannedTrial, StoredPlan, StudyPlan
-from bench.records.words import Artifact, RunKind, Status, Tag
-from bench.store.addresses import shown_uri
-from bench.store.artifacts import as_json
-from bench.store.source import Source
-from methods import UserError
-from methods.errors import shown
+from tensorbench.methods import UserError
+from tensorbench.methods.errors import shown
+from tensorbench.records.record import Record, latest
+from tensorbench.records.search_results import RESULT_FORMS, AllocationResult, SearchResult
+from tensorbench.records.stored_plan import PlannedRow, PlannedTrial, StoredPlan, StudyPlan
+from tensorbench.records.words import Artifact, RunKind, Status, Tag
+from tensorbench.store.addresses import shown_uri
+from tensorbench.store.artifacts import as_json
+from tensorbench.store.source import Source
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,18 +8,18 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.records.pack_format import ENDING
-from bench.store import DEFAULT_STORE
-from bench.store.merging import Joined
-from bench.store.pack.reading import Packed, open_pack
-from bench.store.source import Source
-from methods import UserError
+from tensorbench.methods import UserError
+from tensorbench.records.pack_format import ENDING
+from tensorbench.store import DEFAULT_STORE
+from tensorbench.store.merging import Joined
+from tensorbench.store.pack.reading import Packed, open_pack
+from tensorbench.store.source import Source
 
 # MLflow and torch take seconds to import, and reading packs needs neither.
 if TYPE_CHECKING:
-    from bench.store.pack.unpacking import Listener, MergedExperiment
-    from bench.store.pack.writing import WrittenPack
-    from bench.store.store import Store
+    from tensorbench.store.pack.unpacking import Listener, MergedExperiment
+    from tensorbench.store.pack.writing import WrittenPack
+    from tensorbench.store.store import Store
 
 
 def is_pack(name: str) -> bool:
@@ -34,7 +34,7 @@ def open_results(uri: str, names: Iterable[str]) -> list[Source]:
     experiments. If the results of one experiment come from several packs or from a pack and the store, they
     are read as one experiment. The store is opened only if needed.
 
-    Raises UserError if an experiment is missing, if a pack is refused (`bench.store.pack.reading.open_pack`),
+    Raises UserError if an experiment is missing, if a pack is refused (`tensorbench.store.pack.reading.open_pack`),
     or if the results of one experiment contradict each other.
     """
     opened = (
@@ -44,7 +44,7 @@ def open_results(uri: str, names: Iterable[str]) -> list[Source]:
 
 
 def _existing(uri: str, name: str) -> Source:
-    from bench.store.store import Store
+    from tensorbench.store.store import Store
 
     return Store.existing(uri, name)
 
@@ -54,7 +54,7 @@ def stores_of(sources: Iterable[Source]) -> list[Store]:
     unpacked = [source for source in sources if not isinstance(source, Packed | Joined)]
     if not unpacked:
         return []
-    from bench.store.store import Store
+    from tensorbench.store.store import Store
 
     return [source for source in unpacked if isinstance(source, Store)]
 
@@ -83,7 +83,7 @@ def pack(
     file. The same results give the same bytes. Raises UserError and writes nothing if `out` exists, if an
     experiment is missing or empty, or if an artifact changed since it was stored.
     """
-    from bench.store.pack.writing import write_pack
+    from tensorbench.store.pack.writing import write_pack
 
     return write_pack(open_results(store, map(str, experiments)), Path(out), adapters=adapters, force=force)
 
@@ -102,6 +102,6 @@ def unpack(
     """
     if other := next((file for file in files if not is_pack(str(file))), None):
         raise UserError(f"{other} is no pack: the name of one ends with {ENDING}")
-    from bench.store.pack.unpacking import merge
+    from tensorbench.store.pack.unpacking import merge
 
     return merge(open_results(store, map(str, files)), store, listener)

@@ -20,11 +20,11 @@ from typing import ClassVar
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from bench.machine.files import remove, written_whole
-from bench.records.record import Point, Record
-from bench.records.text import all_storable
-from bench.records.words import Artifact, Status
-from methods import UserError
+from tensorbench.machine.files import remove, written_whole
+from tensorbench.methods import UserError
+from tensorbench.records.record import Point, Record
+from tensorbench.records.text import all_storable
+from tensorbench.records.words import Artifact, Status
 
 #: The name of the folder for records that the store refused.
 REFUSED = "refused"

@@ -16,10 +16,10 @@ from mlflow.entities import Experiment, Run, ViewType
 from mlflow.tracking import MlflowClient
 from sqlalchemy import or_, select
 
-from bench.records.pack_format import CURVES_BEGIN
-from bench.records.record import Record, record_of
-from bench.records.words import RunKind, Tag
-from bench.store.connect import open_engine
+from tensorbench.records.pack_format import CURVES_BEGIN
+from tensorbench.records.record import Record, record_of
+from tensorbench.records.words import RunKind, Tag
+from tensorbench.store.connect import open_engine
 
 #: The largest number of results per request.
 PAGE = 1000

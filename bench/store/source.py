@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from pydantic import ValidationError
 
-from bench.plan.choosing import Tuning
-from bench.plan.recipe import Recipe
-from bench.records import Wired
-from bench.records.record import Record
-from bench.records.stored_plan import PlannedRow, StoredPlan, StoredSuite
-from bench.records.words import Artifact, RunKind
-from bench.store.artifacts import broken
-from methods import UserError
-from methods.validation import earlier, explained
+from tensorbench.methods import UserError
+from tensorbench.methods.validation import earlier, explained
+from tensorbench.plan.choosing import Tuning
+from tensorbench.plan.recipe import Recipe
+from tensorbench.records import Wired
+from tensorbench.records.record import Record
+from tensorbench.records.stored_plan import PlannedRow, StoredPlan, StoredSuite
+from tensorbench.records.words import Artifact, RunKind
+from tensorbench.store.artifacts import broken
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +29,7 @@ CURVE = ("run_id", "key", "step", "value")
 
 
 class Source(ABC):
-    """An experiment that can be read. `bench.store.opening.open_results` opens it."""
+    """An experiment that can be read. `tensorbench.store.opening.open_results` opens it."""
 
     #: The errors that reading raises if the store or the file does not work.
     unreadable: ClassVar[tuple[type[Exception], ...]] = (OSError,)

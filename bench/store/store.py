@@ -18,16 +18,18 @@ from mlflow.entities import Experiment, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from bench.machine.alive import owner
-from bench.records import Wired
-from bench.records.measures import Measure
-from bench.records.pack_format import CURVES_BEGIN
-from bench.records.record import Point, Record
-from bench.records.text import all_storable, run_name
-from bench.records.words import YES, Artifact, RunKind, Status, Tag
-from bench.store.addresses import shown_uri
-from bench.store.artifacts import check_content, keep_files, keep_json
-from bench.store.connect import (
+from tensorbench.machine.alive import owner
+from tensorbench.methods import UserError
+from tensorbench.methods.errors import did_you_mean
+from tensorbench.records import Wired
+from tensorbench.records.measures import Measure
+from tensorbench.records.pack_format import CURVES_BEGIN
+from tensorbench.records.record import Point, Record
+from tensorbench.records.text import all_storable, run_name
+from tensorbench.records.words import YES, Artifact, RunKind, Status, Tag
+from tensorbench.store.addresses import shown_uri
+from tensorbench.store.artifacts import check_content, keep_files, keep_json
+from tensorbench.store.connect import (
     BROKEN_STORE,
     SQLITE,
     artifacts_of,
@@ -39,15 +41,13 @@ from bench.store.connect import (
     state_folder,
     storing,
 )
-from bench.store.queries import experiments, find_runs, read_curves, read_tables
-from bench.store.source import CURVE, Source
-from methods import UserError
-from methods.errors import did_you_mean
+from tensorbench.store.queries import experiments, find_runs, read_curves, read_tables
+from tensorbench.store.source import CURVE, Source
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bench.plan.rows import Plan
+    from tensorbench.plan.rows import Plan
 
 #: Metrics, parameters and tags per request. MLflow's limits are 1000, 100 and 100, and 1000 together.
 MOST_METRICS, MOST_PARAMS, MOST_TAGS = 800, 100, 100
@@ -327,7 +327,7 @@ class Store(Source):
         stored rows of the others.
         """
         # With torch, which reading a store does not need.
-        from bench.plan.lock import stored_suite
+        from tensorbench.plan.lock import stored_suite
 
         stored = plan.stored()
         if plan.partial and (earlier := self.plan()):

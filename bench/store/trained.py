@@ -15,20 +15,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from bench.backbones import LoadedBackbone, load
-from bench.backbones.answers import put_head
-from bench.plan.trial import Trial
-from bench.records import Wired
-from bench.records.record import Record, latest
-from bench.records.words import YES, Artifact, RunKind, Status, Tag
-from bench.store.access import Access, is_foreign
-from bench.store.addresses import shown_uri
-from bench.store.artifacts import broken, hashes
-from bench.store.connect import BROKEN_STORE, connect
-from bench.store.queries import experiments, find_runs
-from bench.store.store import Store
-from methods import Adapter, Method, UserError, from_identity
-from methods.validation import explained
+from tensorbench.backbones import LoadedBackbone, load
+from tensorbench.backbones.answers import put_head
+from tensorbench.methods import Adapter, Method, UserError, from_identity
+from tensorbench.methods.validation import explained
+from tensorbench.plan.trial import Trial
+from tensorbench.records import Wired
+from tensorbench.records.record import Record, latest
+from tensorbench.records.words import YES, Artifact, RunKind, Status, Tag
+from tensorbench.store.access import Access, is_foreign
+from tensorbench.store.addresses import shown_uri
+from tensorbench.store.artifacts import broken, hashes
+from tensorbench.store.connect import BROKEN_STORE, connect
+from tensorbench.store.queries import experiments, find_runs
+from tensorbench.store.store import Store
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

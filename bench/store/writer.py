@@ -10,19 +10,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bench.machine.alive import owner
-from bench.machine.files import sha256_of
-from bench.plan.rows import Row
-from bench.plan.trial import Trial
-from bench.records.measures import Measure, validation_key
-from bench.records.origin import Start, StoredConfig
-from bench.records.record import Point, Progress, Record
-from bench.records.text import all_storable, run_name
-from bench.records.words import PROVENANCE, YES, Artifact, RunKind, Status, Tag
-from bench.store.changes import plugin_sources
-from bench.store.connect import insisting, storing
-from bench.store.outbox import Outbox
-from bench.store.store import Store
+from tensorbench.machine.alive import owner
+from tensorbench.machine.files import sha256_of
+from tensorbench.plan.rows import Row
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure, validation_key
+from tensorbench.records.origin import Start, StoredConfig
+from tensorbench.records.record import Point, Progress, Record
+from tensorbench.records.text import all_storable, run_name
+from tensorbench.records.words import PROVENANCE, YES, Artifact, RunKind, Status, Tag
+from tensorbench.store.changes import plugin_sources
+from tensorbench.store.connect import insisting, storing
+from tensorbench.store.outbox import Outbox
+from tensorbench.store.store import Store
 
 #: Seconds between writes of a running trial's progress, since each write is a transaction.
 PROGRESS_EVERY = 2.0

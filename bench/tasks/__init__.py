@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from bench.tasks.objective import Objective, objective
-from bench.tasks.own_tasks import resolve
-from bench.tasks.pool import check_use, mean_words, split_count, split_sizes
-from bench.tasks.preparing import data_key, prepare
-from bench.tasks.registered_tasks import TASKS
-from bench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit
-from bench.tasks.task import DataSource, Examples, Task
+from tensorbench.tasks.objective import Objective, objective
+from tensorbench.tasks.own_tasks import resolve
+from tensorbench.tasks.pool import check_use, mean_words, split_count, split_sizes
+from tensorbench.tasks.preparing import data_key, prepare
+from tensorbench.tasks.registered_tasks import TASKS
+from tensorbench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit
+from tensorbench.tasks.task import DataSource, Examples, Task
 
 __all__ = [
     "TASKS",

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.tasks.task import SPLITS, SplitName, Task
-from methods.errors import UserError
+from tensorbench.methods.errors import UserError
+from tensorbench.tasks.task import SPLITS, SplitName, Task
 
 
 def normalise_text(text: str) -> str:

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from bench.metrics.metric import Kind
-from bench.tasks.task import SplitName
-from methods.validation import Frozen, Later, identity
+from tensorbench.methods.validation import Frozen, Later, identity
+from tensorbench.metrics.metric import Kind
+from tensorbench.tasks.task import SplitName
 
 #: A single file, or a mapping of official splits to one file each.
 Files = Path | dict[SplitName, Path]

@@ -6,8 +6,8 @@ import hashlib
 
 import numpy as np
 
-from bench.tasks.task import Examples, Task
-from methods.errors import UserError
+from tensorbench.methods.errors import UserError
+from tensorbench.tasks.task import Examples, Task
 
 
 class Digits(Task):

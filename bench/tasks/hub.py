@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from bench.machine.files import sha256
-from bench.machine.hub import commit_of, snapshot
-from bench.tasks.images import EncodedImages
-from bench.tasks.own_labels import listed
-from bench.tasks.table_files import Table, embedded_images, is_text, read_parquet
-from bench.tasks.task import DataSource, Examples, SplitName, Task
-from methods.errors import UserError
+from tensorbench.machine.files import sha256
+from tensorbench.machine.hub import commit_of, snapshot
+from tensorbench.methods.errors import UserError
+from tensorbench.tasks.images import EncodedImages
+from tensorbench.tasks.own_labels import listed
+from tensorbench.tasks.table_files import Table, embedded_images, is_text, read_parquet
+from tensorbench.tasks.task import DataSource, Examples, SplitName, Task
 
 #: Ids start at 0 in the first split of `HubTask.parts`, at this number in the second, and so on.
 _SPLIT_STRIDE = 10**9

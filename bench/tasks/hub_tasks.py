@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.tasks.hub import HubImages, HubTexts
+from tensorbench.tasks.hub import HubImages, HubTexts
 
 
 class _Glue(HubTexts):

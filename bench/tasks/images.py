@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from bench.tasks.task import LazyImages
-from methods.errors import UserError
+from tensorbench.methods.errors import UserError
+from tensorbench.tasks.task import LazyImages
 
 #: The accepted modes of PIL: up to 8 bits per channel, with a palette, grey, or with transparency. All are
 #: converted to RGB.

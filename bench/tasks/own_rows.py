@@ -11,12 +11,13 @@ from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
-from bench.machine.files import sha256
-from bench.tasks.description import SPLIT_WORDS, Description
-from bench.tasks.images import EncodedImages
-from bench.tasks.own_images import Picture, inside, pictures_of
-from bench.tasks.own_labels import Part, is_blank, read_labels
-from bench.tasks.table_files import (
+from tensorbench.machine.files import sha256
+from tensorbench.methods.errors import UserError, shown
+from tensorbench.tasks.description import SPLIT_WORDS, Description
+from tensorbench.tasks.images import EncodedImages
+from tensorbench.tasks.own_images import Picture, inside, pictures_of
+from tensorbench.tasks.own_labels import Part, is_blank, read_labels
+from tensorbench.tasks.table_files import (
     Table,
     blank_row,
     embedded_images,
@@ -26,8 +27,7 @@ from bench.tasks.table_files import (
     read_jsonl,
     read_parquet,
 )
-from bench.tasks.task import SplitName
-from methods.errors import UserError, shown
+from tensorbench.tasks.task import SplitName
 
 #: Matches a number in a CSV file.
 NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"

@@ -11,16 +11,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from bench.metrics.metric import Kind
-from bench.tasks.description import SPLIT_WORDS, Description
-from bench.tasks.hub import HubImages, HubTask, HubTexts
-from bench.tasks.objective import objective
-from bench.tasks.own_labels import read_labels
-from bench.tasks.own_rows import content_hash, files_of, read_rows
-from bench.tasks.registered_tasks import TASKS
-from bench.tasks.table_files import blank_row
-from bench.tasks.task import SPLITS, DataSource, Examples, SplitName, Task
-from methods.errors import UserError
+from tensorbench.methods.errors import UserError
+from tensorbench.metrics.metric import Kind
+from tensorbench.tasks.description import SPLIT_WORDS, Description
+from tensorbench.tasks.hub import HubImages, HubTask, HubTexts
+from tensorbench.tasks.objective import objective
+from tensorbench.tasks.own_labels import read_labels
+from tensorbench.tasks.own_rows import content_hash, files_of, read_rows
+from tensorbench.tasks.registered_tasks import TASKS
+from tensorbench.tasks.table_files import blank_row
+from tensorbench.tasks.task import SPLITS, DataSource, Examples, SplitName, Task
 
 #: The version of the code that reads described data. Increment it if the same description would give other
 #: examples than before.

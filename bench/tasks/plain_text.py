@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from bench.inputs import TextInput
-from bench.machine.assets import ASSETS
-from bench.machine.cache import prepared
-from bench.tasks.rated_sentences import rows
-from bench.tasks.tokens import beginning
-from methods.errors import UserError
+from tensorbench.inputs import TextInput
+from tensorbench.machine.assets import ASSETS
+from tensorbench.machine.cache import prepared
+from tensorbench.methods.errors import UserError
+from tensorbench.tasks.rated_sentences import rows
+from tensorbench.tasks.tokens import beginning
 
 TextName = Literal["newspapers", "finewiki"]
 

@@ -18,15 +18,15 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
-from bench.machine.cache import is_prepared, prepared
-from bench.metrics import METRICS
-from bench.records.measures import SplitSizes
-from bench.tasks.dealing import blocks, deal, first_places
-from bench.tasks.images import EncodedImages
-from bench.tasks.objective import as_labels, as_tensor, check_answers, check_labels, objective
-from bench.tasks.reading import image_content, read_examples, read_images, read_texts, text_content
-from bench.tasks.task import SPLITS, Examples, SplitName, Task
-from methods.errors import UserError
+from tensorbench.machine.cache import is_prepared, prepared
+from tensorbench.methods.errors import UserError
+from tensorbench.metrics import METRICS
+from tensorbench.records.measures import SplitSizes
+from tensorbench.tasks.dealing import blocks, deal, first_places
+from tensorbench.tasks.images import EncodedImages
+from tensorbench.tasks.objective import as_labels, as_tensor, check_answers, check_labels, objective
+from tensorbench.tasks.reading import image_content, read_examples, read_images, read_texts, text_content
+from tensorbench.tasks.task import SPLITS, Examples, SplitName, Task
 
 #: The version of the form in which deals and pools are stored.
 _VERSION = 1

@@ -18,11 +18,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from bench.inputs import ImageInput, ModelInput, TextInput
-from bench.machine.cache import is_prepared, prepared
-from bench.machine.memory import MIB, available_mib
-from bench.tasks.objective import as_tensor, check_answers, check_labels, objective
-from bench.tasks.pool import (
+from tensorbench.inputs import ImageInput, ModelInput, TextInput
+from tensorbench.machine.cache import is_prepared, prepared
+from tensorbench.machine.memory import MIB, available_mib
+from tensorbench.methods.errors import UserError
+from tensorbench.methods.validation import Frozen, Later, identity
+from tensorbench.tasks.objective import as_tensor, check_answers, check_labels, objective
+from tensorbench.tasks.pool import (
     ExampleSource,
     Pool,
     Sizes,
@@ -32,14 +34,12 @@ from bench.tasks.pool import (
     pool_of,
     repeated_tests,
 )
-from bench.tasks.reading import image_content, read_images, read_texts
-from bench.tasks.registered_tasks import TASKS
-from bench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit, WrittenSplit, answers_of
-from bench.tasks.storing import END_TO_END, Arrays, joined, taken, write
-from bench.tasks.task import SPLITS, SplitName, Task
-from bench.tasks.tokens import encoded, flat, prompted, written
-from methods.errors import UserError
-from methods.validation import Frozen, Later, identity
+from tensorbench.tasks.reading import image_content, read_images, read_texts
+from tensorbench.tasks.registered_tasks import TASKS
+from tensorbench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit, WrittenSplit, answers_of
+from tensorbench.tasks.storing import END_TO_END, Arrays, joined, taken, write
+from tensorbench.tasks.task import SPLITS, SplitName, Task
+from tensorbench.tasks.tokens import encoded, flat, prompted, written
 
 #: The number of texts tokenised in one call.
 _TEXTS_AT_ONCE = 1000

@@ -9,9 +9,9 @@ import html
 import tarfile
 from typing import ClassVar
 
-from bench.machine.assets import ASSETS, fetch
-from bench.tasks.dealing import link, near_duplicates, stable_order
-from bench.tasks.task import Examples, Task
+from tensorbench.machine.assets import ASSETS, fetch
+from tensorbench.tasks.dealing import link, near_duplicates, stable_order
+from tensorbench.tasks.task import Examples, Task
 
 
 def rows(member: str) -> list[tuple[str, float, str]]:

@@ -12,10 +12,10 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.tasks.dealing import normalise_text, normalise_text_2
-from bench.tasks.registered_tasks import TASKS
-from bench.tasks.task import SPLITS, Examples, Task
-from methods.errors import UserError, shown
+from tensorbench.methods.errors import UserError, shown
+from tensorbench.tasks.dealing import normalise_text, normalise_text_2
+from tensorbench.tasks.registered_tasks import TASKS
+from tensorbench.tasks.task import SPLITS, Examples, Task
 
 Value = TypeVar("Value")
 

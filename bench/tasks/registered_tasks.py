@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, StrictInt, field_validator, model_validator
 
-from bench.inputs import Modality
-from bench.metrics.metric import Kind
-from bench.tasks.objective import objective
-from bench.tasks.task import Task
-from methods.errors import UserError, shown
-from methods.registry import Registry
-from methods.validation import Frozen, validate
+from tensorbench.inputs import Modality
+from tensorbench.methods.errors import UserError, shown
+from tensorbench.methods.registry import Registry
+from tensorbench.methods.validation import Frozen, validate
+from tensorbench.metrics.metric import Kind
+from tensorbench.tasks.objective import objective
+from tensorbench.tasks.task import Task
 
 _Words = Annotated[str, Field(min_length=1)]
 
@@ -67,7 +67,7 @@ def check_task(name: str, task: Any) -> None:
         raise UserError(f"{where}: {task.__name__} is a class: register an instance, `{task.__name__}()`")
     if not isinstance(task, Task):
         raise UserError(
-            f"{where}: should be an instance of a subclass of bench.tasks.Task, got a {type(task).__name__}"
+            f"{where}: should be an instance of a subclass of tensorbench.tasks.Task, got a {type(task).__name__}"
         )
     validate(
         _Declared,
@@ -89,27 +89,27 @@ def check_task(name: str, task: Any) -> None:
 TASKS = Registry(
     "task",
     {
-        "movie-sentiment": "bench.tasks.rated_sentences:MOVIE",
-        "amazon-sentiment": "bench.tasks.rated_sentences:AMAZON",
-        "tweet-sentiment": "bench.tasks.rated_sentences:TWEETS",
-        "textile": "bench.tasks.textile:TEXTILE",
-        "land-cover": "bench.tasks.land_cover:LAND_COVER",
-        "rating-pairs": "bench.tasks.rated_sentences:RATING_PAIRS",
-        "digits": "bench.tasks.digits:DIGITS",
-        "cola": "bench.tasks.hub_tasks:COLA",
-        "mrpc": "bench.tasks.hub_tasks:MRPC",
-        "sst2": "bench.tasks.hub_tasks:SST2",
-        "stsb": "bench.tasks.hub_tasks:STSB",
-        "qqp": "bench.tasks.hub_tasks:QQP",
-        "mnli": "bench.tasks.hub_tasks:MNLI",
-        "mnli-mm": "bench.tasks.hub_tasks:MNLI_MISMATCHED",
-        "qnli": "bench.tasks.hub_tasks:QNLI",
-        "rte": "bench.tasks.hub_tasks:RTE",
-        "gsm8k": "bench.tasks.school_math:GSM8K",
-        "metamath": "bench.tasks.school_math:METAMATH",
-        "dtd": "bench.tasks.hub_tasks:DTD",
-        "dtd-merged": "bench.tasks.hub_tasks:DTD_MERGED",
-        "eurosat": "bench.tasks.hub_tasks:EUROSAT",
+        "movie-sentiment": "tensorbench.tasks.rated_sentences:MOVIE",
+        "amazon-sentiment": "tensorbench.tasks.rated_sentences:AMAZON",
+        "tweet-sentiment": "tensorbench.tasks.rated_sentences:TWEETS",
+        "textile": "tensorbench.tasks.textile:TEXTILE",
+        "land-cover": "tensorbench.tasks.land_cover:LAND_COVER",
+        "rating-pairs": "tensorbench.tasks.rated_sentences:RATING_PAIRS",
+        "digits": "tensorbench.tasks.digits:DIGITS",
+        "cola": "tensorbench.tasks.hub_tasks:COLA",
+        "mrpc": "tensorbench.tasks.hub_tasks:MRPC",
+        "sst2": "tensorbench.tasks.hub_tasks:SST2",
+        "stsb": "tensorbench.tasks.hub_tasks:STSB",
+        "qqp": "tensorbench.tasks.hub_tasks:QQP",
+        "mnli": "tensorbench.tasks.hub_tasks:MNLI",
+        "mnli-mm": "tensorbench.tasks.hub_tasks:MNLI_MISMATCHED",
+        "qnli": "tensorbench.tasks.hub_tasks:QNLI",
+        "rte": "tensorbench.tasks.hub_tasks:RTE",
+        "gsm8k": "tensorbench.tasks.school_math:GSM8K",
+        "metamath": "tensorbench.tasks.school_math:METAMATH",
+        "dtd": "tensorbench.tasks.hub_tasks:DTD",
+        "dtd-merged": "tensorbench.tasks.hub_tasks:DTD_MERGED",
+        "eurosat": "tensorbench.tasks.hub_tasks:EUROSAT",
     },
     check_task,
 )

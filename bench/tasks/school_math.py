@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.machine.files import sha256
-from bench.tasks.hub import HubTexts
-from bench.tasks.table_files import Table
-from bench.tasks.task import DataSource, Examples, SplitName
-from methods.errors import UserError
+from tensorbench.machine.files import sha256
+from tensorbench.methods.errors import UserError
+from tensorbench.tasks.hub import HubTexts
+from tensorbench.tasks.table_files import Table
+from tensorbench.tasks.task import DataSource, Examples, SplitName
 
 #: The prompt. As in peft's comparison, the answer follows without a space.
 PROMPT = "Question: {question} Think step by step.\nAnswer:"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from bench.tasks.objective import Objective, extracted, same
+from tensorbench.tasks.objective import Objective, extracted, same
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def answers_of(tensors: dict[str, Tensor]) -> tuple[str, ...]:
-    """Returns the correct answers, decoded from the arrays that `bench.tasks.tokens.written` made."""
+    """Returns the correct answers, decoded from the arrays that `tensorbench.tasks.tokens.written` made."""
     content, sizes = bytes(tensors["answer_bytes"].tolist()), tensors["answer_sizes"]
     ends = sizes.cumsum(0).tolist()
     return tuple(content[end - size : end].decode() for end, size in zip(ends, sizes.tolist(), strict=True))

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from methods.errors import UserError, did_you_mean, shown
+from tensorbench.methods.errors import UserError, did_you_mean, shown
 
 if TYPE_CHECKING:
     # Imported late: the import is slow, and most plans read no table.

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import model_validator
 
-from bench.inputs import Modality
-from bench.machine.hub import Lockable
-from bench.metrics.metric import Kind
-from methods.errors import UserError, shown
+from tensorbench.inputs import Modality
+from tensorbench.machine.hub import Lockable
+from tensorbench.methods.errors import UserError, shown
+from tensorbench.metrics.metric import Kind
 
 SplitName = Literal["train", "validation", "test"]
 
-#: The version of `bench.tasks.dealing` and `bench.tasks.preparing`. Increment it if a change gives a task
+#: The version of `tensorbench.tasks.dealing` and `tensorbench.tasks.preparing`. Increment it if a change gives a task
 #: other splits or other prepared data.
 PREPARATION_VERSION = 1
 
@@ -123,7 +123,7 @@ class Task(ABC):
 
         FLOWERS = Flowers()
 
-    and name the instance in `bench.tasks.TASKS`, or in your package's entry-point group `tensorbench.tasks`.
+    and name the instance in `tensorbench.tasks.TASKS`, or in your package's entry-point group `tensorbench.tasks`.
     Splitting, subsets, tokenising, resizing and caching work for every task.
 
     - `metric`: the name of a metric, such as "accuracy" or "matthews" (Matthews' correlation, for uneven
@@ -164,7 +164,7 @@ class Task(ABC):
     sizes: tuple[int, int, int] | None = None
     #: The total number of examples. Set if a suite changes the fractions of a task that states `sizes`.
     total: int | None = None
-    #: The version of the rules for duplicates and splits in `bench.tasks.dealing`. Registered tasks keep
+    #: The version of the rules for duplicates and splits in `tensorbench.tasks.dealing`. Registered tasks keep
     #: version 1, with which results were published. Data that a suite describes use version 2.
     rules: Literal[1, 2] = 1
     #: Whether the task's examples are on this machine, so that a plan can check them.

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.machine.assets import ASSETS, fetch
-from bench.tasks.task import Examples, LazyImages, Task
+from tensorbench.machine.assets import ASSETS, fetch
+from tensorbench.tasks.task import Examples, LazyImages, Task
 
 
 class Textile(Task):

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.inputs import Prompt
-from bench.tasks.storing import Arrays
-from bench.tasks.task import Task
-from methods.errors import UserError
+from tensorbench.inputs import Prompt
+from tensorbench.methods.errors import UserError
+from tensorbench.tasks.storing import Arrays
+from tensorbench.tasks.task import Task
 
 
 def encoded(task: Task, tokenizer: Any, max_tokens: int, texts: Sequence[Any]) -> Arrays:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.training.seeding import lent
+from tensorbench.training.seeding import lent
 
 #: The strength of changes in brightness, contrast, saturation and hue, and the probability that an image is
 #: changed.

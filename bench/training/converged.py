@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.backbones import LoadedBackbone
-from bench.plan.recipe import Recipe
-from bench.tasks import Objective, PreparedData, Split
-from bench.training.loop import Diverged, Trained, autocast, batches, evaluate
-from bench.training.saving import Saving
-from methods import Adapter
+from tensorbench.backbones import LoadedBackbone
+from tensorbench.methods import Adapter
+from tensorbench.plan.recipe import Recipe
+from tensorbench.tasks import Objective, PreparedData, Split
+from tensorbench.training.loop import Diverged, Trained, autocast, batches, evaluate
+from tensorbench.training.saving import Saving
 
 #: Values of scikit-learn's C, the inverse strength of the penalty: 1e-5 to 1e3 in half decades. The strongest
 #: penalty comes first. Ridge regression uses alpha = 1 / C.

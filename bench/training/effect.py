@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from bench.plan.recipe import Recipe
-from bench.training.loop import autocast
-from methods import Backbone
+from tensorbench.methods import Backbone
+from tensorbench.plan.recipe import Recipe
+from tensorbench.training.loop import autocast
 
 
 @torch.inference_mode()

@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 from safetensors.torch import save
 
-from bench.records.predictions import a_class_each
-from bench.records.record import Record
-from bench.records.text import storable
-from bench.records.words import Artifact, Status
-from bench.training.trial import Outcome
+from tensorbench.records.predictions import a_class_each
+from tensorbench.records.record import Record
+from tensorbench.records.text import storable
+from tensorbench.records.words import Artifact, Status
+from tensorbench.training.trial import Outcome
 
 
 def finished(outcome: Outcome) -> Record:
@@ -28,7 +28,7 @@ def finished(outcome: Outcome) -> Record:
 
 
 def _predictions(outcome: Outcome) -> bytes:
-    """Returns the predictions as a parquet file. `bench.records.predictions` describes its columns."""
+    """Returns the predictions as a parquet file. `tensorbench.records.predictions` describes its columns."""
     answers = {"label": outcome.labels.numpy(), "prediction": outcome.final.answers}
     columns: dict[str, Any] = {"example": outcome.example_ids.numpy()}
     for name, values in answers.items():

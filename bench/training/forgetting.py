@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from bench.backbones import LoadedBackbone
-from bench.backbones.answers import token_logits, unembedding_of
-from bench.backbones.pooling import decoded
-from bench.plan.recipe import Recipe
-from bench.training.loop import autocast
+from tensorbench.backbones import LoadedBackbone
+from tensorbench.backbones.answers import token_logits, unembedding_of
+from tensorbench.backbones.pooling import decoded
+from tensorbench.plan.recipe import Recipe
+from tensorbench.training.loop import autocast
 
 #: The largest number of tokens in a batch of several documents, including padding. It is small, since each
 #: token has logits over the whole vocabulary.

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bench.records.measures import Measure, Measures
-from methods import Adapter, UserError
-from methods.errors import RoundedMerge
+from tensorbench.methods import Adapter, UserError
+from tensorbench.methods.errors import RoundedMerge
+from tensorbench.records.measures import Measure, Measures
 
 #: After a warm-up, at least LEAST and at most MOST forward passes are timed. Between these limits, timing
 #: stops when the passes have taken SHORT_MS milliseconds together. The fastest counts, since other work

@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from bench.metrics import Metric
-from bench.plan.recipe import Recipe
-from bench.records.measures import Measure, Measures
-from bench.records.record import Progress
-from bench.tasks import ImageSplit, Objective, PreparedData, Split
-from bench.tasks.splits import WrittenSplit
-from bench.training.augmentation import augmenter
-from bench.training.measure import StepTimer
-from bench.training.numerics import emulate_bf16, tf32
-from bench.training.saving import PLAIN, Saving
-from bench.training.seeding import generator
-from methods import Adapter, Backbone
+from tensorbench.methods import Adapter, Backbone
+from tensorbench.metrics import Metric
+from tensorbench.plan.recipe import Recipe
+from tensorbench.records.measures import Measure, Measures
+from tensorbench.records.record import Progress
+from tensorbench.tasks import ImageSplit, Objective, PreparedData, Split
+from tensorbench.tasks.splits import WrittenSplit
+from tensorbench.training.augmentation import augmenter
+from tensorbench.training.measure import StepTimer
+from tensorbench.training.numerics import emulate_bf16, tf32
+from tensorbench.training.saving import PLAIN, Saving
+from tensorbench.training.seeding import generator
 
 #: Shuffled examples are divided into pools of this number of batches, and sorted by length within each pool.
 #: This keeps padding short and still gives a new order in every epoch.

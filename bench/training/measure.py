@@ -20,9 +20,9 @@ from typing import Any
 import psutil
 import torch
 
-from bench.machine.memory import MIB
-from bench.machine.precision import computes_bf16
-from bench.training.numerics import CUBLAS
+from tensorbench.machine.memory import MIB
+from tensorbench.machine.precision import computes_bf16
+from tensorbench.training.numerics import CUBLAS
 
 #: The number of first steps that the step time leaves out, since they allocate memory, compile and fill
 #: caches.

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.machine.precision import computes_bf16, unsupported
-from bench.plan.trial import Trial
+from tensorbench.machine.precision import computes_bf16, unsupported
+from tensorbench.plan.trial import Trial
 
 #: The environment variable that makes cuBLAS sum in a fixed order, if set to ":4096:8" or ":16:8" (NVIDIA's
 #: documentation).

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from bench.records.words import PROVENANCE, Tag
-from methods.errors import UserError
+from tensorbench.methods.errors import UserError
+from tensorbench.records.words import PROVENANCE, Tag
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from bench.plan.trial import Trial
+    from tensorbench.plan.trial import Trial
 
 #: The provenance of a run has this value if gradient checkpointing was on.
 ON = "yes"

@@ -13,26 +13,26 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from bench.backbones import BackboneSpec, LoadedBackbone, load
-from bench.backbones.answers import has_vocabulary, put_head
-from bench.inputs import ModelInput, TextInput
-from bench.plan.trial import Trial
-from bench.records.measures import Measure, Measures, SplitSizes
-from bench.records.record import Progress
-from bench.records.words import Tag
-from bench.tasks import PreparedData, Split, data_key, prepare
-from bench.tasks.plain_text import plain_tokens
-from bench.training.converged import fit_head
-from bench.training.effect import effect, outputs
-from bench.training.forgetting import text_loss
-from bench.training.inference import Forward, Inference, timed_sizes
-from bench.training.loop import Diverged, Evaluation, Trained, autocast, evaluate, head_state, train
-from bench.training.measure import PeakMemory
-from bench.training.numerics import compiled, deterministic, frozen_in_bf16, take_device, tf32
-from bench.training.saving import PLAIN, Saving, checkpointed
-from bench.training.seeding import generator, stream_seed
-from methods import Adapter, Method, UserError, from_identity
-from methods.capabilities import Capability, capabilities
+from tensorbench.backbones import BackboneSpec, LoadedBackbone, load
+from tensorbench.backbones.answers import has_vocabulary, put_head
+from tensorbench.inputs import ModelInput, TextInput
+from tensorbench.methods import Adapter, Method, UserError, from_identity
+from tensorbench.methods.capabilities import Capability, capabilities
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure, Measures, SplitSizes
+from tensorbench.records.record import Progress
+from tensorbench.records.words import Tag
+from tensorbench.tasks import PreparedData, Split, data_key, prepare
+from tensorbench.tasks.plain_text import plain_tokens
+from tensorbench.training.converged import fit_head
+from tensorbench.training.effect import effect, outputs
+from tensorbench.training.forgetting import text_loss
+from tensorbench.training.inference import Forward, Inference, timed_sizes
+from tensorbench.training.loop import Diverged, Evaluation, Trained, autocast, evaluate, head_state, train
+from tensorbench.training.measure import PeakMemory
+from tensorbench.training.numerics import compiled, deterministic, frozen_in_bf16, take_device, tf32
+from tensorbench.training.saving import PLAIN, Saving, checkpointed
+from tensorbench.training.seeding import generator, stream_seed
 
 
 @dataclass

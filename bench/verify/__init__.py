@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from bench.machine.cache import check_cache
-from bench.records.measures import Measure
-from bench.records.record import Record
-from bench.records.words import RunKind, Status
-from bench.store.access import Access, is_foreign
-from bench.store.addresses import shown_uri
-from bench.store.connect import BROKEN_STORE
-from bench.store.opening import is_pack
-from bench.store.pack.reading import open_pack
-from bench.store.source import Source
-from bench.store.store import Store
-from bench.verify.examples import Splits
-from bench.verify.findings import Examined, Fault, Rerun, Unchecked, Verification
-from bench.verify.labels import labels_of
-from bench.verify.plans import examine_plan
-from bench.verify.rerun import Candidate, chosen, run_again
-from bench.verify.trials import check_selected, examine
-from methods import UserError
+from tensorbench.machine.cache import check_cache
+from tensorbench.methods import UserError
+from tensorbench.records.measures import Measure
+from tensorbench.records.record import Record
+from tensorbench.records.words import RunKind, Status
+from tensorbench.store.access import Access, is_foreign
+from tensorbench.store.addresses import shown_uri
+from tensorbench.store.connect import BROKEN_STORE
+from tensorbench.store.opening import is_pack
+from tensorbench.store.pack.reading import open_pack
+from tensorbench.store.source import Source
+from tensorbench.store.store import Store
+from tensorbench.verify.examples import Splits
+from tensorbench.verify.findings import Examined, Fault, Rerun, Unchecked, Verification
+from tensorbench.verify.labels import labels_of
+from tensorbench.verify.plans import examine_plan
+from tensorbench.verify.rerun import Candidate, chosen, run_again
+from tensorbench.verify.trials import check_selected, examine
 
 __all__ = ["Fault", "Rerun", "Unchecked", "Verification", "verify"]
 

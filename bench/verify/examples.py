@@ -17,16 +17,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bench.metrics import METRICS
-from bench.plan.trial import Trial
-from bench.records.measures import Measure
-from bench.records.predictions import LOG_PROBABILITY, numbered
-from bench.records.record import Record
-from bench.tasks import TASKS, Objective
-from bench.tasks.own_tasks import METRIC_OF
-from bench.tasks.task import SPLITS
-from bench.verify.findings import Examined
-from methods import METHODS
+from tensorbench.methods import METHODS
+from tensorbench.metrics import METRICS
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
+from tensorbench.records.predictions import LOG_PROBABILITY, numbered
+from tensorbench.records.record import Record
+from tensorbench.tasks import TASKS, Objective
+from tensorbench.tasks.own_tasks import METRIC_OF
+from tensorbench.tasks.task import SPLITS
+from tensorbench.verify.findings import Examined
 
 #: The keys of `Trial.data` that determine the examples of a split.
 OF_DATA = ("task", "task_identity", "split", "data_hash")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.records.record import Record
+from tensorbench.records.record import Record
 
 
 @dataclass(frozen=True)

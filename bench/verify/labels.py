@@ -12,15 +12,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bench.backbones import BackboneSpec
-from bench.plan.suite import Suite
-from bench.plan.yaml_text import parse
-from bench.records.origin import StoredConfig
-from bench.records.stored_plan import StoredSuite
-from bench.records.words import Artifact, RunKind, Tag
-from bench.store.source import Source
-from bench.verify.findings import Examined
-from methods import UserError
+from tensorbench.backbones import BackboneSpec
+from tensorbench.methods import UserError
+from tensorbench.plan.suite import Suite
+from tensorbench.plan.yaml_text import parse
+from tensorbench.records.origin import StoredConfig
+from tensorbench.records.stored_plan import StoredSuite
+from tensorbench.records.words import Artifact, RunKind, Tag
+from tensorbench.store.source import Source
+from tensorbench.verify.findings import Examined
 
 #: For each label, the names of the methods, backbones or tasks that suites gave it to. `ANY` stands for
 #: every name. It is used for a suite that this version cannot read completely, so that only its labels are

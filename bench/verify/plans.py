@@ -8,21 +8,21 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bench.plan.cells import REFERENCE_RANK, RateWindow, offsets
-from bench.plan.choosing import Studies, Window
-from bench.plan.suite import Suite
-from bench.plan.trial import Trial
-from bench.records.stored_plan import PlannedRow, PlannedTrial, StoredPlan, StudyTrial
-from bench.records.words import Tag
-from bench.store.access import Access
-from bench.store.source import Source
-from bench.verify.findings import Examined
-from bench.verify.labels import Labels, compare_name, suites_of
-from bench.verify.suites import MOST_LISTED, PlacedRow, PlannedRows
-from bench.verify.trials import Resolved, compare_places, resolve
-from methods import UserError, create
-from methods.errors import first_few
-from methods.validation import explained
+from tensorbench.methods import UserError, create
+from tensorbench.methods.errors import first_few
+from tensorbench.methods.validation import explained
+from tensorbench.plan.cells import REFERENCE_RANK, RateWindow, offsets
+from tensorbench.plan.choosing import Studies, Window
+from tensorbench.plan.suite import Suite
+from tensorbench.plan.trial import Trial
+from tensorbench.records.stored_plan import PlannedRow, PlannedTrial, StoredPlan, StudyTrial
+from tensorbench.records.words import Tag
+from tensorbench.store.access import Access
+from tensorbench.store.source import Source
+from tensorbench.verify.findings import Examined
+from tensorbench.verify.labels import Labels, compare_name, suites_of
+from tensorbench.verify.suites import MOST_LISTED, PlacedRow, PlannedRows
+from tensorbench.verify.trials import Resolved, compare_places, resolve
 
 
 def examine_plan(

@@ -11,21 +11,21 @@ from dataclasses import dataclass, replace
 import torch
 from pyarrow import ArrowException
 
-from bench.execution.perform import perform, prepare_all
-from bench.plan.trial import Trial
-from bench.records.measures import Measure
-from bench.records.predictions import LOG_PROBABILITY, frame_of, log_probabilities, numbered
-from bench.records.record import Record
-from bench.records.words import Artifact
-from bench.store.access import Access, is_foreign
-from bench.store.source import Source
-from bench.store.trained import put_back
-from bench.training.loop import evaluate
-from bench.training.measure import provenance
-from bench.training.saving import Saving
-from bench.training.trial import Resources
-from bench.verify.findings import Examined, Rerun
-from methods import UserError
+from tensorbench.execution.perform import perform, prepare_all
+from tensorbench.methods import UserError
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
+from tensorbench.records.predictions import LOG_PROBABILITY, frame_of, log_probabilities, numbered
+from tensorbench.records.record import Record
+from tensorbench.records.words import Artifact
+from tensorbench.store.access import Access, is_foreign
+from tensorbench.store.source import Source
+from tensorbench.store.trained import put_back
+from tensorbench.training.loop import evaluate
+from tensorbench.training.measure import provenance
+from tensorbench.training.saving import Saving
+from tensorbench.training.trial import Resources
+from tensorbench.verify.findings import Examined, Rerun
 
 #: The largest accepted difference between two scores. It is SAME if sums are in the same order: on the same
 #: hardware, with the same libraries and, on a GPU, a deterministic recipe. Otherwise it is ELSEWHERE, or the

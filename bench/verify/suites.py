@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from bench.backbones import BackboneSpec
-from bench.plan.cells import centre_of
-from bench.plan.make import check_number
-from bench.plan.recipe import Recipe
-from bench.plan.suite import FLOORS, Suite
-from bench.plan.suite_rows import MethodRow, TaskRow
-from bench.plan.trial import Trial
-from bench.records.stored_plan import PlannedRow
-from bench.tasks import TASKS
-from bench.verify.findings import Examined
-from bench.verify.labels import source_of
-from methods import Method, UserError, create
-from methods.errors import first_few
+from tensorbench.backbones import BackboneSpec
+from tensorbench.methods import Method, UserError, create
+from tensorbench.methods.errors import first_few
+from tensorbench.plan.cells import centre_of
+from tensorbench.plan.make import check_number
+from tensorbench.plan.recipe import Recipe
+from tensorbench.plan.suite import FLOORS, Suite
+from tensorbench.plan.suite_rows import MethodRow, TaskRow
+from tensorbench.plan.trial import Trial
+from tensorbench.records.stored_plan import PlannedRow
+from tensorbench.tasks import TASKS
+from tensorbench.verify.findings import Examined
+from tensorbench.verify.labels import source_of
 
 #: The fields of a task's row that do not change its examples, or that differ between machines.
 NOT_OF_EXAMPLES = {"task", "data", "source", "training", "label"}

@@ -19,23 +19,23 @@ from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bench.backbones import BackboneInfo, BackboneSpec, describe
-from bench.machine.files import sha256_of
-from bench.plan.trial import Trial
-from bench.records.measures import Measure
-from bench.records.origin import SourceFile, StoredConfig
-from bench.records.predictions import CLASSES, LOG_PROBABILITY, STEP, contradicted, frame_of, numbered
-from bench.records.record import Record
-from bench.records.words import YES, Artifact, Tag
-from bench.store.access import Access, is_foreign
-from bench.store.artifacts import ChangedError, digest, hashes
-from bench.store.source import Source
-from bench.tasks import Objective
-from bench.verify.examples import Splits, check_rows, stored_objective
-from bench.verify.findings import Examined
-from bench.verify.labels import ANY, Labels, compare_name, source_of
-from methods import Method, UserError, from_identity
-from methods.validation import explained
+from tensorbench.backbones import BackboneInfo, BackboneSpec, describe
+from tensorbench.machine.files import sha256_of
+from tensorbench.methods import Method, UserError, from_identity
+from tensorbench.methods.validation import explained
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
+from tensorbench.records.origin import SourceFile, StoredConfig
+from tensorbench.records.predictions import CLASSES, LOG_PROBABILITY, STEP, contradicted, frame_of, numbered
+from tensorbench.records.record import Record
+from tensorbench.records.words import YES, Artifact, Tag
+from tensorbench.store.access import Access, is_foreign
+from tensorbench.store.artifacts import ChangedError, digest, hashes
+from tensorbench.store.source import Source
+from tensorbench.tasks import Objective
+from tensorbench.verify.examples import Splits, check_rows, stored_objective
+from tensorbench.verify.findings import Examined
+from tensorbench.verify.labels import ANY, Labels, compare_name, source_of
 
 #: The artifacts that every finished trial should have.
 LEFT = (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.ADAPTER)

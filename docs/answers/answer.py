@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from reports.drawing import Drawn
-from reports.inference.intervals import Bounds
-from reports.units import PERCENT
+from tensorbench.reports.drawing import Drawn
+from tensorbench.reports.inference.intervals import Bounds
+from tensorbench.reports.units import PERCENT
 
 PICTURES = Path(__file__).parents[1] / "pictures"
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from reports.analysis import analyse
-from reports.comparisons import AgainstReference
-from reports.inference.crossed import of_seeds
-from reports.inference.effects import Effect, effect
-from reports.inference.intervals import simultaneous
-from reports.reading import read
-from reports.study import REFERENCE, Cell, Study
+from tensorbench.reports.analysis import analyse
+from tensorbench.reports.comparisons import AgainstReference
+from tensorbench.reports.inference.crossed import of_seeds
+from tensorbench.reports.inference.effects import Effect, effect
+from tensorbench.reports.inference.intervals import simultaneous
+from tensorbench.reports.reading import read
+from tensorbench.reports.study import REFERENCE, Cell, Study
 
 from .answer import table, with_interval
 

@@ -10,20 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.metrics import direction
-from reports.advice import rate_advice
-from reports.figures.studies import draw
-from reports.inference.effects import Answer as Size
-from reports.inference.effects import Verdict, effect
-from reports.inference.intervals import LEAST_SEEDS, Bounds, simultaneous
-from reports.inference.studies import CompleteStudies, of_method, score_after
-from reports.reading import read
-from reports.selection import Selection
-from reports.studies import StudyAnalysis, analyse_studies
-from reports.study_blocks import Difference, StudyBlock
-from reports.study_words import answers as sentences
-from reports.study_words import level_notes, order_note
-from reports.words import listed, many
+from tensorbench.metrics import direction
+from tensorbench.reports.advice import rate_advice
+from tensorbench.reports.figures.studies import draw
+from tensorbench.reports.inference.effects import Answer as Size
+from tensorbench.reports.inference.effects import Verdict, effect
+from tensorbench.reports.inference.intervals import LEAST_SEEDS, Bounds, simultaneous
+from tensorbench.reports.inference.studies import CompleteStudies, of_method, score_after
+from tensorbench.reports.reading import read
+from tensorbench.reports.selection import Selection
+from tensorbench.reports.studies import StudyAnalysis, analyse_studies
+from tensorbench.reports.study_blocks import Difference, StudyBlock
+from tensorbench.reports.study_words import answers as sentences
+from tensorbench.reports.study_words import level_notes, order_note
+from tensorbench.reports.words import listed, many
 
 from .answer import Answer, Picture, bounds, points, table, with_interval
 

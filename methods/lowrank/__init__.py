@@ -8,11 +8,11 @@ Factors are contracted once per forward of the whole backbone, in at least float
 dense update is built, unless dropout applies to the entries of the update (see `DropoutAt`).
 """
 
-from methods.lowrank.adapter import LowRankAdapter
-from methods.lowrank.contracted import Contracted, Diagonal, Matrix, OwnPairs, Parametrisation
-from methods.lowrank.linear import AdaptedLinear, DropoutAt
-from methods.lowrank.masks import Masks
-from methods.lowrank.method import CutMethod, LowRankMethod, SharedHeads, StackedMethod
+from tensorbench.methods.lowrank.adapter import LowRankAdapter
+from tensorbench.methods.lowrank.contracted import Contracted, Diagonal, Matrix, OwnPairs, Parametrisation
+from tensorbench.methods.lowrank.linear import AdaptedLinear, DropoutAt
+from tensorbench.methods.lowrank.masks import Masks
+from tensorbench.methods.lowrank.method import CutMethod, LowRankMethod, SharedHeads, StackedMethod
 
 __all__ = [
     "AdaptedLinear",

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from methods.adapter import Adapter
-from methods.backbone import GATED_INPUT, SHARED_INPUT, Backbone, Site
-from methods.lowrank.contracted import Contracted, Parametrisation, pair
-from methods.lowrank.linear import AdaptedLinear, DropoutAt, SharedInput
-from methods.lowrank.masks import BatchPart, DropoutSite, Masks, in_backward
+from tensorbench.methods.adapter import Adapter
+from tensorbench.methods.backbone import GATED_INPUT, SHARED_INPUT, Backbone, Site
+from tensorbench.methods.lowrank.contracted import Contracted, Parametrisation, pair
+from tensorbench.methods.lowrank.linear import AdaptedLinear, DropoutAt, SharedInput
+from tensorbench.methods.lowrank.masks import BatchPart, DropoutSite, Masks, in_backward
 
 #: Converts the contracted pairs of a parametrisation to the shapes of a backbone's sites.
 Fit = Callable[[Contracted, Parametrisation], Contracted]
@@ -92,7 +92,7 @@ class LowRankAdapter(Adapter):
             cutting.begin_training(steps)
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Cuts ranks if a cut is due at this step (see `methods.lowrank.cutting`)."""
+        """Cuts ranks if a cut is due at this step (see `tensorbench.methods.lowrank.cutting`)."""
         cutting = self.parametrisation.cutting
         if cutting is not None:
             cutting.after_step(step, optimizer)

@@ -10,10 +10,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from methods.adapter import PartlyFrozen
-from methods.backbone import Site
-from methods.lowrank.cutting import Cutting
-from methods.slices import by_site
+from tensorbench.methods.adapter import PartlyFrozen
+from tensorbench.methods.backbone import Site
+from tensorbench.methods.lowrank.cutting import Cutting
+from tensorbench.methods.slices import by_site
 
 
 @dataclass(frozen=True)

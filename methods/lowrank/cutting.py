@@ -19,8 +19,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from methods.errors import UserError, shown
-from methods.validation import Frozen
+from tensorbench.methods.errors import UserError, shown
+from tensorbench.methods.validation import Frozen
 
 if TYPE_CHECKING:
     from tltorch import TuckerTensor

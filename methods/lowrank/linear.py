@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.adapter import AdaptedLayer
-from methods.lowrank.contracted import Diagonal, Matrix, Middle, pair
-from methods.lowrank.masks import DropoutSite
-from methods.quantised import QuantisedLinear
+from tensorbench.methods.adapter import AdaptedLayer
+from tensorbench.methods.lowrank.contracted import Diagonal, Matrix, Middle, pair
+from tensorbench.methods.lowrank.masks import DropoutSite
+from tensorbench.methods.quantised import QuantisedLinear
 
 #: Where dropout is applied. `input`: to the activation that enters `down`. `before_up`: to the activation of
 #: width r that enters `up`. `update`: to the entries of the update; this is slow, since training then builds

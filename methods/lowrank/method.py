@@ -12,16 +12,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from methods.adapter import Adapter
-from methods.backbone import SHARED_HEADS, Backbone, Geometry, Site
-from methods.base import Method
-from methods.errors import UserError, shown
-from methods.lowrank.adapter import Fit, LowRankAdapter
-from methods.lowrank.contracted import Contracted, Parametrisation
-from methods.lowrank.cutting import Cuts, Cuttable, Cutting, Ranks
-from methods.lowrank.linear import DropoutAt
-from methods.lowrank.masks import Masks
-from methods.validation import Later, Scale
+from tensorbench.methods.adapter import Adapter
+from tensorbench.methods.backbone import SHARED_HEADS, Backbone, Geometry, Site
+from tensorbench.methods.base import Method
+from tensorbench.methods.errors import UserError, shown
+from tensorbench.methods.lowrank.adapter import Fit, LowRankAdapter
+from tensorbench.methods.lowrank.contracted import Contracted, Parametrisation
+from tensorbench.methods.lowrank.cutting import Cuts, Cuttable, Cutting, Ranks
+from tensorbench.methods.lowrank.linear import DropoutAt
+from tensorbench.methods.lowrank.masks import Masks
+from tensorbench.methods.validation import Later, Scale
 
 #: How key and value heads get their updates if several query heads share one. A method first computes updates
 #: for full attention, where every query head has a key head and a value head of its own. `tied`: each shared
@@ -78,7 +78,7 @@ class LowRankMethod(Method):
 class StackedMethod(LowRankMethod):
     """A method that stacks the updates of several sites in tensors, as slices of one shape.
 
-    The slices are those of the model with full attention (see `methods.slices`). If a weight has fewer rows
+    The slices are those of the model with full attention (see `tensorbench.methods.slices`). If a weight has fewer rows
     than its up factor, only the factor's first rows are used. If query heads share the heads of key and
     value, `shared_heads` chooses how key and value use their up factors instead.
     """
@@ -93,7 +93,7 @@ class StackedMethod(LowRankMethod):
 class Fitting:
     """Converts the up factors of the model with full attention to the shapes of a backbone's sites.
 
-    In that model, key and value have a head for every query head (see `methods.slices`).
+    In that model, key and value have a head for every query head (see `tensorbench.methods.slices`).
     """
 
     geometry: Geometry

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reports.analysis import Analysis
-from reports.curves import Curve
-from reports.drawing import Drawn, Looks, styled
-from reports.figures.ablations import ablation as ablation
-from reports.figures.blocks import differences, ranks
-from reports.figures.cost import COSTS, score_against
-from reports.figures.training import training
+from tensorbench.reports.analysis import Analysis
+from tensorbench.reports.curves import Curve
+from tensorbench.reports.drawing import Drawn, Looks, styled
+from tensorbench.reports.figures.ablations import ablation as ablation
+from tensorbench.reports.figures.blocks import differences, ranks
+from tensorbench.reports.figures.cost import COSTS, score_against
+from tensorbench.reports.figures.training import training
 
 
 def draw(analysis: Analysis, curves: Sequence[Curve] = ()) -> list[Drawn]:

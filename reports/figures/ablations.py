@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from bench.metrics import direction
-from reports.ablation import StoredAblation
-from reports.drawing import INK, MUTED, SERIES, Drawn, panels, styled
-from reports.units import unit_of
+from tensorbench.metrics import direction
+from tensorbench.reports.ablation import StoredAblation
+from tensorbench.reports.drawing import INK, MUTED, SERIES, Drawn, panels, styled
+from tensorbench.reports.units import unit_of
 
 
 def ablation(number: int, stored: StoredAblation, level: float | None = None) -> list[Drawn]:

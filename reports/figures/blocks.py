@@ -7,14 +7,14 @@ from typing import TypedDict
 
 from matplotlib.ticker import MaxNLocator
 
-from bench.metrics import direction
-from reports import cautions
-from reports.analysis import Block
-from reports.comparisons import AgainstReference
-from reports.drawing import MUTED, Drawn, Looks, Tips, panels
-from reports.figures.forest import MOST_ROWS, ForestRow, band, forest, height, reach
-from reports.study import Study, TaskAndBackbone
-from reports.words import many, no_interval
+from tensorbench.metrics import direction
+from tensorbench.reports import cautions
+from tensorbench.reports.analysis import Block
+from tensorbench.reports.comparisons import AgainstReference
+from tensorbench.reports.drawing import MUTED, Drawn, Looks, Tips, panels
+from tensorbench.reports.figures.forest import MOST_ROWS, ForestRow, band, forest, height, reach
+from tensorbench.reports.study import Study, TaskAndBackbone
+from tensorbench.reports.words import many, no_interval
 
 #: The largest number of seed pairs per setting in a tooltip.
 MOST_PAIRS = 10

@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from bench.metrics import direction
-from reports.analysis import Analysis
-from reports.drawing import MUTED, Drawn, Looks, PointName, Tips, name_at_right, panels, usual
-from reports.ranking import CostOf, best_means, pareto
-from reports.study import (
+from tensorbench.metrics import direction
+from tensorbench.reports.analysis import Analysis
+from tensorbench.reports.drawing import MUTED, Drawn, Looks, PointName, Tips, name_at_right, panels, usual
+from tensorbench.reports.ranking import CostOf, best_means, pareto
+from tensorbench.reports.study import (
     CONVERGED,
     FLOOR,
     OWN_SIZE,
@@ -29,7 +29,7 @@ from reports.study import (
     grouped,
     measured,
 )
-from reports.units import unit_of
+from tensorbench.reports.units import unit_of
 
 #: The largest number of settings with their own figure.
 MOST_SETTINGS = 12

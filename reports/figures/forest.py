@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.transforms import blended_transform_factory
 
-from reports.drawing import INK, MUTED, RULE, Tips
-from reports.inference.intervals import Bounds
+from tensorbench.reports.drawing import INK, MUTED, RULE, Tips
+from tensorbench.reports.inference.intervals import Bounds
 
 #: The largest number of rows of one forest.
 MOST_ROWS = 40

@@ -20,16 +20,23 @@ from matplotlib.ticker import (
     NullLocator,
 )
 
-from bench.metrics import direction
-from reports.drawing import MUTED, SERIES, Drawn, Looks, Tips, panels, styled
-from reports.figures.forest import DASHES, ForestRow, band, forest, height, reach
-from reports.inference.intervals import Bounds
-from reports.inference.studies import FAILED, LEAST_SMOOTHED, smoothed, window
-from reports.studies import StudyAnalysis
-from reports.study import Seed, TaskAndBackbone
-from reports.study_blocks import Entrant, Estimate, Level, StudyBlock
-from reports.study_words import between, heading, in_words, setting_name, settings_counted, trials_of_tuning
-from reports.units import Unit, minus
+from tensorbench.metrics import direction
+from tensorbench.reports.drawing import MUTED, SERIES, Drawn, Looks, Tips, panels, styled
+from tensorbench.reports.figures.forest import DASHES, ForestRow, band, forest, height, reach
+from tensorbench.reports.inference.intervals import Bounds
+from tensorbench.reports.inference.studies import FAILED, LEAST_SMOOTHED, smoothed, window
+from tensorbench.reports.studies import StudyAnalysis
+from tensorbench.reports.study import Seed, TaskAndBackbone
+from tensorbench.reports.study_blocks import Entrant, Estimate, Level, StudyBlock
+from tensorbench.reports.study_words import (
+    between,
+    heading,
+    in_words,
+    setting_name,
+    settings_counted,
+    trials_of_tuning,
+)
+from tensorbench.reports.units import Unit, minus
 
 #: The prefix of the HTML anchors of trials in their table. The dot of a trial links to its anchor.
 ANCHOR = "trial-"

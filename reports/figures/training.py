@@ -9,11 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from bench.metrics import direction
-from reports.curves import Curve, Panel
-from reports.drawing import Drawn, Looks, PointName, Tips, name_at_right, panels, usual
-from reports.study import FLOOR, REFERENCE, grouped
-from reports.units import Unit, unit_of
+from tensorbench.metrics import direction
+from tensorbench.reports.curves import Curve, Panel
+from tensorbench.reports.drawing import Drawn, Looks, PointName, Tips, name_at_right, panels, usual
+from tensorbench.reports.study import FLOOR, REFERENCE, grouped
+from tensorbench.reports.units import Unit, unit_of
 
 #: The line styles that distinguish the methods of one family.
 LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1)))

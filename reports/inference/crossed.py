@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from reports.inference.intervals import LEAST_SEEDS, Array, Error, welch
+from tensorbench.reports.inference.intervals import LEAST_SEEDS, Array, Error, welch
 
 #: Tuning is repeated 2**_LOG_DRAWS times in simulation.
 _LOG_DRAWS = 11

@@ -8,8 +8,8 @@ from enum import StrEnum
 
 import numpy as np
 
-from reports.inference.crossed import OnSetting, over_settings
-from reports.inference.intervals import Bounds, Error
+from tensorbench.reports.inference.crossed import OnSetting, over_settings
+from tensorbench.reports.inference.intervals import Bounds, Error
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import integrate, stats
 
-from reports.inference.effects import Effect
-from reports.inference.intervals import LEVEL, RESOLUTION_DIGITS, Array, simultaneous
+from tensorbench.reports.inference.effects import Effect
+from tensorbench.reports.inference.intervals import LEVEL, RESOLUTION_DIGITS, Array, simultaneous
 
 
 @dataclass(frozen=True)

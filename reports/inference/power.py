@@ -11,9 +11,17 @@ import numpy as np
 from numpy.random import Generator
 from scipy import optimize, special, stats
 
-from reports.inference.effects import Effect
-from reports.inference.intervals import LEAST_SEEDS, LEVEL, Array, Error, simultaneous, t_quantile, welch
-from reports.inference.studies import CompleteStudies, of_pair
+from tensorbench.reports.inference.effects import Effect
+from tensorbench.reports.inference.intervals import (
+    LEAST_SEEDS,
+    LEVEL,
+    Array,
+    Error,
+    simultaneous,
+    t_quantile,
+    welch,
+)
+from tensorbench.reports.inference.studies import CompleteStudies, of_pair
 
 #: The probability with which a difference should be detected.
 POWER = 0.8

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from reports.inference.crossed import OnSetting, of_seeds, of_seeds_and_examples
-from reports.inference.intervals import LEAST_SEEDS, LEVEL, RESOLUTION, Array, Bounds
+from tensorbench.reports.inference.crossed import OnSetting, of_seeds, of_seeds_and_examples
+from tensorbench.reports.inference.intervals import LEAST_SEEDS, LEVEL, RESOLUTION, Array, Bounds
 
 #: The values of k for which the score is shown.
 TRIALS = (1, 2, 4, 8, 16)

@@ -14,19 +14,19 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 
-from bench.machine.outputs import Files, output_folder, replace_files
-from bench.machine.visible import visible
-from methods import UserError
-from reports.frames import csv
-from reports.rendering import environment
-from reports.selecting import marks, of_method
-from reports.site.equations import notation
-from reports.site.methods import MethodPage, key, method_pages
-from reports.site.origins import origins
-from reports.site.published import Published, answer_of_all, packs_in, published
-from reports.site.standing import Standing, frame, standings
-from reports.study import TaskAndBackbone, block_order, grouped
-from reports.tables import INCOMPLETE
+from tensorbench.machine.outputs import Files, output_folder, replace_files
+from tensorbench.machine.visible import visible
+from tensorbench.methods import UserError
+from tensorbench.reports.frames import csv
+from tensorbench.reports.rendering import environment
+from tensorbench.reports.selecting import marks, of_method
+from tensorbench.reports.site.equations import notation
+from tensorbench.reports.site.methods import MethodPage, key, method_pages
+from tensorbench.reports.site.origins import origins
+from tensorbench.reports.site.published import Published, answer_of_all, packs_in, published
+from tensorbench.reports.site.standing import Standing, frame, standings
+from tensorbench.reports.study import TaskAndBackbone, block_order, grouped
+from tensorbench.reports.tables import INCOMPLETE
 
 #: The file that lists the site's files. A rebuild removes only files in this list.
 MANIFEST = "site-files.json"
@@ -36,7 +36,7 @@ def write_site(results: Path, out: Path, *, docs: str = "", force: bool = False)
     """Writes the site of the packs in the folder `results`, and returns the site's files.
 
     An earlier site in `out` is replaced. `docs` is as in `site_files`. Raises UserError, with nothing
-    written, if a pack is refused (see `reports.site.published`) or if `out` has contents but no earlier site.
+    written, if a pack is refused (see `tensorbench.reports.site.published`) or if `out` has contents but no earlier site.
     With `force`, such contents are kept and the site is written beside them. Raises UserError also if the
     files cannot be written.
     """

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from reports.selecting import capabilities
-from reports.site.equations import Equation, equation_of
-from reports.site.standing import Standing
-from reports.study import Cell, block_order, grouped
+from tensorbench.reports.selecting import capabilities
+from tensorbench.reports.site.equations import Equation, equation_of
+from tensorbench.reports.site.standing import Standing
+from tensorbench.reports.study import Cell, block_order, grouped
 
 #: The family of all methods from the `peft` package. The site treats each type of peft as a separate method.
 COLLECTION = "peft"

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from bench.records.origin import SourceFile
-from reports.provenance import Provenance, provenance_of
-from reports.study import Cell, Seed, Study
+from tensorbench.records.origin import SourceFile
+from tensorbench.reports.provenance import Provenance, provenance_of
+from tensorbench.reports.study import Cell, Seed, Study
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Origin:
     """The suite, code, packages and machine that several trials share."""
 
     number: int
-    #: Headings and texts, from `reports.provenance.Provenance.lines`.
+    #: Headings and texts, from `tensorbench.reports.provenance.Provenance.lines`.
     lines: tuple[tuple[str, str], ...]
     #: The number of trials with this origin.
     trials: int

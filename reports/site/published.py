@@ -7,25 +7,25 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.machine.outputs import Files
-from bench.records.pack_format import ENDING
-from bench.records.words import OWN_SIZE
-from bench.store.opening import as_one, is_pack
-from bench.store.pack.reading import open_pack
-from bench.store.source import Source
-from methods import UserError
-from methods.errors import first_few, shown
-from reports.analysis import Analysis, Block
-from reports.cautions import reference_failures
-from reports.findings import Claim, findings
-from reports.headline import better_methods, detectable
-from reports.page import Facts, facts_of
-from reports.reading import read_sources
-from reports.report import compose, compose_studies
-from reports.studies import StudyAnalysis
-from reports.study import Experiment, Study, grouped
-from reports.study_words import answer
-from reports.words import listed, many
+from tensorbench.machine.outputs import Files
+from tensorbench.methods import UserError
+from tensorbench.methods.errors import first_few, shown
+from tensorbench.records.pack_format import ENDING
+from tensorbench.records.words import OWN_SIZE
+from tensorbench.reports.analysis import Analysis, Block
+from tensorbench.reports.cautions import reference_failures
+from tensorbench.reports.findings import Claim, findings
+from tensorbench.reports.headline import better_methods, detectable
+from tensorbench.reports.page import Facts, facts_of
+from tensorbench.reports.reading import read_sources
+from tensorbench.reports.report import compose, compose_studies
+from tensorbench.reports.studies import StudyAnalysis
+from tensorbench.reports.study import Experiment, Study, grouped
+from tensorbench.reports.study_words import answer
+from tensorbench.reports.words import listed, many
+from tensorbench.store.opening import as_one, is_pack
+from tensorbench.store.pack.reading import open_pack
+from tensorbench.store.source import Source
 
 #: The formats of a suite's report on the site.
 FORMATS = ("html", "csv", "md", "latex")

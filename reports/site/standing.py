@@ -10,18 +10,18 @@ from typing import Any
 
 import pandas as pd
 
-from bench.metrics import direction
-from reports.analysis import Analysis
-from reports.comparisons import AgainstReference
-from reports.findings import Against, against
-from reports.inference.intervals import Bounds
-from reports.studies import StudyAnalysis
-from reports.study import Cell
-from reports.study_blocks import Difference, StudyBlock
-from reports.study_words import in_words
-from reports.study_words import no_interval as no_study_interval
-from reports.units import Unit, unit_of
-from reports.words import no_interval
+from tensorbench.metrics import direction
+from tensorbench.reports.analysis import Analysis
+from tensorbench.reports.comparisons import AgainstReference
+from tensorbench.reports.findings import Against, against
+from tensorbench.reports.inference.intervals import Bounds
+from tensorbench.reports.studies import StudyAnalysis
+from tensorbench.reports.study import Cell
+from tensorbench.reports.study_blocks import Difference, StudyBlock
+from tensorbench.reports.study_words import in_words
+from tensorbench.reports.study_words import no_interval as no_study_interval
+from tensorbench.reports.units import Unit, unit_of
+from tensorbench.reports.words import no_interval
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods import Geometry, Site, create
-from methods.backbone import GATED_PROJECTIONS
+from tensorbench.methods import Geometry, Site, create
+from tensorbench.methods.backbone import GATED_PROJECTIONS
 
 from ..methods.oracle import (
     BASE,

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods import Geometry, Site, create
-from methods.backbone import GATED_PROJECTIONS
-from methods.lowrank import LowRankAdapter, Masks
+from tensorbench.methods import Geometry, Site, create
+from tensorbench.methods.backbone import GATED_PROJECTIONS
+from tensorbench.methods.lowrank import LowRankAdapter, Masks
 
 from ..methods.oracle import (
     BASE,

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-import methods
-from methods import Geometry
+import tensorbench.methods
+from tensorbench.methods import Geometry
 
 from ..methods.oracle import EVEN
 from ..methods.toy import ToyBackbone
@@ -20,7 +20,7 @@ def attached(geometry: Geometry) -> tuple[ToyBackbone, Any]:
     head = {id(parameter) for parameter in backbone.head.parameters()}
     encoder = sum(p.numel() for p in backbone.module.parameters() if id(p) not in head)
     backbone.geometry = replace(geometry, encoder=encoder)
-    return backbone, methods.create("full").attach(backbone, torch.Generator())
+    return backbone, tensorbench.methods.create("full").attach(backbone, torch.Generator())
 
 
 def test_no_gradient_stays_on_the_encoder() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from methods import Geometry, create
+from tensorbench.methods import Geometry, create
 
 from ..methods.oracle import BASE, RANK, SCALE, SMOLLM2, Dense, LowRankOracle, Values
 from ..methods.toy import ToyBackbone

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from methods import PROJECTIONS, Geometry, create
+from tensorbench.methods import PROJECTIONS, Geometry, create
 
 from ..methods.oracle import (
     BASE,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from methods import Geometry, create
+from tensorbench.methods import Geometry, create
 
 from ..methods.oracle import BASE, RANK, SCALE, SMOLLM2, StackedOracle, Values, factors, stacked
 

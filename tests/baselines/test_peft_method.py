@@ -11,13 +11,13 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.utils.warning import PeftWarning
 
-from baselines import peft_method
-from baselines.peft_adapter import PeftAdapter
-from baselines.peft_method import count_built
-from baselines.peft_types import REFUSED, Peft
-from bench.conformance.cases import run_checks
-from bench.conformance.subject import Subject, expect_close, expect_equal, outputs, sites_of, snapshot
-from methods import Geometry, Site, UserError, create
+from tensorbench.baselines import peft_method
+from tensorbench.baselines.peft_adapter import PeftAdapter
+from tensorbench.baselines.peft_method import count_built
+from tensorbench.baselines.peft_types import REFUSED, Peft
+from tensorbench.conformance.cases import run_checks
+from tensorbench.conformance.subject import Subject, expect_close, expect_equal, outputs, sites_of, snapshot
+from tensorbench.methods import Geometry, Site, UserError, create
 
 from ..messages import naming
 from ..methods.toy import ToyBackbone

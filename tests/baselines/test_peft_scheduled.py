@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from methods import Adapter, Geometry, Site, UserError, create
-from methods.skeleton import SkeletonBackbone
+from tensorbench.methods import Adapter, Geometry, Site, UserError, create
+from tensorbench.methods.skeleton import SkeletonBackbone
 
 from ..messages import naming
 
@@ -42,7 +42,7 @@ def examples() -> tuple[Tensor, Tensor]:
 
 
 def train(backbone: SkeletonBackbone, adapter: Adapter) -> list[int]:
-    """Trains as `bench.training.loop` does. Returns the number of triplets in use after every step."""
+    """Trains as `tensorbench.training.loop` does. Returns the number of triplets in use after every step."""
     x, labels = examples()
     optimizer = torch.optim.AdamW(adapter.parameter_groups(), lr=0.02)
     adapter.begin_training(STEPS)

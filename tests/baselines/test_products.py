@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods import Geometry, NotLowRank, Site, UserError, create
+from tensorbench.methods import Geometry, NotLowRank, Site, UserError, create
 
 from ..messages import naming
 from ..methods.oracle import BASE, EVEN, RANK, SCALE, UNEQUAL, Dense, DenseOracle, LowRankOracle, Values

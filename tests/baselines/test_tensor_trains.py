@@ -10,8 +10,8 @@ import tensorly as tl
 import torch
 from torch import Tensor
 
-from methods import Geometry, NotLowRank, Site, UserError, create
-from methods.backbone import GATED_PROJECTIONS
+from tensorbench.methods import Geometry, NotLowRank, Site, UserError, create
+from tensorbench.methods.backbone import GATED_PROJECTIONS
 
 from ..methods.oracle import (
     BASE,

@@ -25,12 +25,12 @@ LOOK = 0.02
 def main(through: int, folder: Path) -> None:
     from multiprocessing import get_context
 
-    from bench.__main__ import main as command_line
-    from bench.cli import progress
-    from bench.execution import local
-    from bench.execution.perform import Event
-    from bench.machine import interrupts
-    from bench.plan.rows import Plan
+    from tensorbench.__main__ import main as command_line
+    from tensorbench.cli import progress
+    from tensorbench.execution import local
+    from tensorbench.execution.perform import Event
+    from tensorbench.machine import interrupts
+    from tensorbench.plan.rows import Plan
 
     def hold(worker: str) -> None:
         held, go = folder / "held", folder / "go"

@@ -130,7 +130,7 @@ def client(cache: Path, endpoint: str, *, offline: bool = False) -> Iterator[Non
     """
     from huggingface_hub import constants
 
-    from bench.machine import hub
+    from tensorbench.machine import hub
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", endpoint)

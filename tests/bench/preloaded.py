@@ -5,7 +5,7 @@ It has to be imported last, so that the objects of all other imports are frozen 
 
 import gc
 
-from bench.training.measure import libraries
+from tensorbench.training.measure import libraries
 
 libraries()
 # Freezes imported objects so that each trial's garbage collection skips them.

@@ -20,12 +20,12 @@ ROOT = Path(__file__).parents[2]
 
 #: The modules that the command line imports for a trial, a search or a stored record.
 IMPORTED = (
-    "bench.cli.program",
-    "bench.run",
-    "bench.cli.progress",
-    "bench.execution.local",
-    "bench.search.study",
-    "bench.search.tuning",
+    "tensorbench.cli.program",
+    "tensorbench.run",
+    "tensorbench.cli.progress",
+    "tensorbench.execution.local",
+    "tensorbench.search.study",
+    "tensorbench.search.tuning",
     "mlflow.store.tracking.sqlalchemy_store",
     "mlflow.store.db.utils",
     "optuna.storages._rdb.storage",
@@ -33,7 +33,7 @@ IMPORTED = (
     "transformers.models.vit.modeling_vit",
     "sklearn.metrics",
     "sqlalchemy.dialects.sqlite",
-    "baselines.peft_adapter",
+    "tensorbench.baselines.peft_adapter",
     "tests.bench.preloaded",
 )
 

@@ -18,8 +18,8 @@ from urllib.request import urlopen
 import mlflow
 import psutil
 
-from bench.machine import guard
-from bench.store.connect import with_driver
+from tensorbench.machine import guard
+from tensorbench.store.connect import with_driver
 
 from . import holding
 from .held_programs import begin, release

@@ -17,12 +17,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.backbones.backbone import BackboneInfo, LoadedBackbone
-from bench.backbones.registered_backbones import BACKBONES
-from bench.inputs import ImageInput
-from bench.tasks import TASKS
-from bench.tasks.task import Examples, Task
-from methods.backbone import Geometry
+from tensorbench.backbones.backbone import BackboneInfo, LoadedBackbone
+from tensorbench.backbones.registered_backbones import BACKBONES
+from tensorbench.inputs import ImageInput
+from tensorbench.methods.backbone import Geometry
+from tensorbench.tasks import TASKS
+from tensorbench.tasks.task import Examples, Task
 
 GEOMETRY = Geometry(hidden=16, heads=4, layers=4, mlp=64)
 PROJECTIONS = ("query", "key", "value")

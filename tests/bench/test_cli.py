@@ -17,20 +17,20 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-import bench
-from bench.backbones import BACKBONES
-from bench.cli.listings import count_methods, print_methods
-from bench.cli.options import VisibleConsole
-from bench.cli.plans import print_plan
-from bench.cli.program import RENAMED
-from bench.cli.results import print_allocation
-from bench.cli.tables import fitted
-from bench.records.search_results import AllocationResult, Tried
-from bench.store.store import Store
-from bench.tasks import TASKS
-from methods import METHODS, Geometry
-from methods.tenslora import VARIANTS
-from reports.ablation import StoredAblation
+import tensorbench
+from tensorbench.backbones import BACKBONES
+from tensorbench.cli.listings import count_methods, print_methods
+from tensorbench.cli.options import VisibleConsole
+from tensorbench.cli.plans import print_plan
+from tensorbench.cli.program import RENAMED
+from tensorbench.cli.results import print_allocation
+from tensorbench.cli.tables import fitted
+from tensorbench.methods import METHODS, Geometry
+from tensorbench.methods.tenslora import VARIANTS
+from tensorbench.records.search_results import AllocationResult, Tried
+from tensorbench.reports.ablation import StoredAblation
+from tensorbench.store.store import Store
+from tensorbench.tasks import TASKS
 
 from ..messages import naming
 from .programs import Program
@@ -71,7 +71,7 @@ def test_methods_without_a_size_for_a_backbone_are_listed_without_counts(call: C
 def test_help_imports_nothing_that_takes_long() -> None:
     program = """
 import sys
-from bench.cli.program import main
+from tensorbench.cli.program import main
 sys.argv = ["tensorbench", "--help"]
 try:
     main()
@@ -91,12 +91,12 @@ finally:
 #: error.
 IMPORTS = """
 import sys
-from bench.cli.program import main
+from tensorbench.cli.program import main
 try:
     main()
 finally:
     slow = {"torch", "mlflow", "peft", "transformers", "timm", "pandas", "scipy", "matplotlib", "optuna"}
-    slow |= {"tltorch", "reports.study"}
+    slow |= {"tltorch", "tensorbench.reports.study"}
     print(*sorted(slow & set(sys.modules)), file=sys.stderr)
 """
 
@@ -130,7 +130,7 @@ def test_a_second_plan_imports_nothing_slow_but_torch(call: Call, tmp_path: Path
 
 @pytest.mark.processes
 def test_a_run_imports_no_statistics_before_its_trials() -> None:
-    program = "import sys, bench.cli.progress; print(*{'reports.study', 'scipy.stats'} & {*sys.modules})"
+    program = "import sys, tensorbench.cli.progress; print(*{'tensorbench.reports.study', 'scipy.stats'} & {*sys.modules})"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ended.stdout.split() == []
 
@@ -143,7 +143,7 @@ class Slow:
         if name in ("torch", "mlflow"):
             os._exit(0)
 sys.meta_path.insert(0, Slow())
-from bench.cli.program import main
+from tensorbench.cli.program import main
 main()
 """
 
@@ -255,13 +255,13 @@ def test_help_has_a_short_name_everywhere(call: Call, arguments: tuple[str, ...]
 
 
 def test_the_version_is_the_packages(call: Call) -> None:
-    assert call("--version") == (0, f"tensorbench {bench.__version__}\n", "")
+    assert call("--version") == (0, f"tensorbench {tensorbench.__version__}\n", "")
 
 
 @pytest.mark.processes
 def test_python_m_bench_is_the_same_program(call: Call) -> None:
     arguments = ("tasks", "--store", "x")
-    done = subprocess.run([sys.executable, "-m", "bench", *arguments], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "tensorbench", *arguments], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == call(*arguments)
     assert done.returncode == 2
 
@@ -420,7 +420,7 @@ def test_a_plan_on_a_narrow_terminal_keeps_methods_ranks_and_budgets() -> None:
 
 @pytest.mark.processes
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    program = Path(bench.__file__).with_name("__main__.py")
+    program = Path(tensorbench.__file__).with_name("__main__.py")
     done = Program(program, ("--debug", "plan", "missing.yaml"), tmp_path, tmp_path / "log")
     assert done.wait() != 0
     assert "Traceback" in done.output()

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-import bench
-import bench.run
-from bench.execution.inline import Inline
-from bench.execution.perform import Event, Report
-from bench.plan.rows import Plan
-from bench.records.search_results import AllocationResult, SearchResult
-from bench.records.words import Phase
-from bench.run import Audience
-from bench.search.allocation import RankAllocation
-from bench.search.study import RankSearch
-from methods import UserError
-from reports.ablation import StoredAblation
+import tensorbench
+import tensorbench.run
+from tensorbench.execution.inline import Inline
+from tensorbench.execution.perform import Event, Report
+from tensorbench.methods import UserError
+from tensorbench.plan.rows import Plan
+from tensorbench.records.search_results import AllocationResult, SearchResult
+from tensorbench.records.words import Phase
+from tensorbench.reports.ablation import StoredAblation
+from tensorbench.run import Audience
+from tensorbench.search.allocation import RankAllocation
+from tensorbench.search.study import RankSearch
 
 from ..messages import naming
 from .toy_runs import SHORT
@@ -29,7 +29,7 @@ from .toy_suites import suite
 
 NewStore = Callable[[Path], str]
 
-CPU = bench.Place(device="cpu")
+CPU = tensorbench.Place(device="cpu")
 
 
 class Heard(Audience):
@@ -68,33 +68,35 @@ class Heard(Audience):
 
 @pytest.mark.processes
 def test_bench_is_imported_at_once_and_has_every_name_it_lists() -> None:
-    program = "import sys, bench; print(bench.__version__, *{'torch', 'mlflow', 'pandas'} & set(sys.modules))"
+    program = (
+        "import sys, bench; print(tensorbench.__version__, *{'torch', 'mlflow', 'pandas'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == f"{bench.__version__}\n"
-    assert all(callable(getattr(bench, name)) for name in bench.__all__)
-    assert {*bench.__all__} <= {*dir(bench)}
+    assert done.stdout == f"{tensorbench.__version__}\n"
+    assert all(callable(getattr(bench, name)) for name in tensorbench.__all__)
+    assert {*tensorbench.__all__} <= {*dir(bench)}
     with pytest.raises(AttributeError, match=naming("'bench'", "'run_suit'")):
         bench.run_suit  # noqa: B018
 
 
 def test_python_arguments_of_the_wrong_form_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"methods: .*'lora'"):
-        bench.Part(methods="lora")
+        tensorbench.Part(methods="lora")
     with pytest.raises(UserError, match=naming("'auto'", "cpu or cuda")):
-        bench.make_plan(suite(), "auto")
+        tensorbench.make_plan(suite(), "auto")
     store = f"sqlite:///{tmp_path / 'none.db'}"
     with pytest.raises(UserError, match=naming("experiments", "'toy'")):
-        bench.write_report(store, "toy", tmp_path / "report")
+        tensorbench.write_report(store, "toy", tmp_path / "report")
     with pytest.raises(UserError, match=naming("formats", "'csv'")):
-        bench.write_report(store, ["toy"], tmp_path / "report", "csv")
+        tensorbench.write_report(store, ["toy"], tmp_path / "report", "csv")
     with pytest.raises(UserError, match="no store"):
-        bench.write_report(store, ["toy"], str(tmp_path / "report"))
+        tensorbench.write_report(store, ["toy"], str(tmp_path / "report"))
 
 
 def test_a_tuned_suite_runs_is_heard_of_and_read(tmp_path: Path, new_store: NewStore) -> None:
     uri, first_audience = new_store(tmp_path), Heard()
     tuning = {"trials": 2, "seeds": [7], "epochs": 1, "lr": [1e-3, 1e-2], "scale": None, "head_lr": None}
-    done = bench.run_suite(
+    done = tensorbench.run_suite(
         suite(training=SHORT, tuning=tuning), store=uri, place=CPU, audience=first_audience
     )
     started, ended = "started", "finished"
@@ -111,12 +113,14 @@ def test_a_tuned_suite_runs_is_heard_of_and_read(tmp_path: Path, new_store: NewS
     (row,) = done.plan.of(None).rows
     assert row.tuning is not None
     assert row.tuning.chosen is not None
-    results = bench.load_results("toy", store=uri)
+    results = tensorbench.load_results("toy", store=uri)
     assert results.seeds["trial_id"].tolist() == [row.trials[0]]
     assert results.cells["mean"].tolist() == done.summary.cells["mean"].tolist()
 
     second_audience = Heard()
-    assert bench.run_suite(suite(training=SHORT, tuning=tuning), store=uri, audience=second_audience).complete
+    assert tensorbench.run_suite(
+        suite(training=SHORT, tuning=tuning), store=uri, audience=second_audience
+    ).complete
     assert [event.partition(" on")[0] for event in second_audience.events] == [
         "opened 0 0",
         "tuning: 0 of 2",
@@ -132,7 +136,7 @@ def test_a_suite_is_searched_and_allocated_and_heard_of(tmp_path: Path, new_stor
         search={"trials": 1},
         allocation={"ranks": 2, "path": 0, "seeds": [5], "modes": ["input"]},
     )
-    done = bench.search_suite(made, store=uri, place=CPU, audience=audience)
+    done = tensorbench.search_suite(made, store=uri, place=CPU, audience=audience)
     steps = [
         event
         for event in audience.events
@@ -148,7 +152,7 @@ def test_a_suite_is_searched_and_allocated_and_heard_of(tmp_path: Path, new_stor
     assert [point.mode for point in allocation.points] == ["input", "input"]
 
 
-@pytest.mark.parametrize("start", [bench.run_suite, bench.search_suite])
+@pytest.mark.parametrize("start", [tensorbench.run_suite, tensorbench.search_suite])
 def test_impossible_placements_are_errors_and_leave_no_worker(
     monkeypatch: pytest.MonkeyPatch, start: Callable[..., object]
 ) -> None:
@@ -158,8 +162,8 @@ def test_impossible_placements_are_errors_and_leave_no_worker(
         def stop(self) -> None:
             stopped.append(True)
 
-    monkeypatch.setattr(bench.run, "make_executor", lambda _: Stopped("cpu"))
-    made = suite(search={"trials": 1}) if start is bench.search_suite else suite()
+    monkeypatch.setattr(tensorbench.run, "make_executor", lambda _: Stopped("cpu"))
+    made = suite(search={"trials": 1}) if start is tensorbench.search_suite else suite()
     with pytest.raises(UserError, match=naming("'digit'", "'digits'")):
-        start(made, part=bench.Part(tasks=["digit"]))
+        start(made, part=tensorbench.Part(tasks=["digit"]))
     assert stopped == [True]

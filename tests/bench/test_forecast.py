@@ -15,20 +15,20 @@ import pytest
 import torch
 from rich.console import Console
 
-import bench.forecast
-from bench.cli.plans import print_forecast
-from bench.execution.estimate import final_work, step_count
-from bench.execution.perform import Report
-from bench.execution.place import Place
-from bench.forecast import make_forecast
-from bench.plan.rows import Part, Plan
-from bench.records.stored_plan import Forecast, Share, duration
-from bench.records.words import PROVENANCE
-from bench.run import Audience, run_suite
-from bench.search.tuning import with_choices
-from bench.store.store import Store
-from bench.training.measure import provenance
-from bench.training.saving import Saving
+import tensorbench.forecast
+from tensorbench.cli.plans import print_forecast
+from tensorbench.execution.estimate import final_work, step_count
+from tensorbench.execution.perform import Report
+from tensorbench.execution.place import Place
+from tensorbench.forecast import make_forecast
+from tensorbench.plan.rows import Part, Plan
+from tensorbench.records.stored_plan import Forecast, Share, duration
+from tensorbench.records.words import PROVENANCE
+from tensorbench.run import Audience, run_suite
+from tensorbench.search.tuning import with_choices
+from tensorbench.store.store import Store
+from tensorbench.training.measure import provenance
+from tensorbench.training.saving import Saving
 
 from ..stored import Result
 from ..stored import write as stored
@@ -79,9 +79,9 @@ class Remaining(Heard):
 def test_a_plan_shows_the_gpus_their_memory_and_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70_000 * 2**20, 81_000 * 2**20))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
-    monkeypatch.setattr(bench.forecast, "cards", lambda: ["0", "1"])
-    assert bench.forecast._gpus("cuda").startswith("2 GPU(s), H100, with 11,000 of 81,000 MiB in use")
-    assert bench.forecast._gpus("cuda:1").startswith("1 GPU(s)")
+    monkeypatch.setattr(tensorbench.forecast, "cards", lambda: ["0", "1"])
+    assert tensorbench.forecast._gpus("cuda").startswith("2 GPU(s), H100, with 11,000 of 81,000 MiB in use")
+    assert tensorbench.forecast._gpus("cuda:1").startswith("1 GPU(s)")
 
 
 def test_the_final_trials_are_counted_while_tuning_runs(tmp_path: Path, new_store: NewStore) -> None:
@@ -144,7 +144,7 @@ def test_a_part_that_was_selected_is_counted_alone(tmp_path: Path) -> None:
 def test_without_stored_trials_the_time_is_in_proportion_to_the_operations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.execution.estimate.seconds_per_operation", lambda device: 1e-9)
+    monkeypatch.setattr("tensorbench.execution.estimate.seconds_per_operation", lambda device: 1e-9)
     tested, once, twice = (
         make_forecast(
             plan(training={"batch_size": 16, "epochs": epochs}, tasks=[{**DIGITS, "test_size": size}]),
@@ -170,8 +170,8 @@ def test_without_stored_trials_the_time_is_in_proportion_to_the_operations(
 def test_more_than_a_day_is_told_sizes_that_take_hours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_store: NewStore
 ) -> None:
-    monkeypatch.setattr("bench.execution.estimate.seconds_per_operation", lambda device: 1e-4)
-    monkeypatch.setattr("bench.execution.estimate.FEW_OPERATIONS", 0)
+    monkeypatch.setattr("tensorbench.execution.estimate.seconds_per_operation", lambda device: 1e-4)
+    monkeypatch.setattr("tensorbench.execution.estimate.FEW_OPERATIONS", 0)
     # Training takes days; the 40 test examples of each trial, minutes.
     task, training = {"task": "digits", "test_size": 40}, {"batch_size": 16, "epochs": 40}
 
@@ -180,7 +180,7 @@ def test_more_than_a_day_is_told_sizes_that_take_hours(
         return " ".join(make_forecast(made, nowhere(tmp_path)).advice)
 
     # Nothing is said of bf16, which takes less time.
-    monkeypatch.setattr("bench.forecast.computes_bf16", lambda: False)
+    monkeypatch.setattr("tensorbench.forecast.computes_bf16", lambda: False)
 
     advice = said([task], training)
     sizes = {name: int(value) for name, value in re.findall(r"`(\w+): (\d+)`", advice)}
@@ -202,7 +202,7 @@ def test_more_than_a_day_is_told_sizes_that_take_hours(
 
 
 def test_texts_at_hand_are_estimated_by_their_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.execution.estimate.seconds_per_operation", lambda device: 1e-9)
+    monkeypatch.setattr("tensorbench.execution.estimate.seconds_per_operation", lambda device: 1e-9)
 
     def seconds(words: int) -> float:
         rows = "".join(f"{'word ' * words}{number},{number % 2}\n" for number in range(100))
@@ -220,7 +220,7 @@ def test_texts_at_hand_are_estimated_by_their_length(tmp_path: Path, monkeypatch
 def test_a_note_says_where_bf16_would_be_faster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool, precision: str, noted: bool
 ) -> None:
-    monkeypatch.setattr("bench.forecast.computes_bf16", lambda: native)
+    monkeypatch.setattr("tensorbench.forecast.computes_bf16", lambda: native)
     made = plan(training={"batch_size": 16, "epochs": 2, "precision": precision})
     assert bool(make_forecast(made, nowhere(tmp_path), "cpu").advice) == noted
 
@@ -300,7 +300,7 @@ def test_run_says_what_it_leaves_out_and_which_command_does_it(
     run_suite(both, store=f"sqlite:///{tmp_path / 'mlflow.db'}", place=Place(device="cpu"), audience=heard)
     assert heard.notes == [
         "'toy' also has a search and an allocation, which this does not run: `tensorbench search` "
-        "(`bench.search_suite`) does."
+        "(`tensorbench.search_suite`) does."
     ]
     plain = suite(**changes)
     run_suite(plain, store=f"sqlite:///{tmp_path / 'mlflow.db'}", place=Place(device="cpu"), audience=heard)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-import bench
+import tensorbench
 
 from .toy_suites import plan, write
 
 pytestmark = pytest.mark.processes
 
-HOME = str(Path(bench.__file__).parents[1])
+HOME = str(Path(tensorbench.__file__).parents[1])
 
 #: A script that makes Python search for our packages as an editable installation does: `sys.path` first, our
 #: code last. `bench` is an exception and comes from our code, so that the script can import it. The script
@@ -32,7 +32,7 @@ class Editable:
         return PathFinder.find_spec(name, [{HOME!r}]) if name in self.packages else None
 
 sys.meta_path[:] = [Editable("bench"), *sys.meta_path, Editable("methods", "baselines", "reports")]
-import bench
+import tensorbench
 """
 
 
@@ -57,7 +57,7 @@ def test_a_hiding_folder_is_named_on_import(tmp_path: Path, name: str, kind: str
     if kind == "folder":
         ended = python(tmp_path, "-S", "-c", EDITABLE, path="")
     else:
-        ended = python(tmp_path, "-c", "import bench")
+        ended = python(tmp_path, "-c", "import tensorbench")
     assert ended.returncode == 1
     last = ended.stderr.splitlines()[-1]
     assert last.startswith(f"ImportError: {place} hides the package '{name}'")
@@ -66,7 +66,7 @@ def test_a_hiding_folder_is_named_on_import(tmp_path: Path, name: str, kind: str
 
 def test_the_program_names_a_hiding_file_without_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "methods.py").write_text("")
-    ended = python(tmp_path, "-m", "bench", "--version")
+    ended = python(tmp_path, "-m", "tensorbench", "--version")
     assert ended.returncode != 0
     assert f"{tmp_path / 'methods.py'} hides the package 'methods'" in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -75,7 +75,7 @@ def test_the_program_names_a_hiding_file_without_a_traceback(tmp_path: Path) -> 
 def test_a_hidden_bench_is_recognised_by_the_reports(tmp_path: Path) -> None:
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "__init__.py").write_text("")
-    ended = python(tmp_path, "-c", "import reports")
+    ended = python(tmp_path, "-c", "import tensorbench.reports")
     assert ended.returncode == 1
     assert f"{tmp_path / 'bench'} hides the package 'bench'" in ended.stderr.splitlines()[-1]
 
@@ -84,13 +84,13 @@ def test_other_folders_hide_nothing(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     # A folder without Python files does not hide an installed package.
     (tmp_path / "reports").mkdir()
-    assert python(tmp_path, "-c", "import bench, reports, methods, baselines").returncode == 0
+    assert python(tmp_path, "-c", "import tensorbench, reports, methods, baselines").returncode == 0
 
 
 #: A script that runs the program with each line of its standard input as arguments.
 PROGRAM = """
 import sys
-from bench.cli.program import main
+from tensorbench.cli.program import main
 if __name__ == "__main__":
     for line in sys.stdin:
         sys.argv = ["tensorbench", *line.split()]

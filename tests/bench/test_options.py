@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from bench.cli.options import split_names
-from bench.plan.rows import Part, Plan
-from methods import UserError
+from tensorbench.cli.options import split_names
+from tensorbench.methods import UserError
+from tensorbench.plan.rows import Part, Plan
 
 from ..messages import naming
 from .toy_suites import DIGITS, MOVIES, VISION, plan, write
@@ -160,8 +160,8 @@ def test_no_name_of_a_strangers_file_is_a_command_to_the_shell(
 def test_completing_names_of_methods_needs_no_torch() -> None:
     program = """
 import sys
-import bench.cli.program
-from bench.cli import completion
+import tensorbench.cli.program
+from tensorbench.cli import completion
 assert completion.methods(None, "lort") == ["lorta"]
 print(*{"torch", "mlflow", "numpy", "pandas"} & set(sys.modules))
 """

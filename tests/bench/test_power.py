@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bench.cli.plans import print_power
-from bench.power import ASSUMED, DISAGREEMENT, Power, power
-from bench.tasks import TASKS
-from methods import UserError
+from tensorbench.cli.plans import print_power
+from tensorbench.methods import UserError
+from tensorbench.power import ASSUMED, DISAGREEMENT, Power, power
+from tensorbench.tasks import TASKS
 
 from ..messages import naming
 from ..reports import made_up_studies

@@ -8,11 +8,11 @@ import itertools
 import pytest
 from rich.console import Console
 
-from bench.cli import progress
-from bench.cli.progress import RunDisplay
-from bench.cli.tables import duration, progress_bars
-from bench.execution.perform import Event
-from bench.records.record import Progress, failed
+from tensorbench.cli import progress
+from tensorbench.cli.progress import RunDisplay
+from tensorbench.cli.tables import duration, progress_bars
+from tensorbench.execution.perform import Event
+from tensorbench.records.record import Progress, failed
 
 from .test_options import BOTH
 from .toy_suites import plan

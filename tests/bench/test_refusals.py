@@ -269,7 +269,7 @@ def test_an_unwritable_cache_is_refused_before_any_announcement(
 def test_images_that_memory_cannot_hold_are_refused(
     call: Call, new_store: Callable[[Path], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.tasks.preparing.available_mib", lambda: 100.0)
+    monkeypatch.setattr("tensorbench.tasks.preparing.available_mib", lambda: 100.0)
     suite = write(tmp_path, backbones=[{"name": "tiny-random-vit", "image_size": 1024}])
     ended = call("run", suite, "--store", new_store(tmp_path))
     assert (ended.code, ended.out) == (2, "")

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from bench.execution.driver import pending
-from bench.records.record import latest
-from bench.store.store import Store
+from tensorbench.execution.driver import pending
+from tensorbench.records.record import latest
+from tensorbench.store.store import Store
 
 from .held_programs import await_held, let_all_through, started
 from .programs import Program

@@ -13,20 +13,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import bench.execution.inline
-from bench.backbones import load
-from bench.execution.driver import pending
-from bench.machine.files import sha256
-from bench.plan.suite_file import load_suite
-from bench.records.origin import StoredConfig
-from bench.records.record import Record
-from bench.records.words import Artifact, RunKind
-from bench.store.store import Store
-from bench.tasks import TASKS, prepare
-from bench.training.loop import evaluate
-from bench.training.measure import LIBRARIES
-from bench.training.seeding import stream_seed
-from methods import from_identity
+import tensorbench.execution.inline
+from tensorbench.backbones import load
+from tensorbench.execution.driver import pending
+from tensorbench.machine.files import sha256
+from tensorbench.methods import from_identity
+from tensorbench.plan.suite_file import load_suite
+from tensorbench.records.origin import StoredConfig
+from tensorbench.records.record import Record
+from tensorbench.records.words import Artifact, RunKind
+from tensorbench.store.store import Store
+from tensorbench.tasks import TASKS, prepare
+from tensorbench.training.loop import evaluate
+from tensorbench.training.measure import LIBRARIES
+from tensorbench.training.seeding import stream_seed
 
 from .toy_runs import Ran, raising, run
 from .toy_suites import MOVIES, TEXT, plan
@@ -195,7 +195,7 @@ def test_a_second_start_loads_nothing_and_trains_nothing(
 ) -> None:
     before = finished.store.records()
     for name in ("prepare_all", "perform"):
-        monkeypatch.setattr(bench.execution.inline, name, raising(AssertionError(name)))
+        monkeypatch.setattr(tensorbench.execution.inline, name, raising(AssertionError(name)))
     real = Store.records
     reads: list[tuple[RunKind, str | None]] = []
 

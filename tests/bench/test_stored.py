@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-import bench
-from bench.machine.files import sha256
-from bench.store.store import Store
-from bench.training.seeding import stream_seed
+import tensorbench
+from tensorbench.machine.files import sha256
+from tensorbench.store.store import Store
+from tensorbench.training.seeding import stream_seed
 
 from ..messages import naming
 from .toy_runs import SHORT, Ran, run
@@ -93,7 +93,7 @@ def test_from_a_trial_one_comes_to_the_suite_and_all_that_made_it(ran: Ran, call
     record = ran.by_method("LoRA")
     shown = call("show", record.trial_id, "--store", ran.uri).out
     assert f"suite.yaml, sha256 {sha256(ran.suite)}" in shown.replace("\n", " ")
-    assert f"harness {bench.__version__}" in shown
+    assert f"harness {tensorbench.__version__}" in shown
     assert f"torch {record.provenance['version_torch']}" in shown
     assert f"data_order {stream_seed(0, 'data_order')}" in " ".join(shown.split())
     assert call("show", record.trial_id, "--suite", "--store", ran.uri).out == ran.suite.read_text()
@@ -108,7 +108,7 @@ def test_from_a_trial_one_comes_to_the_suite_and_all_that_made_it(ran: Ran, call
 
 def test_from_a_cell_of_a_table_one_comes_to_its_trials_and_what_made_them(ran: Ran, call: Call) -> None:
     record = ran.by_method("LoRA")
-    cells = bench.load_results("toy", store=ran.uri).cells
+    cells = tensorbench.load_results("toy", store=ran.uri).cells
     (number,) = cells.index[cells["method"] == "LoRA"]
     shown = call("show", "toy", "--cell", number, "--store", ran.uri)
     assert shown.code == 0, shown.err
@@ -177,7 +177,7 @@ def test_the_text_of_a_suite_commands_no_terminal(
     ran: Ran, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wild = "# \u202egnihtemos\u202c \x1b[2J\x9b1m \u200b\ud800 \U000e0041\r\nname: toy\ttoo\n"
-    monkeypatch.setattr("reports.stored.Provenance.suite_text", lambda _: wild)
+    monkeypatch.setattr("tensorbench.reports.stored.Provenance.suite_text", lambda _: wild)
     record = ran.by_method("LoRA")
     shown = call("show", record.trial_id, "--suite", "--store", ran.uri).out
     assert shown == (

@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-import bench
-from bench.execution.perform import Event, Report
-from bench.plan.rows import Part, Plan
-from bench.plan.suite_file import load_suite
-from bench.records.record import latest
-from bench.run import Audience, run_suite
-from bench.store.store import Store
-from methods import UserError
-from reports.reading import read
-from reports.stored import contents
-from reports.studies import StudyAnalysis
-from reports.study import Cell, kept_trials, lines_of
+import tensorbench
+from tensorbench.execution.perform import Event, Report
+from tensorbench.methods import UserError
+from tensorbench.plan.rows import Part, Plan
+from tensorbench.plan.suite_file import load_suite
+from tensorbench.records.record import latest
+from tensorbench.reports.reading import read
+from tensorbench.reports.stored import contents
+from tensorbench.reports.studies import StudyAnalysis
+from tensorbench.reports.study import Cell, kept_trials, lines_of
+from tensorbench.run import Audience, run_suite
+from tensorbench.store.store import Store
 
 from ..messages import naming
 from .toy_suites import VISION, write
@@ -86,7 +86,7 @@ def halves(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore, call: 
     assert run_suite(suite, store=second, part=Part(studies=[2])).complete
     packs = [folder / "toy.tensorbench.zip" for folder in folders]
     for uri, pack in zip((first, second), packs, strict=True):
-        bench.pack("toy", out=pack, store=uri)
+        tensorbench.pack("toy", out=pack, store=uri)
     return Halves(suite, first, second, ended.out, packs, (held.studies, held.studies_complete))
 
 
@@ -124,12 +124,12 @@ def test_the_list_shows_complete_studies(halves: Halves, call: Call) -> None:
 def test_studies_of_a_part_and_of_another_machine_are_one(
     halves: Halves, tmp_path: Path, new_store: NewStore
 ) -> None:
-    results = bench.load_results(*halves.packs)
+    results = tensorbench.load_results(*halves.packs)
     assert len(results.seeds) == 24
     assert results.seeds["score"].notna().all()
     uri = new_store(tmp_path)
     for pack in halves.packs:
-        bench.unpack(pack, store=uri)
+        tensorbench.unpack(pack, store=uri)
     (held,) = contents(uri)
     assert (held.complete, held.missing, held.studies_complete) == (24, 0, 3)
     done = run_suite(halves.suite, store=uri)
@@ -140,11 +140,11 @@ def test_studies_of_a_part_and_of_another_machine_are_one(
 def test_an_extended_study_keeps_its_trials(halves: Halves) -> None:
     longer = load_suite({**STUDY, "tuning": {**STUDY["tuning"], "studies": 4}})
     stored = latest(Store.existing(halves.first, "toy").records())
-    assert set(stored) < {trial.id for trial in bench.make_plan(longer).trials}
+    assert set(stored) < {trial.id for trial in tensorbench.make_plan(longer).trials}
 
 
 def test_results_have_each_trial_s_study_point_offset_and_rate(halves: Halves) -> None:
-    results = bench.load_results(*halves.packs)
+    results = tensorbench.load_results(*halves.packs)
     by_cell = results.seeds.set_index(["study", "point"]).groupby("cell")
     offsets = [cell["offset"].sort_index().tolist() for _, cell in by_cell]
     assert offsets[0] == offsets[1]
@@ -159,7 +159,7 @@ def test_results_have_each_trial_s_study_point_offset_and_rate(halves: Halves) -
 
 
 def test_the_kept_trial_has_the_lowest_validation_loss(halves: Halves) -> None:
-    results = bench.load_results(*halves.packs)
+    results = tensorbench.load_results(*halves.packs)
     for cell in results.cells.index:
         seeds = results.of_cell(cell)
         kept = kept_trials(results.cells.loc[cell, "studies"], seeds)
@@ -171,7 +171,7 @@ def test_the_kept_trial_has_the_lowest_validation_loss(halves: Halves) -> None:
 
 
 def test_the_terminal_shows_the_kept_trials_of_complete_studies(halves: Halves) -> None:
-    results = bench.load_results(halves.first and "toy", store=halves.first)
+    results = tensorbench.load_results(halves.first and "toy", store=halves.first)
     for cell in results.cells.index:
         kept = kept_trials(results.cells.loc[cell, "studies"], results.of_cell(cell))
         assert set(kept) == {0, 1}
@@ -180,7 +180,7 @@ def test_the_terminal_shows_the_kept_trials_of_complete_studies(halves: Halves) 
 
 
 def test_trials_of_studies_are_in_no_mean_over_seeds_and_no_report_of_seeds(halves: Halves) -> None:
-    results = bench.load_results(*halves.packs)
+    results = tensorbench.load_results(*halves.packs)
     assert results.cells[["mean", "sd", "low", "high", "validation"]].isna().all(axis=None)
     assert results.cells["complete"].all()
     with pytest.raises(UserError, match=r"toy.*studies"):
@@ -189,7 +189,7 @@ def test_trials_of_studies_are_in_no_mean_over_seeds_and_no_report_of_seeds(halv
 
 def test_halves_of_a_study_are_reported_as_one(halves: Halves, tmp_path: Path) -> None:
     packs = list(map(str, halves.packs))
-    done = bench.write_report("", packs, tmp_path / "out", ["html", "csv"])
+    done = tensorbench.write_report("", packs, tmp_path / "out", ["html", "csv"])
     assert isinstance(done.analysis, StudyAnalysis)
     (block,) = done.analysis.blocks
     (lora,) = block.entrants
@@ -205,7 +205,7 @@ def test_a_study_is_verified_with_all_its_parts(halves: Halves, call: Call, tmp_
     assert "toy holds studies 0 to 1 of 3 planned" in ended.out
     ended = call("verify", *halves.packs)
     assert (ended.code, "24 verified, 0 broken" in ended.out) == (0, True), ended.out
-    joined = bench.pack(*halves.packs, out=tmp_path / "toy.tensorbench.zip").path
+    joined = tensorbench.pack(*halves.packs, out=tmp_path / "toy.tensorbench.zip").path
     ended = call("verify", joined)
     assert (ended.code, "toy holds studies 0 to 2 of 3 planned" in ended.out) == (0, True), ended.out
 
@@ -214,9 +214,9 @@ def test_other_windows_do_not_merge(halves: Halves, tmp_path: Path, new_store: N
     wider = {**STUDY, "tuning": {"studies": 3, "points": 4, "lr": {"decades": 2}}}
     uri, pack = new_store(tmp_path), tmp_path / "toy.tensorbench.zip"
     assert run_suite(write(tmp_path, wider), store=uri, part=Part(studies=[0], methods=["lora"])).complete
-    bench.pack("toy", out=pack, store=uri)
+    tensorbench.pack("toy", out=pack, store=uri)
     with pytest.raises(UserError, match="decades"):
-        bench.load_results(halves.packs[0], pack)
+        tensorbench.load_results(halves.packs[0], pack)
 
 
 def test_a_plan_shows_window_and_head_rate_and_counts_points(halves: Halves, call: Call) -> None:

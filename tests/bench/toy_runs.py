@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.execution.driver import execute, failures
-from bench.execution.inline import Inline
-from bench.execution.perform import Event
-from bench.execution.session import session
-from bench.plan.rows import Plan
-from bench.plan.trial import Trial
-from bench.records.record import Record
-from bench.records.words import Artifact
-from bench.store.store import Store
+from tensorbench.execution.driver import execute, failures
+from tensorbench.execution.inline import Inline
+from tensorbench.execution.perform import Event
+from tensorbench.execution.session import session
+from tensorbench.plan.rows import Plan
+from tensorbench.plan.trial import Trial
+from tensorbench.records.record import Record
+from tensorbench.records.words import Artifact
+from tensorbench.store.store import Store
 
 from .toy_suites import plan, write
 

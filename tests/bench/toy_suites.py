@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from bench.plan.make import make_plan
-from bench.plan.rows import Plan
-from bench.plan.suite import Suite
-from methods.validation import validate
+from tensorbench.methods.validation import validate
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.rows import Plan
+from tensorbench.plan.suite import Suite
 
 DIGITS = {"task": "digits", "train_size": 60, "validation_size": 30, "test_size": 40}
 MOVIES = {

@@ -17,8 +17,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods import Geometry, Method, Site, UserError, create
-from methods.lowrank import Masks
+from tensorbench.methods import Geometry, Method, Site, UserError, create
+from tensorbench.methods.lowrank import Masks
 
 from .toy import ToyBackbone, scatter
 

@@ -1,11 +1,11 @@
-"""Tests the contents of `import methods` besides the methods themselves."""
+"""Tests the contents of `import tensorbench.methods` besides the methods themselves."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from methods import Adapter, Geometry, Method, Site, UserError, attach, create
+from tensorbench.methods import Adapter, Geometry, Method, Site, UserError, attach, create
 
 from ..messages import naming
 from .toy import ToyBackbone

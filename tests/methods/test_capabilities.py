@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from baselines.lotr import LoTR
-from methods import UserError, create
-from methods.adapter import Adapter
-from methods.backbone import Backbone
-from methods.capabilities import capabilities
+from tensorbench.baselines.lotr import LoTR
+from tensorbench.methods import UserError, create
+from tensorbench.methods.adapter import Adapter
+from tensorbench.methods.backbone import Backbone
+from tensorbench.methods.capabilities import capabilities
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods import Geometry, Method, UserError, create
-from methods.lowrank import LowRankAdapter
-from methods.lowrank.cutting import Cuts, kept_ranks
+from tensorbench.methods import Geometry, Method, UserError, create
+from tensorbench.methods.lowrank import LowRankAdapter
+from tensorbench.methods.lowrank.cutting import Cuts, kept_ranks
 
 from ..messages import naming
 from .toy import ToyBackbone

@@ -13,11 +13,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from methods import create
-from methods.backbone import Geometry, Site
-from methods.errors import UserError
-from methods.lowrank import AdaptedLinear, Contracted, LowRankAdapter, Masks, Matrix, Parametrisation
-from methods.tenslora import VARIANTS
+from tensorbench.methods import create
+from tensorbench.methods.backbone import Geometry, Site
+from tensorbench.methods.errors import UserError
+from tensorbench.methods.lowrank import (
+    AdaptedLinear,
+    Contracted,
+    LowRankAdapter,
+    Masks,
+    Matrix,
+    Parametrisation,
+)
+from tensorbench.methods.tenslora import VARIANTS
 
 from .toy import GEOMETRY, ToyBackbone, attached, gradients, scatter
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from methods import create
-from methods.backbone import Geometry
-from methods.base import Method
-from methods.lowrank import LowRankAdapter, Masks
+from tensorbench.methods import create
+from tensorbench.methods.backbone import Geometry
+from tensorbench.methods.base import Method
+from tensorbench.methods.lowrank import LowRankAdapter, Masks
 
 from .toy import GEOMETRY, ToyBackbone, attached
 

@@ -16,12 +16,12 @@ from peft import PeftType
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.backbones import LoadedBackbone
-from bench.conformance import CHECKS
-from bench.conformance.subject import Subject, load_tiny, scatter
-from bench.export.loading import _round
-from methods import METHODS, Adapter, Geometry, Method, UserError, create
-from methods.quantised import Quantisation, QuantisedLinear, quantisation_of
+from tensorbench.backbones import LoadedBackbone
+from tensorbench.conformance import CHECKS
+from tensorbench.conformance.subject import Subject, load_tiny, scatter
+from tensorbench.export.loading import _round
+from tensorbench.methods import METHODS, Adapter, Geometry, Method, UserError, create
+from tensorbench.methods.quantised import Quantisation, QuantisedLinear, quantisation_of
 
 from ..messages import naming
 
@@ -197,9 +197,7 @@ def test_what_trains_or_wants_dense_weights_is_refused() -> None:
 @pytest.mark.processes
 def test_no_library_finds_kernels_to_download(tmp_path: Path) -> None:
     (tmp_path / "kernels.py").write_text("raise SystemExit('a hub was asked for a kernel')")
-    program = (
-        "import methods, bitsandbytes; from importlib.util import find_spec; print(find_spec('kernels'))"
-    )
+    program = "import tensorbench.methods, bitsandbytes; from importlib.util import find_spec; print(find_spec('kernels'))"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     # Only on processors with bf16 does bitsandbytes look for the package.

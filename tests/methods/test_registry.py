@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from baselines.head_only import HeadOnly
-from baselines.lora import LoRA
-from methods import METHODS, create, from_identity, registry
-from methods.base import Method
-from methods.errors import UnknownNameError, UserError
-from methods.registry import Registry
+from tensorbench.baselines.head_only import HeadOnly
+from tensorbench.baselines.lora import LoRA
+from tensorbench.methods import METHODS, create, from_identity, registry
+from tensorbench.methods.base import Method
+from tensorbench.methods.errors import UnknownNameError, UserError
+from tensorbench.methods.registry import Registry
 
 from ..messages import naming
 
@@ -30,7 +30,7 @@ def plugged(monkeypatch: pytest.MonkeyPatch, **plugins: str | tuple[str, ...]) -
         return [point for point in points if point.group == group]
 
     monkeypatch.setattr(registry, "entry_points", points_of)
-    return Registry("method", {"lora": "baselines.lora:LoRA"}, lambda *_: None)
+    return Registry("method", {"lora": "tensorbench.baselines.lora:LoRA"}, lambda *_: None)
 
 
 def test_every_method_is_registered_under_its_own_name() -> None:
@@ -41,7 +41,7 @@ def test_every_method_is_registered_under_its_own_name() -> None:
 
 
 def test_a_plug_in_is_listed_with_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    registry_ = plugged(monkeypatch, mine="baselines.head_only:HeadOnly")
+    registry_ = plugged(monkeypatch, mine="tensorbench.baselines.head_only:HeadOnly")
     assert list(registry_) == ["lora", "mine"]
     assert "mine" in registry_
     assert registry_.get("mine") is HeadOnly
@@ -50,7 +50,7 @@ def test_a_plug_in_is_listed_with_ours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_plug_in_of_another_kind_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    plugged(monkeypatch, mine="baselines.head_only:HeadOnly")
+    plugged(monkeypatch, mine="tensorbench.baselines.head_only:HeadOnly")
     assert list(Registry("task", {}, lambda *_: None)) == []
 
 
@@ -58,13 +58,13 @@ def test_a_plug_in_of_another_kind_is_not_seen(monkeypatch: pytest.MonkeyPatch) 
     ("target", "reason"),
     [
         ("no_such_module:Method", "ModuleNotFoundError: No module named 'no_such_module'"),
-        ("baselines.lora:Missing", "AttributeError: .*Missing"),
+        ("tensorbench.baselines.lora:Missing", "AttributeError: .*Missing"),
     ],
 )
 def test_a_broken_plug_in_is_named_and_passed_over(
     target: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registry_ = plugged(monkeypatch, broken=target, mine="baselines.head_only:HeadOnly")
+    registry_ = plugged(monkeypatch, broken=target, mine="tensorbench.baselines.head_only:HeadOnly")
     message = f"the plug-in '{target}' with method 'broken' fails to import: {reason}"
     with pytest.raises(UserError, match=message):
         registry_.get("broken")
@@ -81,10 +81,10 @@ def test_a_plug_in_that_raises_on_import_is_named(tmp_path: Any, monkeypatch: py
 
 
 def test_a_name_of_ours_is_not_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    registry_ = plugged(monkeypatch, lora="baselines.head_only:HeadOnly")
+    registry_ = plugged(monkeypatch, lora="tensorbench.baselines.head_only:HeadOnly")
     with pytest.raises(
         UserError,
-        match=naming("'lora'", "baselines.head_only:HeadOnly", "baselines.lora:LoRA"),
+        match=naming("'lora'", "tensorbench.baselines.head_only:HeadOnly", "tensorbench.baselines.lora:LoRA"),
     ):
         registry_.get("lora")
     with pytest.warns(UserWarning, match="more than once"):
@@ -92,7 +92,9 @@ def test_a_name_of_ours_is_not_taken_over(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_two_plug_ins_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    registry_ = plugged(monkeypatch, mine=("baselines.head_only:HeadOnly", "baselines.lora:LoRA"))
+    registry_ = plugged(
+        monkeypatch, mine=("tensorbench.baselines.head_only:HeadOnly", "tensorbench.baselines.lora:LoRA")
+    )
     with pytest.raises(UserError, match=naming("'mine'", "more than once")):
         registry_.get("mine")
 

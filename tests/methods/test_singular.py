@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from methods import create, singular
-from methods.backbone import Geometry
-from methods.skeleton import SkeletonBackbone
+from tensorbench.methods import create, singular
+from tensorbench.methods.backbone import Geometry
+from tensorbench.methods.skeleton import SkeletonBackbone
 
 
 @pytest.fixture

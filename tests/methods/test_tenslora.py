@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods import Geometry, UserError, create, from_identity
-from methods.adapter import Adapter
-from methods.backbone import TARGETS
-from methods.tenslora import VARIANTS, TensLoRA
+from tensorbench.methods import Geometry, UserError, create, from_identity
+from tensorbench.methods.adapter import Adapter
+from tensorbench.methods.backbone import TARGETS
+from tensorbench.methods.tenslora import VARIANTS, TensLoRA
 
 from ..messages import naming
 from .oracle import BASE, SCALE, SMOLLM2, UNEQUAL, StackedOracle, Values, factors, stacked

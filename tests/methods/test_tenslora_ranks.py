@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from methods import create
-from methods.backbone import Geometry
-from methods.errors import UserError
-from methods.sizes import nearest, nearest_rank
-from methods.tenslora import VARIANTS, TensLoRA
+from tensorbench.methods import create
+from tensorbench.methods.backbone import Geometry
+from tensorbench.methods.errors import UserError
+from tensorbench.methods.sizes import nearest, nearest_rank
+from tensorbench.methods.tenslora import VARIANTS, TensLoRA
 
 from .test_tenslora import CONSTRUCTIONS
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from methods import Geometry, UserError, create
-from methods.lowrank import Masks
+from tensorbench.methods import Geometry, UserError, create
+from tensorbench.methods.lowrank import Masks
 
 from .oracle import UNEQUAL
 from .toy import attached

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field
 
-from methods import UserError
-from methods.errors import did_you_mean, near_names, shown
-from methods.validation import Frozen, Later, earlier, identity, validate
+from tensorbench.methods import UserError
+from tensorbench.methods.errors import did_you_mean, near_names, shown
+from tensorbench.methods.validation import Frozen, Later, earlier, identity, validate
 
 
 class Options(Frozen):

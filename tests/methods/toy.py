@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods import create
-from methods.backbone import GATED_PROJECTIONS, Geometry, Site
-from methods.lowrank import LowRankAdapter
+from tensorbench.methods import create
+from tensorbench.methods.backbone import GATED_PROJECTIONS, Geometry, Site
+from tensorbench.methods.lowrank import LowRankAdapter
 
 CLASSES = 3
 
@@ -61,7 +61,7 @@ class Classifier(nn.Module):
 
 
 class ToyBackbone:
-    """Implements `methods.backbone.Backbone` in eval mode. `module(x)` takes (batch, tokens, hidden)."""
+    """Implements `tensorbench.methods.backbone.Backbone` in eval mode. `module(x)` takes (batch, tokens, hidden)."""
 
     def __init__(self, geometry: Geometry, projections: tuple[str, ...] = GATED_PROJECTIONS) -> None:
         self.geometry, self.projections = geometry, geometry.having(projections)

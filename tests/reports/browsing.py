@@ -12,9 +12,9 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
-from reports.analysis import Analysis
-from reports.drawing import Drawn
-from reports.page import render
+from tensorbench.reports.analysis import Analysis
+from tensorbench.reports.drawing import Drawn
+from tensorbench.reports.page import render
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")

@@ -12,10 +12,10 @@ from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 
-from reports.analysis import Analysis, analyse
-from reports.reading import read
-from reports.report import write_report
-from reports.study import Study
+from tensorbench.reports.analysis import Analysis, analyse
+from tensorbench.reports.reading import read
+from tensorbench.reports.report import write_report
+from tensorbench.reports.study import Study
 
 from ..stored import write
 from .browsing import CHROMIUM, DRIVER, opened, page_of

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.plan.make import make_plan
-from bench.plan.rows import Plan, Row
-from bench.plan.suite import Suite
-from bench.plan.trial import Trial
-from methods.validation import validate
+from tensorbench.methods.validation import validate
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.rows import Plan, Row
+from tensorbench.plan.suite import Suite
+from tensorbench.plan.trial import Trial
 
 from ..stored import Result, write
 

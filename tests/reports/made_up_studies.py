@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from bench.plan.make import make_plan
-from bench.plan.rows import Plan, Row
-from bench.plan.suite import Suite
-from bench.plan.trial import Trial
-from bench.records.measures import Measure
-from methods.validation import validate
+from tensorbench.methods.validation import validate
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.rows import Plan, Row
+from tensorbench.plan.suite import Suite
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
 
 from ..stored import Result
 

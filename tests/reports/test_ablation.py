@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.records import Wired
-from bench.records.record import Record
-from bench.records.search_results import (
+from tensorbench.methods import UserError
+from tensorbench.records import Wired
+from tensorbench.records.record import Record
+from tensorbench.records.search_results import (
     AllocationPoint,
     AllocationResult,
     ComponentWorth,
@@ -20,12 +21,11 @@ from bench.records.search_results import (
     Spectrum,
     Tried,
 )
-from bench.records.words import YES, Artifact, RunKind, Status, Tag
-from bench.store.store import Store
-from methods import UserError
-from reports import ablation, figures
-from reports.reading import Study, read
-from reports.report import write_report
+from tensorbench.records.words import YES, Artifact, RunKind, Status, Tag
+from tensorbench.reports import ablation, figures
+from tensorbench.reports.reading import Study, read
+from tensorbench.reports.report import write_report
+from tensorbench.store.store import Store
 
 from ..stored import Result, write
 from .made_up import SMALL, NewStore, plan_of

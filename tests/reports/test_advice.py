@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bench.cli.listings import print_advice
-from bench.plan.rows import Row
-from bench.plan.trial import Trial
-from bench.records.measures import Measure
-from methods import UserError
-from reports.advice import rate_advice, stored_advice
-from reports.figures.studies import draw
-from reports.reading import read
-from reports.studies import analyse_studies
-from reports.study_page import render
+from tensorbench.cli.listings import print_advice
+from tensorbench.methods import UserError
+from tensorbench.plan.rows import Row
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
+from tensorbench.reports.advice import rate_advice, stored_advice
+from tensorbench.reports.figures.studies import draw
+from tensorbench.reports.reading import read
+from tensorbench.reports.studies import analyse_studies
+from tensorbench.reports.study_page import render
 
 from ..packs import packed
 from ..stored import Result, write

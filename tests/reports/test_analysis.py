@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.plan.rows import Row
-from bench.plan.trial import Trial
-from reports import evidence
-from reports.analysis import Analysis, Block, analyse
-from reports.comparisons import AgainstReference
-from reports.findings import against
-from reports.inference.effects import Answer, Verdict, verdict, weaker
-from reports.inference.intervals import simultaneous
-from reports.reading import read
-from reports.study import Study
+from tensorbench.plan.rows import Row
+from tensorbench.plan.trial import Trial
+from tensorbench.reports import evidence
+from tensorbench.reports.analysis import Analysis, Block, analyse
+from tensorbench.reports.comparisons import AgainstReference
+from tensorbench.reports.findings import against
+from tensorbench.reports.inference.effects import Answer, Verdict, verdict, weaker
+from tensorbench.reports.inference.intervals import simultaneous
+from tensorbench.reports.reading import read
+from tensorbench.reports.study import Study
 
 from ..stored import Result
 from .made_up import EXAMPLES, SMALL, NewStore, plan_of, result, store

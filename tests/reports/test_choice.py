@@ -9,15 +9,15 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from bench.cli.results import print_allocation
-from bench.records.measures import Measure
-from bench.records.record import Record
-from bench.records.search_results import AllocationPoint, AllocationResult, Finalist, SearchPoint, Tried
-from bench.records.words import PointState, Status, Tag
-from reports import figures
-from reports.ablation import StoredAblation, of_result
-from reports.choice import choice, ties
-from reports.study import Experiment
+from tensorbench.cli.results import print_allocation
+from tensorbench.records.measures import Measure
+from tensorbench.records.record import Record
+from tensorbench.records.search_results import AllocationPoint, AllocationResult, Finalist, SearchPoint, Tried
+from tensorbench.records.words import PointState, Status, Tag
+from tensorbench.reports import figures
+from tensorbench.reports.ablation import StoredAblation, of_result
+from tensorbench.reports.choice import choice, ties
+from tensorbench.reports.study import Experiment
 
 from ..stored import search_found
 

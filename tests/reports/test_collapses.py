@@ -15,26 +15,26 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from bench.cli.results import print_summary
-from bench.plan.rows import Plan, Row
-from bench.plan.trial import Trial
-from bench.records.words import Status
-from bench.search.tuning import with_choices
-from bench.store.store import Store
-from reports import cautions
-from reports.analysis import Analysis, Block, analyse
-from reports.board import boards, heats
-from reports.collapses import Collapses, collapses
-from reports.comparisons import AgainstReference
-from reports.findings import findings
-from reports.frames import frames
-from reports.inference.effects import Answer, Verdict, weaker
-from reports.reading import read
-from reports.report import write_report
-from reports.selection import Selection
-from reports.study import Study, TaskAndBackbone
-from reports.summary import summarise
-from reports.tables import BETTER, main_tables
+from tensorbench.cli.results import print_summary
+from tensorbench.plan.rows import Plan, Row
+from tensorbench.plan.trial import Trial
+from tensorbench.records.words import Status
+from tensorbench.reports import cautions
+from tensorbench.reports.analysis import Analysis, Block, analyse
+from tensorbench.reports.board import boards, heats
+from tensorbench.reports.collapses import Collapses, collapses
+from tensorbench.reports.comparisons import AgainstReference
+from tensorbench.reports.findings import findings
+from tensorbench.reports.frames import frames
+from tensorbench.reports.inference.effects import Answer, Verdict, weaker
+from tensorbench.reports.reading import read
+from tensorbench.reports.report import write_report
+from tensorbench.reports.selection import Selection
+from tensorbench.reports.study import Study, TaskAndBackbone
+from tensorbench.reports.summary import summarise
+from tensorbench.reports.tables import BETTER, main_tables
+from tensorbench.search.tuning import with_choices
+from tensorbench.store.store import Store
 
 from ..messages import naming
 from ..stored import Result, write

@@ -13,12 +13,12 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from bench.cli.comparison import print_comparison
-from bench.plan.rows import Row
-from bench.plan.trial import Trial
-from methods import UserError
-from reports.compare import Comparison, Move, compare
-from reports.reading import read
+from tensorbench.cli.comparison import print_comparison
+from tensorbench.methods import UserError
+from tensorbench.plan.rows import Row
+from tensorbench.plan.trial import Trial
+from tensorbench.reports.compare import Comparison, Move, compare
+from tensorbench.reports.reading import read
 
 from ..stored import Result, write
 from .made_up import SMALL, Call, NewStore, plan_of, result

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bench.cli.results import print_summary
-from bench.plan.rows import Row
-from bench.plan.trial import Trial
-from bench.store.store import Store
-from reports import cautions, curves, figures
-from reports.ablation import Scored, StoredAblation
-from reports.analysis import analyse
-from reports.drawing import Drawn
-from reports.reading import read
-from reports.report import write_report
-from reports.study import CONVERGED, Study
-from reports.summary import summarise
+from tensorbench.cli.results import print_summary
+from tensorbench.plan.rows import Row
+from tensorbench.plan.trial import Trial
+from tensorbench.reports import cautions, curves, figures
+from tensorbench.reports.ablation import Scored, StoredAblation
+from tensorbench.reports.analysis import analyse
+from tensorbench.reports.drawing import Drawn
+from tensorbench.reports.reading import read
+from tensorbench.reports.report import write_report
+from tensorbench.reports.study import CONVERGED, Study
+from tensorbench.reports.summary import summarise
+from tensorbench.store.store import Store
 
 from ..stored import Result
 from .made_up import EXAMPLES, NewStore, plan_of, store

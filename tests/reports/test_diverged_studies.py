@@ -13,19 +13,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.plan.rows import Row
-from bench.plan.trial import Trial
-from bench.store.store import Store
-from methods import UserError
-from reports.advice import rate_advice, stored_advice
-from reports.figures.studies import draw
-from reports.reading import read
-from reports.report import write_report
-from reports.selection import Selection
-from reports.site.standing import standings
-from reports.studies import StudyAnalysis, analyse_studies
-from reports.study_words import answer
-from reports.summary import summarise
+from tensorbench.methods import UserError
+from tensorbench.plan.rows import Row
+from tensorbench.plan.trial import Trial
+from tensorbench.reports.advice import rate_advice, stored_advice
+from tensorbench.reports.figures.studies import draw
+from tensorbench.reports.reading import read
+from tensorbench.reports.report import write_report
+from tensorbench.reports.selection import Selection
+from tensorbench.reports.site.standing import standings
+from tensorbench.reports.studies import StudyAnalysis, analyse_studies
+from tensorbench.reports.study_words import answer
+from tensorbench.reports.summary import summarise
+from tensorbench.store.store import Store
 
 from ..stored import Result, write
 from .made_up import NewStore

@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 from matplotlib.text import Text
 
-from bench.plan.rows import Row
-from bench.plan.trial import Trial
-from reports import curves, page
-from reports.analysis import Analysis, analyse
-from reports.drawing import Drawn, Looks, Tips, panels, spread, usual
-from reports.figures import draw
-from reports.figures.forest import ForestRow, forest, reach
-from reports.ranking import best_means, pareto
-from reports.reading import read
-from reports.study import Cell, Study
+from tensorbench.plan.rows import Row
+from tensorbench.plan.trial import Trial
+from tensorbench.reports import curves, page
+from tensorbench.reports.analysis import Analysis, analyse
+from tensorbench.reports.drawing import Drawn, Looks, Tips, panels, spread, usual
+from tensorbench.reports.figures import draw
+from tensorbench.reports.figures.forest import ForestRow, forest, reach
+from tensorbench.reports.ranking import best_means, pareto
+from tensorbench.reports.reading import read
+from tensorbench.reports.study import Cell, Study
 
 from ..stored import Result
 from .made_up import SMALL, NewStore, plan_of, store

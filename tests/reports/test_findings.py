@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.plan.rows import Row
-from bench.plan.trial import Trial
-from reports.analysis import Analysis, analyse
-from reports.findings import Claim, findings, limits
-from reports.reading import read
+from tensorbench.plan.rows import Row
+from tensorbench.plan.trial import Trial
+from tensorbench.reports.analysis import Analysis, analyse
+from tensorbench.reports.findings import Claim, findings, limits
+from tensorbench.reports.reading import read
 
 from ..messages import naming
 from ..stored import Result, write

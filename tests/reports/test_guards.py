@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from bench.plan.make import make_plan
-from bench.plan.rows import Plan
-from bench.plan.suite import Suite
-from bench.records.measures import Measure
-from bench.records.search_results import SearchPoint
-from bench.records.words import Artifact, PointState, RunKind, Status
-from bench.search.tuning import with_choices
-from bench.store.store import Store
-from methods.validation import validate
-from reports.analysis import analyse
-from reports.cautions import guards
-from reports.reading import read, read_experiment
+from tensorbench.methods.validation import validate
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.rows import Plan
+from tensorbench.plan.suite import Suite
+from tensorbench.records.measures import Measure
+from tensorbench.records.search_results import SearchPoint
+from tensorbench.records.words import Artifact, PointState, RunKind, Status
+from tensorbench.reports.analysis import analyse
+from tensorbench.reports.cautions import guards
+from tensorbench.reports.reading import read, read_experiment
+from tensorbench.search.tuning import with_choices
+from tensorbench.store.store import Store
 
 from ..stored import Result, search_found, write
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from reports.analysis import Analysis
-from reports.comparisons import AgainstReference
-from reports.headline import answer, better_methods, next_step
-from reports.inference.effects import verdict
-from reports.study import CONVERGED, FLOOR
+from tensorbench.reports.analysis import Analysis
+from tensorbench.reports.comparisons import AgainstReference
+from tensorbench.reports.headline import answer, better_methods, next_step
+from tensorbench.reports.inference.effects import verdict
+from tensorbench.reports.study import CONVERGED, FLOOR
 
 
 def test_the_answer_names_the_better_methods_and_no_others(analysis: Analysis) -> None:

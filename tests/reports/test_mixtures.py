@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from bench.plan.rows import Row
-from bench.plan.trial import Trial
-from methods import UserError
-from reports import recipes
-from reports.analysis import analyse
-from reports.compare import MEASURED_OTHERWISE, compare
-from reports.reading import read
-from reports.report import write_report
-from reports.study import Study
+from tensorbench.methods import UserError
+from tensorbench.plan.rows import Row
+from tensorbench.plan.trial import Trial
+from tensorbench.reports import recipes
+from tensorbench.reports.analysis import analyse
+from tensorbench.reports.compare import MEASURED_OTHERWISE, compare
+from tensorbench.reports.reading import read
+from tensorbench.reports.report import write_report
+from tensorbench.reports.study import Study
 
 from ..messages import naming
 from ..stored import Result, write
@@ -90,7 +90,7 @@ def test_nothing_compares_what_is_measured_otherwise(
     assert not {*first.methods} & {*second.methods}
     assert any(f"{what} " in note and "no verdict" in note for note in second.notes)
     sides = {"small": read(two, ["small"]), "other": changed(read(two, ["other"]))}
-    monkeypatch.setattr("reports.compare.read", lambda _, names: sides[names[0]])
+    monkeypatch.setattr("tensorbench.reports.compare.read", lambda _, names: sides[names[0]])
     moves = compare(("", "small"), ("", "other")).moves
     assert {(move.verdict, *move.differs) for move in moves} == {(MEASURED_OTHERWISE, what)}
 

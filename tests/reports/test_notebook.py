@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
-import bench
-from methods import UnknownNameError, UserError
-from reports.drawing import Drawn, Figures
-from reports.overview import counts
-from reports.results import Results
+import tensorbench
+from tensorbench.methods import UnknownNameError, UserError
+from tensorbench.reports.drawing import Drawn, Figures
+from tensorbench.reports.overview import counts
+from tensorbench.reports.results import Results
 
 from ..stored import write
 from . import made_up, made_up_studies
@@ -25,7 +25,7 @@ EVIL = "</td><script>alert(1)</script>"
 
 @pytest.fixture(scope="module")
 def results(rich: str) -> Results:
-    return bench.load_results(made_up.NAME, store=rich)
+    return tensorbench.load_results(made_up.NAME, store=rich)
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +37,13 @@ def studied_uri(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -
 
 @pytest.fixture(scope="module")
 def studied(studied_uri: str) -> Results:
-    return bench.load_results(made_up_studies.NAME, store=studied_uri)
+    return tensorbench.load_results(made_up_studies.NAME, store=studied_uri)
 
 
 @pytest.fixture(scope="module")
 def studied_page(studied_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report") / "out"
-    bench.write_report(studied_uri, [made_up_studies.NAME], out)
+    tensorbench.write_report(studied_uri, [made_up_studies.NAME], out)
     return out / "index.html"
 
 
@@ -169,8 +169,8 @@ def test_tables_are_those_of_the_report(studied: Results, studied_page: Path) ->
 
 
 def test_a_selection_is_of_rows_and_comparisons(studied_uri: str) -> None:
-    selection = bench.Selection(methods=["lotr"], reference="TensLoRA att")
-    part = bench.load_results(made_up_studies.NAME, store=studied_uri, selection=selection)
+    selection = tensorbench.Selection(methods=["lotr"], reference="TensLoRA att")
+    part = tensorbench.load_results(made_up_studies.NAME, store=studied_uri, selection=selection)
     assert set(part.cells["method"]) == {"LoTR", "TensLoRA att"}
     (block,) = part.analysis.blocks
     assert block.against == "TensLoRA att"

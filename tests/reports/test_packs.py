@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import bench
-from bench.store.opening import unpack
-from methods import UserError
-from reports.compare import compare
-from reports.report import write_report
-from reports.site.build import site_files
-from reports.site.published import packs_in
+import tensorbench
+from tensorbench.methods import UserError
+from tensorbench.reports.compare import compare
+from tensorbench.reports.report import write_report
+from tensorbench.reports.site.build import site_files
+from tensorbench.reports.site.published import packs_in
+from tensorbench.store.opening import unpack
 
 from ..messages import naming
 from ..packs import Files, changed, edit_json, packed
@@ -80,7 +80,7 @@ def test_the_commands_take_packs(small: str, pack: Path, tmp_path: Path, call: C
 def test_several_experiments_in_one_pack(small: str, tmp_path: Path, new_store: NewStore) -> None:
     other = store(tmp_path / "b", new_store, plan_of(**OTHER))
     packs = [packed(small, "small", tmp_path), packed(other, "other", tmp_path)]
-    both = bench.pack(*packs, out=tmp_path / "both.tensorbench.zip")
+    both = tensorbench.pack(*packs, out=tmp_path / "both.tensorbench.zip")
     assert both.trials == {"other": 2, "small": 4}
     done = write_report("", [str(both.path)], tmp_path / "report", ["csv"])
     assert done.analysis.study.title == "other, small"

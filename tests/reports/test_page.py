@@ -11,9 +11,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-from bench.store.store import Store
-from reports.analysis import Analysis, analyse
-from reports.reading import read
+from tensorbench.reports.analysis import Analysis, analyse
+from tensorbench.reports.reading import read
+from tensorbench.store.store import Store
 
 from ..stored import Result, write
 from .browsing import MARKS, opened, page_of, pick, rows, seen

@@ -12,13 +12,13 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
-from bench.plan.make import make_plan
-from bench.plan.suite import Suite
-from methods.validation import validate
-from reports.analysis import Analysis, analyse
-from reports.drawing import Looks, styled
-from reports.figures.cost import PARAMETERS, score_against
-from reports.reading import read
+from tensorbench.methods.validation import validate
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.suite import Suite
+from tensorbench.reports.analysis import Analysis, analyse
+from tensorbench.reports.drawing import Looks, styled
+from tensorbench.reports.figures.cost import PARAMETERS, score_against
+from tensorbench.reports.reading import read
 from tools.benchmarks.large_store import STUDY, VARIANTS, study_result
 
 from ..stored import write

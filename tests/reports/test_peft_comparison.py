@@ -11,9 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from methods import UserError
-from reports.inference.reruns import run_noise
-from reports.peft_comparison import REFERENCE, as_json, as_markdown, compare_peft, read_peft_results
+from tensorbench.methods import UserError
+from tensorbench.reports.inference.reruns import run_noise
+from tensorbench.reports.peft_comparison import (
+    REFERENCE,
+    as_json,
+    as_markdown,
+    compare_peft,
+    read_peft_results,
+)
 
 QUESTIONS = 1319
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from bench import Selection, load_results
-from bench.machine.outputs import put_files
-from bench.records.measures import Measure
-from methods import UserError
-from reports.peft_comparison import compare_peft, read_peft_results
-from reports.peft_files import UNTUNED, peft_files
-from reports.study import Study
+from tensorbench import Selection, load_results
+from tensorbench.machine.outputs import put_files
+from tensorbench.methods import UserError
+from tensorbench.records.measures import Measure
+from tensorbench.reports.peft_comparison import compare_peft, read_peft_results
+from tensorbench.reports.peft_files import UNTUNED, peft_files
+from tensorbench.reports.study import Study
 
 from .made_up import NAME
 from .test_peft_comparison import content, write
@@ -66,7 +66,7 @@ def test_every_file_has_what_peft_s_program_reads(rich: str) -> None:
 
 
 def test_results_that_are_no_shares_are_refused(rich: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reports.peft_files.SHARES", ("exact_match",))
+    monkeypatch.setattr("tensorbench.reports.peft_files.SHARES", ("exact_match",))
     with pytest.raises(UserError, match="exact_match"):
         peft_files(rich, [NAME])
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.records.words import RunKind
-from bench.store.connect import StoreError
-from bench.store.store import Store
-from methods import UserError
-from reports.report import MANIFEST, write_report
+from tensorbench.methods import UserError
+from tensorbench.records.words import RunKind
+from tensorbench.reports.report import MANIFEST, write_report
+from tensorbench.store.connect import StoreError
+from tensorbench.store.store import Store
 
 from ..messages import naming
 from .made_up import NAME, Call

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import bench
-from bench.records.words import Artifact
-from bench.store.opening import open_results
-from bench.store.pack.writing import write_pack
-from methods import UserError
-from reports.results import CURVES, PREDICTIONS, TRIALS, Column, Results
+import tensorbench
+from tensorbench.methods import UserError
+from tensorbench.records.words import Artifact
+from tensorbench.reports.results import CURVES, PREDICTIONS, TRIALS, Column, Results
+from tensorbench.store.opening import open_results
+from tensorbench.store.pack.writing import write_pack
 
 from ..messages import naming
 from ..stored import write
@@ -30,7 +30,7 @@ FRAMES = {"trials": TRIALS, "curves": CURVES, "predictions": PREDICTIONS}
 
 @pytest.fixture(scope="module")
 def results(rich: str) -> Results:
-    return bench.load_results(NAME, store=rich)
+    return tensorbench.load_results(NAME, store=rich)
 
 
 def types(columns: Mapping[str, Column]) -> dict[str, np.dtype | pd.api.extensions.ExtensionDtype]:
@@ -93,7 +93,7 @@ def test_logits_are_there_where_they_are_stored(small: str, tmp_path: Path) -> N
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     shutil.copyfile(small.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
     shutil.copytree(Path(small.removeprefix("sqlite:///")).parent / "mlartifacts", tmp_path / "mlartifacts")
-    results = bench.load_results("small", store=uri)
+    results = tensorbench.load_results("small", store=uri)
     (experiment,) = results.experiments
     ids = list(experiment.records)[:2]
     files = {}
@@ -138,7 +138,7 @@ def test_targets_of_other_kinds_than_one_class_have_their_columns(results: Resul
 def test_a_pack_gives_the_frames_of_its_store(rich: str, results: Results, tmp_path: Path) -> None:
     pack = tmp_path / "rich.tensorbench.zip"
     write_pack(open_results(rich, [NAME]), pack)
-    packed = bench.load_results(pack)
+    packed = tensorbench.load_results(pack)
     for name in ("cells", "seeds", *FRAMES):
         pd.testing.assert_frame_equal(getattr(packed, name), getattr(results, name))
 
@@ -146,7 +146,7 @@ def test_a_pack_gives_the_frames_of_its_store(rich: str, results: Results, tmp_p
 def test_a_trial_of_several_experiments_is_in_each_frame_once(tmp_path: Path, new_store: NewStore) -> None:
     uri = store(tmp_path, new_store)
     write(uri, plan_of(**SMALL | {"name": "other", "seeds": [0, 1, 2]}), result)
-    both = bench.load_results("small", "other", store=uri)
+    both = tensorbench.load_results("small", "other", store=uri)
     assert len(both.trials) == 6
     for name, keys in (("trials", []), ("curves", ["measure", "step"]), ("predictions", ["example"])):
         frame = getattr(both, name)
@@ -167,7 +167,7 @@ def test_predictions_that_cannot_be_read_are_named(results: Results) -> None:
 
 def test_loading_no_experiment_is_refused() -> None:
     with pytest.raises(UserError, match="at least one experiment"):
-        bench.load_results()
+        tensorbench.load_results()
 
 
 @pytest.mark.parametrize("name", FRAMES)

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.plan.rows import Row
-from bench.plan.trial import Trial
-from bench.records.words import Status
-from bench.search.tuning import with_choices
-from reports.analysis import Analysis, analyse
-from reports.evidence import between
-from reports.frames import as_json, frames
-from reports.inference.crossed import lottery
-from reports.reading import read
+from tensorbench.plan.rows import Row
+from tensorbench.plan.trial import Trial
+from tensorbench.records.words import Status
+from tensorbench.reports.analysis import Analysis, analyse
+from tensorbench.reports.evidence import between
+from tensorbench.reports.frames import as_json, frames
+from tensorbench.reports.inference.crossed import lottery
+from tensorbench.reports.reading import read
+from tensorbench.search.tuning import with_choices
 
 from ..stored import Result, write
 from .made_up import SMALL, NewStore, plan_of

@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench.records.stored_plan import PlannedRow
-from methods import UserError
-from reports.analysis import Block, analyse
-from reports.reading import read
-from reports.selection import Selection
+from tensorbench.methods import UserError
+from tensorbench.records.stored_plan import PlannedRow
+from tensorbench.reports.analysis import Block, analyse
+from tensorbench.reports.reading import read
+from tensorbench.reports.selection import Selection
 
 from ..messages import naming
 from ..stored import write

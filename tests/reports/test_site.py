@@ -19,21 +19,21 @@ from urllib.parse import unquote
 import pandas as pd
 import pytest
 
-from bench.machine.files import sha256_of
-from bench.machine.outputs import Files, put_files
-from bench.plan.rows import Row
-from bench.plan.trial import Trial
-from bench.store.pack.reading import open_pack
-from methods import METHODS, UserError
-from reports.analysis import Analysis
-from reports.site import build
-from reports.site.build import differences, site_files
-from reports.site.equations import equation_of
-from reports.site.methods import file_name
-from reports.site.published import answer_of_all, packs_in, published
-from reports.site.standing import Standing
-from reports.studies import StudyAnalysis
-from reports.study_words import answer
+from tensorbench.machine.files import sha256_of
+from tensorbench.machine.outputs import Files, put_files
+from tensorbench.methods import METHODS, UserError
+from tensorbench.plan.rows import Row
+from tensorbench.plan.trial import Trial
+from tensorbench.reports.analysis import Analysis
+from tensorbench.reports.site import build
+from tensorbench.reports.site.build import differences, site_files
+from tensorbench.reports.site.equations import equation_of
+from tensorbench.reports.site.methods import file_name
+from tensorbench.reports.site.published import answer_of_all, packs_in, published
+from tensorbench.reports.site.standing import Standing
+from tensorbench.reports.studies import StudyAnalysis
+from tensorbench.reports.study_words import answer
+from tensorbench.store.pack.reading import open_pack
 
 from ..packs import changed, edit_json, packed
 from ..stored import Result, write
@@ -268,7 +268,7 @@ def test_a_limit_of_suites_without_studies_is_not_said_of_all(
     write(uri, plan, made_up_studies.result)
     pack = packed(uri, made_up_studies.NAME, tmp_path)
     small, studied = published([results / "small.tensorbench.zip", pack])
-    monkeypatch.setattr("reports.site.published.detectable", lambda blocks: "A limit.")
+    monkeypatch.setattr("tensorbench.reports.site.published.detectable", lambda blocks: "A limit.")
     assert answer_of_all([small]).endswith("A limit.")
     assert "A limit." not in answer_of_all([small, studied])
 
@@ -340,7 +340,7 @@ def test_check_names_what_differs(
     results: Path, site: Files, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Saves building the same site again.
-    monkeypatch.setattr("reports.site.build.site_files", lambda packs, docs: site)
+    monkeypatch.setattr("tensorbench.reports.site.build.site_files", lambda packs, docs: site)
     folder = tmp_path / "site"
     put_files(folder, site)
     report = folder / "suites" / "small" / "index.html"

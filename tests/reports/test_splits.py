@@ -8,13 +8,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench.cli.plans import print_plan
-from bench.cli.stored import print_trial
-from bench.records.measures import Measure, SplitSizes
-from bench.store.store import Store
-from reports.reading import read
-from reports.report import write_report
-from reports.stored import trial_contents
+from tensorbench.cli.plans import print_plan
+from tensorbench.cli.stored import print_trial
+from tensorbench.records.measures import Measure, SplitSizes
+from tensorbench.reports.reading import read
+from tensorbench.reports.report import write_report
+from tensorbench.reports.stored import trial_contents
+from tensorbench.store.store import Store
 
 from ..bench.toy_runs import SHORT, run_inline
 from ..bench.toy_suites import plan

@@ -10,15 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.plan.rows import Row
-from bench.plan.trial import Trial
-from bench.records.measures import Measure
-from bench.store.store import Store
-from methods import UserError
-from reports.analysis import analyse
-from reports.reading import read
-from reports.selecting import capabilities
-from reports.study import COLUMNS, NUMBER, Cell, Study
+from tensorbench.methods import UserError
+from tensorbench.plan.rows import Row
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
+from tensorbench.reports.analysis import analyse
+from tensorbench.reports.reading import read
+from tensorbench.reports.selecting import capabilities
+from tensorbench.reports.study import COLUMNS, NUMBER, Cell, Study
+from tensorbench.store.store import Store
 
 from ..messages import naming
 from ..stored import Result, write

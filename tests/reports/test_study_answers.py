@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import bench
-from bench.plan.rows import Row
-from bench.plan.trial import Trial
-from reports.advice import rate_advice
-from reports.inference.effects import Answer, Verdict
-from reports.inference.intervals import simultaneous
-from reports.reading import read
-from reports.selection import Selection
-from reports.studies import StudyAnalysis, analyse_studies
-from reports.study_blocks import StudyBlock
+import tensorbench
+from tensorbench.plan.rows import Row
+from tensorbench.plan.trial import Trial
+from tensorbench.reports.advice import rate_advice
+from tensorbench.reports.inference.effects import Answer, Verdict
+from tensorbench.reports.inference.intervals import simultaneous
+from tensorbench.reports.reading import read
+from tensorbench.reports.selection import Selection
+from tensorbench.reports.studies import StudyAnalysis, analyse_studies
+from tensorbench.reports.study_blocks import StudyBlock
 
 from ..stored import Result, write
 from .made_up import NewStore
@@ -42,7 +42,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Path:
     folder = tmp_path_factory.mktemp("answered")
     uri = new_store(folder)
     write(uri, plan_of(methods=METHODS), result)
-    bench.pack(NAME, out=str(folder / "study.tensorbench.zip"), store=uri)
+    tensorbench.pack(NAME, out=str(folder / "study.tensorbench.zip"), store=uri)
     return folder / "study.tensorbench.zip"
 
 
@@ -120,7 +120,7 @@ def test_a_core_s_rate_is_compared_with_the_rows_of_the_study(
         return replace(made, answers=answers, score=float((answers == made.labels).mean()))
 
     write(uri, plan_of(**changes), slower)
-    bench.pack("core_lr", out=str(tmp_path / "core_lr.tensorbench.zip"), store=uri)
+    tensorbench.pack("core_lr", out=str(tmp_path / "core_lr.tensorbench.zip"), store=uri)
     answer = script("answers.studies").of_core_rate(pack, tmp_path / "core_lr.tensorbench.zip")
     assert answer.text.startswith("On 3 of 3 studies.")
     assert f"**worse by what matters**: {QKV_DEPTH} [core_lr=16.0]" in answer.short
@@ -138,7 +138,7 @@ def test_trains_are_compared_with_the_rows_of_the_study(
         return result(trial, row.model_copy(update={"title": row.method}))
 
     write(uri, plan_of(**changes, tuning={"studies": 3, "points": 4}), made)
-    bench.pack("trains", out=str(tmp_path / "trains.tensorbench.zip"), store=uri)
+    tensorbench.pack("trains", out=str(tmp_path / "trains.tensorbench.zip"), store=uri)
     answer = script("answers.studies").of_trains(pack, tmp_path / "trains.tensorbench.zip")
     assert answer.text.startswith("On 3 of 3 studies.")
     # The train is three points below Tucker, and each of the shared trains well above the separate ones.
@@ -156,7 +156,7 @@ def test_full_fine_tuning_that_ran_on_one_task_has_a_difference_there(
     changes: dict[str, Any] = {"name": "full", "methods": ["full"], "tasks": ["movie-sentiment"]}
     uri = new_store(tmp_path)
     write(uri, plan_of(**changes, backbones=["tiny-random-bert"], tuning={"studies": 2, "points": 4}), result)
-    bench.pack("full", out=str(tmp_path / "full.tensorbench.zip"), store=uri)
+    tensorbench.pack("full", out=str(tmp_path / "full.tensorbench.zip"), store=uri)
     sentences, shown = script("answers.studies").of_levels(pack, tmp_path / "full.tensorbench.zip")
     assert "Full fine-tuning ran on movie-sentiment alone" in sentences
     differences = {cells[0]: cells[1:] for cells in rows(shown)}

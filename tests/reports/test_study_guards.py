@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bench.cli.results import print_summary
-from bench.plan.rows import Plan, Row
-from bench.plan.trial import Trial
-from bench.records.measures import Measure
-from bench.store.store import Store
-from reports.inference.effects import Answer
-from reports.reading import read
-from reports.report import write_report
-from reports.studies import analyse_studies
-from reports.study_blocks import StudyBlock
-from reports.study_words import answer, window_advice
-from reports.summary import Summary, summarise
+from tensorbench.cli.results import print_summary
+from tensorbench.plan.rows import Plan, Row
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
+from tensorbench.reports.inference.effects import Answer
+from tensorbench.reports.reading import read
+from tensorbench.reports.report import write_report
+from tensorbench.reports.studies import analyse_studies
+from tensorbench.reports.study_blocks import StudyBlock
+from tensorbench.reports.study_words import answer, window_advice
+from tensorbench.reports.summary import Summary, summarise
+from tensorbench.store.store import Store
 
 from ..stored import Result, write
 from .made_up_studies import NAME, plan_of

@@ -18,24 +18,24 @@ from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 
-import bench
-from bench.plan.rows import Row
-from bench.plan.trial import Trial
-from bench.records.measures import Measure
-from bench.store.store import Store
-from methods import UserError
-from reports.figures.studies import draw
-from reports.inference import studies as estimates
-from reports.inference.effects import effect, verdict
-from reports.inference.intervals import simultaneous
-from reports.reading import read
-from reports.report import answers_of, write_report
-from reports.selection import Selection
-from reports.studies import StudyAnalysis, analyse_studies, block_budgets
-from reports.study import Study
-from reports.study_page import render
-from reports.study_words import answer, in_words, level_notes, settings_counted, share_between
-from reports.summary import summarise
+import tensorbench
+from tensorbench.methods import UserError
+from tensorbench.plan.rows import Row
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
+from tensorbench.reports.figures.studies import draw
+from tensorbench.reports.inference import studies as estimates
+from tensorbench.reports.inference.effects import effect, verdict
+from tensorbench.reports.inference.intervals import simultaneous
+from tensorbench.reports.reading import read
+from tensorbench.reports.report import answers_of, write_report
+from tensorbench.reports.selection import Selection
+from tensorbench.reports.studies import StudyAnalysis, analyse_studies, block_budgets
+from tensorbench.reports.study import Study
+from tensorbench.reports.study_page import render
+from tensorbench.reports.study_words import answer, in_words, level_notes, settings_counted, share_between
+from tensorbench.reports.summary import summarise
+from tensorbench.store.store import Store
 
 from ..stored import Result, write
 from . import made_up
@@ -509,7 +509,7 @@ def test_a_level_is_subtracted_on_its_own_metric_only(tmp_path: Path, new_store:
         uri = new_store(tmp_path / name)
         write(uri, plan, result if metric == "accuracy" else as_matthews)
         packs.append(str(tmp_path / f"{name}.tensorbench.zip"))
-        bench.pack(name, out=packs[-1], store=uri)
+        tensorbench.pack(name, out=packs[-1], store=uri)
     blocks = analyse_studies(read("", packs, studies=True)).blocks
     assert {block.metric: [level.family for level in block.levels] for block in blocks} == {
         "accuracy": [],
@@ -577,7 +577,7 @@ def test_the_terminal_shows_the_same_analysis(
     (block,) = analysis.blocks
     from rich.console import Console
 
-    from bench.cli.results import print_summary
+    from tensorbench.cli.results import print_summary
 
     console = Console(width=200, record=True, file=(tmp_path / "shown").open("w"))
     print_summary(console, summary)
@@ -590,7 +590,7 @@ def test_the_terminal_shows_the_same_analysis(
 
 
 def test_power_of_studies_is_stored_or_assumed(uri: str, analysis: StudyAnalysis, tmp_path: Path) -> None:
-    from bench.power import power
+    from tensorbench.power import power
 
     (stored,) = power(plan_of(), uri)
     (assumed,) = power(plan_of(), f"sqlite:///{tmp_path}/none.db")

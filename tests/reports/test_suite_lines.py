@@ -9,21 +9,21 @@ from typing import Any
 
 import pytest
 
-from bench.plan.make import make_plan
-from bench.plan.recipe import Recipe
-from bench.plan.rows import Plan
-from bench.plan.suite import Suite
-from bench.plan.trial import Trial
-from bench.plan.yaml_text import parse
-from bench.records.stored_plan import PlannedTrial
-from methods import METHODS
-from methods.validation import earlier, validate
-from reports.figures.studies import draw as draw_studies
-from reports.reading import read
-from reports.studies import analyse_studies
-from reports.study import Study, kept_trials
-from reports.study_page import render
-from reports.suite_lines import EARLIER, suite_lines
+from tensorbench.methods import METHODS
+from tensorbench.methods.validation import earlier, validate
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.recipe import Recipe
+from tensorbench.plan.rows import Plan
+from tensorbench.plan.suite import Suite
+from tensorbench.plan.trial import Trial
+from tensorbench.plan.yaml_text import parse
+from tensorbench.records.stored_plan import PlannedTrial
+from tensorbench.reports.figures.studies import draw as draw_studies
+from tensorbench.reports.reading import read
+from tensorbench.reports.studies import analyse_studies
+from tensorbench.reports.study import Study, kept_trials
+from tensorbench.reports.study_page import render
+from tensorbench.reports.suite_lines import EARLIER, suite_lines
 
 from ..stored import Result, write
 from .made_up import NewStore

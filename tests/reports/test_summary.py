@@ -11,14 +11,14 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from bench.cli.results import print_summary
-from bench.plan.make import make_plan
-from bench.plan.suite import Suite
-from bench.records.record import failed
-from bench.records.words import Status
-from bench.store.store import Store
-from methods.validation import validate
-from reports.summary import Summary, summarise
+from tensorbench.cli.results import print_summary
+from tensorbench.methods.validation import validate
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.suite import Suite
+from tensorbench.records.record import failed
+from tensorbench.records.words import Status
+from tensorbench.reports.summary import Summary, summarise
+from tensorbench.store.store import Store
 
 from ..stored import begun
 from .made_up import NewStore

@@ -16,14 +16,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench.plan.rows import Plan, Row
-from bench.plan.trial import Trial
-from reports import frames, tables
-from reports.analysis import STATISTICS, analyse
-from reports.comparisons import Entrants, Statistic
-from reports.reading import read
-from reports.report import write_report
-from reports.study import Study
+from tensorbench.plan.rows import Plan, Row
+from tensorbench.plan.trial import Trial
+from tensorbench.reports import frames, tables
+from tensorbench.reports.analysis import STATISTICS, analyse
+from tensorbench.reports.comparisons import Entrants, Statistic
+from tensorbench.reports.reading import read
+from tensorbench.reports.report import write_report
+from tensorbench.reports.study import Study
 
 from ..stored import Result, write
 from .made_up import SMALL, NewStore, plan_of, store
@@ -70,7 +70,7 @@ def test_a_statistic_is_computed_and_exported_once_it_is_listed(study: Study, mo
         yield {"methods": len(entrants.cells), "width": width}
 
     statistic = Statistic("widest", widest, lines)
-    monkeypatch.setattr("reports.analysis.STATISTICS", (*STATISTICS, statistic))
+    monkeypatch.setattr("tensorbench.reports.analysis.STATISTICS", (*STATISTICS, statistic))
     analysis = analyse(study)
     table = frames.frames(analysis)["widest"]
     compared = [block for block in analysis.blocks if block.comparisons]

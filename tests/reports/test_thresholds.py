@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from methods import UserError
-from reports.thresholds import thresholds
+from tensorbench.methods import UserError
+from tensorbench.reports.thresholds import thresholds
 
 Call = Callable[..., Any]
 

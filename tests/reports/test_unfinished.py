@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from bench.plan.rows import Part
-from bench.records.words import Artifact, RunKind, Status
-from bench.search.tuning import with_choices
-from bench.store.store import Store
-from methods import UserError
-from reports import ablation
-from reports.compare import compare
-from reports.reading import WAITING, read
-from reports.report import write_report
+from tensorbench.methods import UserError
+from tensorbench.plan.rows import Part
+from tensorbench.records.words import Artifact, RunKind, Status
+from tensorbench.reports import ablation
+from tensorbench.reports.compare import compare
+from tensorbench.reports.reading import WAITING, read
+from tensorbench.reports.report import write_report
+from tensorbench.search.tuning import with_choices
+from tensorbench.store.store import Store
 
 from ..bench import toy_suites
 from ..messages import naming

@@ -13,19 +13,19 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from bench.plan.make import make_plan
-from bench.plan.suite import Suite
-from bench.records.measures import Measure
-from bench.records.words import Artifact
-from bench.store.store import Store
-from methods.validation import validate
-from reports.analysis import analyse
-from reports.curves import read as read_curves
-from reports.evidence import gather
-from reports.ranking import best_means
-from reports.reading import read
-from reports.report import write_report
-from reports.results import load_results
+from tensorbench.methods.validation import validate
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.suite import Suite
+from tensorbench.records.measures import Measure
+from tensorbench.records.words import Artifact
+from tensorbench.reports.analysis import analyse
+from tensorbench.reports.curves import read as read_curves
+from tensorbench.reports.evidence import gather
+from tensorbench.reports.ranking import best_means
+from tensorbench.reports.reading import read
+from tensorbench.reports.report import write_report
+from tensorbench.reports.results import load_results
+from tensorbench.store.store import Store
 
 from ..bench.toy_runs import run_inline
 from ..messages import naming

@@ -11,24 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.plan import cells as plan_cells
-from bench.plan.rows import Row
-from bench.plan.trial import Trial
-from bench.records.stored_plan import Tuned
-from bench.records.words import Status
-from bench.search.tuning import with_choices
-from methods import UserError
-from reports.analysis import Analysis, Block, analyse
-from reports.board import boards, heats
-from reports.comparisons import AgainstReference
-from reports.findings import findings, on_part
-from reports.inference.effects import Answer, Verdict
-from reports.inference.intervals import simultaneous
-from reports.reading import read
-from reports.recipes import TUNING as TUNING_NAMES
-from reports.recipes import difference, recipes
-from reports.report import write_report
-from reports.tables import main_tables
+from tensorbench.methods import UserError
+from tensorbench.plan import cells as plan_cells
+from tensorbench.plan.rows import Row
+from tensorbench.plan.trial import Trial
+from tensorbench.records.stored_plan import Tuned
+from tensorbench.records.words import Status
+from tensorbench.reports.analysis import Analysis, Block, analyse
+from tensorbench.reports.board import boards, heats
+from tensorbench.reports.comparisons import AgainstReference
+from tensorbench.reports.findings import findings, on_part
+from tensorbench.reports.inference.effects import Answer, Verdict
+from tensorbench.reports.inference.intervals import simultaneous
+from tensorbench.reports.reading import read
+from tensorbench.reports.recipes import TUNING as TUNING_NAMES
+from tensorbench.reports.recipes import difference, recipes
+from tensorbench.reports.report import write_report
+from tensorbench.reports.tables import main_tables
+from tensorbench.search.tuning import with_choices
 
 from ..messages import naming
 from ..stored import Result, write

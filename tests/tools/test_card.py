@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.conformance.checks import CHECKS
-from bench.conformance.subject import Subject
-from bench.execution.local import Local
-from bench.execution.worker import Slot
-from bench.tasks.splits import send
+from tensorbench.conformance.checks import CHECKS
+from tensorbench.conformance.subject import Subject
+from tensorbench.execution.local import Local
+from tensorbench.execution.worker import Slot
+from tensorbench.tasks.splits import send
 from tools.gpu import correctness, memory, steps, tables, trials
 
 pytestmark = pytest.mark.gpu

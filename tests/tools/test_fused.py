@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from bench.backbones import LoadedBackbone
-from bench.backbones.answers import put_head
-from bench.plan.trial import Trial
-from bench.training import loop
-from bench.training.seeding import generator
-from bench.training.trial import Resources
-from methods import from_identity
+from tensorbench.backbones import LoadedBackbone
+from tensorbench.backbones.answers import put_head
+from tensorbench.methods import from_identity
+from tensorbench.plan.trial import Trial
+from tensorbench.training import loop
+from tensorbench.training.seeding import generator
+from tensorbench.training.trial import Resources
 from tools.benchmarks import fused
 
 from ..bench.toy_suites import TEXT, plan

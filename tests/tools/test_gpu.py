@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from bench.conformance.findings import judge
-from bench.conformance.subject import Subject, scatter
-from bench.execution.perform import Event
-from bench.probes import perf
-from bench.records.measures import Measure
-from bench.records.record import Record
-from bench.records.words import Status
-from methods import METHODS
+from tensorbench.conformance.findings import judge
+from tensorbench.conformance.subject import Subject, scatter
+from tensorbench.execution.perform import Event
+from tensorbench.methods import METHODS
+from tensorbench.probes import perf
+from tensorbench.records.measures import Measure
+from tensorbench.records.record import Record
+from tensorbench.records.words import Status
 from tools.gpu import correctness, costs, gaps, harness, memory, runner, steps, tables, trials, wheels
 from tools.gpu.runner import Row, Runner, Step
 

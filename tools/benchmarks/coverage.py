@@ -21,10 +21,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.random import Generator
 
-from reports.inference import orders, power
-from reports.inference.crossed import OnSetting, lottery, of_seeds, of_seeds_and_examples
-from reports.inference.effects import Answer, Effect, effect, verdict
-from reports.inference.intervals import LEVEL, Array, simultaneous, t_half
+from tensorbench.reports.inference import orders, power
+from tensorbench.reports.inference.crossed import OnSetting, lottery, of_seeds, of_seeds_and_examples
+from tensorbench.reports.inference.effects import Answer, Effect, effect, verdict
+from tensorbench.reports.inference.intervals import LEVEL, Array, simultaneous, t_half
 
 METHODS, THRESHOLD = 15, 0.01
 OF_RUNS, OF_EXAMPLES, OF_ANSWERS = 0.007, 0.105, 0.11

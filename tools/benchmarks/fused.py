@@ -25,12 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.backbones.answers import put_head
-from bench.plan.trial import Trial
-from bench.training import loop
-from bench.training.seeding import generator
-from bench.training.trial import Resources
-from methods import Adapter, Site, from_identity
+from tensorbench.backbones.answers import put_head
+from tensorbench.methods import Adapter, Site, from_identity
+from tensorbench.plan.trial import Trial
+from tensorbench.training import loop
+from tensorbench.training.seeding import generator
+from tensorbench.training.trial import Resources
 
 from ..gpu.toys import own_cache
 from ..gpu.trials import trials as made_trials

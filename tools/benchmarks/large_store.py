@@ -25,15 +25,15 @@ from typing import Any
 import numpy as np
 import yaml
 
-from bench.plan.make import make_plan
-from bench.plan.rows import Row
-from bench.plan.suite import Suite
-from bench.plan.suite_file import load_suite
-from bench.plan.trial import Trial
-from bench.records.words import Tag
-from methods import from_identity
-from methods.capabilities import capabilities
-from methods.validation import validate
+from tensorbench.methods import from_identity
+from tensorbench.methods.capabilities import capabilities
+from tensorbench.methods.validation import validate
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.rows import Row
+from tensorbench.plan.suite import Suite
+from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.trial import Trial
+from tensorbench.records.words import Tag
 from tests.stored import Result, write
 
 SCALES = [1.0, 2.0, 4.0, 8.0, 16.0]
@@ -162,7 +162,7 @@ def write_study(folder: Path) -> str:
 def timed(*arguments: str) -> str:
     """Runs the program with these arguments, and describes its time and memory."""
     started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "bench", *arguments], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "tensorbench", *arguments], stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     seconds, code = time.perf_counter() - started, os.waitstatus_to_exitcode(status)
     # The wall clock is unreliable on a busy machine.

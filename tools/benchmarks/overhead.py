@@ -23,8 +23,8 @@ SUITE = Path(__file__).parents[2] / "suites" / "quickstart.yaml"
 def timed() -> None:
     """Runs the suite in this process, and prints the share of time outside training and evaluation."""
     started = time.perf_counter()
-    from bench.cli.program import main
-    from bench.training import trial
+    from tensorbench.cli.program import main
+    from tensorbench.training import trial
 
     spent: dict[str, float] = {}
 
@@ -78,7 +78,7 @@ def main() -> None:
         ]
         subprocess.run([*first, "--store", f"sqlite:///{folder}/mlflow.db"], check=True)
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "bench", "--help"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "tensorbench", "--help"], check=True, stdout=subprocess.DEVNULL)
     print(f"--help took {time.perf_counter() - began:.2f} s")
     timed()
 

@@ -16,8 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.inputs import TextInput
-from bench.tasks.task import Task
+from tensorbench.inputs import TextInput
+from tensorbench.tasks.task import Task
 from tests.bench.tasks.toy_tasks import WORDS, tokenizer
 
 ROWS = 1_000_000
@@ -33,8 +33,8 @@ def write(file: Path, rows: int) -> None:
 
 
 def described_in(folder: Path) -> Task:
-    from bench.tasks.description import Description
-    from bench.tasks.own_tasks import described
+    from tensorbench.tasks.description import Description
+    from tensorbench.tasks.own_tasks import described
 
     file = folder / "reviews.csv"
     description = Description.model_validate(
@@ -48,7 +48,7 @@ def plan(folder: Path) -> None:
 
 
 def prepared(folder: Path) -> None:
-    from bench.tasks import prepare
+    from tensorbench.tasks import prepare
 
     prepare(described_in(folder), TextInput("toy", 32, tokenizer), train_size=1000)
 

@@ -19,12 +19,12 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
-from bench.plan.make import make_plan
-from bench.plan.suite_file import load_suite
-from bench.records.words import Artifact
-from bench.store.opening import pack, unpack
-from bench.store.store import Store
-from reports.results import load_results
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.suite_file import load_suite
+from tensorbench.records.words import Artifact
+from tensorbench.reports.results import load_results
+from tensorbench.store.opening import pack, unpack
+from tensorbench.store.store import Store
 
 from .large_store import EXAMPLES, make
 

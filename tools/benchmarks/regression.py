@@ -14,12 +14,12 @@ import sys
 import pandas as pd
 from scipy.stats import pearsonr, spearmanr
 
-import bench
+import tensorbench
 
 
 def main() -> None:
     store = sys.argv[1:2] or ["sqlite:///mlflow.db"]
-    results = bench.load_results("regression", store=store[0])
+    results = tensorbench.load_results("regression", store=store[0])
     stored = results.seeds.set_index("trial_id")["score"]
     rows = []
     for (method, id_), predictions in results.predictions.groupby(["method", "trial_id"]):

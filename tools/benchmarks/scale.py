@@ -29,20 +29,20 @@ import requests
 import yaml
 from sqlalchemy import Engine, create_engine, event
 
-from bench.execution import EXECUTORS
-from bench.execution.executor import Executor
-from bench.execution.perform import Event, Report, ended
-from bench.execution.place import Place
-from bench.plan.make import make_plan
-from bench.plan.rows import Part, Plan
-from bench.plan.suite_file import load_suite
-from bench.plan.trial import Trial
-from bench.records.record import Progress
-from bench.run import Audience, run_suite
-from bench.store.connect import with_driver
-from bench.store.store import Store
-from bench.training.measure import libraries, provenance
-from bench.training.saving import PLAIN
+from tensorbench.execution import EXECUTORS
+from tensorbench.execution.executor import Executor
+from tensorbench.execution.perform import Event, Report, ended
+from tensorbench.execution.place import Place
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.rows import Part, Plan
+from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.trial import Trial
+from tensorbench.records.record import Progress
+from tensorbench.run import Audience, run_suite
+from tensorbench.store.connect import with_driver
+from tensorbench.store.store import Store
+from tensorbench.training.measure import libraries, provenance
+from tensorbench.training.saving import PLAIN
 from tests.bench.proxy import endpoint_of
 from tests.bench.services import Postgres, Server
 from tests.stored import TABLES, Result, usual_ending, write

@@ -2,7 +2,7 @@
 
     python -m tools.benchmarks.study_coverage [--repeats 1000]
 
-Trials are simulated by `reports.inference.power.Response`: the score is a parabola in the log of the rate, 4
+Trials are simulated by `tensorbench.reports.inference.power.Response`: the score is a parabola in the log of the rate, 4
 points lower one decade from its optimum. The window is one decade wide. A trial's quality has a standard
 deviation of 0.65 points over seeds, the error of its test score one of 0.35, and the error of its validation
 loss one of 0.7. The optima of the two methods lie 0.31 decades above and 0.28 decades below the window's
@@ -23,10 +23,10 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import stats
 
-from reports.inference.effects import effect
-from reports.inference.intervals import LEAST_SEEDS, LEVEL, Array, simultaneous
-from reports.inference.power import Response, of_assumed, stratified
-from reports.inference.studies import (
+from tensorbench.reports.inference.effects import effect
+from tensorbench.reports.inference.intervals import LEAST_SEEDS, LEVEL, Array, simultaneous
+from tensorbench.reports.inference.power import Response, of_assumed, stratified
+from tensorbench.reports.inference.studies import (
     FAILED,
     TRIALS,
     CompleteStudies,

@@ -17,11 +17,11 @@ from dataclasses import replace
 import torch
 from torch.nn import functional as F
 
-from bench.backbones import load
-from bench.tasks import TextSplit
-from bench.training.loop import batches
-from bench.training.measure import device_name
-from methods import create
+from tensorbench.backbones import load
+from tensorbench.methods import create
+from tensorbench.tasks import TextSplit
+from tensorbench.training.loop import batches
+from tensorbench.training.measure import device_name
 
 #: The length to which TensLoRA's code pads every sentence.
 PADDED = 512

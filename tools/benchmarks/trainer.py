@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.backbones.indexed import minilm_l6_folder
-from bench.plan.make import make_plan
-from bench.plan.suite_file import load_suite
-from bench.plan.trial import Trial
-from bench.tasks.splits import Split, TextSplit
-from bench.training.trial import Resources, run_trial
-from methods import from_identity
+from tensorbench.backbones.indexed import minilm_l6_folder
+from tensorbench.methods import from_identity
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.trial import Trial
+from tensorbench.tasks.splits import Split, TextSplit
+from tensorbench.training.trial import Resources, run_trial
 
 SUITE = Path(__file__).parents[2] / "suites" / "quickstart.yaml"
 

@@ -30,8 +30,8 @@ def main() -> int:
     print(wheels.instructions(lacking), flush=True)
     if lacking:
         return 2
-    from bench.execution import choose_device
-    from methods.errors import UserError
+    from tensorbench.execution import choose_device
+    from tensorbench.methods.errors import UserError
 
     try:
         device = choose_device(options.device)

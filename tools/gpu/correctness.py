@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.backbones import BackboneSpec, LoadedBackbone, load
-from bench.backbones.backbone import BackboneKind
-from bench.conformance.cases import conformance_cases
-from bench.conformance.checks import CHECKS
-from bench.conformance.findings import judge, undisturbed
-from bench.conformance.subject import (
+from tensorbench.backbones import BackboneSpec, LoadedBackbone, load
+from tensorbench.backbones.backbone import BackboneKind
+from tensorbench.conformance.cases import conformance_cases
+from tensorbench.conformance.checks import CHECKS
+from tensorbench.conformance.findings import judge, undisturbed
+from tensorbench.conformance.subject import (
     NotApplicable,
     Subject,
     expect,
@@ -26,10 +26,10 @@ from bench.conformance.subject import (
     outputs,
     scatter,
 )
-from bench.export import write_export
-from bench.training.loop import head_state, train
-from bench.training.numerics import deterministic, tf32
-from methods import METHODS, Adapter, Method, NotLowRank
+from tensorbench.export import write_export
+from tensorbench.methods import METHODS, Adapter, Method, NotLowRank
+from tensorbench.training.loop import head_state, train
+from tensorbench.training.numerics import deterministic, tf32
 
 from . import tables, toys
 from .runner import Row

@@ -11,8 +11,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from bench.backbones import LoadedBackbone, load
-from bench.probes import perf
+from tensorbench.backbones import LoadedBackbone, load
+from tensorbench.probes import perf
 
 from . import tables
 from .runner import Row

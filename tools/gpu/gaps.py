@@ -12,10 +12,10 @@ from functools import partial
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from bench.backbones import LoadedBackbone, load
-from bench.tasks import PreparedData
-from bench.training.loop import train
-from methods import Method
+from tensorbench.backbones import LoadedBackbone, load
+from tensorbench.methods import Method
+from tensorbench.tasks import PreparedData
+from tensorbench.training.loop import train
 
 from . import tables, toys
 from .correctness import listed

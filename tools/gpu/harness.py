@@ -19,24 +19,24 @@ from typing import Any
 import psutil
 import torch
 
-import bench.execution.perform
-from bench.backbones.backbone import BackboneKind
-from bench.conformance.findings import judge
-from bench.conformance.subject import NotApplicable, expect
-from bench.execution.health import LEAST_FREE, answers, refusal
-from bench.execution.local import Local
-from bench.execution.perform import Event, perform
-from bench.execution.worker import Slot
-from bench.machine.cards import cards
-from bench.machine.memory import MIB
-from bench.plan.make import make_plan
-from bench.plan.suite import Suite
-from bench.plan.trial import Trial
-from bench.records.measures import Measure
-from bench.records.record import Record
-from bench.records.words import Status
-from bench.training.trial import Resources
-from methods.validation import validate
+import tensorbench.execution.perform
+from tensorbench.backbones.backbone import BackboneKind
+from tensorbench.conformance.findings import judge
+from tensorbench.conformance.subject import NotApplicable, expect
+from tensorbench.execution.health import LEAST_FREE, answers, refusal
+from tensorbench.execution.local import Local
+from tensorbench.execution.perform import Event, perform
+from tensorbench.execution.worker import Slot
+from tensorbench.machine.cards import cards
+from tensorbench.machine.memory import MIB
+from tensorbench.methods.validation import validate
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.suite import Suite
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
+from tensorbench.records.record import Record
+from tensorbench.records.words import Status
+from tensorbench.training.trial import Resources
 
 from . import tables
 from .correctness import listed, one_pass
@@ -50,7 +50,7 @@ ACROSS = 0.02
 #: Prints how many runs of each trial the store has, by status, as JSON.
 COUNT = """
 import json, sys
-from bench.store.store import Store
+from tensorbench.store.store import Store
 records = Store.existing(sys.argv[1], "killed").records()
 print(json.dumps([[record.trial_id, str(record.status)] for record in records]))
 """
@@ -83,7 +83,7 @@ def _killed(device: str, backbone: str, seeds: int, steps: int) -> str:
         (folder / "killed.yaml").write_text(json.dumps(suite), encoding="utf-8")
         store = f"sqlite:///{folder / 'mlflow.db'}"
         count = ["--slots-per-device", "2"] if device.startswith("cuda") else ["--workers", "2"]
-        command = [sys.executable, "-m", "bench", "run", "killed.yaml", "--store", store]
+        command = [sys.executable, "-m", "tensorbench", "run", "killed.yaml", "--store", store]
         command += ["--executor", "local", "--device", device, *count]
         first = subprocess.Popen(
             command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -225,7 +225,7 @@ def _break(device: str, link: Any) -> None:
         table = torch.zeros(4, 4, device=device)
         float(table[torch.tensor([10**6], device=device)].sum())
 
-    bench.execution.perform.run_trial = run_trial  # type: ignore[assignment]
+    tensorbench.execution.perform.run_trial = run_trial  # type: ignore[assignment]
     resources = Resources(device)
     with _made(device, "tiny-random-vit", steps=1, batch_size=4) as trial:
         record = perform(trial, resources, lambda progress: None)

@@ -10,10 +10,10 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch.nn import functional
 
-from bench.backbones import load
-from bench.tasks import PreparedData
-from bench.training.loop import train
-from methods import create
+from tensorbench.backbones import load
+from tensorbench.methods import create
+from tensorbench.tasks import PreparedData
+from tensorbench.training.loop import train
 
 from . import tables, toys
 from .runner import Row

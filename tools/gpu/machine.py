@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch.utils.benchmark import Timer
 
-from bench.machine.memory import MIB
-from bench.training.measure import device_name, provenance
+from tensorbench.machine.memory import MIB
+from tensorbench.training.measure import device_name, provenance
 
 from . import tables
 from .runner import Row

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from bench.backbones import Classifier
-from bench.execution.perform import perform
-from bench.records.measures import Measure
-from bench.records.record import Record
-from bench.records.words import Tag
-from bench.training.trial import Resources
+from tensorbench.backbones import Classifier
+from tensorbench.execution.perform import perform
+from tensorbench.records.measures import Measure
+from tensorbench.records.record import Record
+from tensorbench.records.words import Tag
+from tensorbench.training.trial import Resources
 
 from . import tables
 from .runner import Row

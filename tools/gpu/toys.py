@@ -10,12 +10,12 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from bench.backbones import LoadedBackbone
-from bench.inputs import ImageInput
-from bench.metrics import METRICS
-from bench.plan.recipe import Recipe
-from bench.records.record import Progress
-from bench.tasks import ImageSplit, Objective, PreparedData, TextSplit
+from tensorbench.backbones import LoadedBackbone
+from tensorbench.inputs import ImageInput
+from tensorbench.metrics import METRICS
+from tensorbench.plan.recipe import Recipe
+from tensorbench.records.record import Progress
+from tensorbench.tasks import ImageSplit, Objective, PreparedData, TextSplit
 
 CLASSES = 3
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from bench.execution.local import Local
-from bench.execution.perform import Event
-from bench.execution.worker import Slot
-from bench.machine.memory import MIB
-from bench.plan.make import make_plan
-from bench.plan.suite import Suite
-from bench.plan.trial import Trial
-from bench.records.words import Status
-from methods.validation import validate
+from tensorbench.execution.local import Local
+from tensorbench.execution.perform import Event
+from tensorbench.execution.worker import Slot
+from tensorbench.machine.memory import MIB
+from tensorbench.methods.validation import validate
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.suite import Suite
+from tensorbench.plan.trial import Trial
+from tensorbench.records.words import Status
 
 from . import tables
 from .runner import Row
@@ -92,7 +92,7 @@ def trials(device: str, backbone: str, folder: Path, seeds: Sequence[int], **tra
 
 
 def _reads_texts(backbone: str) -> bool:
-    from bench.backbones import describe
+    from tensorbench.backbones import describe
 
     return describe(backbone).input.modality == "text"
 

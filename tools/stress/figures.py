@@ -6,15 +6,15 @@ import statistics
 import time
 from pathlib import Path
 
-from bench.execution.driver import execute
-from bench.execution.local import Local
-from bench.execution.perform import Event
-from bench.execution.session import session
-from bench.execution.worker import Slot
-from bench.plan.make import make_plan
-from bench.plan.rows import Plan
-from bench.plan.suite_file import load_suite
-from bench.store.store import Store
+from tensorbench.execution.driver import execute
+from tensorbench.execution.local import Local
+from tensorbench.execution.perform import Event
+from tensorbench.execution.session import session
+from tensorbench.execution.worker import Slot
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.rows import Plan
+from tensorbench.plan.suite_file import load_suite
+from tensorbench.store.store import Store
 
 from .scenarios import Report, sqlite, write_suite
 

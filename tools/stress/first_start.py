@@ -18,7 +18,7 @@ def main(last: int, how: str, uri: str) -> None:
     from mlflow.tracking import MlflowClient
     from sqlalchemy import Engine, event
 
-    from bench.store.store import Store
+    from tensorbench.store.store import Store
 
     count = 0
 

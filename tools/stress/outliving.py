@@ -16,9 +16,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from bench.execution import local, worker
-from bench.plan.make import make_plan
-from bench.plan.suite_file import load_suite
+from tensorbench.execution import local, worker
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.suite_file import load_suite
 
 
 def main(how: str, suite: Path, file: Path) -> None:

@@ -19,10 +19,10 @@ from typing import Any, Literal
 import psutil
 import yaml
 
-from bench.plan.make import make_plan
-from bench.plan.suite_file import load_suite
-from bench.records.record import Record
-from bench.store.store import Store
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.suite_file import load_suite
+from tensorbench.records.record import Record
+from tensorbench.store.store import Store
 from tests.bench.programs import Program
 from tests.bench.proxy import Choose, proxy, share
 from tests.bench.services import Driver, Postgres, Server, await_end, container, driver, wait_until

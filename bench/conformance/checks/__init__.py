@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.conformance.checks import counts, numerics, states, traces, updates
-from bench.conformance.subject import Subject
+from tensorbench.conformance.checks import counts, numerics, states, traces, updates
+from tensorbench.conformance.subject import Subject
 
 
 @dataclass(frozen=True)

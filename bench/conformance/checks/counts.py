@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args, get_origin
 import torch
 from torch import Tensor
 
-from bench.conformance.subject import NotApplicable, Subject, expect, same_bits, sites_of
-from methods import METHODS, Method, from_identity
-from methods.backbone import Geometry
-from methods.errors import UserError
+from tensorbench.conformance.subject import NotApplicable, Subject, expect, same_bits, sites_of
+from tensorbench.methods import METHODS, Method, from_identity
+from tensorbench.methods.backbone import Geometry
+from tensorbench.methods.errors import UserError
 
 #: The geometries on which parameters of real adapters are counted. The head size is equal to the number of
 #: heads in the first, above it in the second and below it in the third. They have 3, 1 and 5 layers.

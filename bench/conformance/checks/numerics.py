@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bench.conformance.subject import (
+from tensorbench.conformance.subject import (
     NotApplicable,
     Subject,
     expect,
@@ -22,9 +22,9 @@ from bench.conformance.subject import (
     sites_of,
     transient_tensors,
 )
-from bench.training.saving import checkpointed
-from methods.backbone import Site
-from methods.base import Method
+from tensorbench.methods.backbone import Site
+from tensorbench.methods.base import Method
+from tensorbench.training.saving import checkpointed
 
 
 def bfloat16(subject: Subject) -> None:

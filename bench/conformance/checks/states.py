@@ -10,8 +10,8 @@ import numpy
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench.conformance.subject import Subject, expect, expect_equal, outputs, same_bits, scatter
-from methods.errors import UserError
+from tensorbench.conformance.subject import Subject, expect, expect_equal, outputs, same_bits, scatter
+from tensorbench.methods.errors import UserError
 
 
 def state(subject: Subject) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.backbones.backbone import LoadedBackbone
-from bench.conformance.subject import (
+from tensorbench.backbones.backbone import LoadedBackbone
+from tensorbench.conformance.subject import (
     Subject,
     expect,
     expect_equal,
@@ -21,7 +21,7 @@ from bench.conformance.subject import (
     trained,
     transient_tensors,
 )
-from methods.adapter import Adapter
+from tensorbench.methods.adapter import Adapter
 
 
 def detach(subject: Subject) -> None:

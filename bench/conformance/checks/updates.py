@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 from torch.autograd.gradcheck import gradcheck as numerical_gradcheck
 
-from bench.conformance.subject import (
+from tensorbench.conformance.subject import (
     CheckFailed,
     NotApplicable,
     Subject,
@@ -22,8 +22,8 @@ from bench.conformance.subject import (
     snapshot,
     trained,
 )
-from methods.adapter import Adapter
-from methods.errors import NotLowRank, UserError
+from tensorbench.methods.adapter import Adapter
+from tensorbench.methods.errors import NotLowRank, UserError
 
 
 def start(subject: Subject) -> str | None:

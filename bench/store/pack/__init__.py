@@ -1,4 +1,4 @@
 """Writes packs, checks and reads them, and merges them into stores. Packs are files that carry results.
 
-`bench.records.pack_format` describes the format.
+`tensorbench.records.pack_format` describes the format.
 """

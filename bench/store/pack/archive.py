@@ -14,7 +14,10 @@ from pathlib import Path
 from pyarrow import ArrowException
 from pydantic import ValidationError
 
-from bench.records.pack_format import (
+from tensorbench.methods import UserError
+from tensorbench.methods.errors import shown
+from tensorbench.methods.validation import explained
+from tensorbench.records.pack_format import (
     EXPERIMENT,
     MANIFEST,
     SCHEMA,
@@ -24,11 +27,8 @@ from bench.records.pack_format import (
     Manifest,
     Member,
 )
-from bench.records.words import Artifact
-from bench.store.pack import parquet
-from methods import UserError
-from methods.errors import shown
-from methods.validation import explained
+from tensorbench.records.words import Artifact
+from tensorbench.store.pack import parquet
 
 #: Limits of a pack: the number of files, the bytes of the zip file's list of files, and the unpacked bytes.
 #: A pack of 10,000 trials has some 20,000 files with adapters, and a dozen without.

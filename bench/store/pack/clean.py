@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from bench.records.origin import SourceFile
-from bench.records.words import PROVENANCE, Tag
+from tensorbench.records.origin import SourceFile
+from tensorbench.records.words import PROVENANCE, Tag
 
 #: Tags that are not packed: they name processes, machines and runs of one store.
 STAYS = {Tag.OWNER, Tag.DRIVER, Tag.PARENT, Tag.ORIGIN}

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from bench.metrics import METRICS
-from bench.records.pack_format import CONFIGS_TABLE, PREDICTIONS_TABLE, SPLITS_TABLE
-from bench.records.predictions import MOST_CLASSES, Compact, compact
-from bench.records.record import Record
-from bench.records.words import Tag
-from bench.store.pack import parquet
-from bench.store.pack.archive import JSON_BYTES, JSON_MARKS, marks
-from methods import UserError
-from methods.errors import shown
+from tensorbench.methods import UserError
+from tensorbench.methods.errors import shown
+from tensorbench.metrics import METRICS
+from tensorbench.records.pack_format import CONFIGS_TABLE, PREDICTIONS_TABLE, SPLITS_TABLE
+from tensorbench.records.predictions import MOST_CLASSES, Compact, compact
+from tensorbench.records.record import Record
+from tensorbench.records.words import Tag
+from tensorbench.store.pack import parquet
+from tensorbench.store.pack.archive import JSON_BYTES, JSON_MARKS, marks
 
 #: The number of binary digits to which losses of training steps are rounded, as many as float16 has.
 DIGITS = 11

@@ -12,7 +12,9 @@ import pyarrow as pa
 from pyarrow import ArrowException, compute
 from pydantic import ValidationError
 
-from bench.records.pack_format import (
+from tensorbench.methods.errors import shown
+from tensorbench.methods.validation import explained
+from tensorbench.records.pack_format import (
     CONFIGS_TABLE,
     CURVES_TABLE,
     EXPERIMENT,
@@ -21,16 +23,14 @@ from bench.records.pack_format import (
     SPLITS_TABLE,
     PackedExperiment,
 )
-from bench.records.record import Record, record_of
-from bench.records.stored_plan import StoredPlan
-from bench.records.words import Artifact, RunKind, Status, Tag
-from bench.store.pack import parquet
-from bench.store.pack.archive import Archive, PackError
-from bench.store.pack.clean import kept_tags
-from bench.store.pack.compact import CompactPredictions, Configs
-from bench.store.source import CURVE, Source
-from methods.errors import shown
-from methods.validation import explained
+from tensorbench.records.record import Record, record_of
+from tensorbench.records.stored_plan import StoredPlan
+from tensorbench.records.words import Artifact, RunKind, Status, Tag
+from tensorbench.store.pack import parquet
+from tensorbench.store.pack.archive import Archive, PackError
+from tensorbench.store.pack.clean import kept_tags
+from tensorbench.store.pack.compact import CompactPredictions, Configs
+from tensorbench.store.source import CURVE, Source
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.machine.alive import owner
-from bench.machine.files import sha256
-from bench.records.pack_format import TRAVELS
-from bench.records.record import Point, Record, latest
-from bench.records.search_results import RESULT_FORMS
-from bench.records.text import all_storable, run_name
-from bench.records.words import Artifact, RunKind, Status, Tag
-from bench.store.artifacts import hashes
-from bench.store.connect import connect, insisting
-from bench.store.merging import Joined, result_of
-from bench.store.source import Source
-from bench.store.store import Store
+from tensorbench.machine.alive import owner
+from tensorbench.machine.files import sha256
+from tensorbench.records.pack_format import TRAVELS
+from tensorbench.records.record import Point, Record, latest
+from tensorbench.records.search_results import RESULT_FORMS
+from tensorbench.records.text import all_storable, run_name
+from tensorbench.records.words import Artifact, RunKind, Status, Tag
+from tensorbench.store.artifacts import hashes
+from tensorbench.store.connect import connect, insisting
+from tensorbench.store.merging import Joined, result_of
+from tensorbench.store.source import Source
+from tensorbench.store.store import Store
 
 #: A function that is called after each trial, with the number of trials written so far and their total.
 Listener = Callable[[int, int], None]

@@ -13,9 +13,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from bench.machine.files import sha256_of, written_whole
-from bench.plan.suite_rows import NAME, NAME_RULE
-from bench.records.pack_format import (
+from tensorbench.machine.files import sha256_of, written_whole
+from tensorbench.methods import UserError
+from tensorbench.methods.errors import shown
+from tensorbench.plan.suite_rows import NAME, NAME_RULE
+from tensorbench.records.pack_format import (
     CURVES_BEGIN,
     CURVES_TABLE,
     ENDING,
@@ -28,15 +30,13 @@ from bench.records.pack_format import (
     Member,
     PackedExperiment,
 )
-from bench.records.record import Record, latest
-from bench.records.words import Artifact, RunKind, Status, Tag
-from bench.store.artifacts import hashes
-from bench.store.pack import parquet
-from bench.store.pack.clean import clean_json, kept_tags
-from bench.store.pack.compact import Shared, rounded
-from bench.store.source import Source
-from methods import UserError
-from methods.errors import shown
+from tensorbench.records.record import Record, latest
+from tensorbench.records.words import Artifact, RunKind, Status, Tag
+from tensorbench.store.artifacts import hashes
+from tensorbench.store.pack import parquet
+from tensorbench.store.pack.clean import clean_json, kept_tags
+from tensorbench.store.pack.compact import Shared, rounded
+from tensorbench.store.source import Source
 
 #: The artifacts that are packed for each kind of run, apart from trained adapters.
 OF_KIND = {

@@ -14,11 +14,11 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from bench.backbones import BACKBONES, BackboneSpec, describe, load
-from bench.backbones.huggingface import parameters
-from bench.inputs import ImageInput, TextInput
-from methods.backbone import Geometry, Site
-from methods.errors import UnknownNameError, UserError
+from tensorbench.backbones import BACKBONES, BackboneSpec, describe, load
+from tensorbench.backbones.huggingface import parameters
+from tensorbench.inputs import ImageInput, TextInput
+from tensorbench.methods.backbone import Geometry, Site
+from tensorbench.methods.errors import UnknownNameError, UserError
 
 from ...messages import naming
 from ..local_checkpoints import KINDS, batch, encoder, write
@@ -66,7 +66,7 @@ def test_registered_names_are_described_without_model_libraries_or_network() -> 
 import socket, sys
 def refuse(*_): raise AssertionError("network")
 socket.socket.connect = refuse
-from bench.backbones import BACKBONES, describe
+from tensorbench.backbones import BACKBONES, describe
 infos = {name: describe(name) for name in BACKBONES}
 assert all(name == info.name for name, info in infos.items())
 print(sorted({"transformers", "timm", "onnx", "huggingface_hub", "torchvision"} & set(sys.modules)))

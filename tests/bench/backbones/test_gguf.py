@@ -11,11 +11,11 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 from safetensors.torch import load_file
 
-from bench.backbones import BackboneSpec, describe, load
-from bench.backbones.answers import unembedding_of
-from bench.backbones.gguf_files import convert_gguf
-from bench.conformance.subject import tiny
-from methods.errors import UserError
+from tensorbench.backbones import BackboneSpec, describe, load
+from tensorbench.backbones.answers import unembedding_of
+from tensorbench.backbones.gguf_files import convert_gguf
+from tensorbench.conformance.subject import tiny
+from tensorbench.methods.errors import UserError
 
 from ...messages import naming
 from ..small_gguf import finish, small_gguf
@@ -92,7 +92,7 @@ def test_no_count_of_a_header_is_believed_beyond_the_file(tmp_path: Path, header
 
 
 def test_a_header_of_very_many_values_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.backbones.gguf_files.MOST_VALUES", 1000)
+    monkeypatch.setattr("tensorbench.backbones.gguf_files.MOST_VALUES", 1000)
     values = _header(0, 1, *_ARRAY, ("I", gguf.GGUFValueType.UINT8), ("Q", 2000)) + bytes(2000)
     (tmp_path / "model.gguf").write_bytes(values)
     with pytest.raises(UserError, match="more than 1,000 values"):
@@ -100,7 +100,7 @@ def test_a_header_of_very_many_values_is_refused(tmp_path: Path, monkeypatch: py
 
 
 def test_a_decoder_without_padding_token_pads_by_the_one_that_ends_a_text(tmp_path: Path) -> None:
-    from bench.backbones.huggingface import load_tokenizer
+    from tensorbench.backbones.huggingface import load_tokenizer
 
     tokenizer = tiny("llama").describe(None).input.load_tokenizer()  # type: ignore[union-attr]
     tokenizer.pad_token = None

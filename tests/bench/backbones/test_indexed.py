@@ -12,9 +12,9 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from bench.backbones import BackboneSpec, describe, indexed, load
-from bench.inputs import TextInput
-from methods.errors import UserError
+from tensorbench.backbones import BackboneSpec, describe, indexed, load
+from tensorbench.inputs import TextInput
+from tensorbench.methods.errors import UserError
 
 from ...messages import naming
 from ..local_checkpoints import batch, encoder, features

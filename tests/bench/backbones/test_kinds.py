@@ -11,13 +11,13 @@ import torch
 import transformers
 from torch import Tensor
 
-from bench.backbones import BackboneSpec, describe, load, pooling
-from bench.backbones.kinds import KINDS, NAMES
-from bench.conformance import check_kind
-from bench.conformance.subject import tiny
-from methods import create
-from methods.backbone import GATED_PROJECTIONS, PROJECTIONS, Site
-from methods.errors import UserError
+from tensorbench.backbones import BackboneSpec, describe, load, pooling
+from tensorbench.backbones.kinds import KINDS, NAMES
+from tensorbench.conformance import check_kind
+from tensorbench.conformance.subject import tiny
+from tensorbench.methods import create
+from tensorbench.methods.backbone import GATED_PROJECTIONS, PROJECTIONS, Site
+from tensorbench.methods.errors import UserError
 
 from ...messages import naming
 from ..local_checkpoints import batch, edit, features, model_of, whole_model_of

@@ -12,10 +12,10 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-import bench
-from bench.backbones import load
-from bench.conformance.subject import tiny
-from methods import Adapter, Method, Site, UserError, create
+import tensorbench
+from tensorbench.backbones import load
+from tensorbench.conformance.subject import tiny
+from tensorbench.methods import Adapter, Method, Site, UserError, create
 
 from ...messages import naming
 from ..local_checkpoints import KINDS, batch
@@ -75,7 +75,7 @@ def moved(adapter: Adapter, before: dict[str, Tensor]) -> set[str]:
 def test_an_optimizer_of_all_parameters_trains_adapter_and_head(kind: str) -> None:
     model = classifier(kind)
     bare, encoder = logits(model, kind), {n: p.clone() for n, p in model.base_model.named_parameters()}
-    adapter = bench.wrap(model, TENSLORA)
+    adapter = tensorbench.wrap(model, TENSLORA)
     torch.testing.assert_close(logits(model, kind), bare)
     head = {name: tensor.clone() for name, tensor in model.classifier.state_dict().items()}
     start = adapter.state()
@@ -89,14 +89,14 @@ def test_an_optimizer_of_all_parameters_trains_adapter_and_head(kind: str) -> No
 @pytest.mark.parametrize("method", [TENSLORA, LORA], ids=["tenslora", "lora"])
 def test_the_trainer_of_transformers_trains_adapter_and_head(method: Method, tmp_path: Path) -> None:
     model = classifier("bert")
-    adapter = bench.wrap(model, method)
+    adapter = tensorbench.wrap(model, method)
     start, head = adapter.state(), model.classifier.weight.detach().clone()
     by_trainer(model, "bert", tmp_path)
     assert moved(adapter, start) == set(start)
     assert not torch.equal(model.classifier.weight, head)
     # The Trainer's checkpoint holds the adapter and loads into another model wrapped the same way.
     other = classifier("bert")
-    bench.wrap(other, method, seed=9)
+    tensorbench.wrap(other, method, seed=9)
     missing, unexpected = other.load_state_dict(
         load_file(tmp_path / "checkpoint-3" / "model.safetensors"), strict=False
     )
@@ -107,7 +107,7 @@ def test_the_trainer_of_transformers_trains_adapter_and_head(method: Method, tmp
 @pytest.mark.parametrize("method", [TENSLORA, CP, LORA], ids=["tucker", "cp", "lora"])
 def test_the_model_names_every_trained_parameter_once(method: Method) -> None:
     model = classifier("bert")
-    adapter = bench.wrap(model, method)
+    adapter = tensorbench.wrap(model, method)
     trained = {id(p) for p in (*adapter.named_parameters().values(), *model.classifier.parameters())}
     named = [id(p) for _, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
     assert len(named) == len(trained)
@@ -127,7 +127,7 @@ def test_detaching_leaves_the_model_as_it_was(method: Method) -> None:
 
     before, state = seen(), {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for merged in (False, True):
-        adapter = bench.wrap(model, method)
+        adapter = tensorbench.wrap(model, method)
         by_adamw(model, "vit", adapter.named_parameters().values())
         if merged:
             adapter.merge()
@@ -140,7 +140,7 @@ def test_detaching_leaves_the_model_as_it_was(method: Method) -> None:
 def test_a_merged_model_is_saved_as_a_plain_one(tmp_path: Path) -> None:
     model = classifier("bert")
     names = list(model.state_dict())
-    adapter = bench.wrap(model, TENSLORA)
+    adapter = tensorbench.wrap(model, TENSLORA)
     by_adamw(model, "bert")
     expected, adapted = logits(model, "bert"), list(model.state_dict())
     adapter.merge()
@@ -155,13 +155,13 @@ def test_a_merged_model_is_saved_as_a_plain_one(tmp_path: Path) -> None:
 
 def test_a_loaded_backbone_is_wrapped_too() -> None:
     backbone = load("tiny-random-vit")
-    adapter = bench.wrap(backbone, TENSLORA, seed=3)
+    adapter = tensorbench.wrap(backbone, TENSLORA, seed=3)
     trained = {id(p) for p in backbone.module.parameters() if p.requires_grad}
     assert {id(p) for p in adapter.named_parameters().values()} < trained
 
 
 def test_the_seed_decides_the_start() -> None:
-    starts = [bench.wrap(classifier("bert"), LORA, seed).state() for seed in (1, 1, 2)]
+    starts = [tensorbench.wrap(classifier("bert"), LORA, seed).state() for seed in (1, 1, 2)]
     same, other = (
         all(torch.equal(tensor, starts[0][name]) for name, tensor in start.items()) for start in starts[1:]
     )
@@ -171,7 +171,7 @@ def test_the_seed_decides_the_start() -> None:
 
 def test_full_fine_tuning_counts_all_but_the_head() -> None:
     model = classifier("bert")
-    adapter = bench.wrap(model, create("full"))
+    adapter = tensorbench.wrap(model, create("full"))
     head = sum(p.numel() for p in model.classifier.parameters())
     assert adapter.parameter_count == sum(p.numel() for p in model.parameters()) - head
 
@@ -217,7 +217,7 @@ def full_model(kind: str, name: str) -> Any:
 )
 def test_modules_outside_the_encoder_are_the_head(kind: str, name: str, head: set[str]) -> None:
     model = full_model(kind, name)
-    adapter = bench.wrap(model, TENSLORA)
+    adapter = tensorbench.wrap(model, TENSLORA)
     adapters = {id(parameter) for parameter in adapter.named_parameters().values()}
     trained = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in adapters]
     assert {parameter_name.partition(".")[0] for parameter_name in trained} == head
@@ -230,7 +230,7 @@ def test_around_a_language_model_only_what_is_beside_it_is_the_head() -> None:
     language_model = full_model("llama", "LlamaForCausalLM")
     language_model.lm_head.weight = language_model.model.embed_tokens.weight
     model = nn.ModuleDict({"inner": language_model, "last": nn.Linear(8, 3)})
-    adapter = bench.wrap(model, LORA)
+    adapter = tensorbench.wrap(model, LORA)
     adapters = {id(parameter) for parameter in adapter.named_parameters().values()}
     trained = {n for n, p in model.named_parameters() if p.requires_grad and id(p) not in adapters}
     assert trained == {"last.weight", "last.bias"}
@@ -240,7 +240,7 @@ def test_a_bare_parameter_beside_the_encoder_is_refused() -> None:
     model = full_model("dinov3_vit", "")
     model.inner.register_parameter("scale", nn.Parameter(torch.ones(1)))
     with pytest.raises(UserError, match=naming("inner.scale")):
-        bench.wrap(model, LORA)
+        tensorbench.wrap(model, LORA)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_models_whose_sites_or_head_are_not_plain_are_refused(kind: str, name: s
     model = full_model(kind, name)
     before = {n: p.requires_grad for n, p in model.named_parameters()}
     with pytest.raises(UserError, match=f"a {name} cannot be wrapped.*{message}"):
-        bench.wrap(model, TENSLORA)
+        tensorbench.wrap(model, TENSLORA)
     assert {n: p.requires_grad for n, p in model.named_parameters()} == before
 
 
@@ -264,19 +264,19 @@ def test_unsupported_models_are_refused_and_unchanged() -> None:
     headless = transformers.BertModel(transformers.BertConfig(**config))
     for model in (unknown, headless):
         with pytest.raises(UserError, match=naming(type(model).__name__, "accepted")):
-            bench.wrap(model, TENSLORA)
+            tensorbench.wrap(model, TENSLORA)
     model = classifier("bert")
     model.bert.encoder.layer[1].attention.self.key = nn.Identity()
     with pytest.raises(UserError, match=naming("attention.self.key", "Identity")):
-        bench.wrap(model, TENSLORA)
+        tensorbench.wrap(model, TENSLORA)
     model = classifier("bert")
-    adapter = bench.wrap(model, TENSLORA)
+    adapter = tensorbench.wrap(model, TENSLORA)
     query = model.get_submodule(adapter.backbone.path(Site(0, "query")))
     with pytest.raises(UserError, match=naming("query", "AdaptedLinear", "Linear")):
-        bench.wrap(model, TENSLORA)
+        tensorbench.wrap(model, TENSLORA)
     assert model.get_submodule(adapter.backbone.path(Site(0, "query"))) is query
 
 
 def test_a_name_in_place_of_a_method_is_refused() -> None:
-    with pytest.raises(UserError, match=naming("method", "methods.create", "'lora'")):
-        bench.wrap(nn.Linear(2, 2), "lora")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=naming("method", "tensorbench.methods.create", "'lora'")):
+        tensorbench.wrap(nn.Linear(2, 2), "lora")  # type: ignore[arg-type]

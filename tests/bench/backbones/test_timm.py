@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from bench.backbones import BackboneSpec, describe, load
-from bench.backbones.fused import Split
-from methods.backbone import PROJECTIONS, Geometry, Site
-from methods.errors import UserError
+from tensorbench.backbones import BackboneSpec, describe, load
+from tensorbench.backbones.fused import Split
+from tensorbench.methods.backbone import PROJECTIONS, Geometry, Site
+from tensorbench.methods.errors import UserError
 
 from ...messages import naming
 from ..local_checkpoints import batch, features
@@ -74,7 +74,7 @@ def test_other_timm_models_are_refused(timm_file: tuple[Any, Path], model: str, 
 def test_a_timm_model_of_another_design_is_refused_before_the_hub_is_asked(
     monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
-    monkeypatch.setattr("bench.backbones.timm_vit.snapshot", pytest.fail)
+    monkeypatch.setattr("tensorbench.backbones.timm_vit.snapshot", pytest.fail)
     with pytest.raises(UserError, match="is no plain vision transformer"):
         describe(BackboneSpec(timm=model))
 

@@ -14,12 +14,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from bench.backbones import BackboneSpec, describe, load
-from bench.backbones.random_weights import byte_tokenizer
-from bench.inputs import ImageInput, TextInput
-from bench.machine.files import sha256_of_all
-from methods.backbone import PROJECTIONS, Geometry, Site
-from methods.errors import UserError
+from tensorbench.backbones import BackboneSpec, describe, load
+from tensorbench.backbones.random_weights import byte_tokenizer
+from tensorbench.inputs import ImageInput, TextInput
+from tensorbench.machine.files import sha256_of_all
+from tensorbench.methods.backbone import PROJECTIONS, Geometry, Site
+from tensorbench.methods.errors import UserError
 
 from ...messages import naming
 from ..local_checkpoints import KINDS, batch, edit, encoder, features, whole_model_of, write
@@ -361,7 +361,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Makes a hub cache with one model, switches the network off, and returns the cache's folder."""
     from huggingface_hub import constants
 
-    from bench.machine.hub import snapshot
+    from tensorbench.machine.hub import snapshot
 
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "models--me--tiny"

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bench.backbones import BackboneSpec, describe, load
-from bench.inputs import TextInput
-from methods.errors import UserError
+from tensorbench.backbones import BackboneSpec, describe, load
+from tensorbench.inputs import TextInput
+from tensorbench.methods.errors import UserError
 
 from ...messages import naming
 from ..local_checkpoints import batch, encoder, features, write
@@ -130,7 +130,7 @@ def test_a_timm_config_loads_nothing_beside_its_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: dict[str, Any], message: str
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(said))
-    monkeypatch.setattr("bench.backbones.timm_vit.snapshot", lambda *_, **__: tmp_path)
+    monkeypatch.setattr("tensorbench.backbones.timm_vit.snapshot", lambda *_, **__: tmp_path)
     with pytest.raises(UserError, match=f"config.json: {message}"):
         describe(BackboneSpec(timm="hf_hub:me/model"))
 
@@ -144,7 +144,7 @@ def test_a_timm_config_whose_values_timm_cannot_take(tmp_path: Path, monkeypatch
         "input_size": [3, 160, 160],
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr("bench.backbones.timm_vit.snapshot", lambda *_, **__: tmp_path)
+    monkeypatch.setattr("tensorbench.backbones.timm_vit.snapshot", lambda *_, **__: tmp_path)
     with pytest.raises(UserError, match=naming("hf_hub:me/model", "timm")):
         describe(BackboneSpec(timm="hf_hub:me/model"))
 
@@ -166,7 +166,7 @@ def test_a_timm_config_of_another_form_is_refused_by_field(
 ) -> None:
     config = {"architecture": "test_vit", "mean": [0.5] * 3, "std": [0.5] * 3, "input_size": [3, 160, 160]}
     (tmp_path / "config.json").write_text(json.dumps(config | message))
-    monkeypatch.setattr("bench.backbones.timm_vit.snapshot", lambda *_, **__: tmp_path)
+    monkeypatch.setattr("tensorbench.backbones.timm_vit.snapshot", lambda *_, **__: tmp_path)
     with pytest.raises(UserError, match=rf"config\.json: .*{field}"):
         describe(BackboneSpec(timm="hf_hub:me/model"))
 

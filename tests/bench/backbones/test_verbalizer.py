@@ -13,18 +13,18 @@ import torch
 import transformers
 from torch import Tensor
 
-from bench.backbones import BackboneSpec, describe, load
-from bench.backbones.answers import put_head, token_logits, unembedding_of
-from bench.backbones.random_weights import byte_tokenizer
-from bench.conformance.subject import tiny
-from bench.execution.perform import prepare_all
-from bench.inputs import Prompt, TextInput
-from bench.records.measures import Measure
-from bench.records.record import Progress
-from bench.tasks import TASKS, prepare
-from bench.tasks.tokens import prompted
-from bench.training.trial import Resources, run_trial
-from methods import UserError, create
+from tensorbench.backbones import BackboneSpec, describe, load
+from tensorbench.backbones.answers import put_head, token_logits, unembedding_of
+from tensorbench.backbones.random_weights import byte_tokenizer
+from tensorbench.conformance.subject import tiny
+from tensorbench.execution.perform import prepare_all
+from tensorbench.inputs import Prompt, TextInput
+from tensorbench.methods import UserError, create
+from tensorbench.records.measures import Measure
+from tensorbench.records.record import Progress
+from tensorbench.tasks import TASKS, prepare
+from tensorbench.tasks.tokens import prompted
+from tensorbench.training.trial import Resources, run_trial
 
 from ...messages import naming
 from ..local_checkpoints import edit

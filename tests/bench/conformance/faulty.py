@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from methods.adapter import Adapter
-from methods.backbone import Backbone, Geometry, Site
-from methods.lowrank import Contracted, LowRankAdapter, LowRankMethod, Masks, Parametrisation
-from methods.sizes import OneRank
+from tensorbench.methods.adapter import Adapter
+from tensorbench.methods.backbone import Backbone, Geometry, Site
+from tensorbench.methods.lowrank import Contracted, LowRankAdapter, LowRankMethod, Masks, Parametrisation
+from tensorbench.methods.sizes import OneRank
 
 
 class _Pairs(Parametrisation):

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from bench.backbones import BACKBONES, BackboneInfo, LoadedBackbone
-from bench.backbones.random_weights import RandomBackbone
-from bench.conformance import check_backbone
-from methods import Geometry
+from tensorbench.backbones import BACKBONES, BackboneInfo, LoadedBackbone
+from tensorbench.backbones.random_weights import RandomBackbone
+from tensorbench.conformance import check_backbone
+from tensorbench.methods import Geometry
 
 
 class Changed:

@@ -11,8 +11,8 @@ import torch
 from pydantic import PositiveInt
 from rich.console import Console
 
-from bench.cli.checks import print_checks
-from bench.conformance import (
+from tensorbench.cli.checks import print_checks
+from tensorbench.conformance import (
     BACKBONES,
     CHECKS,
     UNEQUAL,
@@ -21,8 +21,8 @@ from bench.conformance import (
     run_checks,
     variations,
 )
-from methods import METHODS, create
-from methods.errors import UnknownNameError, UserError
+from tensorbench.methods import METHODS, create
+from tensorbench.methods.errors import UnknownNameError, UserError
 
 from .faulty import Pairs
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.conformance import BACKBONES, CHECKS, UNEQUAL, run_checks
-from methods.backbone import Geometry, Site
-from methods.errors import NotLowRank, UserError
+from tensorbench.conformance import BACKBONES, CHECKS, UNEQUAL, run_checks
+from tensorbench.methods.backbone import Geometry, Site
+from tensorbench.methods.errors import NotLowRank, UserError
 
 from .faulty import FAULTS, CountsTooFew, DiffersWhenCompiled, Pairs, RaisesAnotherError
 

@@ -6,9 +6,9 @@ from itertools import cycle, product
 
 import pytest
 
-from bench.backbones.backbone import BackboneKind
-from bench.conformance import BACKBONES, CHECKS, Case, check_case, conformance_cases, run_case
-from methods import METHODS, create
+from tensorbench.backbones.backbone import BackboneKind
+from tensorbench.conformance import BACKBONES, CHECKS, Case, check_case, conformance_cases, run_case
+from tensorbench.methods import METHODS, create
 
 #: Checks that depend on the method alone run on one kind of backbone. They run on all kinds only for this
 #: method, which adapts every projection, cuts the MLP into squares, and has biases and dropout.

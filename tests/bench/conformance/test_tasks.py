@@ -9,8 +9,8 @@ from itertools import count
 import numpy as np
 import pytest
 
-from bench.conformance import check_task
-from bench.tasks import TASKS, Examples, Task
+from tensorbench.conformance import check_task
+from tensorbench.tasks import TASKS, Examples, Task
 
 from ..tasks.toy_tasks import ToyImages, ToyText
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.conformance import CHECKS, UNEQUAL, Case, check_case, conformance_cases
-from methods import METHODS, create
+from tensorbench.conformance import CHECKS, UNEQUAL, Case, check_case, conformance_cases
+from tensorbench.methods import METHODS, create
 
 #: Decoders that compute query, key and value in one layer, which is split when they are loaded.
 SPLIT = ("gpt2", "gpt_neox")

@@ -11,21 +11,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench.execution import executors, local, make_executor, worker
-from bench.execution.estimate import check_disk, check_memory
-from bench.execution.inline import Inline
-from bench.execution.local import local_slots
-from bench.execution.perform import Event
-from bench.execution.place import Place
-from bench.execution.worker import Slot
-from bench.machine.cards import VISIBLE
-from bench.machine.memory import MIB, available_mib
-from bench.plan.trial import Trial
-from bench.records.record import Record
-from bench.records.words import Status, Tag
-from bench.store.store import Store
-from bench.training.trial import Resources
-from methods import UserError
+from tensorbench.execution import executors, local, make_executor, worker
+from tensorbench.execution.estimate import check_disk, check_memory
+from tensorbench.execution.inline import Inline
+from tensorbench.execution.local import local_slots
+from tensorbench.execution.perform import Event
+from tensorbench.execution.place import Place
+from tensorbench.execution.worker import Slot
+from tensorbench.machine.cards import VISIBLE
+from tensorbench.machine.memory import MIB, available_mib
+from tensorbench.methods import UserError
+from tensorbench.plan.trial import Trial
+from tensorbench.records.record import Record
+from tensorbench.records.words import Status, Tag
+from tensorbench.store.store import Store
+from tensorbench.training.trial import Resources
 
 from ...messages import naming
 from ..toy_suites import plan

@@ -19,25 +19,25 @@ import psutil
 import pytest
 import torch
 
-import bench.execution.health
-import bench.execution.inline
-import bench.execution.perform
-import bench.machine.cards
-from bench.execution import driver, local, worker
-from bench.execution.driver import execute
-from bench.execution.health import refusal
-from bench.execution.inline import Inline
-from bench.execution.local import REFUSED, Local
-from bench.execution.perform import Event
-from bench.execution.place import Place
-from bench.execution.session import session
-from bench.execution.worker import Slot
-from bench.machine import mps
-from bench.machine.cards import VISIBLE, held
-from bench.plan.rows import Plan
-from bench.store.store import Store
-from bench.training.trial import Resources
-from methods import UserError
+import tensorbench.execution.health
+import tensorbench.execution.inline
+import tensorbench.execution.perform
+import tensorbench.machine.cards
+from tensorbench.execution import driver, local, worker
+from tensorbench.execution.driver import execute
+from tensorbench.execution.health import refusal
+from tensorbench.execution.inline import Inline
+from tensorbench.execution.local import REFUSED, Local
+from tensorbench.execution.perform import Event
+from tensorbench.execution.place import Place
+from tensorbench.execution.session import session
+from tensorbench.execution.worker import Slot
+from tensorbench.machine import mps
+from tensorbench.machine.cards import VISIBLE, held
+from tensorbench.methods import UserError
+from tensorbench.plan.rows import Plan
+from tensorbench.store.store import Store
+from tensorbench.training.trial import Resources
 
 from ...messages import naming
 from ..toy_runs import SHORT, executed, raising
@@ -149,7 +149,7 @@ def test_memory_that_runs_out_beside_other_trials_is_no_failure_until_the_trial_
 ) -> None:
     made = plan(seeds=range(6), training=SHORT)
     large, *_ = made.trials
-    real, beside = bench.execution.perform.run_trial, get_context("fork").Value("i", 0)
+    real, beside = tensorbench.execution.perform.run_trial, get_context("fork").Value("i", 0)
 
     def run_trial(trial: Any, *rest: Any) -> Any:
         if trial == large:
@@ -158,7 +158,7 @@ def test_memory_that_runs_out_beside_other_trials_is_no_failure_until_the_trial_
             beside.value += 1
         return real(trial, *rest)
 
-    monkeypatch.setattr(bench.execution.perform, "run_trial", run_trial)
+    monkeypatch.setattr(tensorbench.execution.perform, "run_trial", run_trial)
     events, place = run(store, made, cards(1, sharing=2))
     ends = [event for event in events if event.ending and event.trial == large]
     assert ends[0].worker != ends[1].worker
@@ -181,7 +181,7 @@ def test_after_an_error_that_breaks_the_device_the_next_trial_has_a_new_process(
 ) -> None:
     made = plan(seeds=range(3), training=SHORT)
     bad, *_ = made.trials
-    real, broken = bench.execution.perform.run_trial, []
+    real, broken = tensorbench.execution.perform.run_trial, []
 
     def run_trial(trial: Any, *rest: Any) -> Any:
         if trial == bad or broken:
@@ -190,8 +190,8 @@ def test_after_an_error_that_breaks_the_device_the_next_trial_has_a_new_process(
             raise ASSERT
         return real(trial, *rest)
 
-    monkeypatch.setattr(bench.execution.perform, "run_trial", run_trial)
-    monkeypatch.setattr(bench.execution.perform, "answers", lambda device: not broken)
+    monkeypatch.setattr(tensorbench.execution.perform, "run_trial", run_trial)
+    monkeypatch.setattr(tensorbench.execution.perform, "answers", lambda device: not broken)
     run(store, made, cards(1))
     assert statuses(store) == {"FINISHED": 2, "FAILED": 1}
     (record,) = [record for record in store.records() if record.status == "FAILED"]
@@ -206,8 +206,8 @@ def test_in_one_process_a_broken_device_ends_the_run_and_the_next_start_goes_pas
 ) -> None:
     made = plan(seeds=range(3), training=SHORT)
     with monkeypatch.context() as patch:
-        patch.setattr(bench.execution.perform, "run_trial", raising(ASSERT))
-        patch.setattr(bench.execution.perform, "answers", lambda device: False)
+        patch.setattr(tensorbench.execution.perform, "run_trial", raising(ASSERT))
+        patch.setattr(tensorbench.execution.perform, "answers", lambda device: False)
         with pytest.raises(UserError, match=naming(made.trials[0].id, "device-side assert", "start again")):
             executed(store, made)
     assert statuses(store) == {"FAILED": 1}
@@ -218,14 +218,14 @@ def test_in_one_process_a_broken_device_ends_the_run_and_the_next_start_goes_pas
 def test_a_worker_that_does_not_end_delays_nobody(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     made = plan(seeds=range(4), training=SHORT)
     stuck: list[psutil.Process] = []
-    real = bench.execution.perform.run_trial
+    real = tensorbench.execution.perform.run_trial
 
     def hangs(trial: Any, *rest: Any) -> Any:
         if trial == made.trials[0]:
             signal.pause()
         return real(trial, *rest)
 
-    monkeypatch.setattr(bench.execution.perform, "run_trial", hangs)
+    monkeypatch.setattr(tensorbench.execution.perform, "run_trial", hangs)
     monkeypatch.setattr(local, "ENDING", 0.05)
     # As a process that waits for a GPU which fell off its bus: SIGKILL does not end it.
     monkeypatch.setattr(local, "kill_group", lambda pid: None)
@@ -254,7 +254,7 @@ def test_what_a_worker_says_has_its_name_and_what_it_prints_is_kept(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = plan(seeds=range(2), training=SHORT)
-    real = bench.execution.perform.run_trial
+    real = tensorbench.execution.perform.run_trial
 
     def run_trial(trial: Any, *rest: Any) -> Any:
         if trial == made.trials[0]:
@@ -263,7 +263,7 @@ def test_what_a_worker_says_has_its_name_and_what_it_prints_is_kept(
         warnings.warn("beware", stacklevel=1)
         return real(trial, *rest)
 
-    monkeypatch.setattr(bench.execution.perform, "run_trial", run_trial)
+    monkeypatch.setattr(tensorbench.execution.perform, "run_trial", run_trial)
     with pytest.warns(UserWarning, match="cuda:0/0: beware"):
         run(store, made, cards(1))
     record, *_ = [record for record in store.records() if record.status == "KILLED"]
@@ -275,7 +275,7 @@ def test_what_a_worker_says_has_its_name_and_what_it_prints_is_kept(
 
 
 def test_a_gpu_that_another_driver_uses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.machine.cards, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(tensorbench.machine.cards, "cache_dir", lambda: tmp_path)
     with held(["0", "GPU-a/b"]) as first:
         assert first == []
         with held(["1", "GPU-a/b"]) as second:
@@ -286,7 +286,7 @@ def test_a_gpu_that_another_driver_uses_is_named(tmp_path: Path, monkeypatch: py
 
 
 def test_one_process_says_that_it_leaves_gpus_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.execution.inline, "cards", lambda: ["0", "1", "2"])
+    monkeypatch.setattr(tensorbench.execution.inline, "cards", lambda: ["0", "1", "2"])
     with pytest.warns(UserWarning, match=naming("of 3 GPUs", "--executor local")):
         assert Inline("cuda").cards == ["0"]
     with warnings.catch_warnings():
@@ -296,11 +296,11 @@ def test_one_process_says_that_it_leaves_gpus_idle(monkeypatch: pytest.MonkeyPat
 
 def test_only_gpus_are_examined_and_a_broken_one_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal(torch.device("cpu")) == ""
-    monkeypatch.setattr(bench.execution.health, "take_device", lambda device: None)
+    monkeypatch.setattr(tensorbench.execution.health, "take_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100 * 2**20, 81_000 * 2**20))
     assert "100 of its 81,000 MiB" in refusal(torch.device("cuda:0"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80_000 * 2**20, 81_000 * 2**20))
-    monkeypatch.setattr(bench.execution.health, "_multiply", raising(ASSERT))
+    monkeypatch.setattr(tensorbench.execution.health, "_multiply", raising(ASSERT))
     assert "RuntimeError: CUDA error: device-side assert" in refusal(torch.device("cuda:0"))
 
 
@@ -378,10 +378,10 @@ def test_an_error_of_a_neighbour_on_the_gpu_is_no_failure_of_a_trial(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (trial,) = plan(training=SHORT).trials
-    monkeypatch.setattr(bench.execution.perform, "run_trial", raising(ASSERT))
-    monkeypatch.setattr(bench.execution.perform, "answers", lambda device: False)
+    monkeypatch.setattr(tensorbench.execution.perform, "run_trial", raising(ASSERT))
+    monkeypatch.setattr(tensorbench.execution.perform, "answers", lambda device: False)
     for alone, status in ((False, "KILLED"), (True, "FAILED")):
         resources = Resources("cpu")
-        ending = bench.execution.perform.perform(trial, resources, lambda progress: None, alone=alone)
+        ending = tensorbench.execution.perform.perform(trial, resources, lambda progress: None, alone=alone)
         assert (ending.status, resources.broken) == (status, True)
         assert "device-side assert" in ending.failure

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bench.execution.estimate import longest_first, step_count
-from bench.records.record import Record
-from bench.records.words import Status
+from tensorbench.execution.estimate import longest_first, step_count
+from tensorbench.records.record import Record
+from tensorbench.records.words import Status
 
 from ..toy_suites import DIGITS, plan
 

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-import bench.execution.inline
-import bench.execution.perform
-from bench.execution.driver import failures, pending
-from bench.records.record import Record, latest
-from bench.records.words import RunKind, Status
-from bench.store.store import Store
-from bench.store.writer import TrialRun
-from bench.training.loop import Pruned
-from bench.training.trial import Resources
-from methods import UserError
+import tensorbench.execution.inline
+import tensorbench.execution.perform
+from tensorbench.execution.driver import failures, pending
+from tensorbench.methods import UserError
+from tensorbench.records.record import Record, latest
+from tensorbench.records.words import RunKind, Status
+from tensorbench.store.store import Store
+from tensorbench.store.writer import TrialRun
+from tensorbench.training.loop import Pruned
+from tensorbench.training.trial import Resources
 
 from ...messages import naming
 from ...stored import begun
@@ -99,12 +99,12 @@ def test_a_failure_is_named_and_the_next_trial_runs(
     store: Store, monkeypatch: pytest.MonkeyPatch, broken: Any, reason: str
 ) -> None:
     made = plan(methods=["lora", "head_only"], training=SHORT)
-    real = bench.execution.perform.run_trial
+    real = tensorbench.execution.perform.run_trial
 
     def run_trial(trial: Any, *rest: Any) -> Any:
         return broken() if trial.method["method"] == "lora" else real(trial, *rest)
 
-    monkeypatch.setattr(bench.execution.perform, "run_trial", run_trial)
+    monkeypatch.setattr(tensorbench.execution.perform, "run_trial", run_trial)
     events = executed(store, made)
     assert [event.kind for event in events] == ["failed", "finished"]
     assert events[0].ending is not None
@@ -129,20 +129,20 @@ def test_memory_needs_beyond_the_device_are_reported_before_any_trial(
     made = plan(training=SHORT)
     monkeypatch.setattr(Resources, "backbone", raising(error))
     with pytest.raises(UserError, match=naming("cpu", "memory")):
-        bench.execution.perform.prepare_all(list(made.trials), Resources("cpu"))
+        tensorbench.execution.perform.prepare_all(list(made.trials), Resources("cpu"))
     monkeypatch.setattr(Resources, "backbone", raising(ValueError("a bug")))
     with pytest.raises(ValueError, match="a bug"):
-        bench.execution.perform.prepare_all(list(made.trials), Resources("cpu"))
+        tensorbench.execution.perform.prepare_all(list(made.trials), Resources("cpu"))
 
 
 def test_a_plug_in_that_ends_the_program_makes_no_success(
     tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench.execution.perform, "run_trial", raising(SystemExit(0)))
+    monkeypatch.setattr(tensorbench.execution.perform, "run_trial", raising(SystemExit(0)))
     ran = run(tmp_path, new_store, call, VISION, methods=["lora", "head_only"], training=SHORT)
     assert ran.ended.code == 1
     assert [record.tags["failure"] for record in ran.store.records()] == ["error", "error"]
-    monkeypatch.setattr(bench.execution.inline, "prepare_all", raising(SystemExit(0)))
+    monkeypatch.setattr(tensorbench.execution.inline, "prepare_all", raising(SystemExit(0)))
     before = call("run", ran.suite, "--store", ran.uri, "--retry-failed")
     assert (before.code, len(ran.store.records())) == (1, 2)
     assert "sys.exit(0)" in before.err
@@ -153,14 +153,14 @@ def test_a_keyboard_interrupt_that_a_trial_raises_in_a_worker_is_a_failure() -> 
     (trial,) = plan(training=SHORT).trials
     resources = Resources("cpu")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench.execution.perform, "run_trial", raising(KeyboardInterrupt()))
-        ending = bench.execution.perform.perform(trial, resources, lambda progress: None)
+        patch.setattr(tensorbench.execution.perform, "run_trial", raising(KeyboardInterrupt()))
+        ending = tensorbench.execution.perform.perform(trial, resources, lambda progress: None)
     assert (ending.status, ending.failure) == (Status.FAILED, "error: KeyboardInterrupt: ")
 
 
 def test_a_pruned_trial_is_stored_and_gives_no_result(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     made = plan(methods=["lora"], training=SHORT)
-    monkeypatch.setattr(bench.execution.perform, "run_trial", raising(Pruned()))
+    monkeypatch.setattr(tensorbench.execution.perform, "run_trial", raising(Pruned()))
     assert [event.kind for event in run_inline(store, made)] == ["started", "pruned"]
     assert [record.status for record in store.records()] == ["PRUNED"]
     assert pending(made, store.records()) == list(made.trials)
@@ -169,7 +169,7 @@ def test_a_pruned_trial_is_stored_and_gives_no_result(store: Store, monkeypatch:
 
 @pytest.mark.parametrize(
     ("where", "what"),
-    [(bench.execution.perform, "run_trial"), (TrialRun, "start"), (TrialRun, "end")],
+    [(tensorbench.execution.perform, "run_trial"), (TrialRun, "start"), (TrialRun, "end")],
     ids=["in the trial", "before it", "after it"],
 )
 def test_an_interrupt_closes_the_running_trial_and_the_suite_and_goes_up(
@@ -188,7 +188,7 @@ def test_a_killed_retry_is_retried_by_the_same_command(store: Store, monkeypatch
     made = plan(methods=["lora"], training=SHORT)
     for error in (ValueError(), KeyboardInterrupt()):
         with monkeypatch.context() as patch:
-            patch.setattr(bench.execution.perform, "run_trial", raising(error))
+            patch.setattr(tensorbench.execution.perform, "run_trial", raising(error))
             if isinstance(error, KeyboardInterrupt):
                 with pytest.raises(KeyboardInterrupt):
                     executed(store, made)

@@ -16,16 +16,16 @@ from typing import Any
 import psutil
 import pytest
 
-from bench.execution import driver, local
-from bench.execution.driver import execute
-from bench.execution.local import Local
-from bench.execution.perform import Event
-from bench.execution.session import session
-from bench.execution.worker import Slot
-from bench.plan.rows import Plan
-from bench.store.store import Store
-from bench.training.loop import Pruned
-from methods import UserError
+from tensorbench.execution import driver, local
+from tensorbench.execution.driver import execute
+from tensorbench.execution.local import Local
+from tensorbench.execution.perform import Event
+from tensorbench.execution.session import session
+from tensorbench.execution.worker import Slot
+from tensorbench.methods import UserError
+from tensorbench.plan.rows import Plan
+from tensorbench.store.store import Store
+from tensorbench.training.loop import Pruned
 
 from ..held_programs import await_held, started
 from ..programs import FORKS

@@ -11,25 +11,25 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench.execution import make_executor
-from bench.execution.driver import execute
-from bench.execution.perform import Event
-from bench.execution.place import Place
-from bench.execution.session import session
-from bench.plan.trial import Trial
-from bench.records.measures import Measure
-from bench.records.words import Artifact
-from bench.store.store import Store
-from bench.training.loop import Pruned
-from bench.training.saving import PLAIN
-from methods import UserError
+from tensorbench.execution import make_executor
+from tensorbench.execution.driver import execute
+from tensorbench.execution.perform import Event
+from tensorbench.execution.place import Place
+from tensorbench.execution.session import session
+from tensorbench.methods import UserError
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
+from tensorbench.records.words import Artifact
+from tensorbench.store.store import Store
+from tensorbench.training.loop import Pruned
+from tensorbench.training.saving import PLAIN
 
 from ...messages import naming
 from ..services import wait_until
 from ..toy_suites import DIGITS, plan
 
 if TYPE_CHECKING:
-    from bench.execution.ray import RayCluster
+    from tensorbench.execution.ray import RayCluster
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
@@ -44,7 +44,7 @@ def cluster() -> Iterator[RayCluster]:
     """An executor on a Ray node that claims to have a GPU."""
     import ray
 
-    from bench.execution.ray import RayCluster
+    from tensorbench.execution.ray import RayCluster
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray, "init", partial(ray.init, num_gpus=1))
@@ -153,7 +153,7 @@ def test_impossible_requests_to_a_cluster_are_refused_and_leave_no_connection(
 ) -> None:
     closed: list[bool] = []
     # The tests share one connection, so it stays open.
-    monkeypatch.setattr("bench.execution.ray._connect", lambda address: None)
+    monkeypatch.setattr("tensorbench.execution.ray._connect", lambda address: None)
     monkeypatch.setattr("ray.shutdown", lambda: closed.append(True))
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
     with pytest.raises(UserError, match=message):
@@ -164,7 +164,7 @@ def test_impossible_requests_to_a_cluster_are_refused_and_leave_no_connection(
 def test_a_cluster_that_is_not_there_is_named_as_the_environment_has_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from bench.execution.ray import RayCluster
+    from tensorbench.execution.ray import RayCluster
 
     def nothing_there(**options: object) -> None:
         raise ConnectionError("could not find any")
@@ -200,7 +200,7 @@ def test_as_many_trials_share_a_gpu_as_their_fraction_allows(
     # Two trials fit. A third waits until one of them has ended.
     import ray
 
-    from bench.execution.ray import RayCluster, SlotShare
+    from tensorbench.execution.ray import RayCluster, SlotShare
 
     class Slot:
         def __init__(self, *_: object) -> None:
@@ -222,7 +222,7 @@ def test_as_many_trials_share_a_gpu_as_their_fraction_allows(
                 for k in kinds
             ]
 
-    monkeypatch.setattr("bench.execution.ray._Slot", Slot)
+    monkeypatch.setattr("tensorbench.execution.ray._Slot", Slot)
     cluster.stop()
     heard: list[Any] = []
 

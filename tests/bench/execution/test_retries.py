@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-import bench.execution.inline
-from bench.execution import driver
-from bench.execution.driver import Retries, execute, pending
-from bench.execution.inline import Inline
-from bench.execution.perform import Event
-from bench.execution.session import session
-from bench.records.record import Record, lost
-from bench.records.words import Status
-from bench.store import claims
-from bench.store.claims import Claims
-from bench.store.connect import StoreError
-from bench.store.store import Store
+import tensorbench.execution.inline
+from tensorbench.execution import driver
+from tensorbench.execution.driver import Retries, execute, pending
+from tensorbench.execution.inline import Inline
+from tensorbench.execution.perform import Event
+from tensorbench.execution.session import session
+from tensorbench.records.record import Record, lost
+from tensorbench.records.words import Status
+from tensorbench.store import claims
+from tensorbench.store.claims import Claims
+from tensorbench.store.connect import StoreError
+from tensorbench.store.store import Store
 
 from ..toy_runs import SHORT
 from ..toy_suites import plan
@@ -56,10 +56,10 @@ def test_other_trials_run_while_a_lost_trial_waits_and_three_losses_end_its_retr
 ) -> None:
     made = plan(seeds=[0, 1], training=SHORT)
     first, second = made.trials
-    real = bench.execution.inline.perform
+    real = tensorbench.execution.inline.perform
     monkeypatch.setattr(driver, "LOOK", 0.0)
     monkeypatch.setattr(
-        bench.execution.inline,
+        tensorbench.execution.inline,
         "perform",
         lambda trial, *rest: lost("its node died") if trial == first else real(trial, *rest),
     )
@@ -89,7 +89,7 @@ def test_a_lost_trial_keeps_its_claim_while_it_waits_though_its_record_is_sent_l
 ) -> None:
     made = plan(seeds=[0], training=SHORT)
     happened: list[str] = []
-    send, settle, perform = Store.send, Claims.settle, bench.execution.inline.perform
+    send, settle, perform = Store.send, Claims.settle, tensorbench.execution.inline.perform
 
     def once_away(store: Store, record: Record, *rest: Any) -> None:
         if record.status == Status.KILLED and "away" not in happened:
@@ -110,7 +110,7 @@ def test_a_lost_trial_keeps_its_claim_while_it_waits_though_its_record_is_sent_l
     monkeypatch.setattr(Store, "send", once_away)
     monkeypatch.setattr(Claims, "settle", noted)
     monkeypatch.setattr(
-        bench.execution.inline,
+        tensorbench.execution.inline,
         "perform",
         lambda *arguments: perform(*arguments) if "away" in happened else lost("its node died"),
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.store.store import Store
+from tensorbench.store.store import Store
 
 from .. import holding
 from ..held_programs import let_all_through

@@ -12,11 +12,11 @@ import optuna
 import psutil
 import pytest
 
-import bench.execution.perform
-from bench.records.words import RunKind, Status, Tag
-from bench.search.storage import open_storage
-from bench.store.store import Store
-from methods import UserError
+import tensorbench.execution.perform
+from tensorbench.methods import UserError
+from tensorbench.records.words import RunKind, Status, Tag
+from tensorbench.search.storage import open_storage
+from tensorbench.store.store import Store
 from tools.stress import scenarios
 
 from ..held_programs import await_held, let_all_through, started
@@ -112,7 +112,7 @@ def test_a_suite_runs_straight_into_postgresql_and_its_tables_have_what_mlflow_g
         assert store.plan() == made.stored()
         assert not store.client.search_registered_models()
         # PostgreSQL rejects NUL characters.
-        monkeypatch.setattr(bench.execution.perform, "run_trial", raising(ValueError("a\0b \udce9")))
+        monkeypatch.setattr(tensorbench.execution.perform, "run_trial", raising(ValueError("a\0b \udce9")))
         failing = plan(methods=["lora"], training={**SHORT, "lr": 0.1})
         assert [event.kind for event in executed(store, failing)] == ["failed"]
         assert store.records()[-1].tags["failure_message"] == "ValueError: a\\x00b \\udce9"

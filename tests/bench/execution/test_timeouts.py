@@ -13,23 +13,23 @@ import psutil
 import pytest
 from rich.console import Console
 
-from bench.cli.progress import RunDisplay
-from bench.execution import local, watch
-from bench.execution.driver import execute
-from bench.execution.estimate import Pace, Workload
-from bench.execution.local import Local
-from bench.execution.perform import Event
-from bench.execution.session import session
-from bench.execution.watch import Limits, Silence, Watch
-from bench.execution.worker import Slot
-from bench.plan.suite import Suite
-from bench.plan.suite_rows import TaskRow
-from bench.records.measures import Measure
-from bench.records.record import Record
-from bench.records.words import Status
-from bench.store.store import Store
-from methods import UserError
-from methods.validation import validate
+from tensorbench.cli.progress import RunDisplay
+from tensorbench.execution import local, watch
+from tensorbench.execution.driver import execute
+from tensorbench.execution.estimate import Pace, Workload
+from tensorbench.execution.local import Local
+from tensorbench.execution.perform import Event
+from tensorbench.execution.session import session
+from tensorbench.execution.watch import Limits, Silence, Watch
+from tensorbench.execution.worker import Slot
+from tensorbench.methods import UserError
+from tensorbench.methods.validation import validate
+from tensorbench.plan.suite import Suite
+from tensorbench.plan.suite_rows import TaskRow
+from tensorbench.records.measures import Measure
+from tensorbench.records.record import Record
+from tensorbench.records.words import Status
+from tensorbench.store.store import Store
 
 from ...messages import naming
 from ..programs import FORKS

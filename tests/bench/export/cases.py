@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from baselines.full import FullFineTuning
-from bench.backbones import BackboneSpec, LoadedBackbone
-from bench.backbones.random_weights import RandomBackbone
-from bench.export import Exported, write_export
-from methods import Adapter, Geometry, Method, Site, create
-from methods.lowrank import Contracted, Parametrisation
+from tensorbench.backbones import BackboneSpec, LoadedBackbone
+from tensorbench.backbones.random_weights import RandomBackbone
+from tensorbench.baselines.full import FullFineTuning
+from tensorbench.export import Exported, write_export
+from tensorbench.methods import Adapter, Geometry, Method, Site, create
+from tensorbench.methods.lowrank import Contracted, Parametrisation
 
 from ..local_checkpoints import KINDS, batch
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.backbones import BACKBONES, BackboneSpec, load, registered_backbones
+from tensorbench.backbones import BACKBONES, BackboneSpec, load, registered_backbones
 
 from ..local_checkpoints import KINDS, encoder, write
 from .cases import (
@@ -55,7 +55,7 @@ def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     """The folder of the repository `me/tiny` in a hub cache that works without network. It has one commit."""
     from huggingface_hub import constants
 
-    from bench.machine.hub import snapshot
+    from tensorbench.machine.hub import snapshot
 
     repository = tmp_path / "hub" / "models--me--tiny"
     (repository / "refs").mkdir(parents=True)

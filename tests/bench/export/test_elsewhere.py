@@ -23,8 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoImageProcessor, pipeline
 
-from baselines.peft_types import Peft
-from bench.backbones import (
+from tensorbench.backbones import (
     BACKBONES,
     BackboneInfo,
     BackboneSpec,
@@ -33,13 +32,14 @@ from bench.backbones import (
     load,
     registered_backbones,
 )
-from bench.backbones.kinds import KINDS
-from bench.backbones.random_weights import byte_tokenizer
-from bench.export import loading, write_export
-from bench.inputs import ImageInput
-from bench.tasks import Examples, Task, prepare
-from methods import Geometry, UserError
-from methods.backbone import PROJECTIONS
+from tensorbench.backbones.kinds import KINDS
+from tensorbench.backbones.random_weights import byte_tokenizer
+from tensorbench.baselines.peft_types import Peft
+from tensorbench.export import loading, write_export
+from tensorbench.inputs import ImageInput
+from tensorbench.methods import Geometry, UserError
+from tensorbench.methods.backbone import PROJECTIONS
+from tensorbench.tasks import Examples, Task, prepare
 
 from ..local_checkpoints import encoder
 from .cases import CLASSES, METHODS, Case, close, save_timm
@@ -334,7 +334,7 @@ def test_no_text_of_a_hub_s_config_is_run_or_written(hub_folder: Path, tmp_path:
         describe(spec)
     # An earlier version, which did not refuse it, may have stored such a trial.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.backbones.timm_vit.refuse_timm_choices", lambda *_: None)
+        patch.setattr("tensorbench.backbones.timm_vit.refuse_timm_choices", lambda *_: None)
         backbone = load(spec)
         backbone.reset(3, torch.Generator().manual_seed(0))
         made = Case(spec, backbone, tmp_path / "export")

@@ -13,12 +13,12 @@ import torch
 from huggingface_hub import ModelCard
 from peft.utils.other import get_pattern_key
 
-from baselines.full import FullFineTuning
-from baselines.peft_types import Peft
-from bench.backbones import BackboneSpec, load
-from bench.export.updates import Update, fuse
-from methods import Method, Site, UserError, create
-from methods.lowrank import LowRankAdapter
+from tensorbench.backbones import BackboneSpec, load
+from tensorbench.baselines.full import FullFineTuning
+from tensorbench.baselines.peft_types import Peft
+from tensorbench.export.updates import Update, fuse
+from tensorbench.methods import Method, Site, UserError, create
+from tensorbench.methods.lowrank import LowRankAdapter
 
 from ...messages import naming
 from ..local_checkpoints import encoder, write

@@ -16,17 +16,17 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
-from baselines.peft_types import Peft
-from bench.backbones import BACKBONES, BackboneSpec, load, registered_backbones
-from bench.backbones.answers import put_head
-from bench.backbones.fused import SplitHeads
-from bench.backbones.gguf_files import convert_gguf
-from bench.backbones.indexed import AssetBackbone
-from bench.backbones.kinds import KINDS
-from bench.backbones.random_weights import byte_tokenizer
-from bench.export.updates import Fused
-from bench.inputs import Prompt, Writing
-from methods import Geometry, UserError
+from tensorbench.backbones import BACKBONES, BackboneSpec, load, registered_backbones
+from tensorbench.backbones.answers import put_head
+from tensorbench.backbones.fused import SplitHeads
+from tensorbench.backbones.gguf_files import convert_gguf
+from tensorbench.backbones.indexed import AssetBackbone
+from tensorbench.backbones.kinds import KINDS
+from tensorbench.backbones.random_weights import byte_tokenizer
+from tensorbench.baselines.peft_types import Peft
+from tensorbench.export.updates import Fused
+from tensorbench.inputs import Prompt, Writing
+from tensorbench.methods import Geometry, UserError
 
 from ...messages import naming
 from ..local_checkpoints import batch, model_of, whole_model_of

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-import bench.export.write
-import bench.store.trained
-from baselines.full import FullFineTuning
-from baselines.peft_types import Peft
-from bench.backbones import BackboneInfo, BackboneSpec, LoadedBackbone
-from bench.export.write import form_of
-from bench.inputs import ImageInput
-from bench.machine.outputs import output_folder
-from methods import Geometry, NotLowRank, UserError, create
+import tensorbench.export.write
+import tensorbench.store.trained
+from tensorbench.backbones import BackboneInfo, BackboneSpec, LoadedBackbone
+from tensorbench.baselines.full import FullFineTuning
+from tensorbench.baselines.peft_types import Peft
+from tensorbench.export.write import form_of
+from tensorbench.inputs import ImageInput
+from tensorbench.machine.outputs import output_folder
+from tensorbench.methods import Geometry, NotLowRank, UserError, create
 
 from ...messages import naming
 from .cases import (
@@ -78,8 +78,8 @@ def test_an_export_that_computes_something_else_is_not_written(
 ) -> None:
     made = case("vit")
     adapter = made.attach(METHODS["lora"])
-    honest = bench.export.write._logits
-    monkeypatch.setattr(bench.export.write, "_logits", lambda *arguments: honest(*arguments) + off)
+    honest = tensorbench.export.write._logits
+    monkeypatch.setattr(tensorbench.export.write, "_logits", lambda *arguments: honest(*arguments) + off)
     with pytest.raises(UserError, match="logits"):
         made.export(adapter)
     assert [path.name for path in made.folder.parent.iterdir()] == ["model"]

@@ -15,19 +15,19 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from transformers import AutoImageProcessor, pipeline
 
-import bench.export.write
-import bench.store.trained
-from bench.backbones import load
-from bench.execution.driver import execute
-from bench.execution.inline import Inline
-from bench.execution.session import session
-from bench.export import Exported, export_run
-from bench.probes.redundancy import analyse
-from bench.records.record import Record, record_of
-from bench.records.words import Tag
-from bench.store.store import Store
-from bench.tasks import TASKS, prepare
-from methods import UserError
+import tensorbench.export.write
+import tensorbench.store.trained
+from tensorbench.backbones import load
+from tensorbench.execution.driver import execute
+from tensorbench.execution.inline import Inline
+from tensorbench.execution.session import session
+from tensorbench.export import Exported, export_run
+from tensorbench.methods import UserError
+from tensorbench.probes.redundancy import analyse
+from tensorbench.records.record import Record, record_of
+from tensorbench.records.words import Tag
+from tensorbench.store.store import Store
+from tensorbench.tasks import TASKS, prepare
 
 from ...messages import naming
 from ...stored import begun
@@ -146,8 +146,8 @@ def test_ids_and_prefixes_select_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
         run("bb01", "cc02", "FINISHED"),
         run("bb02", "cc03", "FINISHED"),
     ]
-    monkeypatch.setattr(bench.store.trained, "find_runs", lambda *_: runs)
-    monkeypatch.setattr(bench.store.trained, "experiments", lambda _: [])
+    monkeypatch.setattr(tensorbench.store.trained, "find_runs", lambda *_: runs)
+    monkeypatch.setattr(tensorbench.store.trained, "experiments", lambda _: [])
     client: Any = None
     expected = {
         "aa01": "aa01",
@@ -157,13 +157,13 @@ def test_ids_and_prefixes_select_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
         "bb01": "bb01",
         "bb02": "bb02",
     }
-    assert {prefix: bench.store.trained._find(client, prefix).run_id for prefix in expected} == expected
+    assert {prefix: tensorbench.store.trained._find(client, prefix).run_id for prefix in expected} == expected
     with pytest.raises(UserError, match=naming("'cc'", "cc01", "aa02", "cc02", "cc03")):
-        bench.store.trained._find(client, "cc")
+        tensorbench.store.trained._find(client, "cc")
     with pytest.raises(UserError, match=naming("aa01", "(failed)", "aa02", "aa03")):
-        bench.store.trained._find(client, "aa")
+        tensorbench.store.trained._find(client, "aa")
     with pytest.raises(UserError, match=naming("'cc04'", "trial cc0")):
-        bench.store.trained._find(client, "cc04")
+        tensorbench.store.trained._find(client, "cc04")
 
 
 # --- what was stored is what is read ---
@@ -243,7 +243,7 @@ def test_a_pipeline_of_a_merged_trial_gives_its_stored_predictions(kept: Kept) -
 def test_weights_that_are_not_the_trials(
     stored: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.backbones.random_weights.SEED", 1)
+    monkeypatch.setattr("tensorbench.backbones.random_weights.SEED", 1)
     with pytest.raises(UserError, match=naming("seed=0", "seed=1")):
         export_run(stored.uri, stored.record("FINISHED", "LoRA").run_id, tmp_path / "export")
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 import transformers
 
-from bench.backbones.kinds import KINDS, TIMM
-from bench.export import loading
-from bench.export.transformers_form import classifier
+from tensorbench.backbones.kinds import KINDS, TIMM
+from tensorbench.export import loading
+from tensorbench.export.transformers_form import classifier
 
 from .cases import METHODS, Case, close
 

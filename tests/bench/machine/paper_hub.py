@@ -9,13 +9,13 @@ from typing import Any
 import datasets
 import yaml
 
-from bench.inputs import ImageInput, TextInput
-from bench.plan.make import make_plan
-from bench.plan.rows import Plan
-from bench.plan.suite import Suite
-from bench.plan.suite_rows import TaskRow
-from bench.tasks import TASKS, DataSource, Examples, PreparedData, Task, prepare
-from methods.validation import validate
+from tensorbench.inputs import ImageInput, TextInput
+from tensorbench.methods.validation import validate
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.rows import Plan
+from tensorbench.plan.suite import Suite
+from tensorbench.plan.suite_rows import TaskRow
+from tensorbench.tasks import TASKS, DataSource, Examples, PreparedData, Task, prepare
 
 from ..hub_stand_in import write_glue
 
@@ -55,7 +55,7 @@ def save_roberta(folder: Path) -> Path:
     """Writes a checkpoint like roberta-base: a masked language model and its tokenizer."""
     from transformers import RobertaConfig, RobertaForMaskedLM
 
-    from bench.backbones.random_weights import byte_tokenizer
+    from tensorbench.backbones.random_weights import byte_tokenizer
 
     shape = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
     config = RobertaConfig(**shape, vocab_size=260, max_position_embeddings=130, type_vocab_size=1)
@@ -85,7 +85,7 @@ def ids(made: Plan) -> list[str]:
 def byte_text(max_tokens: int = 128) -> TextInput:
     from functools import partial
 
-    from bench.backbones.random_weights import byte_tokenizer
+    from tensorbench.backbones.random_weights import byte_tokenizer
 
     return TextInput("bytes", max_tokens, partial(byte_tokenizer, max_tokens))
 

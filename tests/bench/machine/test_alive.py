@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.machine import alive
-from bench.machine.alive import dead, owner
+from tensorbench.machine import alive
+from tensorbench.machine.alive import dead, owner
 
 from ..services import container
 
@@ -19,7 +19,7 @@ from ..services import container
 #: whether that process is dead.
 TELLING = """
 import sys
-from bench.machine.alive import dead, owner
+from tensorbench.machine.alive import dead, owner
 print(owner(), flush=True)
 for other in sys.stdin:
     print(dead(other.strip()), flush=True)

@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from bench.machine import assets
-from bench.machine.assets import ASSETS, Asset, fetch
-from bench.machine.cache import cache_dir, prepared
-from methods.errors import UnknownNameError, UserError
+from tensorbench.machine import assets
+from tensorbench.machine.assets import ASSETS, Asset, fetch
+from tensorbench.machine.cache import cache_dir, prepared
+from tensorbench.methods.errors import UnknownNameError, UserError
 
 from ...messages import naming
 
@@ -330,7 +330,7 @@ def die_half_way(folder: Path) -> None:
 BUILD_TOGETHER = """
 import os, sys, time
 from pathlib import Path
-from bench.machine.cache import prepared
+from tensorbench.machine.cache import prepared
 
 def build(folder):
     with open(sys.argv[1], "a") as log:

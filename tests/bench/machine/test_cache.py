@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import bench.machine.cache as cache_module
-from bench.machine.cache import CacheCheck, cache_dir, check_cache, prepared
-from bench.tasks import TASKS, prepare
-from methods.errors import UserError
+import tensorbench.machine.cache as cache_module
+from tensorbench.machine.cache import CacheCheck, cache_dir, check_cache, prepared
+from tensorbench.methods.errors import UserError
+from tensorbench.tasks import TASKS, prepare
 
 from ...messages import naming
 from .paper_hub import IMAGES

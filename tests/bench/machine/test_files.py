@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.machine.files import remove, sha256, sha256_of_all, written_whole
-from bench.machine.outputs import earlier_files
+from tensorbench.machine.files import remove, sha256, sha256_of_all, written_whole
+from tensorbench.machine.outputs import earlier_files
 
 
 def test_a_hash_is_the_content_s_and_follows_it(tmp_path: Path) -> None:

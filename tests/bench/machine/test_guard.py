@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from bench.machine.guard import Guard
+from tensorbench.machine.guard import Guard
 
 from ..services import await_end
 
@@ -24,7 +24,7 @@ signal.pause()
 #: A program that reads a process id, guards that process, forks and waits.
 DRIVER = """
 import os, signal
-from bench.machine.guard import Guard
+from tensorbench.machine.guard import Guard
 guard = Guard()
 guard.watch(int(input()))
 if fork := os.fork():

@@ -10,10 +10,10 @@ import pytest
 import torch
 from huggingface_hub import errors
 
-from bench.backbones import BackboneSpec, load
-from bench.machine.hub import snapshot
-from bench.tasks import DataSource
-from methods import UserError
+from tensorbench.backbones import BackboneSpec, load
+from tensorbench.machine.hub import snapshot
+from tensorbench.methods import UserError
+from tensorbench.tasks import DataSource
 
 from ..hub_stand_in import Hub, client
 from .paper_hub import (

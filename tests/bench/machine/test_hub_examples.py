@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from bench.backbones import load
-from bench.inputs import TextInput
-from bench.plan.suite_rows import TaskRow
-from bench.tasks import TASKS, Examples, ImageSplit, Task, TextSplit, prepare
-from methods import UserError
-from methods.validation import validate
+from tensorbench.backbones import load
+from tensorbench.inputs import TextInput
+from tensorbench.methods import UserError
+from tensorbench.methods.validation import validate
+from tensorbench.plan.suite_rows import TaskRow
+from tensorbench.tasks import TASKS, Examples, ImageSplit, Task, TextSplit, prepare
 
 from ..hub_stand_in import Hub
 from .paper_hub import (
@@ -107,7 +107,7 @@ def test_a_bert_reads_the_segments_of_pairs(tmp_path: Path, monkeypatch: pytest.
 
 
 def fed(**row: Any) -> Any:
-    from bench.training.trial import Resources
+    from tensorbench.training.trial import Resources
 
     text = row["task"] in ("cola", "mrpc")
     backbones = [{"hub": "me/tiny-roberta"}] if text else [{"hub": "google/tiny-vit"}]
@@ -119,7 +119,7 @@ def fed(**row: Any) -> Any:
 
 
 def test_padding_to_the_maximum(online: Hub) -> None:
-    from bench.training.loop import batches
+    from tensorbench.training.loop import batches
 
     longest, padded = fed(task="cola"), fed(task="cola", padding="max_tokens", max_tokens=100)
     assert padded[0].id != fed(task="cola", max_tokens=100)[0].id

@@ -11,8 +11,8 @@ import datasets
 import numpy as np
 import pytest
 
-from bench.tasks import TASKS, DataSource
-from methods import UserError
+from tensorbench.methods import UserError
+from tensorbench.tasks import TASKS, DataSource
 
 from ...messages import naming
 from ..hub_stand_in import Hub, encoded, write_glue, write_images
@@ -44,7 +44,7 @@ def test_a_local_folder_replaces_the_repository(online: Hub, tmp_path: Path) -> 
 
 
 def test_local_data_that_change_after_the_plan_are_refused(tmp_path: Path) -> None:
-    from bench.training.trial import Resources
+    from tensorbench.training.trial import Resources
 
     local_cola(tmp_path, [(f"t {i}", i % 2) for i in range(40)], [("a", 0), ("b", 1)])
     row = {"task": "cola", "source": {"local": str(tmp_path)}}

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from bench.tasks import DataSource, Examples
-from methods import UserError
+from tensorbench.methods import UserError
+from tensorbench.tasks import DataSource, Examples
 
 from ...messages import naming
 from ..hub_stand_in import encoded

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.tasks import TASKS, DataSource, PreparedData
+from tensorbench.tasks import TASKS, DataSource, PreparedData
 
 from ..hub_stand_in import Hub
 from .paper_hub import (
@@ -115,7 +115,7 @@ def test_a_pool_gives_the_examples_that_a_fixed_split_gives(online: Hub, name: s
 
 
 def test_a_split_per_seed_pairs_the_methods_of_a_seed(online: Hub, tmp_path: Path) -> None:
-    from bench.training.trial import Resources
+    from tensorbench.training.trial import Resources
 
     row = {"task": "eurosat", "train_size": 40, "split": "per_seed"}
     vision = {"backbones": [{"hub": "google/tiny-vit"}]}

@@ -14,13 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-import bench
+import tensorbench
 
 pytestmark = pytest.mark.processes
 
 CLOSING = """
 import time
-from bench.machine import interrupts
+from tensorbench.machine import interrupts
 interrupts.LIMITS = dict.fromkeys(interrupts.SIGNALS, 1000)
 interrupts.install()
 try:
@@ -33,7 +33,7 @@ except KeyboardInterrupt:
 
 WRITING = """
 import sys, time
-from bench.machine import interrupts
+from tensorbench.machine import interrupts
 interrupts.PATIENCE = 1000
 interrupts.LIMITS = dict.fromkeys(interrupts.SIGNALS, 1000)
 interrupts.install()
@@ -49,7 +49,7 @@ except KeyboardInterrupt:
 
 SWALLOWED = """
 import gc, signal, sys, time, weakref
-from bench.machine import interrupts
+from tensorbench.machine import interrupts
 
 def tell(what):
     print("ignored", what.exc_type.__name__, flush=True)
@@ -214,7 +214,7 @@ except KeyboardInterrupt:
 
 BEGIN = """
 import psutil, signal, subprocess, sys, threading, time
-from bench.machine import interrupts
+from tensorbench.machine import interrupts
 interrupts.LIMITS = dict.fromkeys(interrupts.SIGNALS, 0.2)
 interrupts.install()
 
@@ -317,9 +317,14 @@ floor: none
     [
         *(
             (module, "SIGINT")
-            for module in ("bench.cli.program", "typer", "rich.console", "bench.cli.suite_commands")
+            for module in (
+                "tensorbench.cli.program",
+                "typer",
+                "rich.console",
+                "tensorbench.cli.suite_commands",
+            )
         ),
-        *((module, "SIGINT") for module in ("bench.plan.suite_file", "pydantic", "numpy", "torch")),
+        *((module, "SIGINT") for module in ("tensorbench.plan.suite_file", "pydantic", "numpy", "torch")),
         *((module, "SIGTERM") for module in ("typer", "numpy")),
     ],
 )
@@ -327,10 +332,10 @@ def test_an_interrupt_of_any_import_ends_the_program_in_order(module: str, how: 
     (tmp_path / "sitecustomize.py").write_text(SITE)
     suite = tmp_path / "suite.yaml"
     suite.write_text(SUITE)
-    places = [str(tmp_path), str(Path(bench.__file__).parents[1])]
+    places = [str(tmp_path), str(Path(tensorbench.__file__).parents[1])]
     named = {"PYTHONPATH": os.pathsep.join(places), "INTERRUPTED_IMPORT": module, "INTERRUPTED_BY": how}
     done = subprocess.run(
-        [sys.executable, "-m", "bench", "plan", str(suite)],
+        [sys.executable, "-m", "tensorbench", "plan", str(suite)],
         env={**os.environ, **named},
         capture_output=True,
         text=True,
@@ -342,7 +347,7 @@ def test_an_interrupt_of_any_import_ends_the_program_in_order(module: str, how: 
 
 IMPORTING = """
 import sys, time
-from bench.machine import interrupts
+from tensorbench.machine import interrupts
 interrupts.LIMITS = dict.fromkeys(interrupts.SIGNALS, 1000)
 interrupts.install()
 try:

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import yaml
 
-import bench.fetch
-from bench.backbones import BackboneSpec, load
-from bench.plan.lock import Locked, lock_path
-from bench.plan.make import make_plan
-from bench.plan.suite_file import load_suite
-from bench.plan.trial import Trial
-from bench.records.origin import StoredConfig
-from bench.records.words import Artifact
-from bench.store.store import Store
-from bench.tasks import DataSource
-from methods import UserError
+import tensorbench.fetch
+from tensorbench.backbones import BackboneSpec, load
+from tensorbench.methods import UserError
+from tensorbench.plan.lock import Locked, lock_path
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.trial import Trial
+from tensorbench.records.origin import StoredConfig
+from tensorbench.records.words import Artifact
+from tensorbench.store.store import Store
+from tensorbench.tasks import DataSource
 
 from ...messages import naming
 from ..hub_stand_in import Hub, client
@@ -88,14 +88,14 @@ def test_two_revisions_of_a_repository_are_locked_separately(
         commit = commits[spec.revision]
         return Locked(repository="me/pythia", asked=spec.revision, revision=commit, files={})
 
-    monkeypatch.setattr(bench.fetch, "_lock_backbone", locked)
-    monkeypatch.setattr(bench.fetch, "_warm", lambda *_: None)
+    monkeypatch.setattr(tensorbench.fetch, "_lock_backbone", locked)
+    monkeypatch.setattr(tensorbench.fetch, "_warm", lambda *_: None)
     backbones = [
         {"hub": "me/pythia", "label": "trained"},
         {"hub": "me/pythia", "revision": "step1000", "label": "early"},
     ]
     file = write(tmp_path, TEXT, backbones=backbones)
-    bench.fetch.fetch(file, update=False, notify=lambda _: None)
+    tensorbench.fetch.fetch(file, update=False, notify=lambda _: None)
     assert [spec.revision for spec in load_suite(file).backbones] == list(commits.values())
 
 
@@ -106,7 +106,7 @@ def moved(online: Hub) -> Iterator[Callable[[], None]]:
     texts = [card.read_text() for card in cards]
 
     def move() -> None:
-        from bench.machine.hub import snapshot
+        from tensorbench.machine.hub import snapshot
 
         for card, text in zip(cards, texts, strict=True):
             card.write_text(text + "news\n")

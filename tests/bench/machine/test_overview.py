@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench.machine.overview import MOST_LETTERS, MOST_LINES, Overview
+from tensorbench.machine.overview import MOST_LETTERS, MOST_LINES, Overview
 
 EVIL = "</td><img src=x onerror=alert(1)> & \u202eevil\nsecond line"
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn import metrics as sk
 
-from bench.metrics import METRICS, Kind, Metric
-from bench.tasks import Objective
-from methods import UserError
+from tensorbench.methods import UserError
+from tensorbench.metrics import METRICS, Kind, Metric
+from tensorbench.tasks import Objective
 
 from ...messages import naming
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from bench.plan.choosing import HEAD_LR_GRID, LR_GRID, SCALE_GRID
-from bench.plan.coverage import coarse, tied, tuning_notes, untried
-from bench.plan.settings import Setting
+from tensorbench.plan.choosing import HEAD_LR_GRID, LR_GRID, SCALE_GRID
+from tensorbench.plan.coverage import coarse, tied, tuning_notes, untried
+from tensorbench.plan.settings import Setting
 
 from ..toy_suites import TEXT, plan, write
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from bench.execution.place import Place
-from bench.plan.make import make_plan
-from bench.plan.rows import Part
-from bench.plan.suite_file import load_suite
-from bench.run import Audience, run_suite
-from bench.store.store import Store
-from methods import UnknownNameError, UserError
+from tensorbench.execution.place import Place
+from tensorbench.methods import UnknownNameError, UserError
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.rows import Part
+from tensorbench.plan.suite_file import load_suite
+from tensorbench.run import Audience, run_suite
+from tensorbench.store.store import Store
 
 from ...messages import naming
 from ..hub_stand_in import write_glue

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from bench.plan.rows import Plan
-from methods import UserError
+from tensorbench.methods import UserError
+from tensorbench.plan.rows import Plan
 
 from ..toy_suites import DIGITS, MOVIES, TEXT, VISION, plan
 

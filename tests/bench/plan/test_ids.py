@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from bench.plan.make import make_plan
-from bench.plan.recipe import AS_HEAD
-from bench.plan.suite_file import load_suite
-from bench.plan.trial import Trial
-from bench.records.stored_plan import StoredPlan
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.recipe import AS_HEAD
+from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.trial import Trial
+from tensorbench.records.stored_plan import StoredPlan
 
 from ..toy_suites import DIGITS, MOVIES, TEXT, VISION, plan
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from bench.plan.make import cells
-from bench.plan.rows import Part
-from bench.search.nested import about
-from methods import UserError
+from tensorbench.methods import UserError
+from tensorbench.plan.make import cells
+from tensorbench.plan.rows import Part
+from tensorbench.search.nested import about
 
 from ..local_checkpoints import encoder
 from ..local_checkpoints import write as checkpoint

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.plan.make import make_plan
-from bench.plan.recipe import AS_HEAD
-from bench.plan.rows import Plan, Row
-from bench.plan.suite_file import load_suite
-from methods import UserError
-from methods.tenslora import VARIANTS
+from tensorbench.methods import UserError
+from tensorbench.methods.tenslora import VARIANTS
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.recipe import AS_HEAD
+from tensorbench.plan.rows import Plan, Row
+from tensorbench.plan.suite_file import load_suite
 
 from ..hub_stand_in import client, serve
 
@@ -26,7 +26,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Plan]]
     """Plans the paper's two suites for a GPU. Backbones have configurations only, and data are missing."""
     from transformers import RobertaConfig, ViTConfig, ViTImageProcessor
 
-    from bench.backbones.random_weights import byte_tokenizer
+    from tensorbench.backbones.random_weights import byte_tokenizer
 
     folder = tmp_path_factory.mktemp("paper")
     ViTConfig().save_pretrained(folder / "vit")

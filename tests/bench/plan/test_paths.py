@@ -12,12 +12,12 @@ import optuna
 import pytest
 import yaml
 
-from bench.cli.completion import suite_files
-from bench.plan.make import cells, make_plan
-from bench.plan.rows import Plan
-from bench.plan.suite_file import load_suite
-from bench.search.study import RankSearch
-from methods import UserError
+from tensorbench.cli.completion import suite_files
+from tensorbench.methods import UserError
+from tensorbench.plan.make import cells, make_plan
+from tensorbench.plan.rows import Plan
+from tensorbench.plan.suite_file import load_suite
+from tensorbench.search.study import RankSearch
 
 from ...messages import naming
 from ..hub_stand_in import write_glue

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from bench.backbones import BACKBONES
-from bench.backbones.registered_backbones import TINY_RANDOM_BERT
-from bench.plan.rows import Part
-from bench.plan.trial import Trial
-from methods import UserError
-from methods.tenslora import VARIANTS
+from tensorbench.backbones import BACKBONES
+from tensorbench.backbones.registered_backbones import TINY_RANDOM_BERT
+from tensorbench.methods import UserError
+from tensorbench.methods.tenslora import VARIANTS
+from tensorbench.plan.rows import Part
+from tensorbench.plan.trial import Trial
 
 from ...messages import naming
 from ..local_checkpoints import encoder
@@ -53,7 +53,7 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], set
 import socket, sys
 def refuse(*_): raise AssertionError("network")
 socket.socket.connect = refuse
-from bench.cli.program import main
+from tensorbench.cli.program import main
 sys.argv = ["tensorbench", "plan", sys.argv[1], "--json"]
 try:
     main()
@@ -180,7 +180,7 @@ def test_an_id_depends_on_the_precision_not_on_the_device() -> None:
 
 def test_without_max_tokens_texts_are_as_long_as_the_model_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     short = replace(TINY_RANDOM_BERT, max_tokens=40)
-    monkeypatch.setattr("bench.backbones.registered_backbones.TINY_RANDOM_BERT", short)
+    monkeypatch.setattr("tensorbench.backbones.registered_backbones.TINY_RANDOM_BERT", short)
     unasked = {key: value for key, value in MOVIES.items() if key != "max_tokens"}
     ids = [trial(TEXT, tasks=[row]).id for row in (unasked, {**MOVIES, "max_tokens": 40}, MOVIES)]
     assert ids[0] == ids[1] != ids[2]

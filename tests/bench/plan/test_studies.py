@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from bench.execution.estimate import longest_first
-from bench.plan.cells import offsets
-from bench.plan.choosing import Studies, Window
-from bench.plan.make import make_plan
-from bench.plan.rows import Part, Plan, Row
-from bench.plan.suite import Suite
-from bench.records.stored_plan import PlannedRow, StoredPlan, StudyPlan
-from methods import METHODS, UserError
-from methods.validation import validate
+from tensorbench.execution.estimate import longest_first
+from tensorbench.methods import METHODS, UserError
+from tensorbench.methods.validation import validate
+from tensorbench.plan.cells import offsets
+from tensorbench.plan.choosing import Studies, Window
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.rows import Part, Plan, Row
+from tensorbench.plan.suite import Suite
+from tensorbench.records.stored_plan import PlannedRow, StoredPlan, StudyPlan
 
 from ...messages import naming
 from ..toy_suites import DIGITS, VISION

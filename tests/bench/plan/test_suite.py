@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from bench.plan.recipe import Recipe
-from bench.plan.suite import Suite
-from bench.plan.suite_file import load_suite
-from bench.plan.yaml_text import parse, written
-from methods import UserError
-from methods.tenslora import VARIANTS
-from methods.validation import validate
+from tensorbench.methods import UserError
+from tensorbench.methods.tenslora import VARIANTS
+from tensorbench.methods.validation import validate
+from tensorbench.plan.recipe import Recipe
+from tensorbench.plan.suite import Suite
+from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.yaml_text import parse, written
 
 from ...messages import naming
 from ..toy_suites import DIGITS, VISION, plan, suite, write

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.backbones import LoadedBackbone, load
-from bench.probes.floor import OneBias, multiplications
-from methods import Site, create
+from tensorbench.backbones import LoadedBackbone, load
+from tensorbench.methods import Site, create
+from tensorbench.probes.floor import OneBias, multiplications
 
 
 class Update(nn.Module):

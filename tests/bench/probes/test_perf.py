@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.backbones import LoadedBackbone, load
-from bench.backbones.random_weights import RandomBackbone
-from bench.cli.tool_commands import FEWEST_ROUNDS
-from bench.probes import perf
-from bench.probes.floor import OneBias
-from methods import METHODS, Geometry, Site, UnknownNameError, UserError
+from tensorbench.backbones import LoadedBackbone, load
+from tensorbench.backbones.random_weights import RandomBackbone
+from tensorbench.cli.tool_commands import FEWEST_ROUNDS
+from tensorbench.methods import METHODS, Geometry, Site, UnknownNameError, UserError
+from tensorbench.probes import perf
+from tensorbench.probes.floor import OneBias
 
 from ...messages import naming
 

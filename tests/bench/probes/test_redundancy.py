@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.backbones import load
-from bench.machine.outputs import prepare_plot
-from bench.plan.make import make_plan
-from bench.probes.redundancy import (
+from tensorbench.backbones import load
+from tensorbench.machine.outputs import prepare_plot
+from tensorbench.methods import Adapter, Geometry, Site, UserError, create, from_identity
+from tensorbench.plan.make import make_plan
+from tensorbench.probes.redundancy import (
     ATTENTION,
     MODES,
     Component,
@@ -27,9 +28,8 @@ from bench.probes.redundancy import (
     spectrum,
     squared_norms,
 )
-from bench.store.store import Store
-from bench.training.trial import Resources, run_trial
-from methods import Adapter, Geometry, Site, UserError, create, from_identity
+from tensorbench.store.store import Store
+from tensorbench.training.trial import Resources, run_trial
 
 from ...messages import naming
 from ...methods.toy import ToyBackbone, scatter

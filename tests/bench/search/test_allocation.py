@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.plan.make import cells
-from bench.records.record import latest
-from bench.search.allocation import RankAllocation, log_spaced, path
-from bench.search.importance import importances
+from tensorbench.plan.make import cells
+from tensorbench.records.record import latest
+from tensorbench.search.allocation import RankAllocation, log_spaced, path
+from tensorbench.search.importance import importances
 
 from ..toy_suites import suite
 from .toy_searches import Call, NewStore, run

@@ -11,15 +11,15 @@ import optuna
 import pytest
 from rich.console import Console
 
-import bench.search.study
-from bench.cli.results import print_search
-from bench.plan.make import cells
-from bench.plan.settings import Setting
-from bench.records.search_results import SearchPoint
-from bench.records.words import PointState
-from bench.search.study import RankSearch, SampledPoint
-from bench.search.tuning import with_choices
-from reports.ablation import StoredAblation
+import tensorbench.search.study
+from tensorbench.cli.results import print_search
+from tensorbench.plan.make import cells
+from tensorbench.plan.settings import Setting
+from tensorbench.records.search_results import SearchPoint
+from tensorbench.records.words import PointState
+from tensorbench.reports.ablation import StoredAblation
+from tensorbench.search.study import RankSearch, SampledPoint
+from tensorbench.search.tuning import with_choices
 
 from ...stored import Result, search_found
 from ...stored import write as stored
@@ -112,7 +112,7 @@ def test_importance_is_of_the_better_half(metric: str, monkeypatch: pytest.Monke
         values.extend(value for _, value in points)
         return {}
 
-    monkeypatch.setattr(bench.search.study, "importances", importances)
+    monkeypatch.setattr(tensorbench.search.study, "importances", importances)
     made = suite(TEXT, tasks=[task(metric)], search={"trials": 2, "by": "score"})
     ((_, cell),) = cells(made)
     search = RankSearch(cell, made.search, optuna.storages.InMemoryStorage(), "toy")  # type: ignore[arg-type]

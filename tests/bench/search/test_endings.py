@@ -12,19 +12,19 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState
 
-import bench.execution.inline
-import bench.execution.perform
-from bench.execution import driver
-from bench.execution.inline import Inline
-from bench.execution.perform import Event
-from bench.execution.session import Session, session
-from bench.plan.make import cells
-from bench.records.measures import Measure
-from bench.records.record import Record, lost
-from bench.records.words import RunKind, Status, Tag
-from bench.search.nested import Nested
-from bench.store.store import Store
-from bench.training.loop import Pruned
+import tensorbench.execution.inline
+import tensorbench.execution.perform
+from tensorbench.execution import driver
+from tensorbench.execution.inline import Inline
+from tensorbench.execution.perform import Event
+from tensorbench.execution.session import Session, session
+from tensorbench.plan.make import cells
+from tensorbench.records.measures import Measure
+from tensorbench.records.record import Record, lost
+from tensorbench.records.words import RunKind, Status, Tag
+from tensorbench.search.nested import Nested
+from tensorbench.store.store import Store
+from tensorbench.training.loop import Pruned
 
 from ..toy_runs import raising
 from ..toy_suites import suite
@@ -46,7 +46,7 @@ def test_an_interrupt_leaves_the_point_for_the_next_start(
 ) -> None:
     made = prepared(tmp_path, new_store, search={"trials": 2})
     with monkeypatch.context() as patch:
-        patch.setattr(bench.execution.perform, "run_trial", raising(KeyboardInterrupt()))
+        patch.setattr(tensorbench.execution.perform, "run_trial", raising(KeyboardInterrupt()))
         assert call("search", made.suite, "--store", made.uri).code == 130
     assert made.states() == {"FAIL": 1}
     (lost,) = made.study().trials
@@ -66,7 +66,7 @@ def test_a_point_that_failed_is_tried_again_only_when_asked(
         return [trial["state"] for trial in made.artifact()["trials"]]
 
     with monkeypatch.context() as patch:
-        patch.setattr(bench.execution.perform, "run_trial", raising(RuntimeError("the disk was full")))
+        patch.setattr(tensorbench.execution.perform, "run_trial", raising(RuntimeError("the disk was full")))
         assert search() == ["FAILED", "FAILED"]
     assert search() == ["FAILED", "FAILED"]
     assert search("--retry-failed") == ["COMPLETE", "COMPLETE"]
@@ -92,7 +92,7 @@ def test_a_point_whose_worker_was_lost_is_not_tried_and_comes_back(
 ) -> None:
     made = prepared(tmp_path, new_store, methods=["lora"], search={"trials": 2})
     with monkeypatch.context() as patch:
-        patch.setattr(bench.execution.inline, "perform", lambda *_: lost("its node died"))
+        patch.setattr(tensorbench.execution.inline, "perform", lambda *_: lost("its node died"))
         patch.setattr(driver, "TIMES", 0)
         ended = call("search", made.suite, "--store", made.uri)
     assert (ended.code, "lost with its worker" in ended.err) == (2, True)
@@ -152,7 +152,7 @@ def test_a_score_that_is_no_number_wins_nothing_and_counts_as_tried(
     with monkeypatch.context() as patch:
         values = dict.fromkeys((Measure.SCORE, Measure.SELECTED_VALIDATION), math.nan)
         unmeasurable = Record(status=Status.FINISHED, metrics={**values, Measure.SECONDS: 1.0})
-        patch.setattr(bench.execution.inline, "perform", lambda *_: unmeasurable)
+        patch.setattr(tensorbench.execution.inline, "perform", lambda *_: unmeasurable)
         ended = call("search", made.suite, "--store", made.uri)
     assert (ended.code, "No point finished" in ended.out) == (1, True), ended.err
     assert made.states() == {"PRUNED": 2}

@@ -11,19 +11,19 @@ from typing import Any
 
 import pytest
 
-import bench
-import bench.training.loop
-import bench.training.trial
-from bench.plan.make import cells_of, make_plan
-from bench.plan.suite_file import load_suite
-from bench.plan.trial import Trial
-from bench.records.measures import Measure
-from bench.records.record import Record
-from bench.records.words import Status
-from bench.search.pilot import Choices, filled_in, run_pilot, vertex
-from bench.store.store import Store
-from bench.tasks.splits import PreparedData
-from methods import UserError
+import tensorbench
+import tensorbench.training.loop
+import tensorbench.training.trial
+from tensorbench.methods import UserError
+from tensorbench.plan.make import cells_of, make_plan
+from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
+from tensorbench.records.record import Record
+from tensorbench.records.words import Status
+from tensorbench.search.pilot import Choices, filled_in, run_pilot, vertex
+from tensorbench.store.store import Store
+from tensorbench.tasks.splits import PreparedData
 
 from ...messages import naming
 from ..toy_suites import DIGITS, VISION, write
@@ -87,7 +87,7 @@ def test_no_test_split_is_scored(
 ) -> None:
     scored: list[Any] = []
     splits: dict[str, list[Any]] = {"validation": [], "test": []}
-    made, forward = PreparedData.__init__, bench.training.loop.evaluate
+    made, forward = PreparedData.__init__, tensorbench.training.loop.evaluate
 
     def remember(self: Any, *arguments: Any, **named: Any) -> None:
         made(self, *arguments, **named)
@@ -99,10 +99,10 @@ def test_no_test_split_is_scored(
         return forward(backbone, adapter, split, *further)
 
     monkeypatch.setattr(PreparedData, "__init__", remember)
-    monkeypatch.setattr(bench.training.loop, "evaluate", evaluate)
-    monkeypatch.setattr(bench.training.trial, "evaluate", evaluate)
+    monkeypatch.setattr(tensorbench.training.loop, "evaluate", evaluate)
+    monkeypatch.setattr(tensorbench.training.trial, "evaluate", evaluate)
     suite = write(tmp_path, changed(epochs=None, centres=None))
-    assert bench.search_suite(suite, store=new_store(tmp_path), out=tmp_path / "chosen.yaml").complete
+    assert tensorbench.search_suite(suite, store=new_store(tmp_path), out=tmp_path / "chosen.yaml").complete
     assert scored
     assert all(any(split is own_split for own_split in splits["validation"]) for split in scored)
     assert not any(split is own_split for split in scored for own_split in splits["test"])
@@ -198,7 +198,7 @@ def test_nothing_is_chosen_or_written_if_all_trials_fail(
 ) -> None:
     choices, _ = choose(PILOT, lambda trial: None)
     assert (choices.complete, choices.centres, len(choices.missing)) == (False, {}, 3)
-    monkeypatch.setattr("bench.run.run_pilot", lambda *_: choices)
+    monkeypatch.setattr("tensorbench.run.run_pilot", lambda *_: choices)
     out = tmp_path / "chosen.yaml"
     ended = call("search", write(tmp_path, PILOT), "--store", new_store(tmp_path), "--out", out)
     assert (ended.code, out.exists()) == (1, False)
@@ -267,13 +267,13 @@ def test_impossible_pilots_are_refused_before_any_trial(
     base: dict[str, Any], message: str, tmp_path: Path, new_store: NewStore
 ) -> None:
     with pytest.raises(UserError, match=message):
-        bench.search_suite(load_suite(base), store=new_store(tmp_path), out=tmp_path / "chosen.yaml")
+        tensorbench.search_suite(load_suite(base), store=new_store(tmp_path), out=tmp_path / "chosen.yaml")
 
 
 @pytest.mark.parametrize("out", [None, "toy.yaml", "chosen.txt", "a name.yaml"])
 def test_a_pilot_needs_a_file_of_another_name(out: str | None, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--out"):
-        bench.search_suite(load_suite(PILOT), out=out and tmp_path / out)
+        tensorbench.search_suite(load_suite(PILOT), out=out and tmp_path / out)
 
 
 def test_paths_that_begin_at_the_suite_s_folder_would_be_lost_elsewhere(tmp_path: Path) -> None:
@@ -282,9 +282,9 @@ def test_paths_that_begin_at_the_suite_s_folder_would_be_lost_elsewhere(tmp_path
         (tmp_path / name).mkdir()
     suite = write(tmp_path / "one", base)
     with pytest.raises(UserError, match="--out"):
-        bench.search_suite(suite, out=tmp_path / "other" / "chosen.yaml")
+        tensorbench.search_suite(suite, out=tmp_path / "other" / "chosen.yaml")
     with pytest.raises(UserError, match="backbone"):
-        bench.search_suite(suite, out=tmp_path / "one" / "chosen.yaml")
+        tensorbench.search_suite(suite, out=tmp_path / "one" / "chosen.yaml")
 
 
 def test_a_file_that_the_pilot_did_not_write_is_kept(tmp_path: Path) -> None:
@@ -292,30 +292,30 @@ def test_a_file_that_the_pilot_did_not_write_is_kept(tmp_path: Path) -> None:
     before = suite.read_bytes()
     (tmp_path / "mine.yaml").write_bytes(before)
     with pytest.raises(UserError, match=naming("--out", "did not write")):
-        bench.search_suite(suite, out=tmp_path / "mine.yaml")
+        tensorbench.search_suite(suite, out=tmp_path / "mine.yaml")
     assert (tmp_path / "mine.yaml").read_bytes() == before
 
 
 def test_centres_on_a_task_that_is_left_out_are_refused(tmp_path: Path, new_store: NewStore) -> None:
     two = {**PILOT, "tasks": [*PILOT["tasks"], {**DIGITS, "task": "land-cover"}]}
-    part, out = bench.Part(tasks=["land-cover"]), tmp_path / "chosen.yaml"
+    part, out = tensorbench.Part(tasks=["land-cover"]), tmp_path / "chosen.yaml"
     with pytest.raises(UserError, match=naming("pilot.centres", "'digits'")):
-        bench.search_suite(load_suite(two), part=part, store=new_store(tmp_path), out=out)
+        tensorbench.search_suite(load_suite(two), part=part, store=new_store(tmp_path), out=out)
 
 
 def test_nothing_is_chosen_if_a_trial_is_lost(
     tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.run._Work.run_phase", lambda *_, **__: None)
+    monkeypatch.setattr("tensorbench.run._Work.run_phase", lambda *_, **__: None)
     with pytest.raises(UserError, match="has no result"):
-        bench.search_suite(load_suite(PILOT), store=new_store(tmp_path), out=tmp_path / "chosen.yaml")
+        tensorbench.search_suite(load_suite(PILOT), store=new_store(tmp_path), out=tmp_path / "chosen.yaml")
     assert not (tmp_path / "chosen.yaml").exists()
 
 
 def test_a_file_without_a_pilot_is_refused(tmp_path: Path) -> None:
     suite = load_suite({**VISION, "search": {"trials": 2}})
     with pytest.raises(UserError, match="--out"):
-        bench.search_suite(suite, out=tmp_path / "chosen.yaml")
+        tensorbench.search_suite(suite, out=tmp_path / "chosen.yaml")
 
 
 def test_a_plan_counts_the_trials_of_a_pilot(tmp_path: Path, call: Call) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from bench.plan.choosing import HEAD_LR_GRID, LR_GRID, SCALE_GRID
-from bench.plan.settings import Grids, Setting, design, points, published
-from methods import create
+from tensorbench.methods import create
+from tensorbench.plan.choosing import HEAD_LR_GRID, LR_GRID, SCALE_GRID
+from tensorbench.plan.settings import Grids, Setting, design, points, published
 
 from ..toy_suites import TEXT, plan
 

@@ -11,13 +11,13 @@ from typing import Any
 import optuna
 import pytest
 
-from bench.plan.make import cells
-from bench.records.record import latest
-from bench.records.words import RunKind
-from bench.search.storage import open_storage
-from bench.search.study import BY, FOLLOWS, RankSearch
-from bench.store.store import Store
-from methods import UserError
+from tensorbench.methods import UserError
+from tensorbench.plan.make import cells
+from tensorbench.records.record import latest
+from tensorbench.records.words import RunKind
+from tensorbench.search.storage import open_storage
+from tensorbench.search.study import BY, FOLLOWS, RankSearch
+from tensorbench.store.store import Store
 
 from ...messages import naming
 from ..held_programs import await_held, let_all_through, started

@@ -8,10 +8,10 @@ from typing import Any
 import optuna
 import pytest
 
-from bench.plan.recipe import Recipe
-from bench.plan.settings import Setting, applicable
-from bench.search.space import RankSpace
-from methods import Geometry, Method, UserError, create
+from tensorbench.methods import Geometry, Method, UserError, create
+from tensorbench.plan.recipe import Recipe
+from tensorbench.plan.settings import Setting, applicable
+from tensorbench.search.space import RankSpace
 
 from ...messages import naming
 

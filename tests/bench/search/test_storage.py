@@ -9,7 +9,7 @@ from threading import Barrier
 
 import optuna
 
-from bench.search.storage import open_storage
+from tensorbench.search.storage import open_storage
 
 
 def test_concurrent_requests_take_different_trials(tmp_path: Path) -> None:

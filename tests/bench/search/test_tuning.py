@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-import bench.execution.perform
-from bench.cli.plans import print_tuning
-from bench.plan.rows import Choice, Part, Plan
-from bench.records.record import Record, failed
-from bench.records.words import Status
-from bench.search.tuning import with_choices
-from bench.store.store import Store
-from bench.store.writer import TrialRun
-from methods import UserError
+import tensorbench.execution.perform
+from tensorbench.cli.plans import print_tuning
+from tensorbench.methods import UserError
+from tensorbench.plan.rows import Choice, Part, Plan
+from tensorbench.records.record import Record, failed
+from tensorbench.records.words import Status
+from tensorbench.search.tuning import with_choices
+from tensorbench.store.store import Store
+from tensorbench.store.writer import TrialRun
 
 from ...messages import naming
 from ...stored import Result, begun
@@ -205,7 +205,7 @@ def test_a_choice_stays_when_a_tuning_trial_is_tried_again(
 ) -> None:
     uri, file = new_store(tmp_path), write(tmp_path, **{**CHANGES, "methods": ["lora"]})
     made = plan(**{**CHANGES, "methods": ["lora"]})
-    real = bench.execution.perform.run_trial
+    real = tensorbench.execution.perform.run_trial
     failing = {trial.id for trial in made.of("tuning").trials[1:]}
 
     def run_trial(trial: Any, *rest: Any) -> Any:
@@ -214,7 +214,7 @@ def test_a_choice_stays_when_a_tuning_trial_is_tried_again(
         return real(trial, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(bench.execution.perform, "run_trial", run_trial)
+        patch.setattr(tensorbench.execution.perform, "run_trial", run_trial)
         call("run", file, "--store", uri)
     store = Store.existing(uri, "toy")
     first = with_choices(made, store).of(None).rows[0]

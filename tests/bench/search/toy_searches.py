@@ -11,9 +11,9 @@ from typing import Any
 
 import optuna
 
-from bench.records.words import RunKind
-from bench.search.storage import default_storage
-from bench.store.store import Store
+from tensorbench.records.words import RunKind
+from tensorbench.search.storage import default_storage
+from tensorbench.store.store import Store
 
 from ..toy_suites import VISION, write
 

@@ -8,10 +8,10 @@ import subprocess
 import sys
 from typing import Literal
 
-from bench.records.record import Record, failed
-from bench.records.words import Status, Tag
-from bench.store.claims import SIGN, Claims
-from bench.store.store import Store
+from tensorbench.records.record import Record, failed
+from tensorbench.records.words import Status, Tag
+from tensorbench.store.claims import SIGN, Claims
+from tensorbench.store.store import Store
 
 from ...stored import begun
 from ..toy_suites import plan

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.store.pack import parquet
+from tensorbench.store.pack import parquet
 
 from ...packs import Files, changed
 

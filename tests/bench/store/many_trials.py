@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.machine.files import sha256_of
-from bench.records.predictions import a_class_each
-from bench.records.record import Record
-from bench.records.words import Artifact, RunKind, Tag
-from bench.store.source import CURVE, Source
+from tensorbench.machine.files import sha256_of
+from tensorbench.records.predictions import a_class_each
+from tensorbench.records.record import Record
+from tensorbench.records.words import Artifact, RunKind, Tag
+from tensorbench.store.source import CURVE, Source
 
 
 def predictions(seed: int, examples: int, classes: int = 2) -> pd.DataFrame:

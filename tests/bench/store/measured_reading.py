@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.records.words import Artifact
-from bench.store.opening import open_results
-from methods import UserError
+from tensorbench.methods import UserError
+from tensorbench.records.words import Artifact
+from tensorbench.store.opening import open_results
 
 
 def mib(key: str) -> float:

@@ -14,18 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import bench.execution.driver
-import bench.store.store
-from bench.execution.session import session
-from bench.machine.files import sha256
-from bench.plan.lock import stored_suite
-from bench.records.predictions import frame_of
-from bench.records.record import Record
-from bench.records.words import Artifact, RunKind, Tag
-from bench.store.artifacts import ChangedError, hashes
-from bench.store.connect import StoreError
-from bench.store.store import Store
-from methods import UserError
+import tensorbench.execution.driver
+import tensorbench.store.store
+from tensorbench.execution.session import session
+from tensorbench.machine.files import sha256
+from tensorbench.methods import UserError
+from tensorbench.plan.lock import stored_suite
+from tensorbench.records.predictions import frame_of
+from tensorbench.records.record import Record
+from tensorbench.records.words import Artifact, RunKind, Tag
+from tensorbench.store.artifacts import ChangedError, hashes
+from tensorbench.store.connect import StoreError
+from tensorbench.store.store import Store
 
 from ...messages import naming
 from ..toy_runs import SHORT, Ran, executed, run
@@ -57,8 +57,8 @@ def test_a_record_from_the_outbox_has_hashes_too(store: Store, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(bench.execution.driver, "FILE_PATIENCE", 0)
-        patch.setattr(bench.store.store, "keep_files", full)
+        patch.setattr(tensorbench.execution.driver, "FILE_PATIENCE", 0)
+        patch.setattr(tensorbench.store.store, "keep_files", full)
         with pytest.raises(StoreError):
             executed(store, plan(methods=["head_only"], training=SHORT))
     with session(Store.existing(store.uri, "toy")) as at_work:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from bench.plan.recipe import AS_HEAD
-from bench.plan.rows import Plan
-from bench.store import changes
-from bench.store.changes import changed_trials
-from bench.store.store import Store
+from tensorbench.plan.recipe import AS_HEAD
+from tensorbench.plan.rows import Plan
+from tensorbench.store import changes
+from tensorbench.store.changes import changed_trials
+from tensorbench.store.store import Store
 
 from ...messages import naming
 from ..toy_runs import SHORT, executed

@@ -14,19 +14,19 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-import bench.store.store
-from bench.execution import driver as driving
-from bench.execution.driver import execute, failures
-from bench.execution.inline import Inline
-from bench.execution.perform import Event
-from bench.execution.session import session
-from bench.machine.alive import owner
-from bench.records.record import Record, failed
-from bench.records.words import Status, Tag
-from bench.store import claims
-from bench.store.claims import SIGN, Claims
-from bench.store.connect import StoreError
-from bench.store.store import Store
+import tensorbench.store.store
+from tensorbench.execution import driver as driving
+from tensorbench.execution.driver import execute, failures
+from tensorbench.execution.inline import Inline
+from tensorbench.execution.perform import Event
+from tensorbench.execution.session import session
+from tensorbench.machine.alive import owner
+from tensorbench.records.record import Record, failed
+from tensorbench.records.words import Status, Tag
+from tensorbench.store import claims
+from tensorbench.store.claims import SIGN, Claims
+from tensorbench.store.connect import StoreError
+from tensorbench.store.store import Store
 
 from ...stored import begun
 from ..toy_suites import plan
@@ -387,7 +387,7 @@ def test_a_record_that_is_sent_by_a_later_start_takes_its_claim_with_it(
         with session(first) as at_work, Inline("cpu") as place:
             left.append(at_work.claims.driver)
             patch.setattr(driving, "FILE_PATIENCE", 0)
-            patch.setattr(bench.store.store, "keep_files", away)
+            patch.setattr(tensorbench.store.store, "keep_files", away)
             for name in ("set_terminated", "delete_experiment_tag", "set_experiment_tag"):
                 patch.setattr(MlflowClient, name, away)
             execute(made, list(made.trials), at_work, place, lambda event: None)

@@ -14,16 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bench.records.pack_format import CONFIGS_TABLE, MANIFEST, PREDICTIONS_TABLE, SPLITS_TABLE
-from bench.records.predictions import STEP, compact, frame_of, log_probabilities
-from bench.records.words import Artifact
-from bench.store.artifacts import digest, hashes
-from bench.store.opening import open_results
-from bench.store.pack import compact as tables
-from bench.store.pack import parquet
-from bench.store.pack.archive import PackError
-from bench.store.pack.reading import Packed
-from bench.store.pack.writing import write_pack
+from tensorbench.records.pack_format import CONFIGS_TABLE, MANIFEST, PREDICTIONS_TABLE, SPLITS_TABLE
+from tensorbench.records.predictions import STEP, compact, frame_of, log_probabilities
+from tensorbench.records.words import Artifact
+from tensorbench.store.artifacts import digest, hashes
+from tensorbench.store.opening import open_results
+from tensorbench.store.pack import compact as tables
+from tensorbench.store.pack import parquet
+from tensorbench.store.pack.archive import PackError
+from tensorbench.store.pack.reading import Packed
+from tensorbench.store.pack.writing import write_pack
 
 from ...packs import Files, changed, files
 from .many_trials import ManyTrials, file_of, predictions

@@ -24,12 +24,12 @@ from mlflow.store.tracking.dbmodels.initial_models import Base
 from mlflow.tracking import MlflowClient
 from sqlalchemy import create_engine
 
-from bench.search.storage import open_storage
-from bench.store import trained
-from bench.store.addresses import shown_uri
-from bench.store.connect import connect, follow, index_trials, state_folder, with_driver
-from bench.store.store import Store
-from methods import UserError
+from tensorbench.methods import UserError
+from tensorbench.search.storage import open_storage
+from tensorbench.store import trained
+from tensorbench.store.addresses import shown_uri
+from tensorbench.store.connect import connect, follow, index_trials, state_folder, with_driver
+from tensorbench.store.store import Store
 from tools.stress.scenarios import first_killed, first_statements
 
 from ...messages import naming
@@ -41,7 +41,7 @@ def test_a_server_that_accepts_and_never_answers_is_given_up_soon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TENSORBENCH_CACHE", str(tmp_path))
-    monkeypatch.setattr("bench.store.connect.FIRST_ANSWER", 0.2)
+    monkeypatch.setattr("tensorbench.store.connect.FIRST_ANSWER", 0.2)
     # The system accepts connections to a socket that listens.
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"

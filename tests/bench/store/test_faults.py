@@ -10,9 +10,9 @@ from typing import get_args
 
 import pytest
 
-from bench.records.words import Artifact
-from bench.store import claims
-from bench.store.store import Store
+from tensorbench.records.words import Artifact
+from tensorbench.store import claims
+from tensorbench.store.store import Store
 
 from ..proxy import Fault, Proxy, first_of_each, proxy, share
 from ..services import Server

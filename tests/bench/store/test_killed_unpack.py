@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.records.words import Artifact, Status
-from bench.store.opening import unpack
-from bench.store.store import Store
+from tensorbench.records.words import Artifact, Status
+from tensorbench.store.opening import unpack
+from tensorbench.store.store import Store
 
 from ...packs import packed
 from ..programs import Program

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from bench.execution.place import Place
-from bench.plan.rows import Part, Row
-from bench.plan.trial import Trial
-from bench.records.measures import Measure
-from bench.records.record import Record, failed
-from bench.records.words import RunKind, Status, Tag
-from bench.run import run_suite
-from bench.store.queries import find_runs
-from bench.store.store import COMPARED, Store
+from tensorbench.execution.place import Place
+from tensorbench.plan.rows import Part, Row
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
+from tensorbench.records.record import Record, failed
+from tensorbench.records.words import RunKind, Status, Tag
+from tensorbench.run import run_suite
+from tensorbench.store.queries import find_runs
+from tensorbench.store.store import COMPARED, Store
 
 from ...reports import made_up_studies
 from ...stored import Result, begun, usual_ending

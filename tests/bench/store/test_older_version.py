@@ -19,18 +19,18 @@ from typing import Any
 
 import pytest
 
-from bench.plan.make import make_plan
-from bench.plan.recipe import AS_HEAD
-from bench.plan.suite_file import load_suite
-from bench.records.measures import Measure
-from bench.records.record import Record, latest
-from bench.records.search_results import AllocationResult, Redundancy, SearchResult
-from bench.records.words import Artifact, RunKind, Status, Tag
-from bench.search.storage import open_storage
-from bench.store import opening
-from bench.store.store import Store
-from reports import ablation
-from reports.reading import read
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.recipe import AS_HEAD
+from tensorbench.plan.suite_file import load_suite
+from tensorbench.records.measures import Measure
+from tensorbench.records.record import Record, latest
+from tensorbench.records.search_results import AllocationResult, Redundancy, SearchResult
+from tensorbench.records.words import Artifact, RunKind, Status, Tag
+from tensorbench.reports import ablation
+from tensorbench.reports.reading import read
+from tensorbench.search.storage import open_storage
+from tensorbench.store import opening
+from tensorbench.store.store import Store
 
 Call = Callable[..., Any]
 

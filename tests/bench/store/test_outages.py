@@ -14,15 +14,15 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-import bench.execution.driver
-import bench.store.store
-from bench.execution.driver import patiently, pending
-from bench.execution.session import session
-from bench.records.words import Artifact
-from bench.store.connect import PATIENCE, StoreError, StoreRefusedError, open_engine
-from bench.store.store import Store
-from bench.store.writer import TrialRun
-from methods import UserError
+import tensorbench.execution.driver
+import tensorbench.store.store
+from tensorbench.execution.driver import patiently, pending
+from tensorbench.execution.session import session
+from tensorbench.methods import UserError
+from tensorbench.records.words import Artifact
+from tensorbench.store.connect import PATIENCE, StoreError, StoreRefusedError, open_engine
+from tensorbench.store.store import Store
+from tensorbench.store.writer import TrialRun
 
 from ...messages import naming
 from ...stored import begun
@@ -58,7 +58,7 @@ def test_an_unanswered_request_is_not_taken_for_a_missing_file(
     made = plan(methods=["head_only"], training=SHORT)
     begun(store, made.trials[0], made.rows)
     record = replace(store.records()[0], artifacts="mlflow-artifacts:/1/x/artifacts")
-    monkeypatch.setattr(bench.store.store, "download_artifacts", raising(MlflowException("no answer")))
+    monkeypatch.setattr(tensorbench.store.store, "download_artifacts", raising(MlflowException("no answer")))
     assert store.read(record, Artifact.PREDICTIONS) is None
     with pytest.raises(UserError, match=naming("config.json", "head only", "no answer")):
         store.read(record, Artifact.CONFIG)
@@ -70,7 +70,7 @@ def test_an_unanswered_request_is_not_taken_for_a_missing_file(
 def test_finished_is_written_last(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     places = dict.fromkeys(("log_batch", "log_text", "set_terminated"), MlflowClient)
-    for name, place in (places | {"keep_files": bench.store.store}).items():
+    for name, place in (places | {"keep_files": tensorbench.store.store}).items():
         real = getattr(place, name)
 
         def noted(
@@ -95,8 +95,8 @@ def test_a_store_that_fills_up_ends_the_run_and_its_record_is_sent_by_the_next(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(bench.execution.driver, "FILE_PATIENCE", 0)
-        patch.setattr(bench.store.store, "keep_files", full)
+        patch.setattr(tensorbench.execution.driver, "FILE_PATIENCE", 0)
+        patch.setattr(tensorbench.store.store, "keep_files", full)
         with pytest.raises(StoreError, match=r"No space left.*1 record.*outbox"):
             executed(store, made)
     # The store shows the run as closed; the waiting record has its real ending.
@@ -158,7 +158,7 @@ def test_a_run_that_somebody_deleted_is_refused_and_its_record_put_aside(
 def test_patient_requests_outlast_an_outage_but_not_a_refusal(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench.execution.driver, "LOOK", 0)
+    monkeypatch.setattr(tensorbench.execution.driver, "LOOK", 0)
     answers: list[Exception | int] = [StoreError("away"), StoreError("away"), 3]
 
     def ask() -> int:
@@ -171,7 +171,7 @@ def test_patient_requests_outlast_an_outage_but_not_a_refusal(
     answers += [StoreRefusedError("no"), 3]
     with pytest.raises(StoreRefusedError):
         patiently(store, ask)
-    monkeypatch.setattr(bench.execution.driver, "FILE_PATIENCE", -1)
+    monkeypatch.setattr(tensorbench.execution.driver, "FILE_PATIENCE", -1)
     answers.insert(0, StoreError("gone"))
     with pytest.raises(StoreError, match="gone"):
         patiently(store, ask)

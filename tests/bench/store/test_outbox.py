@@ -13,14 +13,14 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-import bench.execution.perform
-from bench.execution.session import session
-from bench.records.record import Record
-from bench.records.words import Artifact, Status
-from bench.store import claims
-from bench.store.connect import StoreError
-from bench.store.outbox import Outbox
-from bench.store.store import Store
+import tensorbench.execution.perform
+from tensorbench.execution.session import session
+from tensorbench.records.record import Record
+from tensorbench.records.words import Artifact, Status
+from tensorbench.store import claims
+from tensorbench.store.connect import StoreError
+from tensorbench.store.outbox import Outbox
+from tensorbench.store.store import Store
 
 from ...messages import naming
 from ...stored import begun
@@ -262,7 +262,7 @@ def test_a_trial_whose_record_is_not_taken_does_not_stop_the_others(
 def test_a_failure_with_any_message_is_stored(
     store: Store, monkeypatch: pytest.MonkeyPatch, message: str
 ) -> None:
-    monkeypatch.setattr(bench.execution.perform, "run_trial", raising(ValueError(message)))
+    monkeypatch.setattr(tensorbench.execution.perform, "run_trial", raising(ValueError(message)))
     (event,) = executed(store, plan(methods=["head_only"], training=SHORT))
     assert event.ending is not None
     # A terminal accepts only text that can be encoded.
@@ -277,7 +277,9 @@ def test_a_failure_with_any_message_is_stored(
 
 def test_a_file_name_outside_utf8_is_shown_as_bytes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     name = b"caf\xe9.png".decode(sys.getfilesystemencoding(), "surrogateescape")
-    monkeypatch.setattr(bench.execution.perform, "run_trial", raising(FileNotFoundError(2, "gone", name)))
+    monkeypatch.setattr(
+        tensorbench.execution.perform, "run_trial", raising(FileNotFoundError(2, "gone", name))
+    )
     executed(store, plan(methods=["head_only"], training=SHORT))
     (record,) = store.records()
     assert "caf\\udce9.png" in record.tags["failure_message"].replace("\\\\", "\\")

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bench.records.pack_format import MANIFEST, SCHEMA
-from bench.store.opening import open_results
-from bench.store.pack import archive, parquet
-from methods import UserError
+from tensorbench.methods import UserError
+from tensorbench.records.pack_format import MANIFEST, SCHEMA
+from tensorbench.store.opening import open_results
+from tensorbench.store.pack import archive, parquet
 
 from ...packs import Files, changed, edit_json, packed
 from ...reports.made_up import store

@@ -15,17 +15,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bench.records.record import Record
-from bench.records.words import Artifact, RunKind, Status, Tag
-from bench.store.opening import open_results, unpack
-from bench.store.opening import pack as repack
-from bench.store.pack import parquet
-from bench.store.pack.clean import clean_json
-from bench.store.pack.unpacking import MergedExperiment
-from bench.store.pack.writing import write_pack
-from bench.store.store import Store
-from methods import UserError
-from reports.results import load_results
+from tensorbench.methods import UserError
+from tensorbench.records.record import Record
+from tensorbench.records.words import Artifact, RunKind, Status, Tag
+from tensorbench.reports.results import load_results
+from tensorbench.store.opening import open_results, unpack
+from tensorbench.store.opening import pack as repack
+from tensorbench.store.pack import parquet
+from tensorbench.store.pack.clean import clean_json
+from tensorbench.store.pack.unpacking import MergedExperiment
+from tensorbench.store.pack.writing import write_pack
+from tensorbench.store.store import Store
 
 from ...packs import changed, edit_json, files, packed
 from ...reports.made_up import SMALL, plan_of, result

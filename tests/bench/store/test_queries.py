@@ -18,13 +18,13 @@ import pytest
 from mlflow.store.tracking.dbmodels import models
 from sqlalchemy import Engine, event
 
-from bench.records.record import Progress, Record, failed
-from bench.records.words import RunKind, Tag
-from bench.store import connect, queries
-from bench.store.connect import StoreError
-from bench.store.queries import read_tables
-from bench.store.store import Store
-from bench.store.writer import TrialRun
+from tensorbench.records.record import Progress, Record, failed
+from tensorbench.records.words import RunKind, Tag
+from tensorbench.store import connect, queries
+from tensorbench.store.connect import StoreError
+from tensorbench.store.queries import read_tables
+from tensorbench.store.store import Store
+from tensorbench.store.writer import TrialRun
 
 from ...stored import begun
 from ..toy_suites import plan

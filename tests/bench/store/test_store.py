@@ -16,15 +16,15 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy import create_engine, event
 from sqlalchemy.orm import Session
 
-from bench.plan.rows import Plan
-from bench.records.record import Progress, Record, failed, latest, scores
-from bench.records.words import RunKind, Status, Tag
-from bench.store import claims, connect
-from bench.store.connect import StoreError, storing
-from bench.store.store import Store
-from bench.store.trained import find_trial
-from bench.store.writer import TrialRun, begin_trial
-from methods import UserError
+from tensorbench.methods import UserError
+from tensorbench.plan.rows import Plan
+from tensorbench.records.record import Progress, Record, failed, latest, scores
+from tensorbench.records.words import RunKind, Status, Tag
+from tensorbench.store import claims, connect
+from tensorbench.store.connect import StoreError, storing
+from tensorbench.store.store import Store
+from tensorbench.store.trained import find_trial
+from tensorbench.store.writer import TrialRun, begin_trial
 
 from ...messages import naming
 from ...stored import begun

@@ -19,7 +19,7 @@ from typing import Any
 def main(last: int, uri: str, pack: str) -> None:
     from sqlalchemy import Engine, event
 
-    from bench.store.opening import unpack
+    from tensorbench.store.opening import unpack
 
     count, files = 0, []
 

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import pytest
 from pydantic import ValidationError
 
-from bench.plan.suite_rows import TaskRow
-from bench.tasks import Examples, Task
-from bench.tasks.dealing import deal, link, near_duplicates, normalise_text, normalise_text_2
-from bench.tasks.pool import check_use
-from bench.tasks.rated_sentences import TWEETS
-from bench.tasks.reading import text_content
-from bench.tasks.task import SplitName
-from methods.errors import UserError
+from tensorbench.methods.errors import UserError
+from tensorbench.plan.suite_rows import TaskRow
+from tensorbench.tasks import Examples, Task
+from tensorbench.tasks.dealing import deal, link, near_duplicates, normalise_text, normalise_text_2
+from tensorbench.tasks.pool import check_use
+from tensorbench.tasks.rated_sentences import TWEETS
+from tensorbench.tasks.reading import text_content
+from tensorbench.tasks.task import SplitName
 
 from ...messages import naming
 from .toy_tasks import WORDS, ToyText

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from methods.errors import UserError
+from tensorbench.methods.errors import UserError
 
 from ...messages import naming
 from .toy_tasks import task

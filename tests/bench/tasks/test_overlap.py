@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.conformance import check_task
-from bench.records.measures import SplitSizes
-from bench.tasks import TASKS, Examples, Task, prepare, split_sizes
+from tensorbench.conformance import check_task
+from tensorbench.records.measures import SplitSizes
+from tensorbench.tasks import TASKS, Examples, Task, prepare, split_sizes
 
 from .toy_tasks import IMAGES, TEXT, ToyImages, ToyText, reviews
 

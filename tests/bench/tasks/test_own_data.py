@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bench.plan.make import make_plan
-from bench.plan.suite import Suite
-from bench.plan.suite_file import load_suite
-from bench.plan.suite_rows import TaskRow
-from bench.plan.trial import Trial
-from bench.tasks import data_key, prepare
-from methods.errors import UserError
-from methods.validation import validate
+from tensorbench.methods.errors import UserError
+from tensorbench.methods.validation import validate
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.suite import Suite
+from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite_rows import TaskRow
+from tensorbench.plan.trial import Trial
+from tensorbench.tasks import data_key, prepare
 
 from ...messages import naming
 from .toy_tasks import CSV, TEXT, class_of_each, reviews, splits, task, with_named_classes

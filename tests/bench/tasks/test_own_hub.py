@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bench.plan.suite_file import load_suite
-from bench.tasks import TASKS, DataSource, data_key, prepare
-from methods.errors import UserError
+from tensorbench.methods.errors import UserError
+from tensorbench.plan.suite_file import load_suite
+from tensorbench.tasks import TASKS, DataSource, data_key, prepare
 
 from ...messages import naming
 from .toy_tasks import IMAGES, TEXT, pictures, splits, task, with_named_classes
@@ -126,7 +126,7 @@ def test_each_configuration_of_a_hub_s_data_set_is_a_task_of_its_own(
         (tmp_path / config).mkdir()
         table = {"title": [f"{config} w{i}" for i in range(40)], "topic": [i % 2 for i in range(40)]}
         pq.write_table(pa.table(table), tmp_path / config / "train.parquet")
-    monkeypatch.setattr("bench.tasks.hub.snapshot", lambda *_, **__: tmp_path)
+    monkeypatch.setattr("tensorbench.tasks.hub.snapshot", lambda *_, **__: tmp_path)
     row = {"hub": "me/news", "revision": "b" * 40, "text": "title", "label": "topic", "classes": ["a", "b"]}
     english, french = (task(tmp_path, **row, config=config) for config in ("en", "fr"))
     assert data_key(english, TEXT) != data_key(french, TEXT)

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from bench.plan.make import make_plan
-from bench.plan.suite import Suite
-from bench.tasks import Task, prepare
-from bench.tasks.images import decoded
-from methods.errors import UserError
+from tensorbench.methods.errors import UserError
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.suite import Suite
+from tensorbench.tasks import Task, prepare
+from tensorbench.tasks.images import decoded
 
 from ...messages import naming
 from .toy_tasks import IMAGES, pictures, splits, task

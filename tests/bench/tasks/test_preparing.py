@@ -15,8 +15,8 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from bench.tasks import Examples, ImageSplit, TextSplit, data_key, objective, prepare
-from methods.errors import UserError
+from tensorbench.methods.errors import UserError
+from tensorbench.tasks import Examples, ImageSplit, TextSplit, data_key, objective, prepare
 
 from ...messages import naming
 from .toy_tasks import IMAGES, TEXT, ToyImages, ToyText, splits, tokenizer

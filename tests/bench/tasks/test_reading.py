@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from bench.tasks import Examples, Task, prepare
-from bench.tasks.reading import read_examples, read_images
-from methods.errors import UserError
+from tensorbench.methods.errors import UserError
+from tensorbench.tasks import Examples, Task, prepare
+from tensorbench.tasks.reading import read_examples, read_images
 
 from ...messages import naming
 from .toy_tasks import IMAGES, TEXT, ToyImages, ToyText

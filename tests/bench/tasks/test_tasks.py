@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-import bench
-from bench.machine.cache import cache_dir
-from bench.tasks import TASKS, Examples, PreparedData, Task, prepare
-from bench.tasks.dealing import normalise_text
-from bench.tasks.rated_sentences import rows
-from bench.tasks.task import SPLITS
-from methods.errors import UserError
+import tensorbench
+from tensorbench.machine.cache import cache_dir
+from tensorbench.methods.errors import UserError
+from tensorbench.tasks import TASKS, Examples, PreparedData, Task, prepare
+from tensorbench.tasks.dealing import normalise_text
+from tensorbench.tasks.rated_sentences import rows
+from tensorbench.tasks.task import SPLITS
 
 from .toy_tasks import IMAGES, TEXT, splits
 
@@ -58,7 +58,7 @@ def test_registered_names() -> None:
 @pytest.mark.processes
 def test_descriptions_need_neither_data_nor_transformers() -> None:
     code = (
-        "import sys; from bench.tasks import TASKS\n"
+        "import sys; from tensorbench.tasks import TASKS\n"
         "for name, task in TASKS.available():\n"
         "    print(task.classes, task.description, task.license)\n"
         f"for name in {NAMES}:\n"
@@ -67,7 +67,7 @@ def test_descriptions_need_neither_data_nor_transformers() -> None:
     )
     result = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(bench.__file__).parents[1],
+        cwd=Path(tensorbench.__file__).parents[1],
         env={"PATH": "", "TENSORBENCH_CACHE": "/dev/null/none"},
         capture_output=True,
         text=True,

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bench.inputs import ImageInput, TextInput
-from bench.plan.suite_rows import TaskRow
-from bench.tasks import Examples, ImageSplit, PreparedData, Task, TextSplit
-from methods.validation import validate
+from tensorbench.inputs import ImageInput, TextInput
+from tensorbench.methods.validation import validate
+from tensorbench.plan.suite_rows import TaskRow
+from tensorbench.tasks import Examples, ImageSplit, PreparedData, Task, TextSplit
 
 WORDS = [f"w{i}" for i in range(40)]
 

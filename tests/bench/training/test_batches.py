@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench.tasks import ImageSplit, TextSplit
-from bench.training.loop import batches, rate
+from tensorbench.tasks import ImageSplit, TextSplit
+from tensorbench.training.loop import batches, rate
 
 # --- the schedule ---
 

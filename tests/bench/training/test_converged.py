@@ -15,24 +15,24 @@ from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from bench.backbones import LoadedBackbone
-from bench.backbones.backbone import FittedHead
-from bench.backbones.plain import wrap
-from bench.backbones.random_weights import RandomBackbone
-from bench.backbones.registered_backbones import BACKBONES
-from bench.export import export_run
-from bench.metrics import METRICS
-from bench.plan.trial import Trial
-from bench.records.measures import Measure
-from bench.store.store import Store
-from bench.store.trained import stored_trial
-from bench.tasks import Objective, PreparedData, Split
-from bench.training import converged
-from bench.training.converged import GRID, Fit, Standardised, choose
-from bench.training.loop import evaluate
-from bench.training.trial import Outcome, Resources, run_trial
-from bench.verify import verify
-from methods import Geometry, UserError, create
+from tensorbench.backbones import LoadedBackbone
+from tensorbench.backbones.backbone import FittedHead
+from tensorbench.backbones.plain import wrap
+from tensorbench.backbones.random_weights import RandomBackbone
+from tensorbench.backbones.registered_backbones import BACKBONES
+from tensorbench.export import export_run
+from tensorbench.methods import Geometry, UserError, create
+from tensorbench.metrics import METRICS
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
+from tensorbench.store.store import Store
+from tensorbench.store.trained import stored_trial
+from tensorbench.tasks import Objective, PreparedData, Split
+from tensorbench.training import converged
+from tensorbench.training.converged import GRID, Fit, Standardised, choose
+from tensorbench.training.loop import evaluate
+from tensorbench.training.trial import Outcome, Resources, run_trial
+from tensorbench.verify import verify
 
 from ...messages import naming
 from ..toy_runs import run_inline

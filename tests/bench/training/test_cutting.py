@@ -14,20 +14,20 @@ import pytest
 import torch
 from rich.console import Console
 
-from bench.cli.stored import print_trial
-from bench.cli.tables import RowTable
-from bench.plan.rows import Plan
-from bench.records.measures import Measure
-from bench.records.words import Artifact, Tag
-from bench.store.store import Store
-from bench.store.trained import stored_trial
-from bench.training.loop import evaluate
-from bench.training.trial import Resources
-from bench.verify import verify
-from methods import UserError
-from reports.stored import trial_contents
-from reports.study import Cell, lines_of
-from reports.summary import summarise
+from tensorbench.cli.stored import print_trial
+from tensorbench.cli.tables import RowTable
+from tensorbench.methods import UserError
+from tensorbench.plan.rows import Plan
+from tensorbench.records.measures import Measure
+from tensorbench.records.words import Artifact, Tag
+from tensorbench.reports.stored import trial_contents
+from tensorbench.reports.study import Cell, lines_of
+from tensorbench.reports.summary import summarise
+from tensorbench.store.store import Store
+from tensorbench.store.trained import stored_trial
+from tensorbench.training.loop import evaluate
+from tensorbench.training.trial import Resources
+from tensorbench.verify import verify
 
 from ...messages import naming
 from ..toy_runs import run_inline

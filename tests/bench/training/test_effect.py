@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.metrics import METRICS
-from bench.records.measures import Measure
-from bench.tasks import Objective
-from bench.training.effect import effect
-from bench.training.ending import finished
-from bench.training.trial import Outcome, Resources, run_trial
+from tensorbench.metrics import METRICS
+from tensorbench.records.measures import Measure
+from tensorbench.tasks import Objective
+from tensorbench.training.effect import effect
+from tensorbench.training.ending import finished
+from tensorbench.training.trial import Outcome, Resources, run_trial
 
 from ..toy_suites import VISION, plan
 

@@ -13,21 +13,21 @@ import torch
 import transformers
 from pyarrow import parquet
 
-import bench
-import bench.training.trial
-from bench.backbones import BackboneSpec, load
-from bench.backbones.random_weights import byte_tokenizer
-from bench.conformance.subject import tiny
-from bench.inputs import TextInput
-from bench.plan.recipe import Recipe
-from bench.records.measures import Measure
-from bench.records.words import Tag
-from bench.tasks import plain_text
-from bench.tasks.plain_text import plain_tokens
-from bench.training.ending import finished
-from bench.training.forgetting import text_loss
-from bench.training.trial import Resources, run_trial
-from methods import UserError
+import tensorbench
+import tensorbench.training.trial
+from tensorbench.backbones import BackboneSpec, load
+from tensorbench.backbones.random_weights import byte_tokenizer
+from tensorbench.conformance.subject import tiny
+from tensorbench.inputs import TextInput
+from tensorbench.methods import UserError
+from tensorbench.plan.recipe import Recipe
+from tensorbench.records.measures import Measure
+from tensorbench.records.words import Tag
+from tensorbench.tasks import plain_text
+from tensorbench.tasks.plain_text import plain_tokens
+from tensorbench.training.ending import finished
+from tensorbench.training.forgetting import text_loss
+from tensorbench.training.trial import Resources, run_trial
 
 from ...messages import naming
 from ..toy_runs import run
@@ -58,7 +58,7 @@ def test_the_loss_is_the_mean_of_all_tokens_together(
                 total, count = total - float(logits[place, token]), count + 1
     recipe = Recipe.model_validate({}).resolved("cpu")
     assert text_loss(backbone, text, recipe) == (pytest.approx(total / count, rel=1e-5), count)
-    monkeypatch.setattr("bench.training.forgetting.TOKENS_AT_ONCE", 12)
+    monkeypatch.setattr("tensorbench.training.forgetting.TOKENS_AT_ONCE", 12)
     assert text_loss(backbone, text, recipe) == (pytest.approx(total / count, rel=1e-5), count)
 
 
@@ -108,20 +108,22 @@ def test_a_missing_text_is_reported_before_any_work(monkeypatch: pytest.MonkeyPa
     def away(_: int) -> list[str]:
         raise UserError("no index")
 
-    monkeypatch.setattr("bench.tasks.plain_text.TEXTS", {"finewiki": _text(away)})
+    monkeypatch.setattr("tensorbench.tasks.plain_text.TEXTS", {"finewiki": _text(away)})
     (trial,) = plan(DECODER, forgetting="finewiki").trials
     with pytest.raises(UserError, match=naming("'finewiki'", "no index", "`forgetting: none`")):
-        bench.execution.perform.prepare_all([trial], Resources("cpu"))
+        tensorbench.execution.perform.prepare_all([trial], Resources("cpu"))
 
 
 def _text(read: Callable[[int], Any]) -> Any:
-    from bench.tasks.plain_text import PlainText
+    from tensorbench.tasks.plain_text import PlainText
 
     return PlainText(3, 9, "made up for a test", read)
 
 
 def test_documents_begin_as_the_tokenizer_begins_a_text_and_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.tasks.plain_text.TEXTS", {"newspapers": _text(lambda count: ["ab", "x" * 99])})
+    monkeypatch.setattr(
+        "tensorbench.tasks.plain_text.TEXTS", {"newspapers": _text(lambda count: ["ab", "x" * 99])}
+    )
     tokenizer = byte_tokenizer(512)
     text_input = TextInput("bytes", 512, lambda: tokenizer)
     short, long = plain_tokens("newspapers", text_input)
@@ -158,7 +160,7 @@ def test_forgetting_is_stored_shown_and_reported(
     tmp_path: Path, new_store: Callable[[Path], str], call: Callable[..., Any]
 ) -> None:
     ran = run(tmp_path, new_store, call, DECODER, backbones=["tiny-random-llama", "tiny-random-bert"])
-    results = bench.load_results("toy", store=ran.uri)
+    results = tensorbench.load_results("toy", store=ran.uri)
     trials = results.trials.set_index("backbone")
     decoder, encoder = trials.loc["tiny-random-llama"], trials.loc["tiny-random-bert"]
     assert decoder["forgetting"] == pytest.approx(decoder["text_loss"] - decoder["text_loss_bare"])

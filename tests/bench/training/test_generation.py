@@ -16,24 +16,24 @@ import torch
 import transformers
 from pyarrow import parquet
 
-from bench.backbones import BackboneSpec, LoadedBackbone, load
-from bench.backbones.answers import put_head
-from bench.backbones.random_weights import byte_tokenizer
-from bench.conformance.subject import tiny
-from bench.inputs import TextInput, Writing
-from bench.plan.suite_file import load_suite
-from bench.records.measures import Measure
-from bench.records.words import Artifact
-from bench.tasks import DataSource, TextSplit, prepare
-from bench.tasks.objective import extracted, same
-from bench.tasks.school_math import GSM8K, METAMATH, MetaMath
-from bench.tasks.splits import WrittenSplit, answers_of
-from bench.tasks.tokens import written
-from bench.training.ending import finished
-from bench.training.loop import evaluate
-from bench.training.saving import Saving
-from bench.training.trial import Resources, run_trial
-from methods import Geometry, UserError, create, from_identity
+from tensorbench.backbones import BackboneSpec, LoadedBackbone, load
+from tensorbench.backbones.answers import put_head
+from tensorbench.backbones.random_weights import byte_tokenizer
+from tensorbench.conformance.subject import tiny
+from tensorbench.inputs import TextInput, Writing
+from tensorbench.methods import Geometry, UserError, create, from_identity
+from tensorbench.plan.suite_file import load_suite
+from tensorbench.records.measures import Measure
+from tensorbench.records.words import Artifact
+from tensorbench.tasks import DataSource, TextSplit, prepare
+from tensorbench.tasks.objective import extracted, same
+from tensorbench.tasks.school_math import GSM8K, METAMATH, MetaMath
+from tensorbench.tasks.splits import WrittenSplit, answers_of
+from tensorbench.tasks.tokens import written
+from tensorbench.training.ending import finished
+from tensorbench.training.loop import evaluate
+from tensorbench.training.saving import Saving
+from tensorbench.training.trial import Resources, run_trial
 
 from ...messages import naming
 from ..toy_suites import VISION, plan
@@ -244,7 +244,7 @@ def test_trials_of_described_data_train_and_head_only_is_zero_shot(
         for number in examples.lengths.argsort(stable=True).tolist()  # type: ignore[union-attr]
     ]
     scripted_answers = lambda *_: [right.pop(0) for _ in range(9)]  # noqa: E731
-    monkeypatch.setattr("bench.backbones.answers.Writer.write", scripted_answers)
+    monkeypatch.setattr("tensorbench.backbones.answers.Writer.write", scripted_answers)
     assert run_trial(made.trials[0], resources, lambda _: None).final.metric == 1
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-import bench
-import bench.training.trial
-from bench.records.measures import Measure
-from bench.training.inference import Forward, timed_sizes
-from bench.training.trial import Resources, run_trial
+import tensorbench
+import tensorbench.training.trial
+from tensorbench.records.measures import Measure
+from tensorbench.training.inference import Forward, timed_sizes
+from tensorbench.training.trial import Resources, run_trial
 
 from ...messages import naming
 from ..toy_runs import run
@@ -55,7 +55,7 @@ def test_a_worker_measures_a_method_once_and_its_result_is_the_same(monkeypatch:
 def test_a_gpu_is_also_timed_with_a_batch_that_fills_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert timed_sizes(torch.device("cpu")) == (8,)
     assert timed_sizes(torch.device("cuda:1")) == (8, 256)
-    monkeypatch.setattr(bench.training.trial, "timed_sizes", lambda device: (8, 20))
+    monkeypatch.setattr(tensorbench.training.trial, "timed_sizes", lambda device: (8, 20))
     (trial,) = plan(TEXT).trials
     measures = run_trial(trial, Resources("cpu"), lambda _: None).measures
     assert (measures[Measure.TIMED_EXAMPLES], measures[Measure.FILLED_EXAMPLES]) == (8, 20)
@@ -78,7 +78,7 @@ def test_inference_costs_are_stored_shown_and_reported(
 ) -> None:
     methods = [{"method": "trac", "rank": 2}, {"method": "loretta_adp", "rank": 2}]
     ran = run(tmp_path, new_store, call, DECODER, methods=methods)
-    results = bench.load_results("toy", store=ran.uri)
+    results = tensorbench.load_results("toy", store=ran.uri)
     trac, adapter = (trial for _, trial in results.trials.sort_values("family", ascending=False).iterrows())
     shown = [call("show", trial["trial_id"], "--store", ran.uri).out for trial in (trac, adapter)]
     times = f"{trac['adapted_ms'] / trac['bare_ms']:.2f} times the bare backbone's {trac['bare_ms']:.1f} ms"

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import bench.training.trial
-from bench.plan.trial import Trial
-from bench.records.measures import Measure
-from bench.records.record import Progress
-from bench.tasks import ImageSplit, TextSplit
-from bench.training import loop as training
-from bench.training.ending import finished
-from bench.training.loop import Diverged, Evaluation, batches, head_state, rate
-from bench.training.seeding import generator, stream_seed
-from bench.training.trial import Outcome, Resources, run_trial
-from methods import create
+import tensorbench.training.trial
+from tensorbench.methods import create
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
+from tensorbench.records.record import Progress
+from tensorbench.tasks import ImageSplit, TextSplit
+from tensorbench.training import loop as training
+from tensorbench.training.ending import finished
+from tensorbench.training.loop import Diverged, Evaluation, batches, head_state, rate
+from tensorbench.training.seeding import generator, stream_seed
+from tensorbench.training.trial import Outcome, Resources, run_trial
 
 from ..toy_suites import DIGITS, TEXT, VISION, plan
 
@@ -111,7 +111,7 @@ def watch(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
         with monkeypatch.context() as patch:
             patch.setattr(training, "batches", listed)
             patch.setattr(training, "evaluate", evaluate)
-            patch.setattr(bench.training.trial, "train", train)
+            patch.setattr(tensorbench.training.trial, "train", train)
             hook = register_optimizer_step_pre_hook(before_step)
             try:
                 seen.outcome = run_trial(trial(**changes), resources, seen.reports.append)
@@ -290,12 +290,12 @@ def test_the_error_names_the_step_of_the_nan_loss(watch: Watch) -> None:
 def test_a_state_that_breaks_on_the_test_split_only_is_no_result(
     resources: Resources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = bench.training.trial.evaluate
+    real = tensorbench.training.trial.evaluate
 
     def evaluate(*arguments: Any) -> Evaluation:
         return replace(real(*arguments), loss=float("nan"))
 
-    monkeypatch.setattr(bench.training.trial, "evaluate", evaluate)
+    monkeypatch.setattr(tensorbench.training.trial, "evaluate", evaluate)
     with pytest.raises(Diverged):
         run(resources)
 
@@ -380,7 +380,7 @@ def test_the_dropout_stream_reaches_what_drops_out_and_nothing_else(
     resources: Resources, base: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run(resources, base=base)
-    monkeypatch.setattr(bench.training.trial, "stream_seed", lambda seed, stream: 12345)
+    monkeypatch.setattr(tensorbench.training.trial, "stream_seed", lambda seed, stream: 12345)
     # BERT's configuration has dropout, ViT's has none.
     assert torch.equal(run(resources, base=base).final.logits, first.final.logits) is (base is VISION)
 

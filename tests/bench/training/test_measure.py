@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import bench
-from bench.training import measure
-from bench.training.measure import LIBRARIES, WARMUP_STEPS, PeakMemory, StepTimer, provenance
+import tensorbench
+from tensorbench.training import measure
+from tensorbench.training.measure import LIBRARIES, WARMUP_STEPS, PeakMemory, StepTimer, provenance
 
 CPU = torch.device("cpu")
 
@@ -133,7 +133,7 @@ def test_an_installed_copy_has_the_commit_that_it_was_built_from(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("setuptools")
-    home = Path(bench.__file__).parents[1]
+    home = Path(tensorbench.__file__).parents[1]
     (repository / "bench" / "training").mkdir(parents=True)
     for name in (
         "setup.py",

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import bench.training.trial
-from bench.backbones.random_weights import RandomBackbone
-from bench.plan.recipe import Recipe
-from bench.tasks import ImageSplit
-from bench.training import loop
-from bench.training.augmentation import augmenter
-from bench.training.loop import Evaluation
-from bench.training.numerics import (
+import tensorbench.training.trial
+from tensorbench.backbones.random_weights import RandomBackbone
+from tensorbench.methods import Geometry, UserError, create, from_identity
+from tensorbench.plan.recipe import Recipe
+from tensorbench.tasks import ImageSplit
+from tensorbench.training import loop
+from tensorbench.training.augmentation import augmenter
+from tensorbench.training.loop import Evaluation
+from tensorbench.training.numerics import (
     CUBLAS,
     EMULATE_BF16,
     compiled,
@@ -32,9 +33,8 @@ from bench.training.numerics import (
     frozen_in_bf16,
     refused_precision,
 )
-from bench.training.seeding import generator, lent
-from bench.training.trial import Outcome, Resources, run_trial
-from methods import Geometry, UserError, create, from_identity
+from tensorbench.training.seeding import generator, lent
+from tensorbench.training.trial import Outcome, Resources, run_trial
 
 from ...messages import naming
 from ..toy_suites import DIGITS, TEXT, VISION, plan
@@ -288,7 +288,7 @@ def test_the_workspace_of_cublas_is_set_before_the_first_product(
 import os, torch
 torch.cuda.is_initialized = lambda: {reserved is not None}
 torch.cuda.memory_reserved = lambda: {reserved}
-import bench.{imported}
+import tensorbench.{imported}
 print(os.environ.get("{CUBLAS}"))
 """
     environment = {name: value for name, value in os.environ.items() if name != CUBLAS}
@@ -313,7 +313,7 @@ def test_products_and_convolutions_are_rounded_to_tf32_where_the_recipe_says_so_
         with Flags():
             return loop.train(*arguments)
 
-    monkeypatch.setattr(bench.training.trial, "train", watched)
+    monkeypatch.setattr(tensorbench.training.trial, "train", watched)
     before = rounded()
     (trial,) = plan(training={"batch_size": 16, "steps": 1, "precision": "fp32"}).trials
     for precision in ("fp32", "tf32"):
@@ -330,7 +330,7 @@ def test_a_trial_trains_in_the_mode_that_its_recipe_names(
     inside: list[tuple[str, bool]] = []
 
     def recorded(name: str) -> Callable[..., Any]:
-        real = getattr(bench.training.trial, name)
+        real = getattr(tensorbench.training.trial, name)
 
         def call(*arguments: Any) -> Any:
             inside.append((name, torch.are_deterministic_algorithms_enabled()))
@@ -339,7 +339,7 @@ def test_a_trial_trains_in_the_mode_that_its_recipe_names(
         return call
 
     for name in ("train", "evaluate"):
-        monkeypatch.setattr(bench.training.trial, name, recorded(name))
+        monkeypatch.setattr(tensorbench.training.trial, name, recorded(name))
     for mode in (True, False):
         inside.clear()
         run(resources, training={"steps": 2, "epochs": None, "deterministic": mode})
@@ -457,7 +457,7 @@ def test_a_trial_with_frozen_weights_rounded_once_has_the_same_bits(
     training = {"steps": 3, "epochs": None, "precision": "bf16"}
     monkeypatch.setenv(EMULATE_BF16, "1")
     saved = run(resources, base, training=training)
-    monkeypatch.setattr(bench.training.trial, "frozen_in_bf16", lambda encoder, enabled: nullcontext())
+    monkeypatch.setattr(tensorbench.training.trial, "frozen_in_bf16", lambda encoder, enabled: nullcontext())
     again = run(resources, base, training=training)
     assert torch.equal(saved.final.logits, again.final.logits)
     assert saved.adapter.keys() == again.adapter.keys()
@@ -485,7 +485,7 @@ def test_bf16_is_refused_where_the_processor_emulates_it(
     setting: str | None,
     refused: bool,
 ) -> None:
-    monkeypatch.setattr("bench.training.numerics.computes_bf16", lambda: native)
+    monkeypatch.setattr("tensorbench.training.numerics.computes_bf16", lambda: native)
     monkeypatch.delenv(EMULATE_BF16, raising=False)
     if setting is not None:
         monkeypatch.setenv(EMULATE_BF16, setting)
@@ -553,7 +553,7 @@ def test_emulated_bf16_rounds_products_of_float32(monkeypatch: pytest.MonkeyPatc
     scaled = (0.5 * added.float() + 2 * left.float() @ right.float()).bfloat16()
     gradient = (torch.ones(5, 7) @ right[0].float().T).bfloat16()
 
-    monkeypatch.setattr("bench.training.numerics.computes_bf16", lambda: False)
+    monkeypatch.setattr("tensorbench.training.numerics.computes_bf16", lambda: False)
     kernels = emulate_bf16.__wrapped__()
     try:
         assert torch.equal(torch.bmm(left, right), expected)
@@ -573,5 +573,5 @@ def test_emulated_bf16_rounds_products_of_float32(monkeypatch: pytest.MonkeyPatc
 
 
 def test_bf16_is_not_emulated_where_the_processor_computes_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.training.numerics.computes_bf16", lambda: True)
+    monkeypatch.setattr("tensorbench.training.numerics.computes_bf16", lambda: True)
     assert emulate_bf16.__wrapped__() is None

@@ -9,10 +9,10 @@ import pytest
 import torch
 from peft import PeftType
 
-from bench.backbones import BackboneSpec, describe, load
-from bench.records.measures import Measure
-from bench.training.trial import Resources, run_trial
-from methods import UserError, quantised
+from tensorbench.backbones import BackboneSpec, describe, load
+from tensorbench.methods import UserError, quantised
+from tensorbench.records.measures import Measure
+from tensorbench.training.trial import Resources, run_trial
 
 from ...messages import naming
 from ..toy_suites import TEXT, plan

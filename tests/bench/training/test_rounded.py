@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench.backbones import BackboneSpec, describe, load
-from bench.backbones.random_weights import RandomBackbone
-from bench.export.write import form_of
-from bench.plan.trial import Trial
-from bench.training.saving import Saving
-from bench.training.trial import Outcome, Resources, run_trial
-from methods import UserError, create
-from methods.errors import RoundedMerge
+from tensorbench.backbones import BackboneSpec, describe, load
+from tensorbench.backbones.random_weights import RandomBackbone
+from tensorbench.export.write import form_of
+from tensorbench.methods import UserError, create
+from tensorbench.methods.errors import RoundedMerge
+from tensorbench.plan.trial import Trial
+from tensorbench.training.saving import Saving
+from tensorbench.training.trial import Outcome, Resources, run_trial
 
 from ...messages import naming
 from ..toy_suites import TEXT, plan

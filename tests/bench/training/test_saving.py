@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-import bench.execution.perform
-import bench.training.loop
-from bench.execution.perform import perform, prepare_all
-from bench.plan.trial import Trial
-from bench.records.record import Progress
-from bench.records.words import Status, Tag
-from bench.training.saving import PLAIN, Saving
-from bench.training.trial import Outcome, Resources, run_trial
-from methods import UserError
+import tensorbench.execution.perform
+import tensorbench.training.loop
+from tensorbench.execution.perform import perform, prepare_all
+from tensorbench.methods import UserError
+from tensorbench.plan.trial import Trial
+from tensorbench.records.record import Progress
+from tensorbench.records.words import Status, Tag
+from tensorbench.training.saving import PLAIN, Saving
+from tensorbench.training.trial import Outcome, Resources, run_trial
 
 from ...messages import naming
 from ..toy_runs import SHORT
@@ -66,8 +66,8 @@ def test_parts_of_a_batch_and_recomputed_layers_give_the_same_trial(
 
 def test_dropout_of_another_stream_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shows that the comparison above can fail: if dropout is drawn per part, training differs."""
-    from methods.adapter import Adapter
-    from methods.lowrank import LowRankAdapter
+    from tensorbench.methods.adapter import Adapter
+    from tensorbench.methods.lowrank import LowRankAdapter
 
     made = trial(LLAMA, {"method": "lotr", "dropout": 0.4})
     plain = run(made)
@@ -139,7 +139,7 @@ def test_options_that_would_change_a_result_are_refused_before_any_work(
 
 def test_running_out_of_memory_halves_the_parts_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     made = trial(VISION, "lora", steps=2)
-    real = bench.execution.perform.run_trial
+    real = tensorbench.execution.perform.run_trial
     tried: list[int] = []
 
     def limited(trial: Trial, resources: Resources, report: Callable[[Progress], None]) -> Outcome:
@@ -150,7 +150,7 @@ def test_running_out_of_memory_halves_the_parts_only_on_request(monkeypatch: pyt
             raise torch.OutOfMemoryError("none left")
         return real(trial, resources, report)
 
-    monkeypatch.setattr(bench.execution.perform, "run_trial", limited)
+    monkeypatch.setattr(tensorbench.execution.perform, "run_trial", limited)
     events: list[Progress] = []
     ending = perform(made, Resources("cpu"), events.append)
     assert (ending.tag(Tag.FAILURE), tried) == ("out of memory", [16])
@@ -169,7 +169,7 @@ def test_running_out_of_memory_halves_the_parts_only_on_request(monkeypatch: pyt
 def test_how_a_trial_was_run_is_stored_and_not_in_its_id(
     tmp_path: Path, new_store: Callable[[Path], str], call: Callable[..., Any]
 ) -> None:
-    from bench.store.store import Store
+    from tensorbench.store.store import Store
 
     suite, uri = write(tmp_path, VISION, training=SHORT), new_store(tmp_path)
     refused = call("run", suite, "--store", uri, "--micro-batch", "0")

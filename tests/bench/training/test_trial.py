@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-import bench.training.trial
-from bench.plan.trial import Trial
-from bench.records.measures import Measure
-from bench.records.record import Progress
-from bench.records.words import Status, Tag
-from bench.training.ending import finished
-from bench.training.trial import Resources, run_trial
-from methods import UserError
+import tensorbench.training.trial
+from tensorbench.methods import UserError
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
+from tensorbench.records.record import Progress
+from tensorbench.records.words import Status, Tag
+from tensorbench.training.ending import finished
+from tensorbench.training.trial import Resources, run_trial
 
 from ...messages import naming
 from ..toy_suites import TEXT, VISION, plan
@@ -62,13 +62,13 @@ def test_the_backbone_is_clean_after_every_trial_failed_ones_too(base: dict[str,
 def test_several_trials_load_a_backbone_and_its_data_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     for name in ("load", "prepare"):
-        real = getattr(bench.training.trial, name)
+        real = getattr(tensorbench.training.trial, name)
 
         def counted(*arguments: Any, name: str = name, real: Any = real, **options: Any) -> Any:
             calls.append(name)
             return real(*arguments, **options)
 
-        monkeypatch.setattr(bench.training.trial, name, counted)
+        monkeypatch.setattr(tensorbench.training.trial, name, counted)
     resources = Resources("cpu")
     for trial in trials(methods=METHODS, seeds=[0, 1]):
         run_trial(trial, resources, nothing)
@@ -189,7 +189,7 @@ def test_a_method_that_cannot_be_tried_has_its_result_all_the_same(monkeypatch: 
     def refuse(_: object) -> None:
         raise UserError("not on a tiny model")
 
-    monkeypatch.setattr(bench.training.trial, "_of_identity", refuse)
+    monkeypatch.setattr(tensorbench.training.trial, "_of_identity", refuse)
     (lora,) = trials(methods=["lora"])
     with pytest.warns(UserWarning, match=naming("LoRA", "tiny model")):
         ended = finished(run_trial(lora, Resources("cpu"), nothing))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.store.store import Store
+from tensorbench.store.store import Store
 
 from ..toy_runs import SHORT, run_inline
 from ..toy_suites import plan

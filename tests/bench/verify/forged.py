@@ -11,16 +11,16 @@ from typing import Any
 
 import pandas as pd
 
-from bench.machine.files import sha256_of
-from bench.plan.trial import Trial
-from bench.plan.yaml_text import parse, written
-from bench.records.measures import Measure
-from bench.records.record import Record
-from bench.records.words import Artifact, RunKind, Tag
-from bench.store.artifacts import hashes
-from bench.store.pack.reading import open_pack
-from bench.store.pack.writing import write_pack
-from bench.store.source import Source
+from tensorbench.machine.files import sha256_of
+from tensorbench.plan.trial import Trial
+from tensorbench.plan.yaml_text import parse, written
+from tensorbench.records.measures import Measure
+from tensorbench.records.record import Record
+from tensorbench.records.words import Artifact, RunKind, Tag
+from tensorbench.store.artifacts import hashes
+from tensorbench.store.pack.reading import open_pack
+from tensorbench.store.pack.writing import write_pack
+from tensorbench.store.source import Source
 
 #: The artifacts and values that a copied result takes along.
 RESULTS = ("metrics", "predictions", "points")

@@ -13,11 +13,11 @@ from typing import Any
 
 import pandas as pd
 
-from bench.machine.files import sha256_of
-from bench.records.record import Record
-from bench.records.words import Artifact, RunKind, Tag
-from bench.store.artifacts import hashes
-from bench.store.store import Store
+from tensorbench.machine.files import sha256_of
+from tensorbench.records.record import Record
+from tensorbench.records.words import Artifact, RunKind, Tag
+from tensorbench.store.artifacts import hashes
+from tensorbench.store.store import Store
 
 
 @dataclass

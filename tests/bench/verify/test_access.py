@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from bench.machine.files import sha256_of
-from bench.records.pack_format import CONFIGS_TABLE
-from bench.records.words import Artifact, Tag
-from bench.store.opening import unpack
-from bench.store.pack import parquet
-from bench.store.store import Store
-from bench.verify import verify
-from methods import UserError
+from tensorbench.machine.files import sha256_of
+from tensorbench.methods import UserError
+from tensorbench.records.pack_format import CONFIGS_TABLE
+from tensorbench.records.words import Artifact, Tag
+from tensorbench.store.opening import unpack
+from tensorbench.store.pack import parquet
+from tensorbench.store.store import Store
+from tensorbench.verify import verify
 
 from ...packs import Files, changed, packed
 from ..toy_runs import SHORT, run_inline

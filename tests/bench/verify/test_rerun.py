@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-import bench.verify.rerun
-from bench.records.measures import Measure
-from bench.records.words import Artifact, Status
-from bench.verify import verify
-from methods import UserError
+import tensorbench.verify.rerun
+from tensorbench.methods import UserError
+from tensorbench.records.measures import Measure
+from tensorbench.records.words import Artifact, Status
+from tensorbench.verify import verify
 
 from ..toy_runs import raising
 from .kept import Kept
@@ -41,7 +41,7 @@ def test_another_run_has_the_stored_validation_loss(kept: Kept) -> None:
 def test_a_trial_whose_data_are_not_here_cannot_run_again(
     kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench.verify.rerun, "prepare_all", raising(UserError("no data here")))
+    monkeypatch.setattr(tensorbench.verify.rerun, "prepare_all", raising(UserError("no data here")))
     result = verify(kept.store.uri, reruns=1)
     assert [(missing.what, missing.why) for missing in result.unchecked] == [
         ("score of another run", "no data here")

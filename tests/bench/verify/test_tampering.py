@@ -13,14 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from bench.records.measures import Measure
-from bench.records.predictions import compact
-from bench.records.words import Artifact, RunKind, Tag
-from bench.store.artifacts import hashes
-from bench.store.opening import unpack
-from bench.store.pack.writing import write_pack
-from bench.store.store import Store
-from bench.verify import verify
+from tensorbench.records.measures import Measure
+from tensorbench.records.predictions import compact
+from tensorbench.records.words import Artifact, RunKind, Tag
+from tensorbench.store.artifacts import hashes
+from tensorbench.store.opening import unpack
+from tensorbench.store.pack.writing import write_pack
+from tensorbench.store.store import Store
+from tensorbench.verify import verify
 
 from ..toy_runs import SHORT, run_inline
 from ..toy_suites import plan

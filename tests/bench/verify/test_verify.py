@@ -12,19 +12,19 @@ import pytest
 import yaml
 from safetensors.torch import load, save
 
-from bench.machine.cache import prepared
-from bench.machine.files import sha256_of
-from bench.plan.trial import Trial
-from bench.records.origin import StoredConfig
-from bench.records.words import Artifact, RunKind, Tag
-from bench.store.opening import pack, unpack
-from bench.store.pack.reading import open_pack
-from bench.store.pack.writing import write_pack
-from bench.store.store import Store
-from bench.verify import verify
-from bench.verify.labels import labels_of
-from bench.verify.plans import examine_plan
-from methods import UserError
+from tensorbench.machine.cache import prepared
+from tensorbench.machine.files import sha256_of
+from tensorbench.methods import UserError
+from tensorbench.plan.trial import Trial
+from tensorbench.records.origin import StoredConfig
+from tensorbench.records.words import Artifact, RunKind, Tag
+from tensorbench.store.opening import pack, unpack
+from tensorbench.store.pack.reading import open_pack
+from tensorbench.store.pack.writing import write_pack
+from tensorbench.store.store import Store
+from tensorbench.verify import verify
+from tensorbench.verify.labels import labels_of
+from tensorbench.verify.plans import examine_plan
 
 from ...packs import changed, edit_json, packed
 from ...reports import made_up

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from methods import Geometry
-from methods.lowrank import Contracted, LowRankMethod, Parametrisation
-from methods.sizes import OneRank
+from tensorbench.methods import Geometry
+from tensorbench.methods.lowrank import Contracted, LowRankMethod, Parametrisation
+from tensorbench.methods.sizes import OneRank
 
 
 class SharedDown(OneRank, LowRankMethod):

@@ -10,10 +10,10 @@ import pytest
 from scipy import stats
 from sklearn.metrics import matthews_corrcoef
 
-from bench.metrics import METRICS
-from reports.inference.crossed import of_groups, of_seeds, of_seeds_and_examples, over_settings
-from reports.inference.effects import Answer, Verdict, effect, verdict
-from reports.inference.intervals import LEVEL, Array, Error, simultaneous, t_half
+from tensorbench.metrics import METRICS
+from tensorbench.reports.inference.crossed import of_groups, of_seeds, of_seeds_and_examples, over_settings
+from tensorbench.reports.inference.effects import Answer, Verdict, effect, verdict
+from tensorbench.reports.inference.intervals import LEVEL, Array, Error, simultaneous, t_half
 
 
 def array(*values: float) -> Array:

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from reports.inference import orders
-from reports.inference.crossed import of_seeds
-from reports.inference.effects import effect
+from tensorbench.reports.inference import orders
+from tensorbench.reports.inference.crossed import of_seeds
+from tensorbench.reports.inference.effects import effect
 
 from .test_intervals import array
 

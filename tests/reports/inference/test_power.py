@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reports.inference import power
-from reports.inference.crossed import of_seeds
-from reports.inference.effects import effect
+from tensorbench.reports.inference import power
+from tensorbench.reports.inference.crossed import of_seeds
+from tensorbench.reports.inference.effects import effect
 from tools.benchmarks.coverage import Scenario, finding, normal
 
 from .test_intervals import array

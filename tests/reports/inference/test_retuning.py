@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reports.inference.crossed import OnSetting, lottery
-from reports.inference.effects import effect
-from reports.inference.intervals import LEVEL, Array
+from tensorbench.reports.inference.crossed import OnSetting, lottery
+from tensorbench.reports.inference.effects import effect
+from tensorbench.reports.inference.intervals import LEVEL, Array
 from tools.benchmarks.coverage import Tuning, retuned
 
 

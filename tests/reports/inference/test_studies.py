@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reports.inference import power
-from reports.inference.crossed import OnSetting, of_seeds, of_seeds_and_examples
-from reports.inference.effects import Answer, effect, verdict
-from reports.inference.intervals import LEVEL, Array, Bounds, simultaneous
-from reports.inference.power import Response, stratified
-from reports.inference.studies import (
+from tensorbench.reports.inference import power
+from tensorbench.reports.inference.crossed import OnSetting, of_seeds, of_seeds_and_examples
+from tensorbench.reports.inference.effects import Answer, effect, verdict
+from tensorbench.reports.inference.intervals import LEVEL, Array, Bounds, simultaneous
+from tensorbench.reports.inference.power import Response, stratified
+from tensorbench.reports.inference.studies import (
     CompleteStudies,
     chosen_by_validation,
     have_best_rates,
