@@ -1,13 +1,21 @@
-"""Stores the commit in distributions that are built from a checkout, so that installed copies know it."""
+"""Installs the folders as packages of `tensorbench`, and stores the commit there."""
 
 import subprocess
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
 HERE = Path(__file__).parent
+
+#: The folders of the packages. Those of further packages lie in them.
+FOLDERS = {
+    "tensorbench": "bench",
+    "tensorbench.methods": "methods",
+    "tensorbench.baselines": "baselines",
+    "tensorbench.reports": "reports",
+}
 
 
 def commit() -> str:
@@ -24,17 +32,17 @@ def commit() -> str:
         return ""
 
 
-def store(text: str, folder: str) -> None:
-    """Writes the text to bench/commit.txt below a folder, unless a source distribution brings its own."""
+def store(text: str, folder: Path) -> None:
+    """Writes the text to commit.txt in a folder, unless a source distribution brings its own."""
     if text:
-        (Path(folder) / "bench" / "commit.txt").write_text(text + "\n", encoding="utf-8")
+        (folder / "commit.txt").write_text(text + "\n", encoding="utf-8")
 
 
 class BuildPy(build_py):
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            store(commit(), self.build_lib)
+            store(commit(), Path(self.build_lib) / "tensorbench")
 
 
 class SDist(sdist):
@@ -42,7 +50,16 @@ class SDist(sdist):
         # The tree itself would be an untracked folder of the checkout.
         text = commit()
         super().make_release_tree(base_dir, files)
-        store(text, base_dir)
+        store(text, Path(base_dir) / "bench")
 
 
-setup(cmdclass={"build_py": BuildPy, "sdist": SDist})
+def packages() -> list[str]:
+    inside = ((package, below) for package, folder in FOLDERS.items() for below in find_packages(folder))
+    return [*FOLDERS, *(f"{package}.{below}" for package, below in inside)]
+
+
+setup(
+    packages=packages(),
+    package_dir=FOLDERS,
+    cmdclass={"build_py": BuildPy, "sdist": SDist},
+)

@@ -5,12 +5,11 @@ This module offers the names that notebooks need. Each is imported when it is fi
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tensorbench import methods as methods
     from tensorbench.backbones.plain import wrap
     from tensorbench.execution.place import Place
     from tensorbench.forecast import make_forecast
@@ -58,32 +57,9 @@ _HOMES = {
 }
 
 
-def _refuse_hidden(*packages: str) -> None:
-    """Raises ImportError if a file or folder of the user hides one of our packages.
-
-    Python looks for packages beside a notebook or script first.
-    """
-    home = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-    for name in packages:
-        spec = find_spec(name)
-        if spec is None:
-            continue
-        place = next(iter(spec.submodule_search_locations or ()), spec.origin) or ""
-        if os.path.dirname(os.path.realpath(place)) != home:
-            # With this name `python -m tensorbench` shows only the message.
-            raise ImportError(
-                f"{place} hides the package '{name}' of tensorpeft-bench: rename it, or start Python in "
-                "another folder",
-                name=__name__,
-            )
-
-
-_refuse_hidden("methods", "baselines", "reports")
-
-
 def __dir__() -> list[str]:
     # Notebooks complete the names in this list.
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, "__version__", "methods"])
 
 
 def __getattr__(name: str) -> Any:
@@ -92,6 +68,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("tensorpeft-bench")
+    if name == "methods":
+        return import_module("tensorbench.methods")
     if name not in _HOMES:
-        raise AttributeError(f"module 'bench' has no attribute {name!r}")
+        raise AttributeError(f"module 'tensorbench' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -19,7 +19,7 @@ from pdoc.doc import Class, Doc, Function, Module
 
 #: The modules that users and plug-ins import. Other modules may move.
 PUBLIC = (
-    "bench",
+    "tensorbench",
     "tensorbench.run",
     "tensorbench.plan.suite",
     "tensorbench.plan.suite_rows",
@@ -34,7 +34,7 @@ PUBLIC = (
     "tensorbench.conformance",
     "tensorbench.records.stored_plan",
     "tensorbench.records.words",
-    "methods",
+    "tensorbench.methods",
     "tensorbench.methods.lowrank",
     "tensorbench.methods.sizes",
     "tensorbench.reports.study",
@@ -42,10 +42,8 @@ PUBLIC = (
     "tensorbench.reports.compare",
 )
 
-PACKAGES = ("bench", "methods", "baselines", "reports")
-
-#: Matches a dotted name from these packages, between backquotes in a docstring.
-NAMED = re.compile(rf"`((?:{'|'.join(PACKAGES)})(?:\.\w+)+)(?:\(\))?`")
+#: Matches a dotted name of ours between backquotes in a docstring.
+NAMED = re.compile(r"`(tensorbench(?:\.\w+)+)(?:\(\))?`")
 
 
 def build(folder: Path) -> list[str]:

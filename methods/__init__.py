@@ -61,7 +61,12 @@ _HOMES = {
 }
 
 
+def __dir__() -> list[str]:
+    # Notebooks complete the names in this list.
+    return sorted(__all__)
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'methods' has no attribute {name!r}")
+        raise AttributeError(f"module 'tensorbench.methods' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

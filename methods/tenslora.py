@@ -232,7 +232,7 @@ class TensLoRA(CutMethod):
         return self.model_copy(update={"ranks": tuple(ranks)})
 
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
-        """Returns the same variant with the ranks that `tensorbench.methods.tenslora_ranks` chooses for the budget.
+        """Returns the same variant with the ranks for the budget (see `tensorbench.methods.tenslora_ranks`).
 
         With `uneven`, r(input) may be one above r(output) in a Tucker tensor without a head mode, and the
         first ranks of a tensor train may be one above its other ranks. Raises UserError if ranks of 1 exceed

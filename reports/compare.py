@@ -102,7 +102,8 @@ class Move:
     threshold: float
     #: Whether the interval covers the noise of test examples as well as that of seeds.
     examples: bool
-    #: A verdict of `tensorbench.reports.inference.effects.verdict`, `SAME_TRIALS`, `SAME_SCORES` or `MEASURED_OTHERWISE`.
+    #: A verdict of `tensorbench.reports.inference.effects.verdict`, or `SAME_TRIALS`, `SAME_SCORES` or
+    #: `MEASURED_OTHERWISE`.
     verdict: str
     #: Whether the interval excludes zero.
     moved: bool
@@ -161,7 +162,8 @@ def compare(
     The file of a pack may replace the name. Then the URI is not used.
 
     Raises UserError if an experiment is missing, has no result or was tuned by studies, if both are the same,
-    and if a pack has several experiments. Raises the errors of `tensorbench.reports.thresholds.thresholds` as well.
+    and if a pack has several experiments. Raises the errors of `tensorbench.reports.thresholds.thresholds` as
+    well.
     """
     if first == second:
         raise UserError(f"'{first[1]}' is compared with itself; name another experiment or --against-store")

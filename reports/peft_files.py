@@ -47,8 +47,8 @@ def peft_files(store: str, names: Sequence[str]) -> dict[str, str]:
     """The texts of the result files of experiments or packs, by file name.
 
     Each finished trial of the tables has a file if it has a test score by a metric of `SHARES`. Of the trials
-    of a study, only the trial that the study keeps has a file. Raises UserError as `tensorbench.reports.reading.read`
-    does, and if no trial has a file.
+    of a study, only the trial that the study keeps has a file. Raises UserError as
+    `tensorbench.reports.reading.read` does, and if no trial has a file.
     """
     study = read(store, names, studies=True)
     files = {}

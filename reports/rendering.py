@@ -19,7 +19,7 @@ def environment(**options: Any) -> Environment:
     In a template, an undefined name is an error, and a line that has only a statement leaves no blank line.
     """
     loader = Environment(
-        loader=PackageLoader("reports"),
+        loader=PackageLoader("tensorbench.reports"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -81,8 +81,8 @@ class StudyAnalysis:
     def failed(self, seed: Seed) -> bool:
         """Whether a trial failed: it diverged, or its score is far below that of its cell's best trial.
 
-        The best trial is the one with the lowest validation loss. Far means at least
-        `tensorbench.reports.inference.studies.FAILED` points. In a cell without a complete study, only divergence counts.
+        The best trial is the one with the lowest validation loss. Far means at least `FAILED` points (see
+        `tensorbench.reports.inference.studies`). In a cell without a complete study, only divergence counts.
         """
         studies = self.studies.get(seed.cell)
         if seed.score is None or studies is None:

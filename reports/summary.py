@@ -31,7 +31,10 @@ LONGEST_PART = 100
 
 @dataclass(frozen=True)
 class Summary(CellsAndSeeds):
-    """The results of a plan or of a part of it. `cells` and `seeds` are as in `tensorbench.reports.study.Study`."""
+    """The results of a plan or of a part of it.
+
+    `cells` and `seeds` are as in `tensorbench.reports.study.Study`.
+    """
 
     #: The text with which the suite's results end. Empty if the suite has no such text.
     closing: str

@@ -21,15 +21,15 @@ def api() -> types.ModuleType:
 
 def test_every_public_name_has_words_that_render(api: types.ModuleType, tmp_path: Path) -> None:
     assert api.build(tmp_path) == []
-    assert "matched budgets" in (tmp_path / "bench.html").read_text(encoding="utf-8")
-    assert 'id="Method.fit"' in (tmp_path / "methods.html").read_text(encoding="utf-8")
+    assert "matched budgets" in (tmp_path / "tensorbench.html").read_text(encoding="utf-8")
+    assert 'id="Method.fit"' in (tmp_path / "tensorbench" / "methods.html").read_text(encoding="utf-8")
 
 
 def test_missing_docstrings_and_unknown_names_are_reported(
     api: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "undocumented.py").write_text(
-        '"""See `bench.no_such_thing`, and `tensorbench.run.run_suite`."""\n\n'
+        '"""See `tensorbench.no_such_thing`, and `tensorbench.run.run_suite`."""\n\n'
         "class Told:\n"
         '    """Has words."""\n\n'
         "    def wordless(self):\n"
@@ -40,6 +40,6 @@ def test_missing_docstrings_and_unknown_names_are_reported(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(api, "PUBLIC", ("undocumented",))
     assert api.build(tmp_path / "pages") == [
-        "undocumented names bench.no_such_thing, which is not there",
+        "undocumented names tensorbench.no_such_thing, which is not there",
         "undocumented.Told.wordless has no docstring",
     ]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import tensorbench
 from tensorbench.methods import METHODS
 
 from .bench.programs import Program
@@ -69,7 +70,7 @@ def test_a_suite_can_name_a_plug_in_method(
         "budgets: [{isorank: 2}]\nseeds: [0]\ntraining: {steps: 2, batch_size: 8}\nfloor: none\n"
     )
     ran = Program(
-        ROOT / "bench" / "__main__.py",
+        Path(tensorbench.__file__).with_name("__main__.py"),
         ("run", suite, "--store", new_store(tmp_path)),
         ROOT,
         tmp_path / "log",

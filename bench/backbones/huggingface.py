@@ -349,8 +349,8 @@ def _weight_files(folder: Path) -> list[Path]:
     if not weights and gguf:
         raise UserError(
             f"{gguf[0]} is a GGUF file, and `local:` takes a folder with model.safetensors. Write one with "
-            f'`python -c "from pathlib import Path; from tensorbench.backbones.gguf_files import convert_gguf; '
-            f"convert_gguf(Path('{gguf[0]}'), Path('FOLDER'))\"` (docs/guides/decoders.md)"
+            '`python -c "from pathlib import Path; from tensorbench.backbones.gguf_files import convert_gguf;'
+            f" convert_gguf(Path('{gguf[0]}'), Path('FOLDER'))\"` (docs/guides/decoders.md)"
         )
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; `local:` takes one written by save_pretrained")

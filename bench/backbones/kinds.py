@@ -84,7 +84,8 @@ _OF_GATED_T5 = _layout(
     _T5_BLOCK, *_T5_ATTENTION, *(f"layer.1.DenseReluDense.{name}" for name in ("wi_0", "wi_1", "wo"))
 )
 
-#: The paths of attention in ViT and DINOv2 of transformers 4, for models of users (`tensorbench.backbones.plain`).
+#: The paths of attention in ViT and DINOv2 of transformers 4, for models of users (see
+#: `tensorbench.backbones.plain`).
 _OLD = (
     *("attention.attention.query", "attention.attention.key", "attention.attention.value"),
     "attention.output.dense",

@@ -58,8 +58,8 @@ def _plain(model: Any) -> _PlainBackbone:
         together = " and ".join(", ".join(parts[:-1]) + f" and {parts[-1]}" for parts in kind.fused.values())
         raise UserError(
             f"a {type(model).__name__} cannot be wrapped: a {type(encoder).__name__} computes {together} in "
-            "one layer, in which an adapter has no sites. tensorbench.backbones.load splits it, and what that "
-            "gives can be wrapped"
+            "one layer, in which an adapter has no sites. tensorbench.backbones.load splits it, and what "
+            "that gives can be wrapped"
         )
     head = _head(model, path)
     config, of_head = encoder.config, {id(parameter) for parameter in head.parameters()}

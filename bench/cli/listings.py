@@ -35,7 +35,7 @@ Row = dict[str, Any]
 SQLITE = "sqlite:///"
 
 #: Cached rows are computed again if the source of one of these packages changes.
-SOURCES = ("methods", "baselines", "bench", "reports")
+SOURCES = ("tensorbench", "tensorbench.methods", "tensorbench.baselines", "tensorbench.reports")
 
 #: Cached rows are computed again if the version of one of these libraries changes.
 LIBRARIES = ("peft", "torch", "transformers", "timm")
@@ -196,12 +196,13 @@ def _cached(kind: str, of: str, compute: Callable[[], list[Row]]) -> list[Row]:
 
 
 def _state() -> list[str]:
-    files = []
+    # In an editable installation the packages do not lie in each other.
+    files = set[Path]()
     for package in SOURCES:
         spec = find_spec(package)
         for folder in (spec and spec.submodule_search_locations) or ():
-            files += sorted(Path(folder).rglob("*.py"))
-    return [sha256_of_all(*files), *map(version, LIBRARIES)]
+            files.update(Path(folder).rglob("*.py"))
+    return [sha256_of_all(*sorted(files)), *map(version, LIBRARIES)]
 
 
 def _method_row(name: str, template: Method, geometry: Geometry) -> Row:

@@ -1,13 +1,13 @@
 """The format of packs: zip files that carry the results of experiments.
 
-    manifest.json                                 `Manifest`
-    experiments/N/experiment.json                 `PackedExperiment`
-    experiments/N/runs.parquet                    one row per run, `tensorbench.store.pack.parquet.RUNS`
-    experiments/N/curves.parquet                  one row per point, `tensorbench.store.pack.parquet.CURVES`
-    experiments/N/configs.parquet                 one row per trial, `tensorbench.store.pack.parquet.CONFIGS`
-    experiments/N/splits.parquet                  one row per split, `tensorbench.store.pack.parquet.SPLITS`
-    experiments/N/predictions.parquet             one row per trial, `tensorbench.store.pack.parquet.PREDICTIONS`
-    experiments/N/artifacts/RUN_ID/NAME           a run's other artifacts, by their names in `Artifact`
+    manifest.json                             `Manifest`
+    experiments/N/experiment.json             `PackedExperiment`
+    experiments/N/runs.parquet                a row per run, `tensorbench.store.pack.parquet.RUNS`
+    experiments/N/curves.parquet              a row per point, `tensorbench.store.pack.parquet.CURVES`
+    experiments/N/configs.parquet             a row per trial, `tensorbench.store.pack.parquet.CONFIGS`
+    experiments/N/splits.parquet              a row per split, `tensorbench.store.pack.parquet.SPLITS`
+    experiments/N/predictions.parquet         a row per trial, `tensorbench.store.pack.parquet.PREDICTIONS`
+    experiments/N/artifacts/RUN_ID/NAME       a run's other artifacts, by their names in `Artifact`
 
 Experiments are numbered in the order of their names. A pack holds the suite's run with the plan, the runs of
 searches and allocations, and the runs of trials that count.

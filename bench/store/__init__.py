@@ -1,4 +1,4 @@
-"""The store: writes suites and trials to MLflow and reads them. No other package of `bench` uses MLflow."""
+"""The store: writes suites and trials to MLflow and reads them. No other package uses MLflow."""
 
 import os
 

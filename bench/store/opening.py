@@ -34,8 +34,8 @@ def open_results(uri: str, names: Iterable[str]) -> list[Source]:
     experiments. If the results of one experiment come from several packs or from a pack and the store, they
     are read as one experiment. The store is opened only if needed.
 
-    Raises UserError if an experiment is missing, if a pack is refused (`tensorbench.store.pack.reading.open_pack`),
-    or if the results of one experiment contradict each other.
+    Raises UserError if an experiment is missing, if a pack is refused (see
+    `tensorbench.store.pack.reading.open_pack`), or if the results of one experiment contradict each other.
     """
     opened = (
         open_pack(Path(name)) if is_pack(name) else [_existing(uri, name)] for name in dict.fromkeys(names)

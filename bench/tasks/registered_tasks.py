@@ -67,7 +67,8 @@ def check_task(name: str, task: Any) -> None:
         raise UserError(f"{where}: {task.__name__} is a class: register an instance, `{task.__name__}()`")
     if not isinstance(task, Task):
         raise UserError(
-            f"{where}: should be an instance of a subclass of tensorbench.tasks.Task, got a {type(task).__name__}"
+            f"{where}: should be an instance of a subclass of tensorbench.tasks.Task, got a "
+            f"{type(task).__name__}"
         )
     validate(
         _Declared,

@@ -21,8 +21,8 @@ from tensorbench.metrics.metric import Kind
 
 SplitName = Literal["train", "validation", "test"]
 
-#: The version of `tensorbench.tasks.dealing` and `tensorbench.tasks.preparing`. Increment it if a change gives a task
-#: other splits or other prepared data.
+#: The version of `tensorbench.tasks.dealing` and `tensorbench.tasks.preparing`. Increment it if a change
+#: gives a task other splits or other prepared data.
 PREPARATION_VERSION = 1
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
@@ -123,8 +123,8 @@ class Task(ABC):
 
         FLOWERS = Flowers()
 
-    and name the instance in `tensorbench.tasks.TASKS`, or in your package's entry-point group `tensorbench.tasks`.
-    Splitting, subsets, tokenising, resizing and caching work for every task.
+    and name the instance in `tensorbench.tasks.TASKS`, or in your package's entry-point group
+    `tensorbench.tasks`. Splitting, subsets, tokenising, resizing and caching work for every task.
 
     - `metric`: the name of a metric, such as "accuracy" or "matthews" (Matthews' correlation, for uneven
       classes). Plug-ins add metrics in the entry-point group `tensorbench.metrics`.
@@ -164,8 +164,8 @@ class Task(ABC):
     sizes: tuple[int, int, int] | None = None
     #: The total number of examples. Set if a suite changes the fractions of a task that states `sizes`.
     total: int | None = None
-    #: The version of the rules for duplicates and splits in `tensorbench.tasks.dealing`. Registered tasks keep
-    #: version 1, with which results were published. Data that a suite describes use version 2.
+    #: The version of the rules for duplicates and splits in `tensorbench.tasks.dealing`. Registered tasks
+    #: keep version 1, with which results were published. Data that a suite describes use version 2.
     rules: Literal[1, 2] = 1
     #: Whether the task's examples are on this machine, so that a plan can check them.
     at_hand: bool = False

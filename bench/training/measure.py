@@ -113,7 +113,7 @@ def provenance(device: str) -> dict[str, str]:
     None of this enters a trial's id.
     """
     # The harness may be installed inside another repository, whose commit must not be reported.
-    if _git("ls-files", "--error-unmatch", Path(__file__).name) is not None:
+    if _git("ls-files", "--error-unmatch", _file().name) is not None:
         commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     else:
         commit, changes = _built_from()
@@ -148,10 +148,15 @@ def _gpu_facts(device: torch.device) -> dict[str, str]:
     }
 
 
+def _file() -> Path:
+    # An editable installation may consist of links.
+    return Path(__file__).resolve()
+
+
 def _built_from() -> tuple[str | None, str | None]:
     """The commit and the changed files that setup.py stored in this package. None if it stored nothing."""
     try:
-        commit, *changes = (Path(__file__).parents[1] / "commit.txt").read_text(encoding="utf-8").splitlines()
+        commit, *changes = (_file().parents[1] / "commit.txt").read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
         return None, None
     return commit, "\n".join(changes)
@@ -187,7 +192,7 @@ def _git(*arguments: str) -> str | None:
     """Runs git in the folder of this file and returns its output. None if git fails."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *arguments],
+            ["git", "-C", str(_file().parent), *arguments],
             capture_output=True,
             text=True,
             timeout=10,

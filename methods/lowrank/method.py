@@ -78,9 +78,9 @@ class LowRankMethod(Method):
 class StackedMethod(LowRankMethod):
     """A method that stacks the updates of several sites in tensors, as slices of one shape.
 
-    The slices are those of the model with full attention (see `tensorbench.methods.slices`). If a weight has fewer rows
-    than its up factor, only the factor's first rows are used. If query heads share the heads of key and
-    value, `shared_heads` chooses how key and value use their up factors instead.
+    The slices are those of the model with full attention (see `tensorbench.methods.slices`). If a weight has
+    fewer rows than its up factor, only the factor's first rows are used. If query heads share the heads of
+    key and value, `shared_heads` chooses how key and value use their up factors instead.
     """
 
     shared_heads: Annotated[SharedHeads, Later()] = "tied"

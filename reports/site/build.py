@@ -36,9 +36,9 @@ def write_site(results: Path, out: Path, *, docs: str = "", force: bool = False)
     """Writes the site of the packs in the folder `results`, and returns the site's files.
 
     An earlier site in `out` is replaced. `docs` is as in `site_files`. Raises UserError, with nothing
-    written, if a pack is refused (see `tensorbench.reports.site.published`) or if `out` has contents but no earlier site.
-    With `force`, such contents are kept and the site is written beside them. Raises UserError also if the
-    files cannot be written.
+    written, if a pack is refused (see `tensorbench.reports.site.published`) or if `out` has contents but no
+    earlier site. With `force`, such contents are kept and the site is written beside them. Raises UserError
+    also if the files cannot be written.
     """
     earlier = (out / MANIFEST).is_file()
     target = output_folder(out, "site", force=force or earlier)
@@ -171,7 +171,7 @@ def _with_bar(page: str | bytes, bar: Markup) -> str:
 
 
 def _template(name: str) -> str:
-    return (files("reports") / "templates" / name).read_text(encoding="utf-8")
+    return (files("tensorbench.reports") / "templates" / name).read_text(encoding="utf-8")
 
 
 # --- whether a folder has the files of a site ---

@@ -75,7 +75,7 @@ def _equations() -> dict[str, Equation]:
 
 
 def _text() -> str:
-    return (files("methods") / "equations.md").read_text(encoding="utf-8")
+    return (files("tensorbench.methods") / "equations.md").read_text(encoding="utf-8")
 
 
 def _blocks(text: str) -> list[str]:

@@ -53,8 +53,7 @@ class Program:
         self._process = FORKS.Process(
             target=_run, args=(self.args, folder, log, {**os.environ, **environment})
         )
-        # Python 3.11 gives the fork server no path: our packages are those of the folder in which it starts.
-        # A test may have gone to another folder, where the installed packages answer.
+        # Python 3.11 gives the fork server no path, so it finds `tests` only if it starts in the checkout.
         with chdir(ROOT):
             self._process.start()
 

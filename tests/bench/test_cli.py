@@ -130,7 +130,8 @@ def test_a_second_plan_imports_nothing_slow_but_torch(call: Call, tmp_path: Path
 
 @pytest.mark.processes
 def test_a_run_imports_no_statistics_before_its_trials() -> None:
-    program = "import sys, tensorbench.cli.progress; print(*{'tensorbench.reports.study', 'scipy.stats'} & {*sys.modules})"
+    slow = {"tensorbench.reports.study", "scipy.stats"}
+    program = f"import sys, tensorbench.cli.progress; print(*{slow} & {{*sys.modules}})"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ended.stdout.split() == []
 

@@ -67,16 +67,16 @@ class Heard(Audience):
 
 
 @pytest.mark.processes
-def test_bench_is_imported_at_once_and_has_every_name_it_lists() -> None:
-    program = (
-        "import sys, bench; print(tensorbench.__version__, *{'torch', 'mlflow', 'pandas'} & set(sys.modules))"
-    )
+def test_tensorbench_is_imported_at_once_and_has_every_name_it_lists() -> None:
+    slow = {"torch", "mlflow", "pandas"}
+    program = f"import sys, tensorbench; print(tensorbench.__version__, *{slow} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == f"{tensorbench.__version__}\n"
-    assert all(callable(getattr(bench, name)) for name in tensorbench.__all__)
-    assert {*tensorbench.__all__} <= {*dir(bench)}
-    with pytest.raises(AttributeError, match=naming("'bench'", "'run_suit'")):
-        bench.run_suit  # noqa: B018
+    assert all(callable(getattr(tensorbench, name)) for name in tensorbench.__all__)
+    assert {*dir(tensorbench)} == {*tensorbench.__all__, "__version__", "methods"}
+    assert {*dir(tensorbench.methods)} == {*tensorbench.methods.__all__}
+    with pytest.raises(AttributeError, match=naming("'tensorbench'", "'run_suit'")):
+        tensorbench.run_suit  # noqa: B018
 
 
 def test_python_arguments_of_the_wrong_form_are_refused(tmp_path: Path) -> None:

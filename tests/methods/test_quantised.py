@@ -197,7 +197,9 @@ def test_what_trains_or_wants_dense_weights_is_refused() -> None:
 @pytest.mark.processes
 def test_no_library_finds_kernels_to_download(tmp_path: Path) -> None:
     (tmp_path / "kernels.py").write_text("raise SystemExit('a hub was asked for a kernel')")
-    program = "import tensorbench.methods, bitsandbytes; from importlib.util import find_spec; print(find_spec('kernels'))"
+    program = (
+        "import tensorbench.methods, bitsandbytes, importlib.util; print(importlib.util.find_spec('kernels'))"
+    )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     # Only on processors with bf16 does bitsandbytes look for the package.

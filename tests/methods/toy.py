@@ -61,7 +61,10 @@ class Classifier(nn.Module):
 
 
 class ToyBackbone:
-    """Implements `tensorbench.methods.backbone.Backbone` in eval mode. `module(x)` takes (batch, tokens, hidden)."""
+    """Implements `tensorbench.methods.backbone.Backbone` in eval mode.
+
+    `module(x)` takes (batch, tokens, hidden).
+    """
 
     def __init__(self, geometry: Geometry, projections: tuple[str, ...] = GATED_PROJECTIONS) -> None:
         self.geometry, self.projections = geometry, geometry.having(projections)

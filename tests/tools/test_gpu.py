@@ -55,7 +55,7 @@ def forbidden() -> Iterator[Row]:
 
 def imports() -> Iterator[Row]:
     """Imports the modules of the steps again, in a process in which MLflow cannot be imported."""
-    ours = ("bench", "methods", "baselines", *wheels.UNNEEDED)
+    ours = ("tensorbench", *wheels.UNNEEDED)
     modules = [
         f"tools.gpu.{name}"
         for name in ("machine", "correctness", "costs", "gaps", "harness", "loops", "memory", "trials")
@@ -66,7 +66,7 @@ def imports() -> Iterator[Row]:
     wheels.refuse()
     for name in modules:
         importlib.import_module(name)
-    registry = importlib.import_module("methods").METHODS
+    registry = importlib.import_module("tensorbench.methods").METHODS
     yield {"table": "imports", "methods": sum(1 for _ in registry.available())}
 
 

@@ -68,7 +68,7 @@ def main() -> None:
         first = [
             sys.executable,
             "-m",
-            "bench",
+            "tensorbench",
             "run",
             str(SUITE),
             "--method",

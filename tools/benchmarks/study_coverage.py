@@ -2,13 +2,13 @@
 
     python -m tools.benchmarks.study_coverage [--repeats 1000]
 
-Trials are simulated by `tensorbench.reports.inference.power.Response`: the score is a parabola in the log of the rate, 4
-points lower one decade from its optimum. The window is one decade wide. A trial's quality has a standard
-deviation of 0.65 points over seeds, the error of its test score one of 0.35, and the error of its validation
-loss one of 0.7. The optima of the two methods lie 0.31 decades above and 0.28 decades below the window's
-centre. Both methods have the same stratified rates, 8 points per study. Test examples add an error with a
-standard deviation of 0.25 points to a difference. True values come from a million independent trials. All
-repeats of a scenario are computed at once, and the first two are checked against `of_pair`. A thousand
+Trials are simulated by `tensorbench.reports.inference.power.Response`: the score is a parabola in the log of
+the rate, 4 points lower one decade from its optimum. The window is one decade wide. A trial's quality has a
+standard deviation of 0.65 points over seeds, the error of its test score one of 0.35, and the error of its
+validation loss one of 0.7. The optima of the two methods lie 0.31 decades above and 0.28 decades below the
+window's centre. Both methods have the same stratified rates, 8 points per study. Test examples add an error
+with a standard deviation of 0.25 points to a difference. True values come from a million independent trials.
+All repeats of a scenario are computed at once, and the first two are checked against `of_pair`. A thousand
 repeats take about five minutes.
 """
 

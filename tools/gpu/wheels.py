@@ -12,7 +12,7 @@ from collections.abc import Sequence
 #: The distributions, by the name under which each is imported. Distributions that others require are listed
 #: too, because pip is called with --no-deps. The harness is included, since its version is recorded.
 WHEELS = {
-    "bench": "tensorpeft-bench",
+    "tensorbench": "tensorpeft-bench",
     "platformdirs": "platformdirs",
     "tensorly": "tensorly",
     "tltorch": "tensorly-torch",

@@ -232,8 +232,8 @@ CONFIGS = pa.schema({"run_id": pa.string(), "lines": pa.list_(pa.string())})
 #: The number of classes of each split, and the ids and classes of its examples.
 SPLITS = pa.schema({"classes": pa.int32(), "example": pa.list_(pa.int64()), "label": pa.list_(pa.int32())})
 #: Each trial's predictions for the examples of a split: the predicted classes, and the log-probabilities of
-#: the labels in thousandths of a nat (`tensorbench.records.predictions.Compact`). `split` is the number of the
-#: split's row in the table of splits, from 0.
+#: the labels in thousandths of a nat (`tensorbench.records.predictions.Compact`). `split` is the number of
+#: the split's row in the table of splits, from 0.
 PREDICTIONS = pa.schema(
     {
         "run_id": pa.string(),

@@ -53,7 +53,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         raise UserError(f"{repository} can be neither reached nor found")
 
     for name in ("tasks.hub.commit_of", "tasks.hub.snapshot", "backbones.huggingface.snapshot"):
-        monkeypatch.setattr(f"bench.{name}", unreachable)
+        monkeypatch.setattr(f"tensorbench.{name}", unreachable)
     return requests
 
 

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import tensorbench
 from tensorbench.training import measure
 from tensorbench.training.measure import LIBRARIES, WARMUP_STEPS, PeakMemory, StepTimer, provenance
 
@@ -133,17 +132,11 @@ def test_an_installed_copy_has_the_commit_that_it_was_built_from(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("setuptools")
-    home = Path(tensorbench.__file__).parents[1]
-    (repository / "bench" / "training").mkdir(parents=True)
-    for name in (
-        "setup.py",
-        "pyproject.toml",
-        "README.md",
-        "LICENSE",
-        "bench/__init__.py",
-        "bench/training/measure.py",
-    ):
-        shutil.copyfile(home / name, repository / name)
+    packages = ("bench", "bench/training", "methods", "baselines", "reports")
+    modules = ("bench/training/measure.py", *(f"{package}/__init__.py" for package in packages))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", *modules):
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(Path(__file__).parents[3] / name, repository / name)
     (repository / ".gitignore").write_text("/dist/\n/build/\n*.egg-info/\n")
     git(repository, "add", ".")
     git(repository, "commit", "-qm", "second")
@@ -157,7 +150,7 @@ def test_an_installed_copy_has_the_commit_that_it_was_built_from(
         return folder / "dist"
 
     def stored(folder: Path) -> tuple[str, str]:
-        monkeypatch.setattr(measure, "__file__", str(folder / "bench" / "training" / "measure.py"))
+        monkeypatch.setattr(measure, "__file__", str(folder / "tensorbench" / "training" / "measure.py"))
         return uncached()["git_commit"], uncached()["git_dirty"]
 
     # As `python -m build` does: a wheel from the files of a source distribution.
