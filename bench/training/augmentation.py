@@ -1,13 +1,15 @@
-"""Augments training images with torchvision's transforms. Each image is changed on its own."""
+"""Augments training images as torchvision's transforms do, with draws for each image, a batch at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tensorbench.tasks.splits import send
 from tensorbench.training.seeding import lent
 
 #: The strength of changes in brightness, contrast, saturation and hue, and the probability that an image is
@@ -18,25 +20,93 @@ JITTER, JITTERED = 0.4, 0.5
 #: number.
 CROP_MARGIN = 8
 
+#: The changes of colour, in the order in which torchvision numbers them.
+_COLOURS = ("brightness", "contrast", "saturation", "hue")
+
 
 def augmenter(names: Sequence[str], generator: torch.Generator) -> Callable[[Tensor], Tensor]:
     """Returns a function that applies the named transforms, in their order, to images (B, 3, side, side).
 
     Images are uint8. Each has its own draws from `generator`, which is on the CPU. So all methods of a seed
-    see the same images in the same batches, and drawing never waits for an accelerator.
+    see the same images in the same batches, and drawing never waits for an accelerator. Results are those of
+    torchvision's transforms of one image after the other, with a third of the kernels.
     """
     from torchvision.transforms import v2
 
-    def named(name: str, side: int) -> Any:
+    def draw(name: str, image: Tensor) -> Any:
         if name == "flip":
-            return v2.RandomHorizontalFlip()
+            return bool(torch.rand(1) < 0.5)
         if name == "crop":
-            return v2.RandomCrop(side, padding=side // CROP_MARGIN, padding_mode="reflect")
-        return v2.RandomApply([v2.ColorJitter(*[JITTER] * 4)], p=JITTERED)
+            side = image.shape[-1]
+            return v2.RandomCrop(side, padding=side // CROP_MARGIN).make_params([image])
+        return v2.ColorJitter(*[JITTER] * 4).make_params([image]) if torch.rand(1) < JITTERED else None
 
     def augment(pixels: Tensor) -> Tensor:
-        transform = v2.Compose([named(name, pixels.shape[-1]) for name in names])
         with lent(generator):
-            return torch.stack([transform(image) for image in pixels])
+            drawn = [[draw(name, image) for name in names] for image in pixels]
+        for name, draws in zip(names, zip(*drawn, strict=True), strict=True):
+            pixels = _TRANSFORMS[name](pixels, draws)
+        return pixels
 
     return augment
+
+
+def _flipped(pixels: Tensor, flips: Sequence[bool]) -> Tensor:
+    mask = send(torch.tensor(flips), pixels.device)
+    return torch.where(mask[:, None, None, None], pixels.flip(-1), pixels)
+
+
+def _cropped(pixels: Tensor, places: Sequence[dict[str, Any]]) -> Tensor:
+    from torchvision.transforms.v2 import functional
+
+    side = pixels.shape[-1]
+    wide = functional.pad(pixels, [side // CROP_MARGIN], padding_mode="reflect")
+    tops, lefts = ([place[edge] for place in places] for edge in ("top", "left"))
+    return torch.stack(
+        [
+            image[:, top : top + side, left : left + side]
+            for image, top, left in zip(wide, tops, lefts, strict=True)
+        ]
+    )
+
+
+def _jittered(pixels: Tensor, draws: Sequence[dict[str, Any] | None]) -> Tensor:
+    """Changes the colours of images that have a draw, of all that make the same change in the same turn."""
+    pixels, orders = pixels.clone(), [draw["fn_idx"].tolist() if draw else [] for draw in draws]
+    for turn, (number, change) in product(range(len(_COLOURS)), enumerate(_COLOURS)):
+        factors = {
+            place: draw[f"{change}_factor"]
+            for place, (draw, order) in enumerate(zip(draws, orders, strict=True))
+            if draw and order[turn] == number
+        }
+        if factors:
+            rows = send(torch.tensor(list(factors)), pixels.device)
+            pixels[rows] = _recoloured(pixels[rows], change, list(factors.values()))
+    return pixels
+
+
+def _recoloured(pixels: Tensor, change: str, factors: Sequence[float]) -> Tensor:
+    """Computes torchvision's `adjust_brightness` and its like, with a factor for each image."""
+    from torchvision.transforms.v2 import functional
+    from torchvision.transforms.v2.functional import _color
+
+    scale = send(torch.tensor(factors), pixels.device)[:, None, None, None]
+    if change == "hue":
+        scaled = functional.to_dtype(pixels, torch.float32, scale=True)
+        hue, saturation, value = _color._rgb_to_hsv(scaled).unbind(-3)
+        turned = torch.stack([(hue + scale[:, 0]).remainder_(1.0), saturation, value], -3)
+        return functional.to_dtype(_color._hsv_to_rgb(turned), torch.uint8, scale=True)
+    blended = pixels.mul(scale)
+    if change != "brightness":
+        grey = functional.rgb_to_grayscale(pixels).float()
+        # A scalar for each image: a product with a tensor of them is rounded once more.
+        for image, other, factor in zip(blended, grey, factors, strict=True):
+            image.add_(other if change == "saturation" else other.mean(), alpha=1 - factor)
+    return blended.clamp_(0, 255).to(torch.uint8)
+
+
+_TRANSFORMS: dict[str, Callable[[Tensor, Any], Tensor]] = {
+    "flip": _flipped,
+    "crop": _cropped,
+    "colour_jitter": _jittered,
+}

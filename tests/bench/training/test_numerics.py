@@ -1,4 +1,4 @@
-"""Tests augmented, compiled and deterministic training, and that it does not affect later trials."""
+"""Tests compiled and deterministic training and its precision, and that it does not affect later trials."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ import tensorbench.training.trial
 from tensorbench.backbones.random_weights import RandomBackbone
 from tensorbench.methods import Geometry, UserError, create, from_identity
 from tensorbench.plan.recipe import Recipe
-from tensorbench.tasks import ImageSplit
 from tensorbench.training import loop
-from tensorbench.training.augmentation import augmenter
 from tensorbench.training.loop import Evaluation
 from tensorbench.training.numerics import (
     CUBLAS,
@@ -33,7 +31,7 @@ from tensorbench.training.numerics import (
     frozen_in_bf16,
     refused_precision,
 )
-from tensorbench.training.seeding import generator, lent
+from tensorbench.training.seeding import generator
 from tensorbench.training.trial import Outcome, Resources, run_trial
 
 from ...messages import naming
@@ -49,103 +47,6 @@ def run(resources: Resources, base: dict[str, Any] = VISION, **changes: Any) -> 
     changes["training"] = {**base["training"], **changes.get("training", {})}
     (trial,) = plan(base, **changes).trials
     return run_trial(trial, resources, lambda progress: None)
-
-
-# --- augmentation ---
-
-
-def images(count: int = 200, side: int = 16) -> Tensor:
-    """Returns distinct images. None is its own mirror image."""
-    drawn = torch.Generator().manual_seed(7)
-    return torch.randint(0, 256, (count, 3, side, side), generator=drawn, dtype=torch.uint8)
-
-
-def augmented(*names: str, seed: int = 0) -> Tensor:
-    return augmenter(names, generator(seed, "augmentation"))(images())
-
-
-def test_about_half_of_the_images_are_flipped_each_by_its_own_draw() -> None:
-    before, after = images(), augmented("flip")
-    flipped = [torch.equal(image.flip(-1), other) for image, other in zip(before, after, strict=True)]
-    kept = [torch.equal(image, other) for image, other in zip(before, after, strict=True)]
-    assert all(a != b for a, b in zip(flipped, kept, strict=True))
-    assert 70 < sum(flipped) < 130
-
-
-def test_about_half_of_the_images_change_colour_and_no_two_alike() -> None:
-    before, after = images(), augmented("colour_jitter")
-    assert after.dtype == torch.uint8
-    changed = (before != after).flatten(1).any(1)
-    assert 70 < int(changed.sum()) < 130
-    ratio = [
-        a.float().mean() / b.float().mean() for a, b in zip(after[changed], before[changed], strict=True)
-    ]
-    assert len({round(float(r), 4) for r in ratio}) > 0.9 * len(ratio)
-
-
-def test_a_crop_is_a_shift_by_at_most_an_eighth_mirrored_at_the_edge() -> None:
-    before, after = images(40), augmenter(["crop"], generator(0, "augmentation"))(images(40))
-    wide = torch.nn.functional.pad(before.float(), (2, 2, 2, 2), mode="reflect").to(torch.uint8)
-    offsets = set()
-    for image, other in zip(wide, after, strict=True):
-        shifts = [
-            (y, x) for y in range(5) for x in range(5) if torch.equal(image[:, y : y + 16, x : x + 16], other)
-        ]
-        assert len(shifts) == 1
-        offsets |= set(shifts)
-    assert len(offsets) > 10
-
-
-def test_augmentation_is_the_seed_s_and_touches_no_other_stream() -> None:
-    state = torch.get_rng_state()
-    first, repeated, other = (augmented("colour_jitter", "flip", seed=seed) for seed in (0, 0, 1))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(first, repeated)
-    assert not torch.equal(first, other)
-
-
-def test_a_lent_generator_goes_on_where_it_stopped() -> None:
-    unlent, parts = (torch.Generator().manual_seed(3) for _ in range(2))
-    expected = torch.rand(6, generator=unlent)
-    drawn = []
-    for _ in range(2):
-        with lent(parts):
-            drawn.append(torch.rand(3))
-    assert torch.equal(torch.cat(drawn), expected)
-
-
-def test_methods_of_a_seed_see_the_same_augmented_images_and_only_in_training(
-    resources: Resources, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[tuple[bool, Tensor]] = []
-    real = ImageSplit.batch
-
-    def batch(self: ImageSplit, indices: Tensor, augment: Any = None) -> dict[str, Tensor]:
-        made = real(self, indices, augment)
-        seen.append((augment is not None, made["pixel_values"].clone()))
-        if augment is None:
-            assert torch.equal(made["pixel_values"], real(self, indices)["pixel_values"])
-        return made
-
-    monkeypatch.setattr(ImageSplit, "batch", batch)
-    fed = []
-    for methods in (["lora"], [{"method": "tenslora", "variant": "att"}]):
-        for seed in (0, 1):
-            seen.clear()
-            run(
-                resources,
-                methods=methods,
-                seeds=[seed],
-                training={"augmentation": ["flip", "crop"], "epochs": 2},
-            )
-            trained = [pixels for augmented, pixels in seen if augmented]
-            assert len(trained) == 8
-            assert len(seen) > len(trained), "validation and test are not augmented"
-            fed.append(torch.cat([pixels.flatten() for pixels in trained]))
-    lora, lora_1, tensor, tensor_1 = fed
-    assert torch.equal(lora, tensor)
-    assert torch.equal(lora_1, tensor_1)
-    assert not torch.equal(lora, lora_1)
 
 
 # --- ids ---
