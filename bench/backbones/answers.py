@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tensorbench.backbones.backbone import LoadedBackbone
+from tensorbench.backbones.padding import ANY_SIDE, padded
 from tensorbench.backbones.pooling import decoded
 from tensorbench.inputs import ModelInput, TextInput
+from tensorbench.machine.cards import send
 from tensorbench.methods.errors import UserError
 
 
@@ -65,14 +67,17 @@ class Writer:
     def __call__(self, encoder: Any, *, input_ids: Tensor, attention_mask: Tensor, scored: Tensor) -> Tensor:
         """Computes the outputs (batch, 3). All inputs are (batch, tokens).
 
-        `scored` is nonzero for the tokens to predict. The first token of a text is never one of them.
+        `scored` is nonzero for the tokens to predict. The first token of a text is never one of them. On the
+        CPU, where a split makes it, it takes no wait for an accelerator.
         """
-        states = decoded(encoder, input_ids, attention_mask)[:, :-1]
-        predicted, following = scored[:, 1:].bool(), input_ids[:, 1:]
-        logits = token_logits(encoder, states[predicted], self.unembedding)
-        losses = F.cross_entropy(logits, following[predicted], reduction="none")
-        likelihood = losses.new_zeros(predicted.shape).masked_scatter(predicted, -losses).sum(1)
-        return torch.stack([torch.zeros_like(likelihood), likelihood, predicted.sum(1).to(likelihood)], 1)
+        states = decoded(encoder, input_ids, attention_mask)
+        predicted = scored[:, 1:].bool().cpu()
+        rows, places = (send(index, states.device) for index in predicted.nonzero().unbind(1))
+        logits = token_logits(encoder, states[rows, places], self.unembedding)
+        losses = F.cross_entropy(logits, input_ids[rows, places + 1], reduction="none")
+        likelihood = losses.new_zeros(predicted.shape).index_put((rows, places), -losses).sum(1)
+        counts = send(predicted.sum(1), states.device).to(likelihood)
+        return torch.stack([torch.zeros_like(likelihood), likelihood, counts], 1)
 
     def write(self, encoder: Any, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
         """Greedily continues prompts (batch, tokens) that are padded on the left. Returns only the new texts.
@@ -82,7 +87,7 @@ class Writer:
         """
         # Without this, a compiled encoder is compiled again for each length of keys and values. A decorator
         # would import torch's compiler together with this module, which takes a second.
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), padded(encoder, ANY_SIDE):
             return self._written(encoder, input_ids, attention_mask)
 
     def _written(self, encoder: Any, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
@@ -152,10 +157,11 @@ class Answers:
         states: dict[tuple[int, ...], Tensor] = {}
         for begun in dict.fromkeys(word[:-1] for word in self.words):
             states[begun] = _after(encoder, input_ids, attention_mask, lengths, begun)
-        scores = [
-            self._likelihoods(encoder, states[word[:-1]])[:, range(len(word)), word].sum(1)
-            for word in self.words
-        ]
+        scores = []
+        for word in self.words:
+            tokens = send(torch.tensor(word), input_ids.device)
+            places = torch.arange(len(word), device=input_ids.device)
+            scores.append(self._likelihoods(encoder, states[word[:-1]])[:, places, tokens].sum(1))
         return torch.stack(scores, 1)
 
     def _likelihoods(self, encoder: Any, states: Tensor) -> Tensor:
@@ -176,7 +182,7 @@ def _after(encoder: nn.Module, ids: Tensor, mask: Tensor, lengths: Tensor, begun
     if begun:
         ids, mask = F.pad(ids, (0, len(begun))), F.pad(mask, (0, len(begun)))
         behind = lengths + places[:-1]
-        tokens = torch.tensor(begun, device=ids.device).expand(len(ids), -1)
+        tokens = send(torch.tensor(begun), ids.device).expand(len(ids), -1)
         ids, mask = ids.scatter(1, behind, tokens), mask.scatter(1, behind, 1)
     states = decoded(encoder, ids, mask)
     positions = (lengths - 1 + places).unsqueeze(-1).expand(-1, -1, states.shape[-1])

@@ -66,3 +66,10 @@ def held(entries: Iterable[str]) -> Iterator[list[str]]:
             else:
                 owner.write_text(str(os.getpid()))
         yield taken
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copies a small CPU tensor to `device` without waiting for an accelerator."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

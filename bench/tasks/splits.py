@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from tensorbench.machine.cards import send
 from tensorbench.tasks.objective import Objective, extracted, same
 
 
@@ -129,13 +130,6 @@ class ImageSplit:
         return self.labels[send(indices, self.labels.device)]
 
 
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copies a small CPU tensor to `device` without waiting for an accelerator."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
-
-
 def answers_of(tensors: dict[str, Tensor]) -> tuple[str, ...]:
     """Returns the correct answers, decoded from the arrays that `tensorbench.tasks.tokens.written` made."""
     content, sizes = bytes(tensors["answer_bytes"].tolist()), tensors["answer_sizes"]
@@ -161,12 +155,15 @@ class WrittenSplit(TextSplit):
     trains_prompts: bool = False
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """Returns the batch of `TextSplit.batch` and `scored`, int64 (B, tokens): 1 for tokens to predict."""
-        batch = super().batch(indices)
-        mask = batch["attention_mask"]
-        places = torch.arange(mask.shape[1], device=mask.device)
-        first = torch.ones(len(indices)) if self.trains_prompts else self.prompts[indices.cpu()]
-        return {**batch, "scored": mask * (places >= send(first, mask.device)[:, None])}
+        """Returns the batch of `TextSplit.batch` and `scored`, int64 (B, tokens): 1 for tokens to predict.
+
+        `scored` is on the CPU, where a backbone finds the tokens without waiting for an accelerator.
+        """
+        batch, index = super().batch(indices), indices.cpu()
+        places = torch.arange(batch["input_ids"].shape[1])
+        first = torch.ones(len(index)) if self.trains_prompts else self.prompts[index]
+        scored = (places >= first[:, None]) & (places < self.lengths[index, None])
+        return {**batch, "scored": scored.long()}
 
     def prompt_batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Returns `input_ids` and `attention_mask` (B, tokens) of the prompts only, padded on the left."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensorbench.tasks.splits import send
+from tensorbench.machine.cards import send
 from tensorbench.training.seeding import lent
 
 #: The strength of changes in brightness, contrast, saturation and hue, and the probability that an image is

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tensorbench.backbones import BackboneSpec, LoadedBackbone, load
 from tensorbench.backbones.answers import has_vocabulary, put_head
+from tensorbench.backbones.padding import ANY_SIDE, RIGHT, padded
 from tensorbench.inputs import ModelInput, TextInput
 from tensorbench.methods import Adapter, Method, UserError, from_identity
 from tensorbench.methods.capabilities import Capability, capabilities
@@ -282,6 +283,8 @@ def _trained(
         # A compiled graph has its own casts, which it merges with other kernels.
         frozen_in_bf16(encoder, trial.recipe.precision == "bf16" and not trial.recipe.compile),
         checkpointed(encoder, saving.checkpointing),
+        # A processor never waits, and its results keep their bits.
+        padded(encoder, RIGHT if next(encoder.parameters()).is_cuda else ANY_SIDE),
     ):
         if fits_head:
             trained = fit_head(backbone, adapter, data, trial.recipe, saving)
