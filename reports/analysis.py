@@ -23,6 +23,7 @@ from tensorbench.reports.comparisons import (
     find_reference,
 )
 from tensorbench.reports.evidence import Evidence, gather
+from tensorbench.reports.guards import NO_GUARDS, NOTHING, Guards, find_guards
 from tensorbench.reports.inference.intervals import LEAST_SEEDS, of_each
 from tensorbench.reports.inference.power import Design
 from tensorbench.reports.ranking import RANKS, Ranking
@@ -78,6 +79,8 @@ class Block:
     statistics: Mapping[Statistic[Any], Any] = field(default_factory=dict, repr=False)
     #: Limits of the comparisons, and reasons why some methods are not compared.
     notes: tuple[str, ...] = ()
+    #: What withholds verdicts.
+    guards: Guards = NO_GUARDS
 
     def result(self, statistic: Statistic[Result]) -> Result | None:
         """The result of a statistic. None if too little is known to compute the statistic."""
@@ -362,6 +365,14 @@ def _finished(evidence: Evidence, block: Block, collapsed: Mapping[int, Collapse
     """
     if not block.cells:
         return block
+    study, methods = evidence.study, {*block.cells, *block.left_out}
+    own = [
+        cell.number
+        for cell in study.all_cells
+        if cell.budget == block.budget and cell.method in methods and cell.setting in block.settings
+    ]
+    reference = block.reference.cells if block.reference else ()
+    guards = find_guards(study, study.all_cells, own, reference, collapsed)
     everything, notes = against_reference(
         evidence,
         {**block.cells, **block.cells_of_part},
@@ -369,6 +380,7 @@ def _finished(evidence: Evidence, block: Block, collapsed: Mapping[int, Collapse
         block.threshold,
         block.families,
         collapsed,
+        guards,
     )
     comparisons = [each for each in everything if each.method not in block.cells_of_part]
     entrants = Entrants(
@@ -377,8 +389,12 @@ def _finished(evidence: Evidence, block: Block, collapsed: Mapping[int, Collapse
     statistics = {
         statistic: result for statistic in STATISTICS if (result := statistic.compute(entrants)) is not None
     }
+    if ranking := statistics.get(RANKS):
+        nothing = [setting for setting in block.settings if guards.lost.get(setting) == NOTHING]
+        statistics[RANKS] = _without_groups(ranking, block.settings, nothing)
     block = replace(
         block,
+        guards=guards,
         of_part=everything[len(comparisons) :],
         entrants=entrants,
         statistics=statistics,
@@ -386,6 +402,26 @@ def _finished(evidence: Evidence, block: Block, collapsed: Mapping[int, Collapse
     )
     comparisons.sort(key=lambda comparison: block.methods.index(comparison.method))
     return replace(block, comparisons=tuple(comparisons))
+
+
+def _without_groups(
+    ranking: Ranking, settings: Sequence[TaskAndBackbone], nothing: Sequence[TaskAndBackbone]
+) -> Ranking:
+    """The ranking without what the settings on which nothing trained would decide."""
+    if not nothing:
+        return ranking
+    on = zip(settings, ranking.separations_on, strict=False)
+    return replace(
+        ranking,
+        ranks=replace(ranking.ranks, low=None, high=None),
+        separations=None,
+        separations_on=tuple(None if setting in nothing else each for setting, each in on),
+        letters=None,
+        notes=(
+            *ranking.notes,
+            f"Nothing trained on {listed(nothing)}: no rank has an interval, and no groups are known.",
+        ),
+    )
 
 
 # --- limits ---

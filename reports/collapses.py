@@ -12,6 +12,7 @@ from scipy import stats
 
 from tensorbench.methods import UserError
 from tensorbench.metrics import METRICS, Metric, direction
+from tensorbench.records.measures import Measure
 from tensorbench.records.record import Record
 from tensorbench.records.stored_plan import Tuned
 from tensorbench.records.words import Status, Tag
@@ -22,6 +23,7 @@ from tensorbench.reports.study import (
     NO_ADAPTERS,
     Cell,
     Experiment,
+    Seed,
     Study,
     TaskAndBackbone,
     grouped,
@@ -121,8 +123,9 @@ def collapses(study: Study) -> dict[int, Collapses]:
 def untrained(study: Study, cells: Sequence[Cell]) -> list[TaskAndBackbone]:
     """The settings on which no adapter learnt anything.
 
-    That is so if no adapter among `cells` has a mean more than `ERRORS` standard errors above guessing. A
-    setting does not count while an adapter has no score, or if the score of guessing is unknown.
+    That is so if no adapter among `cells` has a mean more than `ERRORS` standard errors above guessing. If
+    the metric has no score of a constant answer, the validation losses decide (see `_by_loss`). A setting
+    does not count while an adapter has no score, or if neither guess is known.
     """
     settings = []
     for setting, of_setting in grouped(cells, lambda cell: cell.setting).items():
@@ -131,10 +134,38 @@ def untrained(study: Study, cells: Sequence[Cell]) -> list[TaskAndBackbone]:
         if not gains or len(gains) < len(adapters):
             continue
         metric = METRICS.get(adapters[0].metric)
-        guessing = _guessing(study, _runs(study, adapters, of_final=True), metric)
-        if guessing is not None and max(gains) <= guessing:
+        guessing = _guessing(study, _runs(study, adapters, of_final=True), metric, spread=True)
+        if max(gains) <= guessing if guessing is not None else _by_loss(study, adapters):
             settings.append(setting)
     return settings
+
+
+def _by_loss(study: Study, adapters: Sequence[Cell]) -> bool:
+    """Whether no adapter's validation loss is below that of guessing by more than `ERRORS` standard errors.
+
+    The loss of a cell is the mean over its finished runs or kept trials, and the error is that of this mean.
+    False if some loss is not stored.
+    """
+    for cell in adapters:
+        below = []
+        for seed in _counted(study, cell):
+            record = study.experiment(seed.experiment).records[seed.trial_id]
+            loss, guessing = record.measure(Measure.SELECTED_LOSS), record.measure(Measure.GUESSING_LOSS)
+            if loss is None or guessing is None:
+                return False
+            below.append(guessing - loss)
+        error = np.std(below, ddof=1) / math.sqrt(len(below)) if len(below) > 1 else 0.0
+        if not below or fmean(below) > ERRORS * error:
+            return False
+    return True
+
+
+def _counted(study: Study, cell: Cell) -> list[Seed]:
+    """A cell's finished runs, or the trials that its studies keep."""
+    if cell.studies is None:
+        return list(study.finished(cell.number))
+    kept = kept_trials(cell.studies, study.of_cell(cell.number)).values()
+    return [seed for seed in kept if seed is not None]
 
 
 def _final(study: Study, cell: Cell, levels: _Levels) -> Iterator[bool]:
@@ -155,11 +186,7 @@ def _final(study: Study, cell: Cell, levels: _Levels) -> Iterator[bool]:
 
 def _gains(study: Study, cell: Cell) -> list[float]:
     """The scores of a cell's final runs, or of the trials that its studies keep. Larger is better."""
-    if cell.studies is None:
-        gains: list[float] = study.gains([cell.number])[1][0].tolist()
-        return gains
-    kept = kept_trials(cell.studies, study.of_cell(cell.number)).values()
-    scores = [seed.score for seed in kept if seed is not None and seed.score is not None]
+    scores = [seed.score for seed in _counted(study, cell) if seed.score is not None]
     return [study.direction(cell.number) * score for score in scores]
 
 
@@ -217,16 +244,19 @@ def _levels(study: Study, cells: Sequence[Cell], metric_name: str, *, of_final: 
     )
 
 
-def _guessing(study: Study, runs: Iterator[tuple[str, str]], metric: Metric) -> float | None:
+def _guessing(
+    study: Study, runs: Iterator[tuple[str, str]], metric: Metric, *, spread: bool = False
+) -> float | None:
     """The score of the best constant answer plus `ERRORS` standard errors. Larger is better.
 
-    None if no run has predictions, or if the metric is undefined for constant answers.
+    None if no run has predictions, or if the metric is undefined for constant answers. With `spread`, None
+    also if all examples contribute alike, as to a correlation, which is 0 by convention.
     """
     for name, trial_id in runs:
         stored = predictions(study.experiment(name), [trial_id], metric).get(trial_id)
         if stored is None or len(stored.labels) < 2:
             continue
-        levels = (_within(metric, stored, answers) for answers in _constant(metric, stored))
+        levels = (_within(metric, stored, answers, spread=spread) for answers in _constant(metric, stored))
         return max((level for level in levels if level is not None), default=None)
     return None
 
@@ -261,11 +291,13 @@ def _constant(metric: Metric, stored: Predictions) -> Iterator[np.ndarray]:
         yield from (np.full_like(labels, answer) for answer in classes[np.argsort(-counts)][:GUESSES])
 
 
-def _within(metric: Metric, stored: Predictions, answers: np.ndarray) -> float | None:
+def _within(metric: Metric, stored: Predictions, answers: np.ndarray, *, spread: bool) -> float | None:
     try:
         with np.errstate(all="ignore"), METRICS.blaming(metric.name):
             of_examples = metric.sign * metric.contributions(stored.labels, answers)
     except UserError:
+        return None
+    if spread and not np.ptp(of_examples):
         return None
     level = float(of_examples.mean() + ERRORS * of_examples.std() / math.sqrt(len(of_examples)))
     return level if math.isfinite(level) else None

@@ -13,6 +13,7 @@ import numpy as np
 
 from tensorbench.reports.collapses import DIVERGED, Collapses
 from tensorbench.reports.evidence import Evidence
+from tensorbench.reports.guards import NO_GUARDS, Guards
 from tensorbench.reports.inference import power
 from tensorbench.reports.inference.crossed import OnSetting, of_seeds
 from tensorbench.reports.inference.effects import Answer, Effect, Verdict, effect, verdict, weaker
@@ -84,6 +85,8 @@ class AgainstReference:
     #: For each setting, the collapsed runs of the method and of the reference. If there are any, the two
     #: never count as practically equivalent.
     collapses: tuple[tuple[Collapses, ...], ...]
+    #: The verdict on each of `intervals`.
+    verdicts: tuple[Verdict, ...]
 
     @property
     def collapsed(self) -> tuple[Collapses, ...]:
@@ -94,11 +97,11 @@ class AgainstReference:
     def sides(self) -> tuple[int, int, int]:
         """The numbers of settings won (interval above zero), tied and lost (interval below zero).
 
-        A setting without an interval counts as tied.
+        A setting without an interval or without a verdict counts as tied.
         """
-        intervals = [interval for interval in self.intervals if interval is not None]
-        wins, losses = sum(low > 0 for low, _ in intervals), sum(high < 0 for _, high in intervals)
-        return wins, len(self.intervals) - wins - losses, losses
+        sides = [verdict.side for verdict in self.verdicts]
+        wins, losses = sides.count("better"), sides.count("worse")
+        return wins, len(sides) - wins - losses, losses
 
 
 # --- the reference ---
@@ -159,6 +162,7 @@ def against_reference(
     threshold: float,
     families: int = 1,
     collapses: Mapping[int, Collapses] = {},
+    guards: Guards = NO_GUARDS,
 ) -> tuple[tuple[AgainstReference, ...], list[str]]:
     """Compares methods with the reference. Returns the comparisons, and notes on their limits.
 
@@ -167,6 +171,7 @@ def against_reference(
         reference: If it is None, nothing is compared, and there are no notes.
         families: The number of references in the report. Intervals are simultaneous over all of them.
         collapses: The collapsed runs, by the number of the cell.
+        guards: What withholds verdicts.
     """
     if reference is None:
         return (), []
@@ -189,7 +194,7 @@ def against_reference(
             )
     level, claims = of_each(families), len(parts_of)
     on_settings = simultaneous(claims * len(reference.cells), level)
-    family = _Family(evidence, collapses, threshold, simultaneous(claims, level), on_settings)
+    family = _Family(evidence, collapses, guards, threshold, simultaneous(claims, level), on_settings)
     comparisons = tuple(
         family.compared(method, cells[method], rivals[method], effect(parts))
         for method, parts in parts_of.items()
@@ -203,7 +208,7 @@ def judged(
     """The weaker of two verdicts: that on the effect `measured`, and that on the effect `if_floor`.
 
     `if_floor` is the effect with diverged runs at the floor. If it is None, only `measured` counts. `level`
-    is the confidence level of the intervals. `collapsed` says whether some compared run collapsed.
+    is the confidence level of the intervals. `collapsed` says whether some compared run collapsed
     """
     verdicts = [
         verdict(version.interval(level), threshold, collapsed=collapsed)
@@ -219,6 +224,7 @@ class _Family:
 
     evidence: Evidence
     collapses: Mapping[int, Collapses]
+    guards: Guards
     threshold: float
     #: The confidence level of each method's interval, so high that the intervals of all methods hold
     #: simultaneously.
@@ -230,49 +236,64 @@ class _Family:
         self, method: str, cells: tuple[int, ...], reference_cells: tuple[int, ...], measured: Effect
     ) -> AgainstReference:
         study, pairs = self.evidence.study, list(zip(cells, reference_cells, strict=True))
-        floor = self._if_floor(pairs, measured)
+        settings = tuple(study.all_cells[cell].setting for cell in cells)
+        floor = self._if_floor(pairs, measured, settings)
+        intervals = tuple(effect([part]).interval(self.level_on_settings) for part in measured.parts)
         collapses = tuple(
             tuple(self.collapses[cell] for cell in pair if cell in self.collapses) for pair in pairs
         )
         return AgainstReference(
             method=method,
             family=study.all_cells[cells[0]].family,
-            settings=tuple(study.all_cells[cell].setting for cell in cells),
+            settings=settings,
             cells=cells,
             reference_cells=reference_cells,
             effect=measured,
             interval=measured.interval(self.level),
             at_chosen_points=measured.at_chosen_points(self.level),
-            verdict=self._judged(measured, floor, collapses),
-            intervals=tuple(effect([part]).interval(self.level_on_settings) for part in measured.parts),
+            verdict=self._judged(measured, floor, collapses, settings),
+            intervals=intervals,
             lost=sum(_planned_pairs(study, *pair) for pair in pairs) - measured.pairs,
             if_floor=floor,
-            without=tuple(self._without(cells, measured, floor, collapses)),
+            without=tuple(self._without(settings, measured, floor, collapses)),
             collapses=collapses,
+            verdicts=tuple(
+                self.guards.left(verdict(interval, self.threshold), [setting])
+                for interval, setting in zip(intervals, settings, strict=True)
+            ),
         )
 
     def _judged(
-        self, measured: Effect, floor: IfFloor | None, collapses: Sequence[Sequence[Collapses]]
+        self,
+        measured: Effect,
+        floor: IfFloor | None,
+        collapses: Sequence[Sequence[Collapses]],
+        settings: Sequence[TaskAndBackbone],
     ) -> Verdict:
         if_floor = floor.effect if floor else None
-        return judged(measured, if_floor, self.level, self.threshold, collapsed=any(collapses))
+        said = judged(measured, if_floor, self.level, self.threshold, collapsed=any(collapses))
+        return self.guards.left(said, settings)
 
     def _without(
         self,
-        cells: Sequence[int],
+        settings: Sequence[TaskAndBackbone],
         measured: Effect,
         floor: IfFloor | None,
         collapses: Sequence[Sequence[Collapses]],
     ) -> Iterator[Without]:
-        tasks = [self.evidence.study.all_cells[cell].task for cell in cells]
+        tasks = [setting.task for setting in settings]
         for task in dict.fromkeys(tasks) if len({*tasks}) > 1 else ():
             places = [place for place, name in enumerate(tasks) if name != task]
             rest = measured.on(places)
             rest_floor = replace(floor, effect=floor.effect.on(places)) if floor else None
-            said = self._judged(rest, rest_floor, [collapses[place] for place in places])
+            said = self._judged(
+                rest, rest_floor, [collapses[p] for p in places], [settings[p] for p in places]
+            )
             yield Without(task, rest.difference, said)
 
-    def _if_floor(self, pairs: Sequence[tuple[int, int]], measured: Effect) -> IfFloor | None:
+    def _if_floor(
+        self, pairs: Sequence[tuple[int, int]], measured: Effect, settings: Sequence[TaskAndBackbone]
+    ) -> IfFloor | None:
         parts, added = [], 0
         for part, pair in zip(measured.parts, pairs, strict=True):
             own, other = (_floored(self.evidence.study, cell) for cell in pair)
@@ -286,7 +307,8 @@ class _Family:
             return None
         floored = effect(parts)
         interval = floored.interval(self.level)
-        return IfFloor(added, floored, interval, verdict(interval, self.threshold, collapsed=True))
+        said = self.guards.left(verdict(interval, self.threshold, collapsed=True), settings)
+        return IfFloor(added, floored, interval, said)
 
 
 def _floored(study: Study, cell: int) -> dict[int, float]:

@@ -10,9 +10,9 @@ from operator import itemgetter
 import numpy as np
 
 from tensorbench.reports.analysis import Analysis, Block
-from tensorbench.reports.cautions import reference_failures, unbeaten
 from tensorbench.reports.collapses import Collapses
 from tensorbench.reports.comparisons import AgainstReference, Without, judged
+from tensorbench.reports.headline import faults
 from tensorbench.reports.inference import power
 from tensorbench.reports.inference.effects import Answer, Effect, Verdict
 from tensorbench.reports.inference.intervals import RESOLUTION, Bounds, simultaneous
@@ -37,8 +37,9 @@ class Against:
 
     @property
     def certain(self) -> bool:
-        """Whether the interval excludes zero."""
-        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+        """Whether the interval excludes zero and a verdict is given."""
+        low, high = self.interval or (0.0, 0.0)
+        return (low > 0 or high < 0) and not self.verdict.reason
 
 
 def against(block: Block, comparison: AgainstReference, place: int | None = None, beside: int = 0) -> Against:
@@ -50,12 +51,13 @@ def against(block: Block, comparison: AgainstReference, place: int | None = None
     """
     assert block.reference is not None
     shown, floor = comparison.effect, comparison.if_floor.effect if comparison.if_floor else None
-    claims = block.claims + beside
+    claims, settings = block.claims + beside, comparison.settings
     if place is not None:
         shown, floor = shown.on([place]), floor.on([place]) if floor else None
-        claims = block.claims * len(block.settings)
+        claims, settings = block.claims * len(block.settings), settings[place : place + 1]
     level, collapsed = simultaneous(claims, block.level), bool(collapsed_on(comparison, place))
     said = judged(shown, floor, level, block.threshold, collapsed=collapsed)
+    said = block.guards.left(said, settings)
     return Against(shown, shown.interval(level), said, comparison.lost > 0, block.reference.method)
 
 
@@ -126,10 +128,8 @@ def findings(study: Study, blocks: Iterable[Block]) -> Iterator[Claim]:
 
 
 def sentences(analysis: Analysis) -> list[str]:
-    """Sentences on failed references and on heads that no adapter beats, then the claims of all blocks."""
-    study = analysis.study
-    faults = [*reference_failures(analysis), *unbeaten(study.all_cells)]
-    return [*faults, *map(str, findings(study, analysis.blocks))]
+    """The sentences of `faults`, then the claims of all blocks."""
+    return [*faults(analysis), *map(str, findings(analysis.study, analysis.blocks))]
 
 
 def _finding(study: Study, block: Block, place: int | None) -> Claim:
@@ -142,7 +142,8 @@ def _finding(study: Study, block: Block, place: int | None) -> Claim:
         comparison, place = better
         best, equals, cells = comparison.method, None, _at(comparison.cells, place)
     difference = against(block, comparison, place) if comparison else None
-    claims = [_claim(block, best, equals, difference)]
+    lost = block.guards.left(Verdict(Answer.NONE), block.settings if setting is None else [setting]).reason
+    claims = [_claim(block, best, equals, difference, lost)]
     if better:
         claims.append(f"{best} ran {on_part(block, better[0])}.")
     if comparison:
@@ -257,7 +258,13 @@ def chance(study: Study, block: Block, place: int | None = None) -> str:
     return f"If all {len(errors)} methods were equal, the best would show about {shown} {block.unit.points}."
 
 
-def _claim(block: Block, best: str | None, equals: Sequence[str] | None, difference: Against | None) -> str:
+def _claim(
+    block: Block,
+    best: str | None,
+    equals: Sequence[str] | None,
+    difference: Against | None,
+    lost: str,
+) -> str:
     if not block.cells:
         return "Nothing can be claimed: no method has finished runs on every setting."
     if best is None:
@@ -267,7 +274,8 @@ def _claim(block: Block, best: str | None, equals: Sequence[str] | None, differe
         claim = f"Nothing to compare: {best} is the only method." if alone else _among(block, equals)
         return f"{claim} {block.no_reference}"
     if block.cells.get(best) == reference.cells:
-        claim = "Nothing is compared with it." if alone else _among(block, equals)
+        claim = f"No verdict: {lost}." if lost else _among(block, equals)
+        claim = "Nothing is compared with it." if alone else claim
         return f"{reference.method} itself has the best mean. {claim}"
     if difference is None:
         return (
@@ -287,6 +295,8 @@ def _among(block: Block, equals: Sequence[str] | None) -> str:
 def _in_words(difference: Against, reference: str, size: str) -> str:
     """The verdict as a sentence. `size` is the threshold with its unit."""
     answer, side = difference.verdict.answer, difference.verdict.side
+    if difference.verdict.reason:
+        return f"{answer.capitalize()}: {difference.verdict.reason}."
     if answer is Answer.BEYOND:
         return f"{side.capitalize()} than {reference} by more than {size}."
     if answer is Answer.WITHIN:

@@ -68,6 +68,7 @@ def _comparisons(block: Block) -> Iterator[dict[str, Any]]:
             "threshold": block.threshold,
             "verdict": str(comparison.verdict.answer),
             "side": comparison.verdict.side,
+            "reason": comparison.verdict.reason,
             "error": error and error.total,
             "error_of_seeds": error and math.sqrt(error.seeds),
             "error_of_tuning": error and math.sqrt(error.tuning),

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from tensorbench.machine.visible import visible
 from tensorbench.records.measures import Measure
 from tensorbench.records.words import Status, Tag
-from tensorbench.reports import board, cautions, findings, headline, selecting
+from tensorbench.reports import board, findings, headline, selecting
 from tensorbench.reports.ablation import StoredAblation
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.drawing import Drawn
@@ -50,8 +50,7 @@ def render(
     pictures = list(zip(ablations, of_ablations, strict=True))
     percent = all(unit_of(cell.metric).mark for cell in cells)
     faults = (
-        cautions.reference_failures(analysis),
-        cautions.unbeaten(cells),
+        [note for note in headline.faults(analysis) if note not in answer],
         [f"These scores do not compare. {mixture}" for mixture in mixtures if mixture.serious],
     )
     return filled(

@@ -1,7 +1,7 @@
-"""Guards of comparisons by studies: withholds verdicts that something else than the methods would decide.
+"""Withholds verdicts of comparisons by studies, by the guards of all comparisons and by the edges of windows.
 
-There is no verdict where nothing trained, or where the reference is no better than a head. If a method's best
-rates lie at the edge of its window, its score is a lower bound, and the method is not called worse.
+If a method's best rates lie at the edge of its window, its score is a lower bound, and the method is not
+called worse.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from dataclasses import replace
 import numpy as np
 
 from tensorbench.records.stored_plan import StudyPlan
-from tensorbench.reports.cautions import HEADS, failed_references, unbeaten
-from tensorbench.reports.collapses import Collapses, untrained
+from tensorbench.reports.collapses import Collapses
+from tensorbench.reports.guards import Guards, find_guards
 from tensorbench.reports.inference.effects import Answer, Verdict
 from tensorbench.reports.inference.intervals import Array
 from tensorbench.reports.inference.studies import CompleteStudies
-from tensorbench.reports.study import Cell, Study
+from tensorbench.reports.study import Cell, Study, TaskAndBackbone
 from tensorbench.reports.study_blocks import Difference, Edge, Entrant, StudyBlock
-from tensorbench.reports.words import listed
 
 #: A kept trial is at an edge if its rate lies within this share of the window from one of its ends.
 OUTER = 0.2
@@ -38,25 +37,9 @@ def guarded(
     has the kept trials that collapsed, by the number of the cell.
     """
     reference = block.reference.cells if block.reference else ()
-    adapters = {*reference, *(number for entrant in block.entrants for number in entrant.cells)}
-    cells = [
-        cell
-        for cell in scored
-        if cell.number in adapters or (cell.family in HEADS and cell.setting in block.settings)
-    ]
-    nothing = untrained(study, cells)
-    trained = [cell for cell in cells if cell.setting not in nothing]
-    failed = failed_references(trained, [cell for cell in trained if cell.number in reference], {})
-    runs = {cell.number: collapsed[cell.number] for cell in trained if cell.number in collapsed}
-    guards = [*(unbeaten(trained) or failed.values()), *map(str, runs.values())]
-    if nothing:
-        guards.insert(
-            0,
-            f"Nothing trained on {listed(setting.task for setting in nothing)}: after {block.k} trials of "
-            "tuning, no adapter scores above what a constant answer may reach by luck.",
-        )
-    lost = dict.fromkeys(nothing, "nothing trained")
-    lost |= {scored[number].setting: f"{block.against} is no better than a head" for number in failed}
+    guards = find_guards(
+        study, scored, [n for entrant in block.entrants for n in entrant.cells], reference, collapsed
+    )
     edges = {entrant.method: _edges(study, entrant) for entrant in block.entrants}
     entrants = tuple(
         replace(
@@ -64,10 +47,10 @@ def guarded(
             differences={
                 k: _left(
                     difference,
-                    [lost.get(setting, "") for setting in block.settings],
-                    [setting.task for setting in block.settings],
+                    guards,
+                    block.settings,
                     [edges[entrant.method], edges.get(block.against, [None] * (1 + len(block.settings)))],
-                    [bool({*pair} & runs.keys()) for pair in zip(entrant.cells, reference, strict=True)],
+                    [bool({*pair} & collapsed.keys()) for pair in zip(entrant.cells, reference, strict=True)],
                 )
                 for k, difference in entrant.differences.items()
             },
@@ -75,37 +58,36 @@ def guarded(
         for entrant in block.entrants
     )
     found = tuple(edge for edge, *_ in edges.values() if edge)
-    return replace(block, guards=tuple(guards), edges=found, entrants=entrants)
+    return replace(block, guards=guards.sentences, edges=found, entrants=entrants)
 
 
 def _left(
     difference: Difference,
-    lost: Sequence[str],
-    tasks: Sequence[str],
+    guards: Guards,
+    settings: Sequence[TaskAndBackbone],
     edges: Sequence[Sequence[Edge | None]],
     collapsed: Sequence[bool],
 ) -> Difference:
     """The difference with the verdicts that the guards leave.
 
     Args:
-        lost: The reason why there is no verdict on a setting, by setting. Empty if there is a verdict.
+        settings: The settings of the difference.
         edges: The edges of the method and of the reference, each as `_edges` returns them.
         collapsed: Whether kept trials of either side collapsed, by setting.
     """
-    why, task = next(((why, task) for why, task in zip(lost, tasks, strict=True) if why), ("", ""))
-    why = f"{why} on {task}" if why and len(tasks) > 1 else why
     over_all, *on_settings = zip(*edges, strict=True)
-    places = zip(difference.verdicts, lost, on_settings, collapsed, strict=True)
+    places = zip(difference.verdicts, settings, on_settings, collapsed, strict=True)
     return replace(
         difference,
-        verdict=_judged(difference.verdict, why, over_all, collapsed=any(collapsed)),
-        verdicts=tuple(_judged(verdict, why, at, collapsed=fell) for verdict, why, at, fell in places),
+        verdict=_judged(guards.left(difference.verdict, settings), over_all, collapsed=any(collapsed)),
+        verdicts=tuple(
+            _judged(guards.left(verdict, [setting]), at, collapsed=fell)
+            for verdict, setting, at, fell in places
+        ),
     )
 
 
-def _judged(verdict: Verdict, lost: str, edges: Sequence[Edge | None], *, collapsed: bool) -> Verdict:
-    if lost:
-        return Verdict(Answer.NONE, reason=lost)
+def _judged(verdict: Verdict, edges: Sequence[Edge | None], *, collapsed: bool) -> Verdict:
     # A method whose score is a lower bound may be better than it seems. So may the reference.
     for edge, side in zip(edges, ("worse", "better"), strict=True):
         if edge and verdict.side == side:

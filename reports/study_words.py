@@ -23,7 +23,7 @@ def in_words(verdict: Verdict, size: str) -> str:
     """A verdict on a difference as text. `size` is the threshold with its unit."""
     side = verdict.side
     if verdict.reason:
-        return f"{'no verdict' if verdict.answer is Answer.NONE else 'undecided'}: {verdict.reason}"
+        return str(verdict)
     if verdict.answer is Answer.BEYOND:
         return f"{side} by more than {size}"
     if verdict.answer is Answer.WITHIN:
@@ -93,11 +93,22 @@ def _answer(block: StudyBlock) -> str:
     if beyond:
         lead += f" ({_joined(beyond) if len(beyond) < len(better) else 'all' if len(beyond) > 1 else 'it is'}"
         lead += f" by more than {size})"
+    if small := [name for name in better if verdicts[name].answer is Answer.WITHIN]:
+        lead += f", but practically equivalent (within {size}): {listed(small)}"
     lists = {
         f"practically equivalent (within {size})": [
             name for name, verdict in verdicts.items() if verdict.answer is Answer.WITHIN and not verdict.side
         ],
-        "significantly worse": [name for name, verdict in verdicts.items() if verdict.side == "worse"],
+        "significantly worse": [
+            name
+            for name, verdict in verdicts.items()
+            if verdict.side == "worse" and verdict.answer is not Answer.WITHIN
+        ],
+        f"significantly worse, but practically equivalent (within {size})": [
+            name
+            for name, verdict in verdicts.items()
+            if verdict.side == "worse" and verdict.answer is Answer.WITHIN
+        ],
         "undecided": [
             name
             for name, verdict in verdicts.items()

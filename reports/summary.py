@@ -13,8 +13,9 @@ import pandas as pd
 from tensorbench.machine.overview import Overview
 from tensorbench.records.record import Point, Record, latest
 from tensorbench.records.stored_plan import StoredPlan
-from tensorbench.reports.cautions import failed_references, guards, plain_lora, unbeaten
+from tensorbench.reports.cautions import guards
 from tensorbench.reports.collapses import collapses
+from tensorbench.reports.guards import find_guards, plain_lora
 from tensorbench.reports.overview import overview
 from tensorbench.reports.reading import tabulate
 from tensorbench.reports.study import CellsAndSeeds, Experiment, Study, TableRow
@@ -42,8 +43,7 @@ class Summary(CellsAndSeeds):
     seeds: pd.DataFrame
     #: Warnings about trainings, tunings and searches.
     warnings: tuple[str, ...] = ()
-    #: A sentence for each cell in which plain LoRA failed, and one for each cell with collapsed runs. With
-    #: studies, the guards of all blocks.
+    #: The guards of all blocks, with plain LoRA as the reference.
     failures: tuple[str, ...] = ()
     #: The analysis with every method's score after k trials. None if the plan has no studies.
     studies: StudyAnalysis | None = None
@@ -55,10 +55,9 @@ class Summary(CellsAndSeeds):
     def overview(self, name: str) -> Overview:
         """The table of scores.
 
-        Its notes are failures, converged heads that no adapter beats, the answer of studies, warnings, and
-        the suite's closing text.
+        Its notes are failures, the answer of studies, warnings, and the suite's closing text.
         """
-        first, score_of = [*self.failures, *unbeaten(self.all_cells)], None
+        first, score_of = list(self.failures), None
         if self.studies is not None:
             from tensorbench.reports import study_words
 
@@ -140,8 +139,9 @@ def summarise(store: Store, plan: StoredPlan, records: Iterable[Record] | None =
         failures = [guard for block in studies.blocks for guard in block.guards]
     else:
         collapsed = collapses(study)
-        failed = failed_references(study.all_cells, plain_lora(study.all_cells), collapsed)
-        failures = [*failed.values(), *map(str, collapsed.values())]
+        lora = [cell.number for cell in plain_lora(study.all_cells)]
+        every = range(len(study.all_cells))
+        failures = list(find_guards(study, study.all_cells, every, lora, collapsed).sentences)
     return Summary(
         closing=plan.closing,
         cells=study.cells,

@@ -14,8 +14,8 @@ import numpy as np
 from tensorbench.machine.visible import markdown_text, visible
 from tensorbench.metrics import direction
 from tensorbench.reports.analysis import Analysis, Block
-from tensorbench.reports.cautions import reference_failures, unbeaten
 from tensorbench.reports.findings import chance, on_part
+from tensorbench.reports.headline import faults
 from tensorbench.reports.inference.effects import Answer
 from tensorbench.reports.recipes import Mixture
 from tensorbench.reports.rendering import environment
@@ -274,8 +274,7 @@ def markdown(analysis: Analysis, mixtures: Sequence[Mixture]) -> str:
         analysis=analysis,
         tables=tables,
         mixtures=mixtures,
-        failures=reference_failures(analysis),
-        unbeaten=unbeaten(analysis.study.all_cells),
+        faults=faults(analysis),
         chance=chance,
         on_part=on_part,
     )

@@ -55,8 +55,8 @@ class Result:
     #: The reason why the trial failed. Empty if it finished. A failed trial has no score.
     failure: str = ""
     #: The predicted classes, and the true classes.
-    answers: Sequence[int] = (0, 1)
-    labels: Sequence[int] = (0, 1)
+    answers: Sequence[int] = (0, 1) * 100
+    labels: Sequence[int] = (0, 1) * 100
     #: The validation score after each epoch.
     validation: Sequence[float] = (0.5, 0.6)
     step_ms: float = 10.0

@@ -158,7 +158,7 @@ def report(
         return
     if folder is None or as_json or against_store is not None:
         raise typer.BadParameter("give --out FOLDER for a report, or --against EXPERIMENT for a comparison")
-    from tensorbench.reports.cautions import reference_failures
+    from tensorbench.reports.headline import faults
     from tensorbench.reports.report import FORMATS, write_report
     from tensorbench.reports.studies import StudyAnalysis
     from tensorbench.reports.study_words import answer
@@ -178,8 +178,9 @@ def report(
     if isinstance(done.analysis, StudyAnalysis):
         first = [answer(block) for block in done.analysis.blocks]
     else:
-        first = reference_failures(done.analysis)
-        collapsed = dict.fromkeys(str(side) for block in done.analysis.blocks for side in block.collapsed)
+        first = faults(done.analysis)
+        every = (str(side) for block in done.analysis.blocks for side in block.collapsed)
+        collapsed = dict.fromkeys(side for side in every if side not in first)
     for sentence in first:
         out.print(f"[bold]{escape(sentence)}[/bold]", highlight=False, soft_wrap=True)
     notes = [*collapsed, *done.analysis.notes, *map(str, done.mixtures)]

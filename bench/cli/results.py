@@ -16,7 +16,6 @@ from tensorbench.records.search_results import AllocationResult, SearchPoint, Se
 from tensorbench.records.stored_plan import StudyPlan
 from tensorbench.records.words import PointState, Status
 from tensorbench.reports.ablation import Scored, StoredAblation
-from tensorbench.reports.cautions import unbeaten
 from tensorbench.reports.inference.intervals import LEAST_SEEDS, t_half
 from tensorbench.reports.overview import complete_studies, estimated, kept_score, legend, mean_score
 from tensorbench.reports.study import Cell, Seed, distinct, grouped, kept_trials, measured
@@ -115,7 +114,7 @@ def print_summary(console: Console, summary: Summary) -> None:
     trials, and prints warnings.
     """
     cells = summary.all_cells
-    for sentence in (*summary.failures, *unbeaten(cells)):
+    for sentence in summary.failures:
         console.print(f"[bold]{escape(sentence)}[/bold]", highlight=False)
     by_setting = grouped((cell for cell in cells if cell.studies is None), lambda cell: cell.setting)
     for setting, of_setting in by_setting.items():

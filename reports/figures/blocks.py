@@ -8,11 +8,11 @@ from typing import TypedDict
 from matplotlib.ticker import MaxNLocator
 
 from tensorbench.metrics import direction
-from tensorbench.reports import cautions
 from tensorbench.reports.analysis import Block
 from tensorbench.reports.comparisons import AgainstReference
 from tensorbench.reports.drawing import MUTED, Drawn, Looks, Tips, panels
 from tensorbench.reports.figures.forest import MOST_ROWS, ForestRow, band, forest, height, reach
+from tensorbench.reports.headline import above_reference
 from tensorbench.reports.study import Study, TaskAndBackbone
 from tensorbench.reports.words import many, no_interval
 
@@ -48,7 +48,7 @@ def differences(study: Study, block: Block, number: int, looks: Looks) -> Drawn 
         )
         for c in shown
     ]
-    head = cautions.above_reference(study, block)
+    head = above_reference(study, block)
     level = None if head is None else unit.factor * head
     limits = reach(rows, threshold, () if level is None else (level,))
     figure, (ax,) = panels(1, height=height(len(rows)))

@@ -82,6 +82,8 @@ class Verdict:
     reason: str = ""
 
     def __str__(self) -> str:
+        if self.reason:
+            return f"{self.answer}: {self.reason}"
         if self.answer is Answer.BEYOND:
             return f"{self.side} by more than the threshold"
         if self.answer is Answer.WITHIN:

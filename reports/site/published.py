@@ -13,9 +13,8 @@ from tensorbench.methods.errors import first_few, shown
 from tensorbench.records.pack_format import ENDING
 from tensorbench.records.words import OWN_SIZE
 from tensorbench.reports.analysis import Analysis, Block
-from tensorbench.reports.cautions import reference_failures
 from tensorbench.reports.findings import Claim, findings
-from tensorbench.reports.headline import better_methods, detectable
+from tensorbench.reports.headline import better_methods, detectable, faults
 from tensorbench.reports.page import Facts, facts_of
 from tensorbench.reports.reading import read_sources
 from tensorbench.reports.report import compose, compose_studies
@@ -175,7 +174,7 @@ def _of_seeds(names: tuple[str, ...], study: Study, when: str) -> Published:
         compares=any(block.reference and block.comparisons for block in blocks),
         better=better_methods(block for block in blocks if block.budget != OWN_SIZE),
         headlines=_headlines(study, blocks),
-        failures=reference_failures(composed.analysis),
+        failures=faults(composed.analysis),
     )
 
 

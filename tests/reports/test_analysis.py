@@ -175,7 +175,8 @@ def test_a_verdict_is_tried_without_each_task(analysis: Analysis) -> None:
 
 def test_settings_are_won_tied_and_lost_by_their_intervals(analysis: Analysis) -> None:
     att = compared(block(analysis, "isorank 2"))["TensLoRA att"]
-    mixed = dataclasses.replace(att, intervals=((0.1, 0.2), (-0.1, 0.2), (-0.2, -0.1), None))
+    intervals = ((0.1, 0.2), (-0.1, 0.2), (-0.2, -0.1), None)
+    mixed = dataclasses.replace(att, verdicts=tuple(verdict(each, 0.01) for each in intervals))
     assert mixed.sides == (1, 2, 1)
 
 

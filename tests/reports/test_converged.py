@@ -13,10 +13,11 @@ from rich.console import Console
 from tensorbench.cli.results import print_summary
 from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
-from tensorbench.reports import cautions, curves, figures
+from tensorbench.reports import curves, figures
 from tensorbench.reports.ablation import Scored, StoredAblation
 from tensorbench.reports.analysis import analyse
 from tensorbench.reports.drawing import Drawn
+from tensorbench.reports.guards import unbeaten
 from tensorbench.reports.reading import read
 from tensorbench.reports.report import write_report
 from tensorbench.reports.study import CONVERGED, Study
@@ -78,7 +79,7 @@ def study(uri: str) -> Study:
 def test_the_converged_head_comes_first_where_no_adapter_beats_it(
     uri: str, study: Study, tmp_path: Path
 ) -> None:
-    (sentence,) = cautions.unbeaten(study.all_cells)
+    (sentence,) = unbeaten(study.all_cells)
     for part in ("digits · tiny-random-vit", "90.00", "86.50", "TensLoRA att"):
         assert part in sentence
     opened = Store.existing(uri, "small")
@@ -98,7 +99,7 @@ def test_nothing_is_said_while_runs_are_missing(tmp_path: Path, new_store: NewSt
         return None if (row.title, row.task, trial.seed) == ("LoRA", "digits", 2) else result(trial, row)
 
     begun = store(tmp_path / "begun", new_store, plan_of(**SMALL), some_results)
-    assert not cautions.unbeaten(read(begun, ["small"]).all_cells)
+    assert not unbeaten(read(begun, ["small"]).all_cells)
 
 
 def test_seeds_that_do_not_differ_break_no_interval(study: Study) -> None:

@@ -6,18 +6,20 @@ from dataclasses import replace
 
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.comparisons import AgainstReference
+from tensorbench.reports.guards import NO_GUARDS
 from tensorbench.reports.headline import answer, better_methods, next_step
 from tensorbench.reports.inference.effects import verdict
 from tensorbench.reports.study import CONVERGED, FLOOR
 
 
 def test_the_answer_names_the_better_methods_and_no_others(analysis: Analysis) -> None:
-    text = answer(analysis.blocks)
+    blocks = [replace(block, guards=NO_GUARDS) for block in analysis.blocks]
+    text = answer(blocks)
     compared = [each for block in analysis.blocks for each in block.comparisons]
     better = {each.method for each in compared if each.verdict.side == "better"}
     assert better
     assert {name for names in better_methods(analysis.blocks).values() for name in names} == better
-    for block in analysis.blocks:
+    for block in blocks:
         worse = [c for c in block.comparisons if c.verdict.side != "better"]
         without = answer([replace(block, comparisons=tuple(worse))])
         assert without.startswith("No method is significantly better than LoRA") == bool(worse)
@@ -26,6 +28,7 @@ def test_the_answer_names_the_better_methods_and_no_others(analysis: Analysis) -
 
 def test_budgets_are_counted_and_not_comparisons(analysis: Analysis) -> None:
     block = next(block for block in analysis.blocks if block.comparisons)
+    block = replace(block, guards=NO_GUARDS)
     none = replace(block, comparisons=tuple(c for c in block.comparisons if c.verdict.side != "better"))
     assert answer([none, none]).startswith("No method is significantly better than LoRA. ")
     other = replace(none, budget="another")
@@ -37,7 +40,7 @@ def test_budgets_are_counted_and_not_comparisons(analysis: Analysis) -> None:
 def test_nothing_is_claimed_without_an_interval(analysis: Analysis) -> None:
     block = next(block for block in analysis.blocks if block.comparisons)
     none = tuple(replace(each, interval=None, verdict=verdict(None, 0.01)) for each in block.comparisons)
-    bare = answer([replace(block, comparisons=none)])
+    bare = answer([replace(block, comparisons=none, guards=NO_GUARDS)])
     assert bare.startswith("Nothing can be claimed: no difference from LoRA has an interval.")
 
 

@@ -109,11 +109,12 @@ def test_page_and_terminal_open_with_nothing_trained_and_give_no_verdict(
     # Without the guard, the interval would give a verdict.
     assert difference.interval is not None
     assert difference.interval[1] < -block.threshold
-    assert verdict_on(block) == (Answer.NONE, "", "nothing trained on reviews")
+    assert verdict_on(block) == (Answer.NONE, "", "nothing trained on reviews, letters")
     assert {verdict.reason for verdict in difference.verdicts} == {"nothing trained"}
     said = answer(block)
     assert said.startswith("Nothing trained on reviews, letters: ")
     assert said.endswith(f"no verdict is given on {QKV}.")
+    assert said.count("trials of tuning") == 1
     summary, printed = summary_of(unlearnable)
     assert printed.startswith("Nothing trained")
     assert summary.overview(NAME).notes[0].startswith("Nothing trained")
