@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 def mean_of_tokens(encoder: nn.Module, *, attention_mask: Tensor, **texts: Tensor) -> Tensor:
     """the mean of the last hidden states over all tokens that are not padding"""
-    states = encoder(attention_mask=_for_every_query(attention_mask), **texts).last_hidden_state
+    states = encoder(attention_mask=_for_every_query(encoder, attention_mask), **texts).last_hidden_state
     return _mean(states, attention_mask)
 
 
@@ -36,7 +36,7 @@ def mean_of_one_segment(
 
 def first_token(encoder: nn.Module, *, attention_mask: Tensor, **texts: Tensor) -> Tensor:
     """the last hidden state of the first token"""
-    return encoder(attention_mask=_for_every_query(attention_mask), **texts).last_hidden_state[:, 0]
+    return encoder(attention_mask=_for_every_query(encoder, attention_mask), **texts).last_hidden_state[:, 0]
 
 
 def first_token_of_one_segment(
@@ -128,13 +128,16 @@ def mean_of_patches(encoder: nn.Module, *, pixel_values: Tensor) -> Tensor:
     return encoder(pixel_values=pixel_values).pooler_output
 
 
-def _for_every_query(attention_mask: Tensor) -> Tensor:
-    """Reshapes a mask (batch, tokens) to a boolean mask (batch, 1, 1, tokens) for all heads and queries.
+def _for_every_query(encoder: nn.Module, attention_mask: Tensor) -> Tensor:
+    """Makes the mask (batch, 1, 1, tokens) that attention adds, for all heads and queries.
 
-    If the mask had two dimensions, transformers would wait for the device in every step to check whether any
-    token is masked.
+    If the mask had two dimensions, as `attention_mask` has, transformers would wait for the device in every
+    step to check whether any token is masked. If it were boolean, each layer would make this one of it.
     """
-    return attention_mask[:, None, None, :].bool()
+    kind, masked = attention_mask.device.type, attention_mask[:, None, None, :] == 0
+    rounded = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    dtype = torch.get_autocast_dtype(kind) if rounded else next(encoder.parameters()).dtype
+    return torch.zeros_like(masked, dtype=dtype).masked_fill_(masked, -torch.inf)
 
 
 def _mean(states: Tensor, attention_mask: Tensor) -> Tensor:

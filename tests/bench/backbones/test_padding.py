@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from tensorbench.backbones import LoadedBackbone
+from tensorbench.backbones import LoadedBackbone, pooling
 from tensorbench.backbones.answers import Answers, Writer
 from tensorbench.backbones.kinds import KINDS
 from tensorbench.backbones.padding import ANY_SIDE, RIGHT, padded
@@ -63,6 +64,32 @@ def test_outputs_and_gradients_are_those_of_a_mask_that_was_read(kind: str, leng
     torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(others, gradients)
     assert gradients
+
+
+class Wheres(TorchDispatchMode):
+    """Counts choices between values, by which attention makes a mask of a boolean one."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function.overloadpacket.__name__ == "where"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("rounded", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra", "t5"])
+def test_the_layers_of_an_encoder_share_a_mask(
+    kind: str, rounded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, results = loaded(kind).module.eval(), []
+    for mask in (pooling._for_every_query, lambda encoder, mask: mask[:, None, None, :].bool()):
+        monkeypatch.setattr(pooling, "_for_every_query", mask)
+        with Wheres() as wheres, torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+            outputs = module(**batch(split(3, 12, 7)))
+        results.append((outputs, wheres.count))
+    (shared, few), (by_layer, many) = results
+    assert torch.equal(shared, by_layer)
+    assert few < many
 
 
 def words(backbone: LoadedBackbone) -> None:
