@@ -105,6 +105,8 @@ class SuiteRun(ShowsOverview):
     #: The selected part of the suite's plan, with the trials that tuning has chosen.
     plan: Plan
     summary: Summary
+    #: The sentences that answer the question of a complete suite.
+    answers: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -189,8 +191,10 @@ class _Work:
             )
         return full_plan
 
-    def keep_answer(self, plan: Plan, records: Iterable[Record], studies: StudyAnalysis | None) -> None:
-        """Stores the answer of a complete suite in the note and the metrics of its run.
+    def keep_answer(
+        self, plan: Plan, records: Iterable[Record], studies: StudyAnalysis | None
+    ) -> tuple[str, ...]:
+        """Stores the answer of a complete suite in the note and the metrics of its run, and returns it.
 
         `studies` is the analysis of the suite's studies, if it is known.
         """
@@ -206,6 +210,8 @@ class _Work:
                 self.store.log(run.run_id, answer.differences)
         except UserError as error:
             self.audience.note(f"The suite's run in MLflow has no answer: {error}")
+            return ()
+        return answer.sentences
 
     def nests(
         self,
@@ -310,9 +316,10 @@ def run_suite(
             from tensorbench.reports.summary import summarise
 
             summary = summarise(opened, plan.stored(), records)
+            answers: tuple[str, ...] = ()
             if not (full_plan.partial or pending(full_plan, records)):
-                work.keep_answer(full_plan, records, None if part.choices else summary.studies)
-            return SuiteRun(plan, summary)
+                answers = work.keep_answer(full_plan, records, None if part.choices else summary.studies)
+            return SuiteRun(plan, summary, answers)
 
 
 def search_suite(

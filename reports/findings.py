@@ -9,10 +9,10 @@ from operator import itemgetter
 
 import numpy as np
 
+from tensorbench.reports import headline
 from tensorbench.reports.analysis import Analysis, Block
 from tensorbench.reports.collapses import Collapses
 from tensorbench.reports.comparisons import AgainstReference, Without, judged
-from tensorbench.reports.headline import faults
 from tensorbench.reports.inference import power
 from tensorbench.reports.inference.effects import Answer, Effect, Verdict
 from tensorbench.reports.inference.intervals import RESOLUTION, Bounds, simultaneous
@@ -110,7 +110,9 @@ class Claim:
 
     def __str__(self) -> str:
         where = self.block.heading + (f" on {self.setting}" if self.setting else "")
-        return f"{where}: {f'{self.best} has the best mean. ' if self.best else ''}{self.claim}"
+        reference = self.block.reference.method if self.block.reference else None
+        best = f"{self.best} has the best mean. " if self.best not in (None, reference) else ""
+        return f"{where}: {best}{self.claim}"
 
 
 def findings(study: Study, blocks: Iterable[Block]) -> Iterator[Claim]:
@@ -128,8 +130,9 @@ def findings(study: Study, blocks: Iterable[Block]) -> Iterator[Claim]:
 
 
 def sentences(analysis: Analysis) -> list[str]:
-    """The sentences of `faults`, then the claims of all blocks."""
-    return [*faults(analysis), *map(str, findings(analysis.study, analysis.blocks))]
+    """The sentences with which a report opens, then the claims of all blocks."""
+    opening = [*headline.faults(analysis), headline.answer(analysis.blocks)]
+    return [*filter(None, opening), *map(str, findings(analysis.study, analysis.blocks))]
 
 
 def _finding(study: Study, block: Block, place: int | None) -> Claim:

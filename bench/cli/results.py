@@ -106,12 +106,12 @@ def _scored(scored: Scored) -> tuple[str, str, str]:
     return joined(scored.ranks), f"{scored.parameters:,}", text
 
 
-def print_summary(console: Console, summary: Summary) -> None:
+def print_summary(console: Console, summary: Summary, answers: Sequence[str] = ()) -> None:
     """Prints the results of a run, with one table for each task and backbone.
 
     Above the tables it names the tasks on which nothing trained or LoRA failed, the rows with collapsed runs,
-    and the tasks on which no adapter beats the converged head. Below the tables it counts failed and missing
-    trials, and prints warnings.
+    and the tasks on which no adapter beats the converged head. Below the tables it prints the answers, counts
+    failed and missing trials, and prints warnings.
     """
     cells = summary.all_cells
     for sentence in summary.failures:
@@ -124,6 +124,10 @@ def print_summary(console: Console, summary: Summary) -> None:
             table.add(cell, mean_score(cell), _seeds(cell))
         console.print(fitted(console, table.table, "% LoRA", "params", "ranks"))
     _print_studies(console, summary)
+    # The answers of studies stand below their differences.
+    for sentence in answers if summary.studies is None else ():
+        if sentence not in summary.failures:
+            console.print(f"[bold]{escape(sentence)}[/bold]", highlight=False)
     print_missed(console, sum(cell.within is False for cell in cells))
     _print_lost(console, summary.all_seeds)
     print_warnings(console, summary.warnings)

@@ -95,7 +95,7 @@ def run(
     from tensorbench.cli.results import print_summary
 
     print_tuning(out, done.plan)
-    print_summary(out, done.summary)
+    print_summary(out, done.summary, done.answers)
     if not done.complete:
         raise typer.Exit(1)
 
