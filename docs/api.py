@@ -39,7 +39,6 @@ PUBLIC = (
     "tensorbench.methods.sizes",
     "tensorbench.reports.study",
     "tensorbench.reports.report",
-    "tensorbench.reports.compare",
 )
 
 #: Matches a dotted name of ours between backquotes in a docstring.

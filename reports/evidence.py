@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,8 +13,6 @@ from tensorbench.records.words import Tag
 from tensorbench.reports.inference.crossed import (
     OnSetting,
     lottery,
-    of_groups,
-    of_groups_and_examples,
     of_seeds,
     of_seeds_and_examples,
 )
@@ -112,61 +109,6 @@ def paired(differences: Array, sides: Sequence[list[ByExample] | None]) -> OnSet
 def _table(runs: Sequence[ByExample]) -> Array:
     """The contributions to all these runs, as an array (seeds, examples)."""
     return np.stack([run.values for run in runs]).astype(float)
-
-
-# --- two studies ---
-
-
-@dataclass(frozen=True)
-class Between:
-    """A cell's scores in a second experiment minus its scores in a first one. Positive is better."""
-
-    #: The seeds that finished in both experiments. If there are none, means over all seeds are compared.
-    seeds: tuple[int, ...]
-    #: The differences (seeds,) at these seeds.
-    differences: Array
-    #: The mean difference with its error.
-    part: OnSetting
-
-
-def between(before: Evidence, after: Evidence, cells: tuple[int, int]) -> Between | None:
-    """A cell's scores in `after` minus its scores in `before`. None if it has no finished run in one of them.
-
-    `cells` has the cell's numbers in `before` and in `after`.
-    """
-    sides = list(zip((before, after), cells, strict=True))
-    (seeds_x, (x,)), (seeds_y, (y,)) = (side.study.gains([cell]) for side, cell in sides)
-    if not len(x) or not len(y):
-        return None
-    tuned = [side.study.all_cells[cell].tuning for side, cell in sides]
-    tuning = 0.0
-    # If both have the same tuning, it chose the same point for both.
-    if len({entry and entry.ids for entry in tuned}) > 1:
-        tuning = sum(side.tuning.get(cell, 0.0) for side, cell in sides)
-    if common := sorted({*seeds_x} & {*seeds_y}):
-        differences = y[np.isin(seeds_y, common)] - x[np.isin(seeds_x, common)]
-        part = paired(differences, [side.of_runs(cell, common) for side, cell in reversed(sides)])
-    else:
-        differences = np.empty(0)
-        runs = [after.of_runs(cells[1], seeds_y), before.of_runs(cells[0], seeds_x)]
-        part = _of_groups(y, x, [side for side in runs if side is not None])
-    return Between(tuple(common), differences, scaled(part, before.study, cells[0], tuning))
-
-
-def _of_groups(first: Array, second: Array, stored: Sequence[list[ByExample]]) -> OnSetting:
-    """The difference between the means of unpaired scores, with its error.
-
-    For each side, `stored` has the contributions of test examples to the side's runs. A side whose
-    contributions are unknown is absent. The error covers test examples if no side is absent, and if either
-    all runs have the same test examples or each run has its own.
-    """
-    tested = Counter(run.test_set for runs in stored for run in runs)
-    if len(stored) < 2 or 1 < len(tested) < tested.total():
-        return of_groups(first, second)
-    if len(tested) > 1:
-        # Each run has its own test examples, so scores already vary with them.
-        return replace(of_groups(first, second), count=len(stored[0][0].values))
-    return of_groups_and_examples(first, second, [_table(runs) for runs in stored])
 
 
 # --- reading ---

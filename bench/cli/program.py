@@ -18,20 +18,6 @@ from tensorbench.cli import list_commands, result_commands, suite_commands, tool
 from tensorbench.cli.options import err
 from tensorbench.machine import interrupts
 
-#: Maps the name of a command in version 0.1 to the command that replaced it.
-RENAMED = {
-    "ls": "list",
-    "methods": "list methods",
-    "tasks": "list tasks",
-    "backbones": "list backbones",
-    "compare": "report B --against A",
-    "gc": "verify --leftovers",
-    "perf": "tools perf",
-    "redundancy": "tools redundancy",
-    "site": "tools site",
-    "fetch": "tools fetch",
-}
-
 
 class _PlainFlags:
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -65,11 +51,6 @@ class Program(Group):
 
     With `--debug` every error has a traceback.
     """
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] in RENAMED:
-            _end(ctx, 2, f"'{args[0]}' is now: tensorbench {RENAMED[args[0]]}")
-        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:

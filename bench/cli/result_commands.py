@@ -102,13 +102,6 @@ def report(
     folder: Annotated[
         Path | None, typer.Option("--out", help="Where to write; must be empty or absent.")
     ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option(
-            metavar="EXPERIMENT",
-            help="Write nothing: show what changed since this experiment or pack.",
-        ),
-    ] = None,
     formats: Annotated[
         list[str] | None,
         names_option(
@@ -124,10 +117,6 @@ def report(
     ] = False,
     log: Annotated[bool, typer.Option(help="Also keep the report on the suite's MLflow run.")] = True,
     force: Annotated[bool, typer.Option(help="Replace an earlier report.")] = False,
-    against_store: Annotated[
-        str | None,
-        typer.Option(metavar="URI", help="With --against: the store of that experiment. Default: --store."),
-    ] = None,
     peft_results: Annotated[
         bool,
         typer.Option(
@@ -137,27 +126,18 @@ def report(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the report of one or more experiments as a page, tables, figures and JSON, or compare two.
+    """Write the report of one or more experiments as a page, tables, figures and JSON.
 
     With --method and the like, or --pair, only these rows are reported, with simultaneous intervals for them.
     """
     if peft_results:
-        others = not replace(part, reference="").everything or formats or threshold or mixed
-        if others or against is not None or against_store is not None:
+        if not replace(part, reference="").everything or formats or threshold or mixed:
             raise typer.BadParameter("--peft-results takes --out, --reference, --force and --json alone")
         _compare_peft([Path(name) for name in experiment], part.reference, folder, as_json, force=force)
         return
-    if folder is not None or against is not None:
-        check_store(store, *experiment)
-
-    if against is not None:
-        if len(experiment) > 1 or folder is not None or not part.everything:
-            raise typer.BadParameter("--against compares two experiments: no --out and no part beside it")
-        sides = ((against_store or store, experiment_of(against)), (store, experiment_of(experiment[0])))
-        _compare(*sides, one_for_each(threshold), as_json)
-        return
-    if folder is None or as_json or against_store is not None:
-        raise typer.BadParameter("give --out FOLDER for a report, or --against EXPERIMENT for a comparison")
+    if folder is None or as_json:
+        raise typer.BadParameter("give --out FOLDER for a report; --json goes with --peft-results")
+    check_store(store, *experiment)
     from tensorbench.reports.headline import faults
     from tensorbench.reports.report import FORMATS, write_report
     from tensorbench.reports.studies import StudyAnalysis
@@ -190,22 +170,6 @@ def report(
         out.print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
     where = f", and on the suite run of {', '.join(done.logged)}" if done.logged else ""
     out.print(f"Wrote {len(done.files)} files to {folder}{where}.", markup=False, soft_wrap=True)
-
-
-def _compare(
-    before: tuple[str, str],
-    after: tuple[str, str],
-    thresholds: float | dict[str, float] | None,
-    as_json: bool,
-) -> None:
-    from tensorbench.cli.comparison import print_comparison
-    from tensorbench.reports.compare import compare
-
-    comparison = compare(before, after, thresholds)
-    if as_json:
-        echo_json(asdict(comparison))
-    else:
-        print_comparison(out, comparison)
 
 
 def _compare_peft(

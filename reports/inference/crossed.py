@@ -94,34 +94,6 @@ def of_seeds_and_examples(differences: Array, by_example: Array, test_set: Any =
     )
 
 
-def of_groups(first: Array, second: Array) -> OnSetting:
-    """The mean of `first` minus the mean of `second`, for groups of runs (seeds,) that share no seeds.
-
-    The error covers seeds only. Its degrees of freedom are Welch's.
-    """
-    difference, fewer = float(first.mean() - second.mean()), min(len(first), len(second))
-    if fewer < LEAST_SEEDS:
-        return OnSetting(fewer, difference, None)
-    variances = [float(np.var(side, ddof=1)) / len(side) for side in (first, second)]
-    quarter, freedom = welch(variances, [len(first) - 1, len(second) - 1])
-    # The variance of the difference, not of the mean of the two.
-    return OnSetting(fewer, difference, 4 * quarter, freedom=freedom)
-
-
-def of_groups_and_examples(first: Array, second: Array, tables: Sequence[Array]) -> OnSetting:
-    """Like `of_groups`, but the error covers test examples too.
-
-    `tables` holds one table (seeds, examples) for each group.
-    """
-    alone = of_groups(first, second)
-    examples = tables[0].shape[1]
-    if alone.seeds is None or examples < 2:
-        return replace(alone, count=examples)
-    of_example = np.subtract(*(table.mean(0) for table in tables))
-    added = float(of_example.var(ddof=1) / examples - sum(_noise(table) for table in tables))
-    return replace(alone, examples=max(0.0, added), count=examples)
-
-
 def _noise(by_example: Array) -> float:
     """The residual variance R / ne in the formula of `of_seeds_and_examples`.
 

@@ -22,7 +22,6 @@ from tensorbench.backbones import BACKBONES
 from tensorbench.cli.listings import count_methods, print_methods
 from tensorbench.cli.options import VisibleConsole
 from tensorbench.cli.plans import print_plan
-from tensorbench.cli.program import RENAMED
 from tensorbench.cli.results import print_allocation
 from tensorbench.cli.tables import fitted
 from tensorbench.methods import METHODS, Geometry
@@ -220,18 +219,10 @@ def test_methods_are_counted_on_the_geometry_that_was_given(call: Call) -> None:
     )
 
 
-@pytest.mark.parametrize("old", RENAMED)
-def test_an_old_name_of_a_command_names_the_new_one(call: Call, old: str) -> None:
-    assert call(old, "--store", "x") == (2, "", f"error: '{old}' is now: tensorbench {RENAMED[old]}\n")
-    assert call(*RENAMED[old].split()[:2], "-h").code == 0
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
         ("report", "a"),
-        ("report", "a", "b", "--against", "c"),
-        ("report", "a", "--against", "c", "--method", "lora"),
         ("report", "a", "--out", "o", "--json"),
         ("verify", "--delete"),
         ("verify", "--leftovers", "--rerun", "1"),

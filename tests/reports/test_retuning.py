@@ -16,7 +16,6 @@ from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
 from tensorbench.records.words import Status
 from tensorbench.reports.analysis import Analysis, analyse
-from tensorbench.reports.evidence import between
 from tensorbench.reports.frames import as_json, frames
 from tensorbench.reports.inference.crossed import lottery
 from tensorbench.reports.reading import read
@@ -125,12 +124,3 @@ def test_tuning_that_is_not_stored_is_unknown_and_said(tuned: Callable[..., Anal
     assert any("2 cells of 2" in note and "repeated" in note for note in analysis.notes)
     (comparison,) = analysis.blocks[0].comparisons
     assert comparison.interval == comparison.at_chosen_points
-
-
-def test_one_tuning_adds_nothing_between_two_experiments(tuned: Callable[..., Analysis]) -> None:
-    first, same, other = tuned(name="first"), tuned(name="same"), tuned({"seeds": [8]}, name="other")
-    for analysis, expected in ((same, 0.0), (other, first.evidence.tuning[1] + other.evidence.tuning[1])):
-        contrast = between(first.evidence, analysis.evidence, (1, 1))
-        assert contrast is not None
-        assert contrast.part.tuning == expected
-    assert first.evidence.tuning[1] > 0

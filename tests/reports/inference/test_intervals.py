@@ -11,7 +11,7 @@ from scipy import stats
 from sklearn.metrics import matthews_corrcoef
 
 from tensorbench.metrics import METRICS
-from tensorbench.reports.inference.crossed import of_groups, of_seeds, of_seeds_and_examples, over_settings
+from tensorbench.reports.inference.crossed import of_seeds, of_seeds_and_examples, over_settings
 from tensorbench.reports.inference.effects import Answer, Verdict, effect, verdict
 from tensorbench.reports.inference.intervals import LEVEL, Array, Error, simultaneous, t_half
 
@@ -68,7 +68,6 @@ def test_two_pairs_on_a_setting_have_no_interval(few: Array) -> None:
     assert effect([of_seeds(array(1, 2, 4)), of_seeds(few)]).interval(LEVEL) is None
     table = few[:, None] + array(0, 1, 2)
     assert effect([of_seeds_and_examples(few, table)]).interval(LEVEL) is None
-    assert effect([of_groups(array(1, 2, 4), few)]).interval(LEVEL) is None
     assert effect([of_seeds(array(1, 2, 4))]).interval(LEVEL) is not None
 
 
