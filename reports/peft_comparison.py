@@ -171,8 +171,7 @@ def _read(file: Path, wave: int) -> PeftRun | None:
             model=str(run["train_config"].get("model_id", "")),
             metric=metric,
             score=score,
-            # Files of `tensorbench export --peft-comparison` state this number, those of peft do not.
-            questions=METRICS[metric] and (_number(last.get("test samples"), int, 0) or METRICS[metric]),
+            questions=METRICS[metric],
             parameters=_number(train.get("num_trainable_params"), int, 0),
             forgetting=_number(last.get("forgetting", last.get("drift")), float, -LARGEST_NUMBER),
             seconds=_number(train.get("train_time"), float, 0),

@@ -192,32 +192,17 @@ def _compare_peft(
 def export(
     run: Annotated[
         str,
-        typer.Argument(
-            help="An MLflow run id or a trial id, or the start of one; with --peft-comparison an experiment, "
-            "its suite's file or a pack."
-        ),
+        typer.Argument(help="An MLflow run id or a trial id, or the start of one."),
     ],
     folder: Annotated[Path, typer.Option("--out", help="Where to write; must be empty or absent.")],
     store: StoreUri = DEFAULT_STORE,
     merged: Annotated[
         bool, typer.Option(help="Write a plain model with the update merged into its weights.")
     ] = False,
-    peft_comparison: Annotated[
-        bool,
-        typer.Option(
-            "--peft-comparison",
-            help="Write no model, but an experiment's results as files of peft's method_comparison.",
-        ),
-    ] = False,
     opened: Opened = None,
     force: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
 ) -> None:
     """Write a trained adapter as a PEFT checkpoint, or as a merged model."""
-    if peft_comparison:
-        if merged or opened:
-            raise typer.BadParameter("--peft-comparison writes results and no model: no --merged or --open")
-        _export_peft_files(store, run, folder, force=force)
-        return
     if run.endswith(".zip"):
         from tensorbench.methods import UserError
 
@@ -238,18 +223,6 @@ def export(
         out.print(f"As LoRA, {done.size}.", markup=False, highlight=False, soft_wrap=True)
     for doubt in done.doubts:
         out.print(f"[yellow]note:[/yellow] {escape(doubt)}.", highlight=False, soft_wrap=True)
-
-
-def _export_peft_files(store: str, experiment: str, target: Path, *, force: bool) -> None:
-    check_store(store, experiment)
-    from tensorbench.machine.outputs import output_folder, replace_files
-    from tensorbench.reports.peft_files import peft_files
-
-    folder = output_folder(target, "export", force=force)
-    files = peft_files(store, [experiment_of(experiment)])
-    # Not a JSON file: peft's program reads every JSON file in the folder as a result.
-    replace_files(folder, files, "files.list")
-    out.print(f"Wrote {len(files):,} results to {target}.", markup=False, soft_wrap=True)
 
 
 def pack(
