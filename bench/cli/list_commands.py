@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from tensorbench.cli import completion
 from tensorbench.cli.options import (
     DEFAULT_STORE,
     AsJson,
@@ -95,7 +94,6 @@ def check(
         str,
         typer.Argument(
             help="A registered method, task or backbone, a Python file with methods, or all methods: all.",
-            autocompletion=completion.methods,
         ),
     ],
     quick: Annotated[

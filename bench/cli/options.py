@@ -16,7 +16,6 @@ import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from tensorbench.cli import completion
 from tensorbench.machine.visible import visible
 from tensorbench.store import DEFAULT_STORE as DEFAULT_STORE
 
@@ -58,6 +57,8 @@ def _width(terminal: bool) -> int | None:
 out = VisibleConsole(width=_width(sys.stdout.isatty()), emoji=False)
 err = VisibleConsole(stderr=True, width=_width(sys.stderr.isatty()), emoji=False)
 
+#: The endings of suites' files.
+SUITE_ENDINGS = (".yaml", ".yml")
 #: Matches a comma that is not a thousands separator.
 COMMA = re.compile(r",(?!\d{3}(?!\d))")
 #: Matches a pair of brackets with no brackets inside.
@@ -111,7 +112,7 @@ def joined(values: list[list[Item]] | None) -> list[Item] | None:
     return [item for items in values for item in items] if values else None
 
 
-def names_option(*options: str, help: str, complete: completion.Complete | None = None) -> Any:
+def names_option(*options: str, help: str) -> Any:
     """Makes an option that takes several names. They are separated by commas, or the option is repeated."""
     return typer.Option(
         *options,
@@ -119,7 +120,6 @@ def names_option(*options: str, help: str, complete: completion.Complete | None 
         callback=joined,
         metavar="NAME,…",
         help=f"{help}; may be repeated.",
-        autocompletion=complete,
     )
 
 
@@ -157,10 +157,7 @@ def one_for_each(values: list[list[tuple[str, float]]] | None) -> float | dict[s
 
 SuiteFile = Annotated[
     Path,
-    typer.Argument(
-        help="The suite: a YAML file, or a packaged suite's name such as quickstart.",
-        autocompletion=completion.suite_files,
-    ),
+    typer.Argument(help="The suite: a YAML file, or a packaged suite's name such as quickstart."),
 ]
 Opened = Annotated[
     list[str] | None,
@@ -182,9 +179,7 @@ StoreUri = Annotated[
 ]
 Device = Annotated[
     str,
-    typer.Option(
-        help="auto, cpu, cuda or cuda:N.", autocompletion=completion.one_of("auto", "cpu", "cuda", "cuda:0")
-    ),
+    typer.Option(help="auto, cpu, cuda or cuda:N."),
 ]
 StudyStorage = Annotated[
     str | None,
@@ -262,7 +257,6 @@ def place_options(
         str,
         typer.Option(
             help="Where trials run: inline (this process), local (processes of this machine) or ray.",
-            autocompletion=completion.one_of("inline", "local", "ray"),
         ),
     ] = "inline",
     device: Device = "auto",
@@ -463,7 +457,7 @@ def with_options(
 
 def experiment_of(name: str) -> str:
     """The name of the suite in the file `name`. A name that is not a suite's file is returned unchanged."""
-    if not name.endswith(completion.SUITE_ENDINGS):
+    if not name.endswith(SUITE_ENDINGS):
         return name
     from tensorbench.plan.suite_file import load_suite
 
@@ -483,7 +477,7 @@ def check_store(uri: str, *names: str) -> None:
             from tensorbench.methods.errors import UserError
 
             raise UserError(f"{name}: the name of a pack ends with {ENDING}; rename the file")
-        endings = (ENDING, *completion.SUITE_ENDINGS)
+        endings = (ENDING, *SUITE_ENDINGS)
         if Path(name).suffix and Path(name).is_file() and not name.endswith(endings):
             from tensorbench.methods.errors import UserError
 

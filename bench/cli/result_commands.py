@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from tensorbench.cli import completion
 from tensorbench.cli.options import (
     DEFAULT_STORE,
     AsJson,
@@ -107,7 +106,6 @@ def report(
         names_option(
             "--format",
             help="html, csv, md, latex, json, png or svg; default: all",
-            complete=completion.one_of("html", "csv", "md", "latex", "json", "png", "svg"),
         ),
     ] = None,
     store: StoreUri = DEFAULT_STORE,

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from tensorbench.cli import completion
 from tensorbench.cli.options import (
     DEFAULT_STORE,
     AsJson,
@@ -33,7 +32,6 @@ TimedBackbone = Annotated[
     str,
     typer.Option(
         help="A shape (vit-base, vit-small, roberta-base, llama-1b) or a registered backbone.",
-        autocompletion=completion.one_of("vit-base", "vit-small", "roberta-base", "llama-1b"),
     ),
 ]
 TimedMethods = Annotated[
@@ -42,7 +40,6 @@ TimedMethods = Annotated[
         "--method",
         "--methods",
         help="Names or variants of TensLoRA; default: all",
-        complete=completion.methods,
     ),
 ]
 RankModes = Annotated[
@@ -51,7 +48,6 @@ RankModes = Annotated[
         "--rank-mode",
         "--rank-modes",
         help="isorank or isoparameters; default: both",
-        complete=completion.one_of("isorank", "isoparameters"),
     ),
 ]
 

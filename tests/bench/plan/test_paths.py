@@ -12,7 +12,6 @@ import optuna
 import pytest
 import yaml
 
-from tensorbench.cli.completion import suite_files
 from tensorbench.methods import UserError
 from tensorbench.plan.make import cells, make_plan
 from tensorbench.plan.rows import Plan
@@ -148,4 +147,3 @@ def test_an_unknown_name_lists_the_packaged_suites(tmp_path: Path, monkeypatch: 
         load_suite("quikstart")
     with pytest.raises(UserError, match=naming("none.yaml", "No such file")):
         load_suite("none.yaml")
-    assert "quickstart" in suite_files(None, "qui")  # type: ignore[arg-type]
