@@ -167,6 +167,19 @@ def test_every_option_of_a_method_is_documented_with_its_default() -> None:
         }
 
 
+def test_every_method_has_its_equation() -> None:
+    text = (DOCS.parent / "methods" / "equations.md").read_text()
+    heads = {re.sub("[^a-z]", "", head.lower()) for head in re.findall(r"^\*\*([^*]+)\*\*", text, re.M)}
+    plain = {name: name.replace("_", "") for name in METHODS if name not in {"peft", *METHODS.plugins}}
+    # One text covers both forms of FacT, and "Full fine-tuning" is the method `full`.
+    lacking = [
+        name
+        for name, word in plain.items()
+        if not any(head.startswith(word) or word.startswith(head) for head in heads)
+    ]
+    assert lacking == []
+
+
 def test_options_that_methods_share_mean_the_same_in_each() -> None:
     for name in METHODS:
         fields = METHODS.get(name).model_fields

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from tensorbench.machine.outputs import Files, output_folder, replace_files
 from tensorbench.machine.visible import visible
@@ -20,9 +19,6 @@ from tensorbench.methods import UserError
 from tensorbench.reports.frames import csv
 from tensorbench.reports.rendering import environment
 from tensorbench.reports.selecting import marks, of_method
-from tensorbench.reports.site.equations import notation
-from tensorbench.reports.site.methods import MethodPage, key, method_pages
-from tensorbench.reports.site.origins import origins
 from tensorbench.reports.site.published import Published, answer_of_all, packs_in, published
 from tensorbench.reports.site.standing import Standing, frame, standings
 from tensorbench.reports.study import TaskAndBackbone, block_order, grouped
@@ -94,19 +90,15 @@ class _Site:
         return [line for line in every if line.cell.missing < line.cell.seeds]
 
     @cached_property
-    def pages(self) -> dict[str, MethodPage]:
-        return {key(page.standings[0].cell): page for page in method_pages(self.standings)}
-
-    @cached_property
     def settings(self) -> list[TaskAndBackbone]:
         return sorted({line.cell.setting for line in self.standings})
 
     def files(self) -> Iterator[tuple[str, str | bytes]]:
-        shared = {"suites": self.suites, "pages": self.pages, "incomplete": INCOMPLETE}
         yield "site.css", "".join(_template(name) for name in ("page.css", "print.css", "site/site.css"))
         yield "leaderboard.csv", csv(frame(self.standings))
-        index = {"settings": self.settings, "lines": self._lines(), "answer": answer_of_all(self.suites)}
-        yield "index.html", self._rendered("index", "", **index, **shared)
+        values = {"suites": self.suites, "incomplete": INCOMPLETE, "answer": answer_of_all(self.suites)}
+        values |= {"settings": self.settings, "lines": self._lines()}
+        yield "index.html", self._rendered("index", "", **values)
         for path in self.packs:
             yield f"packs/{path.name}", path.read_bytes()
         for suite in self.suites:
@@ -114,14 +106,6 @@ class _Site:
             bar = Markup(self._rendered("bar", "../../", suite=suite))
             for name, content in suite.files.items():
                 yield f"{folder}/{name}", _with_bar(content, bar) if name == "index.html" else content
-            seeds = origins(suite.study)
-            yield (
-                f"{folder}/seeds.html",
-                self._rendered("seeds", "../../", suite=suite, origins=seeds, **shared),
-            )
-        for page in self.pages.values():
-            values = {"page": page, "notation": notation()}
-            yield f"methods/{page.file}", self._rendered("method", "../", **values, **shared)
 
     def _lines(self) -> list[_Line]:
         """The lines of the table, in the order of suites and then by budget. Each budget's best is first."""
@@ -137,11 +121,6 @@ class _Site:
     def _rendered(self, name: str, root: str, **values: Any) -> str:
         """Renders a page. `root` is the relative path from the page to the index."""
         loader = environment(autoescape=True)
-        loader.filters |= {
-            "subscripts": subscripts,
-            "shell": shlex.quote,
-            "method_file": lambda cell: self.pages[key(cell)].file,
-        }
         docs = self.docs if "://" in self.docs or not self.docs else f"{root}{self.docs}"
         loader.globals |= {"of_method": of_method, "marks": marks, "docs": docs}
         return visible(loader.get_template(f"site/{name}.html").render(root=root, **values))
@@ -154,14 +133,6 @@ def _place(line: _Line) -> tuple[int, str, float]:
         first.block,
         -first.overall.difference if first.overall else 0.0 if first.is_reference else math.inf,
     )
-
-
-def subscripts(text: str) -> Markup:
-    """HTML in which the word after `_`, or the text in braces after `_`, is a subscript.
-
-    A transpose sign is no part of the subscript, since it belongs to the symbol before `_`.
-    """
-    return Markup(re.sub(r"_(?:\{([^}]*)\}|([^\Wᵀ]+))", r"<sub>\1\2</sub>", str(escape(text))))
 
 
 def _with_bar(page: str | bytes, bar: Markup) -> str:

@@ -13,7 +13,6 @@ import pytest
 
 import tensorbench
 from tensorbench.methods import UserError
-from tensorbench.reports.compare import compare
 from tensorbench.reports.report import write_report
 from tensorbench.reports.site.build import site_files
 from tensorbench.reports.site.published import packs_in
@@ -72,9 +71,6 @@ def test_the_commands_take_packs(small: str, pack: Path, tmp_path: Path, call: C
     for written, there in ((4, 0), (0, 4)):
         merged = call("unpack", file, pack, "--store", uri)
         assert re.search(naming("small", written, there), merged.out), merged.err
-    done = call("report", "small", "--against", file, "--store", uri, "--json")
-    assert done.code == 0, done.err
-    assert "same trials" in done.out
 
 
 def test_several_experiments_in_one_pack(small: str, tmp_path: Path, new_store: NewStore) -> None:
@@ -84,8 +80,6 @@ def test_several_experiments_in_one_pack(small: str, tmp_path: Path, new_store: 
     assert both.trials == {"other": 2, "small": 4}
     done = write_report("", [str(both.path)], tmp_path / "report", ["csv"])
     assert done.analysis.study.title == "other, small"
-    with pytest.raises(UserError, match=r"holds several experiments \(other, small\)"):
-        compare(("", str(both.path)), ("", str(packs[0])))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from tensorbench.methods import UserError
 from tensorbench.plan.rows import Part
 from tensorbench.records.words import Artifact, RunKind, Status
 from tensorbench.reports import ablation
-from tensorbench.reports.compare import compare
 from tensorbench.reports.reading import WAITING, read
 from tensorbench.reports.report import write_report
 from tensorbench.search.tuning import with_choices
@@ -81,13 +80,10 @@ def test_the_tuning_table_marks_ties(tmp_path: Path, new_store: NewStore) -> Non
     assert tied == ["1", "1", "–"]
 
 
-def test_two_half_tuned_experiments_are_compared(tmp_path: Path, new_store: NewStore) -> None:
+def test_two_half_tuned_experiments_are_read_together(tmp_path: Path, new_store: NewStore) -> None:
     uri = new_store(tmp_path)
     half_tuned(uri)
     half_tuned(uri, "again")
-    verdicts = {move.method: move.verdict for move in compare((uri, "tuned"), (uri, "again")).moves}
-    assert verdicts["LoTR"] == "no verdict"
-    assert verdicts["LoRA"] == "same trials"
     both = read(uri, ["tuned", "again"])
     # Waiting trials are not known to be the same.
     assert len(both.cells) == 4

@@ -48,7 +48,6 @@ def test_a_pack_that_is_cut_or_not_there(pack: Path, tmp_path: Path, call: Any, 
     for command in (
         ("unpack", cut),
         ("report", cut, "--out", tmp_path / "out"),
-        ("report", pack, "--against", cut),
     ):
         ended = call(*command, "--store", f"sqlite:///{tmp_path / 'mlflow.db'}")
         assert ended.code == 2

@@ -153,7 +153,6 @@ def test_no_command_opens_what_a_pack_names(
     uri = new_store(tmp_path)
     for command in (
         ("report", other, "--out", tmp_path / "report", "--format", "json"),
-        ("report", pack, "--against", other),
         ("unpack", other, "--store", uri),
         ("report", "toy", "--out", tmp_path / "again", "--format", "json", "--store", uri),
     ):
