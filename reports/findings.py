@@ -131,8 +131,10 @@ def findings(study: Study, blocks: Iterable[Block]) -> Iterator[Claim]:
 
 def sentences(analysis: Analysis) -> list[str]:
     """The sentences with which a report opens, then the claims of all blocks."""
-    opening = [*headline.faults(analysis), headline.answer(analysis.blocks)]
-    return [*filter(None, opening), *map(str, findings(analysis.study, analysis.blocks))]
+    answer = headline.answer(analysis.blocks)
+    # The answer opens with the first guards.
+    others = [sentence for sentence in headline.faults(analysis) if sentence not in answer]
+    return [*filter(None, [answer]), *others, *map(str, findings(analysis.study, analysis.blocks))]
 
 
 def _finding(study: Study, block: Block, place: int | None) -> Claim:
