@@ -17,7 +17,7 @@ from tensorbench.machine.files import sha256_of
 from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
 from tensorbench.records.origin import StoredConfig
-from tensorbench.records.words import Artifact, RunKind, Tag
+from tensorbench.records.words import Artifact, RunKind, Status, Tag
 from tensorbench.store.opening import pack, unpack
 from tensorbench.store.pack.reading import open_pack
 from tensorbench.store.pack.writing import write_pack
@@ -199,6 +199,24 @@ def test_labels_of_two_packs_that_were_joined(tmp_path: Path, new_store: Callabl
     uri = new_store(tmp_path)
     unpack(*packs, store=uri)
     assert verify(uri).ok
+
+
+def test_trials_that_lie_in_another_pack_name_it(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
+    """The suite "more" plans a trial of "toy", and its pack has only the others."""
+    folders = {"toy": tmp_path / "results", "more": tmp_path / "docs" / "results"}
+    packs, methods = {}, ["head_only", "full"]
+    for name, folder in folders.items():
+        folder.mkdir(parents=True)
+        store = Store.create(new_store(folder), name)
+        planned = plan(name=name, methods=methods[: 1 + (name == "more")], training=SHORT)
+        store.end(store.begin_suite(planned), Status.FINISHED)
+        run_inline(store, planned, planned.trials[-1:])
+        packs[name] = packed(store.uri, name, folder)
+    (fault, *others), notes = (alone := verify("", [str(packs["more"])])).faults, alone.notes
+    assert (fault.what, others) == ("plan, its trials", [])
+    (note,) = (note for note in notes if "name it" in note)
+    assert note.startswith(f"{packs['toy']} has results of 1 of the 1 trials without one")
+    assert verify("", [str(path) for path in packs.values()]).ok
 
 
 def test_a_store_as_it_was_written_is_verified(kept: Kept, call: Call) -> None:
