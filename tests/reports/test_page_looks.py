@@ -136,6 +136,19 @@ def test_a_large_study_is_answered_on_the_first_screen_and_on_ten_sheets(
     assert 4 <= pages <= 10
 
 
+def test_figures_of_cost_have_the_width_of_the_sheet(browser: webdriver.Chrome, large: Path) -> None:
+    opened(browser, large, 703, 1000)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        share = browser.execute_script(
+            """const width = (e) => e.getBoundingClientRect().width;
+            return width(document.querySelector('.figures svg')) / width(document.querySelector('main'))"""
+        )
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert share > 0.75
+
+
 def test_names_in_heat_maps_are_never_cut(browser: webdriver.Chrome, large: Path) -> None:
     """Variants of a method differ at the end of their names."""
     opened(browser, large, 1366, 768)
