@@ -193,6 +193,11 @@ class Local(Executor):
     def _open(self) -> list[Slot]:
         return [*(worker.slot for worker in self._workers), *self._free]
 
+    def _shares(self, slot: Slot) -> bool:
+        """Whether another slot uses the same GPU, or a killed worker that has not ended."""
+        others = [*self._open(), *(worker.slot for worker in self._stuck)]
+        return slot.where != "cpu" and any(other.where == slot.where and other != slot for other in others)
+
     def _usable(self) -> list[Slot]:
         """The slots on which a trial may start now. First those whose worker is already there."""
         busy = [worker for worker in self._workers if worker.trial]
@@ -222,7 +227,7 @@ class Local(Executor):
             slot = slots[0]
             self._waiting.remove(trial)
             at_home = [worker for worker in self._workers if worker.slot == slot]
-            alone = alone or slot.sharing == 1 or slot.where == "cpu"
+            alone = alone or not self._shares(slot)
             self._give(at_home[0] if at_home else self._start(slot), trial, alone=alone)
 
     def _give(self, worker: _Worker, trial: Trial, *, alone: bool) -> None:
@@ -405,13 +410,16 @@ class Local(Executor):
                 self._send(worker, ("prune", event.trial.id))
 
     def _judge(self, worker: _Worker, event: Event) -> None:
-        """Ends a worker whose device broke, and closes a slot whose device could not be used repeatedly."""
+        """Ends a worker whose device broke, and closes a slot whose device could not be used repeatedly.
+
+        Trials that need too much memory beside others close the slots of a GPU but one.
+        """
         name = worker.slot.name
         if event.kind == "lost":
             assert event.ending is not None
             self._lost_on[event.trial.id].append(name)
             self._refused[name].add(event.trial.id)
-            if len(self._refused[name]) == REFUSED:
+            if len(self._refused[name]) >= REFUSED and (worker.alone or self._shares(worker.slot)):
                 worker.refusal = f"it lost {REFUSED} trials in a row, the last one as {event.ending.failure}"
         else:
             self._refused[name].clear()

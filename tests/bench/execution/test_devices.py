@@ -36,6 +36,7 @@ from tensorbench.machine import mps
 from tensorbench.machine.cards import VISIBLE, held
 from tensorbench.methods import UserError
 from tensorbench.plan.rows import Plan
+from tensorbench.records.record import lost
 from tensorbench.store.store import Store
 from tensorbench.training.trial import Resources
 
@@ -174,6 +175,19 @@ def test_memory_that_runs_out_beside_other_trials_is_no_failure_until_the_trial_
     assert not running
     assert statuses(store) == {"FINISHED": 5, "KILLED": 2, "FAILED": 1}
     assert (beside.value, place.slots) == (5, 2)
+
+
+def test_trials_that_fit_on_a_card_only_alone_all_finish(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def perform(*rest: Any, alone: bool) -> Any:
+        return real(*rest, alone=True) if alone else lost("beside other trials: out of memory")
+
+    real = worker.perform
+    monkeypatch.setattr(worker, "perform", perform)
+    _, place = run(store, plan(seeds=range(4), training=SHORT), cards(1, sharing=2))
+    assert statuses(store)["FINISHED"] == 4
+    assert place.slots == 1
 
 
 def test_after_an_error_that_breaks_the_device_the_next_trial_has_a_new_process(
