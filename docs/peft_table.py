@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from capabilities import capabilities
 from marked import replaced
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import Tensor
@@ -19,7 +20,6 @@ from torch.nn import functional as F
 
 from tensorbench.baselines.peft_types import REFUSED, SHORTHANDS
 from tensorbench.methods import Geometry, Method, UserError, attach, create
-from tensorbench.methods.capabilities import capabilities
 from tensorbench.methods.skeleton import SkeletonBackbone
 
 PAGE = Path(__file__).parent / "reference" / "peft.md"

@@ -66,7 +66,7 @@ def _lines(number: int, run: PeftRun) -> tuple[dict[str, Any], dict[str, Any]]:
         **dict.fromkeys(unknown),
         "metric": SCORED_AS[run.metric],
         "evaluated": "test",
-        **dict.fromkeys(("unit", "capabilities", "left"), ""),
+        **dict.fromkeys(("unit", "left"), ""),
     }
     measures: dict[Measure, float | None] = {
         Measure.SCORE: run.score,

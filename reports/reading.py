@@ -34,8 +34,7 @@ WAITING = "not yet tuned"
 #: The statuses of finished runs: the run that counts for its trial, and further finished runs of the trial.
 ENDED_WELL = (Status.FINISHED, Status.DUPLICATE)
 
-#: The validators of two tags: the method's capabilities, and the ranks that cutting leaves in each mode.
-CAPABILITIES = TypeAdapter(list[str])
+#: The validator of the ranks that cutting leaves in each mode.
 FINAL_RANKS = TypeAdapter(dict[str, Annotated[list[int], Field(min_length=1)]])
 
 Stored = TypeVar("Stored")
@@ -289,15 +288,13 @@ def _from_runs(runs: Sequence[Run]) -> dict[str, str]:
     """The columns of a cell that are known only from finished runs. All are "" if no run has finished."""
     finished = [(experiment, record) for experiment, record in runs if record and record.score is not None]
     if not finished:
-        return dict.fromkeys(("metric", "evaluated", "unit", "capabilities", "left"), "")
+        return dict.fromkeys(("metric", "evaluated", "unit", "left"), "")
     first = finished[0][1]
-    capabilities = _tag(*finished[0], Tag.CAPABILITIES, CAPABILITIES, "[]")
     cut = [_tag(*run, Tag.FINAL_RANKS, FINAL_RANKS, "{}") for run in finished]
     return {
         "metric": first.tag(Tag.METRIC),
         "evaluated": first.tag(Tag.EVALUATED),
         "unit": first.tag(Tag.UNIT),
-        "capabilities": ", ".join(capabilities),
         "left": _left(cut),
     }
 

@@ -1,7 +1,7 @@
 """The dimensions of the page's selector, with which readers hide tables and figures.
 
-An HTML element about certain budgets, tasks, backbones, families or capabilities lists them in attributes,
-one per dimension. In each dimension, a reader may select one value. The page's script (select.js) hides an
+An HTML element about certain budgets, tasks, backbones or families lists them in attributes, one per
+dimension. In each dimension, a reader may select one value. The page's script (select.js) hides an
 element if, in any dimension, its attribute lacks the selected value. A dimension in which nothing is selected
 hides nothing. Nor does a dimension hide elements that lack its attribute.
 """
@@ -20,16 +20,7 @@ DIMENSIONS = {
     "task": "Task",
     "backbone": "Backbone",
     "family": "Family",
-    "capability": "Capability",
 }
-
-
-def capabilities(cell: Cell) -> tuple[str, ...]:
-    """The method's capabilities, as the cell's runs store them. Empty if they store none.
-
-    See `tensorbench.methods.capabilities.Capability`.
-    """
-    return tuple(word for word in cell.capabilities.split(", ") if word)
 
 
 def marks(**values: str | Iterable[str]) -> Markup:
@@ -47,7 +38,7 @@ def marks(**values: str | Iterable[str]) -> Markup:
 
 def of_method(cell: Cell) -> Markup:
     """The attributes for an element about a method."""
-    return marks(method=cell.method, family=cell.family, capability=capabilities(cell))
+    return marks(method=cell.method, family=cell.family)
 
 
 def of_settings(settings: Iterable[TaskAndBackbone]) -> Markup:
@@ -58,10 +49,4 @@ def of_settings(settings: Iterable[TaskAndBackbone]) -> Markup:
 
 def choices(cells: Sequence[Cell]) -> dict[str, list[str]]:
     """The values among which readers select, for each dimension."""
-    values = {
-        name: list(dict.fromkeys(getattr(cell, name) for cell in cells))
-        for name in DIMENSIONS
-        if name != "capability"
-    }
-    words = (word for cell in cells for word in capabilities(cell))
-    return values | {"capability": list(dict.fromkeys(words))}
+    return {name: list(dict.fromkeys(getattr(cell, name) for cell in cells)) for name in DIMENSIONS}

@@ -170,8 +170,6 @@ class Cell(FrameLine):
     evaluated: str
     #: The unit of the task's targets, if scores have it and the task names it. Otherwise empty.
     unit: str
-    #: The method's capabilities, separated by commas. Empty if its runs store none.
-    capabilities: str
     #: The ranks that cutting left in each mode, as text: the smallest and the largest over seeds and layers.
     #: `ranks` are then upper bounds. Empty if training cut no ranks.
     left: str

@@ -111,8 +111,6 @@ class Tag(StrEnum):
     METHOD_SOURCE = f"{PROVENANCE}source_method"
     TASK_SOURCE = f"{PROVENANCE}source_task"
     BACKBONE_SOURCE = f"{PROVENANCE}source_backbone"
-    #: JSON: the method's capabilities, by the values of `tensorbench.methods.capabilities.Capability`.
-    CAPABILITIES = "capabilities"
     #: JSON: the ranks left after training cut some, in the form of `tensorbench.methods.Adapter.final_ranks`.
     FINAL_RANKS = "final_ranks"
     #: The text on which forgetting was measured. Absent if it was not measured.

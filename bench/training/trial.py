@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -17,8 +16,7 @@ from tensorbench.backbones import BackboneSpec, LoadedBackbone, load
 from tensorbench.backbones.answers import has_vocabulary, put_head
 from tensorbench.backbones.padding import ANY_SIDE, RIGHT, padded
 from tensorbench.inputs import ModelInput, TextInput
-from tensorbench.methods import Adapter, Method, UserError, from_identity
-from tensorbench.methods.capabilities import Capability, capabilities
+from tensorbench.methods import Adapter, UserError
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure, Measures, SplitSizes
 from tensorbench.records.record import Progress
@@ -246,7 +244,7 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
                 adapter=state,
                 head=head_state(backbone),
                 measures=measures,
-                tags=_tags(trial, method, adapter, measures),
+                tags=_tags(trial, adapter, measures),
             )
             # Last, because it detaches the adapter.
             measures |= _in_use(trial, resources, backbone, adapter, data)
@@ -365,27 +363,10 @@ def _of_data(model_input: ModelInput, data: PreparedData) -> Measures:
     return measures
 
 
-def _tags(trial: Trial, method: Method, adapter: Adapter, measures: Measures) -> dict[str, str]:
+def _tags(trial: Trial, adapter: Adapter, measures: Measures) -> dict[str, str]:
     tags: dict[str, str] = {}
-    if (capabilities := _capabilities(method)) is not None:
-        tags[Tag.CAPABILITIES] = json.dumps(capabilities)
     if ranks := adapter.final_ranks():
         tags[Tag.FINAL_RANKS] = json.dumps(ranks, separators=(",", ":"))
     if Measure.TEXT_LOSS in measures:
         tags[Tag.TEXT] = str(trial.forgetting)
     return tags
-
-
-@cache
-def _of_identity(identity: str) -> tuple[Capability, ...]:
-    """Determines a method's capabilities, given its identity as JSON. Remembered in this process."""
-    return capabilities(from_identity(json.loads(identity)))
-
-
-def _capabilities(method: Method) -> tuple[Capability, ...] | None:
-    """Determines a method's capabilities on a tiny model. If this fails, warns and returns None."""
-    try:
-        return _of_identity(json.dumps(method.identity(), sort_keys=True))
-    except Exception as error:  # a plug-in's method may raise anything on an unexpected model
-        warnings.warn(f"what {method.label} can do is not known: {error}", stacklevel=2)
-        return None

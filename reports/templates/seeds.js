@@ -116,8 +116,6 @@
     const cell = make("td", { colspan: row.cells.length });
     if (seeds.some((seed) => seed[1] !== null)) cell.append(plot(row, seeds));
     cell.append(table);
-    const able = row.dataset.capability?.split("\n").join(", ");
-    cell.append(make("p", { class: "quiet" }, `Capabilities: ${able || "its runs stored none"}.`));
     const suite = make("pre", { class: "suite-lines" }, data.suites[row.id.slice(1)]);
     cell.append(make("details", {}, make("summary", {}, "Suite that made this row, to copy"), suite));
     const tone = [...row.classList].find((name) => /^s\d$/.test(name));

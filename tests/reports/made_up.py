@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -63,11 +62,6 @@ EDGE = {
     "TensLoRA depth": -9,
     "LoTR": 2,
 }
-#: The capabilities stored with the runs of a family. Other families have none.
-CAN = {
-    "tenslora": ["merges", "exports as LoRA", "exact zero start"],
-    "full": ["merges", "exact zero start", "trained biases", "no cost unmerged"],
-}
 #: The failures of runs, by title, budget, task and seed. Runs with the entry `missing` never began.
 LOST = {
     ("TensLoRA depth", "isoparameters 2", "digits", 3): "diverged",
@@ -105,7 +99,6 @@ def result(trial: Trial, row: Row) -> Result | None:
         step_ms=10 + own.random() + 2 * ("TensLoRA" in row.title),
         # The head alone is the cheapest, so it is among the best whatever it scores.
         peak_mib=100 + 5 * own.random() - 20 * (row.title == "head only"),
-        tags={"capabilities": json.dumps(CAN[row.family])} if row.family in CAN else {},
     )
 
 

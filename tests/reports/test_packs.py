@@ -85,8 +85,6 @@ def test_several_experiments_in_one_pack(small: str, tmp_path: Path, new_store: 
 @pytest.mark.parametrize(
     ("tag", "value"),
     [
-        ("capabilities", "oops"),
-        ("capabilities", '{"a": 1}'),
         ("final_ranks", "[1]"),
         ("final_ranks", '{"a": []}'),
     ],

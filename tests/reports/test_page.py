@@ -149,15 +149,6 @@ def test_numbers_over_all_tasks_say_so_when_one_is_selected(shown: webdriver.Chr
         assert all(heading.endswith("over 3 settings") for heading in headings)
 
 
-def test_methods_are_chosen_by_what_they_can_do(shown: webdriver.Chrome) -> None:
-    pick(shown, "capability", "trained biases")
-    assert {row["family"] for row in rows(shown)} == {"full"}
-    pick(shown, "capability", "exports as LoRA")
-    capable = {"TensLoRA att", "TensLoRA qkv", "TensLoRA depth"}
-    assert {row["method"] for row in rows(shown)} == set(seen(shown, ".heat tbody th")) == capable
-    assert "capability=exports+as+LoRA" in shown.current_url
-
-
 def test_the_main_table_has_means_and_claims(shown: webdriver.Chrome) -> None:
     heads = seen(shown, "[aria-labelledby=table] thead th")
     assert heads.count("mean\naccuracy") == 1

@@ -16,7 +16,6 @@ from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.reports.analysis import analyse
 from tensorbench.reports.reading import read
-from tensorbench.reports.selecting import capabilities
 from tensorbench.reports.study import COLUMNS, NUMBER, Cell, Study
 from tensorbench.store.store import Store
 
@@ -132,13 +131,3 @@ def test_an_analysis_leaves_the_study_as_it_was(small: str) -> None:
     analyse(study)
     pd.testing.assert_frame_equal(study.cells, cells)
     pd.testing.assert_frame_equal(study.seeds, seeds)
-
-
-def test_cells_have_the_capabilities_stored_with_their_runs(tmp_path: Path, new_store: NewStore) -> None:
-    def result_of(trial: Trial, row: Row) -> Result | None:
-        tags = {} if row.title == "LoRA" else {"capabilities": '["merges", "exact zero start"]'}
-        return Result(score=0.5, tags=tags)
-
-    lora, tenslora = read(store(tmp_path, new_store, result_of=result_of), ["small"]).all_cells
-    assert capabilities(tenslora) == ("merges", "exact zero start")
-    assert capabilities(lora) == ()

@@ -11,29 +11,23 @@ of the field (20 methods, 4 tasks, 3 budgets and 5 seeds), whose report can then
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import subprocess
 import sys
 import time
-from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from tensorbench.methods import from_identity
-from tensorbench.methods.capabilities import capabilities
 from tensorbench.methods.validation import validate
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.rows import Row
 from tensorbench.plan.suite import Suite
 from tensorbench.plan.suite_file import load_suite
 from tensorbench.plan.trial import Trial
-from tensorbench.records.words import Tag
 from tests.stored import Result, write
 
 SCALES = [1.0, 2.0, 4.0, 8.0, 16.0]
@@ -124,17 +118,6 @@ def study_result(trial: Trial, row: Row) -> Result:
     )
 
 
-def _capable(trial: Trial, row: Row) -> Result:
-    """A result with the method's capabilities, which take a fifth of a second to determine."""
-    tags = {Tag.CAPABILITIES: _capabilities(json.dumps(trial.method))}
-    return replace(study_result(trial, row), tags=tags)
-
-
-@cache
-def _capabilities(method: str) -> str:
-    return json.dumps(capabilities(from_identity(json.loads(method))))
-
-
 def _result(trial: Trial, row: Row) -> Result:
     numbers = np.random.default_rng(int(trial.id, 16))
     # A method's quality depends on its name and its size.
@@ -155,7 +138,7 @@ def write_study(folder: Path) -> str:
     """Writes a new store with the results of `STUDY` and returns its URI."""
     folder.mkdir(parents=True, exist_ok=True)
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    write(uri, make_plan(validate(Suite, STUDY, "suite")), _capable)
+    write(uri, make_plan(validate(Suite, STUDY, "suite")), study_result)
     return uri
 
 

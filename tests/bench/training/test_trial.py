@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import weakref
 from typing import Any
 
@@ -15,7 +14,6 @@ from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.record import Progress
-from tensorbench.records.words import Status, Tag
 from tensorbench.training.ending import finished
 from tensorbench.training.trial import Resources, run_trial
 
@@ -176,22 +174,3 @@ def test_a_trial_measures_the_bytes_of_its_adapter() -> None:
     assert from_a_seed[0] == 8
     assert from_a_seed[1] > 1000
     assert none == (0, 0)
-
-
-def test_a_trial_stores_the_capabilities_of_its_method() -> None:
-    (lora,) = trials(methods=["lora"])
-    ended = finished(run_trial(lora, Resources("cpu"), nothing))
-    words = ["merges", "exports as LoRA", "exact zero start", "unequal shapes"]
-    assert json.loads(ended.tags[Tag.CAPABILITIES]) == words
-
-
-def test_a_method_that_cannot_be_tried_has_its_result_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: object) -> None:
-        raise UserError("not on a tiny model")
-
-    monkeypatch.setattr(tensorbench.training.trial, "_of_identity", refuse)
-    (lora,) = trials(methods=["lora"])
-    with pytest.warns(UserWarning, match=naming("LoRA", "tiny model")):
-        ended = finished(run_trial(lora, Resources("cpu"), nothing))
-    assert ended.status == Status.FINISHED
-    assert Tag.CAPABILITIES not in ended.tags

@@ -1,17 +1,25 @@
-"""Tests that the capabilities of methods follow from their code."""
+"""Tests what methods can do on a tiny model, as the documentation says of them."""
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from tensorbench.baselines.lotr import LoTR
-from tensorbench.methods import UserError, create
+from tensorbench.methods import Method, UserError, create
 from tensorbench.methods.adapter import Adapter
 from tensorbench.methods.backbone import Backbone
-from tensorbench.methods.capabilities import capabilities
+
+
+@pytest.fixture
+def capabilities(monkeypatch: pytest.MonkeyPatch) -> Callable[[Method], tuple[str, ...]]:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "docs")
+    return importlib.import_module("capabilities").capabilities
 
 
 @pytest.mark.parametrize(
@@ -33,7 +41,9 @@ from tensorbench.methods.capabilities import capabilities
         ("peft", {"type": "IA3"}, "merges, exact zero start, trained biases, unequal shapes"),
     ],
 )
-def test_capabilities_are_those_of_the_papers(name: str, options: dict[str, Any], expected: str) -> None:
+def test_capabilities_are_those_of_the_papers(
+    capabilities: Callable[[Method], tuple[str, ...]], name: str, options: dict[str, Any], expected: str
+) -> None:
     before = torch.get_rng_state()
     assert ", ".join(capabilities(create(name, **options))) == expected
     assert torch.equal(torch.get_rng_state(), before)
@@ -54,5 +64,5 @@ class _Rigid(LoTR):
         return adapter
 
 
-def test_missing_capabilities_are_not_listed() -> None:
+def test_missing_capabilities_are_not_listed(capabilities: Callable[[Method], tuple[str, ...]]) -> None:
     assert capabilities(_Rigid(rank=2)) == ("exports as LoRA", "unequal shapes")
