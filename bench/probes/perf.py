@@ -23,10 +23,12 @@ from tensorbench.inputs import ImageInput
 from tensorbench.methods import METHODS, Adapter, Backbone, Method, UnknownNameError, UserError, create
 from tensorbench.methods.sizes import ANY_TARGETS, AnyTargets
 from tensorbench.methods.tenslora import VARIANTS
+from tensorbench.plan.recipe import Recipe
 from tensorbench.probes.floor import OneBias, autocast, multiplications, training_loss
 from tensorbench.training import numerics
 from tensorbench.training.inference import Forward, Inference
 from tensorbench.training.measure import PeakMemory
+from tensorbench.training.trial import computing
 
 #: The numbers of untimed and of timed steps in every round. The untimed steps come first: they compile, and
 #: allocate memory that later steps reuse. More than one step is needed for that.
@@ -240,7 +242,8 @@ def _round(
             adapter.begin_training(TRAINING)
             products = multiplications(backbone.module, adapter, inputs, labels)
         memory = PeakMemory(labels.device)
-        with numerics.compiled(backbone.module.encoder, compiled):
+        recipe = Recipe.model_validate({"precision": "bf16" if bf16 else "fp32", "compile": compiled})
+        with computing(backbone.module.encoder, recipe):
             steps = list(_steps(backbone.module, adapter, inputs, labels, bf16, WARMUP + TIMED))[WARMUP:]
         peak = memory.mib()
         plain = Forward(backbone.module, inputs, lambda: autocast(labels.device.type, bf16))

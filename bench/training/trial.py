@@ -6,8 +6,10 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from tensorbench.backbones.answers import has_vocabulary, put_head
 from tensorbench.backbones.padding import ANY_SIDE, RIGHT, padded
 from tensorbench.inputs import ModelInput, TextInput
 from tensorbench.methods import Adapter, UserError
+from tensorbench.plan.recipe import Recipe
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure, Measures, SplitSizes
 from tensorbench.records.record import Progress
@@ -257,6 +260,23 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
         resources.check()
 
 
+@contextmanager
+def computing(encoder: Any, recipe: Recipe, saving: Saving = PLAIN) -> Iterator[None]:
+    """A context in which an encoder computes as in a trial: by the recipe, and without idle work on a GPU."""
+    with (
+        # The backward pass too.
+        tf32(recipe.precision == "tf32"),
+        deterministic(recipe.deterministic),
+        compiled(encoder, recipe.compile),
+        # A compiled graph has its own casts, which it merges with other kernels.
+        frozen_in_bf16(encoder, recipe.precision == "bf16" and not recipe.compile),
+        checkpointed(encoder, saving.checkpointing),
+        # A processor never waits, and its results keep their bits.
+        padded(encoder, RIGHT if next(encoder.parameters()).is_cuda else ANY_SIDE),
+    ):
+        yield
+
+
 def _trained(
     trial: Trial,
     backbone: LoadedBackbone,
@@ -272,18 +292,7 @@ def _trained(
 
     Raises Diverged if a loss is not finite, or a feature to which the head is fitted.
     """
-    encoder = backbone.module.encoder
-    with (
-        # The backward pass too.
-        tf32(trial.recipe.precision == "tf32"),
-        deterministic(trial.recipe.deterministic),
-        compiled(encoder, trial.recipe.compile),
-        # A compiled graph has its own casts, which it merges with other kernels.
-        frozen_in_bf16(encoder, trial.recipe.precision == "bf16" and not trial.recipe.compile),
-        checkpointed(encoder, saving.checkpointing),
-        # A processor never waits, and its results keep their bits.
-        padded(encoder, RIGHT if next(encoder.parameters()).is_cuda else ANY_SIDE),
-    ):
+    with computing(backbone.module.encoder, trial.recipe, saving):
         if fits_head:
             trained = fit_head(backbone, adapter, data, trial.recipe, saving)
         else:

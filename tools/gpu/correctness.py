@@ -29,7 +29,8 @@ from tensorbench.conformance.subject import (
 from tensorbench.export import write_export
 from tensorbench.methods import METHODS, Adapter, Method, NotLowRank
 from tensorbench.training.loop import head_state, train
-from tensorbench.training.numerics import deterministic, tf32
+from tensorbench.training.numerics import tf32
+from tensorbench.training.trial import computing
 
 from . import tables, toys
 from .runner import Row
@@ -169,7 +170,7 @@ def _trained(
     backbone, adapter = _put(method, dtype, device)
     losses, recipe = toys.Losses(), toys.recipe(TRAINED_STEPS, BATCH, **options)
     data = toys.data(backbone, 5 * BATCH, 16, device)
-    with deterministic(recipe.deterministic):
+    with computing(backbone.module.encoder, recipe):
         train(backbone, adapter, data, recipe, 0, losses)
         logits = outputs(backbone, data.validation.batch(torch.arange(len(data.validation))))
     head = {f"head.{name}": value for name, value in head_state(backbone).items()}

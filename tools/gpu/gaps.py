@@ -16,6 +16,7 @@ from tensorbench.backbones import LoadedBackbone, load
 from tensorbench.methods import Method
 from tensorbench.tasks import PreparedData
 from tensorbench.training.loop import train
+from tensorbench.training.trial import computing
 
 from . import tables, toys
 from .correctness import listed
@@ -50,9 +51,10 @@ def gaps(device: str, backbone: str, batch: int, names: Sequence[str] | None = N
 def _trained(loaded: LoadedBackbone, method: Method, data: PreparedData, batch: int, steps: int) -> float:
     """Trains by the harness's own loop and returns the milliseconds per step by its timer."""
     adapter = method.attach(loaded, torch.Generator().manual_seed(0))
-    on_card = data.train.labels.is_cuda
+    recipe = toys.recipe(steps, batch, bf16=data.train.labels.is_cuda)
     try:
-        done = train(loaded, adapter, data, toys.recipe(steps, batch, bf16=on_card), 0, toys.Losses())
+        with computing(loaded.module.encoder, recipe):
+            done = train(loaded, adapter, data, recipe, 0, toys.Losses())
     finally:
         adapter.detach()
     assert done.step_ms is not None

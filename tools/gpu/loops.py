@@ -14,6 +14,7 @@ from tensorbench.backbones import load
 from tensorbench.methods import create
 from tensorbench.tasks import PreparedData
 from tensorbench.training.loop import train
+from tensorbench.training.trial import computing
 
 from . import tables, toys
 from .runner import Row
@@ -34,7 +35,9 @@ def loops(device: str, backbone: str, batch: int, steps: int, longest: int, *, b
             continue
         method = create("lora", rank=RANK)
         adapter = method.attach(loaded, torch.Generator().manual_seed(0))
-        done = train(loaded, adapter, data, toys.recipe(steps, batch, bf16=bf16), 0, toys.Losses())
+        recipe = toys.recipe(steps, batch, bf16=bf16)
+        with computing(loaded.module.encoder, recipe):
+            done = train(loaded, adapter, data, recipe, 0, toys.Losses())
         assert done.step_ms is not None
         times.append(done.step_ms)
     yield {

@@ -123,6 +123,31 @@ def test_rows_have_what_readers_need(call: Callable[..., Any], tmp_path: Path) -
     assert "TensLoRA qkv_depth" in picture.read_text()
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_step_computes_as_in_a_trial(
+    call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    rounded, steps = set(), perf._steps
+
+    def watched(module: Any, *rest: Any) -> Any:
+        # A layer with rounded weights has a forward pass of its own.
+        rounded.add(any("forward" in vars(layer) for layer in module.encoder.modules()))
+        return steps(module, *rest)
+
+    monkeypatch.setattr(perf, "_steps", watched)
+    options = (
+        "--methods",
+        "qkv_depth",
+        "--rank-mode",
+        "isorank",
+        "--minutes",
+        0,
+        *(["--bf16"] if precision == "bf16" else []),
+    )
+    assert call("tools", "perf", *TINY, *options).code == 0
+    assert rounded == {precision == "bf16"}
+
+
 def test_an_interrupt_shows_the_rounds_that_are_complete(
     call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
