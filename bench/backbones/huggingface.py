@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,10 @@ from tensorbench.methods.errors import UserError, cut, did_you_mean, first_few, 
 
 #: The special tokens that a tokenizer adds to texts and batches.
 _ROLES = ("bos", "cls", "eos", "pad", "sep", "unk")
+
+#: The largest factor by which a tokenizer may lengthen a text, and the most special tokens that it may add.
+#: Usual ones replace a character by a character and add two tokens.
+MOST_GROWTH = 1000
 
 
 @dataclass(frozen=True)
@@ -233,10 +238,9 @@ def load_tokenizer(folder: Path, pads_by_end: bool = False) -> Any:
     # Without these files, transformers 5 makes an empty tokenizer whose every word is unknown.
     if not _tokenizer_files(folder):
         raise UserError(f"{folder} has no tokenizer: put its tokenizer.json or vocabulary there")
-    try:
+    with _blaming_tokenizer(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        raise UserError(f"{folder} has a tokenizer that does not load: {_summary(error)}") from error
+        _refuse_odd(folder, tokenizer)
     if pads_by_end and tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -249,8 +253,38 @@ def _blaming_tokenizer(folder: Path) -> Iterator[None]:
         yield
     except (UserError, MemoryError):
         raise
-    except Exception as error:  # the kind of error depends on the tokenizer's files
+    except BaseException as error:  # the kind of error depends on the tokenizer's files
+        # An error in Rust, such as a regular expression that backtracks without end, is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(f"the tokenizer in {folder} fails: {_summary(error)}") from error
+
+
+def _refuse_odd(folder: Path, tokenizer: Any) -> None:
+    """Raises UserError for a tokenizer that makes very much of a short text, or draws tokens at random."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    steps = (getattr(backend, name, None) for name in ("normalizer", "decoder"))
+    added = max(map(tokenizer.num_special_tokens_to_add, (False, True)))
+    longer = (_growth(json.loads(step.__getstate__())) for step in steps if step is not None)
+    if max([added, *longer]) > MOST_GROWTH:
+        raise UserError(
+            f"the tokenizer in {folder} may make a text more than {MOST_GROWTH:,} times as long, or add more "
+            "than so many tokens to it"
+        )
+    if dropout := getattr(getattr(backend, "model", None), "dropout", None):
+        raise UserError(
+            f"the tokenizer in {folder} draws tokens at random (dropout {dropout:g}); set it to null"
+        )
+
+
+def _growth(step: Any) -> int:
+    """The factor by which the replacements in a step of a tokenizer, or in a list of steps, lengthen text."""
+    if isinstance(step, list):
+        return math.prod(map(_growth, step))
+    if not isinstance(step, dict):
+        return 1
+    inserted = len(step.get("content", step.get("prepend", "")))
+    return max(1, inserted) * _growth([*step.values()])
 
 
 # Cached, since a plan checks the same tokenizer many times; `hashed` changes with its files.

@@ -313,7 +313,7 @@ def test_a_broken_tokenizer_or_index_is_refused_by_folder(tmp_path: Path, conten
     (folder / "tokenizer.json").write_text(content)
     text = describe(local(folder)).input
     assert isinstance(text, TextInput)
-    with pytest.raises(UserError, match=naming(folder, "tokenizer", "Error")):
+    with pytest.raises(UserError, match=naming("tokenizer", folder, "Error")):
         text.load_tokenizer()
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
     (folder / "model.safetensors.index.json").write_text(content)
@@ -395,3 +395,40 @@ def test_without_network_the_message_says_what_to_do(hub: Path) -> None:
             load(spec)
     with pytest.raises(UserError, match="hub id"):
         describe(BackboneSpec(hub="no spaces please"))
+
+
+def replacing(text: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": text}, "content": content}
+
+
+@pytest.mark.parametrize(
+    ("part", "content", "message"),
+    [
+        ("normalizer", {"type": "Sequence", "normalizers": [replacing("a", "aa")] * 40}, "1,000 times"),
+        ("decoder", {"type": "Sequence", "decoders": [replacing("a", "a" * 99)] * 9}, "1,000 times"),
+        ("normalizer", {"type": "Prepend", "prepend": "a" * 1001}, "1,000 times"),
+        ("pre_tokenizer", {"type": "FixedLength", "length": 0}, "chunk size"),
+        (
+            "pre_tokenizer",
+            {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False},
+            "retry-limit",
+        ),
+        ("model", {"type": "BPE", "vocab": {"a": 0}, "merges": [], "dropout": 0.5}, r"dropout 0\.5"),
+    ],
+)
+def test_a_tokenizer_that_never_ends_is_refused(
+    tmp_path: Path, part: str, content: dict[str, Any], message: str
+) -> None:
+    folder = write(tmp_path / "model", "bert", encoder("bert"))
+    made = {
+        "version": "1.0",
+        "added_tokens": [],
+        "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
+        part: content,
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(made))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    text = describe(local(folder)).input
+    assert isinstance(text, TextInput)
+    with pytest.raises(UserError, match=f"{folder}.*{message}"), text.blaming():
+        text.load_tokenizer()(["a" * 60 + "!"])
