@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +12,9 @@ from pathlib import Path
 from tensorbench.methods.errors import UserError, shown
 from tensorbench.tasks.description import Description
 from tensorbench.tasks.task import SplitName
+
+#: The largest file of an image. Without compression, the most pixels that PIL accepts take less.
+MOST_BYTES = 2**29
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,10 @@ def _by_class(description: Description, folder: Path) -> list[Picture]:
     pictures = []
     for split, home in homes:
         for of_class in _folders(home):
-            files = sorted(
-                file for file in of_class.rglob("*") if file.is_file() and _visible(of_class, file)
-            )
+            try:
+                files = sorted(_files(of_class))
+            except RecursionError as error:
+                raise UserError(f"{of_class} has folders in folders, too deep to read") from error
             if not files:
                 raise UserError(f"{of_class} has no image")
             for file in files:
@@ -80,9 +86,18 @@ def _homes(description: Description, folder: Path) -> list[tuple[SplitName | Non
     return splits or [(None, folder)]
 
 
-def _visible(folder: Path, file: Path) -> bool:
-    """Whether neither the file nor any folder between it and `folder` has a name with a leading dot."""
-    return not any(name.startswith(".") for name in file.relative_to(folder).parts)
+def _files(folder: Path) -> Iterator[Path]:
+    """Yields the files below a folder, unless they or a folder between have a name with a leading dot.
+
+    Raises OSError for a folder that cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if name[0] != "."]
+        yield from (file for name in names if name[0] != "." and (file := Path(place, name)).is_file())
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -124,14 +139,18 @@ def _lines(file: Path, size: int, changed: int) -> list[tuple[Path, str, str]]:
 def inside(root: Path, name: str, line: str) -> Path:
     """Returns the path of an image file, given its path `name` relative to the folder `root`.
 
-    Raises UserError, beginning with `line`, if the path leads out of `root` or there is no such file.
+    Raises UserError, beginning with `line`, if the path leads out of `root` or is not in UTF-8, if there is
+    no such file, and if it has more than `MOST_BYTES` bytes.
     """
     try:
+        name.encode()
         path = (root / name).resolve()
         if Path(name).is_absolute() or not path.is_relative_to(root.resolve()):
             raise UserError(f"{line}: {shown(name)} leads out of {root}; images must lie below it")
         if not path.is_file():
             raise UserError(f"{line}: there is no image {path}")
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise UserError(f"{line}: {shown(name)} has {size:,} bytes; accepted are at most {MOST_BYTES:,}")
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{line}: {shown(name)} is no path: {error}") from error
     return root / name

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import io
+import os
 import shutil
 import struct
+import sys
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -98,6 +101,30 @@ def test_images_lie_in_their_folder_and_are_images(tmp_path: Path, own_cache: Pa
     Image.fromarray(np.full((8, 8), 4000, dtype=np.uint16)).save(tmp_path / "x" / "a" / "0.png")
     with pytest.raises(UserError, match=naming("a/0.png", "8 bits")):
         prepare(task(tmp_path, images="x"), IMAGES)
+
+
+def test_folders_and_files_that_take_no_end_are_refused(tmp_path: Path) -> None:
+    pictures(tmp_path / "x", "a", "b")
+    odd = tmp_path / "x" / "a" / os.fsdecode(b"\xff.png")
+    odd.write_bytes(b"")
+    with pytest.raises(UserError, match=naming("mine", "x", "surrogates")):
+        task(tmp_path, images="x")
+    odd.unlink()
+    with (tmp_path / "x" / "a" / "huge.png").open("wb") as file:
+        file.truncate(20 * 2**30)
+    with pytest.raises(UserError, match=naming("huge.png", "21,474,836,480 bytes")):
+        task(tmp_path, images="x")
+
+
+def test_folders_too_deep_to_read_are_refused(tmp_path: Path) -> None:
+    pictures(tmp_path / "x", "a", "b", "a/" + "d/" * 300)
+    limit = sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(len(inspect.stack()) + 200)
+        with pytest.raises(UserError, match=naming("mine", "x/a", "too deep")):
+            task(tmp_path, images="x")
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
