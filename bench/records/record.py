@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from tensorbench.records.measures import Measure
+from tensorbench.records.measures import Measure, validation_key
 from tensorbench.records.text import message, storable
 from tensorbench.records.words import PROVENANCE, YES, Artifact, By, Status, Tag
 
@@ -26,6 +27,17 @@ class Progress:
     losses: list[tuple[int, float]] = field(default_factory=list)
     validation_metric: float | None = None
     validation_loss: float | None = None
+
+    def points(self, metric: str) -> list[Point]:
+        """The reported numbers as points of curves. `metric` is the name of the validation metric."""
+        now = int(time.time() * 1000)
+        points = [Point(Measure.TRAIN_LOSS, loss, now, step) for step, loss in self.losses]
+        if self.validation_metric is not None and self.validation_loss is not None:
+            points += [
+                Point(validation_key(metric), self.validation_metric, now, self.epoch),
+                Point(Measure.VALIDATION_LOSS, self.validation_loss, now, self.epoch),
+            ]
+        return points
 
 
 class Point(NamedTuple):

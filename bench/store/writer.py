@@ -14,7 +14,6 @@ from tensorbench.machine.alive import owner
 from tensorbench.machine.files import sha256_of
 from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
-from tensorbench.records.measures import Measure, validation_key
 from tensorbench.records.origin import Start, StoredConfig
 from tensorbench.records.record import Point, Progress, Record
 from tensorbench.records.text import all_storable, run_name
@@ -129,14 +128,7 @@ class TrialRun:
         self.flush()
 
     def progress(self, progress: Progress) -> None:
-        now = _now()
-        points = [Point(Measure.TRAIN_LOSS, loss, now, step) for step, loss in progress.losses]
-        if progress.validation_metric is not None and progress.validation_loss is not None:
-            points += [
-                Point(validation_key(self._metric), progress.validation_metric, now, progress.epoch),
-                Point(Measure.VALIDATION_LOSS, progress.validation_loss, now, progress.epoch),
-            ]
-        self._add({}, points, {})
+        self._add({}, progress.points(self._metric), {})
         if time.monotonic() >= self._flushed + PROGRESS_EVERY:
             self._flushed = time.monotonic()
             self.flush()

@@ -16,9 +16,10 @@ from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.predictions import LOG_PROBABILITY, frame_of, log_probabilities, numbered
-from tensorbench.records.record import Record
-from tensorbench.records.words import Artifact
+from tensorbench.records.record import Progress, Record
+from tensorbench.records.words import Artifact, Tag
 from tensorbench.store.access import Access, is_foreign
+from tensorbench.store.pack.compact import DIGITS
 from tensorbench.store.source import Source
 from tensorbench.store.trained import put_back
 from tensorbench.training.loop import evaluate
@@ -34,9 +35,13 @@ SAME, ELSEWHERE, EXAMPLES = 1e-6, 0.02, 5
 #: The errors at reading an artifact that is missing, changed or malformed.
 UNREADABLE = (UserError, OSError, ArrowException)
 
-#: The largest accepted difference between validation losses on the same hardware, divided by the stored loss
-#: if that is above 1.
-SAME_LOSS = 1e-4
+#: The largest accepted difference between losses, divided by the stored loss if that is above 1, by the
+#: precision of training. docs/guides/verify.md has measurements. SAME_LOSS is for the same hardware. On other
+#: hardware differences grow from step to step, so only reports up to step FIRST_STEPS are compared.
+SAME_LOSS, LOSSES, FIRST_STEPS = 1e-4, {"fp32": 1e-4, "tf32": 0.02, "bf16": 0.02}, 100
+
+#: The relative rounding of training losses in packs.
+PACKED = 2.0**-DIGITS
 
 #: The largest accepted difference between the outputs of a stored adapter and the stored outputs, divided by
 #: the largest stored output if that is above 1. SAME_LOGITS is for the same hardware. LOGITS is for other
@@ -97,7 +102,8 @@ def run_again(
 
 def _run(candidate: Candidate, resources: Resources, tolerance: float | None) -> Rerun:
     record, findings = candidate.record, candidate.findings
-    ending = perform(candidate.trial, resources, lambda progress: None, (KeyboardInterrupt,))
+    reports: list[Progress] = []
+    ending = perform(candidate.trial, resources, reports.append, (KeyboardInterrupt,))
     elsewhere = _elsewhere(ending.files) if tolerance is None else tolerance
     allowed, reason = _allowed(candidate, str(resources.device), elsewhere)
     score = ending.metrics.get(Measure.SCORE)
@@ -107,6 +113,7 @@ def _run(candidate: Candidate, resources: Resources, tolerance: float | None) ->
         findings.near(f"score of another run, to {allowed:.3g}", record.score, score, allowed)
         if allowed == SAME:
             _compare_losses(findings, record, ending.metrics.get(Measure.SELECTED_LOSS))
+        _compare_curves(candidate, reports, same=allowed == SAME)
         _compare_examples(findings, candidate, ending.files[Artifact.PREDICTIONS])
         _compare_adapter(
             candidate, resources, SAME_LOGITS if allowed == SAME else LOGITS[candidate.trial.recipe.precision]
@@ -128,6 +135,35 @@ def _compare_losses(findings: Examined, record: Record, repeated: float | None) 
     stored = record.measure(Measure.SELECTED_LOSS)
     if stored is not None and repeated is not None:
         findings.near("validation loss of another run", stored, repeated, SAME_LOSS * max(1.0, abs(stored)))
+
+
+def _compare_curves(candidate: Candidate, reports: Sequence[Progress], *, same: bool) -> None:
+    """Compares the losses and validation scores of every step and epoch with the stored curves.
+
+    Without `same`, the trial ran on other hardware. Then only the first losses are compared, and no scores.
+    """
+    record, largest = candidate.record, SAME_LOSS if same else LOSSES[candidate.trial.recipe.precision]
+    points = [
+        point
+        for progress in reports
+        if same or progress.step <= FIRST_STEPS
+        for point in progress.points(record.tag(Tag.METRIC))
+    ]
+    for key in dict.fromkeys(point.key for point in points):
+        scores = key not in (Measure.TRAIN_LOSS, Measure.VALIDATION_LOSS)
+        if scores and not same:
+            continue
+        curve = candidate.source.curves(key, [record.run_id])
+        stored = dict(zip(curve["step"], curve["value"], strict=True))
+        rounding = PACKED if key == Measure.TRAIN_LOSS else 0.0
+        for _, value, _, step in (point for point in points if point.key == key):
+            before = stored.get(step, math.nan)
+            allowed = SAME if scores else largest * max(1.0, abs(before)) + rounding * abs(before)
+            # Written so that NaN fails as well.
+            if not abs(before - value) <= allowed:
+                what = f"{key} of another run at {step}, to {allowed:.3g}"
+                candidate.findings.broken(what, before if step in stored else None, value)
+                break
 
 
 def _elsewhere(files: Mapping[Artifact, bytes]) -> float:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -12,9 +15,13 @@ import tensorbench.verify.rerun
 from tensorbench.methods import UserError
 from tensorbench.records.measures import Measure
 from tensorbench.records.words import Artifact, Status
+from tensorbench.store.store import Store
 from tensorbench.verify import verify
 
-from ..toy_runs import raising
+from ...packs import packed
+from ..toy_runs import raising, run_inline
+from ..toy_suites import plan
+from .forged import Forged
 from .kept import Kept
 
 
@@ -76,6 +83,55 @@ def test_scores_of_other_hardware_may_be_further_apart_and_labels_may_not(kept: 
     assert "score of another run, to 0.02" in [fault.what for fault in result.faults]
     result = verify(kept.store.uri, reruns=2)
     assert f"score of another run, to {5 / len(frame):.3g}" in [fault.what for fault in result.faults]
+
+
+@pytest.fixture(scope="module")
+def two_seeds(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> Path:
+    """A pack of one method on two seeds. Its suite states no learning rate."""
+    folder = tmp_path_factory.mktemp("seeds")
+    store = Store.create(new_store(folder), "toy")
+    run_inline(store, plan(methods=["full"], seeds=[0, 1], training={"batch_size": 16, "epochs": 2}))
+    return packed(store.uri, "toy", folder)
+
+
+def unchanged(forged: Forged) -> None:
+    """Leaves the pack as it is."""
+
+
+def results_swapped(forged: Forged) -> None:
+    first, second = forged.trials
+    before = replace(first)
+    first.result_of(second)
+    second.result_of(before)
+
+
+def a_rate(forged: Forged) -> None:
+    for trial in forged.trials:
+        trial.trial["recipe"]["lr"] *= 1.1
+
+
+def no_curve(forged: Forged) -> None:
+    for trial in forged.trials:
+        trial.points = trial.points[trial.points["key"] != Measure.TRAIN_LOSS]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("forgery", [unchanged, results_swapped, a_rate, no_curve])
+def test_forged_results_of_seeds_are_seen_by_their_curves_on_any_processor(
+    two_seeds: Path, tmp_path: Path, forgery: Callable[[Forged], None], elsewhere: bool
+) -> None:
+    forged = Forged(two_seeds)
+    forgery(forged)
+    if elsewhere:
+        for trial in forged.trials:
+            tags = {**trial.record.tags, "provenance.cpu_kind": "another"}
+            trial.record = replace(trial.record, tags=tags)
+    pack = str(forged.write(tmp_path / "forged.tensorbench.zip"))
+    assert not verify("", [pack]).faults
+    result = verify("", [pack], reruns=2, tolerance=1.0)
+    curves = {fault.run for fault in result.faults if "/loss of another run" in fault.what}
+    assert len(curves) == (0 if forgery is unchanged else 2)
+    assert forgery is not unchanged or not result.faults
 
 
 def test_predictions_that_name_no_examples_are_no_obstacle(kept: Kept) -> None:
