@@ -1,4 +1,4 @@
-"""Forecasts how many trials a suite runs, and how much time, memory and disk space they need."""
+"""Forecasts how many trials a suite runs, and how long they take."""
 
 from __future__ import annotations
 
@@ -11,13 +11,9 @@ import torch
 
 from tensorbench.execution.estimate import (
     Workload,
-    activation_mib,
     pace_on,
-    record_mib,
     sizing,
-    worker_mib,
     workload_of,
-    workload_of_record,
 )
 from tensorbench.machine.cards import cards
 from tensorbench.machine.memory import MIB
@@ -28,11 +24,9 @@ from tensorbench.plan.choosing import ChoosingSection, Pilot
 from tensorbench.plan.make import cells_of
 from tensorbench.plan.rows import Plan, Row
 from tensorbench.plan.trial import Trial
-from tensorbench.records.measures import Measure
 from tensorbench.records.stored_plan import Forecast, Share
 from tensorbench.records.words import Phase
 from tensorbench.store import DEFAULT_STORE
-from tensorbench.training.saving import PLAIN, Saving
 
 if TYPE_CHECKING:
     # Imported only if needed, since MLflow and Optuna take seconds.
@@ -44,7 +38,6 @@ if TYPE_CHECKING:
 class _Job:
     trial: Trial
     workload: Workload
-    parameters: int
     #: Whether `trial` is the trial that would run. If that is not known yet, `trial` is a similar one.
     resolved: bool
 
@@ -57,10 +50,8 @@ class _Part:
     jobs: list[_Job] = field(default_factory=list)
 
 
-def make_forecast(
-    plan: Plan, store: str = DEFAULT_STORE, device: str = "cpu", saving: Saving = PLAIN
-) -> Forecast:
-    """Estimates the trials, time, memory and disk space of a plan. Starts nothing.
+def make_forecast(plan: Plan, store: str = DEFAULT_STORE, device: str = "cpu") -> Forecast:
+    """Estimates the trials and the time of a plan. Starts nothing.
 
     The trials of the suite's search, allocation or pilot are included. The time of a trial is estimated from
     stored trials with the same method, backbone, task and device. If there are none, it is proportional to
@@ -93,10 +84,6 @@ def make_forecast(
     open_ = {part.name: _open(part, settled) for part in parts}
     jobs = [job for part in parts for job in part.jobs]
     remaining = [(job.trial, job.workload) for open_jobs in open_.values() for job in open_jobs]
-    workloads = {job.workload for job in jobs}
-    peaks = [
-        record.measure(Measure.PEAK_MIB) for record in records if workload_of_record(record) in workloads
-    ]
     return Forecast(
         parts=tuple(
             Share(
@@ -109,10 +96,6 @@ def make_forecast(
             )
             for part in parts
         ),
-        activations_mib=max(activation_mib(job.trial, saving) for job in jobs),
-        memory_mib=worker_mib([job.trial for job in jobs]),
-        peak_mib=max((peak for peak in peaks if peak is not None), default=None),
-        disk_mib=sum(record_mib(job.parameters) for open_jobs in open_.values() for job in open_jobs),
         based_on="stored trials" if pace.stored else "operations",
         notes=tuple(notes),
         advice=tuple(filter(None, (sizing(remaining, pace), _bf16([job.trial for job in jobs], device)))),
@@ -168,7 +151,7 @@ def _run_parts(plan: Plan) -> list[_Part]:
             # Before tuning has chosen, any candidate's trial represents the final one.
             trial = trials[id_] if id_ else row.candidates[0].final[seed]
             if trial.id not in seen:
-                part.jobs.append(_Job(trial, workload_of(row), row.parameters, resolved=id_ is not None))
+                part.jobs.append(_Job(trial, workload_of(row), resolved=id_ is not None))
             if id_:
                 seen.add(id_)
     return [tuning, final]
@@ -240,7 +223,7 @@ def _pilot_part(pilot: Pilot, cells: list[PlanCell]) -> _Part:
         by_id = {trial.id: trial for trial in trials}
         part.points += len(rows)
         part.jobs += [
-            _Job(by_id[id_], workload_of(row), row.parameters, resolved=True)
+            _Job(by_id[id_], workload_of(row), resolved=True)
             for row in rows
             for id_ in row.trials.values()
             if id_ is not None
@@ -254,4 +237,4 @@ def _pilot_part(pilot: Pilot, cells: list[PlanCell]) -> _Part:
 def _jobs(cell: PlanCell, trials: list[Trial], *, resolved: bool = False) -> Iterator[_Job]:
     row = cell.row({})
     for trial in trials:
-        yield _Job(trial, workload_of(row), row.parameters, resolved)
+        yield _Job(trial, workload_of(row), resolved)

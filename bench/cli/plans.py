@@ -83,7 +83,7 @@ def _print_points(console: Console, plan: Plan) -> None:
 
 
 def print_forecast(console: Console, expected: Forecast) -> None:
-    """Prints the expected number of trials, time, memory and disk space."""
+    """Prints the expected number of trials and time."""
     estimate = expected.overview()
     table = plain_table("Estimate", *estimate.lines[0], texts=estimate.texts)
     for line in estimate.lines:

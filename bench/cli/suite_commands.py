@@ -11,10 +11,8 @@ import typer
 from tensorbench.cli.options import (
     DEFAULT_STORE,
     AsJson,
-    Checkpointing,
     DataFolder,
     Device,
-    MicroBatch,
     ScoreSd,
     StoreUri,
     StudyStorage,
@@ -156,8 +154,6 @@ def plan(
     ] = False,
     sd: ScoreSd = None,
     threshold: Threshold = None,
-    micro_batch: MicroBatch = None,
-    checkpointing: Checkpointing = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what would run: ranks, parameter counts, and with --json trial ids. Starts nothing.
@@ -171,7 +167,6 @@ def plan(
     from tensorbench.methods import METHODS, UserError
     from tensorbench.plan.coverage import shared_points, tuning_notes
     from tensorbench.plan.make import make_plan
-    from tensorbench.training.saving import Saving
 
     if sd is not None and not power:
         raise UserError("--sd needs --power")
@@ -181,7 +176,7 @@ def plan(
     device = choose_device(device, elsewhere=True)
     loaded, part = suite_and_part(suite, source, part)
     made = make_plan(loaded, device, part).select(part)
-    expected = make_forecast(made, store, device, Saving(micro_batch, checkpointing))
+    expected = make_forecast(made, store, device)
     powers = []
     if power:
         # Imported late, since it takes seconds.

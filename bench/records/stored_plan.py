@@ -200,15 +200,6 @@ class Forecast(ShowsOverview, Wired):
     """The estimated cost of a suite, before anything starts."""
 
     parts: tuple[Share, ...]
-    #: The memory that a worker needs at least.
-    memory_mib: float
-    #: The estimated further memory for the activations of the largest step. None in plans of earlier
-    #: versions.
-    activations_mib: float | None = None
-    #: The largest memory that a comparable stored trial used on its device. None without such a trial.
-    peak_mib: float | None
-    #: The disk space for results of the open trials.
-    disk_mib: float
     #: How `seconds` was estimated: from stored trials of this suite, or from the number of operations.
     based_on: Literal["stored trials", "operations"]
     #: Remarks on parts that cannot be started or read.
@@ -218,18 +209,12 @@ class Forecast(ShowsOverview, Wired):
 
     @property
     def basis(self) -> str:
-        """Says in words how the time was estimated, and how much memory and disk is needed."""
+        """Says in words how the time was estimated."""
         source = {
             "stored trials": "by stored trials of this suite",
             "operations": "by operations, at what this machine does of them now: no more than its order",
         }[self.based_on]
-        peak = "" if self.peak_mib is None else f" (stored trials: up to {self.peak_mib:,.0f})"
-        step = self.activations_mib
-        activations = "" if step is None else f", and for the activations of a step about {step:,.0f}"
-        return (
-            f"Time is of one worker, {source}. A worker needs at least {self.memory_mib:,.0f} MiB of "
-            f"memory{activations}{peak}; the results take about {self.disk_mib:,.0f} MiB of disk."
-        )
+        return f"Time is of one worker, {source}."
 
     def overview(self) -> Overview:
         """Returns the table of trials and time, with a line for each of `parts`."""
