@@ -31,16 +31,21 @@ def cards() -> list[str]:
 
 def free_mib(entries: Iterable[str]) -> dict[str, float]:
     """The free memory of GPUs in MiB, by nvidia-smi. GPUs of which it says nothing are left out."""
+    free: dict[str, float] = {}
+    for index, uuid, memory in _by_nvidia_smi():
+        with suppress(ValueError):  # "[N/A]"
+            free |= dict.fromkeys((index, uuid), float(memory))
+    return {entry: free[entry] for entry in entries if entry in free}
+
+
+def _by_nvidia_smi() -> list[list[str]]:
+    """The index, the UUID and the free MiB of each GPU as texts. Empty if nvidia-smi says nothing."""
     command = ["nvidia-smi", "--query-gpu=index,uuid,memory.free", "--format=csv,noheader,nounits"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return {}
-    free: dict[str, float] = {}
-    for index, uuid, memory in (line.split(", ") for line in said.splitlines()):
-        with suppress(ValueError):  # "[N/A]"
-            free |= dict.fromkeys((index, uuid), float(memory))
-    return {entry: free[entry] for entry in entries if entry in free}
+        return []
+    return [line.split(", ") for line in said.splitlines()]
 
 
 @contextmanager
@@ -50,10 +55,13 @@ def held(entries: Iterable[str]) -> Iterator[list[str]]:
     Yields a sentence for each GPU that another program on this machine holds. Holding keeps no program from
     using a GPU; it lets the next one say that it is in use.
     """
-    taken = []
+    taken, chosen = [], list(dict.fromkeys(entries))
+    # Under SLURM the first GPU of each job has the index 0.
+    uuids = {index: uuid for index, uuid, _ in (_by_nvidia_smi() if chosen else [])}
     with ExitStack() as locks:
-        for entry in dict.fromkeys(entries):
-            path = cache_dir() / "cards" / f"{re.sub('[^A-Za-z0-9-]', '-', entry)}.lock"
+        for entry in chosen:
+            name = re.sub("[^A-Za-z0-9-]", "-", uuids.get(entry, entry))
+            path = cache_dir() / "cards" / f"{name}.lock"
             owner = path.with_suffix(".pid")
             path.parent.mkdir(parents=True, exist_ok=True)
             try:

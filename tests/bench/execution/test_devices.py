@@ -299,6 +299,19 @@ def test_a_gpu_that_another_driver_uses_is_named(tmp_path: Path, monkeypatch: py
         assert again == []
 
 
+def test_a_gpu_is_the_same_by_index_and_by_uuid_and_another_one_in_another_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: Callable[..., Path]
+) -> None:
+    monkeypatch.setattr(tensorbench.machine.cards, "cache_dir", lambda: tmp_path)
+    programs(nvidia_smi='echo "0, GPU-a, 2000\n1, GPU-b, 2000"')
+    with held(["0", "1"]):
+        with held(["GPU-b"]) as by_uuid:
+            assert len(by_uuid) == 1
+        programs(nvidia_smi='echo "0, GPU-c, 2000"')
+        with held(["0"]) as in_another_job:
+            assert in_another_job == []
+
+
 def test_one_process_says_that_it_leaves_gpus_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorbench.execution.inline, "cards", lambda: ["0", "1", "2"])
     with pytest.warns(UserWarning, match=naming("of 3 GPUs", "--executor local")):
