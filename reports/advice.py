@@ -52,10 +52,15 @@ class RateAdvice:
 
 
 def rate_advice(analysis: StudyAnalysis) -> Iterator[RateAdvice]:
-    """Yields the advice for each cell with a complete study and a rate near which most trials succeeded."""
+    """Yields the advice for each cell with a rate near which most trials succeeded.
+
+    Cells with too few trials to smooth their scores have none.
+    """
     for number, studies in analysis.studies.items():
         cell = analysis.study.all_cells[number]
-        if cell.studies is None or studies.offsets is None or not estimates.have_best_rates(studies):
+        if cell.studies is None or studies.offsets is None or not estimates.enough_to_smooth(studies):
+            continue
+        if not estimates.have_best_rates(studies):
             continue
         centre = cell.studies.centre
         ends = estimates.range_near(studies)
@@ -93,8 +98,9 @@ def stored_advice(places: Sequence[str]) -> list[RateAdvice]:
     if not advice:
         where = ", ".join(map(shown_uri, places))
         raise UserError(
-            f"no complete study in {where} with a rate at which trials succeed: advice on learning rates "
-            "comes from suites with tuning: {studies: 5, points: 8}"
+            f"no complete study in {where} with a rate at which trials succeed, and with at least "
+            f"{estimates.LEAST_SMOOTHED} trials of its method: advice on learning rates comes from suites "
+            "with tuning: {studies: 5, points: 8}"
         )
     return advice
 

@@ -351,7 +351,9 @@ def _entrant(
         means=means,
         differences={},
         sensitivity=Sensitivity(
-            near=float(np.mean([estimates.share_near(each) for each in studies])),
+            near=float(np.mean([estimates.share_near(each) for each in studies]))
+            if estimates.enough_to_smooth(*studies)
+            else None,
             failed=float(np.mean([estimates.share_failed(each) for each in studies])),
             failures=failures,
             trials=sum(each.trials for each in studies),
@@ -427,7 +429,9 @@ def _against(
 
     sensitivity = replace(
         entrant.sensitivity,
-        near_difference=shares(estimates.share_near),
+        near_difference=shares(estimates.share_near)
+        if estimates.enough_to_smooth(*entrant.studies, *reference)
+        else None,
         failed_difference=shares(estimates.share_failed),
     )
     return replace(entrant, differences=differences, sensitivity=sensitivity)
@@ -449,12 +453,12 @@ def _difference(parts: Sequence[OnSetting], claims: int, threshold: float) -> Di
 def _transferred(study: Study, block: StudyBlock, entrant: Entrant, claims: int) -> Entrant:
     """Adds the transfer of rates to a method.
 
-    A method stays unchanged if the block has a single setting, if the settings share no study, or if most of
-    the method's trials failed at every rate of some setting.
+    A method stays unchanged if the block has a single setting, if the settings share no study, if most of the
+    method's trials failed at every rate of some setting, or if some setting has too few trials to smooth.
     """
     if len(block.settings) < 2 or not set.intersection(*({*each.numbers} for each in entrant.studies)):
         return entrant
-    if not estimates.have_best_rates(*entrant.studies):
+    if not (estimates.enough_to_smooth(*entrant.studies) and estimates.have_best_rates(*entrant.studies)):
         return entrant
     cell = study.all_cells[entrant.cells[0]]
     over_all = effect([_part(study, cell, estimates.of_transfer(entrant.studies))])

@@ -43,15 +43,17 @@ class Sensitivity:
     """A method's sensitivity to learning rates, measured by shares of its trials."""
 
     #: The number of trials that succeeded at a rate whose smoothed score is within a point of the best, as a
-    #: share of all trials. Mean over settings.
-    near: float
+    #: share of all trials. Mean over settings. None if some setting has too few trials (see
+    #: `reports.inference.studies.enough_to_smooth`).
+    near: float | None
     #: The share of trials that failed. Mean over settings.
     failed: float
     #: The numbers of failed trials and of all trials, over all settings.
     failures: int
     trials: int
     #: The differences of `near` and `failed` from the reference. None for the reference itself, if there is
-    #: no reference, and if the method and the reference share no study on some setting.
+    #: no reference, and if the method and the reference share no study on some setting. That of `near` is
+    #: also None if either has too few trials.
     near_difference: Difference | None
     failed_difference: Difference | None
 

@@ -10,6 +10,7 @@ from tensorbench.reports.advice import rate_advice
 from tensorbench.reports.drawing import SERIES, Drawn
 from tensorbench.reports.figures.studies import ANCHOR
 from tensorbench.reports.inference.effects import Verdict
+from tensorbench.reports.inference.studies import LEAST_SMOOTHED, enough_to_smooth
 from tensorbench.reports.page import filled
 from tensorbench.reports.recipes import Mixture
 from tensorbench.reports.studies import StudyAnalysis
@@ -73,6 +74,8 @@ def render(
         share_between=study_words.share_between,
         anchor=ANCHOR,
         colours=len(SERIES),
+        enough_to_smooth=enough_to_smooth,
+        least_smoothed=LEAST_SMOOTHED,
     )
 
 

@@ -12,7 +12,12 @@ from pydantic_core import to_jsonable_python
 from tensorbench.machine.visible import markdown_text
 from tensorbench.reports.frames import numbered_cells
 from tensorbench.reports.inference.intervals import Bounds
-from tensorbench.reports.inference.studies import share_failed, share_failed_interval, share_near
+from tensorbench.reports.inference.studies import (
+    enough_to_smooth,
+    share_failed,
+    share_failed_interval,
+    share_near,
+)
 from tensorbench.reports.recipes import Mixture
 from tensorbench.reports.studies import StudyAnalysis
 from tensorbench.reports.study_blocks import Difference, Entrant, StudyBlock
@@ -129,14 +134,14 @@ def _sensitivity(block: StudyBlock) -> Lines:
                 "method": entrant.method,
                 "task": setting.task,
                 "backbone": setting.backbone,
-                "share_near": share_near(studies),
+                "share_near": share_near(studies) if enough_to_smooth(studies) else None,
                 "share_failed": share_failed(studies),
                 "failed_low": low,
                 "failed_high": high,
                 "trials": studies.trials,
             }
         sensitivity = entrant.sensitivity
-        if sensitivity.near_difference and sensitivity.failed_difference:
+        if sensitivity.failed_difference:
             yield {
                 "method": entrant.method,
                 "task": "all",
@@ -148,10 +153,10 @@ def _sensitivity(block: StudyBlock) -> Lines:
             }
 
 
-def _difference(name: str, compared: Difference) -> dict[str, Any]:
-    low, high = compared.interval or (None, None)
+def _difference(name: str, compared: Difference | None) -> dict[str, Any]:
+    low, high = (compared and compared.interval) or (None, None)
     return {
-        f"{name}_difference": compared.effect.difference,
+        f"{name}_difference": compared and compared.effect.difference,
         f"{name}_difference_low": low,
         f"{name}_difference_high": high,
     }

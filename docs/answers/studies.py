@@ -230,7 +230,8 @@ def forgiving(block: StudyBlock) -> Ruling:
         shares = entrant.sensitivity
         near, more = _share(shares.near_difference, "more forgiving", "less forgiving")
         failed, fewer = _share(shares.failed_difference, "fails more", "fails less")
-        rows.append([entrant.method, percent(shares.near), near, percent(shares.failed), failed])
+        own = "–" if shares.near is None else percent(shares.near)
+        rows.append([entrant.method, own, near, percent(shares.failed), failed])
         if entrant in block.compared:
             verdicts.append((entrant.method, " and ".join(filter(None, (more, fewer))) or "undecided"))
     change = f"from {block.against}"

@@ -31,8 +31,8 @@ FAILED = 10
 _OF_FAILURES = 0.75
 #: A rate counts as near the best if its score is at most this many points lower.
 NEAR = 1
-#: The smallest number of successful trials through which a figure draws a smoothed curve. With fewer trials,
-#: the curve follows their noise.
+#: The smallest number of trials from whose smoothed curve anything is said, and of successful trials through
+#: which a figure draws it. With fewer trials, the curve follows their noise.
 LEAST_SMOOTHED = 15
 #: The number of rates in the window at which smoothed scores are computed.
 _RATES = 81
@@ -358,6 +358,11 @@ def _tricube(offsets: Array, rates: Array, span: float) -> Array:
     near = (1 - (apart / (1.001 * reach + 1e-9)) ** 3).clip(0) ** 3
     weights: Array = near / near.sum(1, keepdims=True)
     return weights
+
+
+def enough_to_smooth(*tasks: CompleteStudies) -> bool:
+    """Whether each task has `LEAST_SMOOTHED` trials or more."""
+    return all(studies.trials >= LEAST_SMOOTHED for studies in tasks)
 
 
 def have_best_rates(*tasks: CompleteStudies) -> bool:

@@ -20,13 +20,14 @@ from tensorbench.records.measures import Measure
 from tensorbench.reports.advice import rate_advice, stored_advice
 from tensorbench.reports.figures.studies import draw
 from tensorbench.reports.reading import read
-from tensorbench.reports.studies import analyse_studies
+from tensorbench.reports.report import write_report
+from tensorbench.reports.studies import StudyAnalysis, analyse_studies
 from tensorbench.reports.study_page import render
 
 from ..packs import packed
 from ..stored import Result, write
 from .made_up import SMALL, NewStore, store
-from .made_up_studies import NAME, plan_of
+from .made_up_studies import NAME, plan_of, result
 
 Call = Callable[..., Any]
 
@@ -114,3 +115,18 @@ def test_the_page_of_a_study_says_which_rate_to_start_from(studied: str) -> None
     page = render(analysis, draw(analysis), [])
     for each in rate_advice(analysis):
         assert f"{each.start:.2g}<small>{each.range}</small>" in page
+
+
+def test_nine_trials_advise_no_rate(tmp_path: Path, new_store: NewStore) -> None:
+    uri = new_store(tmp_path)
+    write(uri, plan_of(tuning={"studies": 3, "points": 3}), result)
+    with pytest.raises(UserError, match="at least 15 trials"):
+        stored_advice([uri])
+    written = write_report(uri, [NAME], tmp_path / "out", ["html"], log=False)
+    assert isinstance(written.analysis, StudyAnalysis)
+    for block in written.analysis.blocks:
+        for entrant in block.entrants:
+            shares = entrant.sensitivity
+            assert (shares.near, shares.near_difference, entrant.transfer) == (None, None, None)
+            assert shares.failed >= 0
+    assert "too few trials" in (tmp_path / "out" / "index.html").read_text()
