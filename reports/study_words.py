@@ -161,7 +161,8 @@ def _joined(names: Sequence[str]) -> str:
 def level_notes(block: StudyBlock) -> list[str]:
     """Sentences on how the converged head and full fine-tuning differ from the reference.
 
-    For a method that ran on some tasks only, the sentence names these tasks instead.
+    No such difference has an interval, which the sentence explains. For a method that ran on some tasks only,
+    it names these tasks instead.
     """
     notes = []
     for level in (level for level in block.levels if level.family != FLOOR):
@@ -170,7 +171,10 @@ def level_notes(block: StudyBlock) -> list[str]:
         ]
         if level.difference is not None:
             by = block.unit.difference(level.difference).replace("-", "−")
-            notes.append(f"{level.method.capitalize()}: {by} {block.unit.points} from {block.against}.")
+            notes.append(
+                f"{level.method.capitalize()}: {by} {block.unit.points} from {block.against}, without an "
+                "interval: it has no studies whose luck of tuning the interval would hold."
+            )
         elif len(ran) < len(block.settings):
             where = _joined([setting.task for setting in ran])
             notes.append(
