@@ -34,6 +34,16 @@ def _speed(device: str, backbone: str, seconds: float, batch: int, **options: An
     return _step(name, seconds, "costs:speed", device=device, backbone=backbone, batch=batch, **options)
 
 
+def _gaps_of_texts(device: str, seconds: float) -> list[Step]:
+    """Whether the mask of padded texts is waited for, by an encoder and by a decoder."""
+    kinds = ("bert", "llama")
+    options = {"device": device, "batch": 4, "names": ("lora",)}
+    return [
+        _step(f"gaps of {kind}", seconds, "gaps:gaps", backbone=f"tiny-random-{kind}", **options)
+        for kind in kinds
+    ]
+
+
 def on_card(device: str, minutes: float = MINUTES) -> list[Step]:
     """The steps on a GPU. Their limits grow in proportion if `minutes` exceed `MINUTES`.
 
@@ -93,6 +103,7 @@ def on_card(device: str, minutes: float = MINUTES) -> list[Step]:
         _step("gaps", 20, "gaps:gaps", device=device, backbone=vit_small, batch=32, names=LOOKED_AT),
     ]
     if minutes > MINUTES:
+        steps += _gaps_of_texts(device, 10)
         steps += [_speed(device, llama, 40, 8, rounds=1, **kind) for kind in both]
         steps += [
             _speed(device, name, 50, batch, rounds=1, compiled=True, names=COMPILED, **kind)
@@ -162,5 +173,6 @@ def on_cpu() -> list[Step]:
             backbones=("tiny-random-bert", "tiny-random-vit"),
         ),
         _step("gaps", 60, "gaps:gaps", device=device, backbone="tiny-random-vit", batch=4, names=FAMILIES),
+        *_gaps_of_texts(device, 30),
         _speed(device, "tiny-random-vit", 120, 2, rounds=1, bf16=False, compiled=True, names=("lora",)),
     ]
