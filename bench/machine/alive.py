@@ -45,11 +45,10 @@ def dead(owner: str) -> bool:
     """Whether the process of this name ran on this machine, in this container, and has ended.
 
     False for a process on another machine, before a restart, or in another container, since its state is
-    unknown. `owner` is a name that `owner()` returned. Names from earlier versions identify the machine by
-    its host name only.
+    unknown. `owner` is a name that `owner()` returned.
     """
     place, _, rest = owner.partition(":")
-    if place not in (_place(), platform.node()):
+    if place != _place():
         return False
     pid, _, started = rest.partition(":")
     try:

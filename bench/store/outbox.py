@@ -12,32 +12,29 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import ClassVar
 
 from filelock import FileLock, Timeout
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from tensorbench.machine.files import remove, written_whole
 from tensorbench.methods import UserError
-from tensorbench.records.record import Point, Record
+from tensorbench.records.record import Record
 from tensorbench.records.text import all_storable
-from tensorbench.records.words import Artifact, Status
 
 #: The name of the folder for records that the store refused.
 REFUSED = "refused"
 
-#: The name of the file with a record's content, now and in an earlier version.
-RECORD, LETTER = "record.json", "letter.json"
+#: The name of the file with a record's content.
+RECORD = "record.json"
 
 #: The pattern of names of complete records. Records that are being written or removed begin with a dot.
 COMPLETE = "[!.]*"
 
 
 class UnreadableRecordError(UserError):
-    """A folder in the outbox contains no record, or a record of another version."""
+    """A folder in the outbox contains no record that can be read."""
 
 
 class Outbox:
@@ -157,11 +154,8 @@ def _read(kept: Path) -> Record:
     try:
         if not (kept / "files").is_dir():
             raise ValueError("the folder of its files is not there")
-        file = kept / LETTER if (kept / LETTER).exists() else kept / RECORD
-        content = all_storable(json.loads(file.read_text(encoding="utf-8")))
-        if file.name == LETTER:
-            return _LETTER.validate_python(content).record(kept / "files")
-        return _RECORD.validate_python(content)
+        content = json.loads((kept / RECORD).read_text(encoding="utf-8"))
+        return _RECORD.validate_python(all_storable(content))
     except ValidationError as error:
         wrong = "; ".join(
             f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()
@@ -171,34 +165,4 @@ def _read(kept: Path) -> Record:
         raise UnreadableRecordError(f"the record in {kept} cannot be read: {error}") from error
 
 
-@dataclass
-class _Letter:
-    """The form of records in versions up to 0.1."""
-
-    run_id: str
-    trial_id: str
-    experiment_id: str = ""
-    params: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
-    texts: dict[Artifact, str] = field(default_factory=dict)
-    metrics: list[Point] = field(default_factory=list)
-    status: Status | None = None
-    ended: int | None = None
-
-    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
-
-    def record(self, files: Path) -> Record:
-        """Converts this to a record. Writes the texts into `files`, the folder of the record's artifacts."""
-        for name, text in self.texts.items():
-            (files / name).write_text(text, encoding="utf-8")
-        return Record(
-            self.run_id,
-            self.trial_id,
-            self.status or Status.RUNNING,
-            tags=self.tags,
-            ended=self.ended,
-            points=tuple(self.metrics),
-        )
-
-
-_RECORD, _LETTER = TypeAdapter(Record), TypeAdapter(_Letter)
+_RECORD = TypeAdapter(Record)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -54,12 +53,6 @@ def test_a_process_is_dead_only_if_it_is_known_to_be() -> None:
     assert not dead(me)
     assert not dead(f"elsewhere:{gone()}:{started}")
     assert not dead("")
-
-
-def test_the_names_that_earlier_versions_gave_can_be_read() -> None:
-    host, (_, pid, started) = platform.node(), owner().split(":")
-    assert dead(f"{host}:{gone()}:{started}")
-    assert not dead(f"{host}:{pid}:{started}")
 
 
 @pytest.mark.parametrize("what", ["boot", "namespace"])

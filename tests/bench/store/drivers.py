@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 import sys
 from typing import Literal
 
+from tensorbench.machine.alive import owner
 from tensorbench.records.record import Record, failed
 from tensorbench.records.words import Status, Tag
 from tensorbench.store.claims import SIGN, Claims
@@ -40,7 +40,8 @@ def take(driver: Claims, trial: str = "t") -> bool:
 def dead_owner() -> str:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    return f"{platform.node()}:{gone.pid}:0"
+    place, *_ = owner().split(":")
+    return f"{place}:{gone.pid}:0"
 
 
 def names(store: Store) -> list[str]:

@@ -49,25 +49,6 @@ def leave(store: Store, name: str, run_id: str) -> Path:
     return left
 
 
-def leave_letter(store: Store, name: str, run_id: str) -> Path:
-    """Puts a record into the outbox in the form of an earlier version."""
-    kept = leave(store, name, run_id)
-    (kept / "record.json").unlink()
-    letter = {
-        "experiment_id": store.experiment_id,
-        "run_id": run_id,
-        "trial_id": "t",
-        "params": {"seed": "0"},
-        "tags": {"failure": "error"},
-        "texts": {"config.json": json.dumps({"trial": {"seed": 0}})},
-        "metrics": [["train/loss", 0.5, 1, 3], ["score", 0.25, 1, 0]],
-        "status": "FAILED",
-        "ended": 1,
-    }
-    (kept / "letter.json").write_text(json.dumps(letter))
-    return kept
-
-
 def open_run(store: Store) -> str:
     made = plan(methods=["head_only"], training=SHORT)
     return begun(store, made.trials[0], made.rows).run_id
@@ -87,13 +68,6 @@ CHANGES: dict[str, Change] = {
     "a point of a word": lambda content: {**content, "points": [["score", "high", 5, 1]]},
     "a step beyond all numbers": lambda content: {**content, "points": [["score", 1.0, 5, 10**30]]},
     "a metric that cannot be named so": lambda content: {**content, "points": [["a\nb", 1.0, 5, 1]]},
-}
-#: Changes that make the content of a record of an earlier version invalid, by name.
-LETTER_CHANGES: dict[str, Change] = {
-    "a field too many": lambda letter: {**letter, "of": "a later version"},
-    "params that are a list": lambda letter: {**letter, "params": ["lr"]},
-    "a text that leads out of the run": lambda letter: {**letter, "texts": {"../../x": "text"}},
-    "another configuration": lambda letter: {**letter, "texts": {"config.json": '{"trial": {"seed": 9}}'}},
 }
 FILES: dict[str, Callable[[Path], Any]] = {
     "nothing in the file": lambda kept: (kept / "record.json").write_text(""),
@@ -118,22 +92,12 @@ def file_for_record(kept: Path) -> None:
 FILES |= {"a folder for the file": folder_for_file, "a file for the record": file_for_record}
 
 
-def test_a_record_of_an_earlier_version_is_sent(store: Store) -> None:
-    leave_letter(store, "0", run_id := open_run(store))
-    with session(store) as at_work:
-        assert at_work.sent == 1
-    (record,) = store.records()
-    assert (record.status, record.metrics["score"]) == (Status.FAILED, 0.25)
-    assert store.curves("train/loss", [run_id])["value"].tolist() == [0.5]
-
-
-@pytest.mark.parametrize("damage", [*CHANGES, *LETTER_CHANGES, *FILES])
+@pytest.mark.parametrize("damage", [*CHANGES, *FILES])
 def test_a_damaged_record_is_put_aside_and_the_others_are_sent(store: Store, damage: str) -> None:
-    of_earlier = damage in LETTER_CHANGES
-    bad = (leave_letter if of_earlier else leave)(store, "0-damaged", open_run(store))
+    bad = leave(store, "0-damaged", open_run(store))
     good = leave(store, "1-whole", open_run(store))
-    if change := (CHANGES | LETTER_CHANGES).get(damage):
-        file = bad / ("letter.json" if of_earlier else "record.json")
+    if change := CHANGES.get(damage):
+        file = bad / "record.json"
         file.write_text(json.dumps(change(json.loads(file.read_text()))))
     else:
         FILES[damage](bad)
@@ -149,10 +113,10 @@ def test_a_damaged_record_is_put_aside_and_the_others_are_sent(store: Store, dam
 
 @pytest.mark.parametrize("message", ["a\0b", "a\udcffb", "a\ud800\0b", "a" * 10**6])
 def test_a_record_with_any_text_is_stored(store: Store, message: str) -> None:
-    kept = leave_letter(store, "0", open_run(store))
-    letter = json.loads((kept / "letter.json").read_text())
-    letter["tags"]["note"], letter["texts"] = message[:5000], {"traceback.txt": message}
-    (kept / "letter.json").write_text(json.dumps(letter))
+    kept = leave(store, "0", open_run(store))
+    content = json.loads((kept / "record.json").read_text())
+    content["tags"] |= {"note": message[:5000], "failure_message": message}
+    (kept / "record.json").write_text(json.dumps(content))
     with session(store) as at_work:
         assert at_work.sent == 1
     (record,) = store.records()
