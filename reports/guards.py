@@ -95,7 +95,7 @@ def find_guards(
     if nothing:
         tasks = listed(dict.fromkeys(setting.task for setting in nothing))
         sentences.append(
-            f"Nothing trained on {tasks}: no adapter is better than a constant answer may be by luck."
+            f"Nothing trained on {tasks}: no adapter beats a constant answer by more than luck would."
         )
     lost, fallen = dict.fromkeys(nothing, NOTHING), {}
     for setting, cells in grouped(own, lambda cell: cell.setting).items():
