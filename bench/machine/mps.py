@@ -11,7 +11,7 @@ import subprocess
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 
 from tensorbench.machine.cards import VISIBLE
 
@@ -73,12 +73,17 @@ def service(cards: Sequence[str], sharing: int) -> Iterator[dict[str, dict[str, 
 
 
 def _control(arguments: list[str], commands: str, environment: dict[str, str]) -> None:
-    subprocess.run(
-        [CONTROL, *arguments],
-        input=commands,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=True,
-    )
+    # A file, since a service that keeps a pipe open would be waited for.
+    with TemporaryFile("w+") as said:
+        ended = subprocess.run(
+            [CONTROL, *arguments],
+            input=commands,
+            env=environment,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PATIENCE,
+        )
+        said.seek(0)
+        if ended.returncode:
+            raise subprocess.CalledProcessError(ended.returncode, CONTROL, stderr=said.read())

@@ -376,6 +376,18 @@ def test_without_the_service_processes_take_turns_and_a_warning_says_why(
         assert environments == {}
 
 
+def test_a_service_that_keeps_its_output_open_is_not_waited_for(
+    programs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mps, "PATIENCE", 5)
+    log = programs(nvidia_cuda_mps_control='if [ "$1" = -d ]; then sleep 100 & echo $! > "$LOG"; fi')
+    try:
+        with mps.service(["0"], 2) as environments:
+            assert environments["0"]
+    finally:
+        os.kill(int(log.read_text()), signal.SIGKILL)
+
+
 def test_a_service_of_the_user_s_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(mps.PIPES, "/tmp/theirs")
     with mps.service(["0"], 2) as environments:
