@@ -283,7 +283,7 @@ def _growth(step: Any) -> int:
         return math.prod(map(_growth, step))
     if not isinstance(step, dict):
         return 1
-    inserted = len(step.get("content", step.get("prepend", "")))
+    inserted = len(str(step.get("content", step.get("prepend", ""))))
     return max(1, inserted) * _growth([*step.values()])
 
 
@@ -366,7 +366,7 @@ def _check_needs(file: Path, config: Any, name: str) -> None:
             )
 
 
-def _summary(error: Exception) -> str:
+def _summary(error: BaseException) -> str:
     """Returns the type and message of an error in one short line."""
     return f"{type(error).__name__}: {cut(' '.join(str(error).split()), 300)}"
 
