@@ -17,7 +17,7 @@ from tensorbench.store.store import Store
 from ..proxy import Fault, Proxy, first_of_each, proxy, share
 from ..services import Server
 from ..toy_runs import SHORT, executed
-from ..toy_suites import plan
+from ..toy_suites import VISION, plan
 
 pytestmark = pytest.mark.processes
 
@@ -118,13 +118,15 @@ def test_a_fifth_of_all_answers_may_be_cut(between: Proxy, monkeypatch: pytest.M
     check(store, 4)
 
 
-def test_a_fifth_of_all_answers_may_be_errors_of_the_server(between: Proxy) -> None:
-    made = plan(methods=["lora", "head_only"], seeds=[0, 1], training=SHORT)
+def test_a_fifth_of_all_answers_to_a_suite_of_studies_may_be_errors(between: Proxy) -> None:
+    base = {key: value for key, value in VISION.items() if key != "seeds"}
+    tuning = {"studies": 2, "points": 2}
+    made = plan(base, methods=["lora", "head_only"], training=SHORT, tuning=tuning)
     store = Store.create(between.uri, "errors")
     between.choose = share(0.2, "refused", "failed")
-    assert [event.kind for event in executed(store, made)] == ["finished"] * 4
+    assert [event.kind for event in executed(store, made)] == ["finished"] * 8
     between.choose = lambda endpoint: None
-    check(store, 4)
+    check(store, 8)
 
 
 def test_reading_from_a_server_leaves_no_file_behind(
