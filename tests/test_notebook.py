@@ -61,3 +61,11 @@ def test_the_notebook_runs_and_shows_its_plan_results_and_figures(
     (block,) = names["results"].analysis.blocks
     assert {entrant.method for entrant in block.compared} == {"TensLoRA qkv_depth"}
     assert names["results"].answer in capsys.readouterr().out
+
+
+def test_every_cell_that_shows_something_is_stored_with_its_output(cells: list[dict[str, Any]]) -> None:
+    for cell in cells:
+        source = "".join(cell["source"])
+        if isinstance(ast.parse(source).body[-1], ast.Expr):
+            assert cell["outputs"], source
+        assert {output["output_type"] for output in cell["outputs"]} <= {"execute_result", "stream"}
