@@ -94,9 +94,7 @@ def find_guards(
     sentences = []
     if nothing:
         tasks = listed(dict.fromkeys(setting.task for setting in nothing))
-        sentences.append(
-            f"Nothing trained on {tasks}: no adapter beats a constant answer by more than luck would."
-        )
+        sentences.append(f"Nothing trained on {tasks}: no adapter is shown to beat a constant answer.")
     lost, fallen = dict.fromkeys(nothing, NOTHING), {}
     for setting, cells in grouped(own, lambda cell: cell.setting).items():
         if setting in lost:

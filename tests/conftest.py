@@ -59,6 +59,37 @@ SUITES = Path(__file__).parent.parent / "suites"
 LAST_FREEZE = pytest.StashKey[tuple[Path, int]]()
 
 
+#: The markers of tests that do not belong to the plain command's.
+LATER = ("kinds", "processes", "ray", "postgres", "browser", "slurm", "gpu")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--tier",
+        choices=("first", "others", "all"),
+        help="first: what pytest runs without arguments; others: the rest. Default: all of the given paths.",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Workers get paths and options, and do not learn that the paths are those of the configuration.
+    if config.option.tier is None and config.args_source == pytest.Config.ArgsSource.TESTPATHS:
+        config.option.tier = "first"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.tier not in ("first", "others"):
+        return
+    paths = [config.rootpath / path for path in config.getini("testpaths")]
+    first, others = [], []
+    for item in items:
+        later = any(map(item.get_closest_marker, LATER)) or not any(map(item.path.is_relative_to, paths))
+        (others if later else first).append(item)
+    taken, left = (first, others) if config.option.tier == "first" else (others, first)
+    items[:] = taken
+    config.hook.pytest_deselected(items=left)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
     # One worker more than cores, since workers often wait for processes, servers and Ray.

@@ -119,7 +119,7 @@ def test_the_home_page_leads_to_every_part(site: Path, pages: dict[Path, Page]) 
 @pytest.mark.processes
 def test_published_results_lead_back_to_the_documentation(site: Path, pages: dict[Path, Page]) -> None:
     published = [path for path in pages if path.is_relative_to(site / "leaderboard")]
-    assert len(published) > 5
+    assert len(published) > 1
     for path in published:
         assert site / "index.html" in {target(path, address) for address in pages[path].links}
 

@@ -174,12 +174,11 @@ def test_a_failed_run_is_listed_and_not_compared(tmp_path: Path) -> None:
         json.dumps(content(0.5)).replace("0.5", f"{10**400}"),
         content(0.5, train_time=-1),
         content(0.5, num_trainable_params=10**30),
-        content(0.5, metrics=[{"test accuracy": 0.5, "test samples": -5}]),
         content(0.5, metrics=[{"test accuracy": 0.5, "forgetting": 1e308}]),
     ],
     ids=[
         *("text", "list", "empty", "not a share", "wrong type", "deep"),
-        *("long time", "large score", "negative time", "many parameters", "negative examples", "forgetting"),
+        *("long time", "large score", "negative time", "many parameters", "forgetting"),
     ],
 )
 def test_a_file_that_is_not_of_pefts_is_named(tmp_path: Path, file_content: Any) -> None:

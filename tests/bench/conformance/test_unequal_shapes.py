@@ -7,6 +7,8 @@ import pytest
 from tensorbench.conformance import CHECKS, UNEQUAL, Case, check_case, conformance_cases
 from tensorbench.methods import METHODS, create
 
+pytestmark = pytest.mark.kinds
+
 #: Decoders that compute query, key and value in one layer, which is split when they are loaded.
 SPLIT = ("gpt2", "gpt_neox")
 

@@ -48,7 +48,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     if "slurm" not in request.config.option.markexpr:
-        pytest.skip("nearly a minute of CPU time: python -m pytest -m slurm")
+        pytest.skip("nearly a minute of CPU time: python -m pytest tests -m slurm")
     with started(tmp_path_factory.mktemp("slurm")) as made:
         yield made
 
