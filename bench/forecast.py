@@ -68,7 +68,7 @@ def make_forecast(plan: Plan, store: str = DEFAULT_STORE, device: str = "cpu") -
         records = opened.records()
         plan = with_choices(plan, opened, records)
         notes += changed_trials(plan, opened, records)
-        settled = {id_ for id_, record in latest(records).items() if record.decided}
+        settled = {id_ for id_, record in latest(records).items() if record.settled}
     parts = _run_parts(plan)
     if plan.suite.searched:
         parts += _search_parts(plan, device, notes)

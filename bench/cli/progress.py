@@ -176,8 +176,6 @@ def _quiet(silence: Silence) -> str:
 def _ended(name: str, event: Event) -> str:
     # Enough of the id for other commands to find the trial.
     id_ = f"[dim]{event.trial.id[:8]}[/dim]"
-    if event.kind == "pruned":
-        return f"[dim]–[/dim] {name}: pruned"
     if event.kind == "elsewhere":
         return f"[dim]–[/dim] {name}: settled by another driver"
     ending = event.ending

@@ -79,7 +79,7 @@ def failures(records: Iterable[Record]) -> dict[str, str]:
 
 def pending(plan: Plan, records: Iterable[Record]) -> list[Trial]:
     """The plan's trials that have neither finished nor failed, in the plan's order."""
-    settled = {id_ for id_, record in latest(records).items() if record.decided}
+    settled = {id_ for id_, record in latest(records).items() if record.settled}
     return [trial for trial in plan.trials if trial.id not in settled]
 
 
@@ -102,7 +102,7 @@ def execute(
 
     Args:
         plan: The plan with the rows of the trials.
-        notify: Called with every event. May raise Pruned on a progress event, which prunes the trial.
+        notify: Called with every event.
         parent: The id of the MLflow run under which the trials' runs are nested. None: the suite's run.
         tags: Tags for every trial's run.
         retried: Maps trial ids to runs whose results do not count, such as failures to retry.
@@ -297,7 +297,7 @@ class _Driving:
             self.notify(Event(trial, "elsewhere"))
 
     def _settles(self, record: Record) -> bool:
-        return record.decided and record.run_id != self.retried.get(record.trial_id)
+        return record.settled and record.run_id != self.retried.get(record.trial_id)
 
     def _begin(self, trial: Trial) -> None:
         record = latest(self.store.records(trial_id=trial.id)).get(trial.id)

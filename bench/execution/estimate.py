@@ -252,14 +252,14 @@ def final_work(plan: Plan, tuning: Sequence[Trial], records: Sequence[Record]) -
     Final trials are those at the rates that tuning chose or will choose. Trials with a result are left out.
     """
     pace, by_trial = Pace(plan, records), workloads(plan)
-    settled = {record.trial_id for record in records if record.decided}
+    settled = {record.trial_id for record in records if record.settled}
     final = [pace.seconds(*job) for job in remaining(plan.of(None).rows, plan, settled)]
     return sum(final) / statistics.fmean(pace.seconds(t, by_trial[t.id]) for t in tuning)
 
 
 def time_advice(plan: Plan, records: Sequence[Record], device: str) -> str:
     """The advice of `sizing` on the trials of a plan that have no result."""
-    jobs = remaining(plan.rows, plan, {record.trial_id for record in records if record.decided})
+    jobs = remaining(plan.rows, plan, {record.trial_id for record in records if record.settled})
     any_machine = Pace(plan, ())
     if sum(any_machine.operations(*job) for job in jobs) < FEW_OPERATIONS:
         return ""

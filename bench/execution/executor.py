@@ -103,9 +103,8 @@ class Executor(ABC):
         """Waits for about a second, and calls `report` with each event of that time.
 
         An inline executor runs the whole trial instead of waiting. Every submitted trial ends with exactly
-        one event: finished, failed, pruned, or lost with its worker. A trial that exceeds its limit is
-        reported as failed, and a trial without progress as silent. If `report` raises Pruned on a progress
-        event, the trial of that event is pruned.
+        one event: finished, failed, or lost with its worker. A trial that exceeds its limit is reported as
+        failed, and a trial without progress as silent.
         """
 
     @abstractmethod

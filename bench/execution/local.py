@@ -33,7 +33,6 @@ from tensorbench.machine.mps import service
 from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
 from tensorbench.records.record import lost
-from tensorbench.training.loop import Pruned
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -404,10 +403,7 @@ class Local(Executor):
             if event.ending is not None:
                 worker.trial = None
                 self._judge(worker, event)
-            try:
-                report(event)
-            except Pruned:
-                self._send(worker, ("prune", event.trial.id))
+            report(event)
 
     def _judge(self, worker: _Worker, event: Event) -> None:
         """Ends a worker whose device broke, and closes a slot whose device could not be used repeatedly.

@@ -22,18 +22,17 @@ from tensorbench.plan.trial import Trial
 from tensorbench.records.record import Failure, Progress, Record, failed, lost
 from tensorbench.records.words import Status, Tag
 from tensorbench.training.ending import finished
-from tensorbench.training.loop import Diverged, Pruned
+from tensorbench.training.loop import Diverged
 from tensorbench.training.measure import libraries, provenance
 from tensorbench.training.numerics import refused_precision
 from tensorbench.training.trial import Resources, run_trial
 
 #: The kinds of events with which a trial ends. `ENDS` maps each final status of a run to its kind. A lost
 #: trial may run again.
-End = Literal["finished", "failed", "pruned", "lost"]
+End = Literal["finished", "failed", "lost"]
 ENDS: dict[Status, End] = {
     Status.FINISHED: "finished",
     Status.FAILED: "failed",
-    Status.PRUNED: "pruned",
     Status.KILLED: "lost",
 }
 
@@ -66,7 +65,7 @@ class Event:
     broken: bool = False
 
 
-#: Receives events as they happen. May raise Pruned on a progress event to stop the trial.
+#: Receives events as they happen.
 Report = Callable[[Event], None]
 
 
@@ -186,8 +185,7 @@ def perform(
     training begins or, while other trials may use the same device (not `alone`), at any time. If the device
     no longer computes, `resources.broken` is set.
 
-    Errors that are no failure of the trial are raised: the types in `interrupts`, and every error of `report`
-    except Pruned.
+    Errors that are no failure of the trial are raised: the types in `interrupts`, and errors of `report`.
     """
     saving = resources.saving
     news = _News(report)
@@ -258,8 +256,6 @@ def _attempt(
         resources.data(trial, resources.backbone(trial).info.input)
         loading = False
         return finished(run_trial(trial, resources, watched))
-    except Pruned:
-        ending = Record(status=Status.PRUNED)
     except Diverged as error:
         ending = failed("diverged", str(error), traceback.format_exc())
     except (torch.OutOfMemoryError, MemoryError) as error:

@@ -34,7 +34,6 @@ from tensorbench.methods import UserError
 from tensorbench.methods.errors import cut
 from tensorbench.plan.trial import Trial
 from tensorbench.records.record import Progress, lost
-from tensorbench.training.loop import Pruned
 from tensorbench.training.numerics import refused_precision
 from tensorbench.training.saving import Saving
 from tensorbench.training.trial import Resources
@@ -264,10 +263,7 @@ class RayCluster(Executor):
                 if event.kind == "lost" or event.broken:
                     # The actor may break its next trial as well.
                     self._remove(worker)
-                try:
-                    report(event)
-                except Pruned:
-                    worker.actor.prune.remote(event.trial.id)
+                report(event)
             if worker.trial:
                 worker.heard = worker.actor.events.remote()
         for worker in busy.values():
@@ -365,14 +361,11 @@ class _Slot:
         #: The number of slots on the device.
         self._sharing = sharing
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._pruned: set[str] = set()
         context = ray.get_runtime_context()
         self._name = f"{context.get_node_id()[:6]}/{context.get_actor_id()[:6]}"
         self._threads = max(1, int(context.get_assigned_resources().get("CPU", 1)))
 
     def run(self, trial: Trial) -> None:
-        # A request to prune applies to one run of a trial.
-        self._pruned.discard(trial.id)
         try:
             self._run(trial)
         except BaseException as error:
@@ -388,8 +381,6 @@ class _Slot:
 
         def report(progress: Progress) -> None:
             self._events.put(Event(trial, "progress", self._name, progress=progress))
-            if trial.id in self._pruned:
-                raise Pruned
 
         device = self._resources.device
         if reason := refusal(device) or refused_precision([trial], device):
@@ -407,6 +398,3 @@ class _Slot:
                 events.append(self._events.get_nowait())
         except queue.Empty:
             return events
-
-    def prune(self, trial_id: str) -> None:
-        self._pruned.add(trial_id)

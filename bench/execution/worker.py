@@ -30,7 +30,6 @@ from tensorbench.machine.visible import visible
 from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
 from tensorbench.records.record import Progress
-from tensorbench.training.loop import Pruned
 from tensorbench.training.numerics import refused_precision
 from tensorbench.training.saving import PLAIN, Saving
 from tensorbench.training.trial import Resources
@@ -159,17 +158,11 @@ class _Line:
 
 
 def _run(trial: Trial, resources: Resources, line: _Line, slot: Slot, *, alone: bool) -> None:
-    link = line.link
-
     def tell(event: Event) -> None:
         line.send("event", event)
 
     def report(progress: Progress) -> None:
         tell(Event(trial, "progress", slot.name, progress=progress))
-        while link.poll():
-            # A late message for an earlier trial is ignored.
-            if link.recv() == ("prune", trial.id):
-                raise Pruned
 
     tell(started(trial, slot.name, resources, slot.sharing))
     ending = perform(trial, resources, report, alone=alone)

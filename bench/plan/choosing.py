@@ -184,19 +184,8 @@ class Search(ChoosingSection):
     #: The objectives. `metric` is the result named by `by`. With the number of parameters as a second
     #: objective, the search gives a Pareto front.
     objectives: Literal["metric", "metric and parameters"] = "metric"
-    #: The rule that ends a weak trial after an epoch. `auto`: none with two objectives or with a single
-    #: epoch, otherwise the median rule.
-    pruner: Literal["auto", "median", "halving", "none"] = "auto"
     #: The seed of Optuna's sampler.
     seed: int = Field(0, ge=0, le=MAX_SEED)
-
-    @model_validator(mode="after")
-    def _pruner_fits(self) -> Self:
-        if self.pruner in ("median", "halving") and self.objectives != "metric":
-            raise ValueError(
-                f"pruner '{self.pruner}' works with one objective only; accepted are none and auto"
-            )
-        return self
 
 
 class Allocation(ChoosingSection):

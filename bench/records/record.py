@@ -112,11 +112,6 @@ class Record:
         return self.status.settled
 
     @property
-    def decided(self) -> bool:
-        """Whether the run finished or failed. False for a pruned run, since only its search gave it up."""
-        return self.settled and self.status != Status.PRUNED
-
-    @property
     def score(self) -> float | None:
         """The score of a finished run. None for other runs, and if the score is not finite."""
         score = self.metrics.get(Measure.SCORE, math.nan)
@@ -160,7 +155,7 @@ def record_of(
 ) -> Record:
     """Makes the record of a stored run from what MLflow returns.
 
-    `status` is MLflow's. It has no value for pruned runs and duplicates, which are recognised by tags.
+    `status` is MLflow's. It has no value for duplicates, which are recognised by a tag.
     """
     trial_id = tags.get(Tag.TRIAL_ID, "")
     # Some servers return 0 for an open run.
@@ -168,12 +163,7 @@ def record_of(
 
 
 def _status(status: str, tags: Mapping[str, str]) -> Status:
-    """The status of a run, from MLflow's status and the run's tags.
-
-    MLflow has no status for pruned runs (killed, with a tag) or duplicates (finished, with a tag).
-    """
-    if status == Status.KILLED and tags.get(Tag.PRUNED) == YES:
-        return Status.PRUNED
+    """The status of a run, from MLflow's status and, for a duplicate, the run's tag."""
     if status == Status.FINISHED and tags.get(Tag.DUPLICATE) == YES:
         return Status.DUPLICATE
     # MLflow's SCHEDULED is not used here; such a run has not ended.

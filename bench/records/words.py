@@ -25,15 +25,13 @@ By = Literal["loss", "score"]
 
 
 class Status(StrEnum):
-    """The status of a trial. MLflow has the first four. PRUNED and DUPLICATE are marked by tags."""
+    """The status of a trial. MLflow has the first four. DUPLICATE is marked by a tag."""
 
     RUNNING = "RUNNING"
     FINISHED = "FINISHED"
     FAILED = "FAILED"
     #: Stopped by the user, or its worker died. The trial runs again.
     KILLED = "KILLED"
-    #: Stopped early by a search.
-    PRUNED = "PRUNED"
     #: Finished, but another finished run of the same trial counts.
     DUPLICATE = "DUPLICATE"
     #: Planned, with nothing stored yet.
@@ -41,14 +39,14 @@ class Status(StrEnum):
 
     @property
     def settled(self) -> bool:
-        """Whether the trial finished, failed or was pruned, so that it runs again only on request."""
-        return self in (Status.FINISHED, Status.FAILED, Status.PRUNED)
+        """Whether the trial finished or failed, so that it runs again only on request."""
+        return self in (Status.FINISHED, Status.FAILED)
 
     @property
     def ended(self) -> EndStatus:
         """The status that MLflow stores for a run that ended with this status.
 
-        It is FINISHED for a duplicate and KILLED for a pruned run. Tags mark these two.
+        It is FINISHED for a duplicate, which a tag marks.
         """
         if self in (Status.FINISHED, Status.DUPLICATE):
             return Status.FINISHED
@@ -103,7 +101,6 @@ class Tag(StrEnum):
     PHASE = "phase"
     FAILURE = "failure"
     FAILURE_MESSAGE = "failure_message"
-    PRUNED = "pruned"
     DUPLICATE = "duplicate"
     #: JSON: the SHA-256 of each artifact of the trial, by name.
     HASHES = "sha256"
@@ -155,7 +152,7 @@ def budget_names(label: str | None) -> set[str]:
     return {label, label.replace(",", ""), *re.findall("[a-z]+", label)}
 
 
-#: The value of tags that say yes, such as `pruned`.
+#: The value of tags that say yes, such as `duplicate`.
 YES = "yes"
 
 

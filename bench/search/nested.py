@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from tensorbench.execution.driver import execute, patiently
 from tensorbench.execution.estimate import check_disk
 from tensorbench.execution.executor import Executor
-from tensorbench.execution.perform import Event, Report
+from tensorbench.execution.perform import Report
 from tensorbench.execution.session import CLOSING, Session, within
 from tensorbench.methods import Method
 from tensorbench.plan.cells import PlanCell
@@ -104,22 +104,17 @@ class Nested:
         rows: Sequence[Row],
         trials: Sequence[Trial],
         phase: Phase | None,
-        listen: Report | None = None,
     ) -> dict[str, Record]:
         """Runs the trials that are not settled. Returns the records of all settled trials, by trial id.
 
-        The failed trials in `retried` run again. So do trials that were pruned before, since this search
-        might let them continue. `listen` is called with every event, and may raise Pruned on a progress
-        event.
+        The failed trials in `retried` run again.
         """
         plan = Plan(suite=self.cell.suite, rows=tuple(rows), trials=tuple(trials))
         records = latest(patiently(self.store, self.store.records))
-        pruned = {id_: record.run_id for id_, record in records.items() if record.status == Status.PRUNED}
-        repeated = {**self.retried, **pruned}
 
         def has_result(trial: Trial) -> bool:
             record = records.get(trial.id)
-            return record is not None and record.settled and record.run_id != repeated.get(trial.id)
+            return record is not None and record.settled and record.run_id != self.retried.get(trial.id)
 
         self._driver.warn_of_changed_plugins(
             records[id_] for id_ in {trial.id for trial in trials if has_result(trial)}
@@ -129,21 +124,15 @@ class Nested:
             check_disk(plan, pending, self.store)
             with self._watch(plan, len(pending), self._executor.slots) as show:
                 self._executor.prepare(pending, show, plan.suite.trial_timeout)
-
-                def notify(event: Event) -> None:
-                    show(event)
-                    if listen is not None:
-                        listen(event)
-
                 execute(
                     plan,
                     pending,
                     self._driver,
                     self._executor,
-                    notify,
+                    show,
                     parent=self.run_id,
                     tags={Tag.PHASE: phase} if phase else {},
-                    retried=repeated,
+                    retried=self.retried,
                     records=records.values(),
                 )
             records = latest(patiently(self.store, self.store.records))

@@ -11,7 +11,7 @@ from contextlib import suppress
 from copy import copy as shallow_copy
 from dataclasses import dataclass
 from itertools import product
-from math import ceil, prod
+from math import prod
 from statistics import fmean
 from typing import Any, Literal
 
@@ -19,7 +19,6 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from tensorbench.execution.driver import patiently
-from tensorbench.execution.perform import Event
 from tensorbench.methods import UserError
 from tensorbench.methods.validation import earlier
 from tensorbench.metrics import METRICS
@@ -27,14 +26,13 @@ from tensorbench.plan.cells import PlanCell
 from tensorbench.plan.choosing import Search
 from tensorbench.plan.recipe import Recipe
 from tensorbench.plan.settings import Setting
-from tensorbench.records.record import Record, comparable, latest, results
+from tensorbench.records.record import comparable, latest, results
 from tensorbench.records.search_results import SearchPoint, SearchResult
 from tensorbench.records.words import PointState, Tag
 from tensorbench.search.importance import importances
 from tensorbench.search.nested import Nested, about
 from tensorbench.search.space import Ranks, RankSpace
 from tensorbench.store.addresses import shown_uri
-from tensorbench.training.loop import Pruned
 
 #: The number of draws from the model of tried points. If none gives an untried point, as many points are
 #: drawn at random. If none of these is untried either, the first untried point is taken.
@@ -97,32 +95,9 @@ class RankSearch:
         self.size = self.space.size(search.trials // settings + 1) * settings
         self.exhaustive = self.size <= search.trials
         self.trials = min(search.trials, self.size)
-        self._pruner = self._choose_pruner()
         self._study = self._open(storage)
         #: The monotonic time at which this process first saw each running trial without a driver.
         self._unsigned: dict[int, float] = {}
-
-    def _choose_pruner(self) -> optuna.pruners.BasePruner:
-        epochs = self._epochs()
-        pruner = self.search.pruner
-        if pruner == "auto":
-            pruner = "none" if self.two or epochs == 1 else "median"
-        elif pruner != "none" and epochs == 1:
-            raise UserError(
-                f"search.pruner '{pruner}' stops trials by their epoch results, and these end after one: "
-                "give more epochs, or pruner: none"
-            )
-        if pruner == "halving":
-            return optuna.pruners.SuccessiveHalvingPruner()
-        return optuna.pruners.MedianPruner() if pruner == "median" else optuna.pruners.NopPruner()
-
-    def _epochs(self) -> int | None:
-        """Returns the number of epochs of a trial, rounded up. None if it depends on data not yet loaded."""
-        recipe = Setting().recipe(self.cell.recipe, self.search.epochs)
-        if recipe.steps is None:
-            return recipe.epochs
-        examples = self.cell.examples
-        return ceil(recipe.steps / ceil(examples / recipe.batch_size)) if examples else None
 
     def _described(self) -> dict[str, Any]:
         """Returns everything that must be equal when a search is resumed, in the types of JSON."""
@@ -155,7 +130,6 @@ class RankSearch:
             study_name=self.name,
             directions=[best, "minimize"] if self.two else [best],
             load_if_exists=True,
-            pruner=self._pruner,
             sampler=optuna.samplers.RandomSampler(seed=self.search.seed),
         )
         own, stored = self._described(), study.user_attrs.get("space")
@@ -244,9 +218,7 @@ class RankSearch:
         for trial in trials:
             ids = list(trial.user_attrs.get("trials", {}).values())
             failed = "failure" in trial.user_attrs and any(id_ in nested.retried for id_ in ids)
-            # A pruned trial did not run its later seeds.
-            ran = ids if trial.state == TrialState.COMPLETE else ids[:1]
-            if trial.state in DONE and (failed or any(id_ not in stored for id_ in ran)):
+            if trial.state in DONE and (failed or any(id_ not in stored for id_ in ids)):
                 self._study.set_user_attr(f"again {trial.number}", True)
 
     def _release(self, nested: Nested) -> None:
@@ -340,7 +312,7 @@ class RankSearch:
         """Runs the point of an Optuna trial and returns the values of the objectives.
 
         None if another process has the point, or if enough points have been tried. Raises TrialPruned if a
-        trial was pruned or has no result, and UserError if it was lost with its worker.
+        trial has no result, and UserError if it was lost with its worker.
         """
         trial.set_user_attr("driver", nested.driver)
         before = [t for t in self._trials() if t.number < trial.number and t.state != TrialState.FAIL]
@@ -358,24 +330,8 @@ class RankSearch:
         )
         trial.set_user_attr("parameters", parameters)
         trial.set_user_attr("trials", rows[0].trials)
-        records: dict[str, Record] = {}
-        for position, harness_trial in enumerate(trials):
-
-            def listen(event: Event, position: int = position) -> None:
-                progress = event.progress
-                # Only the first seed reports: Optuna's rules use the best value so far, which a lucky first
-                # seed would set for the later ones.
-                if self.two or position or progress is None or progress.validation_metric is None:
-                    return
-                by_loss = self.search.by == "loss"
-                value = progress.validation_loss if by_loss else progress.validation_metric
-                assert value is not None
-                trial.report(value, progress.epoch)
-                # Pruning after the last epoch saves nothing.
-                if progress.step < progress.steps and trial.should_prune():
-                    raise Pruned
-
-            records |= nested.run(rows, [harness_trial], "search", listen)
+        records = nested.run(rows, trials, "search")
+        for harness_trial in trials:
             record = records.get(harness_trial.id)
             if record is None or not record.settled:
                 raise UserError(
@@ -383,9 +339,9 @@ class RankSearch:
                 )
             if failure := record.tag(Tag.FAILURE):
                 trial.set_user_attr("failure", failure)
-            if not results(records, [harness_trial.id], self.search.by):
-                raise optuna.TrialPruned
         ids = rows[0].trials.values()
+        if len(results(records, ids, self.search.by)) < len(ids):
+            raise optuna.TrialPruned
         trial.set_user_attr("score", fmean(results(records, ids, "score")))
         value = fmean(results(records, ids, self.search.by))
         return (value, parameters) if self.two else (value,)

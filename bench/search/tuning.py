@@ -28,7 +28,7 @@ def with_choices(plan: Plan, store: Store, records: Iterable[Record] | None = No
     chosen = {}
     for index, row in waiting.items():
         assert row.tuning is not None
-        if all(id_ in by_trial and by_trial[id_].decided for id_ in row.tuning.ids):
+        if all(id_ in by_trial and by_trial[id_].settled for id_ in row.tuning.ids):
             chosen[index] = _stored_choice(row, locked.get(frozenset(row.tuning.ids))) or _best(row, by_trial)
     return plan.with_choices(chosen) if chosen else plan
 

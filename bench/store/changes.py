@@ -126,7 +126,7 @@ def _pairs(plan: Plan, records: Mapping[str, Record]) -> Iterator[tuple[Trial, l
         if record.status == Status.FINISHED and record.trial_id not in planned:
             tags = (record.tag(tag) for tag in (Tag.METHOD, Tag.BACKBONE, Tag.TASK, Tag.SEED))
             finished[tuple(tags)].append(record)  # type: ignore[index]
-    open_ = {id_ for id_ in planned if id_ not in records or not records[id_].decided}
+    open_ = {id_ for id_ in planned if id_ not in records or not records[id_].settled}
     for row in plan.rows:
         for seed, id_ in row.trials.items():
             if id_ not in open_:

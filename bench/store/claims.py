@@ -250,8 +250,8 @@ class Claims:
     def left(self) -> list[str]:
         """Returns the trials that have a result but also claims of dead drivers, which are obsolete.
 
-        While another driver is alive, failed and pruned trials are left out. That driver may be about to
-        retry them, and may have read the claims on them already.
+        While another driver is alive, failed trials are left out. That driver may be about to retry them, and
+        may have read the claims on them already.
         """
         taken = self.taken()
         living = self.living() if taken else set()

@@ -39,8 +39,8 @@ MOST_LISTED = 10
 def brings_more(coming: Record, stored: Record | None) -> bool:
     """Whether a run that is merged should replace the stored run of the same trial.
 
-    True if no run is stored (None). A finished run replaces a run that did not finish. A failed or pruned run
-    replaces a run that is not settled.
+    True if no run is stored (None). A finished run replaces a run that did not finish. A failed run replaces
+    a run that is not settled.
     """
     if stored is None:
         return True

@@ -380,8 +380,6 @@ class Store(Source):
         compared = {key: single.pop(key) for key in COMPARED if key in single}
         points = [*record.points, *(Point(key, value, ended or 0, 0) for key, value in compared.items())]
         tags = all_storable(record.tags) | ({Tag.MEASURES: json.dumps(single)} if single else {})
-        if record.status == Status.PRUNED:
-            tags[Tag.PRUNED] = YES
         if record.status == Status.FINISHED and self._is_duplicate(record, folder):
             tags[Tag.DUPLICATE] = YES
         parts = zip_longest(

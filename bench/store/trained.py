@@ -183,8 +183,6 @@ def _finished(record: Record) -> Record:
     if record.status == Status.FAILED:
         reason, message = record.tag(Tag.FAILURE, "error"), record.tag(Tag.FAILURE_MESSAGE)
         raise UserError(f"{name} failed, {reason}: {message}; it left no adapter")
-    if record.status == Status.PRUNED:
-        raise UserError(f"{name} was pruned by its search; it left no adapter")
     if record.status == Status.DUPLICATE:
         raise UserError(
             f"{name} is a duplicate: another run of trial {record.trial_id} counts; give the trial's id"

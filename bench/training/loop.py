@@ -43,10 +43,6 @@ class Diverged(Exception):  # noqa: N818 - it names what happened to the trial
         super().__init__(f"the loss is {loss} at step {step}")
 
 
-class Pruned(Exception):  # noqa: N818 - it names what happened to the trial
-    """Raised to stop an unpromising trial. A search raises it when the trial reports its progress."""
-
-
 @dataclass
 class Trained:
     """The result of training. The state that validation selected is on the backbone."""

@@ -197,8 +197,8 @@ class Resources:
 def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], None]) -> Outcome:
     """Trains and scores one trial, and passes its progress to `report`.
 
-    Raises Diverged if a loss is not finite. Every error of `report`, such as Pruned, and every other error of
-    the trial, such as too little memory, is raised as well. The backbone is always left without adapter.
+    Raises Diverged if a loss is not finite. Every error of `report` and every other error of the trial,
+    such as too little memory, is raised as well. The backbone is always left without adapter.
     """
     backbone = resources.backbone(trial)
     data = resources.data(trial, backbone.info.input)

@@ -62,7 +62,7 @@ def verify(
     trials: list[Examined] = []
     candidates: list[Candidate] = []
     # A plan's trials may have run in another of the experiments.
-    settled = {run.trial_id for source in sources for run in source.records() if run.decided}
+    settled = {run.trial_id for source in sources for run in source.records() if run.settled}
     for source in sources:
         labels = labels_of(source)
         watching(f"reading the plan of {source.name}")
@@ -118,7 +118,7 @@ def _packs_with(missing: AbstractSet[str], names: Sequence[str]) -> Iterator[str
     folders = {above / pack.parent.name for pack in named for above in pack.parents}
     for path in sorted({path for folder in folders for path in folder.glob(f"*{ENDING}")} - named):
         with suppress(UserError):
-            stored = {run.trial_id for source in open_pack(path) for run in source.records() if run.decided}
+            stored = {run.trial_id for source in open_pack(path) for run in source.records() if run.settled}
             if found := stored & missing:
                 counts = f"{len(found):,} of the {len(missing):,} trials without one"
                 yield f"{path} has results of {counts}: name it as well"

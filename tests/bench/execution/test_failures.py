@@ -1,4 +1,4 @@
-"""Tests trials that fail, are pruned, interrupted or retried: what is stored, and which trials run next."""
+"""Tests trials that fail, are interrupted or retried: what is stored, and which trials run next."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from tensorbench.records.record import Record, latest
 from tensorbench.records.words import RunKind, Status
 from tensorbench.store.store import Store
 from tensorbench.store.writer import TrialRun
-from tensorbench.training.loop import Pruned
 from tensorbench.training.trial import Resources
 
 from ...messages import naming
@@ -156,15 +155,6 @@ def test_a_keyboard_interrupt_that_a_trial_raises_in_a_worker_is_a_failure() -> 
         patch.setattr(tensorbench.execution.perform, "run_trial", raising(KeyboardInterrupt()))
         ending = tensorbench.execution.perform.perform(trial, resources, lambda progress: None)
     assert (ending.status, ending.failure) == (Status.FAILED, "error: KeyboardInterrupt: ")
-
-
-def test_a_pruned_trial_is_stored_and_gives_no_result(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = plan(methods=["lora"], training=SHORT)
-    monkeypatch.setattr(tensorbench.execution.perform, "run_trial", raising(Pruned()))
-    assert [event.kind for event in run_inline(store, made)] == ["started", "pruned"]
-    assert [record.status for record in store.records()] == ["PRUNED"]
-    assert pending(made, store.records()) == list(made.trials)
-    assert failures(store.records()) == {}
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,6 @@ from tensorbench.execution.worker import Slot
 from tensorbench.methods import UserError
 from tensorbench.plan.rows import Plan
 from tensorbench.store.store import Store
-from tensorbench.training.loop import Pruned
 
 from ..held_programs import await_held, started
 from ..programs import FORKS
@@ -167,20 +166,6 @@ def test_a_trial_that_ends_its_worker_each_time_is_lost_and_the_others_go_on(
     assert not [record for record in store.records() if record.status == "KILLED" and record.settled]
 
 
-def test_listeners_can_prune_a_trial_in_another_process(store: Store, workers: Local) -> None:
-    made = plan(seeds=[0], training=LONG)
-    before = workers.processes()
-
-    def notify(event: Event) -> None:
-        if event.kind == "progress":
-            raise Pruned
-
-    assert run(store, workers, made, notify)[-1].kind == "pruned"
-    assert [record.status for record in store.records()] == ["PRUNED"]
-    # No worker was killed to prune the trial.
-    assert all(worker.is_running() for worker in before)
-
-
 def test_a_failure_in_a_worker_is_stored_with_its_traceback(store: Store, workers: Local) -> None:
     training = {"batch_size": 16, "steps": 3, "lr": 1e30, "warmup": 0}
     assert run(store, workers, plan(training=training))[-1].kind == "failed"
@@ -209,22 +194,6 @@ def test_a_later_preparation_checks_too_and_outlasts_a_worker_that_died_idle() -
         assert not worker.is_running(), "nothing was to be prepared"
         with pytest.raises(UserError, match="changed"):
             place.prepare([changed])
-
-
-def test_pruning_a_trial_whose_worker_died_meanwhile_is_a_loss(store: Store, workers: Local) -> None:
-    made = plan(seeds=[0], training=TALKATIVE)
-    left = [1]
-
-    def notify(event: Event) -> None:
-        if event.kind == "progress" and left[0]:
-            left[0] -= 1
-            worker = next(w for w in workers._workers if w.trial and w.trial.id == event.trial.id)
-            worker.process.kill()
-            worker.process.join()
-            raise Pruned
-
-    kinds = [event.kind for event in run(store, workers, made, notify) if event.kind != "progress"]
-    assert kinds == ["started", "lost", "started", "finished"]
 
 
 # --- a worker's memory ---

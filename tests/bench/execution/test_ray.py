@@ -21,7 +21,6 @@ from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.words import Artifact
 from tensorbench.store.store import Store
-from tensorbench.training.loop import Pruned
 from tensorbench.training.saving import PLAIN
 
 from ...messages import naming
@@ -87,24 +86,6 @@ def test_no_actor_imports_from_the_working_folder(cluster: RayCluster) -> None:
 
     actual = ray.get(ray.remote(places).remote())
     assert {os.getcwd(), ""}.isdisjoint(actual)
-
-
-def test_a_prune_is_for_one_run_of_a_trial(cluster: RayCluster) -> None:
-    def steps_until_pruned(prune_at: int) -> int:
-        reached = 0
-
-        def prune(event: Event) -> None:
-            nonlocal reached
-            if event.progress is not None:
-                reached = event.progress.step
-                if reached >= prune_at:
-                    raise Pruned
-
-        assert run(cluster, ENDLESS, prune)[-1].kind == "pruned"
-        return reached
-
-    assert steps_until_pruned(1) >= 1
-    assert steps_until_pruned(100) >= 100
 
 
 def test_a_trial_that_takes_too_long_has_failed_and_its_actor_is_gone(cluster: RayCluster) -> None:
@@ -210,13 +191,13 @@ def test_as_many_trials_share_a_gpu_as_their_fraction_allows(
             self.trial = trial
             self.kinds.append("progress")
 
-        def prune(self, trial: str) -> None:
-            self.kinds.append("pruned")
+        def finish(self) -> None:
+            self.kinds.append("finished")
 
         def events(self) -> list[Any]:
             kinds, self.kinds = self.kinds, []
             worker = str(ray.get_gpu_ids())
-            ended = {"pruned": "an ending"}
+            ended = {"finished": "an ending"}
             return [
                 SimpleNamespace(trial=self.trial, kind=k, worker=worker, ending=ended.get(k), broken=False)
                 for k in kinds
@@ -231,7 +212,7 @@ def test_as_many_trials_share_a_gpu_as_their_fraction_allows(
         if len(heard) == 2:
             # A node reports its free resources only now and then.
             wait_until(lambda: ray.available_resources().get("GPU", 0) == 0)
-            raise Pruned
+            next(w for w in place._workers if w.trial and w.trial.id == event.trial.id).actor.finish.remote()
 
     with monkeypatch.context() as patch:
         # The tests share one connection.
@@ -243,6 +224,6 @@ def test_as_many_trials_share_a_gpu_as_their_fraction_allows(
             assert place.free == 0
             while len(heard) < 4:
                 place.step(hear)
-    assert [event.kind for event in heard] == ["progress", "progress", "pruned", "progress"]
+    assert [event.kind for event in heard] == ["progress", "progress", "finished", "progress"]
     assert {event.worker for event in heard} == {"[0]"}
     assert len({event.trial.id for event in heard}) == 3

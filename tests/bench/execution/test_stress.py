@@ -125,7 +125,7 @@ def test_a_suite_runs_straight_into_postgresql_and_its_tables_have_what_mlflow_g
 @POSTGRES
 def test_a_killed_search_goes_on_as_two_that_share_its_study_over_postgresql(folder: Path) -> None:
     methods = [{"method": "tenslora", "variant": "qkv_depth"}]
-    changes = {"methods": methods, "seeds": [0], "search": {"trials": 4, "pruner": "none"}}
+    changes = {"methods": methods, "seeds": [0], "search": {"trials": 4}}
     suite, store = write(folder, **changes), scenarios.sqlite(folder)
     database = Postgres(folder / "postgres")
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -16,7 +15,6 @@ import tensorbench.execution.inline
 import tensorbench.execution.perform
 from tensorbench.execution import driver
 from tensorbench.execution.inline import Inline
-from tensorbench.execution.perform import Event
 from tensorbench.execution.session import Session, session
 from tensorbench.plan.make import cells
 from tensorbench.records.measures import Measure
@@ -24,7 +22,6 @@ from tensorbench.records.record import Record, lost
 from tensorbench.records.words import RunKind, Status, Tag
 from tensorbench.search.nested import Nested
 from tensorbench.store.store import Store
-from tensorbench.training.loop import Pruned
 
 from ..toy_runs import raising
 from ..toy_suites import suite
@@ -100,27 +97,6 @@ def test_a_point_whose_worker_was_lost_is_not_tried_and_comes_back(
     assert [record.status for record in made.store.records(RunKind.SEARCH)] == ["KILLED"]
     assert call("search", made.suite, "--store", made.uri).code == 0
     assert made.states()["COMPLETE"] == 2
-
-
-@pytest.mark.parametrize("kind", ["search", "allocation"])
-def test_pruned_points_of_a_search_are_not_reused_elsewhere(
-    tmp_path: Path, new_store: NewStore, kind: Literal["search", "allocation"]
-) -> None:
-    loaded = suite(**{**SEARCH, "training": {"lr": 5e-3, "batch_size": 16, "steps": 2}})
-    ((_, cell),) = cells(loaded, "cpu")
-    store, shown = Store.create(new_store(tmp_path), "toy"), nullcontext(lambda event: None)
-
-    def give_up(event: Event) -> None:
-        if event.kind == "progress":
-            raise Pruned
-
-    with session(store) as at_work, Inline("cpu") as place:
-        statuses = []
-        for phase, listen in (("search", give_up), (kind, None)):
-            with Nested(cell, RunKind(phase), at_work, place, lambda *_: shown) as nested:
-                rows, trials = nested.trials([cell.method], [1000], phase)
-                statuses += [record.status for record in nested.run(rows, trials, phase, listen).values()]
-    assert statuses == ["PRUNED", "FINISHED"]
 
 
 def test_a_parent_run_that_cannot_be_closed_hides_no_interrupt(

@@ -38,7 +38,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Sea
     """Kills a search with SIGKILL during its third trial, then finishes it by two processes at once."""
     changes = {
         "training": {"lr": 5e-3, "batch_size": 16, "epochs": 3},
-        "search": {"trials": 6, "pruner": "median"},
+        "search": {"trials": 6},
     }
     made = prepared(tmp_path_factory.mktemp("killed"), new_store, **changes)
     with begin(made, 2) as first:
@@ -230,14 +230,6 @@ def test_two_objectives_give_a_front(tmp_path: Path, new_store: NewStore, call: 
         ({"search": {"trials": 3, "modes": ["head"]}}, naming("TensLoRA qkv_depth", "head")),
         ({"search": {"trials": 3}, "budgets": [{"parameters": 20}]}, naming(20, "smallest")),
         ({"search": {"trials": 3}, "methods": ["head_only"]}, naming("head only", "no rank")),
-        (
-            {"search": {"trials": 3, "pruner": "median", "epochs": 1}},
-            naming("median", "after one"),
-        ),
-        (
-            {"search": {"trials": 3, "pruner": "halving"}, "training": {"steps": 1, "batch_size": 16}},
-            "end after one:",
-        ),
         ({"search": {"trials": 3, "seed": 2**32}}, naming("search.seed", 2147483648)),
         (
             {"search": {"trials": 3}, "methods": [{"method": "lora", "each": {"rank": [2, 4]}}]},
@@ -316,8 +308,6 @@ def test_the_search_prefers_the_true_ranks(tmp_path: Path, new_store: NewStore, 
     assert made.ended.code == 0, made.ended.err
     assert "only 19 points" in made.ended.out
     artifact = made.artifact()
-    # Poor trials ended early.
-    assert Counter(trial["state"] for trial in artifact["trials"])["PRUNED"] > 5
     assert tuple(artifact["best"]["ranks"]) == QKV_DEPTH_RANKS
     second = sorted(trial["value"] for trial in artifact["trials"] if trial["value"])[-2]
     assert artifact["best"]["value"] > second + 0.1

@@ -16,7 +16,7 @@ import tensorbench.execution.perform
 from tensorbench.cli.plans import print_tuning
 from tensorbench.methods import UserError
 from tensorbench.plan.rows import Choice, Part, Plan
-from tensorbench.records.record import Record, failed
+from tensorbench.records.record import failed
 from tensorbench.records.words import Status
 from tensorbench.search.tuning import with_choices
 from tensorbench.store.store import Store
@@ -246,22 +246,6 @@ def test_nothing_is_chosen_before_every_tuning_trial_has_ended(tmp_path: Path, n
     assert all(row.trials[0] for row in with_choices(made, store).of(None).rows)
 
 
-def test_pruned_points_of_a_search_are_not_reused_by_tuning(
-    tmp_path: Path, new_store: NewStore, call: Call
-) -> None:
-    changes = {**CHANGES, "methods": ["lora"]}
-    uri, file, made = new_store(tmp_path), write(tmp_path, **changes), plan(**changes)
-    store = Store.create(uri, "toy")
-    for trial in made.of("tuning").trials:
-        begun(store, trial, [row for row in made.rows if trial.id in row.trials.values()]).end(
-            Record(status=Status.PRUNED)
-        )
-    assert with_choices(made, store) is made
-    assert "3 tuning trials, 3 to run" in call("run", file, "--store", uri).out
-    assert with_choices(made, store).of(None).rows[0].tuning is not None
-    assert {record.status for record in store.records()} == {"PRUNED", "FINISHED"}
-
-
 def test_a_part_of_a_tuned_suite_keeps_its_tuning() -> None:
     part = plan(**CHANGES).select(Part(methods=["lora"], seeds=[1]))
     assert [row.trials for row in part.of(None).rows] == [{1: None}]
@@ -314,10 +298,6 @@ def test_tuning_by_name() -> None:
         ({"search": {"trials": 3, "seeds": [0]}}, naming("search.seeds", 0)),
         ({"search": {}}, naming("'search.trials'", "required")),
         ({"allocation": {"ranks": 7}}, naming("allocation.ranks", 6)),
-        (
-            {"search": {"trials": 3, "objectives": "metric and parameters", "pruner": "median"}},
-            naming("'median'", "objective"),
-        ),
     ],
 )
 def test_bad_sections_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -99,7 +99,6 @@ def test_trials_of_studies_name_their_study_and_point(uri: str) -> None:
         ),
         (failed("diverged", "the loss is nan", ""), "diverged"),
         (failed("out of memory", "none is left", ""), "out of memory"),
-        (Record(status=Status.PRUNED), "pruned"),
     ],
 )
 def test_the_verdict_of_a_trial_is_a_tag(uri: str, record: Record, verdict: str) -> None:

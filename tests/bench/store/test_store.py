@@ -75,8 +75,6 @@ def chosen(*stati: str) -> int:
         # A killed retry leaves the failure in place, so the same command tries again.
         (("FAILED", "KILLED"), 0),
         (("FAILED", "RUNNING"), 0),
-        (("PRUNED", "KILLED"), 0),
-        (("PRUNED", "FINISHED"), 1),
         (("DUPLICATE", "FINISHED"), 1),
         (("FINISHED", "DUPLICATE"), 0),
     ],
@@ -147,15 +145,12 @@ def test_a_failure_is_stored_with_reason_message_and_traceback(store: Store) -> 
     assert Path(path).read_text() == "Traceback: here"
 
 
-def test_a_pruned_trial_is_a_killed_run_with_a_tag_and_is_settled(store: Store) -> None:
-    made = plan(methods=["lora", "head_only"])
-    begin(store, made).end(Record(status=Status.PRUNED))
-    begin(store, made, 1).kill()
-    pruned, killed = store.records()
-    assert store.client.get_run(pruned.run_id).info.status == "KILLED"
-    assert pruned.tags["pruned"] == "yes"
-    assert (pruned.status, killed.status) == ("PRUNED", "KILLED")
-    assert (pruned.settled, killed.settled) == (True, False)
+def test_a_run_that_an_earlier_version_pruned_is_one_that_runs_again(store: Store) -> None:
+    begin(store, plan(methods=["lora"])).kill()
+    (run,) = store.records()
+    store.client.set_tag(run.run_id, "pruned", "yes")
+    (pruned,) = store.records()
+    assert (pruned.status, pruned.settled) == ("KILLED", False)
 
 
 def test_a_missed_budget_is_stored(store: Store) -> None:
