@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,19 +18,18 @@ from tensorbench.execution.estimate import (
 from tensorbench.machine.cards import cards
 from tensorbench.machine.memory import MIB
 from tensorbench.machine.precision import computes_bf16
-from tensorbench.methods import Method, UserError
-from tensorbench.plan.cells import PlanCell
-from tensorbench.plan.choosing import ChoosingSection, Pilot
+from tensorbench.methods import UserError
 from tensorbench.plan.make import cells_of
-from tensorbench.plan.rows import Plan, Row
+from tensorbench.plan.rows import Plan
 from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import Forecast, Share
 from tensorbench.records.words import Phase
 from tensorbench.store import DEFAULT_STORE
 
 if TYPE_CHECKING:
-    # Imported only if needed, since MLflow and Optuna take seconds.
+    # Imported only if needed, since MLflow takes seconds.
     from tensorbench.records.record import Record
+    from tensorbench.search.chooser import Batch
     from tensorbench.store.store import Store
 
 
@@ -71,7 +70,7 @@ def make_forecast(plan: Plan, store: str = DEFAULT_STORE, device: str = "cpu") -
         settled = {id_ for id_, record in latest(records).items() if record.settled}
     parts = _run_parts(plan)
     if plan.suite.searched:
-        parts += _search_parts(plan, device, notes)
+        parts.append(_search_part(plan, device, records, notes))
     parts = [part for part in parts if part.jobs]
     pace = pace_on(device, plan, records)
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -157,84 +156,40 @@ def _run_parts(plan: Plan) -> list[_Part]:
     return [tuning, final]
 
 
-def _search_parts(plan: Plan, device: str, notes: list[str]) -> list[_Part]:
+def _search_part(plan: Plan, device: str, records: Sequence[Record], notes: list[str]) -> _Part:
     """The trials of the suite's search, allocation or pilot.
 
-    Appends a note to `notes` for each method that the search or the allocation refuses, and for a pilot that
-    does not fit the plan.
+    It repeats the choosers' steps from the stored records. Trials that depend on results which are not there
+    are counted as trials like the last one before them. Appends a note to `notes` if a chooser refuses the
+    plan.
     """
-    import optuna
+    # Imported only if needed, since Optuna takes seconds.
+    from tensorbench.search.chooser import run_steps
+    from tensorbench.search.choosers import choosers_of
 
-    from tensorbench.search.allocation import RankAllocation
-    from tensorbench.search.study import RankSearch
-
-    # Optuna would announce these studies, although they never run.
-    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    suite = plan.suite
-    if suite.pilot is not None:
-        try:
-            return [_pilot_part(suite.pilot, cells_of(plan, device))]
-        except UserError as error:
-            notes.append(str(error))
-            return []
-    search, allocation = _Part("search", "search"), _Part("allocation", "search")
-
-    def selection(section: ChoosingSection, cell: PlanCell, method: Method) -> list[Trial]:
-        return [cell.trial(s, "validation", method=method, epochs=section.epochs) for s in section.seeds]
-
-    def add(part: _Part, cell: PlanCell, points: int, trials: list[Trial], *, resolved: bool) -> None:
-        part.points += points
-        part.jobs += _jobs(cell, trials, resolved=resolved)
-        # The best point (not known yet) and the heuristic's are compared on the suite's seeds.
-        final = [cell.trial(seed, suite.evaluate) for seed in suite.seeds]
-        part.jobs += [*_jobs(cell, final, resolved=True), *_jobs(cell, final)]
-
-    for cell in cells_of(plan, device):
-        if suite.search:
-            storage = optuna.storages.InMemoryStorage()
-            try:
-                points = RankSearch(cell, suite.search, storage, cell.shown.method).trials
-            except UserError as error:
-                notes.append(f"search: {error}")
-            else:
-                trials = points * selection(suite.search, cell, cell.method)
-                add(search, cell, points, trials, resolved=False)
-        if suite.allocation:
-            try:
-                vectors = RankAllocation(cell, suite.allocation).vectors
-            except UserError as error:
-                notes.append(f"allocation: {error}")
-            else:
-                sizes = map(cell.method.with_size, vectors)
-                trials = [trial for size in sizes for trial in selection(suite.allocation, cell, size)]
-                add(allocation, cell, len(vectors), trials, resolved=True)
-    return [search, allocation]
-
-
-def _pilot_part(pilot: Pilot, cells: list[PlanCell]) -> _Part:
-    # Assumes that the first steps of the pilot choose the suite's own values.
-    # Imported late, since it takes seconds.
-    from tensorbench.search.pilot import check_pilot, run_pilot
-
-    check_pilot(pilot, cells)
     part = _Part("search", "search")
+    try:
+        choosers = choosers_of(plan.suite, cells_of(plan, device))
+    except UserError as error:
+        notes.append(str(error))
+        return part
 
-    def count(rows: Sequence[Row], trials: Sequence[Trial]) -> dict[str, Record]:
-        by_id = {trial.id: trial for trial in trials}
-        part.points += len(rows)
+    def results(batch: Batch) -> list[Record] | None:
+        trials = {trial.id: trial for trial in batch.trials}
+        answer = [record for record in records if record.trial_id in trials]
+        part.points += len(batch.rows)
         part.jobs += [
-            _Job(by_id[id_], workload_of(row), resolved=True)
-            for row in rows
+            _Job(trials[id_], workload_of(row), resolved=True)
+            for row in batch.rows
             for id_ in row.trials.values()
             if id_ is not None
         ]
-        return {}
+        if not batch.following or trials.keys() <= {record.trial_id for record in answer if record.settled}:
+            return answer
+        part.points += batch.following // len(batch.rows[-1].trials)
+        part.jobs += batch.following * [replace(part.jobs[-1], resolved=False)]
+        return None
 
-    run_pilot(pilot, cells, count)
+    for chooser in choosers.values():
+        run_steps(chooser, results)
     return part
-
-
-def _jobs(cell: PlanCell, trials: list[Trial], *, resolved: bool = False) -> Iterator[_Job]:
-    row = cell.row({})
-    for trial in trials:
-        yield _Job(trial, workload_of(row), resolved)

@@ -1,14 +1,14 @@
-"""Runs the trials, searches and allocations of a suite. Python and the command line both use this module."""
+"""Runs the trials of a suite, and its choosers. Python and the command line both use this module."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from tensorbench.execution import make_executor
 from tensorbench.execution.driver import execute, failures, patiently, pending
@@ -20,22 +20,18 @@ from tensorbench.execution.session import Session, session, suite_run
 from tensorbench.machine.overview import Overview, ShowsOverview
 from tensorbench.methods import UserError
 from tensorbench.methods.validation import validate
-from tensorbench.plan.cells import PlanCell
-from tensorbench.plan.choosing import Allocation, Search
+from tensorbench.plan.choosing import Search
+from tensorbench.plan.lock import lock_path
 from tensorbench.plan.make import cells_of, make_plan
-from tensorbench.plan.rows import EVERYTHING, Part, Plan, Row
+from tensorbench.plan.rows import EVERYTHING, Part, Plan
 from tensorbench.plan.suite import Limit, Suite
 from tensorbench.plan.suite_file import load_suite
 from tensorbench.plan.trial import Trial
 from tensorbench.records.record import Record, latest
-from tensorbench.records.search_results import AllocationResult, SearchResult, Tried
 from tensorbench.records.text import message
 from tensorbench.records.words import Phase, RunKind, Status, Tag
-from tensorbench.search.allocation import RankAllocation
-from tensorbench.search.nested import Nested, study_name
-from tensorbench.search.pilot import Choices, check_pilot, check_target, run_pilot, write_suite
-from tensorbench.search.storage import default_storage, open_storage
-from tensorbench.search.study import RankSearch
+from tensorbench.search.chooser import Batch, Choices, check_target, run_steps, write_suite
+from tensorbench.search.choosers import choosers_of
 from tensorbench.search.tuning import with_choices
 from tensorbench.store import DEFAULT_STORE
 from tensorbench.store.changes import changed_trials
@@ -43,7 +39,6 @@ from tensorbench.store.store import Store
 
 if TYPE_CHECKING:
     # Statistics take a second to import, and trials need none.
-    from tensorbench.reports.ablation import StoredAblation
     from tensorbench.reports.studies import StudyAnalysis
     from tensorbench.reports.summary import Summary
 
@@ -79,20 +74,15 @@ class Audience:
         """
         return nullcontext(lambda event: None)
 
-    def searching(self, search: RankSearch) -> None:
-        """Called before a search begins."""
+    def trying(self, title: str, trials: int, following: int) -> None:
+        """Called before trials of a search, an allocation or a pilot run.
 
-    def allocating(self, name: str, allocation: RankAllocation) -> None:
-        """Called before a sweep over allocations begins. `name` is its name."""
+        `title` is what they choose, `trials` their number, and `following` the number of trials that will
+        depend on their results.
+        """
 
-    def searched(self, result: SearchResult, stored: StoredAblation) -> None:
-        """Called after a search. `stored` has the scores of its points, and compares its choice."""
-
-    def allocated(self, result: AllocationResult, stored: StoredAblation) -> None:
-        """Called after a sweep over allocations. `stored` has their scores, and compares the choice."""
-
-    def chosen(self, choices: Sequence[str]) -> None:
-        """Called after a pilot, with a line of text for each of its choices."""
+    def chosen(self, choices: Choices) -> None:
+        """Called with the choices of a search, an allocation or a pilot."""
 
     def note(self, text: str) -> None:
         """Called with a note that the user should read."""
@@ -120,16 +110,19 @@ class SuiteRun(ShowsOverview):
 
 @dataclass(frozen=True)
 class SearchRun:
-    """The results of `search_suite`.
+    """The results of `search_suite`: the choices, and the suites that were written with them.
 
-    There is one result for each method, task, backbone and budget. A pilot has none, since it writes its
-    choices to a file.
+    A pilot makes one suite. A search or an allocation makes one for each task and backbone.
     """
 
-    results: tuple[SearchResult | AllocationResult, ...]
-    #: Whether all final trials and all trials of allocations have finished. For a pilot: whether it has made
-    #: all its choices.
-    complete: bool
+    choices: tuple[Choices, ...]
+    #: The files of the suites with complete choices.
+    suites: tuple[Path, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all choices could be made."""
+        return all(choices.complete for choices in self.choices)
 
 
 @dataclass(frozen=True)
@@ -213,48 +206,43 @@ class _Work:
             return ()
         return answer.sentences
 
-    def nests(
-        self,
-        cells: Sequence[PlanCell],
-        kind: Literal[RunKind.SEARCH, RunKind.ALLOCATION],
-        retried: Mapping[str, str],
-    ) -> list[Nested]:
-        """Makes for each cell the MLflow run that encloses the trials of its search or allocation."""
-        return [
-            Nested(cell, kind, self.driver, self.executor, self.audience.watch, retried) for cell in cells
-        ]
+    def run_batch(self, batch: Batch, suite: Suite, run_id: str, *, retry_failed: bool) -> list[Record]:
+        """Runs the trials of a chooser's batch that have no result, nested in the suite's run `run_id`.
 
-    def search(self, section: Search, nests: Sequence[Nested], storage: str) -> Iterator[SearchResult]:
-        studies = open_storage(storage)
-        # Build all searches, which checks them, before the first trial.
-        searches = [RankSearch(nest.cell, section, studies, nest.name) for nest in nests]
-        for search, nest in zip(searches, nests, strict=True):
-            self.audience.searching(search)
-            with nest:
-                result = search.finish(nest)
-            self.audience.searched(result, self._stored(nest, result))
-            yield result
-
-    def allocate(self, section: Allocation, nests: Sequence[Nested]) -> Iterator[AllocationResult]:
-        # Build all allocations, which checks them, before the first trial.
-        allocations = [RankAllocation(nest.cell, section) for nest in nests]
-        for allocation, nest in zip(allocations, nests, strict=True):
-            self.audience.allocating(nest.name, allocation)
-            with nest:
-                result = allocation.run(nest)
-            self.audience.allocated(result, self._stored(nest, result))
-            yield result
-
-    def _stored(self, nest: Nested, result: SearchResult | AllocationResult) -> StoredAblation:
-        from tensorbench.reports.ablation import of_result
-        from tensorbench.reports.study import Experiment
-
-        def read() -> StoredAblation:
-            records = latest(self.store.records())
-            experiment = Experiment(self.store, self.store.name, "", "", (), {}, records, 0)
-            return of_result(experiment, nest.run_id, result)
-
-        return patiently(self.store, read)
+        Returns all records of its trials, old to new. Raises UserError if a trial has no result, since a
+        choice without it could differ from the choice with it.
+        """
+        trials = {trial.id: trial for trial in batch.trials}
+        plan = Plan(suite=suite, rows=tuple(batch.rows), trials=tuple(trials.values()))
+        stored = patiently(self.store, self.store.records)
+        failed = failures(stored) if retry_failed else {}
+        waiting = [*pending(plan, stored), *(trials[id_] for id_ in trials if id_ in failed)]
+        self.driver.warn_of_changed_plugins(record for record in stored if record.trial_id in trials)
+        if waiting:
+            check_disk(plan, waiting, self.store)
+            _check_memory(waiting, self.executor)
+            with self.audience.watch(plan, len(waiting), self.executor.slots) as report:
+                self.executor.prepare(waiting, report, suite.trial_timeout)
+                self.audience.trying(batch.title, len(waiting), batch.following)
+                execute(
+                    plan,
+                    waiting,
+                    self.driver,
+                    self.executor,
+                    report,
+                    parent=run_id,
+                    tags={Tag.PHASE: "search"},
+                    retried=failed,
+                    records=stored,
+                )
+            stored = patiently(self.store, self.store.records)
+        records = [record for record in stored if record.trial_id in trials]
+        if lost := trials.keys() - {record.trial_id for record in records if record.settled}:
+            raise UserError(
+                f"trial {min(lost)} has no result: it was lost with its worker, or its record waits for the "
+                "store; start the same command again"
+            )
+        return records
 
 
 def run_suite(
@@ -328,29 +316,28 @@ def search_suite(
     store: str = DEFAULT_STORE,
     place: Place = HERE,
     part: Part = EVERYTHING,
-    storage: str | None = None,
     trials: int | None = None,
     sampler_seed: int | None = None,
     out: Path | str | None = None,
     retry_failed: bool = False,
     audience: Audience | None = None,
 ) -> SearchRun:
-    """Runs the sections `search` and `allocation` of a suite, or its section `pilot`.
+    """Chooses by a suite's section `search`, `allocation` or `pilot`, and writes a suite with the choices.
 
-    A search or an allocation runs for each method, task, backbone and budget. Points that were tried are
-    kept, so a search that was stopped continues where it was. A search tries one point at a time. Therefore
-    it uses one worker, unless the place sets `workers` or `slots_per_device`.
+    The written suite is for `run_suite`. It has the chosen ranks beside the heuristic's, or the chosen rates
+    and epochs. A search repeats its proposals from stored trials, so one that was stopped continues where it
+    was, and several processes share its trials.
 
     Args:
         suite: A suite, or the path of its file.
         store: The address of the MLflow store.
         place: Where trials run.
-        part: Which part of the suite is searched. By default everything.
-        storage: The address of Optuna's database. None: a file beside the store if the store is a file,
-            otherwise a file in the working folder.
+        part: Which part of the suite takes part. By default everything.
         trials: Replaces `trials` of the section `search`.
         sampler_seed: Replaces `seed` of the section `search`.
-        out: Where a pilot writes the suite with its choices.
+        out: The file for the suite with the choices. None: NAME_chosen.yaml beside the suite's file, or in
+            the working folder if the suite has none. If ranks are chosen for several tasks or backbones, the
+            name of each file ends with theirs.
         retry_failed: Whether to run failed trials again.
         audience: Is told what happens. None: nobody.
 
@@ -360,95 +347,40 @@ def search_suite(
     if part.seeds or part.studies:
         raise UserError("seeds, studies: a search has its own seeds; leave them out of the part")
     audience = audience or Audience()
-    loaded = _with_search(_loaded(suite), trials, sampler_seed, storage, out)
-    if loaded.search and not place.slots_per_device:
-        # Idle workers would occupy threads or GPUs that the busy one could use.
-        place = replace(place, workers=place.workers or 1)
+    loaded = _with_search(_loaded(suite), trials, sampler_seed)
+    if out is None:
+        folder = Path() if isinstance(suite, Suite) else lock_path(Path(suite)).parent
+        out = folder / f"{loaded.name}_chosen.yaml"
     with make_executor(place) as executor:
         limited = _limited(loaded, place, executor, audience)
         full_plan = _planned(limited, executor.device, part, audience)
         plan = full_plan.select(part)
-        cells = cells_of(plan, executor.device)
-        if loaded.pilot is not None:
-            check_pilot(loaded.pilot, cells)
-            with session(Store.create(store, loaded.name)) as driver:
-                audience.opened(driver.sent, driver.closed)
-                work = _Work(driver, executor, audience)
-                choices = run_pilot(loaded.pilot, cells, partial(_run_step, work, full_plan, retry_failed))
-            return _write_choices(full_plan.suite, choices, audience, Path(str(out)))
-        _check_distinct(cells)
-        opened = Store.create(store, loaded.name)
-        _check_memory(list(plan.trials), executor)
-        if loaded.search and storage is None and not opened.local:
-            audience.note(
-                f"The study is in {default_storage(store)}, which only this machine sees: to search on "
-                "several, name a database that all reach."
-            )
-        with session(opened) as driver, suite_run(driver, full_plan):
+        choosers = choosers_of(loaded, cells_of(plan, executor.device))
+        targets = {name: _target(Path(out), name) for name in choosers}
+        for name, chooser in choosers.items():
+            check_target(loaded, chooser, targets[name])
+        choices, written = [], []
+        with session(Store.create(store, loaded.name)) as driver, suite_run(driver, full_plan) as run_id:
             audience.opened(driver.sent, driver.closed)
-            retried = failures(opened.records()) if retry_failed else {}
             work = _Work(driver, executor, audience)
-            database = default_storage(store) if storage is None else storage
-            results: list[SearchResult | AllocationResult] = []
-            if loaded.search:
-                results += work.search(loaded.search, work.nests(cells, RunKind.SEARCH, retried), database)
-            if loaded.allocation:
-                results += work.allocate(loaded.allocation, work.nests(cells, RunKind.ALLOCATION, retried))
-            records = latest(patiently(opened, opened.records))
-            return SearchRun(tuple(results), all(_complete(result, records) for result in results))
+            results = partial(work.run_batch, suite=limited, run_id=run_id, retry_failed=retry_failed)
+            for name, chooser in choosers.items():
+                made = run_steps(chooser, results)
+                assert made is not None
+                choices.append(made)
+                audience.chosen(made)
+                for missing in made.missing:
+                    audience.note(missing)
+                if made.complete:
+                    write_suite(loaded, chooser, made, targets[name])
+                    written.append(targets[name])
+                    audience.note(f"The suite with these choices is in {targets[name]}.")
+    return SearchRun(tuple(choices), tuple(written))
 
 
-def _run_step(
-    work: _Work, full_plan: Plan, retry_failed: bool, rows: Sequence[Row], trials: Sequence[Trial]
-) -> dict[str, Record]:
-    """Runs those trials of a pilot's step that have no result.
-
-    Returns a map from the id of each stored trial to the record that counts. Raises UserError if a trial has
-    no result, since a choice without it could differ from the choice with it.
-    """
-    unique = tuple({trial.id: trial for trial in trials}.values())
-    part = Plan(suite=full_plan.suite, rows=tuple(rows), trials=unique)
-    both = Plan(suite=part.suite, rows=full_plan.rows + part.rows, trials=full_plan.trials + part.trials)
-    for failed in (True, False) if retry_failed else (False,):
-        stored = patiently(work.store, work.store.records)
-        work.run_phase(both, part, "search", stored, retry_failed=failed)
-    records = latest(patiently(work.store, work.store.records))
-    for trial in unique:
-        if trial.id not in records or not records[trial.id].settled:
-            raise UserError(
-                f"trial {trial.id} has no result: its worker was lost, or its record waits for the store; "
-                "start the same command again"
-            )
-    return records
-
-
-def _write_choices(suite: Suite, choices: Choices, audience: Audience, out: Path) -> SearchRun:
-    audience.chosen(choices.lines)
-    for missing in choices.missing:
-        audience.note(missing)
-    if choices.complete:
-        write_suite(suite, choices, out)
-        audience.note(f"The suite with these choices is in {out}.")
-    return SearchRun((), choices.complete)
-
-
-def _check_distinct(cells: Sequence[PlanCell]) -> None:
-    """Raises UserError if rows differ in their ranks alone, since they would share one search."""
-    for name, rows in Counter(map(study_name, cells)).items():
-        if rows > 1:
-            raise UserError(
-                f"'{name}' names {rows} rows that differ in their ranks alone, and can be one search or "
-                "allocation: give budgets in place of the ranks"
-            )
-
-
-def _complete(result: SearchResult | AllocationResult, records: dict[str, Record]) -> bool:
-    """Whether there are final trials, and every trial of the result has a score."""
-    points: list[Tried] = [*result.final]
-    if isinstance(result, AllocationResult):
-        points += [*result.points, *result.path]
-    ids = [id_ for point in points for id_ in point.trials.values()]
-    return bool(result.final) and all(id_ in records and records[id_].score is not None for id_ in ids)
+def _target(out: Path, name: str) -> Path:
+    """Returns the file for the suite of a chooser, whose name is one of `choosers_of`."""
+    return out.with_stem(out.stem + re.sub(r"[^A-Za-z0-9_.-]+", "-", f"_{name}")) if name else out
 
 
 def _planned(suite: Suite, device: str, part: Part, audience: Audience) -> Plan:
@@ -481,25 +413,15 @@ def _limited(suite: Suite, place: Place, executor: Executor, audience: Audience)
     return suite
 
 
-def _with_search(
-    suite: Suite, trials: int | None, seed: int | None, storage: str | None, out: Path | str | None
-) -> Suite:
+def _with_search(suite: Suite, trials: int | None, seed: int | None) -> Suite:
     """The suite with these values of `trials` and `seed` in its section `search`.
 
     Raises UserError if the suite has no search, allocation or pilot, and if a value is invalid or no section
-    uses it. Also if a pilot cannot write to `out`.
+    uses it.
     """
     if not suite.searched:
         raise UserError(f"suite '{suite.name}' has no section 'search', 'allocation' or 'pilot'")
-    if suite.pilot is None and out is not None:
-        raise UserError(f"--out: suite '{suite.name}' has no pilot; leave it out")
-    if suite.pilot is not None:
-        if out is None:
-            raise UserError(
-                f"--out: suite '{suite.name}' has a pilot; give the file for the suite that it chooses"
-            )
-        check_target(suite, Path(out))
-    options = {"--trials": trials, "--sampler-seed": seed, "--storage": storage}
+    options = {"--trials": trials, "--sampler-seed": seed}
     if suite.search is None:
         if unused := [option for option, value in options.items() if value is not None]:
             raise UserError(

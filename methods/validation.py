@@ -98,8 +98,11 @@ def _one_line(text: str) -> str:
     return text.strip()
 
 
+#: The largest number of characters in a label.
+MOST_OF_LABEL = 80
+
 #: A display name for tables, plots and reports. It enters no id.
-Label = Annotated[str, AfterValidator(_one_line), Field(max_length=80)]
+Label = Annotated[str, AfterValidator(_one_line), Field(max_length=MOST_OF_LABEL)]
 
 #: The largest accepted scale. Larger scales are mistakes: float32 ends at 3e38, and updates are squared.
 LARGEST_SCALE = 1e9

@@ -1,4 +1,4 @@
-"""Warnings about results: trainings that failed, tunings with too few points, and ties."""
+"""Warnings about results: trainings that failed, and tunings with too few points or ties."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from tensorbench.metrics import direction
 from tensorbench.records.measures import Measure
 from tensorbench.records.record import Record
 from tensorbench.records.words import By, Status, Tag
-from tensorbench.reports import ablation
-from tensorbench.reports.choice import ties
 from tensorbench.reports.study import (
     FLOOR,
     Experiment,
@@ -51,10 +49,9 @@ class _Trained:
 
 
 def guards(experiment: Experiment) -> Iterator[str]:
-    """Yields warnings about trainings, tunings and ties in searches.
+    """Yields warnings about trainings and tunings.
 
-    A warning about trainings or tunings names its setting and up to four of the methods concerned.
-    Raises UserError for a malformed result of a search or an allocation.
+    Each names its setting and up to four of the methods concerned.
     """
     settings = grouped(experiment.rows, lambda row: TaskAndBackbone(row.task, row.backbone))
     for setting, rows in settings.items():
@@ -63,9 +60,6 @@ def guards(experiment: Experiment) -> Iterator[str]:
         of_seeds = [each for each in trained if each.row.studies is None]
         for warning in (*_below_the_head(of_seeds), *_runs(trained), *_tuning(rows)):
             yield f"{setting}: {warning}"
-    for _, result in ablation.results(experiment):
-        if tied := str(ties(experiment, result)):
-            yield f"{result.name}: {tied}"
 
 
 def _trained(experiment: Experiment, row: TableRow) -> _Trained:

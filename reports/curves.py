@@ -158,12 +158,6 @@ def _histories(study: Study, seeds_of: Mapping[int, Sequence[Seed]]) -> dict[int
     }
 
 
-def converged_validation(study: Study, task: str, backbone: str) -> float | None:
-    """The converged head's validation score on a setting. None if no run of that head stored one."""
-    head = study.converged_head(TaskAndBackbone(task, backbone))
-    return None if head is None else head.validation
-
-
 def _converged_levels(study: Study, curves: Sequence[Curve]) -> Iterator[Curve]:
     """Yields a flat curve for each panel: the converged head's validation score, if it is stored."""
     for panel, shown in grouped(curves, lambda curve: curve.panel).items():

@@ -11,11 +11,11 @@ from typing import Any
 import pandas as pd
 from pydantic_core import to_json
 
-from tensorbench.reports.ablation import StoredAblation
 from tensorbench.reports.analysis import Analysis, Block
 from tensorbench.reports.comparisons import level_column
 from tensorbench.reports.inference.intervals import Bounds
 from tensorbench.reports.recipes import Mixture
+from tensorbench.reports.redundancy import StoredRedundancy
 from tensorbench.reports.study import Study
 
 
@@ -157,7 +157,7 @@ def _no_formula(value: object) -> object:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\n")) else text
 
 
-def as_json(analysis: Analysis, mixtures: Sequence[Mixture], ablations: Sequence[StoredAblation]) -> str:
+def as_json(analysis: Analysis, mixtures: Sequence[Mixture], analyses: Sequence[StoredRedundancy]) -> str:
     """The contents of the report as JSON. NaN and infinite numbers become null."""
     content = {
         "experiments": [
@@ -180,7 +180,7 @@ def as_json(analysis: Analysis, mixtures: Sequence[Mixture], ablations: Sequence
         ],
         "mixtures": mixtures,
         "tables": {name: frame.to_dict("records") for name, frame in frames(analysis).items()},
-        "ablations": ablations,
+        "redundancy": analyses,
     }
     text = to_json(content, indent=1, inf_nan_mode="null", fallback=lambda value: value.item())
     return text.decode("utf-8")

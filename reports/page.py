@@ -15,11 +15,11 @@ from tensorbench.machine.visible import visible
 from tensorbench.records.measures import Measure
 from tensorbench.records.words import Status, Tag
 from tensorbench.reports import board, findings, headline, selecting
-from tensorbench.reports.ablation import StoredAblation
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.drawing import Drawn
 from tensorbench.reports.figures.cost import COSTS
 from tensorbench.reports.recipes import Mixture, provenance_counts
+from tensorbench.reports.redundancy import StoredRedundancy
 from tensorbench.reports.rendering import environment
 from tensorbench.reports.study import Cell, Study, distinct, grouped
 from tensorbench.reports.suite_lines import suite_lines
@@ -33,21 +33,20 @@ MOST_LINES = 300
 def render(
     analysis: Analysis,
     drawn: Sequence[Drawn],
-    ablations: Sequence[StoredAblation],
-    of_ablations: Sequence[Sequence[Drawn]],
+    analyses: Sequence[StoredRedundancy],
+    of_analyses: Sequence[Sequence[Drawn]],
     mixtures: Sequence[Mixture],
     *,
     when: str = "",
 ) -> str:
     """Returns the page as text.
 
-    `of_ablations` has a list of figures for each of `ablations`. `when` is the time shown in the page; if
+    `of_analyses` has a list of figures for each of `analyses`. `when` is the time shown in the page; if
     empty, the current time is shown.
     """
     study = analysis.study
     cells = study.all_cells
     answer = headline.answer(analysis.blocks)
-    pictures = list(zip(ablations, of_ablations, strict=True))
     percent = all(unit_of(cell.metric).mark for cell in cells)
     faults = (
         [note for note in headline.faults(analysis) if note not in answer],
@@ -61,10 +60,6 @@ def render(
         data=Markup(_embedded(_seed_data(study))),
         analysis=analysis,
         answer=answer,
-        # If nothing else is compared, the choices of ranks are the answer.
-        chosen=[]
-        if answer
-        else [(stored, figures[0]) for stored, figures in pictures if stored.choice and figures],
         next_step=headline.next_step(analysis.blocks),
         findings=list(findings.findings(study, analysis.blocks)),
         # The first of each kind comes before the answer, the others among the limits.
@@ -85,7 +80,7 @@ def render(
         figures={figure.name: figure for figure in drawn},
         costs=[figure for cost in COSTS for figure in drawn if figure.name.startswith(f"{cost.name}-")],
         curves=[figure for figure in drawn if figure.name.startswith("training-curves-")],
-        ablations=pictures,
+        redundancy=list(zip(analyses, of_analyses, strict=True)),
         budgets=_budgets(cells),
         used=[cell for cell in cells if cell["adapter_bytes"] is not None],
         timed=[cell for cell in cells if cell["step_ms"] is not None],
@@ -240,7 +235,7 @@ def _budgets(cells: Sequence[Cell]) -> list[Size]:
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase before the final trials (tuning, search or allocation), with its trials and hours."""
+    """A phase before the final trials (tuning or search), with its trials and hours."""
 
     name: str
     trials: int

@@ -18,7 +18,6 @@ from tensorbench.records.measures import Measure
 from tensorbench.records.record import Record, latest
 from tensorbench.records.stored_plan import StudyTrial
 from tensorbench.records.words import RunKind, Status, Tag
-from tensorbench.reports import ablation
 from tensorbench.reports.cautions import guards
 from tensorbench.reports.inference.intervals import LEAST_SEEDS, of_each, t_half
 from tensorbench.reports.selection import Selection
@@ -98,7 +97,7 @@ def _of_selection(
     each = f", at {100 * of_each(families):.4g}% for each of the {families} references"
     claims = f"these pairs alone{each * (families > 1)}" if selection.pairs else "these methods alone"
     yield (
-        f"A part ({selection}): {rows} of {every} rows. Intervals are simultaneous for {claims}; ablations "
+        f"A part ({selection}): {rows} of {every} rows. Intervals are simultaneous for {claims}; redundancy "
         "and provenance are of all rows."
     )
     if not any(row.family == FLOOR for each in selected for row in each.rows):
@@ -131,8 +130,7 @@ def named_apart(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
 def read_experiment(source: Source) -> Experiment:
     """Reads one experiment.
 
-    Raises UserError if it cannot be read, if it has no suite, and if it has nothing to report: no finished
-    trial in its rows, and no finished search or rank allocation.
+    Raises UserError if it cannot be read, if it has no suite, and if no trial in its rows has finished.
     """
     name, where = source.name, shown_uri(source.where)
     try:
@@ -156,11 +154,13 @@ def read_experiment(source: Source) -> Experiment:
         - sum(record.status in ENDED_WELL for record in records.values()),
     )
     states = Counter(records[id_].status if id_ in records else Status.MISSING for id_ in experiment.trials)
-    if not states[Status.FINISHED] and not any(ablation.results(experiment)):
+    if not states[Status.FINISHED]:
         counts = [f"{states[state]} {state.lower()}" for state in sorted(states)]
         waiting = sum(id_ is None for row in experiment.rows for id_ in row.trials.values())
         if waiting:
             counts.append(f"{waiting} not yet tuned")
+        if searched := sum(record.tag(Tag.PHASE) == "search" for record in records.values()):
+            counts.append(f"{searched} of a search, which wrote a suite to run")
         states_in_words = ", ".join(counts) or "no trial planned"
         raise UserError(
             f"experiment '{name}' has no finished trial ({states_in_words}): there is nothing to report"
@@ -176,11 +176,6 @@ def _notes(experiment: Experiment) -> Iterator[str]:
         yield (
             f"{name}: {waiting} of {len(experiment.rows)} rows are not yet tuned; their seeds are missing. "
             "Start the suite again to go on."
-        )
-    if not any(records[id_].status == Status.FINISHED for id_ in experiment.trials if id_ in records):
-        yield (
-            f"{name}: no trial of the suite's own rows has finished; what its searches tried and "
-            "chose stands under Ablations."
         )
     if experiment.duplicates:
         yield f"{name}: {experiment.duplicates} finished run(s) repeat a trial; the first one counts."

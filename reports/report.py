@@ -16,11 +16,11 @@ from tensorbench.methods import UnknownNameError, UserError
 from tensorbench.methods.errors import shown
 from tensorbench.records.words import RunKind
 from tensorbench.reports import (
-    ablation,
     curves,
     figures,
     findings,
     page,
+    redundancy,
     study_page,
     study_tables,
     study_words,
@@ -158,24 +158,21 @@ def compose(
     Raises UserError as `write_report` does.
     """
     mixtures = _mixtures(study, mixed=mixed)
-    stored = ablation.read(study)
+    analyses = redundancy.read(study)
     shown, left_out = curves.read(study)
     analysis = analyse(study, threshold)
     analysis = replace(analysis, notes=(*analysis.notes, *left_out))
-    drawn, of_ablations = [], []
+    drawn, of_analyses = [], []
     if DRAWN & set(formats):
         drawn = figures.draw(analysis, shown)
-        of_ablations = [
-            figures.ablation(number, entry, curves.converged_validation(study, entry.task, entry.backbone))
-            for number, entry in enumerate(stored)
-        ]
+        of_analyses = [figures.spectra(number, entry) for number, entry in enumerate(analyses)]
     texts = {
-        "html": lambda: page.render(analysis, drawn, stored, of_ablations, mixtures, when=when),
+        "html": lambda: page.render(analysis, drawn, analyses, of_analyses, mixtures, when=when),
         "md": lambda: tables.markdown(analysis, mixtures),
         "latex": lambda: tables.latex(analysis),
-        "json": lambda: as_json(analysis, mixtures, stored),
+        "json": lambda: as_json(analysis, mixtures, analyses),
     }
-    files = _files(formats, texts, lambda: frames(analysis), [*drawn, *chain.from_iterable(of_ablations)])
+    files = _files(formats, texts, lambda: frames(analysis), [*drawn, *chain.from_iterable(of_analyses)])
     return Composed(analysis, mixtures, files)
 
 

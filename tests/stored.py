@@ -26,7 +26,6 @@ from tensorbench.plan.rows import Plan, Row
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.record import Progress, Record
-from tensorbench.records.search_results import SearchResult
 from tensorbench.records.words import Status, Tag
 from tensorbench.store.store import Store
 from tensorbench.store.writer import TrialRun, begin_trial
@@ -94,25 +93,6 @@ def begun(
     run = begin_trial(store, trial, list(rows), "accuracy", parent, tags)
     run.start(trial.model_dump(mode="json", exclude_none=True), provenance)
     return run
-
-
-def search_found(**fields: Any) -> SearchResult:
-    """Makes the stored result of a search without trials. `fields` replace some of its fields."""
-    usual: dict[str, Any] = {
-        "name": "search",
-        "method": "LoRA",
-        "task": "digits",
-        "backbone": "tiny-random-vit",
-        "budget": None,
-        "asked": 10,
-        "modes": ("rank",),
-        "importance": {},
-        "objectives": ("metric",),
-        "trials": (),
-        "pareto": (),
-        "best": None,
-    }
-    return SearchResult(**usual | fields)
 
 
 def usual_ending(parameters: int) -> Record:

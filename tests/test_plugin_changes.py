@@ -150,7 +150,7 @@ def test_a_search_reports_another_source_once(
         budgets=[{"parameters": 4000}, {"parameters": 6000}],
         search=search,
     )
-    command = ("search", suite, "--store", new_store(tmp_path), "--storage", f"sqlite:///{tmp_path}/study.db")
+    command = ("search", suite, "--store", new_store(tmp_path))
     first = call(*command)
     assert first.code == 0, first.err
     assert "source" not in first.err

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tensorbench.cli.tables import joined, plain_table
-from tensorbench.records.search_results import Redundancy
+from tensorbench.records.redundancy import Redundancy
 
 if TYPE_CHECKING:
     from tensorbench.probes.perf import Timing

@@ -181,13 +181,6 @@ Device = Annotated[
     str,
     typer.Option(help="auto, cpu, cuda or cuda:N."),
 ]
-StudyStorage = Annotated[
-    str | None,
-    typer.Option(
-        help="Optuna's database: sqlite:///FILE or a server's URL. Default: optuna.db beside a store "
-        "that is a file, otherwise in the working folder; several machines need one that all reach."
-    ),
-]
 ScoreSd = Annotated[
     float | None,
     typer.Option(
@@ -265,7 +258,7 @@ def place_options(
         typer.Option(
             min=1,
             metavar="N",
-            help="How many trials at once. Default: every slot of the executor, but 1 for a search of ranks.",
+            help="How many trials at once. Default: every slot of the executor.",
         ),
     ] = None,
     slots_per_device: Annotated[

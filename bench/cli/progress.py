@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -16,17 +15,14 @@ from rich.table import Column
 from tensorbench.cli.tables import joined, progress_bars
 from tensorbench.plan.rows import Plan, Row
 from tensorbench.records.measures import Measure
-from tensorbench.records.search_results import AllocationResult, SearchResult
 from tensorbench.records.words import Phase
 from tensorbench.run import Audience
-from tensorbench.search.allocation import RankAllocation
-from tensorbench.search.study import RankSearch
+from tensorbench.search.chooser import Choices
 
 if TYPE_CHECKING:
     from tensorbench.execution.perform import Event
     from tensorbench.execution.watch import Silence
     from tensorbench.records.record import Progress
-    from tensorbench.reports.ablation import StoredAblation
 from tensorbench.records.words import Status
 
 #: On terminals with at least this many columns a trial's line has all details.
@@ -219,29 +215,14 @@ class Terminal(Audience):
         following, self._following = self._following, 0.0
         return RunDisplay(self._out, plan, count, slots, following)
 
-    def searching(self, search: RankSearch) -> None:
-        points = f"{search.trials} points within {search.budget:,} parameters"
-        self._out.print(f"[bold]{escape(search.name)}[/bold]: {points}")
-        if search.note:
-            self._out.print(f"[yellow]{escape(search.note)}[/yellow]")
+    def trying(self, title: str, trials: int, following: int) -> None:
+        after = f", at most {following} after them" if following else ""
+        self._out.print(f"[bold]{escape(title)}[/bold]: {trials} trials{after}", highlight=False)
 
-    def allocating(self, name: str, allocation: RankAllocation) -> None:
-        count = f"{len(allocation.vectors)} allocations of {allocation.budget:,}"
-        self._out.print(f"[bold]{escape(name)}[/bold]: {count}")
-
-    def searched(self, result: SearchResult, stored: StoredAblation) -> None:
-        from tensorbench.cli.results import print_search
-
-        print_search(self._out, result, stored)
-
-    def allocated(self, result: AllocationResult, stored: StoredAblation) -> None:
-        from tensorbench.cli.results import print_allocation
-
-        print_allocation(self._out, result, stored)
-
-    def chosen(self, choices: Sequence[str]) -> None:
-        for line in choices:
-            self._out.print(escape(line), highlight=False, soft_wrap=True)
+    def chosen(self, choices: Choices) -> None:
+        # The tables of ranks have the lines as notes.
+        for text in map(str, choices.ranks or choices.lines):
+            self._out.print(escape(text), highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         self._err.print(text)

@@ -1,8 +1,7 @@
-"""Prints the results of runs, searches and allocations as tables."""
+"""Prints the results of runs as tables."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,13 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from tensorbench.cli.tables import RowTable, fitted, joined, plain_table, print_missed, print_warnings
-from tensorbench.metrics import direction
-from tensorbench.plan.choosing import AXES
-from tensorbench.records.search_results import AllocationResult, SearchPoint, SearchResult
 from tensorbench.records.stored_plan import StudyPlan
-from tensorbench.records.words import PointState, Status
-from tensorbench.reports.ablation import Scored, StoredAblation
-from tensorbench.reports.inference.intervals import LEAST_SEEDS, t_half
+from tensorbench.records.words import Status
 from tensorbench.reports.overview import complete_studies, estimated, kept_score, legend, mean_score
 from tensorbench.reports.study import Cell, Seed, distinct, grouped, kept_trials, measured
 from tensorbench.reports.summary import Summary
@@ -25,85 +19,6 @@ from tensorbench.reports.units import Unit
 if TYPE_CHECKING:
     # Imported late, since it takes seconds.
     from tensorbench.reports.studies import StudyAnalysis
-
-
-def print_search(console: Console, search: SearchResult, stored: StoredAblation) -> None:
-    """Prints the best points of a search, the importance of modes, the final runs, and what they show."""
-    states = Counter(trial.state for trial in search.trials)
-    console.print(", ".join(f"{count} {state.lower()}" for state, count in states.items()))
-    complete = [trial for trial in search.trials if trial.state == PointState.COMPLETE]
-    if len(search.objectives) > 1:
-        title = "the front of metric and parameters"
-        best = [trial for trial in complete if trial.number in search.pareto]
-        best.sort(key=lambda trial: trial.parameters)
-    else:
-        title, sign = f"first by validation {search.by}", direction(stored.metric)
-        best = sorted(complete, key=lambda trial: (_badness(trial, sign), trial.parameters))[:5]
-    by_loss = search.by == "loss"
-    axes = [axis for axis in AXES if any(getattr(trial, axis) for trial in best)]
-    heads = (*axes, "validation", *["loss"] * by_loss)
-    table = plain_table(title, "point", ", ".join(search.modes), "params", *heads)
-    for trial in best:
-        rates = (f"{getattr(trial, axis):g}" for axis in axes)
-        cells = (str(trial.number), joined(trial.ranks), f"{trial.parameters:,}")
-        loss = [f"{trial.loss:.4f}"] if by_loss else []
-        table.add_row(*cells, *rates, f"{trial.value:.4f}", *loss)
-    console.print(table)
-    _print_choice(console, stored)
-
-
-def _badness(point: SearchPoint, sign: float) -> float:
-    return point.loss if point.loss is not None else -sign * (point.value or 0.0)
-
-
-def print_allocation(console: Console, allocation: AllocationResult, stored: StoredAblation) -> None:
-    """Prints the results of a sweep over allocations.
-
-    The first table varies the rank of one mode at a time. The next one goes in steps from equal ranks to the
-    heuristic. Then come the importance of modes, the final runs, and what they show.
-    """
-    heads = (", ".join(allocation.modes), "params", "validation, mean ± 95% t-interval")
-    table = plain_table(
-        f"{allocation.method} · {allocation.budget}: one mode at a time", "mode", "rank", *heads
-    )
-    swept = len(allocation.points)
-    for point, scored in zip(allocation.points, stored.tried[:swept], strict=True):
-        table.add_row(point.mode, str(point.rank), *_scored(scored))
-    console.print(table)
-    if allocation.path:
-        table = plain_table("From isorank to the heuristic", *heads)
-        for scored in stored.tried[swept : swept + len(allocation.path)]:
-            table.add_row(*_scored(scored))
-        console.print(table)
-    _print_choice(console, stored)
-
-
-def _print_choice(console: Console, stored: StoredAblation) -> None:
-    if stored.importance:
-        table = plain_table("Importance of each mode's rank", "evaluator", *stored.modes)
-        for evaluator, values in stored.importance.items():
-            shares = (f"{values[mode]:.2f}" if mode in values else "–" for mode in stored.modes)
-            table.add_row(evaluator, *shares)
-        console.print(table)
-    if not stored.final:
-        console.print("[red]No point finished: there is nothing to compare with the heuristic.[/red]")
-        return
-    title = f"On fresh seeds: {stored.evaluated} {stored.metric}, mean ± 95% t-interval"
-    table = plain_table(title, "", "ranks", "params", "score")
-    for finalist in stored.final:
-        table.add_row(finalist.label, *_scored(finalist))
-    console.print(table)
-    if stored.choice:
-        console.print(f"[bold]{escape(stored.choice.answer)}[/bold]", highlight=False)
-
-
-def _scored(scored: Scored) -> tuple[str, str, str]:
-    text = "[red]–[/red]" if scored.value is None else f"{scored.value:.4f}"
-    if scored.sd is not None and scored.finished >= LEAST_SEEDS:
-        text += f" ± {float(t_half(scored.sd, scored.finished)):.4f}"
-    if scored.finished and scored.state != "complete":
-        text += f" [red]({scored.state})[/red]"
-    return joined(scored.ranks), f"{scored.parameters:,}", text
 
 
 def print_summary(console: Console, summary: Summary, answers: Sequence[str] = ()) -> None:

@@ -15,7 +15,6 @@ from tensorbench.cli.options import (
     Device,
     ScoreSd,
     StoreUri,
-    StudyStorage,
     SuiteFile,
     Threshold,
     cell_options,
@@ -105,39 +104,55 @@ def search(
     part: Part,
     source: DataFolder = None,
     store: StoreUri = DEFAULT_STORE,
-    storage: StudyStorage = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Replaces search.trials.")] = None,
     sampler_seed: Annotated[int | None, typer.Option(help="Replaces search.seed.")] = None,
     chosen: Annotated[
-        Path | None, typer.Option("--out", help="With a pilot: the file for the suite with its choices.")
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="The suite to write. Default: NAME_chosen.yaml beside the suite; with several tasks or "
+            "backbones, names end with theirs.",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw scores by rank and the importance of modes to a .png, .svg or .pdf file."),
     ] = None,
     retry_failed: Annotated[
-        bool,
-        typer.Option("--retry-failed", help="Also retry failed trials, and with them their points."),
+        bool, typer.Option("--retry-failed", help="Also run failed trials again.")
     ] = False,
 ) -> None:
-    """Search ranks within a budget, ablate its allocation, or choose rates and epochs for studies.
+    """Choose ranks within a budget, or rates and epochs for studies, and write a suite with the choices.
 
-    The suite's section `search`, `allocation` or `pilot` decides. Safe to stop and start again. A search
-    tries one point at a time; start the command several times to try more in parallel. An allocation's trials
-    and the final runs use all workers.
+    The suite's section `search`, `allocation` or `pilot` decides. Validation chooses; `tensorbench run` and
+    `report` of the written suite show whether the choice is better. Safe to stop and start again. Several
+    starts on one store share the work.
     """
     from tensorbench.cli.progress import Terminal
+    from tensorbench.machine.outputs import prepare_plot
+    from tensorbench.plan.lock import lock_path
     from tensorbench.run import search_suite
 
     loaded, part = suite_and_part(suite, source, part)
+    if plot is not None:
+        prepare_plot(plot)
     done = search_suite(
         loaded,
         store=store,
         place=place,
         part=part,
-        storage=storage,
         trials=trials,
         sampler_seed=sampler_seed,
-        out=chosen,
+        out=chosen or lock_path(suite).with_name(f"{loaded.name}_chosen.yaml"),
         retry_failed=retry_failed,
         audience=Terminal(out, err),
     )
+    if plot is not None:
+        from tensorbench.reports.figures.choice import draw
+
+        draw([choice for choices in done.choices for choice in choices.ranks], plot)
+        err.print(f"Drawn in {plot}.")
     if not done.complete:
         raise typer.Exit(1)
 
@@ -158,8 +173,8 @@ def plan(
 ) -> None:
     """Show what would run: ranks, parameter counts, and with --json trial ids. Starts nothing.
 
-    It also counts the trials of tuning, search and allocation, and estimates their time from stored trials of
-    the suite, or from operations if there are none.
+    It also counts the trials of tuning and of a search, an allocation or a pilot. It estimates their time
+    from stored trials of the suite, or from operations if there are none.
     """
     from tensorbench.cli.plans import print_forecast, print_plan, print_power
     from tensorbench.execution import choose_device

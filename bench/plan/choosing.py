@@ -22,7 +22,7 @@ from tensorbench.records.words import By
 #: adapter, the scale of the method, the learning rate of the head, and the core's rate as a factor of `lr`.
 AXES = ("lr", "scale", "head_lr", "core_lr")
 
-#: The largest seed of a search. Each tried point adds 1 to it, and Optuna's samplers take 32 bits at most.
+#: The largest seed of a search. Optuna's samplers take 32 bits at most.
 MAX_SEED = 2**31
 
 #: The adapter's learning rates of equal tuning: two per decade.

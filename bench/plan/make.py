@@ -318,9 +318,10 @@ def _sized(
     template: Method, row: MethodRow, suite: Suite, geometry: Geometry
 ) -> list[tuple[Budget | None, Method]]:
     if not template.sizeable or template.size is not None:
-        if row.budgets:
+        if row.budgets and (not template.sizeable or any(budget.isorank for budget in row.budgets)):
             raise UserError(f"method '{template.label}' has its size already; budgets do not apply to it")
-        return [(None, template)]
+        # A row with ranks of its own is compared under the budgets that it names.
+        return [(budget, template) for budget in row.budgets or (None,)]
     budgets = suite.budgets if row.budgets is None else row.budgets
     if not budgets:
         raise UserError(f"method '{template.label}' has free ranks: give them, or budgets to the suite")

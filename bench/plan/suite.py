@@ -129,10 +129,10 @@ class Suite(Frozen):
     trial_timeout: Timeout = None
     #: The choices that `tensorbench search` makes before the studies.
     pilot: Pilot | None = None
-    #: The search over ranks by `tensorbench search`, separately for each method, task, backbone and budget.
+    #: The search over ranks by `tensorbench search`, for each method, task, backbone and budget.
     search: Search | None = None
-    #: The sweep over ways to share a budget by `tensorbench search`, separately for each method, task,
-    #: backbone and budget.
+    #: The sweep over ways to share a budget by `tensorbench search`, for each method, task, backbone and
+    #: budget.
     allocation: Allocation | None = None
     #: The suite's file and its lock, if it came from files.
     _file: SourceFile | None = PrivateAttr(None)
@@ -268,7 +268,8 @@ class Suite(Frozen):
         """
         sections = {"tuning": self.equal_tuning, "search": self.search, "allocation": self.allocation}
         for name, section in sections.items():
-            if section and (shared := sorted(set(section.seeds) & set(self.seeds))):
+            seeds = self.studies.seeds if self.studies else self.seeds
+            if section and (shared := sorted(set(section.seeds) & set(seeds))):
                 raise ValueError(f"{name}.seeds: {shared[0]} is a seed of the final runs too; take others")
         # Otherwise test examples of a final seed would influence a choice.
         dealt = next((row.task for row in self.tasks if row.split == "per_seed"), None)
@@ -276,8 +277,14 @@ class Suite(Frozen):
             raise ValueError(
                 f"task '{dealt}' has split: per_seed; choices by validation need one split for all seeds"
             )
-        if self.tuning and (self.search or self.allocation):
-            raise ValueError("tuning chooses rates for given ranks; give it, or a search or an allocation")
+        if self.equal_tuning and (self.search or self.allocation):
+            raise ValueError(
+                "equal tuning chooses rates for given ranks; give it, or a search or an allocation"
+            )
+        if self.search and self.allocation:
+            raise ValueError("search and allocation both choose ranks; give one of them")
+        if self.studies and self.search and self.search.head_lr:
+            raise ValueError("search.head_lr: studies have one head rate, tuning.head_lr; leave it out")
         rows = [(row.task, set(row.training)) for row in self.tasks]
         rows += [(row.method, row.recipe_fields) for row in self.methods]
         for where, section in (("tuning", self.equal_tuning), ("search", self.search)):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from tensorbench.methods import PROJECTIONS, Adapter, Geometry, Site, UserError
 from tensorbench.methods.backbone import SHARED_HEADS
-from tensorbench.records.search_results import ComponentWorth, Redundancy, Spectrum
+from tensorbench.records.redundancy import ComponentWorth, Redundancy, Spectrum
 from tensorbench.records.words import Artifact, Tag
 from tensorbench.store.trained import StoredTrial, stored_trial
 from tensorbench.training.loop import evaluate

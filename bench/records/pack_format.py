@@ -41,8 +41,6 @@ TABLES = (RUNS_TABLE, CURVES_TABLE, CONFIGS_TABLE, SPLITS_TABLE, PREDICTIONS_TAB
 TRAVELS = (
     Artifact.PLAN,
     Artifact.SUITE,
-    Artifact.SEARCH,
-    Artifact.ALLOCATION,
     Artifact.CONFIG,
     Artifact.PREDICTIONS,
     Artifact.REDUNDANCY,

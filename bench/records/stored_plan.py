@@ -187,10 +187,8 @@ class Share(Wired):
     command: Literal["run", "search"]
     #: For tuning, searches and studies, the number of points. For other final trials, the number of rows.
     points: int
-    #: The number of trials. For a search it is an upper bound, since a search prunes trials and may repeat
-    #: ranks.
     trials: int
-    #: The number of trials without a stored result. A search's trials are not known beforehand.
+    #: The number of trials without a stored result.
     open: int
     #: The time that the open trials take, one after the other.
     seconds: float
@@ -220,15 +218,14 @@ class Forecast(ShowsOverview, Wired):
         """Returns the table of trials and time, with a line for each of `parts`."""
         lines = []
         for part in self.parts:
-            at_most = "≤ " * (part.command == "search")
             lines.append(
                 {
                     "part": part.part,
                     "by": f"tensorbench {part.command}",
                     "points": f"{part.points:,}",
-                    "trials": f"{at_most}{part.trials:,}",
-                    "to run": f"{at_most}{part.open:,}",
-                    "time": at_most + duration(part.seconds),
+                    "trials": f"{part.trials:,}",
+                    "to run": f"{part.open:,}",
+                    "time": duration(part.seconds),
                 }
             )
         return Overview("Estimate", lines, [self.basis, *self.notes, *self.advice], ("part", "by"))

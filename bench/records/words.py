@@ -8,16 +8,14 @@ from typing import Literal
 
 
 class RunKind(StrEnum):
-    """What a run in the store belongs to: a suite, a trial, a search or an allocation."""
+    """What a run in the store belongs to: a suite or a trial."""
 
     SUITE = "suite"
     TRIAL = "trial"
-    SEARCH = "search"
-    ALLOCATION = "allocation"
 
 
 #: The purpose of a trial that is not part of the final comparison.
-Phase = Literal["tuning", "search", "allocation"]
+Phase = Literal["tuning", "search"]
 
 
 #: The validation result by which tuning or a search chooses.
@@ -55,16 +53,6 @@ class Status(StrEnum):
 
 #: MLflow's statuses for ended runs.
 EndStatus = Literal[Status.FINISHED, Status.FAILED, Status.KILLED]
-
-
-class PointState(StrEnum):
-    """How a point of a search ended."""
-
-    COMPLETE = "COMPLETE"
-    #: Pruned by the search's rule, or without a finite score.
-    PRUNED = "PRUNED"
-    #: One of the point's trials failed.
-    FAILED = "FAILED"
 
 
 #: The prefix of provenance tags.
@@ -123,7 +111,7 @@ class Tag(StrEnum):
     METRIC_SOURCE = f"{PROVENANCE}source_metric"
     #: Whether the run has a redundancy analysis.
     REDUNDANCY = "redundancy"
-    #: The name of a search or an allocation. Of a trial: the number of its study, from 0.
+    #: The number of a trial's study, from 0.
     STUDY = "study"
     #: The number of a trial's point within its study, from 0.
     POINT = "point"
@@ -163,9 +151,6 @@ class Artifact(StrEnum):
     PLAN = "plan.json"
     #: Of a suite's run: the suite as started, with the content of its lock file.
     SUITE = "suite.json"
-    #: Of the run of a search or an allocation: `SearchResult`, `AllocationResult`.
-    SEARCH = "search.json"
-    ALLOCATION = "allocation.json"
     #: Of a trial's run: its resolved configuration and provenance.
     CONFIG = "config.json"
     #: Of a trial's run: its outputs, labels and answers.

@@ -1,69 +1,37 @@
-"""Runs a pilot: chooses head rates, epochs and centres on validation, and writes a suite with them."""
+"""The pilot: chooses head rates, epochs and centres of a suite with studies."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from tensorbench.machine.files import written_whole
 from tensorbench.methods import UnknownNameError, UserError
-from tensorbench.methods.errors import shown
-from tensorbench.methods.validation import validate
 from tensorbench.plan.cells import MANTISSA, PlanCell
 from tensorbench.plan.choosing import Centres, HeadRates, Lengths, Pilot
-from tensorbench.plan.rows import Row
-from tensorbench.plan.suite import Suite
-from tensorbench.plan.suite_rows import NAME, NAME_RULE
-from tensorbench.plan.trial import Trial
-from tensorbench.plan.yaml_text import parse, written
 from tensorbench.records.measures import Measure
-from tensorbench.records.record import Record, scores
+from tensorbench.records.record import Record, latest, scores
+from tensorbench.search.chooser import Batch, Choices, Steps
 
 #: The registered name of the method that trains only the head.
 HEAD = "head_only"
 
-#: A function that runs trials with their rows. It returns the record of each ended trial, by trial id. If a
-#: trial has several runs, it is the record of the run that counts.
-Run = Callable[[Sequence[Row], Sequence[Trial]], Mapping[str, Record]]
+#: Adds to the choices of earlier steps.
+_Steps = Generator[Batch, Sequence[Record], None]
 
 
-@dataclass
-class Choices:
-    """The choices of a pilot, with the mean losses on which they are based."""
+class _Step(Batch):
+    """A step of a pilot. The subject of a choice is a task's name, or the index of a method's row."""
 
-    #: The chosen learning rate of the head, and the chosen epochs, by task.
-    head_lr: dict[str, float] = field(default_factory=dict)
-    epochs: dict[str, int] = field(default_factory=dict)
-    #: The chosen centres, by index of the method's row in the suite.
-    centres: dict[int, float] = field(default_factory=dict)
-    #: A line for each choice, with the tried values and their mean validation losses. After the choice of a
-    #: task's epochs, a line with the methods' mean scores.
-    lines: list[str] = field(default_factory=list)
-    #: A line for each choice that could not be made.
-    missing: list[str] = field(default_factory=list)
+    def __init__(self, title: str) -> None:
+        super().__init__(title)
+        #: The ids of the trials that try a value for a subject.
+        self.ids: defaultdict[tuple[Any, float], list[str]] = defaultdict(list)
 
-    @property
-    def complete(self) -> bool:
-        return not self.missing
-
-
-@dataclass
-class _Step:
-    """The trials of a pilot's step. `ids` has their ids by subject of the choice and by tried value.
-
-    The subject is a task's name, or the index of a method's row.
-    """
-
-    rows: list[Row] = field(default_factory=list)
-    trials: list[Trial] = field(default_factory=list)
-    ids: defaultdict[tuple[Any, float], list[str]] = field(default_factory=lambda: defaultdict(list))
-
-    def add(
+    def try_value(
         self,
         subject: Any,
         value: float,
@@ -78,19 +46,17 @@ class _Step:
         `value` is the value that these trials try for `subject`. The trials have the head's rate and the
         epochs that earlier steps chose for the cell's task. If given, `epochs` replaces the chosen number.
         """
-        task = cell.task.task
+        chosen = choices.training.get(cell.task.task, {})
         rates = cell.window()
         if rates.head_lr is not None:
-            rates = replace(rates, head_lr=choices.head_lr.get(task, rates.head_lr))
-        epochs = epochs or choices.epochs.get(task)
+            rates = replace(rates, head_lr=chosen.get("head_lr", rates.head_lr))
+        epochs = epochs or int(chosen.get("epochs", 0)) or None
         setting = rates.setting(rate)
-        trials = {seed: cell.trial(seed, "validation", setting=setting, epochs=epochs) for seed in seeds}
+        trials = [cell.trial(seed, "validation", setting=setting, epochs=epochs) for seed in seeds]
         note = setting.label + (f", epochs {epochs}" if epochs else "")
-        ids = {seed: trial.id for seed, trial in trials.items()}
-        self.rows.append(cell.row(ids, note=note, phase="search"))
-        self.trials += trials.values()
-        self.ids[subject, value] += ids.values()
-        return list(ids.values())
+        ids = list(self.add(cell, trials, note=note).values())
+        self.ids[subject, value] += ids
+        return ids
 
     def losses(self, records: Mapping[str, Record]) -> dict[Any, dict[float, float]]:
         """Returns the mean validation loss of each value, by subject. Infinite if a trial has no loss."""
@@ -102,8 +68,8 @@ class _Step:
         return {subject: dict(sorted(by_value.items())) for subject, by_value in means.items()}
 
 
-def check_pilot(pilot: Pilot, cells: Sequence[PlanCell]) -> None:
-    """Raises UserError for a step that does not fit these cells. To be called before any trial."""
+def _check(pilot: Pilot, cells: Sequence[PlanCell]) -> None:
+    """Raises UserError for a step that does not fit these cells."""
     suite = cells[0].suite
     tasks = {cell.task.task for cell in cells}
     if pilot.head_lr is not None and (
@@ -138,34 +104,47 @@ def check_pilot(pilot: Pilot, cells: Sequence[PlanCell]) -> None:
                 )
 
 
-def run_pilot(pilot: Pilot, cells: Sequence[PlanCell], run: Run) -> Choices:
-    """Runs the steps of a pilot, each with the choices of earlier steps. The test split is not used."""
-    choices = Choices()
-    if pilot.head_lr is not None:
-        _choose_head_rates(pilot.head_lr, cells, run, choices)
-    if pilot.epochs is not None:
-        _choose_epochs(pilot.epochs, cells, run, choices)
-    if pilot.centres is not None:
-        _choose_centres(pilot.centres, cells, run, choices)
-    return choices
+class PilotChooser:
+    """The chooser of head rates, epochs and centres. The test split is not used.
+
+    Raises UserError for a step that does not fit the cells.
+    """
+
+    section = "pilot"
+    pair: tuple[int, int] | None = None
+
+    def __init__(self, pilot: Pilot, cells: Sequence[PlanCell]) -> None:
+        _check(pilot, cells)
+        self.pilot, self.cells = pilot, cells
+
+    def steps(self) -> Steps:
+        """Runs the steps of the pilot, each with the choices of earlier steps."""
+        choices, pilot = Choices(), self.pilot
+        if pilot.head_lr is not None:
+            yield from _choose_head_rates(pilot.head_lr, self.cells, choices)
+        if pilot.epochs is not None:
+            yield from _choose_epochs(pilot.epochs, self.cells, choices)
+        if pilot.centres is not None:
+            yield from _choose_centres(pilot.centres, self.cells, choices)
+        return choices
 
 
-def _choose_head_rates(section: HeadRates, cells: Sequence[PlanCell], run: Run, choices: Choices) -> None:
-    step = _Step()
+def _choose_head_rates(section: HeadRates, cells: Sequence[PlanCell], choices: Choices) -> _Steps:
+    step = _Step("head rates")
     for cell in cells:
         if cell.method.name == HEAD:
             for rate in section.rates:
-                step.add(cell.task.task, rate, cell, rate, section.seeds, choices)
-    for task, losses in step.losses(run(step.rows, step.trials)).items():
+                step.try_value(cell.task.task, rate, cell, rate, section.seeds, choices)
+    for task, losses in step.losses(latest((yield step))).items():
         subject = f"{task}: head_lr"
         if _any_ended(subject, losses, choices):
             best = min(losses, key=lambda rate: losses[rate])
-            choices.head_lr[task] = best
+            choices.training.setdefault(task, {})["head_lr"] = best
             choices.lines.append(_line(subject, best, losses, _edge(best, losses)))
 
 
-def _choose_epochs(section: Lengths, cells: Sequence[PlanCell], run: Run, choices: Choices) -> None:
-    step, rows = _Step(), _rows_of_lengths(section, cells)
+def _choose_epochs(section: Lengths, cells: Sequence[PlanCell], choices: Choices) -> _Steps:
+    step, rows = _Step("epochs"), _rows_of_lengths(section, cells)
     by_method: defaultdict[tuple[str, float], dict[str, list[str]]] = defaultdict(dict)
     fitted: dict[str, dict[str, list[str]]] = {}
     for cell in cells:
@@ -174,36 +153,34 @@ def _choose_epochs(section: Lengths, cells: Sequence[PlanCell], run: Run, choice
             task = cell.task.task
             lengths = {max(1, round(times * cell.recipe.epochs)) for times in section.times}
             for epochs in sorted({1, *lengths}):
-                ids = step.add(task, epochs, cell, section.lr, section.seeds, choices, epochs)
+                ids = step.try_value(task, epochs, cell, section.lr, section.seeds, choices, epochs)
                 by_method[task, epochs].setdefault(cell.shown.method, []).extend(ids)
     for cell in cells:
         # Adapters should beat the fitted head, so its score is shown as well.
         if cell.method.fits_head:
-            trial = cell.trial(section.seeds[0], "validation")
-            step.rows.append(cell.row({trial.seed: trial.id}, phase="search"))
-            step.trials.append(trial)
-            fitted.setdefault(cell.task.task, {})[cell.shown.method] = [trial.id]
-    records = run(step.rows, step.trials)
+            ids = list(step.add(cell, [cell.trial(section.seeds[0], "validation")]).values())
+            fitted.setdefault(cell.task.task, {})[cell.shown.method] = ids
+    records = latest((yield step))
     for task, losses in step.losses(records).items():
         subject = f"{task}: epochs"
         if _any_ended(subject, losses, choices):
             best = min(losses, key=lambda epochs: losses[epochs])
-            choices.epochs[task] = int(best)
+            choices.training.setdefault(task, {})["epochs"] = int(best)
             choices.lines.append(_line(subject, best, losses, _edge(best, losses)))
             compared = by_method[task, best] | fitted.get(task, {})
             choices.lines.append(_scores(task, compared, records))
 
 
-def _choose_centres(section: Centres, cells: Sequence[PlanCell], run: Run, choices: Choices) -> None:
-    step, names, multiples = _Step(), {}, _multiples(section, cells)
+def _choose_centres(section: Centres, cells: Sequence[PlanCell], choices: Choices) -> _Steps:
+    step, names, multiples = _Step("centres"), {}, _multiples(section, cells)
     task = section.task or cells[0].suite.tasks[0].task
     for cell in _adapted(cells):
         if cell.task.task == task and cell.centre is None:
             names[cell.number] = cell.shown.method
             for rate in section.rates:
                 rate = float(f"{rate * multiples.get(cell.number, 1.0):.{MANTISSA}e}")
-                step.add(cell.number, rate, cell, rate, section.seeds, choices)
-    for number, losses in step.losses(run(step.rows, step.trials)).items():
+                step.try_value(cell.number, rate, cell, rate, section.seeds, choices)
+    for number, losses in step.losses(latest((yield step))).items():
         subject = f"{names[number]} on {task}: centre"
         if _any_ended(subject, losses, choices):
             centre = vertex(losses)
@@ -300,76 +277,3 @@ def _rows_named(where: str, name: str, cells: Sequence[PlanCell]) -> set[int]:
     if not numbers:
         raise UnknownNameError(f"{where}:", name, labels.values())
     return numbers
-
-
-def check_target(suite: Suite, out: Path) -> None:
-    """Raises UserError if the suite with a pilot's choices cannot be written to `out`.
-
-    The file must be NAME.yaml or NAME.yml, where NAME is a valid name that differs from the suite's. Relative
-    paths in the suite must lead to the same folders and files if they start at the folder of `out`. A file
-    that exists must be one that this pilot wrote.
-    """
-    if not NAME.fullmatch(out.stem) or out.suffix not in (".yaml", ".yml"):
-        raise UserError(f"--out {out}: a suite's file is NAME.yaml, and its name {NAME_RULE}")
-    if out.stem == suite.name:
-        raise UserError(f"--out {out}: the pilot's suite is '{suite.name}' too; give the file another name")
-    if out.exists() and not out.read_bytes().startswith(_first_line(suite).encode()):
-        raise UserError(f"--out {out}: there is a file that this pilot did not write; give another name")
-    values = filled_in(suite, Choices(), out.stem)
-    if _paths(validate(Suite, values, str(out)).beside(out.parent)) != _paths(suite):
-        raise UserError(
-            f"--out {out}: paths in the suite begin at its folder; put the file there, or make them absolute"
-        )
-
-
-def _paths(suite: Suite) -> list[object]:
-    """Returns the paths on this machine that the suite gives, or None where it gives none."""
-    backbones = [spec.local for spec in suite.backbones]
-    sources = [row.source and row.source.local for row in suite.tasks]
-    return [*backbones, *sources, *(row.data and row.data.paths for row in suite.tasks)]
-
-
-def filled_in(suite: Suite, choices: Choices, name: str) -> dict[str, Any]:
-    """Returns the fields of the suite as its author wrote them, with a pilot's choices filled in.
-
-    The suite gets the name `name`, and its field `pilot` is left out.
-    """
-    values: dict[str, Any] = parse(suite.file.text)
-    values = {key: value for key, value in values.items() if key != "pilot"} | {"name": name}
-    tasks: list[dict[str, Any]] = [
-        {"task": row} if isinstance(row, str) else dict(row) for row in values["tasks"]
-    ]
-    for task in tasks:
-        # A task described in the suite has `name` instead of `task`.
-        label = task["task"] if "task" in task else task["name"]
-        for key, by_task in (("head_lr", choices.head_lr), ("epochs", choices.epochs)):
-            if label in by_task:
-                task["training"] = {**task.get("training", {}), key: by_task[label]}
-    methods: list[dict[str, Any]] = [
-        {"method": row} if isinstance(row, str) else dict(row) for row in values["methods"]
-    ]
-    for number, centre in choices.centres.items():
-        methods[number]["centre"] = centre
-    return values | {"tasks": tasks, "methods": methods}
-
-
-def _first_line(suite: Suite) -> str:
-    """The first line of the file that a pilot writes."""
-    return (
-        f"# Chosen by the pilot '{suite.name}' on validation alone; `tensorbench search` wrote this file.\n"
-    )
-
-
-def write_suite(suite: Suite, choices: Choices, out: Path) -> None:
-    """Writes the suite with a pilot's choices. Comments at its top list the losses behind each choice.
-
-    Raises UserError if the file cannot be written.
-    """
-    values = filled_in(suite, choices, out.stem)
-    validate(Suite, values, str(out))
-    text = _first_line(suite) + "".join(f"# {line}\n" for line in choices.lines) + written(values)
-    try:
-        with written_whole(out) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--out {shown(str(out))}: cannot write there: {error.strerror}") from error

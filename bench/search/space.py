@@ -143,7 +143,11 @@ class RankSpace:
         return ranks
 
     def parameters(self, ranks: Ranks) -> dict[str, float]:
-        """Returns the parameters of an Optuna trial for which `suggest` draws this vector of the space."""
+        """Returns the parameters of an Optuna trial for which `suggest` draws this vector of the space.
+
+        For a vector outside the space they are those of a vector near it.
+        """
+        ranks = tuple(map(min, ranks, self.limits))
         if len(self.free) == 1:
             (index,) = self.free
             return {f"rank of {self.names[index]}": ranks[index]}

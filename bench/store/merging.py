@@ -5,17 +5,15 @@ Each pack's or store's results of the experiment are a part. Parts that contradi
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import shown
 from tensorbench.records.record import Record, latest
-from tensorbench.records.search_results import RESULT_FORMS, AllocationResult, SearchResult
 from tensorbench.records.stored_plan import PlannedRow, PlannedTrial, StoredPlan, StudyPlan
-from tensorbench.records.words import Artifact, RunKind, Status, Tag
-from tensorbench.store.addresses import shown_uri
+from tensorbench.records.words import Artifact, RunKind, Status
 from tensorbench.store.artifacts import as_json
 from tensorbench.store.source import Source
 
@@ -83,27 +81,6 @@ def _apart(stored: Mapping[str, Record], coming: Iterable[Record]) -> Iterator[s
         if (a is None) != (b is None) or (a is not None and b is not None and abs(a - b) > AGREES):
             runs = f"{a} in run {other.origin}, {b} in run {record.origin}"
             yield f"  trial {record.trial_id} ({record.name}): {runs}"
-
-
-def refuse_other_result(stored: tuple[Source, Record], coming: tuple[Source, Record]) -> None:
-    """Raises UserError if two parts have different results of the same search or allocation.
-
-    Each argument is a part with its run of the search. A run without a result contradicts nothing.
-    """
-    here, there = result_of(*stored), result_of(*coming)
-    if here is not None and there is not None and here != there:
-        (source, run), (other, search) = stored, coming
-        raise UserError(
-            f"experiment '{other.name}': the {search.tag(Tag.KIND)} '{search.tag(Tag.STUDY)}' found "
-            f"something else in {shown_uri(source.where)} (run {run.run_id}) than in "
-            f"{shown_uri(other.where)}; nothing was merged"
-        )
-
-
-def result_of(source: Source, search: Record) -> SearchResult | AllocationResult | None:
-    """Returns the stored result of a search or an allocation. None if there is none."""
-    name, form = RESULT_FORMS[RunKind(search.tag(Tag.KIND))]
-    return source.content(search, name, form)
 
 
 def one_plan(plans: Iterable[StoredPlan]) -> StoredPlan | None:
@@ -235,7 +212,7 @@ def _refuse_other(suite: str, where: str, first: Mapping[str, Any], second: Mapp
 class Joined(Source):
     """Several sources with results of one experiment, read as a single source.
 
-    Raises UserError if they differ in a trial's score or a search's result, or ran the same row differently.
+    Raises UserError if they differ in a trial's score, or ran the same row differently.
     """
 
     def __init__(self, parts: Sequence[Source]) -> None:
@@ -247,27 +224,19 @@ class Joined(Source):
 
     def _joined(self, kind: RunKind) -> list[Record]:
         chosen: dict[str, Record] = {}
-        #: All runs of each search and allocation, with their parts.
-        nested: defaultdict[str, list[tuple[Source, Record]]] = defaultdict(list)
         for part in self._parts:
             records = part.records(kind)
             if kind == RunKind.TRIAL:
                 records = list(latest(records).values())
                 refuse_other_scores(self.name, chosen, records)
             for record in records:
-                # Keep one run per suite, and one per search.
-                key = record.trial_id or record.tag(Tag.STUDY)
-                if kind in RESULT_FORMS:
-                    for other in nested[key]:
-                        if other[0] is not part:
-                            refuse_other_result(other, (part, record))
-                    nested[key].append((part, record))
-                earlier = chosen.get(key)
+                # Of the suite's runs, keep one.
+                earlier = chosen.get(record.trial_id)
                 if brings_more(record, earlier) or (
                     earlier is not None
                     and brings_adapter((part, record), (self._of_run[earlier.run_id], earlier))
                 ):
-                    chosen[key] = record
+                    chosen[record.trial_id] = record
                     self._of_run[record.run_id] = part
         return sorted(chosen.values(), key=lambda record: (record.started, record.origin))
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.curves import Curve
 from tensorbench.reports.drawing import Drawn, Looks, styled
-from tensorbench.reports.figures.ablations import ablation as ablation
 from tensorbench.reports.figures.blocks import differences, ranks
 from tensorbench.reports.figures.cost import COSTS, score_against
+from tensorbench.reports.figures.redundancy import spectra as spectra
 from tensorbench.reports.figures.training import training
 
 

@@ -22,12 +22,9 @@ from tensorbench.backbones import BACKBONES
 from tensorbench.cli.listings import count_methods, print_methods
 from tensorbench.cli.options import VisibleConsole
 from tensorbench.cli.plans import print_plan
-from tensorbench.cli.results import print_allocation
 from tensorbench.cli.tables import fitted
 from tensorbench.methods import METHODS, Geometry
 from tensorbench.methods.tenslora import VARIANTS
-from tensorbench.records.search_results import AllocationResult, Tried
-from tensorbench.reports.ablation import StoredAblation
 from tensorbench.store.store import Store
 from tensorbench.tasks import TASKS
 
@@ -349,34 +346,12 @@ def test_a_device_of_another_kind_ends_with_2(call: Call, tmp_path: Path, device
     assert re.search(naming(f"--device {device}", "auto, cpu, cuda", "cuda:N"), ended.err)
 
 
-@pytest.mark.parametrize("option", ["--trials", "--sampler-seed", "--storage"])
+@pytest.mark.parametrize("option", ["--trials", "--sampler-seed"])
 def test_options_of_a_search_that_the_suite_lacks_end_with_2(call: Call, tmp_path: Path, option: str) -> None:
     suite = write(tmp_path, allocation={"isorank": 2}, methods=[{"method": "tenslora", "variant": "att"}])
     ended = call("search", suite, option, "3")
     assert ended.code == 2
     assert re.search(naming(option, "'toy'", "'search'"), ended.err)
-
-
-def test_names_with_brackets_are_shown_as_they_are() -> None:
-    shown = io.StringIO()
-    allocation = AllocationResult(
-        name="att [lr=0.01]",
-        method="att [lr=0.01]",
-        task="digits",
-        backbone="tiny-random-vit",
-        budget="isorank 2",
-        asked=100,
-        modes=("heads",),
-        importance={},
-        points=(),
-        path=(),
-        heuristic=Tried(ranks=(2,), parameters=100, trials={}),
-        best=None,
-    )
-    head = {"name": "n", "run_id": "", "method": "", "task": "", "backbone": "", "budget": ""}
-    stored = StoredAblation(kind="allocation", **head, modes=["heads"])
-    print_allocation(Console(file=shown, width=120), allocation, stored)
-    assert "att [lr=0.01] · isorank 2" in shown.getvalue()
 
 
 def test_a_table_leaves_out_what_it_has_no_room_for() -> None:

@@ -16,12 +16,9 @@ from tensorbench.execution.inline import Inline
 from tensorbench.execution.perform import Event, Report
 from tensorbench.methods import UserError
 from tensorbench.plan.rows import Plan
-from tensorbench.records.search_results import AllocationResult, SearchResult
 from tensorbench.records.words import Phase
-from tensorbench.reports.ablation import StoredAblation
 from tensorbench.run import Audience
-from tensorbench.search.allocation import RankAllocation
-from tensorbench.search.study import RankSearch
+from tensorbench.search.chooser import Choices
 
 from ..messages import naming
 from .toy_runs import SHORT
@@ -53,17 +50,11 @@ class Heard(Audience):
         self.events.append(f"watching {count} on {slots}")
         yield hear
 
-    def searching(self, search: RankSearch) -> None:
-        self.events.append(f"searching {search.trials}")
+    def trying(self, title: str, trials: int, following: int) -> None:
+        self.events.append(f"trying {trials}, then {following}")
 
-    def searched(self, result: SearchResult, stored: StoredAblation) -> None:
-        self.events.append(f"searched {len(result.trials)}")
-
-    def allocating(self, name: str, allocation: RankAllocation) -> None:
-        self.events.append(f"allocating {len(allocation.vectors)}")
-
-    def allocated(self, result: AllocationResult, stored: StoredAblation) -> None:
-        self.events.append(f"allocated {len(result.points)}")
+    def chosen(self, choices: Choices) -> None:
+        self.events.append(f"chosen {len(choices.lines)}")
 
 
 @pytest.mark.processes
@@ -128,28 +119,29 @@ def test_a_tuned_suite_runs_is_heard_of_and_read(tmp_path: Path, new_store: NewS
     ]
 
 
-def test_a_suite_is_searched_and_allocated_and_heard_of(tmp_path: Path, new_store: NewStore) -> None:
+def test_a_suite_is_searched_and_heard_of(tmp_path: Path, new_store: NewStore) -> None:
     uri, audience = new_store(tmp_path), Heard()
     made = suite(
-        methods=[{"method": "tenslora", "variant": "qkv_depth"}],
-        training=SHORT,
-        search={"trials": 1},
-        allocation={"ranks": 2, "path": 0, "seeds": [5], "modes": ["input"]},
+        methods=[{"method": "tenslora", "variant": "qkv_depth"}], training=SHORT, search={"trials": 5}
     )
-    done = tensorbench.search_suite(made, store=uri, place=CPU, audience=audience)
+    out = tmp_path / "chosen.yaml"
+    done = tensorbench.search_suite(made, store=uri, place=CPU, out=out, audience=audience)
     steps = [
         event
         for event in audience.events
         if event.partition(" ")[0] not in ("watching", "started", "finished")
     ]
-    assert steps == ["opened 0 0", "searching 1", "searched 1", "allocating 2", "allocated 2"]
+    assert steps == [
+        "opened 0 0",
+        "trying 4, then 1",
+        "trying 1, then 0",
+        f"chosen {len(done.choices[0].lines)}",
+    ]
     assert done.complete
-    search, allocation = done.results
-    assert isinstance(search, SearchResult)
-    assert isinstance(allocation, AllocationResult)
-    assert search.best is not None
-    assert [line.label for line in search.final] == ["best of the search", "heuristic"]
-    assert [point.mode for point in allocation.points] == ["input", "input"]
+    assert done.suites == (out,)
+    (choice,) = done.choices[0].ranks
+    assert len(choice.tried) == 5
+    assert choice.name in repr(choice)
 
 
 @pytest.mark.parametrize("start", [tensorbench.run_suite, tensorbench.search_suite])

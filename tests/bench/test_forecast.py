@@ -49,6 +49,9 @@ SEARCHED: dict[str, Any] = {
     "methods": [TENSOR, "head_only"],
     "seeds": [0, 1, 2],
     "search": {"trials": 5, "seeds": [7, 8]},
+}
+ALLOCATED: dict[str, Any] = {
+    "methods": [TENSOR, "head_only"],
     "allocation": {"seeds": [7], "ranks": 2, "path": 0},
 }
 
@@ -120,16 +123,13 @@ def test_every_part_of_a_suite_is_counted(tmp_path: Path) -> None:
         "tuning": ("run", 6, 12, 12),
         "final": ("run", 2, 4, 4),
     }
-    estimate = make_forecast(plan(**SEARCHED), store, "cpu")
-    # The search ends with its best point and the heuristic on three seeds each; so does the allocation.
-    assert counts(estimate)["final"] == ("run", 2, 6, 6)
-    assert counts(estimate)["search"] == ("search", 5, 5 * 2 + 6, 5 * 2 + 6)
-    command, points, trials, open_ = counts(estimate)["allocation"]
-    assert (command, trials, open_) == ("search", points + 6, points + 6)
+    assert counts(make_forecast(plan(**SEARCHED), store, "cpu")) == {
+        "final": ("run", 2, 6, 6),
+        "search": ("search", 5, 10, 10),
+    }
+    command, points, trials, open_ = counts(make_forecast(plan(**ALLOCATED), store, "cpu"))["search"]
+    assert (command, trials, open_) == ("search", points, points)
     assert points >= 5
-    assert [note.partition(":")[0] for note in estimate.notes] == ["search", "allocation"]
-    assert all("head_only" in note or "head only" in note for note in estimate.notes)
-    assert not (tmp_path / "none.db").exists()
 
 
 def test_a_part_that_was_selected_is_counted_alone(tmp_path: Path) -> None:
@@ -255,13 +255,13 @@ def test_the_command_prints_the_forecast_and_has_it_in_its_json(call: Call, tmp_
     printed = call("plan", file, "--store", store)
     assert (printed.code, printed.err) == (0, "")
     shown = " ".join(printed.out.split())
-    assert "search tensorbench search 5 ≤ 16 ≤ 16 ≤ " in shown
+    assert "search tensorbench search 5 10 10 " in shown
     assert "final tensorbench run 2 6 6 " in shown
     assert "Time is of one worker" in shown
     read = json.loads(call("plan", file, "--store", store, "--json").out)
     assert read["suite"] == "toy"
     parts = [part.part for part in Forecast.model_validate(read["forecast"]).parts]
-    assert parts == ["final", "search", "allocation"]
+    assert parts == ["final", "search"]
 
 
 @pytest.mark.parametrize(
@@ -281,17 +281,17 @@ def test_run_says_what_it_leaves_out_and_which_command_does_it(
     call: Call, tmp_path: Path, new_store: NewStore
 ) -> None:
     changes = {"training": {"batch_size": 16, "steps": 1}, "methods": [TENSOR]}
-    file = write(tmp_path, **changes, allocation=SEARCHED["allocation"])
+    file = write(tmp_path, **changes, allocation=ALLOCATED["allocation"])
     done = call("run", file, "--store", new_store(tmp_path))
     assert done.code == 0, done.err
     errors = " ".join(done.err.split())
     assert "`tensorbench search`" in errors
     # Called from Python with every trial stored.
     heard = Heard()
-    both = suite(**changes, allocation=SEARCHED["allocation"], search={"trials": 2})
+    both = suite(**changes, allocation=ALLOCATED["allocation"])
     run_suite(both, store=f"sqlite:///{tmp_path / 'mlflow.db'}", place=Place(device="cpu"), audience=heard)
     assert heard.notes == [
-        "'toy' also has a search and an allocation, which this does not run: `tensorbench search` "
+        "'toy' also has an allocation, which this does not run: `tensorbench search` "
         "(`tensorbench.search_suite`) does."
     ]
     plain = suite(**changes)

@@ -14,7 +14,6 @@ from tensorbench.cli.results import print_summary
 from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
 from tensorbench.reports import curves, figures
-from tensorbench.reports.ablation import Scored, StoredAblation
 from tensorbench.reports.analysis import analyse
 from tensorbench.reports.drawing import Drawn
 from tensorbench.reports.guards import unbeaten
@@ -138,19 +137,3 @@ def test_every_figure_has_its_line(study: Study) -> None:
     forest = drawn[f"differences-{block}"]
     # The converged head's difference from LoRA: 180 of 200 against 171 on digits, 130 against 141 on textile.
     assert -0.5 in lines(forest, 0)
-    tried = [Scored("a", [2, 1], 10, 0.5, None, []), Scored("b", [2, 3], 10, 0.9, None, [])]
-    search = StoredAblation(
-        kind="search",
-        name="n",
-        run_id="",
-        method="",
-        task="digits",
-        backbone="tiny-random-vit",
-        budget="",
-        modes=["input", "heads"],
-        tried=tried,
-    )
-    level = curves.converged_validation(study, "digits", "tiny-random-vit")
-    (ranks,) = figures.ablation(0, search, level)
-    assert 90.0 in lines(ranks, 1)
-    assert len(ranks.figure.axes[0].lines) == 2

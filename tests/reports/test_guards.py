@@ -13,15 +13,13 @@ from tensorbench.plan.make import make_plan
 from tensorbench.plan.rows import Plan
 from tensorbench.plan.suite import Suite
 from tensorbench.records.measures import Measure
-from tensorbench.records.search_results import SearchPoint
-from tensorbench.records.words import Artifact, PointState, RunKind, Status
 from tensorbench.reports.analysis import analyse
 from tensorbench.reports.cautions import guards
 from tensorbench.reports.reading import read, read_experiment
 from tensorbench.search.tuning import with_choices
 from tensorbench.store.store import Store
 
-from ..stored import Result, search_found, write
+from ..stored import Result, write
 
 NewStore = Callable[[Path], str]
 
@@ -118,24 +116,3 @@ def test_few_points_and_ties_of_tuning_are_noted_on_the_page(tmp_path: Path, new
     (tie,) = [note for note in notes if "tied with the chosen" in note]
     assert few.endswith("LoRA.")
     assert tie.endswith("LoRA.")
-
-
-def test_tied_points_of_a_search_are_noted(tmp_path: Path, new_store: NewStore) -> None:
-    store = write(new_store(tmp_path), planned(methods=["lora"]), lambda trial, row: Result(0.6))
-    points = tuple(
-        SearchPoint(
-            number=number,
-            state=PointState.COMPLETE,
-            ranks=(number + 1,),
-            parameters=10,
-            value=value,
-            loss=loss,
-            trial_id="0",
-        )
-        for number, (value, loss) in enumerate(((0.5, 0.3), (0.6, 0.2), (0.4, 0.2)))
-    )
-    run = store.begin(RunKind.SEARCH, "search", {}, "driver")
-    store.keep(run, Artifact.SEARCH, search_found(by="loss", trials=points, best=points[1]))
-    store.end(run, Status.FINISHED)
-    (note,) = guards(read_experiment(store))
-    assert note.startswith("search: A choice among ties: 1 other point")

@@ -10,8 +10,7 @@ import pytest
 
 from tensorbench.methods import UserError
 from tensorbench.plan.rows import Part
-from tensorbench.records.words import Artifact, RunKind, Status
-from tensorbench.reports import ablation
+from tensorbench.records.words import RunKind, Status
 from tensorbench.reports.reading import WAITING, read
 from tensorbench.reports.report import write_report
 from tensorbench.search.tuning import with_choices
@@ -20,7 +19,7 @@ from tensorbench.store.store import Store
 from ..bench import toy_suites
 from ..messages import naming
 from ..packs import changed, edit_json, packed
-from ..stored import Result, search_found, write
+from ..stored import Result, write
 from .made_up import SMALL, Call, NewStore, plan_of, result, store
 
 TUNED = SMALL | {
@@ -117,29 +116,16 @@ def test_tuning_alone_is_nothing_to_report_yet(tmp_path: Path, new_store: NewSto
         read(uri, ["tuned"])
 
 
-def test_stored_searches_are_reported(tmp_path: Path, new_store: NewStore, call: Call) -> None:
+def test_a_search_alone_is_nothing_to_report(tmp_path: Path, new_store: NewStore, call: Call) -> None:
     uri = new_store(tmp_path)
-    suite = toy_suites.write(
-        tmp_path, search={"trials": 2, "lr": [5e-4, 5e-2]}, training={"steps": 2, "batch_size": 16}
-    )
+    suite = toy_suites.write(tmp_path, search={"trials": 2}, training={"steps": 2, "batch_size": 16})
     ended = call("search", suite, "--store", uri)
     assert ended.code == 0, ended.err
-    ended = call("report", suite, "--store", uri, "--out", tmp_path / "out", "--format", "html")
-    assert ended.code == 0, ended.err
-    (search,) = ablation.read(read(uri, ["toy"]))
-    assert (search.kind, len(search.tried), len(search.final)) == ("search", 2, 2)
-    assert search.name in (tmp_path / "out" / "index.html").read_text()
+    ended = call("report", suite, "--store", uri, "--out", tmp_path / "out")
+    assert ended.code == 2
+    assert re.search(naming("2 of a search", "a suite to run"), ended.err)
     (run,) = Store.existing(uri, "toy").records(RunKind.SUITE)
     assert run.status == Status.FINISHED
-
-
-def test_a_searched_suite_whose_own_rows_never_ran_says_so(tmp_path: Path, new_store: NewStore) -> None:
-    uri = new_store(tmp_path)
-    store = write(uri, plan_of(**SMALL), lambda trial, row: None)
-    result = search_found(name="s")
-    store.keep(store.begin(RunKind.SEARCH, "s", {}, driver=""), Artifact.SEARCH, result)
-    done = write_report(uri, ["small"], tmp_path / "out", log=False)
-    assert any("own rows" in note for note in done.analysis.notes)
 
 
 def test_runs_that_repeat_a_trial_are_noted(tmp_path: Path, new_store: NewStore) -> None:

@@ -13,12 +13,11 @@ from tensorbench.machine.alive import owner
 from tensorbench.machine.files import sha256
 from tensorbench.records.pack_format import TRAVELS
 from tensorbench.records.record import Point, Record, latest
-from tensorbench.records.search_results import RESULT_FORMS
 from tensorbench.records.text import all_storable, run_name
 from tensorbench.records.words import Artifact, RunKind, Status, Tag
 from tensorbench.store.artifacts import hashes
 from tensorbench.store.connect import connect, insisting
-from tensorbench.store.merging import Joined, result_of
+from tensorbench.store.merging import Joined
 from tensorbench.store.source import Source
 from tensorbench.store.store import Store
 
@@ -42,8 +41,8 @@ def merge(
     """Merges experiments with distinct names into the store at `uri`, which is created if missing.
 
     Finished trials in the store keep their results, and get a missing adapter from the pack. If the process
-    is killed, the same call continues where it ended. Raises UserError and writes nothing if a trial or a
-    search has another result in the store, or if the same suite was run differently there.
+    is killed, the same call continues where it ended. Raises UserError and writes nothing if a trial has
+    another score in the store, or if the same suite was run differently there.
     """
     connect(uri, create=True)
     merges = [_Merge(source, Store.there(uri, source.name)) for source in sources]
@@ -94,7 +93,7 @@ class _Merge:
             yield run
 
     def _parents(self, store: Store) -> dict[str, str]:
-        """Writes the runs of the suite and of searches that the store lacks.
+        """Writes the suite's run, if the store lacks it.
 
         Returns the id in the store of each such run, by its id in the pack. The key "" is the suite's run.
         """
@@ -107,31 +106,12 @@ class _Merge:
             if self._plan is not None and store.plan() != self._plan:
                 store.keep(run_id, Artifact.PLAN, self._plan)
             ids[run.run_id] = ids[""] = run_id
-        for run in _nested(self.source):
-            there = _same(store, run)
-            run_id = there[-1].run_id if there else _begin(store, run, ids[""])
-            lacking = (
-                bool(there) and there[-1].status != Status.RUNNING and result_of(store, there[-1]) is None
-            )
-            if not there or lacking or _unended(there, run):
-                _fill(store, self.source, run, run_id, None)
-            ids[run.run_id] = run_id
         return ids
-
-
-def _nested(source: Source) -> list[Record]:
-    return [run for kind in RESULT_FORMS for run in source.records(kind)]
 
 
 def _unended(there: Sequence[Record], run: Record) -> bool:
     """Whether the last of these runs was left by an interrupted unpack of `run`."""
     return bool(there) and there[-1].tag(Tag.ORIGIN) == run.origin and not there[-1].settled
-
-
-def _same(store: Store, search: Record) -> list[Record]:
-    """The store's runs of a search or an allocation, oldest first."""
-    runs = store.records(RunKind(search.tag(Tag.KIND)))
-    return [run for run in runs if run.tag(Tag.STUDY) == search.tag(Tag.STUDY)]
 
 
 @insisting

@@ -41,8 +41,6 @@ from tensorbench.store.source import Source
 #: The artifacts that are packed for each kind of run, apart from trained adapters.
 OF_KIND = {
     RunKind.SUITE: (Artifact.PLAN, Artifact.SUITE),
-    RunKind.SEARCH: (Artifact.SEARCH,),
-    RunKind.ALLOCATION: (Artifact.ALLOCATION,),
     RunKind.TRIAL: (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.REDUNDANCY),
 }
 
@@ -127,16 +125,15 @@ class _Content:
         suite = next((run for run in suites if source.read(run, Artifact.PLAN) is not None), None)
         if suite is None:
             raise UserError(f"experiment '{source.name}' in {source.where} holds no suite of this harness")
-        nested = [*source.records(RunKind.SEARCH), *source.records(RunKind.ALLOCATION)]
         trials = list(latest(source.records()).values())
         ended = [trial for trial in trials if trial.status != Status.RUNNING]
-        if not (ended or nested):
+        if not ended:
             raise UserError(
                 f"experiment '{source.name}' has no trial that has ended: there is nothing to pack"
             )
         done.running += len(trials) - len(ended)
         done.trials[source.name] = len(ended)
-        self._suite, self._runs = suite, sorted([suite, *nested, *ended], key=lambda run: run.origin)
+        self._suite, self._runs = suite, sorted([suite, *ended], key=lambda run: run.origin)
         #: The SHA-256 of artifacts that differ in the pack from those in the store, by `Record.origin`.
         self._changed: dict[str, dict[str, str]] = {}
         self._shared = Shared()

@@ -8,22 +8,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import optuna
 import psutil
 import pytest
 
 import tensorbench.execution.perform
 from tensorbench.methods import UserError
 from tensorbench.records.words import RunKind, Status, Tag
-from tensorbench.search.storage import open_storage
 from tensorbench.store.store import Store
 from tools.stress import scenarios
 
-from ..held_programs import await_held, let_all_through, started
 from ..holding import FORK_WORKERS
 from ..services import Postgres, postgres_programs
 from ..toy_runs import SHORT, executed, raising
-from ..toy_suites import plan, write
+from ..toy_suites import plan
 
 pytestmark = pytest.mark.processes
 
@@ -119,31 +116,6 @@ def test_a_suite_runs_straight_into_postgresql_and_its_tables_have_what_mlflow_g
         assert not list(store.outbox.glob("*/[!.]*"))
     finally:
         database.stop()
-
-
-@pytest.mark.postgres
-@POSTGRES
-def test_a_killed_search_goes_on_as_two_that_share_its_study_over_postgresql(folder: Path) -> None:
-    methods = [{"method": "tenslora", "variant": "qkv_depth"}]
-    changes = {"methods": methods, "seeds": [0], "search": {"trials": 4}}
-    suite, store = write(folder, **changes), scenarios.sqlite(folder)
-    database = Postgres(folder / "postgres")
-    try:
-        command = ("search", suite, "--store", store, "--storage", database.uri)
-        with started(folder, *command, through=1) as first:
-            await_held(first, folder)
-        let_all_through(folder)
-        with started(folder, *command, through=0) as driver, started(folder, *command, through=0) as second:
-            outputs = [process.output() for process in (driver, second)]
-        assert [driver.returncode, second.returncode] == [0, 0], outputs
-        storage = open_storage(database.uri)
-        (name,) = optuna.get_all_study_names(storage)
-        trials = optuna.load_study(study_name=name, storage=storage).trials
-    finally:
-        database.stop()
-    tried = [tuple(trial.user_attrs["ranks"]) for trial in trials if trial.state.name == "COMPLETE"]
-    assert len(set(tried)) == len(tried) == 4
-    assert {trial.state.name for trial in trials} == {"COMPLETE", "FAIL"}
 
 
 RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")

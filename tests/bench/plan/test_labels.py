@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from tensorbench.methods import UserError
-from tensorbench.plan.make import cells
 from tensorbench.plan.rows import Part
-from tensorbench.search.nested import about
 
 from ..local_checkpoints import encoder
 from ..local_checkpoints import write as checkpoint
+from ..search.scripted import choose
 from ..toy_suites import DIGITS, VISION, plan, suite
 
 LABELLED = {
@@ -54,14 +53,13 @@ def test_a_part_is_named_by_label_or_name() -> None:
 
 
 def test_a_search_goes_on_under_another_label() -> None:
-    (_, cell), *_ = cells(suite(**{**VISION, **LABELLED}))
-    assert cell.own == ("LoRA", "tiny-random-vit", "digits")
-    assert about(cell) == {
-        "method": "ours",
-        "task": "Digits (8×8)",
-        "backbone": "ViT, random",
-        "budget": None,
-    }
+    tried = []
+    for rows in (LABELLED, PLAIN):
+        choices, trials = choose(suite(**{**VISION, **rows, "search": {"trials": 2}}), lambda _: (1.0, 0.5))
+        tried.append(([trial.id for trial in trials], choices.ranks[0].name))
+    (labelled, name), (plain, _) = tried
+    assert labelled == plain
+    assert name == "ours · fixed size · Digits (8×8) · ViT, random"
 
 
 def test_labels_distinguish_two_folders_of_one_name(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_k_goes_up_to_the_trials_that_a_jackknife_leaves(studies: int, points: i
             {"tuning": None, "seeds": [0], "methods": [{"method": "lora", "centre": 1e-3}]},
             "'lora' sets centre",
         ),
-        ({"search": {"trials": 2}}, "search"),
+        ({"search": {"trials": 2, "head_lr": [1e-3]}}, "search.head_lr"),
     ],
 )
 def test_impossible_options_are_refused_by_name(changes: dict[str, Any], message: str) -> None:

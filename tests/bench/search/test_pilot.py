@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,18 +16,18 @@ import tensorbench
 import tensorbench.training.loop
 import tensorbench.training.trial
 from tensorbench.methods import UserError
-from tensorbench.plan.make import cells_of, make_plan
+from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite_file import load_suite
 from tensorbench.plan.trial import Trial
-from tensorbench.records.measures import Measure
-from tensorbench.records.record import Record
-from tensorbench.records.words import Status
-from tensorbench.search.pilot import Choices, filled_in, run_pilot, vertex
+from tensorbench.search.chooser import Choices, check_target, filled_in
+from tensorbench.search.pilot import vertex
 from tensorbench.store.store import Store
 from tensorbench.tasks.splits import PreparedData
 
 from ...messages import naming
+from ..toy_runs import raising
 from ..toy_suites import DIGITS, VISION, write
+from . import scripted
 
 Call = Callable[..., Any]
 NewStore = Callable[[Path], str]
@@ -124,30 +125,19 @@ def test_a_second_start_runs_nothing_and_chooses_the_same(piloted: Piloted, call
     before = piloted.out.read_text()
     ended = call("search", piloted.suite, "--store", piloted.uri, "--out", piloted.out)
     assert ended.code == 0
-    assert ended.out.count(", 0 to run") == 3
+    assert "trials" not in ended.out
+    assert len(Store.existing(piloted.uri, "toy").records()) == 9
     assert piloted.out.read_text() == before
 
 
 def choose(base: dict[str, Any], loss: Callable[[Trial], float | None]) -> tuple[Choices, list[Trial]]:
-    """Runs a pilot whose trials get their losses from `loss`. None means a failed trial.
+    """Runs a pilot whose trials get their losses from `loss`. None means a failed trial."""
 
-    Returns its choices and the trials that it ran.
-    """
-    ran: list[Trial] = []
+    def result(trial: Trial) -> tuple[float, float] | None:
+        value = loss(trial)
+        return None if value is None else (value, 0.5)
 
-    def run(rows: Any, trials: Any) -> dict[str, Record]:
-        ran.extend(trials)
-        return {trial.id: _record(trial, loss(trial)) for trial in trials}
-
-    suite = load_suite(base)
-    assert suite.pilot is not None
-    return run_pilot(suite.pilot, cells_of(make_plan(suite), "cpu"), run), ran
-
-
-def _record(trial: Trial, loss: float | None) -> Record:
-    metrics = {} if loss is None else {Measure.SELECTED_LOSS: loss, Measure.SCORE: 0.5}
-    status = Status.FAILED if loss is None else Status.FINISHED
-    return Record("run", trial.id, status, 0, {}, metrics, "", None)
+    return scripted.choose(load_suite(base), result)
 
 
 def best_at(head: float, epochs: int, lr: float) -> Callable[[Trial], float]:
@@ -164,10 +154,16 @@ def best_at(head: float, epochs: int, lr: float) -> Callable[[Trial], float]:
 def test_each_step_has_what_the_steps_before_have_chosen() -> None:
     choices, ran = choose(PILOT, best_at(3e-3, 4, 1.4e-2))
     assert choices.complete
-    assert (choices.head_lr, choices.epochs, choices.centres) == ({"digits": 3e-3}, {"digits": 4}, {1: 1e-2})
+    assert choices.training == {"digits": {"head_lr": 3e-3, "epochs": 4}}
+    assert choices.centres == {1: 1e-2}
     last = [trial for trial in ran if trial.method["method"] == "lora"][-3:]
     assert {(trial.recipe.head_lr, trial.recipe.epochs) for trial in last} == {(3e-3, 4)}
     assert {trial.evaluate for trial in ran} == {"validation"}
+
+
+def test_a_pilot_without_steps_chooses_nothing() -> None:
+    choices, ran = choose(changed(head_lr=None, epochs=None, centres=None), lambda trial: 1.0)
+    assert (choices.complete, choices.lines, ran) == (True, [], [])
 
 
 def test_a_choice_at_an_edge_says_so() -> None:
@@ -198,7 +194,7 @@ def test_nothing_is_chosen_or_written_if_all_trials_fail(
 ) -> None:
     choices, _ = choose(PILOT, lambda trial: None)
     assert (choices.complete, choices.centres, len(choices.missing)) == (False, {}, 3)
-    monkeypatch.setattr("tensorbench.run.run_pilot", lambda *_: choices)
+    monkeypatch.setattr("tensorbench.execution.perform.run_trial", raising(RuntimeError("the disk was full")))
     out = tmp_path / "chosen.yaml"
     ended = call("search", write(tmp_path, PILOT), "--store", new_store(tmp_path), "--out", out)
     assert (ended.code, out.exists()) == (1, False)
@@ -232,7 +228,8 @@ def test_the_vertex_is_that_of_the_parabola_whatever_the_spacing() -> None:
 def test_a_pilots_suite_keeps_the_authors_fields() -> None:
     base = {**PILOT, "description": "as written", "tasks": [{**DIGITS, "training": {"warmup": 0.2}}]}
     suite = load_suite(base)
-    values = filled_in(suite, Choices({"digits": 1e-2}, {"digits": 3}, {1: 1e-3}), "chosen")
+    choices = Choices({"digits": {"head_lr": 1e-2, "epochs": 3}}, {1: 1e-3})
+    values = filled_in(suite, scripted.only_chooser(suite), choices, "chosen")
     assert values["tasks"] == [{**DIGITS, "training": {"warmup": 0.2, "head_lr": 1e-2, "epochs": 3}}]
     assert values["methods"] == [
         {"method": "head_only"},
@@ -240,6 +237,15 @@ def test_a_pilots_suite_keeps_the_authors_fields() -> None:
         {"method": "lotr", "centre": 2e-3},
     ]
     assert (values["name"], values["description"], "pilot" in values) == ("chosen", "as written", False)
+
+
+def test_a_pilot_comes_before_a_search_which_its_suite_still_has() -> None:
+    suite = load_suite({**PILOT, "search": {"trials": 2}})
+    chooser = scripted.only_chooser(suite)
+    assert chooser.section == "pilot"
+    values = filled_in(suite, chooser, Choices(), "chosen")
+    assert ("pilot" in values, values["search"]) == (False, {"trials": 2})
+    assert scripted.only_chooser(load_suite(values)).section == "search"
 
 
 @pytest.mark.parametrize(
@@ -270,21 +276,20 @@ def test_impossible_pilots_are_refused_before_any_trial(
         tensorbench.search_suite(load_suite(base), store=new_store(tmp_path), out=tmp_path / "chosen.yaml")
 
 
-@pytest.mark.parametrize("out", [None, "toy.yaml", "chosen.txt", "a name.yaml"])
-def test_a_pilot_needs_a_file_of_another_name(out: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("out", ["toy.yaml", "chosen.txt", "a name.yaml", "nowhere/chosen.yaml"])
+def test_a_file_that_could_not_be_written_is_refused_before_any_trial(out: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--out"):
-        tensorbench.search_suite(load_suite(PILOT), out=out and tmp_path / out)
+        tensorbench.search_suite(load_suite(PILOT), out=tmp_path / out)
 
 
 def test_paths_that_begin_at_the_suite_s_folder_would_be_lost_elsewhere(tmp_path: Path) -> None:
-    base = {**PILOT, "backbones": [{"local": "here"}]}
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
-    suite = write(tmp_path / "one", base)
+    suite = load_suite(write(tmp_path / "one", {**PILOT, "backbones": [{"local": "here"}]}))
+    chooser: Any = SimpleNamespace(section="pilot", pair=None)
+    check_target(suite, chooser, tmp_path / "one" / "chosen.yaml")
     with pytest.raises(UserError, match="--out"):
-        tensorbench.search_suite(suite, out=tmp_path / "other" / "chosen.yaml")
-    with pytest.raises(UserError, match="backbone"):
-        tensorbench.search_suite(suite, out=tmp_path / "one" / "chosen.yaml")
+        check_target(suite, chooser, tmp_path / "other" / "chosen.yaml")
 
 
 def test_a_file_that_the_pilot_did_not_write_is_kept(tmp_path: Path) -> None:
@@ -306,16 +311,10 @@ def test_centres_on_a_task_that_is_left_out_are_refused(tmp_path: Path, new_stor
 def test_nothing_is_chosen_if_a_trial_is_lost(
     tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tensorbench.run._Work.run_phase", lambda *_, **__: None)
+    monkeypatch.setattr("tensorbench.run.execute", lambda *_, **__: None)
     with pytest.raises(UserError, match="has no result"):
         tensorbench.search_suite(load_suite(PILOT), store=new_store(tmp_path), out=tmp_path / "chosen.yaml")
     assert not (tmp_path / "chosen.yaml").exists()
-
-
-def test_a_file_without_a_pilot_is_refused(tmp_path: Path) -> None:
-    suite = load_suite({**VISION, "search": {"trials": 2}})
-    with pytest.raises(UserError, match="--out"):
-        tensorbench.search_suite(suite, out=tmp_path / "chosen.yaml")
 
 
 def test_a_plan_counts_the_trials_of_a_pilot(tmp_path: Path, call: Call) -> None:

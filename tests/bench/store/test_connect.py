@@ -25,7 +25,6 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy import create_engine
 
 from tensorbench.methods import UserError
-from tensorbench.search.storage import open_storage
 from tensorbench.store import trained
 from tensorbench.store.addresses import shown_uri
 from tensorbench.store.connect import connect, follow, index_trials, state_folder, with_driver
@@ -114,12 +113,6 @@ def test_a_run_that_cannot_be_read_shows_no_password(monkeypatch: pytest.MonkeyP
 )
 def test_plain_postgresql_means_the_driver_of_the_extra(uri: str, used: str) -> None:
     assert with_driver(uri) == used
-
-
-def test_a_plain_postgresql_storage_is_asked_and_not_refused() -> None:
-    where = "postgresql://127.0.0.1:9/x"
-    with pytest.raises(UserError, match=rf"(?s){re.escape('127.0.0.1:9/x')}: .*Connection refused"):
-        open_storage(where)
 
 
 def test_a_postgresql_server_that_is_down_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from tensorbench.store.store import Store
 from ...packs import changed, edit_json, files, packed
 from ...reports.made_up import SMALL, plan_of, result
 from ...reports.made_up import store as made_up_store
-from ...stored import Result, search_found, write
+from ...stored import Result, write
 from ..toy_runs import SHORT, executed
 from ..toy_suites import plan
 from ..toy_suites import write as write_suite
@@ -287,49 +287,6 @@ def test_other_scores_are_listed_and_nothing_is_written(
     assert Store.existing(uri, "small").records() == before
     with pytest.raises(UserError, match="have other scores"):
         open_results("", [str(pack), str(tampered)])
-
-
-def searched(store: Store) -> None:
-    search = search_found(name="ranks", asked=100)
-    run = store.begin(RunKind.SEARCH, search.name, {Tag.STUDY: search.name}, "")
-    store.keep(run, Artifact.SEARCH, search)
-    store.end(run, Status.FINISHED)
-
-
-def test_a_search_with_another_result_is_refused(pack: Path, tmp_path: Path, new_store: NewStore) -> None:
-    uri = new_store(tmp_path)
-    unpack(pack, store=uri)
-    searched(Store.existing(uri, "small"))
-    search_pack = packed(uri, "small", tmp_path / "one")
-    other = changed(
-        search_pack,
-        tmp_path / "b.tensorbench.zip",
-        edit_json("search.json", lambda search: search.update(asked=7)),
-    )
-    refused = "the search 'ranks' found something else in .* than in b.tensorbench.zip; nothing was merged"
-    for names in ([search_pack, other], ["small", other]):
-        with pytest.raises(UserError, match=refused):
-            open_results(uri, map(str, names))
-    with pytest.raises(UserError, match=refused):
-        unpack(other, store=uri)
-    # Parts without the search, or with an equal one, contradict nothing.
-    (joined,) = open_results(uri, map(str, [pack, search_pack, "small"]))
-    assert len(joined.records(RunKind.SEARCH)) == 1
-
-
-def test_a_search_that_comes_after_the_trials_is_no_duplicate_of_them(
-    pack: Path, tmp_path: Path, new_store: NewStore
-) -> None:
-    (tmp_path / "other").mkdir()
-    uri, other = new_store(tmp_path), new_store(tmp_path / "other")
-    unpack(pack, store=uri)
-    searched(Store.existing(uri, "small"))
-    search_pack = packed(uri, "small", tmp_path / "one")
-    unpack(pack, store=other)
-    unpack(search_pack, store=other)
-    (search,) = Store.existing(other, "small").records(RunKind.SEARCH)
-    assert search.status == Status.FINISHED
-    assert packed(other, "small", tmp_path / "again").read_bytes() == search_pack.read_bytes()
 
 
 def protocol(plan: dict[str, Any]) -> None:
