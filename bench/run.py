@@ -95,7 +95,7 @@ class SuiteRun(ShowsOverview):
     #: The selected part of the suite's plan, with the trials that tuning has chosen.
     plan: Plan
     summary: Summary
-    #: The sentences that answer the question of a complete suite.
+    #: The sentences that answer the question of a complete suite. Empty if only a part of it was selected.
     answers: tuple[str, ...] = ()
 
     @property
@@ -307,7 +307,8 @@ def run_suite(
             answers: tuple[str, ...] = ()
             if not (full_plan.partial or pending(full_plan, records)):
                 answers = work.keep_answer(full_plan, records, None if part.choices else summary.studies)
-            return SuiteRun(plan, summary, answers)
+            # Beside the table of a part, the answers of the whole suite would be misread.
+            return SuiteRun(plan, summary, () if part.choices else answers)
 
 
 def search_suite(

@@ -57,8 +57,8 @@ def guarded(
         )
         for entrant in block.entrants
     )
-    found = tuple(edge for edge, *_ in edges.values() if edge)
-    return replace(block, guards=guards.sentences, edges=found, entrants=entrants)
+    over_all = tuple(edge for edge, *_ in edges.values() if edge)
+    return replace(block, guards=guards.sentences, edges=over_all, entrants=entrants)
 
 
 def _left(

@@ -45,11 +45,11 @@ class CellSearch(CellPoints):
         self.count = section.trials
         self.all: list[RankPoint] = []
         # One point more tells whether there are more. The heuristic's ranks may not be among the vectors.
-        some = dict.fromkeys([self.first, *islice(self._points(), section.trials + 1)])
-        if len(some) <= section.trials:
-            rest = list(some)[1:]
+        points = dict.fromkeys([self.first, *islice(self._points(), section.trials + 1)])
+        if len(points) <= section.trials:
+            rest = list(points)[1:]
             random.Random(section.seed).shuffle(rest)
-            self.all, self.count = [self.first, *rest], len(some)
+            self.all, self.count = [self.first, *rest], len(points)
 
     def tries(self) -> Tries:
         if self.all:
@@ -57,16 +57,16 @@ class CellSearch(CellPoints):
         records: list[Record] = []
         study, samplers = self._study(), self._samplers()
         while (left := self.count - len(self.trials)) > 0:
-            batch, asked = Batch(self.name), []
+            batch, proposals = Batch(self.name), []
             for _ in range(min(AT_ONCE, left)):
-                asked.append(self._ask(study, samplers))
-                self.add(batch, asked[-1][1])
-            batch.following = (left - len(asked)) * len(self.search.seeds)
+                proposals.append(self._ask(study, samplers))
+                self.add(batch, proposals[-1][1])
+            batch.following = (left - len(proposals)) * len(self.search.seeds)
             new = yield batch
             records += new
             # The first result of each trial: if a failure is tried again, later proposals stay the same.
             first = {record.trial_id: record for record in reversed(new) if record.settled}
-            for trial, point in asked:
+            for trial, point in proposals:
                 self._tell(study, trial, point, list(first.values()))
         return records
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tensorbench.machine.cache import check_cache
 from tensorbench.methods import UserError
 from tensorbench.records.measures import Measure
-from tensorbench.records.pack_format import ENDING
 from tensorbench.records.record import Record
 from tensorbench.records.words import RunKind, Status
 from tensorbench.store.access import Access, is_foreign
@@ -93,35 +90,8 @@ def verify(
         reruns=reran,
         cached_files=cached_files,
         notes=[note for findings in plans for note in findings.notes]
-        + list(_packs_with(_planned(sources) - settled if plans else set(), names))
         + [f"{bare:,} trials were packed without their adapters, which were not checked"] * bool(bare),
     )
-
-
-def _planned(sources: Sequence[Source]) -> set[str]:
-    """The ids of all trials that the sources plan. A plan that is no plan has none."""
-    planned: set[str] = set()
-    for source in sources:
-        with suppress(UserError):
-            if plan := source.plan():
-                planned.update(plan.by_id(), *(row.tuning.ids for row in plan.rows if row.tuning))
-    return planned
-
-
-def _packs_with(missing: AbstractSet[str], names: Sequence[str]) -> Iterator[str]:
-    """Yields a note for each pack, among those near the named packs, with results that these lack.
-
-    Near are the folder of a pack, and the folders of the same name higher up, as results/ is for a pack in
-    docs/results/.
-    """
-    named = {Path(name).resolve() for name in names if is_pack(name)} if missing else set()
-    folders = {above / pack.parent.name for pack in named for above in pack.parents}
-    for path in sorted({path for folder in folders for path in folder.glob(f"*{ENDING}")} - named):
-        with suppress(UserError):
-            stored = {run.trial_id for source in open_pack(path) for run in source.records() if run.settled}
-            if found := stored & missing:
-                counts = f"{len(found):,} of the {len(missing):,} trials without one"
-                yield f"{path} has results of {counts}: name it as well"
 
 
 def _validation_losses(source: Source, records: Sequence[Record]) -> Mapping[str, Mapping[float, float]]:

@@ -136,7 +136,7 @@ def _check_results(findings: Examined, plan: StoredPlan, settled: Set[str]) -> N
         return
     if missing:
         parts = first_few(list(dict.fromkeys(part for part, _ in missing)), MOST_LISTED)
-        result = f"{len(missing):,} have no result, of {parts}"
+        result = f"{len(missing):,} have no result, of {parts}; name the pack too in which they have one"
         findings.broken("plan, its trials", f"{len(planned):,} planned", result)
     if studies := [row.studies for row in plan.rows if row.studies]:
         absent = {part for part, _ in missing}

@@ -201,21 +201,20 @@ def test_labels_of_two_packs_that_were_joined(tmp_path: Path, new_store: Callabl
     assert verify(uri).ok
 
 
-def test_trials_that_lie_in_another_pack_name_it(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
+def test_trials_of_another_pack_verify_beside_it(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
     """The suite "more" plans a trial of "toy", and its pack has only the others."""
-    folders = {"toy": tmp_path / "results", "more": tmp_path / "docs" / "results"}
     packs, methods = {}, ["head_only", "full"]
-    for name, folder in folders.items():
-        folder.mkdir(parents=True)
+    for name in ("toy", "more"):
+        folder = tmp_path / name
+        folder.mkdir()
         store = Store.create(new_store(folder), name)
         planned = plan(name=name, methods=methods[: 1 + (name == "more")], training=SHORT)
         store.end(store.begin_suite(planned), Status.FINISHED)
         run_inline(store, planned, planned.trials[-1:])
         packs[name] = packed(store.uri, name, folder)
-    (fault, *others), notes = (alone := verify("", [str(packs["more"])])).faults, alone.notes
-    assert (fault.what, others) == ("plan, its trials", [])
-    (note,) = (note for note in notes if "name it" in note)
-    assert note.startswith(f"{packs['toy']} has results of 1 of the 1 trials without one")
+    (fault,) = verify("", [str(packs["more"])]).faults
+    assert fault.what == "plan, its trials"
+    assert "name the pack too" in fault.recomputed
     assert verify("", [str(path) for path in packs.values()]).ok
 
 
