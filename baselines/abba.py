@@ -83,7 +83,6 @@ class ABBA(HadamardMethod):
     title: ClassVar[str] = "ABBA"
     divided_by_rank: ClassVar[bool] = False
     published_lr: ClassVar[float | None] = 1e-3
-    published_scale: ClassVar[float | None] = 32.0
 
     targets: AnyTargets = "qkvo+mlp"
     #: The value of both α₁ and α₂ in the reference code, which uses rank 32.

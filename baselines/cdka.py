@@ -29,7 +29,6 @@ class CDKA(OneRank, Targeted, LowRankMethod):
     title: ClassVar[str] = "CDKA"
     #: The learning rate in the authors' script for LLaMA-2-7B.
     published_lr: ClassVar[float | None] = 2e-4
-    published_scale: ClassVar[float | None] = 64.0
 
     targets: AnyTargets = "qkvo+mlp"
     #: LoRA's alpha. It is divided by √(rank·r2).

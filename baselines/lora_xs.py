@@ -33,8 +33,6 @@ class LoRAXS(OneRank, Targeted, LowRankMethod):
 
     name: ClassVar[str] = "lora_xs"
     title: ClassVar[str] = "LoRA-XS"
-    #: The scale in the reference code for GLUE, at any rank. For mathematics, its scale equals the rank.
-    published_scale: ClassVar[float | None] = 16.0
     rank_bound: ClassVar[str] = "no weight has more singular vectors"
 
     targets: AnyTargets = "qkvo+mlp"

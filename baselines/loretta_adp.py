@@ -36,7 +36,6 @@ class LoRETTAAdapter(OneRank):
     not_low_rank: ClassVar[str] = "LoRETTA-adp is not linear"
     not_mergeable: ClassVar[str] = "its bottleneck is not linear, so that it is no change of a weight"
     published_lr: ClassVar[float | None] = 1e-4
-    published_scale: ClassVar[float | None] = 1.0
 
     scale: Scale = 1.0
     #: The width of the bottleneck. 64 in the script of the reference code.

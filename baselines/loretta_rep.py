@@ -28,7 +28,6 @@ class LoRETTA(TrainsOfSites, LowRankMethod):
     name: ClassVar[str] = "loretta_rep"
     title: ClassVar[str] = "LoRETTA-rep"
     published_lr: ClassVar[float | None] = 1e-4
-    published_scale: ClassVar[float | None] = 16.0
 
     #: LoRA's alpha. It is divided by `width`. 16 in the reference code.
     scale: Scale = 16.0

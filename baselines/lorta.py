@@ -29,10 +29,8 @@ class LoRTA(OneRank, StackedMethod):
     name: ClassVar[str] = "lorta"
     title: ClassVar[str] = "LoRTA"
     projections: ClassVar[tuple[str, ...]] = ("query", "key", "value", "output")
-    #: The learning rates of adapter and head in the reference code for CoLA. For MRPC the head's is 4e-3.
+    #: The adapter's learning rate in the reference code for CoLA.
     published_lr: ClassVar[float | None] = 1e-2
-    published_head_lr: ClassVar[float | None] = 1e-3
-    published_scale: ClassVar[float | None] = 1.0
 
     #: LoRA's alpha. It is divided by the rank. 1 in the reference code.
     scale: Scale = 1.0

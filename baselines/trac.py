@@ -28,7 +28,6 @@ class TRAC(OneRank, Targeted, LowRankMethod):
     title: ClassVar[str] = "TRAC"
     #: The learning rate in the reference code for GLUE.
     published_lr: ClassVar[float | None] = 1e-3
-    published_scale: ClassVar[float | None] = 32.0
 
     #: LoRA's alpha. It is divided by the rank. 32 in the reference code, which uses rank 16.
     scale: Scale = 32.0

@@ -31,7 +31,6 @@ class TTLoRA(TrainsOfSites, LowRankMethod):
     name: ClassVar[str] = "tt_lora"
     title: ClassVar[str] = "TT-LoRA"
     published_lr: ClassVar[float | None] = 5e-3
-    published_scale: ClassVar[float | None] = 16.0
 
     #: LoRA's alpha. 16 in the reference code, which uses rank 5.
     scale: Scale = 16.0

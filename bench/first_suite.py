@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from tensorbench.execution.estimate import Pace, remaining, seconds_per_operation
+from tensorbench.execution.estimate import Pace, seconds_per_operation, workloads
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import first_few
 from tensorbench.methods.validation import validate
@@ -177,8 +177,8 @@ def _fitted(task: Task, data: dict[str, Any], file: Path, device: str) -> tuple[
         )
         suite = validate(Suite, parse(text), str(file)).beside(file.parent)
         plan = make_plan(suite, device)
-        pace = Pace(plan, (), speed)
-        seconds = sum(pace.seconds(*job) for job in remaining(plan.rows, plan, ()))
+        pace, work = Pace(plan, (), speed), workloads(plan)
+        seconds = sum(pace.seconds(trial, work[trial.id]) for trial in plan.trials)
         if seconds <= HOUR:
             break
     time = duration(seconds)

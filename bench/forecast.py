@@ -14,6 +14,7 @@ from tensorbench.execution.estimate import (
     pace_on,
     sizing,
     workload_of,
+    workloads,
 )
 from tensorbench.machine.cards import cards
 from tensorbench.machine.memory import MIB
@@ -23,7 +24,6 @@ from tensorbench.plan.make import cells_of
 from tensorbench.plan.rows import Plan
 from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import Forecast, Share
-from tensorbench.records.words import Phase
 from tensorbench.store import DEFAULT_STORE
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ class _Job:
 
 @dataclass
 class _Part:
-    name: Phase | Literal["final"]
     command: Literal["run", "search"]
     points: int = 0
     jobs: list[_Job] = field(default_factory=list)
@@ -61,14 +60,12 @@ def make_forecast(plan: Plan, store: str = DEFAULT_STORE, device: str = "cpu") -
     settled: set[str] = set()
     if opened is not None:
         from tensorbench.records.record import latest
-        from tensorbench.search.tuning import with_choices
         from tensorbench.store.changes import changed_trials
 
         records = opened.records()
-        plan = with_choices(plan, opened, records)
         notes += changed_trials(plan, opened, records)
         settled = {id_ for id_, record in latest(records).items() if record.settled}
-    parts = _run_parts(plan)
+    parts = [_run_part(plan)]
     if plan.suite.searched:
         parts.append(_search_part(plan, device, records, notes))
     parts = [part for part in parts if part.jobs]
@@ -80,18 +77,17 @@ def make_forecast(plan: Plan, store: str = DEFAULT_STORE, device: str = "cpu") -
         )
     elif device.startswith("cuda"):
         notes.append(_gpus(device))
-    open_ = {part.name: _open(part, settled) for part in parts}
+    open_ = {part.command: _open(part, settled) for part in parts}
     jobs = [job for part in parts for job in part.jobs]
     remaining = [(job.trial, job.workload) for open_jobs in open_.values() for job in open_jobs]
     return Forecast(
         parts=tuple(
             Share(
-                part=part.name,
                 command=part.command,
                 points=part.points,
                 trials=len(part.jobs),
-                open=len(open_[part.name]),
-                seconds=sum(pace.seconds(job.trial, job.workload) for job in open_[part.name]),
+                open=len(open_[part.command]),
+                seconds=sum(pace.seconds(job.trial, job.workload) for job in open_[part.command]),
             )
             for part in parts
         ),
@@ -139,21 +135,12 @@ def _open(part: _Part, settled: set[str]) -> list[_Job]:
     return [job for job in part.jobs if not (job.resolved and job.trial.id in settled)]
 
 
-def _run_parts(plan: Plan) -> list[_Part]:
-    final, tuning = _Part("final", "run"), _Part("tuning", "run")
-    trials = {trial.id: trial for trial in plan.trials}
-    seen: set[str] = set()
-    for row in plan.rows:
-        part = tuning if row.phase else final
-        part.points += len(row.trials) if row.studies else 1
-        for seed, id_ in row.trials.items():
-            # Before tuning has chosen, any candidate's trial represents the final one.
-            trial = trials[id_] if id_ else row.candidates[0].final[seed]
-            if trial.id not in seen:
-                part.jobs.append(_Job(trial, workload_of(row), resolved=id_ is not None))
-            if id_:
-                seen.add(id_)
-    return [tuning, final]
+def _run_part(plan: Plan) -> _Part:
+    part = _Part("run")
+    part.points = sum(len(row.trials) if row.studies else 1 for row in plan.rows)
+    work = workloads(plan)
+    part.jobs = [_Job(trial, work[trial.id], resolved=True) for trial in plan.trials]
+    return part
 
 
 def _search_part(plan: Plan, device: str, records: Sequence[Record], notes: list[str]) -> _Part:
@@ -167,7 +154,7 @@ def _search_part(plan: Plan, device: str, records: Sequence[Record], notes: list
     from tensorbench.search.chooser import run_steps
     from tensorbench.search.choosers import choosers_of
 
-    part = _Part("search", "search")
+    part = _Part("search")
     try:
         choosers = choosers_of(plan.suite, cells_of(plan, device))
     except UserError as error:

@@ -111,7 +111,7 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: CustomThre
         UserError: if there are fewer studies than an interval needs, or if a threshold is invalid. Also if a
             threshold has units but noise is assumed, because assumed noise is relative to the score.
     """
-    tuning, rows = plan.suite.studies, plan.of(None).rows
+    tuning, rows = plan.suite.tuning, plan.rows
     studies = len({row.studies.trials[seed].study for row in rows if row.studies for seed in row.trials})
     if tuning and studies < LEAST_SEEDS:
         raise UserError(f"studies: {studies}, and --power needs at least {LEAST_SEEDS}: there is no interval")
@@ -206,7 +206,7 @@ def _stored_studies(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[
     for block in analysis.blocks:
         effects = [entrant.differences[block.k].effect for entrant in block.compared]
         design = of_effects(effects, len(effects))
-        if design and plan.suite.studies and block.k == plan.suite.studies.points:
+        if design and plan.suite.tuning and block.k == plan.suite.tuning.points:
             powers[block.budget, *measured(block.metric, block.settings[0].task)] = design, block.threshold
     return powers
 

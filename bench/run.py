@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tensorbench.execution import make_executor
 from tensorbench.execution.driver import execute, failures, patiently, pending
-from tensorbench.execution.estimate import check_disk, check_memory, final_work, time_advice
+from tensorbench.execution.estimate import check_disk, check_memory, time_advice
 from tensorbench.execution.executor import Executor
 from tensorbench.execution.perform import Report
 from tensorbench.execution.place import HERE, Place
@@ -29,10 +29,9 @@ from tensorbench.plan.suite_file import load_suite
 from tensorbench.plan.trial import Trial
 from tensorbench.records.record import Record, latest
 from tensorbench.records.text import message
-from tensorbench.records.words import Phase, RunKind, Status, Tag
+from tensorbench.records.words import RunKind, Status, Tag
 from tensorbench.search.chooser import Batch, Choices, check_target, run_steps, write_suite
 from tensorbench.search.choosers import choosers_of
-from tensorbench.search.tuning import with_choices
 from tensorbench.store import DEFAULT_STORE
 from tensorbench.store.changes import changed_trials
 from tensorbench.store.store import Store
@@ -53,23 +52,13 @@ class Audience:
         that were sent, and `closed` the number of these runs that were closed.
         """
 
-    def phase(self, plan: Plan, phase: Phase | None, waiting: int, device: str) -> None:
-        """Called before the trials of one purpose run.
-
-        `phase` is the purpose, such as "tuning". None: the final trials. `plan` has the trials of this
-        purpose. `waiting` is the number of them that remain to run.
-        """
-
-    def following(self, trials: float) -> None:
-        """Called before tuning, with the time that the final trials will take afterwards.
-
-        The time is given in units of the mean time of a tuning trial.
-        """
+    def starting(self, plan: Plan, waiting: int, device: str) -> None:
+        """Called before the trials of a plan run. `waiting` is the number of them that remain to run."""
 
     def watch(self, plan: Plan, count: int, slots: int) -> AbstractContextManager[Report]:
         """Makes a context in which `count` trials of a plan are prepared and run on `slots` workers.
 
-        The context is entered before `phase` is called. It yields a function, which is called with every
+        The context is entered before `starting` is called. It yields a function, which is called with every
         event.
         """
         return nullcontext(lambda event: None)
@@ -92,7 +81,7 @@ class Audience:
 class SuiteRun(ShowsOverview):
     """The plan that `run_suite` has run, and a summary of its results."""
 
-    #: The selected part of the suite's plan, with the trials that tuning has chosen.
+    #: The selected part of the suite's plan.
     plan: Plan
     summary: Summary
     #: The sentences that answer the question of a complete suite. Empty if only a part of it was selected.
@@ -137,52 +126,26 @@ class _Work:
     def store(self) -> Store:
         return self.driver.store
 
-    def run_phase(
-        self,
-        full_plan: Plan,
-        plan: Plan,
-        phase: Phase | None,
-        records: Sequence[Record],
-        *,
-        retry_failed: bool,
-    ) -> Plan:
-        """Runs the trials of a plan that have one purpose.
+    def run(self, full_plan: Plan, plan: Plan, records: Sequence[Record], *, retry_failed: bool) -> None:
+        """Runs the trials of a plan, which is the selected part of `full_plan`.
 
-        `phase` is the purpose, such as "tuning". None: the final trials. `plan` is the selected part of
-        `full_plan`, and `records` are those of the store. If `retry_failed` is set, only the failures in
-        `records` run again. A failure that another driver has already retried is left out, even if it failed
-        again. Returns the full plan, with the choices that tuning has made by the time the trials start.
+        `records` are those of the store. If `retry_failed` is set, only the failures in `records` run again.
+        A failure that another driver has already retried is left out, even if it failed again.
         """
-        store, executor, part = self.store, self.executor, plan.of(phase)
+        store, executor = self.store, self.executor
         failed = failures(records) if retry_failed else {}
-        trials = [t for t in part.trials if t.id in failed] if retry_failed else pending(part, records)
+        trials = [t for t in plan.trials if t.id in failed] if retry_failed else pending(plan, records)
         if not trials:
-            self.audience.phase(part, phase, 0, executor.device)
-            if phase is None:
-                store.end(store.begin_suite(full_plan, self.driver.claims.driver), Status.FINISHED)
-            return full_plan
-        check_disk(part, trials, store)
+            self.audience.starting(plan, 0, executor.device)
+            store.end(store.begin_suite(full_plan, self.driver.claims.driver), Status.FINISHED)
+            return
+        check_disk(plan, trials, store)
         _check_memory(trials, executor)
-        if phase == "tuning" and not retry_failed:
-            self.audience.following(final_work(plan, trials, records))
-        with self.audience.watch(part, len(trials), executor.slots) as report:
+        with self.audience.watch(plan, len(trials), executor.slots) as report:
             executor.prepare(trials, report, full_plan.suite.trial_timeout)
-            # Announce the phase when nothing can prevent it any more.
-            self.audience.phase(part, phase, len(trials), executor.device)
-            # During preparation, another driver may have chosen.
-            full_plan = with_choices(full_plan, store)
-            tags = {Tag.PHASE: phase} if phase else {}
-            execute(
-                full_plan,
-                trials,
-                self.driver,
-                executor,
-                report,
-                tags=tags,
-                retried=failed,
-                records=records,
-            )
-        return full_plan
+            # Announce the trials when nothing can prevent them any more.
+            self.audience.starting(plan, len(trials), executor.device)
+            execute(full_plan, trials, self.driver, executor, report, retried=failed, records=records)
 
     def keep_answer(
         self, plan: Plan, records: Iterable[Record], studies: StudyAnalysis | None
@@ -256,8 +219,7 @@ def run_suite(
 ) -> SuiteRun:
     """Runs the trials of a suite and stores their results in MLflow.
 
-    Tuning trials run first, and then the final trials. Trials with a result do not run again, so a run that
-    was stopped continues where it was.
+    Trials with a result do not run again, so a run that was stopped continues where it was.
 
     Args:
         suite: A suite, or the path of its file.
@@ -275,7 +237,7 @@ def run_suite(
     with make_executor(place) as executor:
         loaded = _limited(_loaded(suite), place, executor, audience)
         full_plan = _planned(loaded, executor.device, part, audience)
-        full_plan.select(part)  # refuses a part that the suite lacks before a store is made
+        plan = full_plan.select(part)  # refuses a part that the suite lacks before a store is made
         opened = Store.create(store, loaded.name)
         with session(opened) as driver:
             audience.opened(driver.sent, driver.closed)
@@ -285,8 +247,6 @@ def run_suite(
                     "`tensorbench search` (`tensorbench.search_suite`) does."
                 )
             records = opened.records()
-            full_plan = with_choices(full_plan, opened, records)
-            plan = full_plan.select(part)
             if not retry_failed:
                 for note in changed_trials(plan, opened, records):
                     audience.note(note)
@@ -295,12 +255,8 @@ def run_suite(
             stored = latest(records)
             driver.warn_of_changed_plugins(stored[t.id] for t in plan.trials if t.id in stored)
             work = _Work(driver, executor, audience)
-            phases: tuple[Phase | None, ...] = ("tuning", None) if loaded.equal_tuning else (None,)
-            for phase in phases:
-                full_plan = work.run_phase(full_plan, plan, phase, records, retry_failed=retry_failed)
-                records = patiently(opened, opened.records)
-                full_plan = with_choices(full_plan, opened, records)
-                plan = full_plan.select(part)
+            work.run(full_plan, plan, records, retry_failed=retry_failed)
+            records = patiently(opened, opened.records)
             from tensorbench.reports.summary import summarise
 
             summary = summarise(opened, plan.stored(), records)

@@ -28,12 +28,8 @@ class Method(Frozen, ABC):
     version: ClassVar[int] = 1
     #: Whether a suite can set the size by a rank or a budget.
     sizeable: ClassVar[bool] = True
-    #: The authors' learning rate for the adapter, which tuning always tries. None if unknown.
+    #: The authors' learning rate for the adapter, which plans show. None if unknown.
     published_lr: ClassVar[float | None] = None
-    #: The authors' learning rate for the head. None: the same as `published_lr`.
-    published_head_lr: ClassVar[float | None] = None
-    #: The authors' scale. None if unknown, or if they tuned it per data set.
-    published_scale: ClassVar[float | None] = None
     #: Why gradients intentionally differ from the exact ones. For example, DoRA treats a norm as a constant.
     #: Empty if gradients are exact.
     approximates_gradient: ClassVar[str] = ""

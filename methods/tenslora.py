@@ -43,7 +43,6 @@ class TensLoRA(CutMethod):
     titled: ClassVar[frozenset[str]] = frozenset({"variant", "ranks"})
     #: The learning rate of the reference code for all tasks.
     published_lr: ClassVar[float | None] = 5e-4
-    published_scale: ClassVar[float | None] = 1.0
 
     #: The stacked axes: heads (att), projections (qkv), layers (depth), or a combination.
     variant: Variant

@@ -58,7 +58,7 @@ WHICH = {
 TRIALS = WHICH | {
     "family": Column(TEXT, "", "the method's registered name"),
     "ranks": Column(TEXT, "", "in the order of the method's modes, joined by commas"),
-    "phase": Column(TEXT, "", "final, tuning or search"),
+    "phase": Column(TEXT, "", "final or search"),
     "status": Column(TEXT, "", "FINISHED, FAILED, KILLED or RUNNING"),
     "failure": Column(TEXT, "", "why it failed, in a word or two"),
     "message": Column(TEXT, "", "the same in full"),

@@ -23,7 +23,6 @@ from tensorbench.plan.choosing import (
     Pilot,
     Search,
     Studies,
-    Tuning,
     Window,
 )
 from tensorbench.plan.recipe import Recipe
@@ -39,7 +38,6 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "A method": MethodRow,
     "A budget": Budget,
     "The recipe": Recipe,
-    "`tuning`": Tuning,
     "Studies": Studies,
     "The window of studies": Window,
     "`pilot`": Pilot,

@@ -15,7 +15,6 @@ from rich.table import Column
 from tensorbench.cli.tables import joined, progress_bars
 from tensorbench.plan.rows import Plan, Row
 from tensorbench.records.measures import Measure
-from tensorbench.records.words import Phase
 from tensorbench.run import Audience
 from tensorbench.search.chooser import Choices
 
@@ -44,14 +43,10 @@ def worker_lines(console: Console) -> Bars:
 class RunDisplay:
     """Shows the progress of a run: one line per worker and, when a trial has ended, a line that stays.
 
-    If the console is not a terminal, it prints a line when a trial has ended or falls silent. The remaining
-    time includes the work that follows these trials. `following` is that work, in units of the duration of
-    one trial.
+    If the console is not a terminal, it prints a line when a trial has ended or falls silent.
     """
 
-    def __init__(
-        self, console: Console, plan: Plan, trials: int, workers: int = 1, following: float = 0.0
-    ) -> None:
+    def __init__(self, console: Console, plan: Plan, trials: int, workers: int = 1) -> None:
         self._console = console
         several = len({row.backbone for row in plan.rows}) > 1
         self._names = {
@@ -83,8 +78,7 @@ class RunDisplay:
         self._silent: set[str] = set()
         self._on = f" on {workers} workers" if workers > 1 else ""
         self._bar = progress_bars(console)
-        # The bar and the time left cover all remaining work, of which these trials may be a part.
-        self._all = self._bar.add_task(self._told_all(), total=trials + following)
+        self._all = self._bar.add_task(self._told_all(), total=trials)
         self._workers = worker_lines(console)
         #: One line per worker, in the order of their first trials.
         self._lines: dict[str, TaskID] = {}
@@ -191,7 +185,6 @@ class Terminal(Audience):
 
     def __init__(self, out: Console, err: Console) -> None:
         self._out, self._err = out, err
-        self._following = 0.0
 
     def opened(self, sent: int, closed: int) -> None:
         if sent:
@@ -201,19 +194,13 @@ class Terminal(Audience):
                 f"Closed {closed} unfinished run(s) of a process that died; their trials run again."
             )
 
-    def phase(self, plan: Plan, phase: Phase | None, waiting: int, device: str) -> None:
-        what = f"{phase} trials" if phase else "trials"
-        if phase is None and plan.suite.studies:
-            what += f" ({plan.studies_label})"
-        count = f"{len(plan.trials)} {what}, {waiting} to run on {device}"
+    def starting(self, plan: Plan, waiting: int, device: str) -> None:
+        studies = f" ({plan.studies_label})" if plan.suite.tuning else ""
+        count = f"{len(plan.trials)} trials{studies}, {waiting} to run on {device}"
         self._out.print(f"[bold]{plan.suite.name}[/bold]: {count}")
 
-    def following(self, trials: float) -> None:
-        self._following = trials
-
     def watch(self, plan: Plan, count: int, slots: int) -> RunDisplay:
-        following, self._following = self._following, 0.0
-        return RunDisplay(self._out, plan, count, slots, following)
+        return RunDisplay(self._out, plan, count, slots)
 
     def trying(self, title: str, trials: int, following: int) -> None:
         after = f", at most {following} after them" if following else ""

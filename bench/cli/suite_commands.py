@@ -80,7 +80,6 @@ def run(
 
     Several starts on one store share the work.
     """
-    from tensorbench.cli.plans import print_tuning
     from tensorbench.cli.progress import Terminal
     from tensorbench.run import run_suite
 
@@ -91,7 +90,6 @@ def run(
     # Imported after the trials, since it takes a second.
     from tensorbench.cli.results import print_summary
 
-    print_tuning(out, done.plan)
     print_summary(out, done.summary, done.answers)
     if not done.complete:
         raise typer.Exit(1)
@@ -173,14 +171,13 @@ def plan(
 ) -> None:
     """Show what would run: ranks, parameter counts, and with --json trial ids. Starts nothing.
 
-    It also counts the trials of tuning and of a search, an allocation or a pilot. It estimates their time
-    from stored trials of the suite, or from operations if there are none.
+    It also counts the trials of a search, an allocation or a pilot. It estimates their time from stored
+    trials of the suite, or from operations if there are none.
     """
     from tensorbench.cli.plans import print_forecast, print_plan, print_power
     from tensorbench.execution import choose_device
     from tensorbench.forecast import make_forecast
     from tensorbench.methods import METHODS, UserError
-    from tensorbench.plan.coverage import shared_points, tuning_notes
     from tensorbench.plan.make import make_plan
 
     if sd is not None and not power:
@@ -206,8 +203,6 @@ def plan(
                 for row in made.rows
                 if row.studies
             ],
-            "tuning_points": [point.model_dump(exclude_none=True) for point in shared_points(made)],
-            "tuning_warnings": tuning_notes(made),
             "forecast": expected.model_dump(mode="json"),
         }
         echo_json(content | ({"power": [row.as_dict() for row in powers]} if power else {}))

@@ -11,7 +11,7 @@ import shutil
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,15 +71,15 @@ SIZES, LENGTHS = (4000, 2000, 1000, 500, 250), (3, 2, 1)
 #: measured.
 FEW_OPERATIONS = 1e14
 
-#: Matches the rates and the scale that tuning appends to a method's name. The time of a step does not depend
-#: on them.
+#: Matches the rates and the scale that a search appends to a method's name. The time of a step does not
+#: depend on them.
 SETTING = re.compile(rf" \[(?:{'|'.join(AXES)}) [^]]*\]$")
 
 
 class Workload(NamedTuple):
     """A method, a backbone and a task by name. All its trials are assumed to need the same time per step."""
 
-    #: Without the rates and the scale that tuning appends to it.
+    #: Without the rates and the scale that a search appends to it.
     method: str
     backbone: str
     task: str
@@ -125,7 +125,7 @@ def longest_first(plan: Plan, trials: Sequence[Trial], records: Iterable[Record]
     for group in groups.values():
         group.sort(key=lambda trial: lengths[trial.id], reverse=True)
     ordered = sorted(groups.values(), key=lambda group: lengths[group[0].id], reverse=True)
-    if (studies := plan.suite.studies) is not None:
+    if (studies := plan.suite.tuning) is not None:
         # Studies in order, so that a run stopped between two studies has tuned all methods equally.
         ordered.sort(key=lambda group: studies.place(group[0].seed)[0])
     return [trial for group in ordered for trial in group]
@@ -232,34 +232,10 @@ def pace_on(device: str, plan: Plan, records: Sequence[Record]) -> Pace:
     return pace if pace.stored else Pace(plan, records, seconds_per_operation(device), here)
 
 
-def remaining(rows: Iterable[Row], plan: Plan, settled: Collection[str]) -> list[tuple[Trial, Workload]]:
-    """The trials of these rows of a plan that are not in `settled`, with their workloads.
-
-    Before tuning has chosen, any candidate's trial represents the final one.
-    """
-    by_id, jobs = {trial.id: trial for trial in plan.trials}, dict[str, tuple[Trial, Workload]]()
-    for row in rows:
-        for seed, id_ in row.trials.items():
-            trial = by_id[id_] if id_ else row.candidates[0].final[seed]
-            if id_ not in settled:
-                jobs[trial.id] = trial, workload_of(row)
-    return list(jobs.values())
-
-
-def final_work(plan: Plan, tuning: Sequence[Trial], records: Sequence[Record]) -> float:
-    """The estimated time of all final trials of a plan, divided by the mean time of the trials in `tuning`.
-
-    Final trials are those at the rates that tuning chose or will choose. Trials with a result are left out.
-    """
-    pace, by_trial = Pace(plan, records), workloads(plan)
-    settled = {record.trial_id for record in records if record.settled}
-    final = [pace.seconds(*job) for job in remaining(plan.of(None).rows, plan, settled)]
-    return sum(final) / statistics.fmean(pace.seconds(t, by_trial[t.id]) for t in tuning)
-
-
 def time_advice(plan: Plan, records: Sequence[Record], device: str) -> str:
     """The advice of `sizing` on the trials of a plan that have no result."""
-    jobs = remaining(plan.rows, plan, {record.trial_id for record in records if record.settled})
+    settled, work = {record.trial_id for record in records if record.settled}, workloads(plan)
+    jobs = [(trial, work[trial.id]) for trial in plan.trials if trial.id not in settled]
     any_machine = Pace(plan, ())
     if sum(any_machine.operations(*job) for job in jobs) < FEW_OPERATIONS:
         return ""

@@ -5,7 +5,7 @@ A cell is one method under one budget on one task and backbone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal, NamedTuple
@@ -13,15 +13,14 @@ from typing import Any, Literal, NamedTuple
 from tensorbench.backbones import BackboneInfo, BackboneSpec
 from tensorbench.inputs import ModelInput, TextInput
 from tensorbench.methods import Geometry, Method, UserError, create
-from tensorbench.plan.choosing import Studies, Tuning
+from tensorbench.plan.choosing import Studies
 from tensorbench.plan.recipe import Recipe
-from tensorbench.plan.rows import CandidateSetting, Names, Row
-from tensorbench.plan.settings import Grids, Setting, applicable, points, published
+from tensorbench.plan.rows import Names, Row
+from tensorbench.plan.settings import Grids, Setting
 from tensorbench.plan.suite import Suite
 from tensorbench.plan.suite_rows import Budget, TaskRow
 from tensorbench.plan.trial import Trial
-from tensorbench.records.stored_plan import StudyPlan, StudyTrial, Tuned
-from tensorbench.records.words import Phase
+from tensorbench.records.stored_plan import StudyPlan, StudyTrial
 from tensorbench.tasks import Task
 
 #: The rank at which LoRA, on query, key and value, counts as 100% of parameters in tables and in the paper.
@@ -39,13 +38,13 @@ DECIMALS, MANTISSA = 4, 3
 
 
 class Planned(NamedTuple):
-    """The rows and trials of a cell.
+    """The row and the trials of a cell.
 
     Each trial comes with two numbers, by which a plan orders its trials: the trial's study, and its position
     within the study. Without studies, the first number is 0.
     """
 
-    rows: list[Row]
+    row: Row
     trials: list[tuple[tuple[int, int], Trial]]
 
 
@@ -102,7 +101,7 @@ class PlanCell:
     method: Method
     recipe: Recipe
     #: Whether the suite's recipe gives no learning rate for the head. The head then has the adapter's rate,
-    #: or the rate that studies or tuning give it.
+    #: or the rate that studies give it.
     head_follows: bool
     #: The labels that the suite gives to method, backbone and task.
     labels: tuple[str | None, str | None, str | None] = (None, None, None)
@@ -164,20 +163,16 @@ class PlanCell:
 
     def row(
         self,
-        trials: Mapping[int, str | None],
+        trials: Mapping[int, str],
         *,
         method: Method | None = None,
         note: str = "",
-        phase: Phase | None = None,
-        tuning: Tuned | None = None,
-        candidates: Sequence[CandidateSetting] = (),
         studies: StudyPlan | None = None,
     ) -> Row:
         """Builds the row of the given trials.
 
-        `trials` maps seeds to trial ids. An id is None until tuning has chosen the seed's trial. If given,
-        `method` is the cell's method with other ranks. `note` is appended to the method's name. The other
-        arguments are fields of the row.
+        `trials` maps seeds to trial ids. If given, `method` is the cell's method with other ranks. `note` is
+        appended to the method's name.
         """
         sized = method or self.method
         own, shown = self.own, self.shown
@@ -203,32 +198,23 @@ class PlanCell:
             else None,
             percent_of_lora=100 * count / _lora_parameters(REFERENCE_RANK, self.info.geometry),
             trials=dict(trials),
-            tuning=tuning,
-            candidates=tuple(candidates),
             studies=studies,
-            phase=phase,
             definition=self.definition,
         )
 
     def planned(self) -> Planned:
-        """Returns the cell's rows and trials.
-
-        They are those of the suite's studies or of its equal tuning. In a suite with neither, they are one
-        row with a trial for each seed.
-        """
-        if self.suite.studies:
-            return self._studied(self.suite.studies)
-        if self.suite.equal_tuning:
-            return self._tuned(self.suite.equal_tuning)
+        """Returns the cell's row and trials: those of the suite's studies, or one for each of its seeds."""
+        if self.suite.tuning:
+            return self._studied(self.suite.tuning)
         trials = [self.trial(seed, self.suite.evaluate) for seed in self.suite.seeds]
-        return Planned([self.row(_ids(trials))], [((0, place), t) for place, t in enumerate(trials)])
+        return Planned(self.row(_ids(trials)), [((0, place), t) for place, t in enumerate(trials)])
 
     def _studied(self, studies: Studies) -> Planned:
         # A fitted head has no learning rate and is the same for every seed, so it is a single trial. So is a
         # decoder that answers in words and has no adapter, since nothing of it is trained.
         if self.method.fits_head or not (self.has_head or self.method.count(self.info.geometry)):
             trial = self.trial(studies.seed(0, 0), self.suite.evaluate)
-            return Planned([self.row(_ids([trial]))], [((0, 0), trial)])
+            return Planned(self.row(_ids([trial])), [((0, 0), trial)])
         rates, setting = self.window(), f"{self.task.task} on {self.info.weights_hash}"
         places: dict[int, StudyTrial] = {}
         trials: list[tuple[tuple[int, int], Trial]] = []
@@ -247,41 +233,25 @@ class PlanCell:
             head_lr=rates.head_lr,
             trials=places,
         )
-        return Planned([self.row(_ids(trial for _, trial in trials), studies=plan)], trials)
-
-    def _tuned(self, tuning: Tuning) -> Planned:
-        """Returns the cell's row, one row for each point of tuning, and the tuning trials."""
-        grids = self.tunable(tuning.grids)
-        rows: list[Row] = []
-        trials: list[Trial] = []
-        candidates: list[CandidateSetting] = []
-        for setting in points(tuning.grids, grids, tuning.trials, published(self.method)):
-            tuned = [
-                self.trial(seed, "validation", setting=setting, epochs=tuning.epochs) for seed in tuning.seeds
-            ]
-            trials += tuned
-            rows.append(self.row(_ids(tuned), note=setting.label, phase="tuning"))
-            final = {s: self.trial(s, self.suite.evaluate, setting=setting) for s in self.suite.seeds}
-            candidates.append(CandidateSetting(setting=setting, tuning=_ids(tuned), final=final))
-        allowance = Tuned(
-            trials=len(candidates),
-            epochs=tuning.epochs or self.recipe.epochs,
-            seeds=tuning.seeds,
-            grids={axis: tuple(grid) for axis, grid in grids.items()},
-            by=tuning.by,
-            ids=tuple(trial.id for trial in trials),
-            allowed_points=tuning.trials,
-            allowed_grids=tuning.grids,
-        )
-        row = self.row(dict.fromkeys(self.suite.seeds), tuning=allowance, candidates=candidates)
-        return Planned([row, *rows], [((0, 0), trial) for trial in trials])
+        return Planned(self.row(_ids(trial for _, trial in trials), studies=plan), trials)
 
     def tunable(self, grids: Grids) -> Grids:
-        """Restricts the grids of learning rates and scale to those that affect this cell."""
-        parameters = self.method.count(self.info.geometry)
-        return applicable(
-            grids, self.method, parameters, head_follows=self.head_follows, has_head=self.has_head
-        )
+        """Restricts the grids of learning rates and scale to those that affect this cell.
+
+        `lr` and `scale` affect an adapter, `head_lr` a head that is trained, and `core_lr` a core. A method
+        without adapter parameters keeps `lr` if its head takes the rate from there. A fitted head has no
+        learning rate.
+        """
+        method, adapts = self.method, self.method.count(self.info.geometry) > 0
+        if method.fits_head:
+            return {}
+        used = {
+            "lr": adapts or (self.has_head and self.head_follows and not grids.get("head_lr")),
+            "scale": adapts and "scale" in type(method).model_fields,
+            "head_lr": self.has_head,
+            "core_lr": method.has_core,
+        }
+        return {axis: grid for axis, grid in grids.items() if used[axis]}
 
     def window(self) -> RateWindow:
         """The window of learning rates of the cell's studies, around the row's centre or `centre_of`.
@@ -289,7 +259,7 @@ class PlanCell:
         Raises UserError unless all rates of the window are above `lr_floor` and at most `LARGEST_RATE`, and
         for a larger rate of the head.
         """
-        studies, method = self.suite.studies, self.method
+        studies, method = self.suite.tuning, self.method
         assert studies is not None
         head_lr = studies.head_lr if self.head_follows else self.recipe.head_lr
         assert head_lr is not None

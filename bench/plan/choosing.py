@@ -1,17 +1,16 @@
 """The sections of a suite that choose rates, scale, ranks or epochs on validation.
 
-They are `tuning` (equal tuning or studies), `search`, `allocation` and `pilot`.
+They are `tuning` (by studies), `search`, `allocation` and `pilot`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
     PositiveFloat,
     field_validator,
-    model_validator,
 )
 
 from tensorbench.methods.validation import LARGEST_SCALE, Frozen, refuse_repeats
@@ -24,15 +23,6 @@ AXES = ("lr", "scale", "head_lr", "core_lr")
 
 #: The largest seed of a search. Optuna's samplers take 32 bits at most.
 MAX_SEED = 2**31
-
-#: The adapter's learning rates of equal tuning: two per decade.
-LR_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-
-#: The scales of equal tuning, as factors of the method's own scale (by default the published one).
-SCALE_GRID = (0.1, 1.0, 10.0)
-
-#: The head's learning rates of equal tuning.
-HEAD_LR_GRID = (1e-3, 3e-3, 1e-2, 3e-2)
 
 #: The first seed of the first study, and the distance between the first seeds of consecutive studies.
 FIRST_SEED, SEEDS_APART = 10_000, 1_000
@@ -54,14 +44,11 @@ Modes = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class ChoosingSection(Frozen):
-    """The fields that the sections for equal tuning, search and allocation share.
+    """The fields that the search and the allocation share."""
 
-    Each of these sections makes choices on validation before the final runs.
-    """
-
-    #: The seeds of the tuning trials. None of them may be a seed of the final runs.
+    #: The seeds of the trials. None of them may be a seed of the final runs.
     seeds: SelectionSeeds = (1000,)
-    #: The epochs of each tuning trial. None: as many as the final runs.
+    #: The epochs of each trial. None: as many as the final runs.
     epochs: Epochs | None = None
     #: The validation result that is compared. On a small split many scores are equal, but hardly any losses.
     by: By = "loss"
@@ -81,27 +68,6 @@ class ChoosingSection(Frozen):
     def grids(self) -> dict[str, tuple[float, ...]]:
         """The values to try for each axis, in the order of AXES. An absent axis keeps the suite's value."""
         return {axis: grid for axis in AXES if (grid := getattr(self, axis, None))}
-
-
-class Tuning(ChoosingSection):
-    """Equal tuning: every method may try the same number of points of its learning rates and scale.
-
-    An axis whose grid is None is not tuned. Raises ValueError if all are None.
-    """
-
-    #: The number of points that a method tries on every task, backbone and budget, each with every seed.
-    trials: Points = 8
-    lr: Grid | None = LR_GRID
-    scale: ScaleGrid | None = SCALE_GRID
-    head_lr: Grid | None = HEAD_LR_GRID
-    #: The core's learning rates as multiples of `lr`, for methods with a core.
-    core_lr: Grid | None = None
-
-    @model_validator(mode="after")
-    def _something_to_tune(self) -> Self:
-        if not self.grids:
-            raise ValueError("lr, scale, head_lr and core_lr are all null: write 'tuning: none'")
-        return self
 
 
 class Window(Frozen):
@@ -231,7 +197,7 @@ class HeadRates(PilotStep):
     """
 
     seeds: SelectionSeeds = (1000, 1001, 1002)
-    rates: Grid = HEAD_LR_GRID
+    rates: Grid = (1e-3, 3e-3, 1e-2, 3e-2)
 
 
 class Lengths(PilotStep):

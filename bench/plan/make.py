@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import combinations
-from math import prod
 from typing import Any, NamedTuple
 
 from tensorbench.backbones import BackboneInfo, BackboneSpec, describe
@@ -34,8 +33,7 @@ OF_FORWARD = {"batch_size", "precision", "compile", "deterministic"}
 def make_plan(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Plan:
     """Makes the plan of a suite, and starts nothing.
 
-    `device` decides the precision of recipes with precision `auto`, and thereby their trials' ids. With equal
-    tuning, a row lists the final trials of every point as candidates until a point is chosen.
+    `device` decides the precision of recipes with precision `auto`, and thereby their trials' ids.
 
     Tasks and backbones that `part` does not select are not looked up, so their data and weights need not be
     available. `Plan.select` makes the remaining selection.
@@ -54,9 +52,7 @@ def make_plan(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Pla
     for pair, cell in cells(suite, device, part):
         block = blocks.get(cell.budget, len(blocks))
         planned = cell.planned()
-        # Rows may share all tuning trials and still differ in their final trials.
-        final = (t.id for row in planned.rows for choice in row.candidates for t in choice.final.values())
-        line = (cell.budget, *(trial.id for _, trial in planned.trials), *final)
+        line = (cell.budget, *(trial.id for _, trial in planned.trials))
         if (first := lines.get(line)) is not None:
             if first.spec != cell.spec:
                 raise UserError(
@@ -71,7 +67,7 @@ def make_plan(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Pla
                 )
             continue
         lines[line] = cell
-        rows += [((pair, block), row) for row in planned.rows]
+        rows.append(((pair, block), planned.row))
         for (study, place), trial in planned.trials:
             # Ordered by study, then by seed, so that a stopped run has treated all methods alike.
             trials.setdefault(trial.id, ((study, pair, place), trial))
@@ -346,11 +342,7 @@ def _check_labels(expanded: Sequence[tuple[int, MethodRow, Method]]) -> None:
 
 def check_number(suite: Suite, pairs: int, methods: Sequence[MethodRow]) -> None:
     """Raises UserError for too many trials. Counts every budget of a method, even one of fixed size."""
-    seeds = suite.studies.studies * suite.studies.points if suite.studies else len(suite.seeds)
-    if tuning := suite.equal_tuning:
-        # The published setting may be an additional point outside the grids.
-        most = 1 + prod(len(grid) for grid in tuning.grids.values() if grid)
-        seeds += len(tuning.seeds) * min(tuning.trials, most)
+    seeds = suite.tuning.studies * suite.tuning.points if suite.tuning else len(suite.seeds)
     budgets = [suite.budgets if row.budgets is None else row.budgets for row in methods]
     sizes = sum(max(1, len(of_row)) for of_row in budgets)
     if (trials := pairs * sizes * seeds) > MOST_TRIALS:
@@ -434,7 +426,7 @@ def _check_fitted(method: Method, row: MethodRow, pair: Pairing) -> None:
 
 def _check_steps(method: Method, recipe: Recipe, pair: Pairing, suite: Suite) -> None:
     """Raises UserError if training is too short for the method. Skipped if its length is not yet known."""
-    for part in (None, suite.equal_tuning, suite.search, suite.allocation):
+    for part in (None, suite.search, suite.allocation):
         trained = Setting().recipe(recipe, part.epochs if part else None)
         if trained.steps or pair.examples is not None:
             method.check_steps(trained.step_count(pair.examples or 0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, TypeVar
@@ -14,7 +14,6 @@ from tensorbench.methods import METHODS, UnknownNameError, UserError
 from tensorbench.methods.errors import shown
 from tensorbench.methods.validation import Frozen
 from tensorbench.plan.recipe import Recipe
-from tensorbench.plan.settings import Setting
 from tensorbench.plan.suite import Suite
 from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import (
@@ -25,27 +24,10 @@ from tensorbench.records.stored_plan import (
     rate_text,
     row_texts,
 )
-from tensorbench.records.words import Phase, budget_names
+from tensorbench.records.words import budget_names
 from tensorbench.tasks import Task
 
 Entry = TypeVar("Entry")
-
-
-class CandidateSetting(Frozen):
-    """A candidate: rates and scale that tuning may choose, with the tuning trials and the final trials."""
-
-    setting: Setting
-    #: The trial id for every tuning seed.
-    tuning: dict[int, str]
-    #: The trial for every final seed.
-    final: dict[int, Trial]
-
-
-class Choice(Frozen):
-    """The candidate that tuning chose for a row, and the number of other candidates with an equal result."""
-
-    candidate: CandidateSetting
-    tied: int
 
 
 class Names(NamedTuple):
@@ -66,21 +48,6 @@ class Row(PlannedRow, extra="forbid", arbitrary_types_allowed=True):
     own: Names
     #: The resolved task.
     definition: Task = Field(repr=False)
-    #: The purpose of the row's trials, such as "tuning". None for the rows that tables show, whose trials are
-    #: final trials or those of studies.
-    phase: Phase | None = None
-    #: The candidates among which tuning chooses. Empty without equal tuning.
-    candidates: tuple[CandidateSetting, ...] = Field((), repr=False)
-
-    def tuned(self, choice: Choice) -> Row:
-        """Returns the row with the choice that tuning made, and with the final trials of this choice."""
-        assert self.tuning is not None
-        candidate = choice.candidate
-        chosen = candidate.setting.model_dump(exclude_none=True)
-        edge = candidate.setting.edges(self.tuning.grids)
-        tuning = self.tuning.model_copy(update={"chosen": chosen, "edge": edge, "tied": choice.tied})
-        trials = {seed: candidate.final[seed].id for seed in self.trials}
-        return self.model_copy(update={"trials": trials, "tuning": tuning})
 
     def stored(self) -> PlannedRow:
         """The row in the form that is stored and printed."""
@@ -144,14 +111,13 @@ class Plan(ShowsOverview, Frozen):
     trials: tuple[Trial, ...]
 
     def select(self, part: Part) -> Plan:
-        """Restricts the plan to a part. Selected rows keep all their tuning trials.
+        """Restricts the plan to a part.
 
         Raises UserError for a name or a seed that the plan lacks, and for a part without rows.
         """
-        final = self.of(None).rows
-        if part.studies and not self.suite.studies:
+        if part.studies and not self.suite.tuning:
             raise UserError(f"studies: suite '{self.suite.name}' has seeds and no studies; select its seeds")
-        kept = list(final)
+        kept = list(self.rows)
         names_of: dict[str, Callable[[Row], set[str]]] = {
             "tasks": lambda row: {row.task, row.own.task},
             "methods": lambda row: {row.title, row.method, row.family, row.own.method},
@@ -161,7 +127,7 @@ class Plan(ShowsOverview, Frozen):
             "studies": lambda row: set(map(str, map(self._study, row.trials))),
         }
         for kind, names in part.choices.items():
-            accepted: set[str] = set().union(*map(names_of[kind], final))
+            accepted: set[str] = set().union(*map(names_of[kind], self.rows))
             for name in names:
                 if name not in accepted:
                     raise UnknownNameError(f"{SINGULAR[kind]} of this suite", name, accepted)
@@ -171,39 +137,15 @@ class Plan(ShowsOverview, Frozen):
         if part.studies:
             kept = [row.only({s for s in row.trials if self._study(s) in part.studies}) for row in kept]
         kept = [row for row in kept if row.trials]
-        if final and not kept:
+        if self.rows and not kept:
             raise UserError(f"suite '{self.suite.name}' has no row of all of these: {part}")
-        tuning = {id_ for row in kept if row.tuning for id_ in row.tuning.ids}
-        kept += [row for row in self.rows if row.phase and tuning & set(row.trials.values())]
-        return self._part(kept)
+        ids = {id_ for row in kept for id_ in row.trials.values()}
+        trials = tuple(trial for trial in self.trials if trial.id in ids)
+        return Plan(suite=self.suite, rows=tuple(kept), trials=trials)
 
     def _study(self, seed: int) -> int | None:
         """Returns the number of the study to which a seed belongs. None in a suite without studies."""
-        return self.suite.studies.place(seed)[0] if self.suite.studies else None
-
-    def of(self, phase: Phase | None) -> Plan:
-        """Restricts the plan to rows of one phase, such as "tuning". None: to the rows that tables show."""
-        return self._part([row for row in self.rows if row.phase == phase])
-
-    def _part(self, rows: Sequence[Row]) -> Plan:
-        ids = {id_ for row in rows for id_ in row.trials.values()}
-        trials = tuple(trial for trial in self.trials if trial.id in ids)
-        return Plan(suite=self.suite, rows=tuple(rows), trials=trials)
-
-    def with_choices(self, chosen: Mapping[int, Choice]) -> Plan:
-        """Returns the plan with the final trials that tuning has chosen.
-
-        `chosen` maps the index of a row in `rows` to its choice.
-        """
-        rows, trials = list(self.rows), {trial.id: trial for trial in self.trials}
-        new: list[tuple[tuple[int, int], Trial]] = []
-        for index, choice in chosen.items():
-            rows[index] = rows[index].tuned(choice)
-            final = choice.candidate.final
-            new += [((self.suite.seeds.index(seed), index), final[seed]) for seed in rows[index].trials]
-        for trial in in_order(new):
-            trials.setdefault(trial.id, trial)
-        return Plan(suite=self.suite, rows=tuple(rows), trials=tuple(trials.values()))
+        return self.suite.tuning.place(seed)[0] if self.suite.tuning else None
 
     @property
     def partial(self) -> bool:
@@ -215,37 +157,29 @@ class Plan(ShowsOverview, Frozen):
     @property
     def counts(self) -> str:
         """The number of trials and their seeds or studies as text: `6 trials, seeds 0,1`, for example."""
-        final, tuning = self.of(None), self.of("tuning")
-        if self.suite.studies:
-            return f"{len(final.trials)} trials, {self.studies_label}"
-        seeds = _joined(seed for row in final.rows for seed in row.trials)
-        if tuning.trials:
-            tuned = _joined(trial.seed for trial in tuning.trials)
-            return f"{len(tuning.trials)} tuning trials, seeds {tuned}; final seeds {seeds}"
-        return f"{len(final.trials)} trials, seeds {seeds}"
+        seeds = sorted({seed for row in self.rows for seed in row.trials})
+        return f"{len(self.trials)} trials, {self.studies_label or 'seeds ' + ','.join(map(str, seeds))}"
 
     @property
     def studies_label(self) -> str:
         """The plan's studies as text: "3 of 5 studies of 8 points", for example. Empty without studies."""
-        studies = self.suite.studies
+        studies = self.suite.tuning
         if studies is None:
             return ""
-        planned = {self._study(seed) for row in self.of(None).rows for seed in row.trials}
+        planned = {self._study(seed) for row in self.rows for seed in row.trials}
         part = "" if len(planned) == studies.studies else f"{len(planned)} of "
         return f"{part}{studies.studies} studies of {studies.points} points"
 
     def rate(self, row: Row) -> str:
         """Returns the learning rate of a row's trials, or the window of its studies, as text.
 
-        Returns "–" for a fitted head, which has no learning rate, and "tuned" for a row whose rate is still
-        to be chosen by tuning.
+        Returns "–" for a fitted head, which has no learning rate.
         """
         if row.studies:
             return row.studies.window
         if METHODS.get(row.family).fits_head:
             return "–"
-        first = next(iter(row.trials.values()))
-        return f"{self._recipes[first].lr:g}" if first else "tuned"
+        return f"{self._recipes[next(iter(row.trials.values()))].lr:g}"
 
     def rates(self, row: Row) -> dict[str, str]:
         """Returns what a plan shows of a row's learning rates, by heading.
@@ -254,21 +188,20 @@ class Plan(ShowsOverview, Frozen):
         nothing.
         """
         published = METHODS.get(row.family).published_lr
-        shown = {"paper lr": rate_text(published) if published else "–"} if self.suite.studies else {}
+        shown = {"paper lr": rate_text(published) if published else "–"} if self.suite.tuning else {}
         return {"lr": self.rate(row)} | shown
 
     @property
     def notes(self) -> list[str]:
         """What a reader of the plan should know about rows that the suite does not describe."""
         notes = []
-        final = self.of(None).rows
-        if any(row.studies and METHODS.get(row.family).trains_weights for row in final):
+        if any(row.studies and METHODS.get(row.family).trains_weights for row in self.rows):
             notes.append(
                 "Full fine-tuning has a window of its own: it trains the backbone's weights, which take "
                 "smaller rates than adapters."
             )
         written = {row.method for row in self.suite.methods}
-        for floor in dict.fromkeys(row.family for row in final if row.family not in written):
+        for floor in dict.fromkeys(row.family for row in self.rows if row.family not in written):
             notes.append(
                 f"{floor} is added, a floor that every adapter should beat; 'floor: none' leaves it out."
             )
@@ -279,40 +212,29 @@ class Plan(ShowsOverview, Frozen):
         return {trial.id: trial.recipe for trial in self.trials}
 
     def overview(self) -> Overview:
-        """Returns the rows that tables show, with their sizes, rates and numbers of trials."""
-        final = self.of(None).rows
-        missed = sum(row.within is False for row in final)
+        """Returns the rows with their sizes, rates and numbers of trials."""
+        missed = sum(row.within is False for row in self.rows)
         return Overview(
             f"{self.suite.name}: {self.counts}",
             [
                 row_texts(row, ",".join(map(str, row.ranks)))
                 | self.rates(row)
                 | {"trials": str(len(row.trials))}
-                for row in final
+                for row in self.rows
             ],
             [*[f"{missed} row(s) miss their budget by more than its tolerance."] * bool(missed), *self.notes],
             TEXT_COLUMNS,
         )
 
     def stored(self) -> StoredPlan:
-        """Returns the plan as it is stored: the rows that tables show, and their trials.
-
-        Tuning trials are not among these trials. Their ids are in the field `tuning` of their row.
-        """
-        final = self.of(None)
+        """Returns the plan as it is stored."""
         return StoredPlan(
             suite=self.suite.name,
             closing=self.suite.closing,
-            tuning="studies" if self.suite.studies else "equal" if self.suite.tuning else "none",
-            rows=tuple(row.stored() for row in final.rows),
-            trials=tuple(
-                PlannedTrial(id=trial.id, **trial.model_dump(mode="json")) for trial in final.trials
-            ),
+            tuning="studies" if self.suite.tuning else "none",
+            rows=tuple(row.stored() for row in self.rows),
+            trials=tuple(PlannedTrial(id=trial.id, **trial.model_dump(mode="json")) for trial in self.trials),
         )
-
-
-def _joined(seeds: Iterable[int]) -> str:
-    return ",".join(map(str, sorted(set(seeds))))
 
 
 def in_order(entries: Iterable[tuple[tuple[int, ...], Entry]]) -> tuple[Entry, ...]:

@@ -10,10 +10,8 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BeforeValidator,
-    Discriminator,
     Field,
     PrivateAttr,
-    Tag,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -23,8 +21,8 @@ from tensorbench.backbones import BackboneSpec
 from tensorbench.backbones.spec import refuse_unknown_home
 from tensorbench.machine.files import sha256_of
 from tensorbench.methods import UserError
-from tensorbench.methods.validation import Frozen, refuse_repeats, tag_of, validate
-from tensorbench.plan.choosing import Allocation, Pilot, Search, Studies, Tuning
+from tensorbench.methods.validation import Frozen, refuse_repeats, validate
+from tensorbench.plan.choosing import Allocation, Pilot, Search, Studies
 from tensorbench.plan.recipe import Recipe
 from tensorbench.plan.suite_rows import MAX_ROWS, NAME, NAME_RULE, Budget, MethodRow, TaskRow
 from tensorbench.plan.yaml_text import written
@@ -58,15 +56,6 @@ def _name(row: TaskRow | BackboneSpec | MethodRow) -> str | None:
     if isinstance(row, BackboneSpec):
         return row.name or row.hub_name
     return row.task if isinstance(row, TaskRow) else row.method
-
-
-def _way(tuning: Any) -> str:
-    """Returns the tag by which pydantic chooses the class of a `tuning` section.
-
-    It is the tag of `Studies` if the section has the field `studies` or `points`, and else that of `Tuning`.
-    """
-    described = isinstance(tuning, dict) and {"studies", "points"} & tuning.keys()
-    return tag_of(Studies if described or isinstance(tuning, Studies) else Tuning)
 
 
 def _read_limit(value: Any) -> float | str | None:
@@ -104,15 +93,9 @@ class Suite(Frozen):
     source: DataSource | None = None
     #: The budgets of every method whose row leaves the ranks free.
     budgets: tuple[Budget, ...] = ()
-    #: The way in which learning rates and scales are chosen, the same for every method. None (`none` in
-    #: YAML): the suite's values are used.
-    tuning: (
-        Annotated[
-            Annotated[Tuning, Tag(tag_of(Tuning))] | Annotated[Studies, Tag(tag_of(Studies))],
-            Discriminator(_way),
-        ]
-        | None
-    ) = None
+    #: The studies, in which every method chooses its learning rate. None (`none` in YAML): the suite's rates
+    #: are used.
+    tuning: Studies | None = None
     #: The seeds of the trials. Not used with studies, which have their own seeds.
     seeds: tuple[int, ...] = Field((), validate_default=True)
     training: Recipe = Field(default_factory=lambda: Recipe.model_validate({}))
@@ -172,15 +155,9 @@ class Suite(Frozen):
     @field_validator("tuning", mode="before")
     @classmethod
     def _tuning_by_name(cls, value: Any) -> Any:
-        named: dict[str, dict[str, Any] | None] = {"none": None, "equal": {}}
-        if isinstance(value, str):
-            if value not in named:
-                raise ValueError(
-                    "tuning is none, equal, or equal with its allowance: {trials: 8, …}; or studies: "
-                    "{studies: 5, points: 8}"
-                )
-            return named[value]
-        return value
+        if isinstance(value, str) and value != "none":
+            raise ValueError("tuning is none, or by studies: {studies: 5, points: 8}")
+        return None if value == "none" else value
 
     @field_validator("seeds")
     @classmethod
@@ -189,7 +166,7 @@ class Suite(Frozen):
 
         Also refuses a suite that has neither seeds nor studies.
         """
-        studied = isinstance(info.data.get("tuning"), Studies)
+        studied = info.data.get("tuning") is not None
         if studied and seeds:
             raise ValueError("the trials of studies have seeds of their own: leave these out, or tuning")
         if not (studied or seeds or "tuning" not in info.data):
@@ -235,7 +212,7 @@ class Suite(Frozen):
         In a suite without studies, refuses centres and a pilot.
         """
         centred = next((row for row in self.methods if row.centre is not None), None)
-        if self.studies is None:
+        if self.tuning is None:
             if centred:
                 raise ValueError(
                     f"'{centred.method}' sets centre, the centre of the rates of studies: write tuning: "
@@ -248,7 +225,7 @@ class Suite(Frozen):
         if dealt:
             raise ValueError(f"task '{dealt}' has split: per_seed; studies need one split for all seeds")
         for name, seeds in self.pilot.seeds.items() if self.pilot else ():
-            if shared := sorted(set(seeds) & set(self.studies.seeds)):
+            if shared := sorted(set(seeds) & set(self.tuning.seeds)):
                 raise ValueError(f"pilot.{name}.seeds: {shared[0]} is a seed of the studies too; take others")
         rates = {"lr", "head_lr"}
         rows = [("training", self.training.model_fields_set & rates)]
@@ -266,9 +243,9 @@ class Suite(Frozen):
 
         The other fields are seeds, splits, and rates that the suite gives.
         """
-        sections = {"tuning": self.equal_tuning, "search": self.search, "allocation": self.allocation}
+        sections = {"search": self.search, "allocation": self.allocation}
         for name, section in sections.items():
-            seeds = self.studies.seeds if self.studies else self.seeds
+            seeds = self.tuning.seeds if self.tuning else self.seeds
             if section and (shared := sorted(set(section.seeds) & set(seeds))):
                 raise ValueError(f"{name}.seeds: {shared[0]} is a seed of the final runs too; take others")
         # Otherwise test examples of a final seed would influence a choice.
@@ -277,35 +254,19 @@ class Suite(Frozen):
             raise ValueError(
                 f"task '{dealt}' has split: per_seed; choices by validation need one split for all seeds"
             )
-        if self.equal_tuning and (self.search or self.allocation):
-            raise ValueError(
-                "equal tuning chooses rates for given ranks; give it, or a search or an allocation"
-            )
         if self.search and self.allocation:
             raise ValueError("search and allocation both choose ranks; give one of them")
-        if self.studies and self.search and self.search.head_lr:
+        if self.tuning and self.search and self.search.head_lr:
             raise ValueError("search.head_lr: studies have one head rate, tuning.head_lr; leave it out")
         rows = [(row.task, set(row.training)) for row in self.tasks]
         rows += [(row.method, row.recipe_fields) for row in self.methods]
-        for where, section in (("tuning", self.equal_tuning), ("search", self.search)):
-            chosen = {axis for axis in ("lr", "head_lr", "core_lr") if section and section.grids.get(axis)}
-            for name, fields in rows:
-                for axis in sorted(chosen & fields):
-                    raise ValueError(
-                        f"'{name}' sets {axis}, which {where} chooses: "
-                        f"leave it out, or give {where} {axis}: null"
-                    )
+        searched = {"lr", "head_lr", "core_lr"}.intersection(self.search.grids if self.search else ())
+        for name, fields in rows:
+            for axis in sorted(searched & fields):
+                raise ValueError(
+                    f"'{name}' sets {axis}, which search chooses: leave it out, or give search {axis}: null"
+                )
         return self
-
-    @property
-    def studies(self) -> Studies | None:
-        """The section of studies, if the suite has one."""
-        return self.tuning if isinstance(self.tuning, Studies) else None
-
-    @property
-    def equal_tuning(self) -> Tuning | None:
-        """The section of equal tuning, if the suite has one."""
-        return self.tuning if isinstance(self.tuning, Tuning) else None
 
     @property
     def lacks_floor(self) -> bool:

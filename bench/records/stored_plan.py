@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tensorbench.machine.overview import Overview, ShowsOverview
 from tensorbench.records import Wired
-from tensorbench.records.words import OWN_SIZE, By, Phase
+from tensorbench.records.words import OWN_SIZE, By
 
 
 class Tuned(Wired):
@@ -109,8 +109,8 @@ class PlannedRow(Wired):
     within: bool | None
     #: `parameters` in percent of the parameters of LoRA with rank 4 on query, key and value.
     percent_of_lora: float
-    #: The id of each seed's trial. None until tuning has chosen.
-    trials: dict[int, str | None]
+    #: The id of each seed's trial.
+    trials: dict[int, str]
     #: The row's tuning. None if the row is not tuned, and also if it has studies.
     tuning: Tuned | None = None
     #: The studies to which the trials belong. None if the trials differ in their seeds only.
@@ -181,11 +181,10 @@ class PlannedTrial(Wired):
 
 
 class Share(Wired):
-    """The trials that one command would start for one purpose."""
+    """The trials that one command would start."""
 
-    part: Phase | Literal["final"]
     command: Literal["run", "search"]
-    #: For tuning, searches and studies, the number of points. For other final trials, the number of rows.
+    #: For searches and studies, the number of points. For other trials, the number of rows.
     points: int
     trials: int
     #: The number of trials without a stored result.
@@ -220,7 +219,6 @@ class Forecast(ShowsOverview, Wired):
         for part in self.parts:
             lines.append(
                 {
-                    "part": part.part,
                     "by": f"tensorbench {part.command}",
                     "points": f"{part.points:,}",
                     "trials": f"{part.trials:,}",
@@ -228,7 +226,7 @@ class Forecast(ShowsOverview, Wired):
                     "time": duration(part.seconds),
                 }
             )
-        return Overview("Estimate", lines, [self.basis, *self.notes, *self.advice], ("part", "by"))
+        return Overview("Estimate", lines, [self.basis, *self.notes, *self.advice], ("by",))
 
 
 def duration(seconds: float) -> str:

@@ -14,11 +14,7 @@ class RunKind(StrEnum):
     TRIAL = "trial"
 
 
-#: The purpose of a trial that is not part of the final comparison.
-Phase = Literal["tuning", "search"]
-
-
-#: The validation result by which tuning or a search chooses.
+#: The validation result by which a search chooses.
 By = Literal["loss", "score"]
 
 
@@ -85,7 +81,7 @@ class Tag(StrEnum):
     #: trial's parameters to that number, and whether this ratio is within the tolerance.
     BUDGETS = "budgets"
     BUDGET_MISSED = "budget_missed"
-    #: The trial's `Phase`. Final trials have no such tag.
+    #: "search" for a trial of a search, an allocation or a pilot. No other trial has this tag.
     PHASE = "phase"
     FAILURE = "failure"
     FAILURE_MESSAGE = "failure_message"

@@ -42,7 +42,7 @@ class Batch:
     def add(self, cell: PlanCell, trials: Sequence[Trial], **options: Any) -> dict[int, str]:
         """Adds a row of trials, with these `options` of `PlanCell.row`. Returns their ids by seed."""
         ids = {trial.seed: trial.id for trial in trials}
-        self.rows.append(cell.row(ids, phase="search", **options))
+        self.rows.append(cell.row(ids, **options))
         self.trials += trials
         return ids
 

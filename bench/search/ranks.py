@@ -83,7 +83,7 @@ class CellPoints:
 
     def _rates(self, setting: Setting) -> Setting:
         """Returns a point's setting. In a suite with studies, a rate that it leaves open is the centre's."""
-        if self.cell.suite.studies is None:
+        if self.cell.suite.tuning is None:
             return setting
         window = self.cell.window()
         rates = window.setting(setting.lr or window.centre)
@@ -159,7 +159,7 @@ class CellPoints:
         training = {key: recipe[key] for key in sorted(cell.suite.methods[cell.number].recipe_fields)}
         rates = setting.model_dump(exclude={"scale"}, exclude_none=True)
         centre = cell.centre
-        if cell.suite.studies:
+        if cell.suite.tuning:
             centre = rates.pop("lr", centre)
         file = cell.suite.methods[cell.number].file
         row: dict[str, Any] = {"method": method.name, **({"file": str(file)} if file else {}), **options}

@@ -11,11 +11,10 @@ from pydantic import ValidationError
 
 from tensorbench.methods import UserError
 from tensorbench.methods.validation import earlier, explained
-from tensorbench.plan.choosing import Tuning
 from tensorbench.plan.recipe import Recipe
 from tensorbench.records import Wired
 from tensorbench.records.record import Record
-from tensorbench.records.stored_plan import PlannedRow, StoredPlan, StoredSuite
+from tensorbench.records.stored_plan import StoredPlan
 from tensorbench.records.words import Artifact, RunKind
 from tensorbench.store.artifacts import broken
 
@@ -108,33 +107,11 @@ class Source(ABC):
         # A start may have died between making its run and storing its plan.
         for run in reversed(self.records(RunKind.SUITE)):
             if (plan := self.content(run, Artifact.PLAN, StoredPlan)) is not None:
-                return _completed(plan, self._allowance(run, plan))
+                return _completed(plan)
         return None
 
-    def _allowance(self, run: Record, plan: StoredPlan) -> Tuning | None:
-        """Reads the section `tuning` of the stored suite, if the plan's own tuning lacks `allowed_points`.
 
-        Plans of earlier versions lack this field. Returns None for plans that have it or have no tuning, and
-        if no stored suite can be read.
-        """
-        if all(row.tuning is None or row.tuning.allowed_points for row in plan.rows):
-            return None
-        try:
-            stored = self.content(run, Artifact.SUITE, StoredSuite)
-            return Tuning.model_validate(stored.suite.get("tuning")) if stored else None
-        except (UserError, ValidationError):
-            return None
-
-
-def _completed(plan: StoredPlan, allowance: Tuning | None) -> StoredPlan:
+def _completed(plan: StoredPlan) -> StoredPlan:
     """Fills in fields that the version that wrote the plan did not have."""
     trials = [trial.model_copy(update={"recipe": earlier(Recipe) | trial.recipe}) for trial in plan.trials]
-    rows = [_allowed(row, allowance) for row in plan.rows] if allowance else plan.rows
-    return plan.model_copy(update={"trials": tuple(trials), "rows": tuple(rows)})
-
-
-def _allowed(row: PlannedRow, allowance: Tuning) -> PlannedRow:
-    if row.tuning is None or row.tuning.allowed_points:
-        return row
-    update = {"allowed_points": allowance.trials, "allowed_grids": allowance.grids}
-    return row.model_copy(update={"tuning": row.tuning.model_copy(update=update)})
+    return plan.model_copy(update={"trials": tuple(trials)})

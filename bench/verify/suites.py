@@ -93,7 +93,7 @@ class SuiteCell:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        studies = self.suite.studies
+        studies = self.suite.tuning
         if studies is None:
             return self.suite.seeds
         return studies.seeds[:1] if self.rateless else studies.seeds
@@ -111,9 +111,8 @@ class SuiteCell:
 
     @property
     def chosen(self) -> set[str]:
-        """The fields of recipe and method that studies or tuning choose."""
-        tuning = self.suite.equal_tuning
-        return {"lr", "head_lr"} if self.suite.studies else set(tuning.grids if tuning else ())
+        """The fields of the recipe that studies choose."""
+        return {"lr", "head_lr"} if self.suite.tuning else set()
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -130,7 +129,7 @@ class SuiteCell:
         recipe = dict(self.recipe.resolved("cpu")) | ({} if self.method.has_core else {"core_lr": 1.0})
         task = {name: getattr(self.task, name) for name in self.task.model_fields_set - NOT_OF_EXAMPLES}
         window: dict[str, Any] = {"points": None}
-        if (studies := self.suite.studies) and not self.rateless:
+        if (studies := self.suite.tuning) and not self.rateless:
             window = {"points": studies.points}
             if "decades" in studies.lr.model_fields_set:
                 window["decades"] = studies.lr.decades
@@ -144,12 +143,12 @@ class SuiteCell:
 
     @cached_property
     def options(self) -> dict[str, Any]:
-        """The method's options. Free ranks are None. Left out are its version and what tuning chooses."""
-        return {k: v for k, v in self.method.identity().items() if k not in {"version", *self.chosen}}
+        """The method's options. Free ranks are None. Left out is its version."""
+        return {k: v for k, v in self.method.identity().items() if k != "version"}
 
     def rates(self, placed: PlacedRow) -> tuple[dict[str, Any], dict[str, Any]]:
         """The rates of the suite's studies for a planned row: those that it states, and those by default."""
-        studies, stored = self.suite.studies, placed.row.studies
+        studies, stored = self.suite.tuning, placed.row.studies
         if studies is None or stored is None or self.rateless:
             return {}, {}
         adapts = placed.row.parameters > 0

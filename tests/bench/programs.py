@@ -25,7 +25,6 @@ IMPORTED = (
     "tensorbench.cli.progress",
     "tensorbench.execution.local",
     "tensorbench.search.study",
-    "tensorbench.search.tuning",
     "mlflow.store.tracking.sqlalchemy_store",
     "mlflow.store.db.utils",
     "optuna.storages._rdb.storage",

@@ -16,7 +16,6 @@ from tensorbench.execution.inline import Inline
 from tensorbench.execution.perform import Event, Report
 from tensorbench.methods import UserError
 from tensorbench.plan.rows import Plan
-from tensorbench.records.words import Phase
 from tensorbench.run import Audience
 from tensorbench.search.chooser import Choices
 
@@ -38,8 +37,8 @@ class Heard(Audience):
     def opened(self, sent: int, closed: int) -> None:
         self.events.append(f"opened {sent} {closed}")
 
-    def phase(self, plan: Plan, phase: Phase | None, waiting: int, device: str) -> None:
-        self.events.append(f"{phase or 'final'}: {waiting} of {len(plan.trials)} on {device}")
+    def starting(self, plan: Plan, waiting: int, device: str) -> None:
+        self.events.append(f"{waiting} of {len(plan.trials)} on {device}")
 
     @contextmanager
     def watch(self, plan: Plan, count: int, slots: int) -> Iterator[Report]:
@@ -84,39 +83,26 @@ def test_python_arguments_of_the_wrong_form_are_refused(tmp_path: Path) -> None:
         tensorbench.write_report(store, ["toy"], str(tmp_path / "report"))
 
 
-def test_a_tuned_suite_runs_is_heard_of_and_read(tmp_path: Path, new_store: NewStore) -> None:
+def test_a_suite_runs_is_heard_of_and_read(tmp_path: Path, new_store: NewStore) -> None:
     uri, first_audience = new_store(tmp_path), Heard()
-    tuning = {"trials": 2, "seeds": [7], "epochs": 1, "lr": [1e-3, 1e-2], "scale": None, "head_lr": None}
-    done = tensorbench.run_suite(
-        suite(training=SHORT, tuning=tuning), store=uri, place=CPU, audience=first_audience
-    )
+    studies = suite(training=SHORT, seeds=[], tuning={"studies": 2, "points": 2})
+    done = tensorbench.run_suite(studies, store=uri, place=CPU, audience=first_audience)
     started, ended = "started", "finished"
     assert first_audience.events == [
         "opened 0 0",
-        "watching 2 on 1",
-        "tuning: 2 of 2 on cpu",
-        *[started, ended] * 2,
-        "watching 1 on 1",
-        "final: 1 of 1 on cpu",
-        *[started, ended],
+        "watching 4 on 1",
+        "4 of 4 on cpu",
+        *[started, ended] * 4,
     ]
     assert done.complete
-    (row,) = done.plan.of(None).rows
-    assert row.tuning is not None
-    assert row.tuning.chosen is not None
+    (row,) = done.plan.rows
     results = tensorbench.load_results("toy", store=uri)
-    assert results.seeds["trial_id"].tolist() == [row.trials[0]]
-    assert results.cells["mean"].tolist() == done.summary.cells["mean"].tolist()
+    assert set(results.seeds["trial_id"]) == set(row.trials.values())
+    assert results.cells["method"].tolist() == done.summary.cells["method"].tolist()
 
     second_audience = Heard()
-    assert tensorbench.run_suite(
-        suite(training=SHORT, tuning=tuning), store=uri, audience=second_audience
-    ).complete
-    assert [event.partition(" on")[0] for event in second_audience.events] == [
-        "opened 0 0",
-        "tuning: 0 of 2",
-        "final: 0 of 1",
-    ]
+    assert tensorbench.run_suite(studies, store=uri, place=CPU, audience=second_audience).complete
+    assert second_audience.events == ["opened 0 0", "0 of 4 on cpu"]
 
 
 def test_a_suite_is_searched_and_heard_of(tmp_path: Path, new_store: NewStore) -> None:

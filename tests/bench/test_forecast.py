@@ -17,7 +17,7 @@ from rich.console import Console
 
 import tensorbench.forecast
 from tensorbench.cli.plans import print_forecast
-from tensorbench.execution.estimate import final_work, step_count
+from tensorbench.execution.estimate import step_count
 from tensorbench.execution.perform import Report
 from tensorbench.execution.place import Place
 from tensorbench.forecast import make_forecast
@@ -25,7 +25,6 @@ from tensorbench.plan.rows import Part, Plan
 from tensorbench.records.stored_plan import Forecast, Share, duration
 from tensorbench.records.words import PROVENANCE
 from tensorbench.run import Audience, run_suite
-from tensorbench.search.tuning import with_choices
 from tensorbench.store.store import Store
 from tensorbench.training.measure import provenance
 
@@ -40,11 +39,6 @@ NewStore = Callable[[Path], str]
 SECONDS_A_STEP = 1800.0
 
 TENSOR = {"method": "tenslora", "variant": "qkv_depth"}
-TUNED: dict[str, Any] = {
-    "methods": ["lora", "head_only"],
-    "seeds": [0, 1],
-    "tuning": {"trials": 3, "seeds": [7, 8], "lr": [1e-3, 1e-2, 1e-1], "head_lr": None},
-}
 SEARCHED: dict[str, Any] = {
     "methods": [TENSOR, "head_only"],
     "seeds": [0, 1, 2],
@@ -69,15 +63,6 @@ class Stopping(Heard):
         raise KeyboardInterrupt
 
 
-class Remaining(Heard):
-    def __init__(self) -> None:
-        super().__init__()
-        self.announced: list[float] = []
-
-    def following(self, trials: float) -> None:
-        self.announced.append(trials)
-
-
 def test_a_plan_shows_the_gpus_their_memory_and_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70_000 * 2**20, 81_000 * 2**20))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
@@ -86,28 +71,12 @@ def test_a_plan_shows_the_gpus_their_memory_and_the_slots(monkeypatch: pytest.Mo
     assert tensorbench.forecast._gpus("cuda:1").startswith("1 GPU(s)")
 
 
-def test_the_final_trials_are_counted_while_tuning_runs(tmp_path: Path, new_store: NewStore) -> None:
-    uri, heard = new_store(tmp_path), Remaining()
-    # Final runs have three epochs where tuning has one, on two seeds of two rows. An epoch has 4 steps of 16
-    # examples, forward and backward, and 30 examples of validation. Final runs are tested on 40 examples.
-    expected = pytest.approx(4 * (3 * (2 * 64 + 30) + 40) / (2 * 64 + 30), rel=0.01)
-    changes = {**TUNED, "training": {"batch_size": 16, "epochs": 3, "lr": 5e-3}}
-    changes["tuning"] = {**TUNED["tuning"], "epochs": 1}
-    made = plan(**changes)
-    assert final_work(made, made.of("tuning").trials, []) == expected
-    run_suite(suite(**changes), store=uri, place=Place(device="cpu"), audience=heard)
-    assert heard.announced == [expected]
-    # Once everything is stored nothing remains, so nothing is announced.
-    run_suite(suite(**changes), store=uri, place=Place(device="cpu"), audience=heard)
-    assert len(heard.announced) == 1
-
-
 def nowhere(folder: Path) -> str:
     return f"sqlite:///{folder / 'none.db'}"
 
 
-def counts(forecast_: Forecast) -> dict[str, tuple[str, int, int, int]]:
-    return {part.part: (part.command, part.points, part.trials, part.open) for part in forecast_.parts}
+def counts(forecast_: Forecast) -> dict[str, tuple[int, int, int]]:
+    return {part.command: (part.points, part.trials, part.open) for part in forecast_.parts}
 
 
 def ended(only: Callable[[Any], bool] = lambda _: True) -> Callable[..., Result | None]:
@@ -117,27 +86,19 @@ def ended(only: Callable[[Any], bool] = lambda _: True) -> Callable[..., Result 
 
 def test_every_part_of_a_suite_is_counted(tmp_path: Path) -> None:
     store = nowhere(tmp_path)
-    assert counts(make_forecast(plan(seeds=[0, 1]), store, "cpu")) == {"final": ("run", 1, 2, 2)}
-    # Three points on two seeds for each method, then two final seeds.
-    assert counts(make_forecast(plan(**TUNED), store, "cpu")) == {
-        "tuning": ("run", 6, 12, 12),
-        "final": ("run", 2, 4, 4),
-    }
+    assert counts(make_forecast(plan(seeds=[0, 1]), store, "cpu")) == {"run": (1, 2, 2)}
     assert counts(make_forecast(plan(**SEARCHED), store, "cpu")) == {
-        "final": ("run", 2, 6, 6),
-        "search": ("search", 5, 10, 10),
+        "run": (2, 6, 6),
+        "search": (5, 10, 10),
     }
-    command, points, trials, open_ = counts(make_forecast(plan(**ALLOCATED), store, "cpu"))["search"]
-    assert (command, trials, open_) == ("search", points, points)
+    points, trials, open_ = counts(make_forecast(plan(**ALLOCATED), store, "cpu"))["search"]
+    assert (trials, open_) == (points, points)
     assert points >= 5
 
 
 def test_a_part_that_was_selected_is_counted_alone(tmp_path: Path) -> None:
-    part = plan(**TUNED).select(Part(methods=["lora"], seeds=[1]))
-    assert counts(make_forecast(part, nowhere(tmp_path), "cpu")) == {
-        "tuning": ("run", 3, 6, 6),
-        "final": ("run", 1, 1, 1),
-    }
+    part = plan(methods=["lora", "head_only"], seeds=[0, 1]).select(Part(methods=["lora"], seeds=[1]))
+    assert counts(make_forecast(part, nowhere(tmp_path), "cpu")) == {"run": (1, 1, 1)}
 
 
 def test_without_stored_trials_the_time_is_in_proportion_to_the_operations(
@@ -222,23 +183,11 @@ def test_stored_trials_tell_time_and_what_is_left(tmp_path: Path, new_store: New
     stored(uri, made, ended(lambda trial: trial.seed == 0))
     estimate = make_forecast(made, uri, "cpu")
     assert estimate.based_on == "stored trials"
-    assert counts(estimate) == {"final": ("run", 1, 3, 2)}
+    assert counts(estimate) == {"run": (1, 3, 2)}
     left = [trial for trial in made.trials if trial.seed]
     assert estimate.parts[0].seconds == pytest.approx(SECONDS_A_STEP * sum(map(step_count, left)))
     stored(uri, made, ended(lambda trial: trial.seed != 0))
     assert make_forecast(made, uri, "cpu").parts[0].seconds == 0
-
-
-def test_stored_tuning_choices_are_read(tmp_path: Path, new_store: NewStore) -> None:
-    made, uri = plan(**TUNED), new_store(tmp_path)
-    store = stored(uri, made.of("tuning"), ended())
-    assert {name: part[-1] for name, part in counts(make_forecast(made, uri, "cpu")).items()} == {
-        "tuning": 0,
-        "final": 4,
-    }
-    chosen = with_choices(made, store).of(None)
-    stored(uri, chosen, ended(lambda trial: trial.seed == 0))
-    assert counts(make_forecast(made, uri, "cpu"))["final"] == ("run", 2, 4, 2)
 
 
 def test_a_store_of_other_suites_or_a_broken_one_is_no_obstacle(tmp_path: Path, new_store: NewStore) -> None:
@@ -246,7 +195,7 @@ def test_a_store_of_other_suites_or_a_broken_one_is_no_obstacle(tmp_path: Path, 
     assert make_forecast(plan(), uri, "cpu").notes == ()
     (tmp_path / "broken.db").write_text("no database at all")
     estimate = make_forecast(plan(), f"sqlite:///{tmp_path / 'broken.db'}", "cpu")
-    assert counts(estimate) == {"final": ("run", 1, 1, 1)}
+    assert counts(estimate) == {"run": (1, 1, 1)}
     assert "broken.db" in estimate.notes[0]
 
 
@@ -255,13 +204,13 @@ def test_the_command_prints_the_forecast_and_has_it_in_its_json(call: Call, tmp_
     printed = call("plan", file, "--store", store)
     assert (printed.code, printed.err) == (0, "")
     shown = " ".join(printed.out.split())
-    assert "search tensorbench search 5 10 10 " in shown
-    assert "final tensorbench run 2 6 6 " in shown
+    assert "tensorbench search 5 10 10 " in shown
+    assert "tensorbench run 2 6 6 " in shown
     assert "Time is of one worker" in shown
     read = json.loads(call("plan", file, "--store", store, "--json").out)
     assert read["suite"] == "toy"
-    parts = [part.part for part in Forecast.model_validate(read["forecast"]).parts]
-    assert parts == ["final", "search"]
+    parts = [part.command for part in Forecast.model_validate(read["forecast"]).parts]
+    assert parts == ["run", "search"]
 
 
 @pytest.mark.parametrize(
@@ -306,7 +255,7 @@ def test_a_notebook_shows_what_the_terminal_prints(tmp_path: Path) -> None:
     print_forecast(Console(file=out, width=400), expected)
     printed = out.getvalue()
     texts = [cell for line in expected.overview().lines for cell in line.values()]
-    assert len(texts) == 6 * len(expected.parts) > 6
+    assert len(texts) == 5 * len(expected.parts) == 10
     for text in (*texts, expected.basis):
         assert text in printed
         assert html.escape(text) in expected._repr_html_()

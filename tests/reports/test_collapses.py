@@ -16,9 +16,8 @@ from rich.console import Console
 from scipy import stats
 
 from tensorbench.cli.results import print_summary
-from tensorbench.plan.rows import Plan, Row
+from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
-from tensorbench.records.words import Status
 from tensorbench.reports import guards, headline
 from tensorbench.reports.analysis import Analysis, Block, analyse
 from tensorbench.reports.board import boards, heats
@@ -33,11 +32,10 @@ from tensorbench.reports.selection import Selection
 from tensorbench.reports.study import Study, TaskAndBackbone
 from tensorbench.reports.summary import summarise
 from tensorbench.reports.tables import BETTER, main_tables
-from tensorbench.search.tuning import with_choices
 from tensorbench.store.store import Store
 
 from ..messages import naming
-from ..stored import Result, write
+from ..stored import Result
 from .browsing import page_of
 from .made_up import SMALL, Call, NewStore, plan_of, store
 
@@ -126,33 +124,6 @@ def test_constant_answers_are_collapses_where_they_score_zero(stored: Callable[.
     assert of(read(stored(result, of_matthews), ["small"])) == [("LoRA", 3, 5)]
 
 
-def test_tuning_trials_of_the_chosen_point_count(tmp_path: Path, new_store: NewStore) -> None:
-    def result(trial: Trial, row: Row) -> Result:
-        if trial.evaluate == "test":
-            return results_with({})(trial, row)
-        # The chosen rate is .01, where one LoRA seed collapsed; another point collapses completely.
-        best = trial.recipe.lr == 0.01
-        low = not best or (row.title == "LoRA" and trial.seed == 7)
-        return results_with({(row.title, row.task, trial.seed): 600 - 100 * (not best) if low else 990})(
-            trial, row
-        )
-
-    tuning = {"trials": 4, "seeds": [7, 8], "lr": [1e-4, 1e-2], "scale": None, "head_lr": None}
-    uri, plan = new_store(tmp_path), plan_of(**FIVE | {"tuning": tuning})
-    assert of(read(tuned(uri, plan, result), ["small"])) == [("LoRA", 1, 7)]
-
-
-def test_all_tuning_trials_of_an_untunable_method_are_counted(tmp_path: Path, new_store: NewStore) -> None:
-    methods = ["head_only", "converged_head", *SMALL["methods"]]
-    tuning = {"trials": 2, "seeds": [7, 8], "lr": [1e-3, 1e-2], "scale": None, "head_lr": None}
-    uri, plan = new_store(tmp_path), plan_of(**FIVE | {"methods": methods, "tuning": tuning})
-    study = read(tuned(uri, plan, results_with({("converged head", "digits", 7): 600})), ["small"])
-    (head,) = (cell for cell in study.all_cells if cell.family == "converged_head")
-    assert head.tuning is not None
-    assert head.tuning.chosen == {}
-    assert of(study) == [(head.method, 1, head.seeds + 2)]
-
-
 def test_the_report_says_first_at_the_terminal_which_baseline_failed(
     stored: Callable[..., str], call: Call, tmp_path: Path
 ) -> None:
@@ -163,15 +134,6 @@ def test_the_report_says_first_at_the_terminal_which_baseline_failed(
     first, *rest = done.out.splitlines()
     assert first == headline.reference_failures(analysis_of(uri))[0]
     assert any("1 of 5 runs collapsed" in line for line in rest)
-
-
-def tuned(uri: str, plan: Plan, result: ResultOf) -> str:
-    """Writes the tuning trials into the store, and then the final trials of the chosen points."""
-    opened = write(uri, plan.of("tuning"), result)
-    chosen = with_choices(plan, opened)
-    write(uri, chosen.of(None), result)
-    opened.end(opened.begin_suite(chosen), Status.FINISHED)
-    return uri
 
 
 def every_seed(method: str, task: str = "digits") -> set[tuple[str, str, int]]:
@@ -202,18 +164,6 @@ def test_runs_that_the_machine_lost_are_no_collapses(stored: Callable[..., str])
         return replace(made, failure=failure)
 
     assert of(read(stored(lost), ["small"])) == []
-
-
-def test_a_cell_that_diverged_after_its_tuning_counts_the_trials_of_the_chosen_point(
-    tmp_path: Path, new_store: NewStore
-) -> None:
-    def result(trial: Trial, row: Row) -> Result:
-        final = trial.evaluate == "test"
-        return results_with({}, every_seed("LoRA") if final else ())(trial, row)
-
-    tuning = {"trials": 2, "seeds": [7, 8], "lr": [1e-3, 1e-2], "scale": None, "head_lr": None}
-    uri, plan = new_store(tmp_path), plan_of(**FIVE | {"tuning": tuning})
-    assert of(read(tuned(uri, plan, result), ["small"])) == [("LoRA", 5, 7)]
 
 
 def test_a_store_in_which_every_run_diverged_has_collapsed_entirely(stored: Callable[..., str]) -> None:

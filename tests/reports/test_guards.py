@@ -13,11 +13,8 @@ from tensorbench.plan.make import make_plan
 from tensorbench.plan.rows import Plan
 from tensorbench.plan.suite import Suite
 from tensorbench.records.measures import Measure
-from tensorbench.reports.analysis import analyse
 from tensorbench.reports.cautions import guards
-from tensorbench.reports.reading import read, read_experiment
-from tensorbench.search.tuning import with_choices
-from tensorbench.store.store import Store
+from tensorbench.reports.reading import read_experiment
 
 from ..stored import Result, write
 
@@ -32,7 +29,6 @@ SUITE: dict[str, Any] = {
     "seeds": [0, 1],
     "floor": "none",
 }
-TUNING = {"trials": 3, "seeds": [7], "scale": None, "head_lr": None}
 GOOD = {Measure.SELECTED_LOSS: 0.4, Measure.GUESSING_LOSS: 2.3, Measure.ADAPTER_EFFECT: 0.5}
 HEAD = {Measure.SELECTED_LOSS: 0.5, Measure.GUESSING_LOSS: 2.3}
 
@@ -93,26 +89,3 @@ def test_an_earlier_versions_runs_without_losses_say_nothing_of_them(
 ) -> None:
     store = write(new_store(tmp_path), planned(), lambda trial, row: Result(0.6))
     assert list(guards(read_experiment(store))) == []
-
-
-def tuned(folder: Path, new_store: NewStore, losses: list[float]) -> tuple[Plan, Store]:
-    """A tuned suite whose points had these losses: its plan with the chosen point, and its store."""
-    plan = planned(methods=["lora"], tuning=TUNING)
-    by_rate = dict(zip([c.setting.lr for c in plan.of(None).rows[0].candidates], losses, strict=True))
-    store = write(
-        new_store(folder), plan.of("tuning"), lambda trial, row: Result(0.6, by_rate[trial.recipe.lr])
-    )
-    return with_choices(plan, store), store
-
-
-def test_few_points_and_ties_of_tuning_are_noted_on_the_page(tmp_path: Path, new_store: NewStore) -> None:
-    plan, _ = tuned(tmp_path, new_store, [0.3, 0.2, 0.2])
-    folder = tmp_path / "final"
-    folder.mkdir()
-    uri = new_store(folder)
-    write(uri, plan, lambda trial, row: Result(0.6, measures=GOOD))
-    notes = analyse(read(uri, ["guarded"])).notes
-    (few,) = [note for note in notes if "3 points, fewer than the 7 rates" in note]
-    (tie,) = [note for note in notes if "tied with the chosen" in note]
-    assert few.endswith("LoRA.")
-    assert tie.endswith("LoRA.")

@@ -231,9 +231,7 @@ def test_a_limit_of_suites_without_studies_is_not_said_of_all(
 
 def test_the_index_says_where_nothing_can_be_claimed(results: Path, tmp_path: Path) -> None:
     def of_lora_alone(plan: dict[str, Any]) -> None:
-        for row in plan["rows"]:
-            if row["family"] != "lora":
-                row["trials"] = dict.fromkeys(row["trials"])
+        plan["rows"] = [row for row in plan["rows"] if row["family"] == "lora"]
 
     few = changed(
         results / "small.tensorbench.zip",

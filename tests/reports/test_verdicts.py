@@ -12,11 +12,8 @@ import numpy as np
 import pytest
 
 from tensorbench.methods import UserError
-from tensorbench.plan import cells as plan_cells
 from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
-from tensorbench.records.stored_plan import Tuned
-from tensorbench.records.words import Status
 from tensorbench.reports.analysis import Analysis, Block, analyse
 from tensorbench.reports.board import boards, heats
 from tensorbench.reports.comparisons import AgainstReference
@@ -24,11 +21,8 @@ from tensorbench.reports.findings import findings, on_part
 from tensorbench.reports.inference.effects import Answer, Verdict
 from tensorbench.reports.inference.intervals import simultaneous
 from tensorbench.reports.reading import read
-from tensorbench.reports.recipes import TUNING as TUNING_NAMES
-from tensorbench.reports.recipes import difference, recipes
 from tensorbench.reports.report import write_report
 from tensorbench.reports.tables import main_tables
-from tensorbench.search.tuning import with_choices
 
 from ..messages import naming
 from ..stored import Result, write
@@ -96,90 +90,6 @@ def test_rates_that_a_suite_sets_by_hand_are_another_recipe(analysed: Callable[.
     analysis = analysed(scores(0.05), by_hand)
     assert all(block.comparisons == () for block in analysis.blocks)
     assert "training lr 0.01 against 0.0005" in of(analysis, "isorank 2 · recipe 2").notes[0]
-
-
-def test_rates_that_were_tuned_are_no_other_recipe(tmp_path: Path, new_store: NewStore) -> None:
-    def result_of(trial: Trial, row: Row) -> Result | None:
-        made = scores(0.05)(trial, row)
-        best = 0.001 if row.title == "LoRA" else 0.0005
-        return made and dataclasses.replace(made, loss=0.1 if trial.recipe.lr == best else 0.9)
-
-    tuning = {"trials": 2, "seeds": [7], "lr": [1e-3, 1e-2], "scale": None, "head_lr": None}
-    uri, plan = new_store(tmp_path), plan_of(**FIVE | {"tuning": tuning})
-    opened = write(uri, plan.of("tuning"), result_of)
-    chosen = with_choices(plan, opened)
-    assert {trial.recipe.lr for trial in chosen.of(None).trials} == {0.0005, 0.001}
-    write(uri, chosen.of(None), result_of)
-    opened.end(opened.begin_suite(chosen), Status.FINISHED)
-    assert only(analyse(read(uri, ["small"]))).verdict.answer is Answer.BEYOND
-
-
-TUNING: dict[str, Any] = {
-    "trials": 2,
-    "seeds": [7],
-    "epochs": 1,
-    "lr": [1e-3, 1e-2],
-    "scale": None,
-    "head_lr": None,
-}
-
-
-def tuned(uri: str, changes: dict[str, Any]) -> None:
-    plan = plan_of(**FIVE | changes)
-    opened = write(uri, plan.of("tuning"), scores(0.05))
-    chosen = with_choices(plan, opened)
-    write(uri, chosen.of(None), scores(0.05))
-    opened.end(opened.begin_suite(chosen), Status.FINISHED)
-
-
-@pytest.mark.parametrize(
-    ("change", "differs"),
-    [
-        ({"trials": 1, "seeds": [7, 8]}, {"tuning points": ("1", "2"), "tuning seeds": ("2", "1")}),
-        ({"epochs": 3}, {"tuning epochs": ("3", "1")}),
-        ({"lr": [1e-3, 3e-3]}, {"tuning grid of lr": ("0.001, 0.003", "0.001, 0.01")}),
-        ({"head_lr": [1e-3, 3e-3]}, {"tuning grid of head_lr": ("0.001, 0.003", "none")}),
-    ],
-)
-def test_rows_with_another_allowance_for_tuning_are_never_compared(
-    change: dict[str, Any], differs: dict[str, tuple[str, str]], tmp_path: Path, new_store: NewStore
-) -> None:
-    uri = new_store(tmp_path)
-    tuned(uri, {"methods": ["lora"], "tuning": TUNING})
-    tuned(uri, OTHER | {"tuning": TUNING | change})
-    analysis = analyse(read(uri, ["small", "other"]))
-    assert [block.title for block in analysis.blocks] == ["isorank 2", "isorank 2 · recipe 2"]
-    assert all(block.comparisons == () for block in analysis.blocks)
-    made = recipes(analysis.study)
-    ours, theirs = (cell.number for cell in analysis.study.all_cells)
-    assert difference(made[theirs], made[ours]) == differs
-    assert all(name in of(analysis, "isorank 2 · recipe 2").notes[0] for name in differs)
-
-
-def test_methods_that_lack_axes_have_the_same_allowance(tmp_path: Path, new_store: NewStore) -> None:
-    uri = new_store(tmp_path)
-    grids = {"trials": 4, "scale": [0.1, 1.0]}
-    tuned(uri, {"methods": ["head_only", "converged_head", "lora"], "tuning": TUNING | grids})
-    study = read(uri, ["small"])
-    tried = {cell.family: cell.tuning.trials for cell in study.all_cells if cell.tuning}
-    assert tried["converged_head"] < tried["lora"]
-    first, *rest = recipes(study).values()
-    # A fitted head has its own recipe.
-    allowed = [
-        {key: value for key, value in recipe.items() if key.startswith(TUNING_NAMES)} for recipe in rest
-    ]
-    assert allowed == [{key: value for key, value in first.items() if key.startswith(TUNING_NAMES)}] * 2
-
-
-def test_an_older_plan_has_the_allowance_of_its_suite(
-    tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uri = new_store(tmp_path)
-    with monkeypatch.context() as patched:
-        patched.setattr(plan_cells, "Tuned", lambda allowed_points, allowed_grids, **fields: Tuned(**fields))
-        tuned(uri, {"methods": ["lora"], "tuning": TUNING})
-    tuned(uri, OTHER | {"tuning": TUNING})
-    assert only(analyse(read(uri, ["small", "other"]))).method == "TensLoRA att"
 
 
 def test_the_recipe_is_of_each_setting(analysed: Callable[..., Analysis]) -> None:

@@ -162,7 +162,7 @@ def test_a_cluster_that_is_not_there_is_named_as_the_environment_has_it(
 def test_a_cluster_prepares_again_while_idle_actors_hold_every_slot(
     cluster: RayCluster, store: Store
 ) -> None:
-    # Idle actors hold slots between tuning and the final trials, and between the points of a search.
+    # Idle actors hold slots between the points of a search.
     assert run(cluster, SHORT)[-1].kind == "finished"
     tasks = [{**DIGITS, "test_size": 41}]
     made = plan(methods=["head_only"], tasks=tasks, training={"batch_size": 16, "steps": 2})

@@ -24,11 +24,15 @@ from tensorbench.execution.watch import Limits, Silence, Watch
 from tensorbench.execution.worker import Slot
 from tensorbench.methods import UserError
 from tensorbench.methods.validation import validate
+from tensorbench.plan.make import cells_of
+from tensorbench.plan.rows import Plan
+from tensorbench.plan.settings import Setting
 from tensorbench.plan.suite import Suite
 from tensorbench.plan.suite_rows import TaskRow
 from tensorbench.records.measures import Measure
 from tensorbench.records.record import Record
 from tensorbench.records.words import Status
+from tensorbench.search.chooser import Batch
 from tensorbench.store.store import Store
 
 from ...messages import naming
@@ -151,8 +155,14 @@ def test_a_task_of_unstated_size_has_the_steps_of_its_trials(monkeypatch: pytest
 
 
 def test_times_of_stored_trials_limit_those_of_other_settings() -> None:
-    made = plan(tuning={"trials": 2, "seeds": [9]}, training={"batch_size": 16, "steps": 100})
-    first, second = made.of("tuning").rows
+    made = plan(training={"batch_size": 16, "steps": 100})
+    (cell,) = cells_of(made, "cpu")
+    batch = Batch("toy")
+    for rate in (1e-3, 1e-2):
+        setting = Setting(lr=rate)
+        batch.add(cell, [cell.trial(9, "validation", setting=setting)], note=setting.label)
+    made = Plan(suite=made.suite, rows=tuple(batch.rows), trials=tuple(batch.trials))
+    first, second = made.rows
     tags = {"method": first.method, "backbone": first.backbone, "task": first.task, **ON_H100}
     stored = Record("r", "t", Status.FINISHED, 0, tags, {"cost/seconds": 20.0, "cost/steps": 10.0})
     (other,) = [trial for trial in made.trials if trial.id in second.trials.values()]

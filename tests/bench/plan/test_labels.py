@@ -96,7 +96,7 @@ def test_each_sweeps_fields_of_the_recipe_beside_options() -> None:
         (
             {
                 "methods": [{"method": "lora", "rank": 2, "each": {"training": {"lr": [1e-3]}}}],
-                "tuning": "equal",
+                "search": {"trials": 2, "lr": [1e-3, 1e-2]},
             },
             "'lora' sets lr",
         ),

@@ -61,7 +61,7 @@ def rows(plan: Plan, task: str = "dtd") -> dict[str, Row]:
 
 def test_the_tuned_suite_differs_from_the_untuned_one_in_its_studies_and_the_decay_of_adapters() -> None:
     tuned, untuned = (load_suite(SUITES / f"{name}.yaml") for name in ("paper", "paper_untuned"))
-    assert tuned.studies is not None
+    assert tuned.tuning is not None
     assert untuned.tuning is None
     fields = {"name", "description", "closing", "tuning", "seeds", "training"}
     assert tuned.model_dump(exclude=fields) == untuned.model_dump(exclude=fields)

@@ -130,7 +130,7 @@ def test_a_trial_of_a_study_is_the_trial_of_a_suite_with_its_rates_and_seed() ->
 
 def test_trials_run_study_by_study() -> None:
     made = plan()
-    studies = made.suite.studies
+    studies = made.suite.tuning
     assert studies is not None
     for order in (made.trials, longest_first(made, made.trials, ())):
         numbers = [studies.place(trial.seed)[0] for trial in order]
@@ -182,7 +182,7 @@ def test_k_goes_up_to_the_trials_that_a_jackknife_leaves(studies: int, points: i
         ({"methods": [{"method": "lora", "training": {"head_lr": 1e-3}}]}, naming("'lora'", "head_lr")),
         ({"methods": [{"method": "lora", "each": {"training": {"lr": [1, 2]}}}]}, "'lora', training sets lr"),
         ({"tasks": [{**DIGITS, "split": "per_seed"}]}, naming("'digits'", "per_seed")),
-        ({"tuning": "equal", "seeds": [0], "pilot": {}}, "pilot: "),
+        ({"tuning": "none", "seeds": [0], "pilot": {}}, "pilot: "),
         (
             {"tuning": None, "seeds": [0], "methods": [{"method": "lora", "centre": 1e-3}]},
             "'lora' sets centre",

@@ -99,7 +99,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(changes: dict[str, Any], m
         ({"training": {"lr": float("inf")}}, "training.lr: .*finite"),
         ({"training": {"lr": -1e-3}}, "training.lr: .*greater than 0"),
         ({"methods": [{"method": "tenslora", "variant": "att", "scale": 1e300}]}, "scale: .*got 1e"),
-        ({"tuning": {"scale": [1, 1e300]}}, naming("tuning.scale", 1000000000, "1e+300")),
+        ({"search": {"trials": 2, "scale": [1, 1e300]}}, naming("search.scale", 1000000000, "1e+300")),
         ({"tasks": [{**DIGITS, "max_tokens": 0}]}, "tasks.0.max_tokens: .*greater than 0"),
         ({"methods": [{"method": "tenslora", "each": {"variant": []}}]}, "each.variant: .*at least 1"),
         (

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tensorbench.search.tuning import with_choices
-
-from ...stored import Result
-from ...stored import write as stored
-from ..toy_suites import DIGITS, TEXT, plan, suite
+from ..toy_suites import TEXT, suite
 from .scripted import choose
 
 DATA = Path(__file__).parents[2] / "data" / "similarity.csv"
@@ -20,35 +15,10 @@ DATA = Path(__file__).parents[2] / "data" / "similarity.csv"
 #: The better of the two values that each metric takes in these tests, 0.3 and 0.5.
 BEST = {"rmse": 0.3, "spearman": 0.5}
 
-TUNING = {"trials": 2, "seeds": [7], "by": "score", "lr": [1e-3, 1e-2], "scale": None, "head_lr": None}
-
 
 def task(metric: str) -> dict[str, Any]:
     columns = {"text": ["first", "second"], "label": "score", "target": "regression"}
     return {"name": "similarity", "csv": str(DATA), **columns, "metric": metric, "train_size": 20}
-
-
-@pytest.mark.parametrize("metric", BEST)
-def test_tuning_locks_the_better_setting(
-    tmp_path: Path, new_store: Callable[[Path], str], metric: str
-) -> None:
-    made = plan(TEXT, methods=["lora"], tasks=[task(metric)], tuning=TUNING)
-    scores = {1e-3: 0.3, 1e-2: 0.5}
-    store = stored(
-        new_store(tmp_path), made.of("tuning"), lambda trial, row: Result(score=scores[trial.recipe.lr])
-    )
-    (row,) = with_choices(made, store).of(None).rows
-    assert row.tuning is not None
-    assert row.tuning.chosen is not None
-    assert scores[row.tuning.chosen["lr"]] == BEST[metric]
-
-
-def test_tuning_chooses_on_a_task_with_a_label(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
-    made = plan(methods=["lora"], tasks=[{**DIGITS, "label": "Handwriting"}], tuning=TUNING)
-    store = stored(new_store(tmp_path), made.of("tuning"), lambda trial, row: Result(trial.recipe.lr))
-    (row,) = with_choices(made, store).of(None).rows
-    assert row.tuning is not None
-    assert row.tuning.chosen == {"lr": 1e-2}
 
 
 @pytest.mark.parametrize("metric", BEST)

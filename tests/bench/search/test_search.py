@@ -80,7 +80,7 @@ def test_another_start_runs_nothing_and_a_larger_number_goes_on(
     assert (tmp_path / "toy_chosen.yaml").read_bytes() == written
     assert ended(uri) == before
     planned = " ".join(call("plan", suite, "--store", uri).out.split())
-    assert "search tensorbench search 6 6 0 0 s" in planned
+    assert "tensorbench search 6 6 0 0 s" in planned
     assert call("search", suite, "--store", uri, "--trials", "7").code == 0
     assert len(ended(uri)) == 7
     assert ended(uri).keys() > before.keys()

@@ -9,11 +9,14 @@ import optuna
 import pytest
 
 from tensorbench.methods import Geometry, Method, UserError, create
+from tensorbench.plan.choosing import AXES
+from tensorbench.plan.make import cells_of
 from tensorbench.plan.recipe import Recipe
-from tensorbench.plan.settings import Setting, applicable
+from tensorbench.plan.settings import Setting
 from tensorbench.search.space import RankSpace
 
 from ...messages import naming
+from ..toy_suites import plan
 
 TINY = Geometry(6, 2, 2, 24)
 MINILM = Geometry(384, 12, 6, 1536)
@@ -114,29 +117,22 @@ def test_a_mode_that_the_variant_lacks_and_a_budget_below_the_smallest_are_refus
         RankSpace(create("tenslora", variant="qkv_depth"), MINILM, 100)
 
 
-# --- what is tuned beside ranks ---
+# --- what is searched beside ranks ---
 
 
-def test_a_method_is_tuned_by_what_it_has() -> None:
-    grids = {"lr": (1.0,), "scale": (1.0, 2.0)}
-    both = {**grids, "head_lr": (1.0,)}
-    for follows in (True, False):
-        assert set(applicable(grids, create("lorta", rank=2), 100, head_follows=follows)) == {"lr", "scale"}
-        assert set(applicable(grids, create("peft", type="LOHA", rank=2), 100, head_follows=follows)) == {
-            "lr"
-        }
-        # The head alone is tuned by its rate under either name.
-        assert set(applicable(both, create("head_only"), 0, head_follows=follows)) == {"head_lr"}
-    assert set(applicable(grids, create("head_only"), 0, head_follows=True)) == {"lr"}
-    cores = {"core_lr": (1.0, 4.0)}
-    for name, options, there in (
-        ("tenslora", {"variant": "att"}, {"core_lr"}),
-        ("tenslora", {"variant": "att", "factorization": "cp"}, set()),
-        ("lora", {}, set()),
-    ):
-        assert set(applicable(cores, create(name, **options).isorank(2), 100, head_follows=True)) == there
-    # The rate of the head alone is fixed, so nothing is left to tune.
-    assert not applicable(grids, create("head_only"), 0, head_follows=False)
+@pytest.mark.parametrize("head_lr", [None, 1e-2])
+def test_a_cell_is_searched_by_what_it_has(head_lr: float | None) -> None:
+    core, none = {"method": "tenslora", "variant": "att"}, {"method": "head_only"}
+    rows = [core, {**core, "factorization": "cp"}, {"method": "peft", "type": "LOHA"}, none]
+    made = plan(methods=rows, training={"batch_size": 16, "steps": 2, "head_lr": head_lr}, floor="none")
+    grids = dict.fromkeys(AXES, (0.001, 0.01))
+    with_core, without, loha, head = cells_of(made, "cpu")
+    assert set(with_core.tunable(grids)) == set(AXES)
+    assert set(without.tunable(grids)) == {"lr", "scale", "head_lr"}
+    assert set(loha.tunable(grids)) == {"lr", "head_lr"}
+    # The head alone is searched by its rate under either name, unless the suite fixes its rate.
+    assert set(head.tunable(grids)) == {"head_lr"}
+    assert set(head.tunable({"lr": (1e-3, 1e-2)})) == ({"lr"} if head_lr is None else set())
 
 
 def test_a_setting_multiplies_the_scale_and_sets_the_rates() -> None:
@@ -151,5 +147,3 @@ def test_a_setting_multiplies_the_scale_and_sets_the_rates() -> None:
     assert Setting(head_lr=0.2).recipe(recipe).lr == 1e-3
     with pytest.raises(UserError, match=naming("lr 1e-07", "lr_floor 1e-06")):
         Setting(lr=1e-7).recipe(recipe)
-    grids = {"lr": (0.01, 0.03), "scale": (1.0, 10.0, 100.0), "head_lr": (0.5,)}
-    assert setting.edges(grids) == ("lr",)

@@ -234,16 +234,6 @@ def test_logits_are_in_full_precision_inside_of_an_autocast() -> None:
         assert head(features.bfloat16()).dtype == torch.float32
 
 
-def test_tuning_tries_the_converged_head_once() -> None:
-    made = plan(
-        methods=["lora", "converged_head"],
-        tuning={"trials": 6, "seeds": [1000], "lr": [1e-3, 1e-2], "head_lr": [1e-3, 1e-2], "scale": [1, 4]},
-    )
-    row = next(row for row in made.rows if row.family == "converged_head" and row.tuning)
-    assert row.tuning is not None
-    assert row.tuning.trials == 1
-
-
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
