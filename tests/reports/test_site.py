@@ -229,18 +229,6 @@ def test_a_limit_of_suites_without_studies_is_not_said_of_all(
     assert "A limit." not in answer_of_all([small, studied])
 
 
-def test_the_index_says_where_nothing_can_be_claimed(results: Path, tmp_path: Path) -> None:
-    def of_lora_alone(plan: dict[str, Any]) -> None:
-        plan["rows"] = [row for row in plan["rows"] if row["family"] == "lora"]
-
-    few = changed(
-        results / "small.tensorbench.zip",
-        tmp_path / "few.tensorbench.zip",
-        edit_json("plan.json", of_lora_alone),
-    )
-    assert "Nothing can be" in str(site_files([few])["index.html"])
-
-
 def test_the_table_agrees_with_its_report(site: Files) -> None:
     lines = table(site, "leaderboard.csv").query("suite == 'small'").set_index("method")
     compared = table(site, "suites/small/tables/comparisons.csv").set_index("method")
