@@ -10,7 +10,7 @@ from pathlib import Path
 from marked import replaced
 
 from tensorbench.backbones.kinds import KINDS, NAMES, TIMM
-from tensorbench.export.transformers_form import classifier, language_model
+from tensorbench.export.original import target_of
 
 PAGE = Path(__file__).parent / "guides" / "export.md"
 
@@ -34,12 +34,12 @@ def rewritten(text: str) -> str:
 
 def _row(name: str) -> tuple[str, ...]:
     if name == TIMM:
-        return "`timm`", "`timm.create_model(…)`", "its classifier", "–", "query, key and value"
-    kind, target = KINDS[name], classifier(name)
+        return "`timm`", "`timm.create_model(…)`, merged alone", "its classifier", "–", "query, key and value"
+    kind, target = KINDS[name], target_of(name)
     models, loaders = [f"`{target.class_name}`"], [f"`{target.loader}`"]
     head = ", ".join(f"`{path}`" for path in target.head.values()) or "`head.safetensors`"
     if kind.decodes:
-        answering = language_model(name)
+        answering = target_of(name, answers=True)
         models.append(f"`{answering.class_name}`")
         loaders.append(f"`{answering.loader}`")
         head += " / none"

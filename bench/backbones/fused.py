@@ -33,6 +33,10 @@ class Split(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([layer(x) for layer in self.children()], dim=-1)
 
+    def ordered(self, rows: Tensor) -> Tensor:
+        """Puts rows that are sorted by part into the order of the fused layer."""
+        return rows
+
 
 class SplitHeads(nn.Module):
     """Like `Split`, for a layer whose outputs are ordered by head: query, key and value of each in turn."""
@@ -50,6 +54,10 @@ class SplitHeads(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         parts = (layer(x).unflatten(-1, (-1, self.head_size)) for layer in (self.query, self.key, self.value))
         return torch.stack(tuple(parts), dim=-2).flatten(-3)
+
+    def ordered(self, rows: Tensor) -> Tensor:
+        """Puts rows that are sorted by part into the order of the fused layer."""
+        return rows.unflatten(0, (3, -1, self.head_size)).transpose(0, 1).flatten(0, 2)
 
 
 def transposed(layer: Any) -> nn.Linear:

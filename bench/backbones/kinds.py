@@ -134,6 +134,17 @@ def _first_line(documented: Any) -> str:
 
 
 @dataclass(frozen=True)
+class TransformersClassifier:
+    """A classifier of transformers that computes the same logits as the kind's encoder, pooling and head."""
+
+    class_name: str
+    #: The path in the classifier of each module of the kind's head. The key "" is the whole head.
+    head: Mapping[str, str] = field(default_factory=lambda: {"": "classifier"})
+    #: Whether its last layer also reads the mean of the patches, unlike the kind's head.
+    reads_patches: bool = False
+
+
+@dataclass(frozen=True)
 class Kind:
     """A kind of backbone: a model type of transformers, with its layout, its pooling and its head."""
 
@@ -173,6 +184,9 @@ class Kind:
     #: Values for the configuration of a backbone with random weights, where transformers' defaults do not
     #: suit. Most are those of published checkpoints.
     usual: Mapping[str, Any] = field(default_factory=dict)
+    #: The class of an export with its head. None: transformers has no such pooling and head, so that the
+    #: encoder is exported with the head in a file beside it.
+    classifier: TransformersClassifier | None = None
     #: A remark for the table of kinds.
     remark: str = ""
 
@@ -235,6 +249,7 @@ KINDS: dict[str, Kind] = {
         pooling.roberta_head,
         arguments={"add_pooling_layer": False},
         positions_after_padding=True,
+        classifier=TransformersClassifier("RobertaForSequenceClassification"),
     ),
     "xlm-roberta": Kind(
         "XLMRobertaModel",
@@ -243,6 +258,7 @@ KINDS: dict[str, Kind] = {
         pooling.roberta_head,
         arguments={"add_pooling_layer": False},
         positions_after_padding=True,
+        classifier=TransformersClassifier("XLMRobertaForSequenceClassification"),
     ),
     "distilbert": Kind(
         "DistilBertModel",
@@ -257,6 +273,9 @@ KINDS: dict[str, Kind] = {
         pooling.distilbert_head,
         shape=Shape(hidden="dim", heads="n_heads", layers="n_layers", mlp="hidden_dim"),
         may_exceed=("vocab_projector", "vocab_transform", "vocab_layer_norm"),
+        classifier=TransformersClassifier(
+            "DistilBertForSequenceClassification", {"dense": "pre_classifier", "out_proj": "classifier"}
+        ),
     ),
     "electra": Kind(
         "ElectraModel",
@@ -264,6 +283,7 @@ KINDS: dict[str, Kind] = {
         pooling.first_token,
         pooling.electra_head,
         may_exceed=("discriminator_predictions", "generator_predictions", "generator_lm_head"),
+        classifier=TransformersClassifier("ElectraForSequenceClassification"),
     ),
     "modernbert": Kind(
         "ModernBertModel",
@@ -307,6 +327,9 @@ KINDS: dict[str, Kind] = {
         },
         remark="v2 and v3; with `share_att_key` an update of query and key also moves the relative "
         "positions; no fused attention in transformers",
+        classifier=TransformersClassifier(
+            "DebertaV2ForSequenceClassification", {"dense": "pooler.dense", "out_proj": "classifier"}
+        ),
     ),
     "t5": _t5(
         "T5EncoderModel",
@@ -384,6 +407,7 @@ KINDS: dict[str, Kind] = {
         arguments={"add_pooling_layer": False},
         normalisation=(HALF, HALF),
         resize=resized_parameter,
+        classifier=TransformersClassifier("ViTForImageClassification"),
     ),
     "deit": Kind(
         "DeiTModel",
@@ -393,6 +417,7 @@ KINDS: dict[str, Kind] = {
         normalisation=IMAGENET,
         resize=resized_parameter,
         remark="the distillation token is not read; a DeiT trained without one is a `vit`",
+        classifier=TransformersClassifier("DeiTForImageClassification"),
     ),
     "dinov2": Kind(
         "Dinov2Model",
@@ -403,6 +428,7 @@ KINDS: dict[str, Kind] = {
         resize=resized_parameter,
         usual={"use_mask_token": False},
         remark="where the MLP is gated (giant), adapters see the attention only",
+        classifier=TransformersClassifier("Dinov2ForImageClassification", reads_patches=True),
     ),
     "dinov2_with_registers": Kind(
         "Dinov2WithRegistersModel",
@@ -412,6 +438,7 @@ KINDS: dict[str, Kind] = {
         shape=DinoShape(),
         resize=resized_parameter,
         remark="where the MLP is gated (giant), adapters see the attention only",
+        classifier=TransformersClassifier("Dinov2WithRegistersForImageClassification", reads_patches=True),
     ),
     "dinov3_vit": Kind(
         "DINOv3ViTModel",
@@ -433,6 +460,7 @@ KINDS: dict[str, Kind] = {
         may_exceed=("relative_position_index",),
         remark="layers are scaled, at the start by 0.1, so a small update moves outputs by less than bf16 "
         "rounds: the check of bf16 says little",
+        classifier=TransformersClassifier("BeitForImageClassification"),
     ),
     "vit_mae": Kind(
         "ViTMAEModel",
@@ -442,6 +470,8 @@ KINDS: dict[str, Kind] = {
         resize=resized_parameter,
         sets={"mask_ratio": 0.0},
         remark="an encoder of whole images, without the decoder",
+        # Without masked patches, the encoder is a ViT with the same weights.
+        classifier=TransformersClassifier("ViTForImageClassification"),
     ),
     "clip_vision_model": Kind(
         "CLIPVisionModel",

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from importlib.metadata import version
-from importlib.resources import files as resources
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import EvalResult, ModelCardData
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from huggingface_hub import EvalResult
+from torch import Tensor
 
-from tensorbench.backbones import BackboneSpec, LoadedBackbone, entry_of
+from tensorbench.backbones import BackboneSpec, LoadedBackbone
 from tensorbench.backbones.answers import Answers, Writer
-from tensorbench.backbones.backbone import FittedHead
-from tensorbench.backbones.huggingface import FolderBackbone, HubBackbone, quiet
-from tensorbench.backbones.kinds import KINDS, TIMM
-from tensorbench.backbones.random_weights import RandomBackbone
-from tensorbench.backbones.timm_vit import Blueprint, TimmBackbone
-from tensorbench.export import loading
+from tensorbench.backbones.huggingface import quiet
+from tensorbench.backbones.kinds import TIMM
+from tensorbench.export.card import card, facts_of
 from tensorbench.export.checkpoint import write_checkpoint
-from tensorbench.export.form import BaseOrigin, Form, copies
-from tensorbench.export.timm_form import TimmForm
-from tensorbench.export.transformers_form import TransformersForm, head_class
+from tensorbench.export.original import ORIGINAL, Original, TimmOriginal, copies, write_json
 from tensorbench.inputs import ImageInput, ModelInput
 from tensorbench.machine.files import remove
 from tensorbench.machine.outputs import earlier_files, output_folder
-from tensorbench.machine.visible import markdown_text, visible
+from tensorbench.machine.visible import markdown_text
 from tensorbench.methods import Adapter, UserError
 
 #: The largest accepted difference between an export's logits and the harness's, divided by the harness's
@@ -43,18 +34,6 @@ TOLERANCE = 1e-5
 #: The file that lists an export's files. With `force`, a later export removes all files in this list.
 MANIFEST = "export.json"
 
-#: The name that the copy of `bench/export/loading.py` has in an export.
-LOADER = "load_export.py"
-
-#: The code in the README.md of every export.
-CODE = """```python
-from load_export import load
-
-export = load(".")
-model = export.model
-# export.logits(**batch) gives what the trial computed.
-```"""
-
 
 @dataclass(frozen=True)
 class Exported:
@@ -62,7 +41,7 @@ class Exported:
 
     folder: Path
     files: tuple[str, ...]
-    #: The largest difference between the harness's logits and the export's, loaded as its README.md says.
+    #: The largest difference between the harness's logits and those of the export, loaded again.
     difference: float
     #: How large the adapter has become as factors of LoRA. Empty in other forms.
     size: str
@@ -88,112 +67,54 @@ def write_export(
 
     README.md contains `facts`, `doubts` and, for hubs, the score. `model_input` says how examples were
     prepared in training; by default, as the backbone prepares them. The export is written beside `out` first
-    and loaded as its README.md says. It moves to `out` only if it gives the logits of `backbone.module` on a
-    fixed batch. The adapter is unchanged afterwards. Raises UserError as `export_run` does.
+    and loaded by its library. It moves to `out` only if it gives the logits of `backbone.module` on a fixed
+    batch. The adapter is unchanged afterwards. Raises UserError as `export_run` does.
     """
     target = output_folder(out, "export", force=force)
-    form = form_of(backbone, spec, classes, model_input or backbone.info.input)
+    form = TimmOriginal if backbone.info.kind == TIMM else Original
+    original = form(backbone, spec, classes, model_input or backbone.info.input)
     inputs = _inputs(backbone)
-    expected = form.judged(_logits(backbone, inputs))
+    expected = _logits(backbone, inputs)
     facts = {
         **(facts or {}),
         "backbone": f"{backbone.info.name} ({backbone.info.description})",
         "weights": backbone.info.weights_hash,
-        **form.facts(),
+        **facts_of(original),
     }
     with _beside(target) as folder:
-        write = _write_merged if merged else write_checkpoint
-        notes, more = write(form, adapter, spec, folder)
-        facts |= more
-        notes = [*form.notes(merged), *notes]
-        _write_loader(form, merged, folder)
-        difference = _check(_loaded_logits(folder, form.origin, inputs), expected)
+        notes, size = list[str](), ""
+        if merged:
+            _write_merged(original, adapter, folder)
+        else:
+            notes, size = write_checkpoint(original, adapter, folder)
+            facts |= {"as LoRA": size} if size else {}
+        difference = _check(_loaded_logits(original, adapter, folder, inputs, merged), expected)
         notes += [f"{markdown_text(doubt)}." for doubt in doubts]
-        text = _card(form, score, merged) + _readme(facts, notes, difference, merged)
+        text = card(original, facts, notes, difference, score, merged)
         (folder / "README.md").write_text(text, encoding="utf-8")
         files = tuple(sorted([MANIFEST, *(entry.name for entry in folder.iterdir())]))
         manifest = {**facts, "merged": merged, "largest difference of logits": difference, "files": files}
-        _write_json(folder / MANIFEST, manifest)
+        write_json(folder / MANIFEST, manifest)
         _publish(folder, target)
-    return Exported(target, files, difference, more.get("as LoRA", ""), tuple(doubts))
-
-
-def _write_loader(form: Form, merged: bool, folder: Path) -> None:
-    text = resources("tensorbench.export").joinpath("loading.py").read_text(encoding="utf-8")
-    (folder / LOADER).write_text(text, encoding="utf-8")
-    _write_json(folder / loading.SETTINGS, form.settings(merged))
-
-
-def _write_json(file: Path, value: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return Exported(target, files, difference, size, tuple(doubts))
 
 
 @torch.no_grad()
-def _write_merged(
-    form: Form, adapter: Adapter, spec: BackboneSpec, folder: Path
-) -> tuple[list[str], dict[str, str]]:
-    """Writes the merged model, with its tokenizer if there is one. Returns notes, and no further facts.
-
-    Raises UserError for quantised weights, and as `Form.write_merged` does.
-    """
-    if spec.quantise:
+def _write_merged(original: Original, adapter: Adapter, folder: Path) -> None:
+    if original.spec.quantise:
         raise UserError(
-            f"--merged: weights in {spec.quantise} are too coarse to hold an update; leave it out for a "
-            "checkpoint beside them"
+            f"--merged: weights in {original.spec.quantise} are too coarse to hold an update; leave it out "
+            "for a checkpoint beside them"
         )
     was_merged = adapter.merged
     adapter.merge()
     try:
-        state = copies(form.encoder.state_dict())
+        state = copies(original.encoder.state_dict())
     finally:
         if not was_merged:
             adapter.unmerge()
-    form.write_merged(folder, state)
-    if loose := form.loose_head():
-        save_file(loose, folder / loading.HEAD, metadata={"format": "pt"})
-    if form.write_tokenizer(folder) or isinstance(form.model_input, ImageInput):
-        return [], {}
-    return ["There is no tokenizer here: none of the backbone's loads."], {}
-
-
-def _card(form: Form, score: EvalResult | None, merged: bool) -> str:
-    """Returns the front matter by which hubs show an export. The licence is for its author to choose."""
-    base = form.origin.reference if form.origin.revision else None
-    library = "peft" if not merged else "timm" if isinstance(form, TimmForm) else "transformers"
-    data = ModelCardData(
-        library_name=library,
-        base_model=base,
-        base_model_relation=("finetune" if merged else "adapter") if base else None,
-        tags=["tensorpeft-bench", *["lora"] * (not merged)],
-        model_name=f"{form.backbone.info.name} by tensorpeft-bench" if score else None,
-        eval_results=[score] if score else None,
-    )
-    return f"---\n{visible(data.to_yaml())}\n---\n\n"
-
-
-def _readme(facts: Mapping[str, str], notes: Iterable[str], difference: float, merged: bool) -> str:
-    """Returns the README of an export. `facts` are escaped. `notes` are Markdown already."""
-    title = "A fine-tuned model" if merged else "A PEFT checkpoint"
-    libraries = ("torch", "transformers", "timm", "peft")
-    checked = ", ".join(f"{library} {version(library)}" for library in libraries)
-    return "\n".join(
-        [
-            f"# {title}, written by tensorpeft-bench",
-            "",
-            "| | |",
-            "|---|---|",
-            *(f"| {markdown_text(key)} | {markdown_text(value)} |" for key, value in facts.items()),
-            "",
-            "Run in this folder:",
-            "",
-            CODE,
-            "",
-            f"- `{LOADER}` is the same file in every export; `{loading.SETTINGS}` holds what it is given.",
-            *(f"- {note}" for note in notes),
-            f"- It was loaded so with {checked}; no logit was off by more than {difference:.1e}.",
-            "",
-        ]
-    )
+    original.save(folder, state)
+    original.save_head(folder)
 
 
 def _inputs(backbone: LoadedBackbone) -> dict[str, Tensor]:
@@ -201,9 +122,8 @@ def _inputs(backbone: LoadedBackbone) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     model_input, examples = backbone.info.input, 4
     if isinstance(model_input, ImageInput):
-        return {
-            "pixel_values": torch.randn(examples, 3, model_input.size, model_input.size, generator=generator)
-        }
+        size = model_input.size
+        return {"pixel_values": torch.randn(examples, 3, size, size, generator=generator)}
     config: Any = backbone.module.encoder.config
     answers = backbone.module.answers
     # The words of a class follow the prompt.
@@ -231,21 +151,37 @@ def _logits(backbone: LoadedBackbone, inputs: Mapping[str, Tensor]) -> Tensor:
         module.train(training)
 
 
-def _loaded_logits(folder: Path, origin: BaseOrigin, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Returns the logits of an export that is loaded as its README.md says.
-
-    Raises UserError if loading or computing fails.
-    """
+@torch.no_grad()
+def _loaded_logits(
+    original: Original, adapter: Adapter, folder: Path, inputs: Mapping[str, Tensor], merged: bool
+) -> Tensor:
+    """Returns the logits of an export that its library loads. Raises UserError if it cannot."""
     try:
         with quiet(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
-            export = loading.load(folder, origin.reference if origin.own else None)
-            return export.logits(**inputs).float().cpu()
+            if merged:
+                model = original.load(folder)
+            else:
+                model = original.load(original.reference or folder / ORIGINAL)
+                if original.spec.quantise:
+                    _round(original, adapter, model)
+                from peft import PeftModel
+
+                model = PeftModel.from_pretrained(model, folder)
+            return original.logits(model.eval(), folder, inputs).float()
     except Exception as error:  # whatever the libraries raise, the export is unusable
         raise UserError(
             f"the original model cannot carry what was trained: loading the export fails with "
             f"{type(error).__name__}: {error}; nothing was written"
         ) from error
+
+
+def _round(original: Original, adapter: Adapter, model: Any) -> None:
+    """Gives the projections of the original model the rounded weights of the trial's, in float32."""
+    backbone = original.backbone
+    for site in backbone.geometry.sites(backbone.projections):
+        layer: Any = adapter.bases.get(site) or backbone.module.get_submodule(backbone.path(site))
+        model.get_submodule(original.path(site)).weight.data = layer.weight.detach().cpu()
 
 
 def _check(logits: Tensor, expected: Tensor) -> float:
@@ -304,90 +240,3 @@ def _publish(folder: Path, target: Path) -> None:
         remove(there)
     for there, entry in new.items():
         entry.replace(there)
-
-
-def form_of(
-    backbone: LoadedBackbone, spec: BackboneSpec, classes: Sequence[str], model_input: ModelInput
-) -> Form:
-    """Returns the form of an export. `model_input` says how examples were prepared in training.
-
-    Raises UserError for each of these:
-    - the backbone comes from a plug-in, and no library can load it again
-    - the head is a converged head, but the classifier of transformers has a dense layer before its last layer
-    - the timm model ends in a classifier that is not a linear layer
-    - the frozen weights are not float32
-    - the sites are quantised, and the original model has them fused or transposed
-    """
-    _check_library(backbone)
-    if spec.dtype != "float32":
-        raise UserError(
-            f"backbone '{backbone.info.name}' cannot be exported: what an export computes is compared in "
-            f"float32, and the adapter was trained on weights in {spec.dtype}"
-        )
-    form: type[Form] = TimmForm if backbone.info.kind == TIMM else TransformersForm
-    made = form(backbone, replace(_origin(backbone, spec), quantise=spec.quantise), classes, model_input)
-    if spec.quantise and (made.fused or made.transposed):
-        raise UserError(
-            f"backbone '{backbone.info.name}' cannot be exported: what is one layer in the original model, "
-            "or transposed there, was quantised in another layout"
-        )
-    return made
-
-
-def _check_library(backbone: LoadedBackbone) -> None:
-    """Raises UserError if the encoder's or head's class is not the one that transformers needs to load it.
-
-    Backbones from other libraries pass.
-    """
-    kind = KINDS.get(backbone.info.kind)
-    if kind is None:
-        return
-    import transformers
-
-    encoder, head = backbone.module.encoder, backbone.head
-    encoder_class = getattr(transformers, kind.model_class)
-    if isinstance(head, FittedHead) and head_class(backbone) is not nn.Linear:
-        raise UserError(
-            f"backbone '{backbone.info.name}' with a converged head cannot be exported: transformers' "
-            f"classifier of kind '{backbone.info.kind}' has a dense layer before the last"
-        )
-    for what, module, needed in (("encoder", encoder, encoder_class), ("head", head, head_class(backbone))):
-        if not isinstance(module, needed):
-            raise UserError(
-                f"backbone '{backbone.info.name}' of a plug-in cannot be exported: a backbone of kind "
-                f"'{backbone.info.kind}' is exported for transformers, but its {what} is a "
-                f"{type(module).__name__}, not a {needed.__name__}"
-            )
-
-
-def _origin(backbone: LoadedBackbone, spec: BackboneSpec) -> BaseOrigin:
-    entry = entry_of(spec)
-    commit = backbone.info.weights_hash.rpartition("@")[2]
-    if isinstance(entry, FolderBackbone):
-        return BaseOrigin(str(entry.path.expanduser().resolve()))
-    if isinstance(entry, HubBackbone):
-        return BaseOrigin(entry.repository, commit)
-    if isinstance(entry, TimmBackbone):
-        blueprint = entry.blueprint()
-        if entry.weights is not None:
-            return BaseOrigin(str(entry.weights.expanduser().resolve()), blueprint=blueprint)
-        return BaseOrigin(blueprint.hub(entry.model)[0], commit, blueprint)
-    if backbone.info.kind != TIMM:
-        return BaseOrigin(None)
-    if not isinstance(entry, RandomBackbone):
-        raise UserError(
-            f"backbone '{backbone.info.name}' of a plug-in is a timm model, but by which name timm makes it "
-            "is not known, so no checkpoint could be loaded on it"
-        )
-    assert isinstance(backbone.info.input, ImageInput)
-    geometry = backbone.geometry
-    shape = {
-        # Use the described size, not the entry's own, since an included original is already resized.
-        "img_size": backbone.info.input.size,
-        "patch_size": entry.patch,
-        "embed_dim": geometry.hidden,
-        "depth": geometry.layers,
-        "num_heads": geometry.heads,
-        "mlp_ratio": geometry.mlp / geometry.hidden,
-    }
-    return BaseOrigin(None, blueprint=Blueprint("vit_base_patch16_224", shape, {}))

@@ -1,10 +1,13 @@
-"""Exports adapters of tiny backbones, and loads the exports as their README.md says."""
+"""Exports adapters of tiny backbones, and loads the exports by the code of their README.md."""
 
 from __future__ import annotations
 
-import runpy
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +16,20 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tensorbench.backbones import BackboneSpec, LoadedBackbone
-from tensorbench.backbones.random_weights import RandomBackbone
+from tensorbench.backbones import BackboneSpec, LoadedBackbone, load
+from tensorbench.backbones.answers import put_head
+from tensorbench.backbones.kinds import KINDS
+from tensorbench.backbones.random_weights import byte_tokenizer
 from tensorbench.baselines.full import FullFineTuning
 from tensorbench.export import Exported, write_export
 from tensorbench.methods import Adapter, Geometry, Method, Site, create
 from tensorbench.methods.lowrank import Contracted, Parametrisation
 
-from ..local_checkpoints import KINDS, batch
+from ..local_checkpoints import model_of
 
 CLASSES = ("heron", "ibis", "stork")
 #: The id of the only commit of the repository in `hub_folder`.
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-SOURCES = [*KINDS, "timm", "timm-random"]
-
-RANDOM_TIMM = RandomBackbone("timm-random", "timm", Geometry(32, 4, 2, 128), image_size=32, patch=8)
-PLUGIN_TIMM = type("Plugin", (), {"describe": RANDOM_TIMM.describe, "load": RANDOM_TIMM.load})()
-#: Makes the MLP four times as wide as the hidden size, for kinds without the field `intermediate_size`.
-WIDE = {"dinov2": {"mlp_ratio": 4}}
 
 METHODS = {
     "att": create("tenslora", variant="att", ranks=(3, 3, 2)),
@@ -45,7 +44,6 @@ METHODS = {
     "lorta": create("lorta", rank=3),
     "cara": create("cara", rank=3),
 }
-SAMPLE = ("qkv_depth", "lora", "cara")
 
 
 @dataclass
@@ -73,29 +71,81 @@ class Case:
     def export(self, adapter: Adapter, **options: Any) -> Exported:
         return write_export(self.backbone, adapter, self.spec, self.folder, CLASSES, **options)
 
-    def loaded(self) -> Any:
-        return elsewhere(self.folder, self.spec.local)
-
     def inputs(self, seed: int = 5) -> dict[str, Tensor]:
-        model_input = self.backbone.info.input
-        return batch(self.kind, getattr(model_input, "size", 0), seed)
+        """A batch of two examples. If they are texts, the second is padded on the right."""
+        draws, model_input = generator(seed), self.backbone.info.input
+        if size := getattr(model_input, "size", 0):
+            return {"pixel_values": torch.randn(2, 3, size, size, generator=draws)}
+        ids = torch.randint(3, self.backbone.module.encoder.config.vocab_size, (2, 7), generator=draws)
+        mask = torch.ones_like(ids)
+        ids[1, 4:], mask[1, 4:] = 1, 0
+        return {"input_ids": ids, "attention_mask": mask}
 
-    def logits(self, seed: int = 5) -> Tensor:
-        self.backbone.module.eval()
+    def logits(self) -> Tensor:
         with torch.no_grad():
-            return self.backbone.module(**self.inputs(seed))
+            return self.backbone.module.eval()(**self.inputs())
+
+    def config(self, name: str = "adapter_config.json") -> dict[str, Any]:
+        return json.loads((self.folder / name).read_text())
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Puts a checkpoint of the user's own where the export says, and works in the export's folder."""
+        place, before = self.folder / (self.spec.local or Path()).name, Path.cwd()
+        links = self.spec.local is not None and not place.exists()
+        if links:
+            place.symlink_to(self.spec.local or "")
+        os.chdir(self.folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)
+            if links:
+                place.unlink()
+
+    def loaded(self, **batch: Tensor) -> dict[str, Any]:
+        """Runs the code of the export's README.md as a reader does. Returns its names, such as `logits`."""
+        (code,) = re.findall("```python\n(.*?)\n```", (self.folder / "README.md").read_text(), re.DOTALL)
+        names: dict[str, Any] = {"batch": batch or self.inputs()}
+        with self.beside():
+            exec(code, names)
+        return names
+
+
+def assert_same_logits(case: Case, **batch: Tensor) -> Any:
+    """Checks that the code of an export's README.md gives the harness's logits. Returns the loaded model."""
+    names = case.loaded(**batch)
+    with torch.no_grad():
+        close(names["logits"], case.backbone.module.eval()(**(batch or case.inputs())))
+    return names["model"]
+
+
+def saved(
+    kind: str,
+    folder: Path,
+    quantise: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    **input_: Any,
+) -> Case:
+    """Saves a checkpoint of this kind and loads it as a backbone with a head of three classes.
+
+    `changes` replace fields of the configuration. `input_` changes the backbone's input. With `prompt` or
+    `writing`, a language model answers without a head.
+    """
+    model_of(kind, **(changes or {})).save_pretrained(folder / "model")
+    if KINDS[kind].reads == "texts":
+        byte_tokenizer(16).save_pretrained(folder / "model")
+    return loaded(BackboneSpec(local=folder / "model", quantise=quantise), folder, **input_)
+
+
+def loaded(spec: BackboneSpec, folder: Path, **input_: Any) -> Case:
+    backbone = load(spec)
+    put_head(backbone, replace(backbone.info.input, **input_), 3, generator(0))
+    return Case(spec, backbone, folder / "export")
 
 
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def elsewhere(folder: Path, original: Path | None = None) -> Any:
-    """Loads an export with the function `load` of its own `load_export.py`.
-
-    `original` is the folder of the frozen model if that is neither in the export nor on the hub.
-    """
-    return runpy.run_path(str(folder / "load_export.py"))["load"](folder, original)
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
@@ -103,7 +153,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, atol=1e-5 * scale, rtol=0)
 
 
-def save_timm(file: Path, name: str) -> Path:
+def save_timm(file: Path, name: str = "test_vit") -> BackboneSpec:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         model = timm.create_model(name)
@@ -111,7 +161,7 @@ def save_timm(file: Path, name: str) -> Path:
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.05)
     save_file({key: tensor.clone() for key, tensor in model.state_dict().items()}, file)
-    return file
+    return BackboneSpec(timm=name, local=file)
 
 
 class ByHand(Parametrisation):

@@ -8,44 +8,25 @@ from typing import Any
 
 import pytest
 
-from tensorbench.backbones import BACKBONES, BackboneSpec, load, registered_backbones
+from tensorbench.backbones import BackboneSpec
+from tensorbench.backbones.kinds import KINDS
 
-from ..local_checkpoints import KINDS, encoder, write
-from .cases import (
-    CLASSES,
-    COMMIT,
-    PLUGIN_TIMM,
-    RANDOM_TIMM,
-    WIDE,
-    Case,
-    generator,
-    save_timm,
-)
-
-
-@pytest.fixture(scope="session")
-def timm_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_timm(tmp_path_factory.mktemp("timm") / "weights.safetensors", "test_vit")
+from .cases import COMMIT, Case, loaded, save_timm, saved
 
 
 @pytest.fixture
-def case(tmp_path: Path, timm_file: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Case]:
-    for name, entry in (("timm-random", RANDOM_TIMM), ("timm-plugin", PLUGIN_TIMM)):
-        monkeypatch.setattr(registered_backbones, name, entry, raising=False)
-        monkeypatch.setitem(BACKBONES._targets, name, f"{registered_backbones.__name__}:{name}")
+def case(tmp_path: Path) -> Callable[..., Case]:
+    """Makes a case of a kind of backbone, of the smallest timm model, or of a backbone by its name."""
 
-    def make(source: str, image_size: int | None = None, **config: Any) -> Case:
+    def make(source: str, image_size: int | None = None, **input_: Any) -> Case:
+        if source in KINDS and image_size is None:
+            return saved(source, tmp_path, **input_)
+        spec = BackboneSpec(name=source)
         if source in KINDS:
-            changes = WIDE.get(source, {"intermediate_size": 64}) | config
-            folder = write(tmp_path / "model", source, encoder(source, **changes), version=4, prefix=True)
-            spec = BackboneSpec(local=folder, image_size=image_size)
+            spec = saved(source, tmp_path).spec
         elif source == "timm":
-            spec = BackboneSpec(timm="test_vit", local=timm_file, image_size=image_size)
-        else:
-            spec = BackboneSpec(name=source, image_size=image_size)
-        backbone = load(spec)
-        backbone.reset(len(CLASSES), generator(0))
-        return Case(spec, backbone, tmp_path / "export")
+            spec = save_timm(tmp_path / "weights.safetensors")
+        return loaded(spec.model_copy(update={"image_size": image_size}), tmp_path, **input_)
 
     return make
 

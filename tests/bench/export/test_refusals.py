@@ -11,10 +11,11 @@ from torch import nn
 
 import tensorbench.export.write
 import tensorbench.store.trained
-from tensorbench.backbones import BackboneInfo, BackboneSpec, LoadedBackbone
+from tensorbench.backbones import BACKBONES, BackboneInfo, BackboneSpec, LoadedBackbone, registered_backbones
+from tensorbench.backbones.random_weights import RandomBackbone
 from tensorbench.baselines.full import FullFineTuning
 from tensorbench.baselines.peft_types import Peft
-from tensorbench.export.write import form_of
+from tensorbench.export.original import Original
 from tensorbench.inputs import ImageInput
 from tensorbench.machine.outputs import output_folder
 from tensorbench.methods import Geometry, NotLowRank, UserError, create
@@ -28,9 +29,10 @@ from .cases import (
 # --- what cannot be exported ---
 
 
-def test_pefts_types_on_fused_layers_are_referred_to_merged(case: Callable[..., Case]) -> None:
-    made = case("timm")
-    with pytest.raises(UserError, match=naming("timm", "query, key and value", "--merged")):
+@pytest.mark.parametrize("kind", ["gpt_neox", "modernbert"])
+def test_pefts_types_on_fused_layers_are_referred_to_merged(case: Callable[..., Case], kind: str) -> None:
+    made = case(kind)
+    with pytest.raises(UserError, match=naming(kind, "query, key and value", "--merged")):
         made.export(made.attach(Peft(type="LOKR", rank=2)))
     assert not made.folder.exists()
 
@@ -58,10 +60,15 @@ def test_updates_that_are_no_pairs_or_weights_are_refused(case: Callable[..., Ca
         made.export(adapter, merged=True)
 
 
-def test_a_timm_model_of_a_plugin_has_no_name_to_load_it_by(case: Callable[..., Case]) -> None:
-    made = case("timm-plugin")
-    with pytest.raises(UserError, match="timm"):
-        made.export(made.attach(METHODS["lora"]))
+def test_a_timm_model_of_a_plugin_has_no_name_to_load_it_by(
+    case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = RandomBackbone("mine", "timm", Geometry(32, 4, 2, 128), image_size=32, patch=8)
+    monkeypatch.setattr(registered_backbones, "mine", entry, raising=False)
+    monkeypatch.setitem(BACKBONES._targets, "mine", f"{registered_backbones.__name__}:mine")
+    made = case("mine")
+    with pytest.raises(UserError, match=naming("'mine'", "timm")):
+        made.export(made.attach(METHODS["lora"]), merged=True)
 
 
 def test_a_timm_head_that_is_not_linear(case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +76,7 @@ def test_a_timm_head_that_is_not_linear(case: Callable[..., Case], monkeypatch: 
     adapter = made.attach(METHODS["lora"])
     monkeypatch.setattr("timm.models.VisionTransformer.get_classifier", lambda self: nn.Identity())
     with pytest.raises(UserError, match=naming("test_vit", "Identity")):
-        made.export(adapter)
+        made.export(adapter, merged=True)
 
 
 @pytest.mark.parametrize("off", [1e-3, float("nan")])
@@ -112,8 +119,6 @@ def test_existing_files_are_kept_unless_an_export_wrote_them(case: Callable[...,
         "README.md",
         "config.json",
         "export.json",
-        "load_export.py",
-        "loading.json",
         "model.safetensors",
         "preprocessor_config.json",
     )
@@ -161,4 +166,4 @@ def test_a_plug_ins_own_model_is_said_to_be_no_librarys() -> None:
         [{"query": "layers.{layer}"}],
     )
     with pytest.raises(UserError, match=naming("'mine'", "Straight", "ViTModel")):
-        form_of(backbone, BackboneSpec(name="mine"), ("a", "b"), info.input)
+        Original(backbone, BackboneSpec(name="mine"), ("a", "b"), info.input)

@@ -13,11 +13,12 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 from PIL import Image
+from torch import Tensor
 from transformers import AutoImageProcessor, pipeline
 
 import tensorbench.export.write
 import tensorbench.store.trained
-from tensorbench.backbones import load
+from tensorbench.backbones import BackboneSpec, load
 from tensorbench.execution.driver import execute
 from tensorbench.execution.inline import Inline
 from tensorbench.execution.session import session
@@ -32,10 +33,7 @@ from tensorbench.tasks import TASKS, prepare
 from ...messages import naming
 from ...stored import begun
 from ..toy_suites import TEXT, VISION, plan
-from .cases import (
-    close,
-    elsewhere,
-)
+from .cases import Case, close
 
 
 @dataclass
@@ -92,10 +90,10 @@ def test_a_stored_trial_gives_the_predictions_that_were_stored(
     sizes = {key: task[key] for key in ("train_size", "validation_size", "test_size")}
     info = load("tiny-random-vit").info
     split = prepare(TASKS.get("digits"), info.input, max_tokens=128, **sizes).test
-    exported_logits = elsewhere(exported.folder).logits(**split.batch(torch.arange(len(split))))
+    batch = split.batch(torch.arange(len(split)))
     assert split.ids.tolist() == predictions["example"].tolist()
     stored_logits = torch.tensor(predictions[[f"logit_{i}" for i in range(10)]].to_numpy())
-    close(exported_logits, stored_logits)
+    close(_logits(exported, batch), stored_logits)
     readme = (exported.folder / "README.md").read_text()
     for sentence in (
         record.run_id,
@@ -108,7 +106,13 @@ def test_a_stored_trial_gives_the_predictions_that_were_stored(
         assert sentence in readme
     assert f"{record.metrics['score']:.4f}" in readme
     merged_export = export_run(stored.uri, record.run_id, tmp_path / "again", merged=True)
-    close(elsewhere(merged_export.folder).logits(**split.batch(torch.arange(len(split)))), stored_logits)
+    close(_logits(merged_export, batch), stored_logits)
+
+
+def _logits(exported: Exported, batch: dict[str, Tensor]) -> Tensor:
+    spec = BackboneSpec(name="tiny-random-vit")
+    logits: Tensor = Case(spec, load(spec), exported.folder).loaded(**batch)["logits"]
+    return logits
 
 
 def test_runs_that_cannot_be_exported(stored: Stored, tmp_path: Path) -> None:

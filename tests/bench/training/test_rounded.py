@@ -9,7 +9,7 @@ import torch
 
 from tensorbench.backbones import BackboneSpec, describe, load
 from tensorbench.backbones.random_weights import RandomBackbone
-from tensorbench.export.write import form_of
+from tensorbench.export.original import Original
 from tensorbench.methods import UserError, create
 from tensorbench.methods.errors import RoundedMerge
 from tensorbench.plan.trial import Trial
@@ -125,4 +125,4 @@ def test_a_rounded_backbone_has_no_export() -> None:
     spec = BackboneSpec(name="tiny-random-bert", dtype="bfloat16")
     backbone = load(spec)
     with pytest.raises(UserError, match=naming("exported", "bfloat16")):
-        form_of(backbone, spec, ["no", "yes"], backbone.info.input)
+        Original(backbone, spec, ["no", "yes"], backbone.info.input)
