@@ -199,8 +199,7 @@ class Local(Executor):
 
     def _usable(self) -> list[Slot]:
         """The slots on which a trial may start now. First those whose worker is already there."""
-        busy = [worker for worker in self._workers if worker.trial]
-        taken = {worker.slot.where for worker in busy if worker.alone}
+        taken = {w.slot.where for w in self._workers if w.trial and w.alone and w.slot.where != "cpu"}
         idle = [worker.slot for worker in self._workers if worker.trial is None]
         return [slot for slot in [*idle, *reversed(self._free)] if slot.where not in taken]
 

@@ -92,6 +92,16 @@ def test_every_trial_runs_once_and_workers_report_their_place(store: Store, work
     assert next(e for e in events if e.kind == "started").trial.method["method"] == "head_only"
 
 
+def test_workers_on_a_cpu_run_their_trials_at_the_same_time(store: Store, workers: Local) -> None:
+    busy: list[int] = []
+
+    def count(event: Event) -> None:
+        busy.append(sum(worker.trial is not None for worker in workers._workers))
+
+    run(store, workers, plan(methods=["lora"], seeds=[0, 1, 2, 3], training=SHORT), count)
+    assert max(busy) == 2
+
+
 def killing(place: Local, how: signal.Signals, times: int) -> Callable[[Event], None]:
     """Makes a listener that kills the worker of a trial that makes progress, `times` times in all."""
     left = [times]
