@@ -29,9 +29,10 @@ from tensorbench.machine.memory import MIB
 FEWEST_ROUNDS = 3
 
 TimedBackbone = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="A shape (vit-base, vit-small, roberta-base, llama-1b) or a registered backbone.",
+        help="A shape (vit-base, vit-small, roberta-base, llama-1b) or a registered backbone; default: "
+        "vit-base on a GPU, vit-small on a CPU",
     ),
 ]
 TimedMethods = Annotated[
@@ -47,13 +48,13 @@ RankModes = Annotated[
     names_option(
         "--rank-mode",
         "--rank-modes",
-        help="isorank or isoparameters; default: both",
+        help="isorank or isoparameters; default: isoparameters",
     ),
 ]
 
 
 def perf(
-    backbone: TimedBackbone = "vit-base",
+    backbone: TimedBackbone = None,
     method: TimedMethods = None,
     rank_mode: RankModes = None,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Examples of a step.")] = 4,
@@ -91,7 +92,8 @@ def perf(
     if plot is not None:
         prepare_plot(plot)
     chosen = choose_device(device)
-    name = backbone if backbone in BACKBONES else f"random-{backbone}"
+    shape = backbone or ("vit-base" if chosen.startswith("cuda") else "vit-small")
+    name = shape if shape in BACKBONES else f"random-{shape}"
     rows: list[timing.Timing] = []
     done, end, stopped = 0, time.monotonic() + 60 * minutes, False
     with progress_bars(err) as bar:
@@ -100,7 +102,7 @@ def perf(
             rounds_so_far = timing.measure(
                 name,
                 method or timing.ALL,
-                rank_mode or timing.RANK_MODES,
+                rank_mode or ["isoparameters"],
                 batch=batch,
                 rounds=rounds,
                 device=chosen,

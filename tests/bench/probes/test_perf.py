@@ -90,6 +90,8 @@ def test_rows_have_what_readers_need(call: Callable[..., Any], tmp_path: Path) -
         *TINY,
         "--methods",
         "qkv_depth,lorta,loretta_adp,trac,kradapter",
+        "--rank-modes",
+        "isorank,isoparameters",
         "--rounds",
         3,
         "--plot",
