@@ -48,14 +48,18 @@ class _Part:
     jobs: list[_Job] = field(default_factory=list)
 
 
-def make_forecast(plan: Plan, store: str = DEFAULT_STORE, device: str = "cpu") -> Forecast:
+def make_forecast(
+    plan: Plan, store: str = DEFAULT_STORE, device: str = "cpu", notes: Sequence[str] = ()
+) -> Forecast:
     """Estimates the trials and the time of a plan. Starts nothing.
 
     The trials of the suite's search, allocation or pilot are included. The time of a trial is estimated from
     stored trials with the same method, backbone, task and device. If there are none, it is proportional to
     the number of operations, at the speed of the suite's other stored trials there, or else of this machine.
+    `notes` precede the forecast's own.
     """
-    opened, notes = _opened(store, plan.suite.name)
+    opened, faults = _opened(store, plan.suite.name)
+    notes = [*notes, *faults]
     records: list[Record] = []
     settled: set[str] = set()
     if opened is not None:

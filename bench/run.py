@@ -21,7 +21,6 @@ from tensorbench.machine.overview import Overview, ShowsOverview
 from tensorbench.methods import UserError
 from tensorbench.methods.validation import validate
 from tensorbench.plan.choosing import Search
-from tensorbench.plan.lock import lock_path
 from tensorbench.plan.make import cells_of, make_plan
 from tensorbench.plan.rows import EVERYTHING, Part, Plan
 from tensorbench.plan.suite import Limit, Suite
@@ -34,6 +33,7 @@ from tensorbench.search.chooser import Batch, Choices, check_target, run_steps, 
 from tensorbench.search.choosers import choosers_of
 from tensorbench.store import DEFAULT_STORE
 from tensorbench.store.changes import changed_trials
+from tensorbench.store.commits import held
 from tensorbench.store.store import Store
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def run_suite(
     """
     audience = audience or Audience()
     with make_executor(place) as executor:
-        loaded = _limited(_loaded(suite), place, executor, audience)
+        loaded = _limited(_loaded(suite, store, audience), place, executor, audience)
         full_plan = _planned(loaded, executor.device, part, audience)
         plan = full_plan.select(part)  # refuses a part that the suite lacks before a store is made
         opened = Store.create(store, loaded.name)
@@ -304,9 +304,9 @@ def search_suite(
     if part.seeds or part.studies:
         raise UserError("seeds, studies: a search has its own seeds; leave them out of the part")
     audience = audience or Audience()
-    loaded = _with_search(_loaded(suite), trials, sampler_seed)
+    loaded = _with_search(_loaded(suite, store, audience), trials, sampler_seed)
     if out is None:
-        folder = Path() if isinstance(suite, Suite) else lock_path(Path(suite)).parent
+        folder = Path() if isinstance(suite, Suite) else Path(suite).parent
         out = folder / f"{loaded.name}_chosen.yaml"
     with make_executor(place) as executor:
         limited = _limited(loaded, place, executor, audience)
@@ -354,8 +354,12 @@ def _planned(suite: Suite, device: str, part: Part, audience: Audience) -> Plan:
         return plan
 
 
-def _loaded(suite: Suite | Path | str) -> Suite:
-    return suite if isinstance(suite, Suite) else load_suite(suite)
+def _loaded(suite: Suite | Path | str, store: str, audience: Audience) -> Suite:
+    """The suite at the commits of the hub that its experiment in the store has."""
+    loaded, notes = held(suite if isinstance(suite, Suite) else load_suite(suite), store)
+    for note in notes:
+        audience.note(note)
+    return loaded
 
 
 def _limited(suite: Suite, place: Place, executor: Executor, audience: Audience) -> Suite:

@@ -35,7 +35,7 @@ class Provenance:
     ended: int | None
     #: The commit, the versions of the main packages, and the hardware.
     facts: Mapping[str, str]
-    #: The suite, the lock, all packages, and the seeds of the random streams. None if unknown. In that case,
+    #: The suite, all packages, and the seeds of the random streams. None if unknown. In that case,
     #: `why` has the reason, or is empty if the trial has stored no configuration.
     start: Start | None
     why: str = ""
@@ -48,11 +48,9 @@ class Provenance:
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Yields (heading, text) for each subject to display. The suite comes first."""
-        suite, lock = (self.start.suite, self.start.lock) if self.start else (None, None)
+        suite = self.start.suite if self.start else None
         named = f"{suite.name or 'from Python'}, sha256 {suite.sha256}" if suite else self.why or UNKNOWN
         yield "suite", named
-        if self.start:
-            yield "lock", f"{lock.name}, sha256 {lock.sha256}" if lock else "none"
         for part, keys in PARTS.items():
             own = {key.removeprefix("version_"): value for key, value in self._of(keys) if value}
             text = ", ".join(f"{key} {value}" for key, value in own.items()) or UNKNOWN

@@ -69,7 +69,6 @@ TRIALS = WHICH | {
     "started": Column(MOMENT, "", "when it began"),
     "ended": Column(MOMENT, "", "when it ended; NaT while it runs"),
     "suite_sha256": Column(TEXT, "", "of the suite that it was started from"),
-    "lock_sha256": Column(TEXT, "", "of its lock; empty where there is none"),
     "harness": Column(TEXT, "", "the version of this harness"),
     "git_commit": Column(TEXT, "", "of the harness, or 'unknown'"),
     "git_dirty": Column(TEXT, "", "whether its tree was changed: yes, no or unknown"),

@@ -116,7 +116,7 @@ class TrialContents:
     configuration: Mapping[str, str]
     #: The sizes of artifacts in bytes, by name.
     artifacts: Mapping[str, int | None]
-    #: The origin: suite, lock, commit, packages, seeds and hardware.
+    #: The origin: suite, commit, packages, seeds and hardware.
     provenance: Provenance
     #: Python's traceback, if the trial failed and a traceback is stored. Otherwise empty.
     traceback: str
@@ -215,7 +215,7 @@ class CellContents:
                 yield head, text if count == len(started) else f"{text} ({count} of {len(started)} seeds)"
 
     def as_dict(self) -> dict[str, Any]:
-        """The contents as JSON values, including the full texts of suites and locks."""
+        """The contents as JSON values, including the full texts of suites."""
         seeds = [seed.columns() | {"provenance": provenance} for seed, provenance in self.seeds]
         plain: dict[str, Any] = to_jsonable_python(
             {"cell": self.cell.columns(), "seeds": seeds},

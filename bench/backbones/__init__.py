@@ -82,10 +82,10 @@ def entry_of(spec: BackboneSpec) -> BackboneEntry:
     if spec.timm is not None:
         from tensorbench.backbones.timm_vit import TimmBackbone
 
-        return TimmBackbone(spec.timm, spec.local, spec.revision, spec.locked)
+        return TimmBackbone(spec.timm, spec.local, spec.revision)
     from tensorbench.backbones.huggingface import FolderBackbone, HubBackbone
 
     if spec.hub is not None:
-        return HubBackbone(spec.hub, spec.revision, spec.locked)
+        return HubBackbone(spec.hub, spec.revision)
     assert spec.local is not None
     return FolderBackbone(spec.local)

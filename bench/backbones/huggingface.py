@@ -40,7 +40,7 @@ from tensorbench.backbones.kinds import (
 from tensorbench.backbones.untrusted import refuse_choices
 from tensorbench.inputs import ImageInput, ModelInput, TextInput
 from tensorbench.machine.files import sha256_of_all
-from tensorbench.machine.hub import SMALL_FILES, WEIGHT_FILES, LockedFiles, snapshot
+from tensorbench.machine.hub import SMALL_FILES, WEIGHT_FILES, snapshot
 from tensorbench.methods.errors import UserError, cut, did_you_mean, first_few, shown
 
 #: The special tokens that a tokenizer adds to texts and batches.
@@ -81,20 +81,18 @@ class FolderBackbone:
 class HubBackbone:
     """A backbone in a repository of the Hugging Face hub.
 
-    `revision` is a branch, tag or commit, or None for the main branch. `locked` are the hashes that its files
-    must have.
+    `revision` is a branch, tag or commit, or None for the main branch.
     """
 
     repository: str
     revision: str | None = None
-    locked: LockedFiles = ()
 
     def describe(self, image_size: int | None) -> BackboneInfo:
         """Describes the backbone by its config and tokenizer, which it downloads (see `BackboneEntry`).
 
         Raises UserError as `snapshot` and `describe_folder` do.
         """
-        folder = snapshot(self.repository, self.revision, SMALL_FILES, locked=self.locked)
+        folder = snapshot(self.repository, self.revision, SMALL_FILES)
         return describe_folder(
             folder,
             name=self.repository,
@@ -108,8 +106,8 @@ class HubBackbone:
 
         Raises UserError for a repository without safetensors weights, and as `describe` and `load_folder` do.
         """
-        commit = snapshot(self.repository, self.revision, SMALL_FILES, locked=self.locked).name
-        folder = snapshot(self.repository, commit, SMALL_FILES + WEIGHT_FILES, locked=self.locked)
+        commit = snapshot(self.repository, self.revision, SMALL_FILES).name
+        folder = snapshot(self.repository, commit, SMALL_FILES + WEIGHT_FILES)
         # The hub's cache may have only the files for a description, and does not tell which others exist.
         if not any(folder.glob(WEIGHT_FILES[0])):
             raise UserError(

@@ -10,12 +10,11 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 
 from tensorbench.backbones.backbone import BackboneInfo
 from tensorbench.inputs import MAX_PIXELS
-from tensorbench.machine.hub import Lockable
 from tensorbench.methods.quantised import Quantisation
-from tensorbench.methods.validation import Label, silent
+from tensorbench.methods.validation import Frozen, Label, silent
 
 
-class BackboneSpec(Lockable):
+class BackboneSpec(Frozen):
     """A backbone in a suite. It has exactly one source: `name`, `hub`, `local` or `timm`.
 
     `name` is a registered name. A plain string in a suite is short for it. `hub` is a repository of the

@@ -27,7 +27,7 @@ from tensorbench.backbones.fused import Split
 from tensorbench.backbones.untrusted import refuse_timm_choices
 from tensorbench.inputs import ImageInput
 from tensorbench.machine.files import sha256_of_all
-from tensorbench.machine.hub import SMALL_FILES, WEIGHT_FILES, LockedFiles, snapshot
+from tensorbench.machine.hub import SMALL_FILES, WEIGHT_FILES, snapshot
 from tensorbench.methods.backbone import PROJECTIONS, Geometry
 from tensorbench.methods.errors import UserError, first_few, near_names, shown
 from tensorbench.methods.validation import explained
@@ -79,7 +79,6 @@ class TimmBackbone:
     weights: Path | None = None
     #: A branch, tag or commit of the hub repository. None: the one in the model's name, or the main branch.
     revision: str | None = None
-    locked: LockedFiles = ()
 
     def describe(self, image_size: int | None) -> BackboneInfo:
         """Describes the model, which it builds without weights (see `BackboneEntry`).
@@ -114,7 +113,7 @@ class TimmBackbone:
 
         if named := _hub_name(self.model):
             repository, revision = named
-            folder = self._snapshot(repository, self.revision or revision, SMALL_FILES)
+            folder = snapshot(repository, self.revision or revision, SMALL_FILES)
             file = folder / "config.json"
             config = read_object(file)
             if "architecture" not in config:
@@ -131,9 +130,6 @@ class TimmBackbone:
             raise UserError(f"timm has no model '{self.model}'; {hint}")
         # Keep the tag in the name, so that timm applies its settings, such as the image size.
         return Blueprint(self.model, {}, timm.get_pretrained_cfg(self.model).to_dict())
-
-    def _snapshot(self, repository: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
-        return snapshot(repository, revision, patterns, locked=self.locked)
 
     def _describe(self, blueprint: Blueprint, image_size: int | None) -> BackboneInfo:
         name = f"timm:{self.model}"
@@ -172,7 +168,7 @@ class TimmBackbone:
         if self.weights is not None:
             return f"timm:{self.model}:sha256:{sha256_of_all(self._weights_file(blueprint))}"
         repository, revision = blueprint.hub(self.model)
-        folder = self._snapshot(repository, self.revision or revision, SMALL_FILES)
+        folder = snapshot(repository, self.revision or revision, SMALL_FILES)
         weights_hash = f"hub:{repository}@{folder.name}"
         # Several architectures may share a repository, whose config names only one.
         architecture = blueprint.architecture.partition(".")[0]
@@ -183,8 +179,8 @@ class TimmBackbone:
     def _weights_file(self, blueprint: Blueprint) -> Path:
         if self.weights is None:
             repository, revision = blueprint.hub(self.model)
-            commit = self._snapshot(repository, self.revision or revision, SMALL_FILES).name
-            file = self._snapshot(repository, commit, SMALL_FILES + WEIGHT_FILES) / "model.safetensors"
+            commit = snapshot(repository, self.revision or revision, SMALL_FILES).name
+            file = snapshot(repository, commit, SMALL_FILES + WEIGHT_FILES) / "model.safetensors"
         else:
             file = self.weights.expanduser()
         if not file.is_file() or file.suffix != ".safetensors":

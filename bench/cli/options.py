@@ -454,7 +454,7 @@ def experiment_of(name: str) -> str:
         return name
     from tensorbench.plan.suite_file import load_suite
 
-    return load_suite(Path(name), locked=False).name
+    return load_suite(Path(name)).name
 
 
 def check_store(uri: str, *names: str) -> None:

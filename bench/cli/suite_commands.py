@@ -129,7 +129,6 @@ def search(
     """
     from tensorbench.cli.progress import Terminal
     from tensorbench.machine.outputs import prepare_plot
-    from tensorbench.plan.lock import lock_path
     from tensorbench.run import search_suite
 
     loaded, part = suite_and_part(suite, source, part)
@@ -142,7 +141,7 @@ def search(
         part=part,
         trials=trials,
         sampler_seed=sampler_seed,
-        out=chosen or lock_path(suite).with_name(f"{loaded.name}_chosen.yaml"),
+        out=chosen or suite.with_name(f"{loaded.name}_chosen.yaml"),
         retry_failed=retry_failed,
         audience=Terminal(out, err),
     )
@@ -179,6 +178,7 @@ def plan(
     from tensorbench.forecast import make_forecast
     from tensorbench.methods import METHODS, UserError
     from tensorbench.plan.make import make_plan
+    from tensorbench.store.commits import held
 
     if sd is not None and not power:
         raise UserError("--sd needs --power")
@@ -187,8 +187,9 @@ def plan(
     thresholds = one_for_each(threshold)
     device = choose_device(device, elsewhere=True)
     loaded, part = suite_and_part(suite, source, part)
+    loaded, notes = held(loaded, store)
     made = make_plan(loaded, device, part).select(part)
-    expected = make_forecast(made, store, device)
+    expected = make_forecast(made, store, device, notes)
     powers = []
     if power:
         # Imported late, since it takes seconds.

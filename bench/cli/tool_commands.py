@@ -211,21 +211,17 @@ def site(
     out.print(f"Wrote {len(files)} files ({size:.1f} MiB) to {folder}.", markup=False, soft_wrap=True)
 
 
-def fetch(
-    suite: SuiteFile,
-    update: Annotated[
-        bool, typer.Option(help="Also update the entries of an existing lock file to the newest commits.")
-    ] = False,
-) -> None:
-    """Download everything that a suite needs and lock hub repositories to a commit, in SUITE.lock.yaml.
+def fetch(suite: SuiteFile) -> None:
+    """Download everything that a suite needs. Afterwards it runs without a network.
 
-    Afterwards the suite runs without a network, on every machine that has the lock and the caches.
+    Shows the commit of each hub repository. An experiment keeps the commits of its first start.
     """
     from tensorbench.fetch import fetch as fetch_suite
 
     def notify(step: str) -> None:
         err.print(f"{step} …", markup=False, highlight=False)
 
-    lock = fetch_suite(suite, update=update, notify=notify)
-    locked = "it uses no hub repository" if lock is None else f"its hub repositories are locked in {lock}"
-    out.print(f"All data of {suite} are downloaded; {locked}.", markup=False, highlight=False, soft_wrap=True)
+    commits = fetch_suite(suite, notify)
+    lines = [f"{revision}: {commit}" for revision, commit in commits.items()]
+    for line in (*lines, f"Everything that {suite} needs is on this machine."):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)

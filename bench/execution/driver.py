@@ -333,7 +333,6 @@ class _Driving:
         split = trial.task.split_seed(trial.seed)
         return Start(
             suite=suite.file,
-            lock=suite.lock_file,
             libraries=event.libraries or {},
             streams=stream_seeds(trial.seed) | ({} if split is None else {"split": split}),
         )

@@ -1,4 +1,4 @@
-"""Downloads repositories of the Hugging Face hub at fixed commits, and checks files by their hashes."""
+"""Downloads repositories of the Hugging Face hub at fixed commits."""
 
 from __future__ import annotations
 
@@ -8,18 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import PrivateAttr
-
-from tensorbench.machine.files import sha256
 from tensorbench.methods.errors import UserError
-from tensorbench.methods.validation import Frozen
 
 RepositoryKind = Literal["model", "dataset"]
-
-#: Pairs of a path in a repository and the file's SHA-256, as a lock file lists them.
-LockedFiles = tuple[tuple[str, str], ...]
 
 #: The files that describe a model: configuration, preprocessing and tokenizer.
 SMALL_FILES = ("*.json", "*.txt", "*.model")
@@ -28,27 +21,6 @@ WEIGHT_FILES = ("model*.safetensors",)
 
 #: A repository's card, downloaded to find the commit.
 CARD = ("README.md",)
-
-
-class Lockable(Frozen):
-    """Base of a suite's references to hub repositories. It can carry the hashes of locked files.
-
-    The hashes are not a field, so no suite, trial id or record contains them. They stay with the object if it
-    is sent to another process that runs a trial.
-    """
-
-    _locked: LockedFiles = PrivateAttr(())
-
-    @property
-    def locked(self) -> LockedFiles:
-        """The locked files with their hashes. Empty if no file is locked."""
-        return self._locked
-
-    def lock(self, files: LockedFiles) -> Self:
-        """Returns a copy with these files locked. Loading then refuses a file whose content differs."""
-        copy = self.model_copy()
-        copy._locked = files
-        return copy
 
 
 def is_commit(revision: str | None) -> bool:
@@ -72,15 +44,13 @@ def snapshot(
     revision: str | None,
     patterns: tuple[str, ...],
     kind: RepositoryKind = "model",
-    locked: LockedFiles = (),
 ) -> Path:
     """Downloads the files of a hub repository that match the glob `patterns`, and returns their folder.
 
     The folder's name is the commit. The result is remembered in this process, so that a branch cannot move
     during a suite. `HF_ENDPOINT` names a mirror. With `HF_HUB_OFFLINE=1` or without a network, the hub's
     cache is used. Raises UserError for a malformed repository id, for an unknown, private or gated
-    repository, for an unknown revision, for files that can be neither reached nor found in the cache, and for
-    a file whose hash differs from that in `locked`.
+    repository, for an unknown revision, and for files that can be neither reached nor found in the cache.
     """
     from huggingface_hub import errors as hub_errors
     from huggingface_hub import snapshot_download
@@ -110,7 +80,6 @@ def snapshot(
             f"`hf download {repository}{_options(revision, patterns, kind)}`, then copy the hub's cache here "
             f"(HF_HOME says where). {_OWN_FILES[kind]}"
         ) from error
-    _check(repository, folder, locked)
     return folder
 
 
@@ -146,15 +115,3 @@ def _options(revision: str | None, patterns: tuple[str, ...], kind: RepositoryKi
     options += "" if revision is None else f" --revision {revision}"
     includes = "" if kind == "model" or patterns == CARD else "".join(f" --include '{p}'" for p in patterns)
     return options + includes
-
-
-def _check(repository: str, folder: Path, locked: LockedFiles) -> None:
-    for name, expected in locked:
-        file = folder / name
-        # A snapshot of a few patterns lacks other files.
-        if file.is_file() and (actual := sha256(file)) != expected:
-            raise UserError(
-                f"{name} of hub repository {repository} at {folder.name} is not the locked file: sha256 "
-                f"expected {expected}, got {actual}; if the suite is to use it, run "
-                f"`tensorbench tools fetch --update`"
-            )

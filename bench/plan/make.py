@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from tensorbench.backbones import BackboneInfo, BackboneSpec, describe
 from tensorbench.inputs import ImageInput, ModelInput, TextInput
+from tensorbench.machine.hub import is_commit
 from tensorbench.methods import METHODS, Geometry, Method, UnknownNameError, UserError, create
 from tensorbench.methods.errors import cut, shown
 from tensorbench.methods.validation import MOST_SAID, identity
@@ -21,7 +22,8 @@ from tensorbench.plan.settings import Setting
 from tensorbench.plan.suite import FLOORS, Suite
 from tensorbench.plan.suite_rows import Budget, MethodRow, TaskRow
 from tensorbench.plan.trial import Trial
-from tensorbench.tasks import Task, check_use, data_key
+from tensorbench.tasks import DataSource, Task, check_use, data_key
+from tensorbench.tasks.hub import HubTask
 
 #: The largest number of trials in a suite. Even a study of all methods and tasks has only thousands.
 MOST_TRIALS = 100_000
@@ -248,16 +250,29 @@ def _pairs(suite: Suite, part: Part) -> list[Pairing]:
     Raises UserError for a task or a backbone that is in no pair, unless the part leaves its partners out.
     """
     suite = _narrowed(suite, part)
-    # Branches on a hub move, so resolve them here: then a trial names one commit wherever it runs.
+    # Branches on a hub move, so resolve them here, once: then a trial names one commit wherever it runs.
     tasks = []
     for row in map(suite.placed, suite.tasks):
         definition = row.lookup()
-        source = definition.pinned()
-        definition = definition if source is None else definition.at(source)
+        revision = hub_revision(definition)
+        if isinstance(definition, HubTask) and (commit := suite.commits.get(revision or "")):
+            definition = definition.at(DataSource(hub=definition.where, revision=commit))
+        if source := definition.pinned():
+            definition = definition.at(source)
+        if revision and source and source.revision:
+            suite.commits[revision] = source.revision
         tasks.append((row.model_copy(update={"source": source}), definition))
     suite.check_paths()
-    described = [(spec, describe(spec)) for spec in suite.backbones]
-    backbones = _with_distinct_names([(spec.pinned(info), info) for spec, info in described])
+    backbones = []
+    for spec in suite.backbones:
+        revision = hub_revision(spec)
+        commit = suite.commits.get(revision or "")
+        info = describe(spec.at(commit) if commit else spec)
+        pinned = spec.pinned(info)
+        if revision and pinned.revision:
+            suite.commits[revision] = pinned.revision
+        backbones.append((pinned, info))
+    backbones = _with_distinct_names(backbones)
     pairs = [
         Pairing(row, task, spec, info, row.input(info.input, task), row.train_examples(task))
         for row, task in tasks
@@ -273,6 +288,20 @@ def _pairs(suite: Suite, part: Part) -> list[Pairing]:
             names = ", ".join(f"{row.task} ({task.modality})" for row, task in tasks)
             raise UserError(f"backbone '{info.name}' is {info.input.modality}, and no task is: {names}")
     return pairs
+
+
+def hub_revision(place: BackboneSpec | Task) -> str | None:
+    """Returns the key in `Suite.commits` of a branch or tag on the hub: "model me/tiny at main", for example.
+
+    None for a place that is not on the hub, or that is a commit already.
+    """
+    if isinstance(place, BackboneSpec):
+        kind, name, revision = "model", place.hub_name, place.revision
+    elif isinstance(place, HubTask) and place.source.local is None:
+        kind, name, revision = "data set", place.where, place.source.revision
+    else:
+        return None
+    return None if name is None or is_commit(revision) else f"{kind} {name} at {revision or 'main'}"
 
 
 def _with_distinct_names(

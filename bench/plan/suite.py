@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -117,9 +118,9 @@ class Suite(Frozen):
     #: The sweep over ways to share a budget by `tensorbench search`, for each method, task, backbone and
     #: budget.
     allocation: Allocation | None = None
-    #: The suite's file and its lock, if it came from files.
+    #: The suite's file, if it came from one.
     _file: SourceFile | None = PrivateAttr(None)
-    _lock: SourceFile | None = PrivateAttr(None)
+    _commits: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @field_validator("name")
     @classmethod
@@ -280,10 +281,16 @@ class Suite(Frozen):
         sections = {"a search": self.search, "an allocation": self.allocation, "a pilot": self.pilot}
         return tuple(name for name, section in sections.items() if section)
 
-    def read_from(self, file: SourceFile, lock: SourceFile | None) -> Suite:
-        """Returns the suite with the texts of its file and its lock, which are stored with trials."""
+    def read_from(self, file: SourceFile) -> Suite:
+        """Returns the suite with the text of its file, which is stored with trials."""
         suite = self.model_copy()
-        suite._file, suite._lock = file, lock
+        suite._file = file
+        return suite
+
+    def held_at(self, commits: Mapping[str, str]) -> Suite:
+        """Returns the suite with these commits of revisions on the hub, as in `commits`."""
+        suite = self.model_copy()
+        suite._commits = dict(commits)
         return suite
 
     @property
@@ -292,9 +299,12 @@ class Suite(Frozen):
         return self._file or source_text("", written(self.model_dump(mode="json", exclude_unset=True)))
 
     @property
-    def lock_file(self) -> SourceFile | None:
-        """The text of the suite's lock, if it has one."""
-        return self._lock
+    def commits(self) -> dict[str, str]:
+        """The commits of the hub revisions that the suite names, by their text: "model me/tiny at main".
+
+        Planning adds each that it resolves, and never resolves one again.
+        """
+        return self._commits
 
     def beside(self, folder: Path) -> Suite:
         """Returns the suite with absolute paths. Its relative paths start at `folder`.

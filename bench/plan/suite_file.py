@@ -1,4 +1,4 @@
-"""Finds a suite's YAML file and reads it, with the lock file beside it."""
+"""Finds a suite's YAML file and reads it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 from tensorbench.methods import UnknownNameError, UserError, load_methods
 from tensorbench.methods.validation import validate
 from tensorbench.plan import PACKAGED
-from tensorbench.plan.lock import lock_path, read_lock
 from tensorbench.plan.suite import Suite, source_text
 from tensorbench.plan.yaml_text import parse, read_text, written
 
@@ -34,18 +33,15 @@ def suite_path(source: Path | str) -> Path:
 def load_suite(
     source: Path | str | Mapping[str, Any],
     *,
-    locked: bool = True,
     data: Path | str | None = None,
     backbones: Sequence[Path | str] = (),
 ) -> Suite:
-    """Reads and validates a suite. If `locked`, applies the lock file beside it, if there is one.
+    """Reads and validates a suite.
 
     Args:
-        source: A suite's file, the name of a packaged suite, or a dictionary of a suite's fields, which has
-            no lock. A packaged suite's lock is in the working folder. Relative paths in a file start at the
-            file's folder, and those in a dictionary at the working folder. Files that its methods name are
-            run.
-        locked: Whether to apply the lock.
+        source: A suite's file, the name of a packaged suite, or a dictionary of a suite's fields. Relative
+            paths in a file start at the file's folder, and those in a dictionary at the working folder. Files
+            that its methods name are run.
         data: A folder that replaces the suite's `source`.
         backbones: Folders of checkpoints that replace the suite's backbones. They keep `dtype`, `quantise`
             and `image_size`. A suite of one timm model takes its safetensors file.
@@ -57,7 +53,7 @@ def load_suite(
         fields = _replaced(source, data, backbones)
         suite = validate(Suite, _with_methods(fields, Path.cwd(), "suite"), "suite")
         # Keep the paths as the author wrote them, since `beside` makes them absolute on this machine.
-        return suite.beside(Path.cwd()).read_from(suite.file, None)
+        return suite.beside(Path.cwd()).read_from(suite.file)
     path = suite_path(source)
     try:
         text = read_text(path)
@@ -72,10 +68,7 @@ def load_suite(
         values, text = replaced, written(replaced)
     values = _with_methods(values, path.parent, str(path))
     suite = validate(Suite, values, str(path)).beside(path.parent)
-    file, lock = source_text(path.name, text), lock_path(Path(source))
-    if not (locked and lock.exists()):
-        return suite.read_from(file, None)
-    return read_lock(lock).apply(suite, lock).read_from(file, source_text(lock.name, read_text(lock)))
+    return suite.read_from(source_text(path.name, text))
 
 
 def _replaced(

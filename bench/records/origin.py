@@ -23,8 +23,6 @@ class Start(Wired):
     """The files, packages and seeds with which a trial was started."""
 
     suite: SourceFile
-    #: The lock file of the suite. None if it has none.
-    lock: SourceFile | None = None
     #: The version of every package that was importable in the worker.
     libraries: dict[str, str] = {}
     #: The seeds of the trial's random streams, by name.

@@ -238,13 +238,13 @@ def duration(seconds: float) -> str:
 
 
 class StoredSuite(Wired):
-    """The content of `suite.json`: the suite and the lock from which a plan was made."""
+    """The content of `suite.json`: the suite from which a plan was made, and the commits of its revisions."""
 
     #: The suite's fields as its author wrote them.
     suite: dict[str, Any]
-    #: The content of the lock file: {"backbones": {name in the suite: lock}, "tasks": ...}. A lock has the
-    #: `repository` of the hub, its `revision` (a commit) and its `files` (the SHA-256 of each).
-    locked: dict[str, dict[str, Any]] = {}
+    #: The commit of each branch and tag of the hub that the suite names: {"model me/tiny at main": commit}.
+    #: Every start of the experiment uses the commits of the first.
+    commits: dict[str, str] = {}
 
 
 class StoredPlan(Wired):

@@ -96,9 +96,8 @@ class Tag(StrEnum):
     FINAL_RANKS = "final_ranks"
     #: The text on which forgetting was measured. Absent if it was not measured.
     TEXT = "forgetting_text"
-    #: The SHA-256 of the suite and lock with which the trial was started. `config.json` has their texts.
+    #: The SHA-256 of the suite with which the trial was started. `config.json` has its text.
     SUITE_HASH = f"{PROVENANCE}suite_sha256"
-    LOCK_HASH = f"{PROVENANCE}lock_sha256"
     #: For a run from a pack: its id in the store in which the trial ran.
     ORIGIN = "origin"
     #: Options that saved memory in the trial (see `tensorbench.training.saving`).
@@ -145,7 +144,7 @@ class Artifact(StrEnum):
 
     #: Of a suite's run: the plan (`StoredPlan`).
     PLAN = "plan.json"
-    #: Of a suite's run: the suite as started, with the content of its lock file.
+    #: Of a suite's run: the suite as started (`StoredSuite`).
     SUITE = "suite.json"
     #: Of a trial's run: its resolved configuration and provenance.
     CONFIG = "config.json"

@@ -14,7 +14,7 @@ from tensorbench.methods.validation import earlier, explained
 from tensorbench.plan.recipe import Recipe
 from tensorbench.records import Wired
 from tensorbench.records.record import Record
-from tensorbench.records.stored_plan import StoredPlan
+from tensorbench.records.stored_plan import StoredPlan, StoredSuite
 from tensorbench.records.words import Artifact, RunKind
 from tensorbench.store.artifacts import broken
 
@@ -109,6 +109,14 @@ class Source(ABC):
             if (plan := self.content(run, Artifact.PLAN, StoredPlan)) is not None:
                 return _completed(plan)
         return None
+
+    def commits(self) -> dict[str, str]:
+        """Returns the commits at which earlier starts used the hub, as in `StoredSuite.commits`."""
+        commits: dict[str, str] = {}
+        for run in self.records(RunKind.SUITE):
+            if stored := self.content(run, Artifact.SUITE, StoredSuite):
+                commits |= stored.commits
+        return commits
 
 
 def _completed(plan: StoredPlan) -> StoredPlan:

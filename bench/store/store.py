@@ -25,6 +25,7 @@ from tensorbench.records import Wired
 from tensorbench.records.measures import Measure
 from tensorbench.records.pack_format import CURVES_BEGIN
 from tensorbench.records.record import Point, Record
+from tensorbench.records.stored_plan import StoredSuite
 from tensorbench.records.text import all_storable, run_name
 from tensorbench.records.words import YES, Artifact, RunKind, Status, Tag
 from tensorbench.store.addresses import shown_uri
@@ -324,18 +325,24 @@ class Store(Source):
         """Opens the run that holds the plan, and stores the plan. Returns the run's id.
 
         The trials' runs are nested in this run. A plan without all tasks and backbones of the suite keeps the
-        stored rows of the others.
+        stored rows of the others. Raises UserError if another start resolved a branch of the hub to another
+        commit, since the planned trials would then mix two.
         """
-        # With torch, which reading a store does not need.
-        from tensorbench.plan.lock import stored_suite
-
-        stored = plan.stored()
+        suite, stored = plan.suite, plan.stored()
+        commits = self.commits() if suite.commits else {}
+        for revision in commits.keys() & suite.commits.keys():
+            if commits[revision] != suite.commits[revision]:
+                raise UserError(
+                    f"{revision} is {suite.commits[revision]}, but another start of '{suite.name}' took "
+                    f"{commits[revision]}: start again to take that too"
+                )
         if plan.partial and (earlier := self.plan()):
             stored = stored.completed(earlier)
-        run_id = self.begin(RunKind.SUITE, plan.suite.name, {}, driver)
+        run_id = self.begin(RunKind.SUITE, suite.name, {}, driver)
         self.keep(run_id, Artifact.PLAN, stored)
-        self.keep(run_id, Artifact.SUITE, stored_suite(plan.suite))
-        self.tag(run_id, Tag.NOTE, plan.suite.description)
+        fields = suite.model_dump(mode="json", exclude_unset=True)
+        self.keep(run_id, Artifact.SUITE, StoredSuite(suite=fields, commits=commits | suite.commits))
+        self.tag(run_id, Tag.NOTE, suite.description)
         return run_id
 
     @insisting

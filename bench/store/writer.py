@@ -120,8 +120,6 @@ class TrialRun:
         tags = {f"{PROVENANCE}{key}": value for key, value in provenance.items()}
         if start is not None:
             tags[Tag.SUITE_HASH] = start.suite.sha256
-            if start.lock is not None:
-                tags[Tag.LOCK_HASH] = start.lock.sha256
         resolved = StoredConfig(trial=config, provenance=dict(provenance), start=start)
         text = json.dumps(resolved.model_dump(exclude_none=True), indent=1)
         self._add(tags, (), {Artifact.CONFIG: text.encode()})

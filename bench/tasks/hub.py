@@ -126,7 +126,7 @@ class HubTask(Task):
             if not folder.is_dir():
                 raise UserError(f"task '{self.name}': there is no folder {folder}")
             return folder
-        return snapshot(self.where, self.commit, self.patterns, "dataset", self.source.locked)
+        return snapshot(self.where, self.commit, self.patterns, "dataset")
 
     def examples(self) -> Examples:
         """Returns one example per row.

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 
 from tensorbench.inputs import Modality
-from tensorbench.machine.hub import Lockable
 from tensorbench.methods.errors import UserError, shown
+from tensorbench.methods.validation import Frozen
 from tensorbench.metrics.metric import Kind
 
 SplitName = Literal["train", "validation", "test"]
@@ -28,7 +28,7 @@ PREPARATION_VERSION = 1
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
-class DataSource(Lockable):
+class DataSource(Frozen):
     """The source of a hub task's data: a hub repository at a revision, or a local folder.
 
     If `local` and `hub` are None, the data come from the task's own repository.

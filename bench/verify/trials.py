@@ -25,7 +25,7 @@ from tensorbench.methods import Method, UserError, from_identity
 from tensorbench.methods.validation import explained
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
-from tensorbench.records.origin import SourceFile, StoredConfig
+from tensorbench.records.origin import StoredConfig
 from tensorbench.records.predictions import CLASSES, LOG_PROBABILITY, STEP, contradicted, frame_of, numbered
 from tensorbench.records.record import Record
 from tensorbench.records.words import YES, Artifact, Tag
@@ -141,11 +141,10 @@ def _trial(findings: Examined, record: Record, config: bytes) -> Trial | None:
     if trial.id != record.trial_id:
         findings.broken("trial id", record.trial_id, trial.id)
         return None
-    for file, tag in (("suite", Tag.SUITE_HASH), ("lock", Tag.LOCK_HASH)):
-        source: SourceFile | None = getattr(stored.start, file, None)
-        # A pack has the text without folders, but the hash of the original text.
-        actual = (source.sha256 if source.cleaned else sha256_of(source.text.encode())) if source else ""
-        findings.compare(f"sha256 of the {file}", record.tag(tag), actual)
+    source = stored.start.suite if stored.start else None
+    # A pack has the text without folders, but the hash of the original text.
+    actual = (source.sha256 if source.cleaned else sha256_of(source.text.encode())) if source else ""
+    findings.compare("sha256 of the suite", record.tag(Tag.SUITE_HASH), actual)
     return trial
 
 

@@ -151,7 +151,6 @@ def test_where_a_trial_comes_from_is_stored(finished: Ran) -> None:
     suite = stored.start.suite
     assert (suite.name, suite.text) == ("suite.yaml", finished.suite.read_text())
     assert suite.sha256 == sha256(finished.suite) == record.provenance["suite_sha256"]
-    assert stored.start.lock is None
     assert stored.start.streams["data_order"] == stream_seed(1, "data_order")
     assert stored.start.libraries["torch"] == record.provenance["version_torch"]
     assert record.ended is not None

@@ -52,12 +52,9 @@ def test_a_trial_that_another_experiment_finished_is_not_missing(tmp_path: Path,
     assert both.cells["complete"].all()
 
 
-def test_a_suites_file_names_its_experiment_whatever_is_locked(
-    tmp_path: Path, new_store: NewStore, call: Call
-) -> None:
+def test_a_suites_file_names_its_experiment(tmp_path: Path, new_store: NewStore, call: Call) -> None:
     uri = new_store(tmp_path)
     write(uri, plan_of(**SMALL | {"name": "toy"}), result)
     suite = toy_suites.write(tmp_path)
-    suite.with_suffix(".lock.yaml").write_text("not: a lock")
     ended = call("report", suite, "--store", uri, "--out", tmp_path / "out", "--format", "csv", "--no-log")
     assert ended.code == 0, ended.err

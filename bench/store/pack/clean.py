@@ -66,6 +66,6 @@ def _cleaned(value: Any) -> Any:
 
 
 def _cleaned_source(file: dict[str, Any]) -> dict[str, Any]:
-    """Removes folders from the text of a suite or a lock. The stored hash stays that of the original text."""
+    """Removes folders from the text of a suite. The stored hash stays that of the original text."""
     text = without_folders(file["text"])
     return file if text == file["text"] else file | {"text": text, "cleaned": True}

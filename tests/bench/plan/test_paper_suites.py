@@ -143,7 +143,7 @@ def test_the_reference_trains_in_fp32_on_a_gpu_too(plans: dict[str, Plan]) -> No
 
 
 @pytest.mark.parametrize("name", ["paper", "paper_untuned", "paper_reference"])
-def test_without_lock_or_network_the_plan_is_refused_with_what_to_do(name: str, tmp_path: Path) -> None:
+def test_without_network_the_plan_is_refused_with_what_to_do(name: str, tmp_path: Path) -> None:
     with client(tmp_path, "http://127.0.0.1:9", offline=True), pytest.raises(UserError) as refused:
         make_plan(load_suite(SUITES / f"{name}.yaml"))
     assert "tensorbench tools fetch" in str(refused.value)

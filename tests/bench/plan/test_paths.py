@@ -119,7 +119,7 @@ def test_a_search_goes_on_when_its_data_have_moved(home: Path, made: Path) -> No
     assert ids[0] == ids[1]
 
 
-def test_a_packaged_suite_is_read_by_its_name_and_locked_in_the_working_folder(
+def test_a_packaged_suite_is_read_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -127,9 +127,6 @@ def test_a_packaged_suite_is_read_by_its_name_and_locked_in_the_working_folder(
     ended = call("plan", "quickstart", "--json")
     assert ended.code == 0, ended
     assert "TensLoRA" in ended.out
-    (tmp_path / "quickstart.lock.yaml").write_text("version: 7")
-    with pytest.raises(UserError, match=naming("quickstart.lock.yaml", "version", 7)):
-        load_suite("quickstart")
     # The user's own file comes first.
     (tmp_path / "quickstart").rmdir()
     (tmp_path / "quickstart").write_text("name: 3")

@@ -19,9 +19,9 @@ import tensorbench.store.store
 from tensorbench.execution.session import session
 from tensorbench.machine.files import sha256
 from tensorbench.methods import UserError
-from tensorbench.plan.lock import stored_suite
 from tensorbench.records.predictions import frame_of
 from tensorbench.records.record import Record
+from tensorbench.records.stored_plan import StoredSuite
 from tensorbench.records.words import Artifact, RunKind, Tag
 from tensorbench.store.artifacts import ChangedError, hashes
 from tensorbench.store.connect import StoreError
@@ -203,7 +203,7 @@ def test_two_processes_may_store_a_file_in_one_moment(store: Store, monkeypatch:
             patch.setattr(shutil, "copyfile", copy)
             store.keep(run_id, Artifact.SUITE, content)
 
-    content = stored_suite(plan().suite)
+    content = StoredSuite(suite={"name": "toy"})
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "copyfile", while_another_stores)
         store.keep(run_id, Artifact.SUITE, content)
