@@ -19,7 +19,6 @@ from tensorbench.store.source import Source
 from tensorbench.store.store import Store
 from tensorbench.verify.examples import Splits
 from tensorbench.verify.findings import Examined, Fault, Rerun, Unchecked, Verification
-from tensorbench.verify.labels import labels_of
 from tensorbench.verify.plans import examine_plan
 from tensorbench.verify.rerun import Candidate, chosen, run_again
 from tensorbench.verify.trials import check_selected, examine
@@ -61,15 +60,14 @@ def verify(
     # A plan's trials may have run in another of the experiments.
     settled = {run.trial_id for source in sources for run in source.records() if run.settled}
     for source in sources:
-        labels = labels_of(source)
         watching(f"reading the plan of {source.name}")
         if source.records(RunKind.SUITE):
-            plans.append(examine_plan(source, labels, access if _has_foreign(source) else None, settled))
+            plans.append(examine_plan(source, access if _has_foreign(source) else None, settled))
         finished = [run for run in source.records() if run.status in (Status.FINISHED, Status.DUPLICATE)]
         losses = _validation_losses(source, finished)
         for number, record in enumerate(finished, 1):
             watching(f"{source.name}: trial {number:,} of {len(finished):,}")
-            findings, trial = examine(source, record, labels, access, splits)
+            findings, trial = examine(source, record, access, splits)
             check_selected(findings, record, losses[record.run_id])
             trials.append(findings)
             if trial is not None and record.status == Status.FINISHED:

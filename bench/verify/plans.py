@@ -1,8 +1,7 @@
-"""Verifies a stored plan: the ids of its trials, and what tables show of its rows, such as ranks."""
+"""Verifies a stored plan: the ids of its trials, and the ranks, counts and rates of its rows."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
@@ -20,19 +19,16 @@ from tensorbench.records.words import Tag
 from tensorbench.store.access import Access
 from tensorbench.store.source import Source
 from tensorbench.verify.findings import Examined
-from tensorbench.verify.labels import Labels, compare_name, suites_of
-from tensorbench.verify.suites import MOST_LISTED, PlacedRow, PlannedRows
-from tensorbench.verify.trials import Resolved, compare_places, resolve
+from tensorbench.verify.suites import MOST_LISTED, PlacedRow, PlannedRows, suites_of
+from tensorbench.verify.trials import Resolved, resolve
 
 
-def examine_plan(
-    source: Source, labels: Labels, access: Access | None = None, settled: Set[str] | None = None
-) -> Examined:
+def examine_plan(source: Source, access: Access | None = None, settled: Set[str] | None = None) -> Examined:
     """Checks the ids of a plan's trials, and compares its rows with the trials and with the suites.
 
-    `labels` are those of the plan's suite. `access` tells which files and repositories may be opened. If it
-    is None, all may be opened. `settled` has the ids of the trials with a result. If it is None, planned
-    trials may lack one.
+    Names for display are not compared. `access` tells which files and repositories may be opened. If it is
+    None, all may be opened. `settled` has the ids of the trials with a result. If it is None, planned trials
+    may lack one.
     """
     findings = Examined(source.name)
     try:
@@ -46,8 +42,8 @@ def examine_plan(
     trials = {planned.id: _trial(findings, planned) for planned in plan.trials}
     placed = []
     for row in plan.rows:
-        own = _check_row(findings, row, trials, labels, access)
-        placed += [PlacedRow(_where(row), row, trial) for trial in own[:1]]
+        if row_placed := _check_row(findings, row, trials, access):
+            placed.append(row_placed)
     _check_suites(findings, source, plan, placed)
     if settled is not None:
         _check_results(findings, plan, settled)
@@ -66,13 +62,9 @@ def _trial(findings: Examined, planned: PlannedTrial) -> Trial | None:
 
 
 def _check_row(
-    findings: Examined,
-    row: PlannedRow,
-    trials: Mapping[str, Trial | None],
-    labels: Labels,
-    access: Access | None,
-) -> list[Trial]:
-    """Checks a row, and returns its trials. Trials whose ids are wrong are left out."""
+    findings: Examined, row: PlannedRow, trials: Mapping[str, Trial | None], access: Access | None
+) -> PlacedRow | None:
+    """Checks a row, and returns it with its first trial. None if no trial of it has the right id."""
     where = _where(row)
     # A row that is not yet tuned has no trial.
     for seed, id_ in row.trials.items():
@@ -80,7 +72,7 @@ def _check_row(
             findings.broken(f"{where}: the trial of seed {seed}", id_, "the plan has no such trial")
     own = {seed: trial for seed, id_ in row.trials.items() if (trial := trials.get(id_ or "")) is not None}
     if not own:
-        return []
+        return None
     for seed, trial in own.items():
         findings.compare(f"{where}: seed of trial {trial.id}", seed, trial.seed)
     first, *later = own.values()
@@ -90,11 +82,10 @@ def _check_row(
     for trial in later:
         for what, value in _shared(trial, row).items():
             findings.compare(f"{where}: {what} of trial {trial.id}", value, shared[what])
-    if (resolved := resolve(findings, first, access)) is not None:
-        _check_counts(findings, where, row, resolved)
-        _check_budget(findings, where, row, resolved, labels)
-        _check_names(findings, where, row, first, resolved, labels)
-    return list(own.values())
+    if (resolved := resolve(findings, first, access)) is None:
+        return PlacedRow(where, row, first)
+    _check_counts(findings, where, row, resolved)
+    return PlacedRow(where, row, first, resolved.info.geometry)
 
 
 def _where(row: PlannedRow) -> str:
@@ -195,66 +186,13 @@ def _check_studies(findings: Examined, where: str, row: PlannedRow, trials: Mapp
         findings.compare(f"{where}: rates of trial {trial.id}", rates_of_trial, (lr, studies.head_lr or lr))
 
 
-def _check_names(
-    findings: Examined, where: str, row: PlannedRow, trial: Trial, resolved: Resolved, labels: Labels
-) -> None:
-    method, chosen = resolved.method, (row.tuning and row.tuning.chosen) or {}
-    if row.family:
-        findings.compare(f"{where}: registered method", row.family, method.name)
-    if (factor := chosen.get("scale")) and "scale" in type(method).model_fields:
-        # A row's name has the suite's scale, while its trials have the chosen multiple of it.
-        scale = float(f"{getattr(method, 'scale') / factor:.12g}")  # noqa: B009
-        method = method.model_copy(update={"scale": scale})
-    own = method.label
-    if (note := row.method.removeprefix(f"{own} [")) != row.method:
-        # The recipe fields that the suite overrides for this row.
-        recipe = trial.recipe.model_dump()
-        keys = (key for key in re.findall(r"(\w+)=", note) if key in recipe)
-        own += f" [{', '.join(f'{key}={_as_written(recipe[key])}' for key in keys)}]"
-    compare_name(findings, f"{where}: method", row.method, own, labels.methods, method.label)
-    compare_name(findings, f"{where}: title", row.title, method.title, labels.methods)
-    compare_places(findings, f"{where}: ", row.backbone, row.task, trial, resolved, labels)
-
-
-def _as_written(value: Any) -> str:
-    return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
-
-
-def _check_budget(
-    findings: Examined, where: str, row: PlannedRow, resolved: Resolved, labels: Labels
-) -> None:
-    """Checks a row's ranks and numbers of parameters against its budget's name and tolerance."""
-    requested, match = (
-        None,
-        re.fullmatch(r"(isorank|isoparameters) (\d+)|([\d,]+) parameters", row.budget or ""),
-    )
-    if match is None and row.budget is not None:
-        findings.broken(f"{where}: budget", row.budget, "no budget")
-        return
-    if match is not None:
-        kind, rank, parameters = match.groups()
-        if kind == "isorank":
-            ranks = resolved.method.isorank(int(rank)).size if resolved.method.size else ()
-            findings.compare(f"{where}: ranks of the budget", row.ranks, ranks)
-        elif kind == "isoparameters":
-            requested = create("lora", rank=int(rank)).count(resolved.info.geometry)
-        else:
-            requested = int(parameters.replace(",", ""))
-    findings.compare(f"{where}: parameters asked for", row.asked, requested)
-    if not requested:
-        findings.compare(f"{where}: within the budget", row.within, None)
-        return
-    ratio = resolved.count / requested
-    findings.near(f"{where}: ratio to the budget", row.ratio, ratio, 1e-9)
-    # Earlier versions stored no suite, and so no tolerance.
-    within = {abs(ratio - 1) <= tolerance for tolerance in labels.tolerances.get(row.budget or "", ())}
-    if within and row.within not in within:
-        findings.broken(f"{where}: within the budget", row.within, not row.within)
-
-
 def _check_counts(findings: Examined, where: str, row: PlannedRow, resolved: Resolved) -> None:
     reference = create("lora", rank=REFERENCE_RANK).count(resolved.info.geometry)
     findings.compare(f"{where}: ranks", row.ranks, resolved.method.size or ())
     findings.compare(f"{where}: parameters", row.parameters, resolved.count)
     findings.compare(f"{where}: parameters at the peak", row.peak, resolved.peak)
     findings.near(f"{where}: percent of LoRA", row.percent_of_lora, 100 * resolved.count / reference, 1e-9)
+    if row.family:
+        findings.compare(f"{where}: registered method", row.family, resolved.method.name)
+    if row.asked:
+        findings.near(f"{where}: ratio to the budget", row.ratio, resolved.count / row.asked, 1e-9)

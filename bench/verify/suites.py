@@ -12,18 +12,21 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from tensorbench.backbones import BackboneSpec
-from tensorbench.methods import Method, UserError, create
+from tensorbench.methods import Geometry, Method, UserError, create
 from tensorbench.methods.errors import first_few
-from tensorbench.plan.cells import centre_of
+from tensorbench.plan.cells import centre_of, requested_parameters
 from tensorbench.plan.make import check_number
 from tensorbench.plan.recipe import Recipe
 from tensorbench.plan.suite import FLOORS, Suite
-from tensorbench.plan.suite_rows import MethodRow, TaskRow
+from tensorbench.plan.suite_rows import Budget, MethodRow, TaskRow
 from tensorbench.plan.trial import Trial
-from tensorbench.records.stored_plan import PlannedRow
+from tensorbench.plan.yaml_text import parse
+from tensorbench.records.origin import StoredConfig
+from tensorbench.records.stored_plan import PlannedRow, StoredSuite
+from tensorbench.records.words import Artifact, RunKind, Tag
+from tensorbench.store.source import Source
 from tensorbench.tasks import TASKS
 from tensorbench.verify.findings import Examined
-from tensorbench.verify.labels import source_of
 
 #: The fields of a task's row that do not change its examples, or that differ between machines.
 NOT_OF_EXAMPLES = {"task", "data", "source", "training", "label"}
@@ -33,6 +36,42 @@ DEPENDENT = {"training head_lr", "training precision", "tuning centre"}
 
 #: The number of missing seeds that a finding lists, and of pairs of a suite's and a planned row to compare.
 MOST_LISTED, MOST_COMPARED = 8, 10**6
+
+
+def suites_of(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the fields of the stored suites, and of the suites with which trials were started.
+
+    Each comes with its hash in the tags of these trials. A stored suite has the hash "". The suite of the
+    plan is the last of them; the suites of trials may be older. Unreadable suites are left out.
+    """
+    for run in source.records(RunKind.SUITE):
+        try:
+            stored = source.content(run, Artifact.SUITE, StoredSuite)
+        except UserError:
+            continue
+        if stored is not None:
+            yield "", stored.suite
+    seen: set[str] = set()
+    for record in source.records():
+        digest = record.tag(Tag.SUITE_HASH)
+        if not digest or digest in seen:
+            continue
+        try:
+            config = source.content(record, Artifact.CONFIG, StoredConfig)
+            fields = parse(config.start.suite.text) if config and config.start else None
+        except (UserError, ValueError):
+            continue
+        if isinstance(fields, dict):
+            seen.add(digest)
+            yield digest, fields
+
+
+def source_of(spec: BackboneSpec) -> str:
+    """Returns a text for the source of a backbone. It is the same on every machine and for every revision."""
+    place = spec.local.name if spec.local else ""
+    timm = (spec.timm or "").partition("@")[0]
+    fields = (spec.name, spec.hub, timm, place, spec.image_size, spec.dtype, spec.quantise)
+    return " ".join(filter(None, map(str, fields)))
 
 
 class Place(NamedTuple):
@@ -54,6 +93,8 @@ class PlacedRow:
     where: str
     row: PlannedRow
     trial: Trial
+    #: The backbone's geometry. None if the backbone could not be described here.
+    geometry: Geometry | None = None
 
     @cached_property
     def place(self) -> Place:
@@ -85,11 +126,12 @@ class SuiteCell:
     row: MethodRow
     #: The method. Its ranks are free unless the suite gives them.
     method: Method
-    budget: str | None
+    budget: Budget | None
 
     @cached_property
     def place(self) -> Place:
-        return Place(self.task.task, source_of(self.spec), self.budget, self.method.name)
+        budget = self.budget.label if self.budget else None
+        return Place(self.task.task, source_of(self.spec), budget, self.method.name)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -205,9 +247,8 @@ def _cells(suite: Suite, placed: Sequence[PlacedRow]) -> Iterator[SuiteCell]:
         own = [floor for floor in floors if Place(task.task, source_of(spec), None, floor[1].name) in places]
         for row, method in (*methods, *own):
             budgets = suite.budgets if row.budgets is None else row.budgets
-            labels = [budget.label for budget in budgets]
-            for label in labels if method.sizeable and method.size is None else [None]:
-                yield SuiteCell(suite, task, spec, row, method, label)
+            for budget in budgets if method.sizeable and method.size is None else [None]:
+                yield SuiteCell(suite, task, spec, row, method, budget)
 
 
 class PlannedRows:
@@ -245,8 +286,24 @@ class PlannedRows:
             if missing := [str(seed) for seed in cell.seeds if seed not in row.row.trials]:
                 stored, more = f"{len(row.row.trials):,} seeds", first_few(missing, MOST_LISTED)
                 self._findings.broken(f"{row.where}: seeds of {origin}", stored, f"also {more}")
+            if whole:
+                self._compare_budget(cell, row)
         if whole:
             self._compare_defaults(pairs, origin)
+
+    def _compare_budget(self, cell: SuiteCell, placed: PlacedRow) -> None:
+        """Compares what a row's budget asks for, and whether the row keeps it."""
+        row, budget = placed.row, cell.budget
+        if placed.geometry is None:
+            return
+        asked = requested_parameters(budget, placed.geometry)
+        self._findings.compare(f"{placed.where}: parameters asked for", row.asked, asked)
+        within = row.within
+        if asked is None or budget is None:
+            within = None
+        elif row.ratio is not None:
+            within = round(abs(row.ratio - 1), 12) <= budget.tolerance
+        self._findings.compare(f"{placed.where}: within the budget", row.within, within)
 
     def _pairs(
         self, cells: Iterable[SuiteCell], origin: str, *, whole: bool

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import pandas as pd
 import torch
@@ -35,7 +33,6 @@ from tensorbench.store.source import Source
 from tensorbench.tasks import Objective
 from tensorbench.verify.examples import Splits, check_rows, stored_objective
 from tensorbench.verify.findings import Examined
-from tensorbench.verify.labels import ANY, Labels, compare_name, source_of
 
 #: The artifacts that every finished trial should have.
 LEFT = (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.ADAPTER)
@@ -71,13 +68,11 @@ class Resolved:
         return None if peak == self.count else peak
 
 
-def examine(
-    source: Source, record: Record, labels: Labels, access: Access, splits: Splits
-) -> tuple[Examined, Trial | None]:
+def examine(source: Source, record: Record, access: Access, splits: Splits) -> tuple[Examined, Trial | None]:
     """Checks one run. Returns the findings, and the run's trial if its configuration and id are right.
 
-    `labels` are those of the run's suite. `access` tells what a run from a pack may open. `splits` collects
-    the examples on which the trial was scored.
+    `access` tells what a run from a pack may open. `splits` collects the examples on which the trial was
+    scored.
     """
     findings = Examined(source.name, record)
     with TemporaryDirectory() as folder:
@@ -93,7 +88,7 @@ def examine(
                 _check_scores(findings, record, trial, table)
                 splits.add(findings, trial, table)
         if (resolved := resolve(findings, trial, access if is_foreign(source, record) else None)) is not None:
-            _check_words(findings, record, trial, resolved, labels)
+            _check_words(findings, record, trial, resolved)
             _check_counts(findings, record, resolved, files.get(Artifact.ADAPTER))
     return findings, trial
 
@@ -168,56 +163,13 @@ def resolve(findings: Examined, trial: Trial, access: Access | None) -> Resolved
     return Resolved(method, info)
 
 
-def compare_places(
-    findings: Examined, what: str, backbone: str, task: str, trial: Trial, resolved: Resolved, labels: Labels
-) -> None:
-    """Checks the stored names of a trial's backbone and task. Findings begin with the text `what`."""
-    spec, own = trial.backbone, resolved.info.name
-    # In tables, a backbone that a suite has in several sizes has its size in its name.
-    if spec.image_size is not None and backbone == (sized := f"{own} at {spec.image_size} px"):
-        own = sized
-    compare_name(findings, f"{what}backbone", backbone, own, labels.backbones, source_of(spec))
-    compare_name(findings, f"{what}task", task, trial.task.task, labels.tasks)
-
-
-def compare_method(findings: Examined, stored: str, trial: Trial, method: Method, labels: Labels) -> None:
-    """Checks that a method's stored name is its own name or a label that a suite gave it.
-
-    Values of the recipe, for example tuned ones, may follow in brackets and are checked too. Scales are
-    ignored, since a tuned scale is a multiple of the suite's.
-    """
-    name, _, note = stored.partition(" [")
-    recipe = trial.recipe.model_dump()
-    for key, value in re.findall(r"(\w+)[ =]([^,\]]+)", note):
-        if key in recipe and not _is_written(value, recipe[key]):
-            findings.broken(f"tag {Tag.METHOD}", stored, f"{key} {recipe[key]}")
-    own = method.label
-    suites = {_unscaled(label) for label in labels.methods.get(name, set())}
-    if _unscaled(name) != _unscaled(own) and not {_unscaled(own), ANY} & suites:
-        findings.broken(f"tag {Tag.METHOD}", stored, own)
-
-
-def _unscaled(label: str) -> str:
-    return re.sub(r"(\(|, )scale=[^,)]*(?:, )?", r"\1", label).replace(" ()", "").replace(", )", ")")
-
-
-def _is_written(value: str, stored: Any) -> bool:
-    """Whether a value, written in brackets after a method's name, agrees with the recipe's value."""
-    try:
-        return math.isclose(float(value), stored, rel_tol=1e-5)
-    except (TypeError, ValueError):
-        return value.strip("[]") in str(stored)
-
-
 @lru_cache
 def _described(backbone: BackboneSpec) -> BackboneInfo:
     return describe(backbone)
 
 
-def _check_words(
-    findings: Examined, record: Record, trial: Trial, resolved: Resolved, labels: Labels
-) -> None:
-    """Compares the tags that lists and tables show with the configuration."""
+def _check_words(findings: Examined, record: Record, trial: Trial, resolved: Resolved) -> None:
+    """Compares the tags that lists and tables show with the configuration, but for names for display."""
     expected = {
         Tag.FAMILY: trial.method["method"],
         Tag.SEED: str(trial.seed),
@@ -226,8 +178,6 @@ def _check_words(
     }
     for tag, value in expected.items():
         findings.compare(f"tag {tag}", record.tag(tag), value)
-    compare_method(findings, record.tag(Tag.METHOD), trial, resolved.method, labels)
-    compare_places(findings, "tag ", record.tag(Tag.BACKBONE), record.tag(Tag.TASK), trial, resolved, labels)
     try:
         budgets = json.loads(record.tag(Tag.BUDGETS, "[]"))
         for budget in budgets:

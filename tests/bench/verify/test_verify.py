@@ -23,7 +23,6 @@ from tensorbench.store.pack.reading import open_pack
 from tensorbench.store.pack.writing import write_pack
 from tensorbench.store.store import Store
 from tensorbench.verify import verify
-from tensorbench.verify.labels import labels_of
 from tensorbench.verify.plans import examine_plan
 
 from ...packs import changed, edit_json, packed
@@ -101,15 +100,11 @@ BREAKS: dict[str, tuple[Callable[[Kept], object], str]] = {
         "trial id",
     ),
     "the ranks of the plan": _planned("ranks", ranks=[7]),
-    "a method of the plan": _planned("method", method="LoTR"),
-    "a method of the plan, for the label of another": _planned("method", method="the floor"),
-    "what a method of the plan trains differently": _planned("method", method="LoRA [lr=0.5]"),
-    "a backbone of the plan": _planned("backbone", backbone="huge"),
-    "a task of the plan": _planned("task", task="textile"),
-    "a budget of the plan": _planned("parameters asked for", budget="isoparameters 1"),
-    "a budget of the plan, for one of ranks": _planned(
-        "ranks of the budget", budget="isorank 7", asked=None, ratio=None, within=None
-    ),
+    "the parameters of the plan": _planned("parameters", parameters=7),
+    "a method of the plan": _planned("registered method", family="lotr"),
+    "a budget of the plan": _planned("the row", budget="isoparameters 1"),
+    "what a budget of the plan asks for": _planned("parameters asked for", asked=100),
+    "the share of a budget of the plan": _planned("ratio to the budget", ratio=0.5),
     "whether the plan keeps the budget": _planned("within the budget", within=False),
     "the seed": (lambda kept: kept.tag(Tag.SEED, "5"), "tag seed"),
     "the share of the budget": (
@@ -149,7 +144,7 @@ def test_a_plan_that_gives_a_seed_of_one_row_to_another(
     tmp_path: Path, new_store: Callable[[Path], str]
 ) -> None:
     source = Store.existing(made_up.store(tmp_path, new_store), "small")
-    assert not examine_plan(source, labels_of(source)).faults
+    assert not examine_plan(source).faults
 
     def exchange(plan: dict[str, Any]) -> None:
         a, b = (row["trials"] for row in plan["rows"])
@@ -157,7 +152,7 @@ def test_a_plan_that_gives_a_seed_of_one_row_to_another(
 
     pack = packed(source.uri, "small", tmp_path)
     (other,) = open_pack(changed(pack, tmp_path / "b.tensorbench.zip", edit_json("plan.json", exchange)))
-    whats = [fault.what for fault in examine_plan(other, labels_of(other)).faults]
+    whats = [fault.what for fault in examine_plan(other).faults]
     assert len(whats) == 2
     assert all(": method of trial " in what for what in whats)
 
