@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from tensorbench.plan.make import make_plan
     from tensorbench.plan.rows import Part
     from tensorbench.plan.suite_file import load_suite
+    from tensorbench.reports.loading import load_results
     from tensorbench.reports.report import write_report
-    from tensorbench.reports.results import load_results
     from tensorbench.reports.selection import Selection
     from tensorbench.run import run_suite, search_suite
     from tensorbench.store.opening import pack, unpack
@@ -51,7 +51,7 @@ _HOMES = {
     "pack": "tensorbench.store.opening",
     "unpack": "tensorbench.store.opening",
     "wrap": "tensorbench.backbones.plain",
-    "load_results": "tensorbench.reports.results",
+    "load_results": "tensorbench.reports.loading",
     "write_report": "tensorbench.reports.report",
     "Selection": "tensorbench.reports.selection",
 }

@@ -16,12 +16,12 @@ from tensorbench.metrics import METRICS
 from tensorbench.plan.choosing import Studies
 from tensorbench.plan.rows import Plan, Row
 from tensorbench.plan.suite import Suite
-from tensorbench.reports.analysis import analyse, measured
+from tensorbench.reports.analysis import analyse
+from tensorbench.reports.comparable import block_budgets, measured
 from tensorbench.reports.inference.intervals import LEAST_SEEDS
-from tensorbench.reports.inference.power import Design, Response, of_assumed, of_effects, of_runs, of_stored
+from tensorbench.reports.inference.power import Design, Response, of_assumed, of_runs, of_stored
 from tensorbench.reports.reading import read
-from tensorbench.reports.studies import analyse_studies, block_budgets
-from tensorbench.reports.study import NO_ADAPTERS, OWN_SIZE, REFERENCE, grouped
+from tensorbench.reports.results import NO_ADAPTERS, OWN_SIZE, REFERENCE, grouped
 from tensorbench.reports.thresholds import DEFAULT, CustomThresholds, thresholds
 
 #: The standard deviations over seeds that are assumed for a run's score if no run is stored.
@@ -82,7 +82,6 @@ class Power:
             "sd": self.sd,
             "stored": self.stored,
             "sd_of_examples": math.sqrt(self.design.examples),
-            "sd_of_tuning": math.sqrt(self.design.tuning),
             "without_test_examples": self.uncounted,
             "threshold": self.threshold,
             "finds": self.design.finds,
@@ -115,15 +114,14 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: CustomThre
     studies = len({row.studies.trials[seed].study for row in rows if row.studies for seed in row.trials})
     if tuning and studies < LEAST_SEEDS:
         raise UserError(f"studies: {studies}, and --power needs at least {LEAST_SEEDS}: there is no interval")
-    if tuning:
-        rows = tuple(row for row in rows if row.studies and row.family not in NO_ADAPTERS)
+    # Methods without adapter are no comparisons, unless nothing else runs.
+    rows = tuple(row for row in rows if row.family not in NO_ADAPTERS) or rows
     metrics = {row.task: row.definition.metric for row in rows}
     matters = thresholds((metrics[row.task] for row in rows), threshold)
-    read_stored = _stored_studies if tuning else _stored
-    stored_designs = read_stored(plan, store) if sd is None else {}
-    budgets = block_budgets(map(_budget, rows)) if tuning else {}
+    stored_designs = _stored(plan, store) if sd is None else {}
+    budgets = block_budgets(map(_budget, rows))
     powers: list[Power] = []
-    for budget, of_budget in grouped(rows, lambda row: budgets.get(_budget(row), _budget(row))).items():
+    for budget, of_budget in grouped(rows, lambda row: budgets[_budget(row)]).items():
         blocks = grouped(of_budget, lambda row: measured(metrics[row.task], row.task))
         for (metric, task), of_block in blocks.items():
             settings = {(row.task, row.backbone): row for row in of_block}
@@ -192,23 +190,22 @@ def _assumed(
     return replace(design, spreads=tuple(point**2 * spread for spread in design.spreads))
 
 
-def _stored_studies(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[Design, float]]:
-    """Maps budget, metric and task to the design and the threshold of stored studies.
+def _stored(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[Design, float]]:
+    """Maps budget, metric and task to the design and the threshold of the suite's stored results.
 
     Studies with another number of points than those of the plan are left out.
     """
     try:
-        analysis = analyse_studies(read(store, [plan.suite.name], studies=True))
+        analysis = analyse(read(store, [plan.suite.name]))
     except UserError:
         # There is no store, or nothing of this suite has finished yet.
         return {}
-    powers = {}
-    for block in analysis.blocks:
-        effects = [entrant.differences[block.k].effect for entrant in block.compared]
-        design = of_effects(effects, len(effects))
-        if design and plan.suite.tuning and block.k == plan.suite.tuning.points:
-            powers[block.budget, *measured(block.metric, block.settings[0].task)] = design, block.threshold
-    return powers
+    k = plan.suite.tuning.points if plan.suite.tuning else 1
+    return {
+        (block.budget, *measured(block.metric, block.settings[0].task)): (block.design, block.threshold)
+        for block in reversed(analysis.blocks)
+        if block.design is not None and block.k == k
+    }
 
 
 def _planned(stored: Design, settings: int, seeds: int, claims: int) -> Design:
@@ -219,23 +216,8 @@ def _planned(stored: Design, settings: int, seeds: int, claims: int) -> Design:
     """
     spreads = stored.spreads if stored.settings == settings else (fmean(stored.spreads),) * settings
     by_settings = stored.settings / settings
-    return Design(seeds, claims, spreads, stored.examples * by_settings, stored.tuning * by_settings)
+    return Design(seeds, claims, spreads, stored.examples * by_settings)
 
 
 def _budget(row: Row) -> str:
     return row.budget or OWN_SIZE
-
-
-def _stored(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[Design, float]]:
-    """Maps budget, metric and task to the design and the threshold of stored runs."""
-    try:
-        study = read(store, [plan.suite.name])
-    except UserError:
-        # There is no store, or nothing of this suite has finished yet.
-        return {}
-    blocks = reversed(analyse(study).blocks)
-    return {
-        (block.budget, block.metric, block.task): (block.design, block.threshold)
-        for block in blocks
-        if block.design is not None
-    }

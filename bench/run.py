@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from tensorbench.execution.executor import Executor
 from tensorbench.execution.perform import Report
 from tensorbench.execution.place import HERE, Place
 from tensorbench.execution.session import Session, session, suite_run
-from tensorbench.machine.overview import Overview, ShowsOverview
+from tensorbench.machine.table import ShowsOverview, Table
 from tensorbench.methods import UserError
 from tensorbench.methods.validation import validate
 from tensorbench.plan.choosing import Search
@@ -38,7 +38,7 @@ from tensorbench.store.store import Store
 
 if TYPE_CHECKING:
     # Statistics take a second to import, and trials need none.
-    from tensorbench.reports.studies import StudyAnalysis
+    from tensorbench.reports.analysis import Analysis
     from tensorbench.reports.summary import Summary
 
 
@@ -92,7 +92,7 @@ class SuiteRun(ShowsOverview):
         """Whether every trial of the selected part has finished."""
         return self.summary.complete
 
-    def overview(self) -> Overview:
+    def overview(self) -> Table:
         """The scores of all rows as a table, with the notes that the command line prints."""
         return self.summary.overview(self.plan.suite.name)
 
@@ -147,17 +147,12 @@ class _Work:
             self.audience.starting(plan, len(trials), executor.device)
             execute(full_plan, trials, self.driver, executor, report, retried=failed, records=records)
 
-    def keep_answer(
-        self, plan: Plan, records: Iterable[Record], studies: StudyAnalysis | None
-    ) -> tuple[str, ...]:
-        """Stores the answer of a complete suite in the note and the metrics of its run, and returns it.
-
-        `studies` is the analysis of the suite's studies, if it is known.
-        """
+    def keep_answer(self, plan: Plan, analysis: Analysis) -> tuple[str, ...]:
+        """Stores the answer of a complete suite in the note and the metrics of its run, and returns it."""
         from tensorbench.reports.summary import suite_answer
 
         try:
-            answer = suite_answer(self.store, plan.stored(), records, studies)
+            answer = suite_answer(analysis)
             run = self.store.records(RunKind.SUITE)[-1]
             note = "\n\n".join(filter(None, (plan.suite.description, *answer.sentences, plan.suite.closing)))
             self.store.tag(run.run_id, Tag.NOTE, message(note))
@@ -262,7 +257,8 @@ def run_suite(
             summary = summarise(opened, plan.stored(), records)
             answers: tuple[str, ...] = ()
             if not (full_plan.partial or pending(full_plan, records)):
-                answers = work.keep_answer(full_plan, records, None if part.choices else summary.studies)
+                whole = summarise(opened, full_plan.stored(), records) if part.choices else summary
+                answers = work.keep_answer(full_plan, whole.analysis)
             # Beside the table of a part, the answers of the whole suite would be misread.
             return SuiteRun(plan, summary, () if part.choices else answers)
 

@@ -37,7 +37,7 @@ PUBLIC = (
     "tensorbench.methods",
     "tensorbench.methods.lowrank",
     "tensorbench.methods.sizes",
-    "tensorbench.reports.study",
+    "tensorbench.reports.results",
     "tensorbench.reports.report",
 )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from marked import replaced
 
 from tensorbench.methods import METHODS, Geometry, Method, UserError, create
-from tensorbench.reports.study import grouped
+from tensorbench.reports.results import grouped
 
 PAGE = Path(__file__).parent / "reference" / "methods.md"
 BEGIN, END = "<!-- docs/method_table.py -->\n", "<!-- end -->\n"

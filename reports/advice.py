@@ -9,9 +9,9 @@ from tensorbench.methods import UserError
 from tensorbench.methods.errors import shown
 from tensorbench.records.pack_format import ENDING
 from tensorbench.records.words import Status
+from tensorbench.reports.analysis import Analysis, analyse
 from tensorbench.reports.inference import studies as estimates
 from tensorbench.reports.reading import read_sources
-from tensorbench.reports.studies import StudyAnalysis, analyse_studies
 from tensorbench.store.addresses import shown_uri
 from tensorbench.store.opening import is_pack, open_results
 from tensorbench.store.source import Source
@@ -51,13 +51,13 @@ class RateAdvice:
         return f"{below}{self.low:.2g} to {above}{self.high:.2g}"
 
 
-def rate_advice(analysis: StudyAnalysis) -> Iterator[RateAdvice]:
+def rate_advice(analysis: Analysis) -> Iterator[RateAdvice]:
     """Yields the advice for each cell with a rate near which most trials succeeded.
 
     Cells with too few trials to smooth their scores have none.
     """
     for number, studies in analysis.studies.items():
-        cell = analysis.study.all_cells[number]
+        cell = analysis.results.all_cells[number]
         if cell.studies is None or studies.offsets is None or not estimates.enough_to_smooth(studies):
             continue
         if not estimates.have_best_rates(studies):
@@ -94,7 +94,7 @@ def stored_advice(places: Sequence[str]) -> list[RateAdvice]:
         plan = source.plan()
         studied = plan is not None and any(row.studies for row in plan.rows)
         if studied and any(record.status == Status.FINISHED for record in source.records()):
-            advice += rate_advice(analyse_studies(read_sources([source], studies=True)))
+            advice += rate_advice(analyse(read_sources([source])))
     if not advice:
         where = ", ".join(map(shown_uri, places))
         raise UserError(

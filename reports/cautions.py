@@ -1,8 +1,7 @@
-"""Warnings about results: trainings that failed, and tunings with too few points or ties."""
+"""Warnings about results: trainings that failed."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -12,7 +11,7 @@ from tensorbench.metrics import direction
 from tensorbench.records.measures import Measure
 from tensorbench.records.record import Record
 from tensorbench.records.words import By, Status, Tag
-from tensorbench.reports.study import (
+from tensorbench.reports.results import (
     FLOOR,
     Experiment,
     TableRow,
@@ -24,8 +23,6 @@ from tensorbench.reports.words import many
 #: An adapter hardly acts if it changes outputs by less than this share of their spread over examples.
 STILL = 0.01
 
-# --- trainings and tunings ---
-
 
 @dataclass(frozen=True)
 class _Trained:
@@ -33,7 +30,7 @@ class _Trained:
 
     row: TableRow
     runs: Sequence[Record]
-    #: The validation measure ("loss" or "score") that selected the runs' epochs and the point of tuning.
+    #: The validation measure ("loss" or "score") that selected the runs' epochs.
     by: By
 
     @property
@@ -49,7 +46,7 @@ class _Trained:
 
 
 def guards(experiment: Experiment) -> Iterator[str]:
-    """Yields warnings about trainings and tunings.
+    """Yields warnings about trainings.
 
     Each names its setting and up to four of the methods concerned.
     """
@@ -58,7 +55,7 @@ def guards(experiment: Experiment) -> Iterator[str]:
         trained = [each for row in rows if (each := _trained(experiment, row)).runs]
         # A study's trials have different learning rates, so their mean is no result.
         of_seeds = [each for each in trained if each.row.studies is None]
-        for warning in (*_below_the_head(of_seeds), *_runs(trained), *_tuning(rows)):
+        for warning in (*_below_the_head(of_seeds), *_runs(trained)):
             yield f"{setting}: {warning}"
 
 
@@ -81,8 +78,7 @@ def _below_the_head(trained: Sequence[_Trained]) -> Iterator[str]:
         best = max((value for _, value in heads), key=lambda value: sign * value)
         behind = [each.row for each, value in values if each.row.parameters and sign * value <= sign * best]
         if behind:
-            point = " at the chosen point" if any(row.tuning for row in behind) else ""
-            yield f"validation {by}{point} no better than the head alone's ({best:.4g}): {_named(behind)}."
+            yield f"validation {by} no better than the head alone's ({best:.4g}): {_named(behind)}."
 
 
 def _runs(trained: Sequence[_Trained]) -> Iterator[str]:
@@ -105,18 +101,6 @@ def _still(run: Record) -> bool:
 def _guessing(run: Record) -> bool:
     loss, guessing = run.measure(Measure.SELECTED_LOSS), run.measure(Measure.GUESSING_LOSS)
     return loss is not None and guessing is not None and loss >= guessing
-
-
-def _tuning(rows: Sequence[TableRow]) -> Iterator[str]:
-    """Yields warnings about tunings with too few points, and about ties for the chosen point."""
-    few: defaultdict[tuple[int, int], list[TableRow]] = defaultdict(list)
-    for row in rows:
-        if row.tuning and row.tuning.trials < (rates := len(row.tuning.grids.get("lr", ()))):
-            few[row.tuning.trials, rates].append(row)
-    for (points, rates), short in few.items():
-        yield f"tuned at {many(points, 'point')}, fewer than the {rates} rates of the grid: {_named(short)}."
-    if tied := [row for row in rows if row.tuning and row.tuning.tied]:
-        yield f"other points of tuning tied with the chosen one: {_named(tied)}."
 
 
 def _named(rows: Sequence[TableRow]) -> str:

@@ -9,7 +9,7 @@ from statistics import fmean
 
 import numpy as np
 
-from tensorbench.machine.overview import Overview, ShowsOverview
+from tensorbench.machine.table import ShowsOverview, Table
 from tensorbench.metrics import direction
 from tensorbench.records.record import comparable
 from tensorbench.records.words import By
@@ -185,7 +185,7 @@ class RankChoice(ShowsOverview):
             f"{fmean(point.losses):.4f}, {self.metric} {value}"
         )
 
-    def overview(self) -> Overview:
+    def overview(self) -> Table:
         """Returns the table of all points, from best to worst, and what it shows."""
         unit = unit_of(self.metric)
         rates = any(point.label for point in self.tried)
@@ -205,7 +205,7 @@ class RankChoice(ShowsOverview):
             }
 
         title = f"{self.name}: within {self.budget:,} parameters, by validation {self.by}"
-        return Overview(title, [*map(line, [*self.ranked, *rest])], self.sentences, ("point", "rates"))
+        return Table(title, [*map(line, [*self.ranked, *rest])], self.sentences, ("point", "rates"))
 
 
 def _mean(values: Iterable[float]) -> str:

@@ -11,20 +11,16 @@ import numpy as np
 from scipy import stats
 
 from tensorbench.methods import UserError
-from tensorbench.metrics import METRICS, Metric, direction
+from tensorbench.metrics import METRICS, Metric
 from tensorbench.records.measures import Measure
-from tensorbench.records.record import Record
-from tensorbench.records.stored_plan import Tuned
-from tensorbench.records.words import Status, Tag
 from tensorbench.reports.inference.intervals import LEVEL, RESOLUTION
 from tensorbench.reports.predictions import Predictions, predictions
-from tensorbench.reports.study import (
+from tensorbench.reports.results import (
     FLOOR,
     NO_ADAPTERS,
     Cell,
-    Experiment,
+    Results,
     Seed,
-    Study,
     TaskAndBackbone,
     grouped,
     kept_trials,
@@ -49,7 +45,7 @@ GUESSES = 2
 
 @dataclass(frozen=True)
 class Collapses:
-    """How many runs of a cell collapsed, among its final runs and the tuning trials of the chosen point."""
+    """How many runs of a cell collapsed, or how many trials that its studies keep."""
 
     method: str
     setting: TaskAndBackbone
@@ -94,24 +90,24 @@ class _Levels:
     far: float
 
     def collapsed(self, gain: float, own: Sequence[float], *, is_head: bool) -> bool:
-        """Whether a run with the score `gain` collapsed. `own` are the scores of its cell's final runs."""
+        """Whether a run with the score `gain` collapsed. `own` are the scores of its cell's runs."""
         level = self.head if self.head is not None else median(own or [-math.inf])
         guessed = self.guessing is not None and not is_head and gain <= self.guessing
         return guessed or gain <= level - (1 - RESOLUTION) * self.far
 
 
-def collapses(study: Study) -> dict[int, Collapses]:
+def collapses(results: Results) -> dict[int, Collapses]:
     """The collapsed runs of each cell that has any, by the cell's number.
 
     Diverged runs count as collapsed. Of cells with studies only the kept trials count: trials have random
     learning rates, so some are expected to fail.
     """
     collapsed = {}
-    by_metric = grouped(study.all_cells, lambda cell: (cell.setting, study.metrics[cell.number]))
+    by_metric = grouped(results.all_cells, lambda cell: (cell.setting, results.metrics[cell.number]))
     for (_, metric), cells in by_metric.items():
-        final, tuning = (_levels(study, cells, metric, of_final=of_final) for of_final in (True, False))
+        levels = _levels(results, cells, metric)
         for cell in cells:
-            ended = [*_final(study, cell, final), *_chosen(study, cell, tuning)]
+            ended = list(_ended(results, cell, levels))
             if any(ended):
                 seeds = len(ended) if cell.studies else cell.finished + cell.failed
                 collapsed[cell.number] = Collapses(
@@ -120,7 +116,7 @@ def collapses(study: Study) -> dict[int, Collapses]:
     return collapsed
 
 
-def untrained(study: Study, cells: Sequence[Cell]) -> list[TaskAndBackbone]:
+def untrained(results: Results, cells: Sequence[Cell]) -> list[TaskAndBackbone]:
     """The settings on which no adapter learnt anything.
 
     That is so if no adapter among `cells` has a mean more than `ERRORS` standard errors above guessing. If
@@ -134,13 +130,13 @@ def untrained(study: Study, cells: Sequence[Cell]) -> list[TaskAndBackbone]:
         if not gains or len(gains) < len(adapters):
             continue
         metric = METRICS.get(adapters[0].metric)
-        guessing = _guessing(study, _runs(study, adapters, of_final=True), metric, spread=True)
-        if max(gains) <= guessing if guessing is not None else _by_loss(study, adapters):
+        guessing = _guessing(results, _runs(results, adapters), metric, spread=True)
+        if max(gains) <= guessing if guessing is not None else _by_loss(results, adapters):
             settings.append(setting)
     return settings
 
 
-def _by_loss(study: Study, adapters: Sequence[Cell]) -> bool:
+def _by_loss(results: Results, adapters: Sequence[Cell]) -> bool:
     """Whether no adapter's validation loss is below that of guessing by more than `ERRORS` standard errors.
 
     The loss of a cell is the mean over its finished runs or kept trials, and the error is that of this mean.
@@ -148,8 +144,8 @@ def _by_loss(study: Study, adapters: Sequence[Cell]) -> bool:
     """
     for cell in adapters:
         below = []
-        for seed in _counted(study, cell):
-            record = study.experiment(seed.experiment).records[seed.trial_id]
+        for seed in counted(results, cell):
+            record = results.experiment(seed.experiment).records[seed.trial_id]
             loss, guessing = record.measure(Measure.SELECTED_LOSS), record.measure(Measure.GUESSING_LOSS)
             if loss is None or guessing is None:
                 return False
@@ -160,83 +156,49 @@ def _by_loss(study: Study, adapters: Sequence[Cell]) -> bool:
     return True
 
 
-def _counted(study: Study, cell: Cell) -> list[Seed]:
+def counted(results: Results, cell: Cell) -> list[Seed]:
     """A cell's finished runs, or the trials that its studies keep."""
     if cell.studies is None:
-        return list(study.finished(cell.number))
-    kept = kept_trials(cell.studies, study.of_cell(cell.number)).values()
+        return list(results.finished(cell.number))
+    kept = kept_trials(cell.studies, results.of_cell(cell.number)).values()
     return [seed for seed in kept if seed is not None]
 
 
-def _final(study: Study, cell: Cell, levels: _Levels) -> Iterator[bool]:
-    """Yields for each final run or kept trial whether it collapsed.
+def _ended(results: Results, cell: Cell, levels: _Levels) -> Iterator[bool]:
+    """Yields for each run or kept trial whether it collapsed.
 
     Failures other than divergence are left out.
     """
-    gains = _gains(study, cell)
+    gains = _gains(results, cell)
     yield from (levels.collapsed(gain, gains, is_head=cell.family == FLOOR) for gain in gains)
     if cell.studies is None:
-        yield from (True for seed in study.of_cell(cell.number) if seed.failure == DIVERGED)
+        yield from (True for seed in results.of_cell(cell.number) if seed.failure == DIVERGED)
         return
-    for number, kept in kept_trials(cell.studies, study.of_cell(cell.number)).items():
-        trials = [seed for seed in study.of_cell(cell.number) if seed.study == number]
+    for number, kept in kept_trials(cell.studies, results.of_cell(cell.number)).items():
+        trials = [seed for seed in results.of_cell(cell.number) if seed.study == number]
         if kept is None and all(seed.failure == DIVERGED for seed in trials):
             yield True
 
 
-def _gains(study: Study, cell: Cell) -> list[float]:
-    """The scores of a cell's final runs, or of the trials that its studies keep. Larger is better."""
-    scores = [seed.score for seed in _counted(study, cell) if seed.score is not None]
-    return [study.direction(cell.number) * score for score in scores]
+def _gains(results: Results, cell: Cell) -> list[float]:
+    """The scores of a cell's runs, or of the trials that its studies keep. Larger is better."""
+    scores = [seed.score for seed in counted(results, cell) if seed.score is not None]
+    return [results.direction(cell.number) * score for score in scores]
 
 
-def _chosen(study: Study, cell: Cell, levels: _Levels) -> Iterator[bool]:
-    """Yields for each tuning trial of the chosen point whether it collapsed, by its validation score.
+def _levels(results: Results, cells: Sequence[Cell], metric_name: str) -> _Levels:
+    """The levels for the runs of these cells, which share a setting and a metric.
 
-    Failures other than divergence are left out.
-    """
-    if cell.tuning is None or cell.tuning.chosen is None:
-        return
-    sign = study.direction(cell.number)
-    own = [sign * seed.validation for seed in study.finished(cell.number) if seed.validation is not None]
-    for record in at_chosen_point(study.experiment(cell.experiment), cell.tuning):
-        if record.score is not None:
-            yield levels.collapsed(sign * record.score, own, is_head=cell.family == FLOOR)
-        elif record.tag(Tag.FAILURE) == DIVERGED:
-            yield True
-
-
-def at_chosen_point(experiment: Experiment, tuning: Tuned) -> list[Record]:
-    """The records of the tuning trials of the point that tuning chose."""
-    chosen = {axis: f"{value:g}" for axis, value in (tuning.chosen or {}).items()}
-    records = [experiment.records[id_] for id_ in tuning.ids if id_ in experiment.records]
-    return [record for record in records if _point(record) == chosen]
-
-
-def _point(record: Record) -> dict[str, str]:
-    """The point of a tuning trial, such as {"lr": "0.001"}, from the brackets after the method's name."""
-    name = record.tag(Tag.METHOD)
-    label = name[name.rfind("[") + 1 : -1] if name.endswith("]") else ""
-    pairs = (part.partition(" ") for part in label.split(", ") if " " in part)
-    return {axis: value.lstrip("×") for axis, _, value in pairs}
-
-
-def _levels(study: Study, cells: Sequence[Cell], metric_name: str, *, of_final: bool) -> _Levels:
-    """The levels for final runs (`of_final`) or for tuning trials. `cells` share a setting and a metric.
-
-    If `metric_name` is empty, no final run has a score, and no score counts as collapsed.
+    If `metric_name` is empty, no run has a score, and no score counts as collapsed.
     """
     if not metric_name:
         return _Levels(None, None, math.inf)
-    metric, sign = METRICS.get(metric_name), direction(metric_name)
-    if of_final:
-        gains = [(cell, fmean(own)) for cell in cells if (own := _gains(study, cell))]
-    else:
-        gains = [(cell, sign * cell.validation) for cell in cells if cell.validation is not None]
+    metric = METRICS.get(metric_name)
+    gains = [(cell, fmean(own)) for cell in cells if (own := _gains(results, cell))]
     heads = [gain for cell, gain in gains if cell.family == FLOOR]
     best = max((gain for _, gain in gains), default=-math.inf)
     far = POINTS * threshold_of(metric.name, thresholds([metric.name]), cells)
-    guessing = _guessing(study, _runs(study, cells, of_final=of_final), metric)
+    guessing = _guessing(results, _runs(results, cells), metric)
     return _Levels(
         fmean(heads) if heads else None,
         guessing if guessing is not None and best > guessing + far else None,
@@ -245,7 +207,7 @@ def _levels(study: Study, cells: Sequence[Cell], metric_name: str, *, of_final: 
 
 
 def _guessing(
-    study: Study, runs: Iterator[tuple[str, str]], metric: Metric, *, spread: bool = False
+    results: Results, runs: Iterator[tuple[str, str]], metric: Metric, *, spread: bool = False
 ) -> float | None:
     """The score of the best constant answer plus `ERRORS` standard errors. Larger is better.
 
@@ -253,7 +215,7 @@ def _guessing(
     also if all examples contribute alike, as to a correlation, which is 0 by convention.
     """
     for name, trial_id in runs:
-        stored = predictions(study.experiment(name), [trial_id], metric).get(trial_id)
+        stored = predictions(results.experiment(name), [trial_id], metric).get(trial_id)
         if stored is None or len(stored.labels) < 2:
             continue
         levels = (_within(metric, stored, answers, spread=spread) for answers in _constant(metric, stored))
@@ -261,15 +223,10 @@ def _guessing(
     return None
 
 
-def _runs(study: Study, cells: Sequence[Cell], *, of_final: bool) -> Iterator[tuple[str, str]]:
-    """Yields (experiment, trial id) for finished final runs (`of_final`) or finished tuning trials."""
+def _runs(results: Results, cells: Sequence[Cell]) -> Iterator[tuple[str, str]]:
+    """Yields (experiment, trial id) for the finished runs of these cells."""
     for cell in cells:
-        if of_final:
-            yield from ((seed.experiment, seed.trial_id) for seed in study.finished(cell.number))
-        elif cell.tuning:
-            records = study.experiment(cell.experiment).records
-            ids = (id_ for id_ in cell.tuning.ids if id_ in records)
-            yield from ((cell.experiment, id_) for id_ in ids if records[id_].status == Status.FINISHED)
+        yield from ((seed.experiment, seed.trial_id) for seed in results.finished(cell.number))
 
 
 def _constant(metric: Metric, stored: Predictions) -> Iterator[np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,13 +10,13 @@ import numpy as np
 
 from tensorbench.records.measures import validation_key
 from tensorbench.reports.inference.intervals import Array
-from tensorbench.reports.study import (
+from tensorbench.reports.results import (
     NO_ADAPTERS,
     OWN_SIZE,
     REFERENCE,
     Cell,
+    Results,
     Seed,
-    Study,
     TaskAndBackbone,
     block_order,
     grouped,
@@ -67,12 +67,12 @@ class Curve:
         )
 
 
-def read(study: Study) -> tuple[list[Curve], list[str]]:
+def read(results: Results) -> tuple[list[Curve], list[str]]:
     """Reads the curves of at most `MOST_PANELS` panels. Returns them, and notes on what is left out.
 
     The converged head is trained without epochs, so its curve is a flat line.
     """
-    panels = _panels(study)
+    panels = _panels(results)
     notes = []
     if len(panels) > MOST_PANELS:
         notes.append(
@@ -85,14 +85,14 @@ def read(study: Study) -> tuple[list[Curve], list[str]]:
         notes.append(
             f"Training curves are means of at most {each} seeds: a report reads {MOST_HISTORIES:,} of them."
         )
-    stored = _histories(study, {number: study.finished(number)[:each] for number in sorted(cells)})
+    stored = _histories(results, {number: results.finished(number)[:each] for number in sorted(cells)})
     curves = [
         _curve(panel, cell, histories)
         for panel, of_panel in shown.items()
         for cell in of_panel
         if (histories := stored[cell.number])
     ]
-    return [*curves, *_converged_levels(study, curves)], notes
+    return [*curves, *_converged_levels(results, curves)], notes
 
 
 def _curve(panel: Panel, cell: Cell, histories: Mapping[int, Array]) -> Curve:
@@ -107,41 +107,41 @@ def _curve(panel: Panel, cell: Cell, histories: Mapping[int, Array]) -> Curve:
     return Curve(panel, *names, len(histories), cell.seeds, epochs, mean, of_seeds)
 
 
-def _panels(study: Study) -> dict[Panel, list[Cell]]:
+def _panels(results: Results) -> dict[Panel, list[Cell]]:
     """The cells of each panel.
 
     There is a panel of fixed size if a method with an adapter has that size, or if nothing else ran.
     """
-    begun = [cell for cell in study.all_cells if cell.finished]
-    methods = [cell for cell in begun if cell.family not in NO_ADAPTERS] or begun
+    # The trials of a study have different learning rates, so no mean over them is a curve.
+    begun = [cell for cell in results.all_cells if cell.finished and not cell.studies]
+    adapters = [cell for cell in results.all_cells if cell.family not in NO_ADAPTERS]
+    methods = [cell for cell in begun if cell in adapters] or ([] if adapters else begun)
     several = len({cell.budget for cell in methods}) > 1
     return {
         Panel(setting, budget if several else ""): _shown(
-            [cell for cell in begun if cell.setting == setting], budget, study.compared
+            [cell for cell in begun if cell.setting == setting], budget, results.reference
         )
         for setting, cells in grouped(methods, lambda cell: cell.setting).items()
         for budget in sorted(dict.fromkeys(cell.budget for cell in cells), key=block_order)
     }
 
 
-def _shown(cells: Sequence[Cell], budget: str, references: Collection[str]) -> list[Cell]:
+def _shown(cells: Sequence[Cell], budget: str, reference: str) -> list[Cell]:
     """The best methods of a budget. The reference, the head alone and full fine-tuning are always added."""
     best = sorted(
         (cell for cell in cells if cell.budget == budget), key=lambda cell: cell.gain or 0.0, reverse=True
     )
-    named = [cell for cell in best if cell.method in references]
-    if not any(references):
-        named = [cell for cell in best if cell.family == REFERENCE][:1]
+    named = [cell for cell in best if (cell.method if reference else cell.family) == (reference or REFERENCE)]
     baselines = [cell for cell in cells if cell.budget == OWN_SIZE and cell.family in NO_ADAPTERS]
-    chosen = {cell.number: cell for cell in (*best[:MOST_CURVES], *named, *baselines)}
+    chosen = {cell.number: cell for cell in (*best[:MOST_CURVES], *named[:1], *baselines)}
     return list(chosen.values())
 
 
-def _histories(study: Study, seeds_of: Mapping[int, Sequence[Seed]]) -> dict[int, dict[int, Array]]:
+def _histories(results: Results, seeds_of: Mapping[int, Sequence[Seed]]) -> dict[int, dict[int, Array]]:
     """Epochs and validation scores (epochs, 2), by the number of the cell and by seed."""
     history_of: dict[str, Array] = {}
-    for experiment in study.experiments:
-        by_metric = grouped(seeds_of, lambda number: study.all_cells[number].metric)
+    for experiment in results.experiments:
+        by_metric = grouped(seeds_of, lambda number: results.all_cells[number].metric)
         for metric, numbers in by_metric.items():
             trials = {
                 experiment.records[seed.trial_id].run_id: seed.trial_id
@@ -158,17 +158,17 @@ def _histories(study: Study, seeds_of: Mapping[int, Sequence[Seed]]) -> dict[int
     }
 
 
-def _converged_levels(study: Study, curves: Sequence[Curve]) -> Iterator[Curve]:
+def _converged_levels(results: Results, curves: Sequence[Curve]) -> Iterator[Curve]:
     """Yields a flat curve for each panel: the converged head's validation score, if it is stored."""
     for panel, shown in grouped(curves, lambda curve: curve.panel).items():
-        head = study.converged_head(panel.setting)
+        head = results.converged_head(panel.setting)
         if head is None or head.validation is None:
             continue
         every = np.concatenate([curve.epochs for curve in shown])
         ends = np.unique([every.min(), every.max()])
         of_seeds = {
             seed.seed: np.full(len(ends), seed.validation)
-            for seed in study.finished(head.number)
+            for seed in results.finished(head.number)
             if seed.validation is not None
         }
         yield Curve(

@@ -1,25 +1,33 @@
 """Guards of comparisons: withhold verdicts that something else than the methods would decide.
 
 There is no verdict on a setting where nothing trained, or where the reference is no better than a head. Where
-runs of the reference collapsed, no method is called better.
+runs of the reference collapsed, no method is called better. A method some of whose seeds diverged is not
+called better either, since only the others have a score. If a method's best rates lie at the edge of its
+window, its score is a lower bound, and the method is not called worse.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from tensorbench.methods.errors import first_few
-from tensorbench.reports.collapses import Collapses, untrained
+from tensorbench.records.stored_plan import StudyPlan
+from tensorbench.reports.blocks import Block, Comparison, Edge, Entrant, Level
+from tensorbench.reports.collapses import DIVERGED, Collapses, untrained
 from tensorbench.reports.inference.effects import Answer, Verdict
-from tensorbench.reports.study import (
+from tensorbench.reports.inference.intervals import Array
+from tensorbench.reports.inference.studies import CompleteStudies
+from tensorbench.reports.results import (
     CONVERGED,
     FLOOR,
     NO_ADAPTERS,
     OWN_SIZE,
     REFERENCE,
     Cell,
-    Study,
+    Results,
     TaskAndBackbone,
     grouped,
 )
@@ -34,6 +42,12 @@ OF_FAILED_RUNS = "Differences from it there measure its failed runs."
 OF_NO_BETTER = "Differences there are from a baseline that does no better than a head."
 #: The sentence for a reference without a finished run.
 OF_NO_SCORE = "It has no score there, so nothing is compared with it."
+#: A kept trial is at an edge if its rate lies within this share of the window from one of its ends.
+OUTER = 0.2
+#: The share of a method's studies with kept trials at one edge from which its score counts as a lower bound.
+MOST = 0.5
+#: The smallest and largest rates of the windows that are proposed.
+SMALLEST, LARGEST = 2e-6, 0.5
 #: The largest number of tasks that the reason for a withheld verdict names.
 MOST_TASKS = 4
 #: The reason why there is no verdict where nothing trained.
@@ -75,7 +89,7 @@ def _over(reasons: Mapping[TaskAndBackbone, str], settings: Sequence[TaskAndBack
 
 
 def find_guards(
-    study: Study,
+    results: Results,
     scored: Sequence[Cell],
     methods: Collection[int],
     reference: Collection[int],
@@ -90,7 +104,7 @@ def find_guards(
         collapsed: The collapsed runs or kept trials, by the number of the cell.
     """
     own = [cell for cell in scored if cell.number in methods or cell.number in reference]
-    nothing = untrained(study, own)
+    nothing = untrained(results, own)
     sentences = []
     if nothing:
         tasks = listed(dict.fromkeys(setting.task for setting in nothing))
@@ -186,3 +200,150 @@ def unbeaten(cells: Iterable[Cell]) -> list[str]:
                 f"{unit.score(best.mean)} at best ({best.method})."
             )
     return sentences
+
+
+# --- what guards leave of verdicts ---
+
+
+def guarded(
+    results: Results, block: Block, scored: Sequence[Cell], collapsed: Mapping[int, Collapses]
+) -> Block:
+    """Returns the block with its guards and edges, and with the verdicts that they leave.
+
+    `scored` has all cells of the report, each with its score after `block.k` trials as its mean. `collapsed`
+    has the cells with collapsed seeds or kept trials, by the number of the cell.
+    """
+    reference = block.reference.cells if block.reference else ()
+    on = dict(zip(block.settings, reference, strict=False))
+    entrants = (*block.entrants, *block.part)
+    methods = [number for entrant in entrants for number in entrant.cells]
+    guards = find_guards(results, scored, methods, reference, collapsed)
+    edges = {entrant.method: _edges(results, entrant) for entrant in entrants}
+    none = [None] * (1 + len(block.settings))
+    sides = _Sides(results, block, guards, edges.get(block.against, none), on, collapsed)
+
+    def left(entrant: Entrant) -> Entrant:
+        own = edges[entrant.method]
+        differences = {k: sides.left(entrant, each, own) for k, each in entrant.differences.items()}
+        return replace(entrant, differences=differences)
+
+    levels = tuple(
+        replace(level, comparison=sides.of_level(level)) if level.comparison else level
+        for level in block.levels
+    )
+    of_levels = (number for level in block.levels for number in level.cells if number is not None)
+    cells = [*reference, *methods, *of_levels]
+    return replace(
+        block,
+        guards=guards.sentences,
+        edges=tuple(edge for edge, *_ in edges.values() if edge),
+        entrants=tuple(map(left, block.entrants)),
+        part=tuple(map(left, block.part)),
+        levels=levels,
+        collapsed=tuple(collapsed[number] for number in dict.fromkeys(cells) if number in collapsed),
+    )
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Both sides of the comparisons of a block, with what may withhold their verdicts."""
+
+    results: Results
+    block: Block
+    guards: Guards
+    #: The edges of the reference, as `_edges` returns them.
+    edges: Sequence[Edge | None]
+    #: The numbers of the reference's cells, by setting.
+    reference: Mapping[TaskAndBackbone, int]
+    collapsed: Mapping[int, Collapses]
+
+    def left(self, entrant: Entrant, found: Comparison, edges: Sequence[Edge | None]) -> Comparison:
+        """The comparison of a method with the verdicts that the guards leave. `edges` are the method's."""
+        places = [self.block.settings.index(setting) for setting in entrant.settings]
+        own = [self.edges[0], *(self.edges[1 + place] for place in places)]
+        return self._left(
+            found, entrant.settings, entrant.method, entrant.cells, list(zip(edges, own, strict=True))
+        )
+
+    def of_level(self, level: Level) -> Comparison:
+        """The same for a method without adapter, which has a cell on every setting."""
+        assert level.comparison is not None
+        cells = [number for number in level.cells if number is not None]
+        settings = self.block.settings
+        none: list[tuple[Edge | None, Edge | None]] = [(None, None)] * (1 + len(settings))
+        return self._left(level.comparison, settings, level.method, cells, none)
+
+    def _left(
+        self,
+        found: Comparison,
+        settings: Sequence[TaskAndBackbone],
+        method: str,
+        cells: Sequence[int],
+        edges: Sequence[tuple[Edge | None, Edge | None]],
+    ) -> Comparison:
+        fell, lost = [], []
+        for setting, number in zip(settings, cells, strict=True):
+            pair = (number, self.reference[setting])
+            fell.append(bool({*pair} & self.collapsed.keys()))
+            lost.append([self._diverged(each) for each in pair])
+
+        def judged(verdict: Verdict, places: Sequence[int], at: tuple[Edge | None, Edge | None]) -> Verdict:
+            verdict = self.guards.left(verdict, [settings[place] for place in places])
+            names = (method, self.block.against)
+            for name, side, diverged in zip(
+                names, ("better", "worse"), zip(*(lost[p] for p in places), strict=True), strict=True
+            ):
+                if verdict.side == side and any(diverged):
+                    return Verdict(Answer.UNDECIDED, reason=f"seeds of {name} diverged")
+            return _judged(verdict, at, collapsed=any(fell[place] for place in places))
+
+        return replace(
+            found,
+            verdict=judged(found.verdict, range(len(settings)), edges[0]),
+            verdicts=tuple(
+                judged(verdict, [place], edges[1 + place]) for place, verdict in enumerate(found.verdicts)
+            ),
+        )
+
+    def _diverged(self, number: int) -> bool:
+        """Whether a seed of the cell diverged. The diverged trials of studies have a score."""
+        if self.results.all_cells[number].studies:
+            return False
+        return any(seed.failure == DIVERGED for seed in self.results.of_cell(number))
+
+
+def _judged(verdict: Verdict, edges: Sequence[Edge | None], *, collapsed: bool) -> Verdict:
+    # A method whose score is a lower bound may be better than it seems. So may the reference.
+    for edge, side in zip(edges, ("worse", "better"), strict=True):
+        if edge and verdict.side == side:
+            return Verdict(Answer.UNDECIDED, reason=f"the best rates of {edge.method} lie at an edge")
+    if verdict.answer is Answer.WITHIN and (collapsed or any(edges)):
+        return Verdict(Answer.UNDECIDED, verdict.side)
+    return verdict
+
+
+def _edges(results: Results, entrant: Entrant) -> list[Edge | None]:
+    """The edge of all studies together, followed by that on each setting. None where there is none."""
+    plans = [plan for number in entrant.cells if (plan := results.all_cells[number].studies)]
+    if not plans or any(studies.offsets is None for studies in entrant.studies):
+        return [None] * (1 + len(entrant.cells))
+    kept = [_kept(studies) / plan.decades for studies, plan in zip(entrant.studies, plans, strict=True)]
+    return [_edge(entrant.method, plans[0], places) for places in (np.concatenate(kept), *kept)]
+
+
+def _kept(studies: CompleteStudies) -> Array:
+    """The offset of the trial that each study keeps, in decades. Studies that all diverged have none."""
+    assert studies.offsets is not None
+    losses = np.where(np.isfinite(studies.losses), studies.losses, np.inf)
+    kept: Array = studies.offsets[np.arange(studies.count), losses.argmin(1)]
+    return kept[np.isfinite(losses.min(1))]
+
+
+def _edge(method: str, plan: StudyPlan, places: Array) -> Edge | None:
+    """The edge at which kept trials lie. `places` are in widths of the window, from -0.5 to 0.5."""
+    low, high = plan.ends
+    if len(places) and (places > 0.5 - OUTER).mean() >= MOST:
+        return Edge(method, "upper", (low, min(10 * high, LARGEST)), high)
+    if len(places) and (places < OUTER - 0.5).mean() >= MOST:
+        return Edge(method, "lower", (max(low / 10, SMALLEST), high), low)
+    return None

@@ -14,7 +14,7 @@ from tensorbench.records.stored_plan import StudyTrial
 from tensorbench.records.words import Status
 from tensorbench.reports.peft_comparison import PeftRun, read_peft_results
 from tensorbench.reports.reading import summed
-from tensorbench.reports.study import COLUMNS, Study
+from tensorbench.reports.results import COLUMNS, Results
 
 #: The text that tables show in place of a budget for peft's results, which have none.
 UNTUNED = "seed 0, not tuned alike"
@@ -28,7 +28,7 @@ def holds_peft_results(folder: Path) -> bool:
     return folder.is_dir() and next(folder.glob("*--*.json"), None) is not None
 
 
-def peft_study(folders: Sequence[Path]) -> Study:
+def peft_results_of(folders: Sequence[Path]) -> Results:
     """Reads peft's result files in these folders. Each run becomes a cell with a single seed.
 
     These runs have no budget, so the field `budget` of each cell has the text `UNTUNED` instead. Raises
@@ -41,7 +41,7 @@ def peft_study(folders: Sequence[Path]) -> Study:
     frame = pd.DataFrame(list(seeds)).astype(dict.fromkeys([*StudyTrial.model_fields, *COLUMNS], float))
     notes = [f"peft's results are of {UNTUNED}: what ranks them holds the luck of rates and of one run."]
     notes += [f"{name}: no score, left out." for name in skipped]
-    return Study((), summed(pd.DataFrame(list(cells)), frame), frame, tuple(notes))
+    return Results((), summed(pd.DataFrame(list(cells)), frame), frame, tuple(notes))
 
 
 def _lines(number: int, run: PeftRun) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -56,7 +56,7 @@ def _lines(number: int, run: PeftRun) -> tuple[dict[str, Any], dict[str, Any]]:
         "method": run.name,
         "experiment": run.file.partition("/")[0],
     }
-    unknown = ("peak", "asked", "ratio", "within", "tuning", "studies")
+    unknown = ("peak", "asked", "ratio", "within", "studies")
     cell = which | {
         "title": run.name,
         "family": run.name.partition("--")[0],

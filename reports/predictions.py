@@ -19,7 +19,7 @@ from tensorbench.metrics import METRICS, Metric
 from tensorbench.records.predictions import numbered
 from tensorbench.records.words import Artifact
 from tensorbench.reports.inference.intervals import Array
-from tensorbench.reports.study import Experiment
+from tensorbench.reports.results import Experiment
 
 #: The number of artifacts read concurrently.
 READERS = 8
@@ -90,7 +90,7 @@ class Run:
     task: str
     metric: str
     score: float | None
-    #: The typical size of scores on the task, as `Study.size` returns it.
+    #: The typical size of scores on the task, as `Results.size` returns it.
     size: float
 
 

@@ -19,16 +19,13 @@ from tensorbench.records.record import Record, latest
 from tensorbench.records.stored_plan import StudyTrial
 from tensorbench.records.words import RunKind, Status, Tag
 from tensorbench.reports.cautions import guards
-from tensorbench.reports.inference.intervals import LEAST_SEEDS, of_each, t_half
+from tensorbench.reports.inference.intervals import LEAST_SEEDS, t_half
+from tensorbench.reports.results import COLUMNS, OWN_SIZE, Experiment, Results, TableRow
 from tensorbench.reports.selection import Selection
-from tensorbench.reports.study import COLUMNS, FLOOR, OWN_SIZE, Experiment, Study, TableRow
 from tensorbench.store.addresses import shown_uri
 from tensorbench.store.changes import changed_plugins
 from tensorbench.store.opening import open_results
 from tensorbench.store.source import Source
-
-#: The message for a seed whose trial is unknown until tuning has ended.
-WAITING = "not yet tuned"
 
 #: The statuses of finished runs: the run that counts for its trial, and further finished runs of the trial.
 ENDED_WELL = (Status.FINISHED, Status.DUPLICATE)
@@ -42,68 +39,37 @@ Stored = TypeVar("Stored")
 Run = tuple[Experiment, Record | None]
 
 
-def read(
-    uri: str, names: Sequence[str], selection: Selection | None = None, *, studies: bool = False
-) -> Study:
+def read(uri: str, names: Sequence[str], selection: Selection | None = None) -> Results:
     """Reads the results of experiments, or of a selection of their rows.
 
-    `names` are experiments of the store at `uri`, or files of packs. Unless `studies` is true, experiments
-    tuned by studies are left out with a note, since their trials differ in more than the seed.
+    `names` are experiments of the store at `uri`, or files of packs.
 
     Raises UserError for an experiment that is missing or has no result, for a pack that is refused, for a
     selection of rows that do not exist, and if no row is left.
     """
-    return read_sources(open_results(uri, names), selection, studies=studies)
+    return read_sources(open_results(uri, names), selection)
 
 
-def read_sources(
-    sources: Sequence[Source], selection: Selection | None = None, *, studies: bool = False
-) -> Study:
+def read_sources(sources: Sequence[Source], selection: Selection | None = None) -> Results:
     """Reads opened experiments as `read` does. Raises the same errors, except those of opening."""
     experiments = named_apart([read_experiment(source) for source in sources])
-    notes: list[str] = []
-    if not studies:
-        experiments, notes = _of_seeds(experiments)
     selected = selection.of(experiments) if selection else experiments
     cells, seeds = tabulate(selected)
+    notes = [_of_selection(selection, selected, experiments)] if selection else []
     notes += [note for each in selected for note in _notes(each)]
-    if selection:
-        notes[:0] = _of_selection(selection, selected, experiments)
     notes += _cut_prompts(cells)
-    return Study(selected, cells, seeds, tuple(notes), (selection or Selection()).compared)
-
-
-def _of_seeds(experiments: Sequence[Experiment]) -> tuple[tuple[Experiment, ...], list[str]]:
-    """The experiments that were not tuned by studies, and a note on each experiment that was.
-
-    Raises UserError if all experiments were tuned by studies.
-    """
-    kept = tuple(each for each in experiments if not each.studied)
-    studied = [each.name for each in experiments if each.studied]
-    if not kept:
-        raise UserError(
-            f"{', '.join(studied)}: tuned by studies, whose trials are not seeds of one setting: this has "
-            "nothing to show, and load_results() has them"
-        )
-    return kept, [f"{name}: tuned by studies, and not shown here." for name in studied]
+    return Results(selected, cells, seeds, tuple(notes), selection.reference if selection else "")
 
 
 def _of_selection(
     selection: Selection, selected: Sequence[Experiment], experiments: Sequence[Experiment]
-) -> Iterator[str]:
-    """Yields notes on what a selection leaves out."""
+) -> str:
+    """A note on what a selection leaves out."""
     rows, every = (sum(len(each.rows) for each in group) for group in (selected, experiments))
-    families = len(selection.compared)
-    each = f", at {100 * of_each(families):.4g}% for each of the {families} references"
-    claims = f"these pairs alone{each * (families > 1)}" if selection.pairs else "these methods alone"
-    yield (
-        f"A part ({selection}): {rows} of {every} rows. Intervals are simultaneous for {claims}; redundancy "
-        "and provenance are of all rows."
+    return (
+        f"A part ({selection}): {rows} of {every} rows. Intervals are simultaneous for these methods alone; "
+        "redundancy and provenance are of all rows."
     )
-    if not any(row.family == FLOOR for each in selected for row in each.rows):
-        yield (
-            "Head only is not among these rows: a diverged run's floor is the worst score of any row that is."
-        )
 
 
 def named_apart(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
@@ -117,7 +83,7 @@ def named_apart(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
     def named(experiment: Experiment) -> Iterator[TableRow]:
         for row in experiment.rows:
             names, trials = names_of[row.task, row.backbone, row.budget, row.name], tuple(row.trials.values())
-            if None not in trials and trials in names:
+            if trials in names:
                 row = row.model_copy(update={"name": names[trials]})
             elif names:
                 row = row.model_copy(update={"name": f"{row.name} · {experiment.name}"})
@@ -156,9 +122,6 @@ def read_experiment(source: Source) -> Experiment:
     states = Counter(records[id_].status if id_ in records else Status.MISSING for id_ in experiment.trials)
     if not states[Status.FINISHED]:
         counts = [f"{states[state]} {state.lower()}" for state in sorted(states)]
-        waiting = sum(id_ is None for row in experiment.rows for id_ in row.trials.values())
-        if waiting:
-            counts.append(f"{waiting} not yet tuned")
         if searched := sum(record.tag(Tag.PHASE) == "search" for record in records.values()):
             counts.append(f"{searched} of a search, which wrote a suite to run")
         states_in_words = ", ".join(counts) or "no trial planned"
@@ -171,12 +134,6 @@ def read_experiment(source: Source) -> Experiment:
 def _notes(experiment: Experiment) -> Iterator[str]:
     """Yields notes on an experiment's missing, repeated and doubtful trials."""
     name, records = experiment.name, experiment.records
-    waiting = sum(None in row.trials.values() for row in experiment.rows)
-    if waiting:
-        yield (
-            f"{name}: {waiting} of {len(experiment.rows)} rows are not yet tuned; their seeds are missing. "
-            "Start the suite again to go on."
-        )
     if experiment.duplicates:
         yield f"{name}: {experiment.duplicates} finished run(s) repeat a trial; the first one counts."
     for _, said in changed_plugins(records[id_] for id_ in experiment.trials if id_ in records):
@@ -225,7 +182,6 @@ def _planned(experiment: Experiment, row: TableRow) -> dict[str, Any]:
         "budget": row.budget or OWN_SIZE,
         "method": row.name,
         "title": row.title,
-        # Rows that are not yet tuned have no trial that names the method.
         "family": next((str(trial.method["method"]) for trial in trials), None) or row.family,
         "ranks": ",".join(map(str, row.ranks)),
         "parameters": row.parameters,
@@ -234,7 +190,6 @@ def _planned(experiment: Experiment, row: TableRow) -> dict[str, Any]:
         "ratio": row.ratio,
         "within": row.within,
         "percent_of_lora": row.percent_of_lora,
-        "tuning": row.tuning,
         "studies": row.studies,
     }
 
@@ -244,7 +199,7 @@ def _seed(row: TableRow, seed: int, experiment: Experiment, record: Record | Non
     trial_id = row.trials[seed]
     status = record.status if record else Status.MISSING
     failure = record.tag(Tag.FAILURE) if record else ""
-    message = record.tag(Tag.FAILURE_MESSAGE) if record else "" if trial_id else WAITING
+    message = record.tag(Tag.FAILURE_MESSAGE) if record else ""
     if record and status == Status.FINISHED and record.score is None:
         status, failure, message = Status.FAILED, "error", "stored as finished, without a score"
     measures = {column: record.measure(measure) if record else None for column, measure in COLUMNS.items()}

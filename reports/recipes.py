@@ -1,6 +1,6 @@
 """Groups methods by recipe, and finds mixtures among the trials of one table.
 
-Only methods with the same recipe are compared. Rates that tuning chose are not part of the recipe.
+Only methods with the same recipe are compared. Rates that studies tried are not part of the recipe.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import first_few
-from tensorbench.records.stored_plan import PlannedTrial, Tuned
-from tensorbench.reports.study import Cell, Study, grouped
+from tensorbench.records.stored_plan import PlannedTrial
+from tensorbench.reports.results import Cell, Results, grouped
 
 #: A flattened recipe: the values of its fields, by name.
 Recipe = Mapping[str, str]
@@ -45,9 +45,6 @@ SURROUNDINGS = (
 #: The JSON of a field that is not set. Older plans leave such fields out.
 _NOTHING = ("null", "[]", "false")
 
-#: The prefix of the fields that say how much tuning a suite allows each method.
-TUNING = "tuning "
-
 
 def fields(trial: PlannedTrial) -> dict[str, str]:
     """A trial's flattened configuration, without its method, backbone, task and seed."""
@@ -56,60 +53,27 @@ def fields(trial: PlannedTrial) -> dict[str, str]:
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 
-def trial_of_each(study: Study) -> dict[int, PlannedTrial]:
-    """One trial of each cell, by the cell's number. Other trials of the cell have other seeds or rates.
-
-    Cells that are not yet tuned have no trial and are absent.
-    """
-    trials = {id_: trial for experiment in study.experiments for id_, trial in experiment.trials.items()}
-    return {seed.cell: trials[seed.trial_id] for seed in study.all_seeds if seed.trial_id in trials}
+def trial_of_each(results: Results) -> dict[int, PlannedTrial]:
+    """One trial of each cell, by the cell's number. Other trials of the cell have other seeds or rates."""
+    trials = {id_: trial for experiment in results.experiments for id_, trial in experiment.trials.items()}
+    return {seed.cell: trials[seed.trial_id] for seed in results.all_seeds if seed.trial_id in trials}
 
 
-def recipes(study: Study) -> dict[int, Recipe]:
+def recipes(results: Results) -> dict[int, Recipe]:
     """The recipe of each cell, by the cell's number: protocol, data, training, and allowed tuning.
 
-    The recipe of a tuned cell has no rates, since every method was allowed the same tuning. All other recipes
-    have the suite's rates. Cells that are not yet tuned have no recipe and are absent.
+    The recipe of a cell with studies has no rates, since every method was allowed the same tuning. All other
+    recipes have the suite's rates.
     """
-    most = {
-        experiment.name: max((row.tuning.trials for row in experiment.rows if row.tuning), default=0)
-        for experiment in study.experiments
-    }
     of_cells: dict[int, Recipe] = {}
-    for number, trial in sorted(trial_of_each(study).items()):
-        cell = study.all_cells[number]
+    for number, trial in sorted(trial_of_each(results).items()):
+        studies = results.all_cells[number].studies
         recipe = {key: value for key, value in fields(trial).items() if value not in _NOTHING}
-        if cell.tuning or cell.studies:
+        if studies:
             recipe = {key: value for key, value in recipe.items() if key not in PER_METHOD}
-        if cell.tuning:
-            recipe |= allowance(cell.tuning, most[cell.experiment])
-        if cell.studies:
-            trials = f"{cell.studies.points} trials each over {cell.studies.decades:g} decades"
-            recipe[f"{TUNING}studies"] = trials
+            recipe["tuning studies"] = f"{studies.points} trials each over {studies.decades:g} decades"
         of_cells[number] = recipe
     return of_cells
-
-
-def allowance(tuning: Tuned, most: int) -> dict[str, str]:
-    """The fields of a recipe that say how much tuning the suite allows every method.
-
-    A method may try fewer points than allowed, since some rates do not apply to it. So the allowance is
-    compared and not the points that were tried. Older plans do not store the allowed number of points.
-    `most`, the largest number that a method of the suite tried, replaces it.
-    """
-    allowed = {
-        "points": str(tuning.allowed_points or most),
-        "seeds": str(len(tuning.seeds)),
-        "epochs": str(tuning.epochs or "none"),
-        "by": tuning.by,
-        **{
-            f"grid of {axis}": ", ".join(f"{value:g}" for value in values)
-            for axis, values in tuning.allowed_grids.items()
-        },
-    }
-    if not tuning.allowed_grids:
-        allowed["grids"] = "not stored"
-    return {TUNING + key: value for key, value in allowed.items()}
 
 
 def difference(first: Recipe, second: Recipe) -> Differences:
@@ -191,9 +155,9 @@ class Mixture:
         return f"{self.what} differs{' on ' + self.where if self.where else ''}: {values}"
 
 
-def find_mixtures(study: Study) -> list[Mixture]:
+def find_mixtures(results: Results) -> list[Mixture]:
     """All mixtures among the trials of a report. The serious ones come first."""
-    mixtures = _mixed_trials(study) + _mixed_tuning(study) + _mixed_surroundings(study)
+    mixtures = _mixed_trials(results) + _mixed_surroundings(results)
     return sorted(mixtures, key=lambda mixture: not mixture.serious)
 
 
@@ -207,51 +171,34 @@ def refuse_mixtures(mixtures: Sequence[Mixture]) -> None:
         )
 
 
-def _mixed_trials(study: Study) -> list[Mixture]:
-    trials, mixtures = trial_of_each(study), []
-    for setting, cells in grouped(study.all_cells, lambda cell: cell.setting).items():
+def _mixed_trials(results: Results) -> list[Mixture]:
+    trials, mixtures = trial_of_each(results), []
+    for setting, cells in grouped(results.all_cells, lambda cell: cell.setting).items():
         values: defaultdict[str, defaultdict[str, list[Cell]]] = defaultdict(lambda: defaultdict(list))
         for cell in cells:
             if (trial := trials.get(cell.number)) is not None:
                 text = {"text of forgetting": trial.forgetting or "none"}
                 for key, value in (fields(trial) | text).items():
-                    if key not in PER_METHOD or not (cell.tuning or cell.studies):
+                    if key not in PER_METHOD or not cell.studies:
                         values[key][value].append(cell)
         for key, by_value in values.items():
             experiments = {frozenset(cell.experiment for cell in holders) for holders in by_value.values()}
             # A suite may set rates per method. If all experiments have the same rates, they agree.
             if len(by_value) == 1 or (key in PER_METHOD and len(experiments) == 1):
                 continue
-            holders_of = {short(value): _holders(study, holders) for value, holders in by_value.items()}
+            holders_of = {short(value): _holders(results, holders) for value, holders in by_value.items()}
             mixtures.append(Mixture(key, str(setting), holders_of, key in DECISIVE))
     return mixtures
 
 
-def _holders(study: Study, cells: Sequence[Cell]) -> str:
+def _holders(results: Results, cells: Sequence[Cell]) -> str:
     """The experiments of these cells, or their methods if there is only one experiment."""
-    if len(study.experiments) > 1:
+    if len(results.experiments) > 1:
         return ", ".join(sorted({cell.experiment for cell in cells}))
     return first_few(list(dict.fromkeys(cell.method for cell in cells)), 3)
 
 
-def _mixed_tuning(study: Study) -> list[Mixture]:
-    mixtures = []
-    tuned = grouped(study.experiments, lambda experiment: experiment.tuned)
-    if len(tuned) > 1:
-        names = {
-            kind: ", ".join(experiment.name for experiment in tuned[is_tuned])
-            for kind, is_tuned in (("tuned", True), ("not tuned", False))
-        }
-        mixtures.append(Mixture("tuning", "", names, True))
-    for experiment in study.experiments:
-        spent = Counter(str(len(row.tuning.ids) if row.tuning else 0) for row in experiment.rows)
-        if len(spent) > 1:
-            rows_of = {f"{trials} trials": f"{rows} rows" for trials, rows in spent.items()}
-            mixtures.append(Mixture("tuning spent", experiment.name, rows_of, False))
-    return mixtures
-
-
-def _mixed_surroundings(study: Study) -> list[Mixture]:
+def _mixed_surroundings(results: Results) -> list[Mixture]:
     return [
         Mixture(
             key.replace("version_", "version of ").replace("_", " "),
@@ -259,18 +206,18 @@ def _mixed_surroundings(study: Study) -> list[Mixture]:
             {value: f"{trials:,} trials" for value, trials in values.most_common()},
             False,
         )
-        for key, values in provenance_counts(study).items()
+        for key, values in provenance_counts(results).items()
         if key.startswith(SURROUNDINGS) and len(values) > 1
     ]
 
 
-def provenance_counts(study: Study) -> dict[str, Counter[str]]:
+def provenance_counts(results: Results) -> dict[str, Counter[str]]:
     """For each key of provenance, how many finished trials in the tables have each of its values."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     # A trial of two cells counts once.
-    by_run = grouped((seed for seed in study.all_seeds if seed.finished), lambda seed: seed.run_id)
+    by_run = grouped((seed for seed in results.all_seeds if seed.finished), lambda seed: seed.run_id)
     for seed, *_ in by_run.values():
-        for key, value in study.experiment(seed.experiment).records[seed.trial_id].provenance.items():
+        for key, value in results.experiment(seed.experiment).records[seed.trial_id].provenance.items():
             counts[key][value or "none"] += 1
     return counts
 

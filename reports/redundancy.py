@@ -8,7 +8,7 @@ from itertools import groupby
 from tensorbench.records.record import Record
 from tensorbench.records.redundancy import ComponentWorth, Redundancy
 from tensorbench.records.words import Artifact, Tag
-from tensorbench.reports.study import Study
+from tensorbench.reports.results import Results
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class StoredRedundancy:
         return [(level, list(group)) for level, group in groupby(self.components[:most], heading)]
 
 
-def read(study: Study) -> list[StoredRedundancy]:
-    """Reads the redundancy analyses of all experiments in `study`.
+def read(results: Results) -> list[StoredRedundancy]:
+    """Reads the redundancy analyses of all experiments in `results`.
 
     Raises UserError for a malformed artifact.
     """
     analyses = []
-    for experiment in study.experiments:
+    for experiment in results.experiments:
         for record in experiment.records.values():
             # Checks the tag, which avoids looking for a file on every run.
             if record.tag(Tag.REDUNDANCY):

@@ -1,317 +1,450 @@
-"""Results as data frames, with the type, unit and meaning of every column."""
+"""The data of a report: experiments, the cells of their tables, and the trials of each cell.
+
+A cell is one method under one budget on one task and backbone, over all its trials. A seed is a trial of a
+cell. It belongs to one of the cell's studies or, without tuning, is a study of one point by itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from os import PathLike, fspath
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
-from pyarrow import ArrowException
 
-from tensorbench.machine.overview import Overview, ShowsOverview
-from tensorbench.methods import UnknownNameError, UserError
-from tensorbench.records.predictions import LOG_PROBABILITY, compact, frame_of, numbered
-from tensorbench.records.record import Record, latest
-from tensorbench.records.words import OWN_SIZE, Artifact, Tag
-from tensorbench.reports import reading
-from tensorbench.reports.overview import overview
-from tensorbench.reports.peft_files import holds_peft_results, peft_study
-from tensorbench.reports.selection import Selection
-from tensorbench.reports.study import COLUMNS, Experiment, Study, grouped
-from tensorbench.store import DEFAULT_STORE
+from tensorbench.metrics import METRICS, direction
+from tensorbench.records.measures import Measure, SplitSizes
+from tensorbench.records.record import Record
+from tensorbench.records.stored_plan import PlannedRow, PlannedTrial, StudyPlan
+from tensorbench.records.words import OWN_SIZE, Status
+from tensorbench.reports.inference.intervals import Array
+from tensorbench.store.source import Source
 
-if TYPE_CHECKING:
-    # Statistics and drawing take seconds to import, and frames need neither.
-    from tensorbench.reports.analysis import Analysis
-    from tensorbench.reports.drawing import Drawn, Figures
-    from tensorbench.reports.studies import StudyAnalysis
+#: Registered names of the reference (LoRA), the floor (head alone) and the ceiling (full fine-tuning).
+REFERENCE, FLOOR, CEILING = "lora", "head_only", "full"
+#: The registered name of the converged head, a line in every figure that adapters should beat.
+CONVERGED = "converged_head"
+#: The families of methods without an adapter.
+NO_ADAPTERS = (FLOOR, CONVERGED, CEILING)
 
+#: The measures that have a column in tables, by the column's name.
+COLUMNS = {measure.column: measure for measure in Measure if measure.column}
+#: The field of `Cell` that holds the index of the cell's line in `Results.cells`.
+NUMBER = "number"
 
-class Column(NamedTuple):
-    """A column of a frame. `unit` is empty if the values have no unit."""
-
-    dtype: str
-    unit: str
-    meaning: str
+Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
 
 
-#: The dtypes of columns. pandas 3 calls its own text dtype `str`.
-TEXT, INTEGER, NUMBER, MOMENT = "str", "Int64", "float64", "datetime64[ms, UTC]"
+class TaskAndBackbone(NamedTuple):
+    """A setting: a task on a backbone. Methods are compared on one setting or over several settings."""
 
-#: The columns that identify a line's trial.
-WHICH = {
-    "experiment": Column(TEXT, "", "the experiment that has the run"),
-    "trial_id": Column(TEXT, "", "hash of all that can change the result"),
-    "run_id": Column(TEXT, "", "MLflow's id of the run, where it ran"),
-    "task": Column(TEXT, "", "the task's name"),
-    "backbone": Column(TEXT, "", "the backbone's name"),
-    "budget": Column(TEXT, "", "the trial's budgets, joined by '; ', or 'fixed size'"),
-    "method": Column(TEXT, "", "the method as tables call it"),
-    "seed": Column("int64", "", "the seed of the trial's random streams"),
-}
+    task: str
+    backbone: str
 
-#: The columns of `Results.trials`.
-TRIALS = WHICH | {
-    "family": Column(TEXT, "", "the method's registered name"),
-    "ranks": Column(TEXT, "", "in the order of the method's modes, joined by commas"),
-    "phase": Column(TEXT, "", "final or search"),
-    "status": Column(TEXT, "", "FINISHED, FAILED, KILLED or RUNNING"),
-    "failure": Column(TEXT, "", "why it failed, in a word or two"),
-    "message": Column(TEXT, "", "the same in full"),
-    "metric": Column(TEXT, "", "the metric of `score` and `validation`"),
-    "evaluated": Column(TEXT, "", "the split that `score` and `loss` are of"),
-    **{column: Column(measure.dtype, measure.unit, measure.meaning) for column, measure in COLUMNS.items()},
-    "text": Column(TEXT, "", "newspapers or finewiki; empty where forgetting was not measured"),
-    "started": Column(MOMENT, "", "when it began"),
-    "ended": Column(MOMENT, "", "when it ended; NaT while it runs"),
-    "suite_sha256": Column(TEXT, "", "of the suite that it was started from"),
-    "harness": Column(TEXT, "", "the version of this harness"),
-    "git_commit": Column(TEXT, "", "of the harness, or 'unknown'"),
-    "git_dirty": Column(TEXT, "", "whether its tree was changed: yes, no or unknown"),
-    "version_torch": Column(TEXT, "", "torch's version"),
-    "cpu": Column(TEXT, "", "the processor"),
-    "gpu": Column(TEXT, "", "the GPU; empty where it ran on the processor"),
-    "threads": Column(INTEGER, "threads", "of torch"),
-}
-
-#: The columns of `Results.curves`.
-CURVES = WHICH | {
-    "measure": Column(TEXT, "", "train/loss, validation/loss, or validation/ and the metric"),
-    "step": Column("int64", "steps or epochs", "a step for train/loss, else an epoch; the first is 1"),
-    "value": Column(NUMBER, "nats or the metric's", "the loss, or the score"),
-}
-
-#: The columns of `Results.predictions` before the numbered ones.
-PREDICTIONS = WHICH | {
-    "example": Column("int64", "", "the example's id in its source"),
-    "label": Column(NUMBER, "the target's", "the index of the right class; of a regression, the target"),
-    "prediction": Column(NUMBER, "the target's", "the index of the answered class, or the value"),
-    "correct": Column("boolean", "", "whether the two are the same; <NA> of a regression"),
-    LOG_PROBABILITY: Column(
-        NUMBER, "nats", "of the label, to thousandths; NaN unless a class is answered for each example"
-    ),
-}
-
-#: The types of the numbered columns after those of `PREDICTIONS`, such as `logit_0`, by name without number.
-#: Only multi-label tasks have numbered labels and predictions, such as `label_0` and `prediction_0`.
-NUMBERED = {"label": INTEGER, "prediction": INTEGER, "logit": "float32"}
+    def __str__(self) -> str:
+        return f"{self.task} · {self.backbone}"
 
 
-class Results(ShowsOverview, Study):
-    """The results of experiments: their cells, seeds, trials, curves and predictions as data frames.
+class FrameLine:
+    """A line of a data frame. For example, `line["step_ms"]` is the number in the column `step_ms`."""
 
-    The answer, the tables and the figures of their report are attributes as well. All of them are read or
-    computed on first use. `TRIALS`, `CURVES` and `PREDICTIONS` describe the columns of the frames. An empty
-    frame has the same columns.
+    #: The measured numbers, by `Measure.column`. None if unknown.
+    measures: Mapping[str, float | None]
+
+    def __getitem__(self, column: str) -> float | None:
+        """The measured number in this column. None if unknown. Raises KeyError for any other column."""
+        return self.measures[column]
+
+    def columns(self) -> dict[str, Any]:
+        """The values of all columns of the line, by the column's name."""
+        own = {name: value for name, value in vars(self).items() if name != "measures"}
+        return own | dict(self.measures)
+
+
+@dataclass(frozen=True)
+class Seed(FrameLine):
+    """A planned seed of a cell, with its run. It is a line of `Results.seeds`.
+
+    Unknown numbers are None in this class and NaN in the frame. Only finished seeds have a score. `measures`
+    has the seed's measures by column (see `tensorbench.records.measures.Measure`).
     """
 
-    def overview(self) -> Overview:
-        """The scores of all cells, as the terminal shows them after a run, without comparisons."""
-        closings = [experiment.closing for experiment in self.experiments if experiment.closing]
-        title = self.title or "peft's results"
-        return overview(title, self.all_cells, self.all_seeds, [*self.notes, *closings])
-
-    @cached_property
-    def analysis(self) -> Analysis | StudyAnalysis:
-        """The comparisons that a report shows.
-
-        Raises UserError as `tensorbench.reports.report.write_report` does, and for results of peft.
-        """
-        if not self.experiments:
-            raise UserError("peft's results are of one seed and not tuned alike: nothing compares them")
-        from tensorbench.reports.report import analysis_of
-
-        return analysis_of(self)
+    #: The number of the seed's cell: its index in `Results.cells`.
+    cell: int
+    task: str
+    backbone: str
+    budget: str
+    method: str
+    #: The experiment that has the run. This may be another experiment than the cell's, if the trial did not
+    #: finish in the cell's experiment.
+    experiment: str
+    seed: int
+    #: The numbers of the trial's study and of its point in the study, both from 0. None if the cell has no
+    #: studies.
+    study: int | None
+    point: int | None
+    #: The learning rate's offset from the window's centre, in decades. None if the cell has no studies.
+    offset: float | None
+    #: The learning rate. None if the cell has no studies.
+    lr: float | None
+    trial_id: str
+    #: MLflow's id of the run. Empty if the trial never started.
+    run_id: str
+    #: A value of `tensorbench.records.words.Status`: FINISHED, FAILED, MISSING, …
+    status: str
+    #: The reason of a failure in a word or two. Empty if the trial has not failed.
+    failure: str
+    #: The reason of a failure in full. Otherwise empty.
+    message: str
+    measures: Mapping[str, float | None] = field(repr=False, hash=False)
 
     @property
-    def answer(self) -> str:
-        """The sentences with which the report answers which method to use, one per line.
+    def finished(self) -> bool:
+        return self.status == Status.FINISHED
 
-        Raises UserError as `analysis` does.
+    @property
+    def score(self) -> float | None:
+        """The score in stored units, by the cell's metric on the evaluated split. None unless finished.
+
+        For example, an accuracy is in [0, 1].
         """
-        from tensorbench.reports.report import answers_of
+        return self["score"]
 
-        return "\n".join(answers_of(self.analysis))
+    @property
+    def validation(self) -> float | None:
+        """The validation score of the selected epoch, by the cell's metric. None if it is not stored."""
+        return self["validation"]
 
-    @cached_property
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """The report's tables, by the names of their CSV files. Raises UserError as `analysis` does."""
-        from tensorbench.reports.report import frames_of
-
-        return frames_of(self.analysis)
-
-    def plot(self, *kinds: str) -> Figures:
-        """The report's figures, or only the figures of these kinds. A notebook shows them one below another.
-
-        For suites tuned by studies, the kinds are `differences`, `differences-by-task`, `curves` (scores by
-        trials of tuning) and `rates` (scores by learning rate). For other suites, they are `differences`,
-        `ranks`, `score-vs-parameters`, `score-vs-memory` and `training-curves`. Raises UserError if there is
-        nothing to draw, for a kind that is unknown or has no data, and as `analysis` does.
-        """
-        from tensorbench.reports.drawing import Figures
-
-        if not self._figures:
-            raise UserError("no figure can be drawn yet: too little has finished")
-        available = list(dict.fromkeys(figure.kind for figure in self._figures))
-        for kind in kinds:
-            if kind not in available:
-                raise UnknownNameError("figure of these results", kind, available)
-        return Figures(figure for figure in self._figures if figure.kind in (kinds or available))
-
-    @cached_property
-    def _figures(self) -> list[Drawn]:
-        from tensorbench.reports.report import figures_of
-
-        return figures_of(self.analysis)
-
-    @cached_property
-    def trials(self) -> pd.DataFrame:
-        """One line per trial that has a run, including trials of tuning and searches.
-
-        If a trial has several runs, the line describes the run that counts.
-        """
-        return typed((_trial(experiment, record) for experiment, record in self._records()), TRIALS)
-
-    @cached_property
-    def curves(self) -> pd.DataFrame:
-        """One line per point of each trial's curves. Lines are in the order of `trials`, measure and step."""
-        runs = grouped(self._records(), lambda run: run[0].name)
-        own = {name: [record for _, record in of_name] for name, of_name in runs.items()}
-        frames = [_curves(experiment, own.get(experiment.name, ())) for experiment in self.experiments]
-        return typed(pd.concat(frames, ignore_index=True) if frames else [], CURVES)
-
-    @cached_property
-    def predictions(self) -> pd.DataFrame:
-        """One line per example on which a finished trial of the tables was scored.
-
-        The columns of `PREDICTIONS` are followed by those of `NUMBERED`. If a trial has fewer classes than
-        others, its values in the last numbered columns are missing. Trials without stored predictions have
-        no lines. Raises UserError for predictions that were changed or cannot be read.
-        """
-        finished = {seed.trial_id for seed in self.all_seeds if seed.finished}
-        read = [_predictions(*run) for run in self._records() if run[1].trial_id in finished]
-        frames = [frame for frame in read if frame is not None]
-        stored = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-        more = {
-            f"{name}_{number}": dtype
-            for name, dtype in NUMBERED.items()
-            for number in range(sum(str(column).startswith(f"{name}_") for column in stored))
-        }
-        return typed(stored, PREDICTIONS).join(stored[list(more)].astype(more))
-
-    def _records(self) -> Iterator[tuple[Experiment, Record]]:
-        """Yields (experiment, run that counts) for each trial of the experiments."""
-        counts = latest(record for each in self.experiments for record in each.records.values())
-        for experiment in self.experiments:
-            in_order = sorted(experiment.records.values(), key=lambda run: (run.started, run.origin))
-            yield from ((experiment, record) for record in in_order if counts[record.trial_id] is record)
+    @property
+    def validation_loss(self) -> float | None:
+        return self["validation_loss"]
 
 
-def load_results(
-    *experiments: str | PathLike[str], store: str = DEFAULT_STORE, selection: Selection | None = None
-) -> Results:
-    """Loads the results of experiments in a store, of packs, or of both: data frames, answer and figures.
+@dataclass(frozen=True)
+class Cell(FrameLine):
+    """A row of a plan with its results over seeds. Its `number` is the index of its line in `Results.cells`.
 
-    `experiments` are names of experiments in the store, or files of packs, which need no store. Several are
-    read as one. `selection` limits the rows and the comparisons. The result has `cells` and `seeds`, as in
-    `tensorbench.reports.study.Study`, and everything that `Results` documents.
-
-    `experiments` may also be folders with result files of peft's method_comparison, but not together with
-    other experiments. Then the result has only `cells` and `seeds`, under the budget 'seed 0, not tuned
-    alike'.
-
-    Raises UserError for an experiment that does not exist or has no result, for a pack that is refused, and
-    for a selection of rows that do not exist.
+    Unknown numbers are None in this class and NaN in the frame. Failed and missing seeds are counted, but are
+    in no mean. `measures` has one number per measure, which `Measure.summary` computes from the finished
+    seeds.
     """
-    if not experiments:
-        raise UserError("load_results() takes at least one experiment, or the file of a pack")
-    folders = [Path(name) for name in experiments if holds_peft_results(Path(name))]
-    if folders and len(folders) < len(experiments):
-        raise UserError(f"load_results(): {folders[0]} holds results of peft; read it apart from experiments")
-    if folders and selection:
-        raise UserError(f"selection: {folders[0]} holds results of peft, which are not selected")
-    if folders:
-        return Results(**vars(peft_study(folders)))
-    names = [fspath(name) for name in experiments]
-    return Results(**vars(reading.read(store, names, selection, studies=True)))
+
+    number: int
+    experiment: str
+    task: str
+    backbone: str
+    #: The budget's name in the suite, such as "isorank 4", or `OWN_SIZE`.
+    budget: str
+    #: The method's name in tables, unique within a task, backbone and budget.
+    method: str
+    #: The method's name without options.
+    title: str
+    #: The method's registered name.
+    family: str
+    #: The ranks in the order of the method's modes, separated by commas.
+    ranks: str
+    #: The number of adapter parameters, head excluded.
+    parameters: int
+    #: The number of adapter parameters at the start. None unless training cuts some.
+    peak: int | None
+    #: The number of parameters that the budget requests. None if the budget sets ranks instead.
+    asked: float | None
+    #: `parameters` divided by `asked`, and whether this ratio is within the budget's tolerance. None if
+    #: `asked` is None.
+    ratio: float | None
+    within: bool | None
+    #: The parameters in percent of LoRA's at rank 4.
+    percent_of_lora: float
+    #: The plan of the studies to which the cell's trials belong. None if the cell has no studies.
+    studies: StudyPlan | None
+    #: The metric of the scores, and the split on which they were measured. Empty while no seed has finished.
+    metric: str
+    evaluated: str
+    #: The unit of the task's targets, if scores have it and the task names it. Otherwise empty.
+    unit: str
+    #: The ranks that cutting left in each mode, as text: the smallest and the largest over seeds and layers.
+    #: `ranks` are then upper bounds. Empty if training cut no ranks.
+    left: str
+    #: The numbers of planned, finished and failed seeds.
+    seeds: int
+    finished: int
+    failed: int
+    #: The kinds of failures, separated by commas.
+    failures: str
+    #: The number of seeds that have neither finished nor failed.
+    missing: int
+    #: Whether every seed has finished.
+    complete: bool
+    #: The mean and the standard deviation (n − 1) of the scores, in stored units. Like all means over seeds,
+    #: they are None for a cell with studies, whose trials have different learning rates.
+    mean: float | None
+    sd: float | None
+    #: Student's 95% interval of the mean, clipped to possible scores. None for fewer than three finished
+    #: seeds, and for a cell with studies.
+    low: float | None
+    high: float | None
+    measures: Mapping[str, float | None] = field(repr=False, hash=False)
+
+    @property
+    def setting(self) -> TaskAndBackbone:
+        return TaskAndBackbone(self.task, self.backbone)
+
+    @property
+    def gain(self) -> float | None:
+        """The mean score, negated if smaller scores are better. So a larger gain is always better."""
+        return None if self.mean is None else direction(self.metric) * self.mean
+
+    @property
+    def validation(self) -> float | None:
+        """The mean validation score over seeds. None if no score is stored, and for a cell with studies."""
+        return self["validation"]
 
 
-def typed(lines: pd.DataFrame | Iterable[Mapping[str, Any]], columns: Mapping[str, Column]) -> pd.DataFrame:
-    """A frame that has exactly these columns, in this order and with these types, even if it has no lines."""
-    frame = lines if isinstance(lines, pd.DataFrame) else pd.DataFrame(list(lines))
-    frame = frame.reindex(columns=list(columns))
-    for name, column in columns.items():
-        if column.dtype == MOMENT:
-            frame[name] = pd.to_datetime(frame[name].astype("float64"), unit="ms", utc=True)
-    return frame.astype({name: column.dtype for name, column in columns.items()})
+def measured(cells: Iterable[Cell]) -> str:
+    """The split, metric and unit of these cells' scores as text, such as "test accuracy".
 
-
-def _which(experiment: Experiment, record: Record) -> dict[str, Any]:
-    budget = record.tag(Tag.BUDGET)
-    return {
-        "experiment": experiment.name,
-        "trial_id": record.trial_id,
-        "run_id": record.origin,
-        "task": record.tag(Tag.TASK),
-        "backbone": record.tag(Tag.BACKBONE),
-        # The tag and the tables use different words for a fixed size.
-        "budget": OWN_SIZE if budget in ("", "own") else budget,
-        "method": record.tag(Tag.METHOD),
-        "seed": int(record.tag(Tag.SEED)),
-    }
-
-
-def _trial(experiment: Experiment, record: Record) -> dict[str, Any]:
-    provenance = record.provenance
-    threads = provenance.get("threads", "")
-    return {
-        **{name: provenance.get(name, "") for name in TRIALS},
-        **_which(experiment, record),
-        "family": record.tag(Tag.FAMILY),
-        "ranks": record.tag(Tag.RANKS),
-        "phase": record.tag(Tag.PHASE, "final"),
-        "status": str(record.status),
-        "failure": record.tag(Tag.FAILURE),
-        "message": record.tag(Tag.FAILURE_MESSAGE),
-        "metric": record.tag(Tag.METRIC),
-        "evaluated": record.tag(Tag.EVALUATED),
-        **{column: record.measure(measure) for column, measure in COLUMNS.items()},
-        "score": record.score,
-        "text": record.tag(Tag.TEXT),
-        "started": record.started,
-        "ended": record.ended,
-        "threads": int(threads) if threads.isdecimal() else None,
-    }
-
-
-def _curves(experiment: Experiment, records: Iterable[Record]) -> pd.DataFrame:
-    points = experiment.source.curves().rename(columns={"key": "measure"})
-    which = pd.DataFrame(
-        [_which(experiment, record) | {"run": record.run_id} for record in records],
-        columns=[*WHICH, "run"],
+    All cells must share them. The text is "no result" if no cell has a score.
+    """
+    scales = (
+        f"{cell.evaluated} {cell.metric}" + f" in {cell.unit}" * bool(cell.unit)
+        for cell in cells
+        if cell.metric
     )
-    # Runs that do not count, such as retried failures, have curves as well.
-    return which.merge(points.rename(columns={"run_id": "run"}), on="run").drop(columns="run")
+    return next(scales, "no result")
 
 
-def _predictions(experiment: Experiment, record: Record) -> pd.DataFrame | None:
-    content = experiment.source.read(record, Artifact.PREDICTIONS)
-    if content is None:
-        return None
-    try:
-        frame = frame_of(content)
-        have = list(frame.columns)
-        labels, answers = (frame[numbered(have, name)].to_numpy() for name in ("label", "prediction"))
-        counted = labels.size and np.issubdtype(labels.dtype, np.integer)
-        frame["correct"] = (labels == answers).all(axis=1) if counted else pd.NA
-        single = compact(content)
-        frame[LOG_PROBABILITY] = single.log_probability if single else float("nan")
-    except (OSError, ArrowException, ValueError, KeyError) as error:
-        raise UserError(
-            f"{Artifact.PREDICTIONS} of run {record.run_id} ({record.name}) cannot be read: {error}"
-        ) from error
-    return frame.assign(**_which(experiment, record))
+def kept_trials(studies: StudyPlan, seeds: Iterable[Seed]) -> dict[int, Seed | None]:
+    """The trial that each complete study of a cell keeps, by the number of the study.
+
+    A study keeps its trial with the lowest validation loss, or None if no finished trial has stored its loss.
+    A study is complete if all its trials have finished or failed.
+    """
+    by_study = grouped((seed for seed in seeds if seed.study is not None), lambda seed: seed.study)
+    return {
+        study: min(
+            (seed for seed in trials if seed.finished and seed.validation_loss is not None),
+            key=lambda seed: seed.validation_loss or 0.0,
+            default=None,
+        )
+        for study, trials in by_study.items()
+        if study is not None
+        and len(trials) == studies.points
+        and all(seed.finished or seed.status == Status.FAILED for seed in trials)
+    }
+
+
+def distinct(seeds: Iterable[Seed]) -> list[Seed]:
+    """Keeps one seed per trial, so that a trial in two cells counts once."""
+    return list({seed.trial_id: seed for seed in seeds}.values())
+
+
+Line = TypeVar("Line", Cell, Seed)
+
+
+def lines_of(frame: pd.DataFrame, form: type[Line]) -> tuple[Line, ...]:
+    """Converts lines of `Results.cells` or of `Results.seeds` to objects of the class `form`."""
+    own = {column.name for column in fields(form)}
+    lines = []
+    for values in frame.reset_index(names=NUMBER).to_dict("records"):
+        row = {str(name): _or_none(value) for name, value in values.items()}
+        measures = {column: row[column] for column in COLUMNS if column in row.keys() - own}
+        lines.append(form(**{name: row[name] for name in own & row.keys()}, measures=measures))
+    return tuple(lines)
+
+
+def _or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+class TableRow(PlannedRow):
+    """A row of a plan, with the name that its method has in tables."""
+
+    #: The name, unique within a task, backbone and budget, except for rows with the same trials.
+    name: str
+
+    @classmethod
+    def of(cls, row: PlannedRow) -> TableRow:
+        """Returns the row with the name that it has in tables of its own experiment."""
+        return cls(**dict(row), name=row.table_name)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The plan of a suite, with its stored runs."""
+
+    source: Source
+    name: str
+    #: The text with which the suite's results end. Empty if the suite has no such text.
+    closing: str
+    #: The id of the run that holds the suite's plan. For a pack, the id in the store from which it was made.
+    run_id: str
+    rows: tuple[TableRow, ...] = field(repr=False)
+    #: The planned trials by id.
+    trials: dict[str, PlannedTrial] = field(repr=False)
+    #: For every stored trial, the run that counts, by trial id. Trials of searches are included.
+    records: dict[str, Record] = field(repr=False)
+    #: The number of finished runs that do not count, because an earlier run of the same trial does.
+    duplicates: int
+
+    @property
+    def where(self) -> str:
+        """The store's address, or the names of the packs' files."""
+        return self.source.where
+
+    @property
+    def studied(self) -> bool:
+        """Whether the suite was tuned by studies."""
+        return any(row.studies for row in self.rows)
+
+
+class CellsAndSeeds:
+    """Cells and seeds: as data frames, and as objects of the classes `Cell` and `Seed`."""
+
+    cells: pd.DataFrame
+    seeds: pd.DataFrame
+
+    @cached_property
+    def all_cells(self) -> tuple[Cell, ...]:
+        """The cells in the order of their numbers, from 0."""
+        return lines_of(self.cells, Cell)
+
+    @cached_property
+    def all_seeds(self) -> tuple[Seed, ...]:
+        """The planned seeds, in the order of `seeds`."""
+        return lines_of(self.seeds, Seed)
+
+
+@dataclass(frozen=True)
+class Results(CellsAndSeeds):
+    """The results of one or more experiments, from which all figures and tables of a report are made.
+
+    `cells` is a data frame with one line per cell. `seeds` is a data frame with one line per planned seed.
+    Its column `cell` refers to the index of `cells`. `Cell` and `Seed` document the columns. `all_cells` and
+    `all_seeds` have the same lines as objects of these classes.
+    """
+
+    experiments: tuple[Experiment, ...]
+    cells: pd.DataFrame
+    seeds: pd.DataFrame
+    #: Notes for the reader on limits of the results.
+    notes: tuple[str, ...]
+    #: The name in tables of the method that replaces LoRA as the reference. Empty for LoRA.
+    reference: str = ""
+
+    @property
+    def title(self) -> str:
+        return ", ".join(experiment.name for experiment in self.experiments)
+
+    @cached_property
+    def _finished(self) -> dict[int, list[Seed]]:
+        return grouped((seed for seed in self.all_seeds if seed.finished), lambda seed: seed.cell)
+
+    @cached_property
+    def _scores(self) -> dict[int, dict[int, float]]:
+        return {
+            cell: {seed.seed: seed.score for seed in seeds if seed.score is not None}
+            for cell, seeds in self._finished.items()
+        }
+
+    @cached_property
+    def _planned(self) -> dict[int, list[Seed]]:
+        return grouped(self.all_seeds, lambda seed: seed.cell)
+
+    def of_cell(self, cell: int) -> Sequence[Seed]:
+        """The planned seeds of a cell."""
+        return self._planned.get(cell, [])
+
+    def finished(self, cell: int) -> Sequence[Seed]:
+        """The finished seeds of a cell."""
+        return self._finished.get(cell, [])
+
+    def scores(self, cells: Sequence[int]) -> tuple[list[int], Array]:
+        """The seeds that have finished in all these cells, and the scores (cells, seeds) at these seeds."""
+        scores = [self._scores.get(cell, {}) for cell in cells]
+        common = sorted(set.intersection(*map(set, scores)))
+        return common, np.array([[of_cell[seed] for seed in common] for of_cell in scores], dtype=float)
+
+    def gains(self, cells: Sequence[int]) -> tuple[list[int], Array]:
+        """Like `scores`, but scores are negated if smaller ones are better. So larger is always better."""
+        seeds, scores = self.scores(cells)
+        return seeds, scores * np.array([[self.direction(cell)] for cell in cells])
+
+    def direction(self, cell: int) -> float:
+        """1 if larger scores are better by the metric of this cell (see `metrics`), otherwise −1."""
+        return direction(self.metrics[cell])
+
+    @cached_property
+    def _sizes(self) -> dict[tuple[str, str], float]:
+        """The typical size of scores by task and metric, for scores that have the unit of the targets."""
+        scores: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+        for cell in self.all_cells:
+            if cell.metric and METRICS.get(cell.metric).in_units:
+                scores[cell.task, cell.metric] += map(abs, self._scores.get(cell.number, {}).values())
+        return {key: float(np.median(sizes)) or 1.0 for key, sizes in scores.items() if sizes}
+
+    def size(self, cell: int) -> float:
+        """The typical size of scores on this cell's task, by its metric (see `metrics`).
+
+        It is the median absolute score if scores have the unit of the task's targets, and otherwise 1.
+        """
+        return self._sizes.get((self.all_cells[cell].task, self.metrics[cell]), 1.0)
+
+    @cached_property
+    def metrics(self) -> dict[int, str]:
+        """The metric of each cell, by the cell's number.
+
+        A cell without a score has the metric of another cell on its setting, if possible of a cell of its
+        own experiment. If no cell on its setting has a score, it has the metric of some other cell. Empty if
+        no cell has a score.
+        """
+        scored = [cell for cell in reversed(self.all_cells) if cell.metric]
+        own = {(cell.experiment, cell.setting): cell.metric for cell in scored}
+        of_setting = {cell.setting: cell.metric for cell in scored}
+        first = next(iter(of_setting.values()), "")
+        return {
+            cell.number: cell.metric
+            or own.get((cell.experiment, cell.setting))
+            or of_setting.get(cell.setting, first)
+            for cell in self.all_cells
+        }
+
+    def converged_head(self, setting: TaskAndBackbone) -> Cell | None:
+        """The cell of the converged head on a setting. None if it has no finished seed there."""
+        cells = (cell for cell in self.all_cells if cell.setting == setting and cell.finished)
+        return next((cell for cell in cells if cell.family == CONVERGED), None)
+
+    def split_sizes(self) -> dict[str, list[str]]:
+        """The sizes of the splits as texts, by task. A task has several texts if sizes vary with the seed."""
+        records = {id_: record for each in self.experiments for id_, record in each.records.items()}
+        sizes_of: dict[str, list[str]] = {}
+        for seed in self.all_seeds:
+            record = records.get(seed.trial_id) if seed.finished else None
+            sizes = SplitSizes.of(record.metrics) if record else None
+            if sizes and str(sizes) not in (sizes_of_task := sizes_of.setdefault(seed.task, [])):
+                sizes_of_task.append(str(sizes))
+        return sizes_of
+
+    def experiment(self, name: str) -> Experiment:
+        """The experiment of this name among `experiments`."""
+        return next(experiment for experiment in self.experiments if experiment.name == name)
+
+
+def block_order(budget: str) -> int:
+    """The sort key of a budget. The order is isorank, isoparameters, other budgets, and fixed size last."""
+    for place, start in enumerate(("isorank", "isoparameters")):
+        if budget.startswith(start):
+            return place
+    return 3 if budget == OWN_SIZE else 2
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Groups items by key. The keys are in the order in which they first occur."""
+    groups: defaultdict[Key, list[Item]] = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    return dict(groups)

@@ -17,8 +17,8 @@ from tensorbench.records.stored_plan import PlannedRow, StoredPlan, StudyTrial
 from tensorbench.records.words import Artifact, RunKind, Status, Tag
 from tensorbench.reports.provenance import UNKNOWN, Provenance, provenance_of
 from tensorbench.reports.reading import read
+from tensorbench.reports.results import Cell, Seed, kept_trials
 from tensorbench.reports.selection import Selection
-from tensorbench.reports.study import Cell, Seed, kept_trials
 from tensorbench.store.addresses import shown_uri
 from tensorbench.store.connect import BROKEN_STORE
 from tensorbench.store.store import Store
@@ -30,8 +30,7 @@ class Contents:
     """An experiment in numbers. Each trial in the suite's latest plan counts once."""
 
     experiment: str
-    #: The numbers of planned trials that are finished, failed, running and missing. Trials that are not yet
-    #: tuned count as missing.
+    #: The numbers of planned trials that are finished, failed, running and missing.
     complete: int
     failed: int
     running: int
@@ -39,8 +38,8 @@ class Contents:
     #: The numbers of planned studies, and of studies whose trials have all ended. None if no row has studies.
     studies: int | None
     studies_complete: int | None
-    #: The number of stored trials that are not in the latest plan's rows. They belong to tuning, searches and
-    #: earlier plans.
+    #: The number of stored trials that are not in the latest plan's rows. They belong to searches and earlier
+    #: plans.
     others: int
     #: The time at which the latest run of a suite or trial began, in milliseconds since the epoch.
     latest: int
@@ -63,9 +62,7 @@ def _counted(store: Store) -> Contents | None:
     if not (suites or records):
         return None
     plan = store.plan()
-    # Seeds that are not yet tuned have no trial id. Each counts as a planned trial.
-    seeds = [(i, *seed) for i, row in enumerate(plan.rows if plan else ()) for seed in row.trials.items()]
-    planned = {id_ or (row, seed) for row, seed, id_ in seeds}
+    planned = {id_ for row in (plan.rows if plan else ()) for id_ in row.trials.values()}
     states = Counter(records[id_].status for id_ in planned if id_ in records)
     complete, failed, running = (states[s] for s in (Status.FINISHED, Status.FAILED, Status.RUNNING))
     ended = {id_ for id_ in planned if id_ in records and records[id_].settled}
@@ -233,12 +230,12 @@ def cell_contents(
     `number` is the cell's number in the file `cells.csv` of a report on the same experiments with the same
     selection. Raises UserError if no cell has the number, and as `tensorbench.reports.reading.read` does.
     """
-    study = read(uri, names, selection, studies=True)
-    if not 0 <= number < len(study.all_cells):
-        raise UserError(f"--cell {number}: {study.title} has cells 0 to {len(study.all_cells) - 1}")
+    results = read(uri, names, selection)
+    if not 0 <= number < len(results.all_cells):
+        raise UserError(f"--cell {number}: {results.title} has cells 0 to {len(results.all_cells) - 1}")
     seeds = []
-    for seed in study.of_cell(number):
-        experiment = study.experiment(seed.experiment)
+    for seed in results.of_cell(number):
+        experiment = results.experiment(seed.experiment)
         record = experiment.records.get(seed.trial_id)
         seeds.append((seed, provenance_of(experiment.source, record) if record else None))
-    return CellContents(study.all_cells[number], seeds)
+    return CellContents(results.all_cells[number], seeds)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tensorbench.machine.visible import visible
 from tensorbench.records.stored_plan import PlannedTrial, StudyPlan
-from tensorbench.reports.study import Cell, Seed, Study, kept_trials
+from tensorbench.reports.results import Cell, Results, Seed, kept_trials
 from tensorbench.reports.units import unit_of
 
 #: The fields of a recipe that earlier versions lacked, with values that give the behaviour of those versions.
@@ -20,7 +20,7 @@ _RESERVED = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 _PLAIN = re.compile(r"[A-Za-z]([A-Za-z0-9_./ -]*[A-Za-z0-9_])?", re.ASCII)
 
 
-def suite_lines(study: Study) -> Callable[[Cell], str]:
+def suite_lines(results: Results) -> Callable[[Cell], str]:
     """Returns a function that takes a cell and returns its suite as YAML, or the reason why it has none.
 
     The suite has the cell's own task, backbone, method, ranks, rates and seeds. Its trials have the same ids
@@ -28,16 +28,14 @@ def suite_lines(study: Study) -> Callable[[Cell], str]:
     version. For a cell with studies, the suite has a single trial: the one with the lowest validation loss of
     all complete studies.
     """
-    trials = {id_: trial for each in study.experiments for id_, trial in each.trials.items()}
+    trials = {id_: trial for each in results.experiments for id_, trial in each.trials.items()}
 
     def lines(cell: Cell) -> str:
-        seeds = [seed for seed in study.of_cell(cell.number) if seed.trial_id in trials]
+        seeds = [seed for seed in results.of_cell(cell.number) if seed.trial_id in trials]
         if cell.studies:
-            seeds = _kept(cell.studies, study.of_cell(cell.number))
-        if not seeds and cell.studies:
-            return "None: no trial of a complete study has finished."
+            seeds = _kept(cell.studies, results.of_cell(cell.number))
         if not seeds:
-            return "None: its tuning has chosen no rate."
+            return "None: no trial of a complete study has finished."
         return _suite(cell, seeds, trials[seeds[0].trial_id])
 
     return lines

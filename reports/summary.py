@@ -8,63 +8,55 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from tensorbench.machine.overview import Overview
+from tensorbench.machine.table import Table
 from tensorbench.records.record import Point, Record, latest
 from tensorbench.records.stored_plan import StoredPlan
 from tensorbench.reports.cautions import guards
-from tensorbench.reports.collapses import collapses
-from tensorbench.reports.guards import find_guards, plain_lora
 from tensorbench.reports.overview import overview
 from tensorbench.reports.reading import tabulate
-from tensorbench.reports.study import CellsAndSeeds, Experiment, Study, TableRow
+from tensorbench.reports.recipes import find_mixtures, refuse_mixtures
+from tensorbench.reports.results import Experiment, Results, TableRow
 from tensorbench.store.store import Store
 
 if TYPE_CHECKING:
-    from tensorbench.reports.analysis import Analysis, Block
+    from tensorbench.reports.analysis import Analysis
+    from tensorbench.reports.blocks import Block
     from tensorbench.reports.inference.intervals import Bounds
-    from tensorbench.reports.studies import StudyAnalysis, StudyBlock
 
 #: The longest part of a metric's name, which has two and at most 250 characters.
 LONGEST_PART = 100
 
 
 @dataclass(frozen=True)
-class Summary(CellsAndSeeds):
-    """The results of a plan or of a part of it.
+class Summary:
+    """The results of a plan or of a part of it, with their comparisons."""
 
-    `cells` and `seeds` are as in `tensorbench.reports.study.Study`.
-    """
-
+    analysis: Analysis
     #: The text with which the suite's results end. Empty if the suite has no such text.
     closing: str
-    cells: pd.DataFrame
-    seeds: pd.DataFrame
-    #: Warnings about trainings, tunings and searches.
+    #: Warnings about trainings.
     warnings: tuple[str, ...] = ()
-    #: The guards of all blocks, with plain LoRA as the reference.
-    failures: tuple[str, ...] = ()
-    #: The analysis with every method's score after k trials. None if the plan has no studies.
-    studies: StudyAnalysis | None = None
+
+    @property
+    def results(self) -> Results:
+        return self.analysis.results
 
     @property
     def complete(self) -> bool:
-        return bool(self.cells["complete"].all())
+        return all(cell.complete for cell in self.results.all_cells)
 
-    def overview(self, name: str) -> Overview:
-        """The table of scores.
+    @property
+    def failures(self) -> list[str]:
+        """What comes before any answer: the guards of all blocks, and of cells in no block."""
+        guards = (guard for block in self.analysis.blocks for guard in block.guards)
+        return list(dict.fromkeys([*guards, *self.analysis.faults]))
 
-        Its notes are failures, the answer of studies, warnings, and the suite's closing text.
-        """
-        first, score_of = list(self.failures), None
-        if self.studies is not None:
-            from tensorbench.reports import study_words
+    def overview(self, name: str) -> Table:
+        """The table of scores. Its notes are the answer, warnings, and the suite's closing text."""
+        from tensorbench.reports.answers import answers, window_advice
 
-            first = [*study_words.answers(self.studies), *study_words.window_advice(self.studies)]
-            score_of = self.studies.score
-        notes = [*first, *self.warnings, self.closing]
-        return overview(name, self.all_cells, self.all_seeds, list(filter(None, notes)), score_of)
+        notes = [*answers(self.analysis), *window_advice(self.analysis), *self.warnings, self.closing]
+        return overview(name, self.results, list(filter(None, notes)), self.analysis.score)
 
 
 @dataclass(frozen=True)
@@ -72,49 +64,34 @@ class SuiteAnswer:
     """The answer of a complete suite, as its run in MLflow shows it."""
 
     sentences: tuple[str, ...]
-    #: The differences from the reference and the ends of their intervals, as metrics. With studies, there is
-    #: a step for each number of trials of tuning.
+    #: The differences from the reference and the ends of their intervals, as metrics. With tuning, there is a
+    #: step for each number of trials.
     differences: tuple[Point, ...]
 
 
-def suite_answer(
-    store: Store, plan: StoredPlan, records: Iterable[Record], studies: StudyAnalysis | None = None
-) -> SuiteAnswer:
-    """Computes the answer of a suite. `studies` is the analysis of `plan`, if it is known.
+def suite_answer(analysis: Analysis) -> SuiteAnswer:
+    """Computes the answer of a complete suite. Raises UserError for trials that cannot be compared."""
+    from tensorbench.reports.answers import answers
 
-    Raises UserError for trials that cannot be compared.
-    """
-    # Imported late, since it takes a second.
-    from tensorbench.reports.report import analysis_of, answers_of
-
-    analysis = studies or analysis_of(_study(store, plan, records))
+    refuse_mixtures(find_mixtures(analysis.results))
     now, points = int(time.time() * 1000), []
     for block, method, step, difference, interval in _differences(analysis):
         several = f"{block.title} " * (len(analysis.blocks) > 1)
         name = _metric_name(several + method)
-        assert block.reference is not None
-        against = f"difference from {_metric_name(block.reference.method)}"
+        against = f"difference from {_metric_name(block.against)}"
         points.append(Point(f"{against}/{name}", difference, now, step))
         for end, bound in zip(("low", "high"), interval or (), strict=False):
             points.append(Point(f"{against} {end}/{name}", bound, now, step))
-    return SuiteAnswer(tuple(answers_of(analysis)), tuple(points))
+    return SuiteAnswer(tuple(answers(analysis)), tuple(points))
 
 
-def _differences(
-    analysis: Analysis | StudyAnalysis,
-) -> Iterator[tuple[Block | StudyBlock, str, int, float, Bounds | None]]:
-    """Yields each block, method, number of trials of tuning (0 without studies), difference and interval."""
-    from tensorbench.reports.studies import StudyAnalysis
-
-    if isinstance(analysis, StudyAnalysis):
-        for of_studies in analysis.blocks:
-            for entrant in of_studies.compared:
-                for k, each in entrant.differences.items():
-                    yield of_studies, entrant.method, k, each.effect.difference, each.interval
-        return
+def _differences(analysis: Analysis) -> Iterator[tuple[Block, str, int, float, Bounds | None]]:
+    """Yields each block, method, number of trials of tuning (0 without tuning), difference and interval."""
     for block in analysis.blocks:
-        for comparison in block.all_comparisons:
-            yield block, comparison.method, 0, comparison.effect.difference, comparison.interval
+        for entrant in block.claims:
+            for k, each in entrant.differences.items():
+                step = k if block.tuned else 0
+                yield block, entrant.method, step, each.effect.difference, each.interval
 
 
 def _metric_name(text: str) -> str:
@@ -125,34 +102,12 @@ def _metric_name(text: str) -> str:
 def summarise(store: Store, plan: StoredPlan, records: Iterable[Record] | None = None) -> Summary:
     """Reads the stored results of a plan or of a part of it.
 
-    `records` are the store's records. If it is None, they are read from the store. Failed and missing seeds
+    `records` are the store's records. If it is None, they are read from the store. Failed and missing trials
     are counted, but are in no mean.
     """
-    study = _study(store, plan, store.records() if records is None else records)
-    (experiment,) = study.experiments
-    studies = None
-    if experiment.studied:
-        # Importing the statistics takes a second, and a suite with seeds does not need them here.
-        from tensorbench.reports.studies import analyse_studies
+    # Importing the statistics takes a second.
+    from tensorbench.reports.analysis import analyse
 
-        studies = analyse_studies(study)
-        failures = [guard for block in studies.blocks for guard in block.guards]
-    else:
-        collapsed = collapses(study)
-        lora = [cell.number for cell in plain_lora(study.all_cells)]
-        every = range(len(study.all_cells))
-        failures = list(find_guards(study, study.all_cells, every, lora, collapsed).sentences)
-    return Summary(
-        closing=plan.closing,
-        cells=study.cells,
-        seeds=study.seeds,
-        warnings=tuple(guards(experiment)),
-        failures=tuple(dict.fromkeys(failures)),
-        studies=studies,
-    )
-
-
-def _study(store: Store, plan: StoredPlan, records: Iterable[Record]) -> Study:
     experiment = Experiment(
         source=store,
         name=store.name,
@@ -160,7 +115,8 @@ def _study(store: Store, plan: StoredPlan, records: Iterable[Record]) -> Study:
         run_id="",
         rows=tuple(map(TableRow.of, plan.rows)),
         trials=plan.by_id(),
-        records=latest(records),
+        records=latest(store.records() if records is None else records),
         duplicates=0,
     )
-    return Study((experiment,), *tabulate([experiment]), notes=())
+    results = Results((experiment,), *tabulate([experiment]), notes=())
+    return Summary(analyse(results), plan.closing, tuple(guards(experiment)))

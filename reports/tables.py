@@ -1,349 +1,451 @@
-"""The main tables of a report, and their formats Markdown and LaTeX.
-
-A score is shown as mean ± standard deviation over seeds, in percent or in the unit of the targets.
-"""
+"""The tables of a report: tidy ones for CSV and JSON, and ones to read for pages, Markdown and LaTeX."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-import numpy as np
+import pandas as pd
+from pydantic_core import to_jsonable_python
 
-from tensorbench.machine.visible import markdown_text, visible
-from tensorbench.metrics import direction
-from tensorbench.reports.analysis import Analysis, Block
-from tensorbench.reports.findings import chance, on_part
-from tensorbench.reports.headline import faults
-from tensorbench.reports.inference.effects import Answer
+from tensorbench.machine.table import NOTHING, Table
+from tensorbench.machine.visible import markdown_text
+from tensorbench.reports.analysis import Analysis
+from tensorbench.reports.answers import (
+    answer,
+    answers,
+    detectable,
+    heading,
+    in_words,
+    level_notes,
+    no_interval,
+    order_note,
+    score_name,
+    score_text,
+    setting_name,
+)
+from tensorbench.reports.blocks import Block, Comparison, Entrant, Level
+from tensorbench.reports.inference.intervals import Bounds
+from tensorbench.reports.inference.studies import (
+    enough_to_smooth,
+    share_failed,
+    share_failed_interval,
+    share_near,
+)
 from tensorbench.reports.recipes import Mixture
-from tensorbench.reports.rendering import environment
-from tensorbench.reports.study import OWN_SIZE, Cell, block_order, grouped, measured
-from tensorbench.reports.units import unit_of
-from tensorbench.reports.words import listed
+from tensorbench.reports.redundancy import StoredRedundancy
+from tensorbench.reports.results import Cell, Results
+from tensorbench.reports.units import Unit, unit_of
 
-#: The mark of a cell with missing seeds.
+Lines = Iterator[dict[str, Any]]
+
+#: The mark of a cell with missing trials.
 INCOMPLETE = "†"
-#: The marks for verdicts on the size of a difference.
-BETTER, WORSE, WITHIN = "↑", "↓", "≈"
-MARKS = {
-    BETTER: "better by more than the threshold",
-    WORSE: "worse by more than it",
-    WITHIN: "practically equivalent",
-}
-#: The largest number of lines of a table on one LaTeX page.
-MOST_LINES = 40
-
-Key = TypeVar("Key", int, str)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One entry of the main table."""
-
-    text: str
-    #: 1 for the best mean of the block and column, 2 for the second best, otherwise None. Incomplete cells
-    #: have no place.
-    place: int | None = None
-    #: The mark for the verdict on the difference from the reference: a key of `MARKS`, or empty.
-    mark: str = ""
+# --- tidy tables, with scores in stored units ---
 
 
-@dataclass(frozen=True)
-class MainRow:
-    """A method in one block of the main table."""
-
-    method: str
-    #: The number of adapter parameters in percent of LoRA's at rank 4.
-    percent: float
-    #: One entry per task column.
-    entries: list[Entry]
-    #: One mean over tasks for each metric in the table's `averages`.
-    averages: list[Entry]
-
-
-@dataclass(frozen=True)
-class MainTable:
-    """A table of scores on one backbone: a block per budget, a row per method, a column per task.
-
-    Table 2 of the TensLoRA paper has the same form.
-    """
-
-    backbone: str
-    #: The task of each column. A task that is scored by two metrics has two columns.
-    tasks: list[str]
-    #: The split, the metric and the unit of each column, as text.
-    metrics: list[str]
-    #: The metrics that several tasks share, except metrics in the unit of a task's targets. Each has a column
-    #: with means over its tasks.
-    averages: list[str]
-    #: The rows of each budget.
-    blocks: dict[str, list[MainRow]]
-    #: Whether some cell of the table lacks finished seeds.
-    incomplete: bool
-    #: Whether some entry has a mark.
-    marked: bool
-    #: The name of the reference to which the marks refer.
-    against: str
-    #: The metrics with their units, as text. Empty if all scores are in percent.
-    mixed: str = ""
-
-    @property
-    def columns(self) -> int:
-        return 2 + len(self.tasks) + len(self.averages)
-
-    @property
-    def long(self) -> bool:
-        """Whether the table exceeds a page."""
-        return sum(1 + len(rows) for rows in self.blocks.values()) > MOST_LINES
-
-    @property
-    def legend(self) -> str:
-        text = "Best mean of a block in bold, second underlined; neither claims a difference."
-        if self.incomplete:
-            text += f" {INCOMPLETE} seeds are missing; the mean is of those that are there."
-        if self.marked:
-            marks = ", ".join(f"{mark} {meaning}" for mark, meaning in MARKS.items())
-            text += f" Against {self.against} over all settings of the metric: {marks}; otherwise undecided."
-        return text
-
-
-def main_tables(cells: Sequence[Cell], blocks: Sequence[Block] = ()) -> list[MainTable]:
-    """Makes one table per backbone, with a block per budget.
-
-    The order of budgets is isorank, isoparameters, other budgets, and fixed size last. `blocks` are the
-    analysed blocks with these cells. Their verdicts are the marks of the tables. No entry is marked if there
-    are no blocks, or if the report has several references.
-    """
-    marks = dict(mark for block in blocks if block.families == 1 for mark in _marks(block))
-    against = next((block.reference.method for block in blocks if block.reference), "LoRA")
-    by_backbone = grouped(cells, lambda cell: cell.backbone)
-    return [_main_table(backbone, own, marks, against) for backbone, own in by_backbone.items()]
-
-
-#: Marks by (budget, metric, task, method). The task is empty unless scores have the unit of its targets.
-Marks = Mapping[tuple[str, str, str, str], str]
-
-
-def _marks(block: Block) -> Iterator[tuple[tuple[str, str, str, str], str]]:
-    for comparison in block.comparisons:
-        answer, side = comparison.verdict.answer, comparison.verdict.side
-        beyond = BETTER if side == "better" else WORSE
-        mark = {Answer.BEYOND: beyond, Answer.WITHIN: WITHIN}.get(answer, "")
-        yield (block.budget, block.metric, block.task, comparison.method), mark
-
-
-#: A column of a table: the task and its metric. A task has several columns if it has several metrics.
-Column = tuple[str, str]
-
-
-def _main_table(backbone: str, cells: Sequence[Cell], marks: Marks, against: str) -> MainTable:
-    # Cells without a run have no metric.
-    first = {cell.task: cell.metric for cell in reversed(cells) if cell.metric}
-    column_of = {cell.number: (cell.task, cell.metric or first.get(cell.task, "")) for cell in cells}
-    by_column = grouped(cells, lambda cell: column_of[cell.number])
-    by_budget = grouped(cells, lambda cell: cell.budget)
-    # Scores in the units of different tasks have no mean.
-    averaged = {
-        metric: columns
-        for metric, columns in grouped(by_column, lambda column: column[1]).items()
-        if metric and len(columns) > 1 and unit_of(metric).mark
+def tidy_tables(analysis: Analysis) -> dict[str, Table]:
+    """All tables that are not empty, by the name of their file. Numbers are not rounded or rescaled."""
+    by_block: dict[str, Callable[[Block], Lines]] = {
+        "differences": _differences,
+        "differences_by_task": _by_setting,
+        "scores": _scores,
+        "sensitivity": _sensitivity,
+        "transfer": _transfer,
+        "variance": _variance,
+        "levels": _levels,
+        "power": _power,
     }
-    blocks = {
-        budget: _rows(by_budget[budget], column_of, list(by_column), averaged, marks)
-        for budget in sorted(by_budget, key=block_order)
+    built = {
+        "cells": of_frame("cells", _cells(analysis.results)),
+        "trials": of_frame("trials", _trials(analysis)),
     }
-    entries = (entry for rows in blocks.values() for row in rows for entry in (*row.entries, *row.averages))
-    return MainTable(
-        backbone=backbone,
-        tasks=[task for task, _ in by_column],
-        metrics=[measured(own) for own in by_column.values()],
-        averages=list(averaged),
-        blocks=blocks,
-        incomplete=not all(cell.complete for cell in cells),
-        marked=any(entry.mark for entry in entries),
-        against=against,
-        mixed="" if all(unit_of(cell.metric).mark for cell in cells) else scales(cells),
-    )
+    built["collapses"] = Table("collapses", list(_collapses(analysis)))
+    for name, lines in by_block.items():
+        every = [{"block": block.title, **line} for block in analysis.blocks for line in lines(block)]
+        built[name] = Table(name, every)
+    return {name: table for name, table in built.items() if table.lines}
 
 
-def scales(cells: Iterable[Cell]) -> str:
-    """The splits, metrics and units of these cells' scores, as the beginning of a sentence.
-
-    For example "Test accuracy in percent".
-    """
-    by_unit = grouped((cell for cell in cells if cell.metric), lambda cell: unit_of(cell.metric, cell.unit))
-    parts = [
-        f"{listed(dict.fromkeys(f'{cell.evaluated} {cell.metric}' for cell in own))} in "
-        + ("percent" if unit.mark else unit.points)
-        for unit, own in sorted(by_unit.items(), key=lambda pair: not pair[0].mark)
-    ]
-    text = "; ".join(parts) or "in percent"
-    return text[:1].upper() + text[1:]
+def of_frame(title: str, frame: pd.DataFrame) -> Table:
+    """A table with the lines of a data frame. Unknown numbers become None."""
+    values = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return Table(title, [{str(name): value for name, value in line.items()} for line in values])
 
 
-def _rows(
-    cells: Sequence[Cell],
-    column_of: Mapping[int, Column],
-    columns: Sequence[Column],
-    averaged: Mapping[str, Sequence[Column]],
-    marks: Marks,
-) -> list[MainRow]:
-    """Makes the rows of one budget. If a metric has a column of averages, its marks are only there."""
-    places: dict[int, int] = {}
-    for own in grouped(cells, lambda cell: column_of[cell.number]).values():
-        places |= _places({cell.number: _printed(cell.metric, cell.mean) for cell in own if cell.complete})
-    by_method = grouped(cells, lambda cell: cell.method)
-    on = {method: {column_of[cell.number]: cell for cell in own} for method, own in by_method.items()}
-    averages = {metric: _averages(on, metric, columns_of) for metric, columns_of in averaged.items()}
-    rows = []
-    for method, own in by_method.items():
-        budget = own[0].budget
-        entries = []
-        for column in columns:
-            cell, (task, metric) = on[method].get(column), column
-            if cell is None:
-                entries.append(Entry("–"))
-                continue
-            key = (budget, metric, task if not unit_of(metric).mark else "", method)
-            mark = marks.get(key, "") if cell.mean is not None and metric not in averaged else ""
-            entries.append(Entry(score(cell), places.get(cell.number), mark))
-        means = [
-            replace(of_methods[method], mark=marks.get((budget, metric, "", method), ""))
-            if method in of_methods
-            else Entry("–")
-            for metric, of_methods in averages.items()
-        ]
-        rows.append(MainRow(method, own[0].percent_of_lora, entries, means))
-    return rows
+def _cells(results: Results) -> pd.DataFrame:
+    """The cells with their numbers, as `tensorbench show --cell N` takes them, and their runs."""
+    runs = results.seeds[results.seeds["run_id"] != ""].groupby("cell")["run_id"].agg(";".join)
+    cells = results.cells.drop(columns=["studies", "title"]).astype({"peak": "Int64"})
+    return cells.assign(runs=runs).rename_axis("cell").reset_index()
 
 
-def _averages(
-    by_method: Mapping[str, Mapping[Column, Cell]], metric: str, columns: Sequence[Column]
-) -> dict[str, Entry]:
-    """The mean over these columns, for each method that has a score in all of them."""
-    scored = {
-        method: [on[column] for column in columns]
-        for method, on in by_method.items()
-        if all(column in on and on[column].mean is not None for column in columns)
-    }
-    means = {method: float(np.mean([cell.mean for cell in cells])) for method, cells in scored.items()}
-    complete = {method for method, cells in scored.items() if all(cell.complete for cell in cells)}
-    places = _places({method: _printed(metric, means[method]) for method in means if method in complete})
+def _trials(analysis: Analysis) -> pd.DataFrame:
+    """Every planned trial. Two columns say whether its study is complete and whether the trial failed."""
+    trials = analysis.results.seeds.astype({"study": "Int64", "point": "Int64"})
+    every = analysis.results.all_seeds
+    complete = {number: set(studies.numbers) for number, studies in analysis.studies.items()}
+    return trials.assign(
+        complete=[(s.seed if s.study is None else s.study) in complete.get(s.cell, ()) for s in every],
+        bad=[analysis.failed(seed) for seed in every],
+    ).rename(columns={"bad": "failed"})
+
+
+def _differences(block: Block) -> Lines:
+    for entrant in (*block.entrants, *block.part):
+        for k, found in entrant.differences.items():
+            error = found.effect.error
+            yield {
+                "method": entrant.method,
+                "reference": block.against,
+                "k": k,
+                "primary": k == block.k,
+                "difference": found.effect.difference,
+                **_bounds(found.interval),
+                "threshold": block.threshold,
+                "verdict": in_words(found.verdict, block.unit.size(block.threshold)),
+                "studies": found.effect.fewest,
+                "lost_pairs": entrant.lost,
+                "settings": len(entrant.settings),
+                "error": error and error.total,
+                "error_of_seeds": error and error.seeds**0.5,
+            }
+
+
+def _by_setting(block: Block) -> Lines:
+    for entrant in (*block.entrants, *block.part):
+        for k, found in entrant.differences.items():
+            each = zip(entrant.settings, found.effect.parts, found.intervals, found.verdicts, strict=True)
+            for setting, part, interval, verdict in each:
+                yield {
+                    "method": entrant.method,
+                    "reference": block.against,
+                    "task": setting.task,
+                    "backbone": setting.backbone,
+                    "k": k,
+                    "difference": part.difference,
+                    **_bounds(interval),
+                    "verdict": in_words(verdict, block.unit.size(block.threshold)),
+                    "studies": part.pairs,
+                    "examples": part.count,
+                }
+
+
+def _scores(block: Block) -> Lines:
+    for entrant in (*block.entrants, *block.part):
+        for k, scores in entrant.scores.items():
+            for setting, score, studies in zip(entrant.settings, scores, entrant.studies, strict=True):
+                yield {
+                    "method": entrant.method,
+                    "task": setting.task,
+                    "backbone": setting.backbone,
+                    "metric": block.metric,
+                    "k": k,
+                    "score": score.value,
+                    **_bounds(score.interval),
+                    "studies": studies.count,
+                    "parameters": entrant.parameters,
+                }
+
+
+def _sensitivity(block: Block) -> Lines:
+    for entrant in (entrant for entrant in block.entrants if entrant.sensitivity):
+        for setting, studies in zip(entrant.settings, entrant.studies, strict=True):
+            low, high = share_failed_interval(studies)
+            yield {
+                "method": entrant.method,
+                "task": setting.task,
+                "backbone": setting.backbone,
+                "share_near": share_near(studies) if enough_to_smooth(studies) else None,
+                "share_failed": share_failed(studies),
+                "failed_low": low,
+                "failed_high": high,
+                "trials": studies.trials,
+            }
+        sensitivity = entrant.sensitivity
+        if sensitivity and sensitivity.failed_difference:
+            yield {
+                "method": entrant.method,
+                "task": "all",
+                "share_near": sensitivity.near,
+                "share_failed": sensitivity.failed,
+                "trials": sensitivity.trials,
+                **_share("near", sensitivity.near_difference),
+                **_share("failed", sensitivity.failed_difference),
+            }
+
+
+def _share(name: str, compared: Comparison | None) -> dict[str, Any]:
+    low, high = (compared and compared.interval) or (None, None)
     return {
-        method: Entry(f"{100 * mean:.2f}" + f" {INCOMPLETE}" * (method not in complete), places.get(method))
-        for method, mean in means.items()
+        f"{name}_difference": compared and compared.effect.difference,
+        f"{name}_difference_low": low,
+        f"{name}_difference_high": high,
     }
 
 
-def _printed(metric: str, mean: float | None) -> float | None:
-    """The mean rounded as in print, so that equal numbers get equal places. Negated if smaller is better."""
-    return None if mean is None else direction(metric) * float(unit_of(metric).score(mean))
+def _transfer(block: Block) -> Lines:
+    for entrant in block.entrants:
+        if (transfer := entrant.transfer) is not None:
+            yield {
+                "method": entrant.method,
+                "task": "all",
+                "transfer": transfer.mean,
+                **_bounds(transfer.interval),
+            }
+            for setting, cost in zip(entrant.settings, transfer.costs, strict=True):
+                yield {
+                    "method": entrant.method,
+                    "task": setting.task,
+                    "backbone": setting.backbone,
+                    "transfer": cost,
+                }
 
 
-def _places(means: Mapping[Key, float | None]) -> dict[Key, int]:
-    """The first and second places among printed means, by key. Empty if there are fewer than two means."""
-    printed = {key: mean for key, mean in means.items() if mean is not None}
-    if len(printed) < 2:
-        return {}
-    best = sorted(set(printed.values()), reverse=True)[:2]
-    return {key: best.index(mean) + 1 for key, mean in printed.items() if mean in best}
+def _variance(block: Block) -> Lines:
+    for setting, sources in zip(block.settings, block.sources, strict=True):
+        yield {"task": setting.task, "backbone": setting.backbone, "k": block.k, **vars(sources)}
 
 
-def score(cell: Cell) -> str:
-    """The mean ± standard deviation of a cell as text, with the mark `INCOMPLETE` if seeds are missing."""
-    if cell.mean is None:
-        return f"– {INCOMPLETE}"
-    unit = unit_of(cell.metric)
-    text = unit.score(cell.mean)
-    if cell.sd is not None:
-        text += f" ± {unit.score(cell.sd)}"
-    return text if cell.complete else f"{text} {INCOMPLETE}"
+def _levels(block: Block) -> Lines:
+    for level in block.levels:
+        found = level.comparison
+        intervals = found.intervals if found else (None,) * len(block.settings)
+        each = zip(block.settings, level.scores, level.differences, intervals, strict=True)
+        for setting, score, difference, interval in each:
+            yield {
+                "method": level.method,
+                "task": setting.task,
+                "backbone": setting.backbone,
+                "score": score,
+                "difference": difference,
+                **_bounds(interval),
+            }
+        yield {
+            "method": level.method,
+            "task": "all",
+            "difference": level.difference,
+            **_bounds(found.interval if found else None),
+        }
 
 
-# --- text formats ---
+def _power(block: Block) -> Lines:
+    if (design := block.design) is not None:
+        yield {
+            "settings": design.settings,
+            "studies": design.seeds,
+            "comparisons": design.claims,
+            "threshold": block.threshold,
+            "finds": design.finds,
+            "margin": design.margin,
+            "seeds_for_threshold": None if block.tuned else design.needs(block.threshold),
+        }
 
 
-def markdown(analysis: Analysis, mixtures: Sequence[Mixture]) -> str:
-    """The main tables and the comparisons as Markdown."""
-    tables = main_tables(analysis.study.all_cells, analysis.blocks)
-    text = rendered(
-        "tables.md",
-        markdown_text,
-        analysis=analysis,
-        tables=tables,
-        mixtures=mixtures,
-        faults=faults(analysis),
-        chance=chance,
-        on_part=on_part,
+def _collapses(analysis: Analysis) -> Lines:
+    for number, side in analysis.collapses.items():
+        yield {
+            "cell": number,
+            "method": side.method,
+            "task": side.setting.task,
+            "backbone": side.setting.backbone,
+            "collapsed": side.count,
+            "runs": side.runs,
+            "chance_at_most": side.chance,
+        }
+
+
+def _bounds(interval: Bounds | None) -> dict[str, float | None]:
+    return dict(zip(("low", "high"), interval or (None, None), strict=True))
+
+
+# --- tables to read ---
+
+
+def scores_table(results: Results, block: Block) -> Table:
+    """Methods × tasks: scores after `block.k` trials, and the difference from the reference."""
+    against = f"difference from {block.against}" if block.against else "difference"
+    heads = ["method", "parameters", *(setting_name(block, setting) for setting in block.settings)]
+    heads += ["mean"] * (len(block.settings) > 1) + [against, "verdict"]
+    entrants = [_entrant_line(results, block, each) for each in (*block.entrants, *block.part)]
+    levels = [_level_line(block, level) for level in block.levels]
+    mark = f", {block.unit.mark}" if block.unit.mark else ""
+    how = (
+        f"after {block.k} trials of tuning: the expected score of the trial with the lowest validation loss"
+        if block.tuned
+        else "mean ± standard deviation over seeds"
     )
-    return text.rstrip("\n") + "\n"
+    legend = (
+        f"{block.evaluated.capitalize()} {block.metric}{mark}, {how}. Differences are in "
+        f"{block.unit.points}, with simultaneous 95% intervals."
+    )
+    if any(INCOMPLETE in text for line in entrants for text in line):
+        legend += f" {INCOMPLETE} Seeds are missing: the mean is of those that are there."
+    if block.without_examples:
+        where = ", ".join(setting_name(block, setting) for setting in block.without_examples)
+        legend += f" These intervals are too narrow: they lack test examples on {where}."
+    notes = [legend, order_note(block), *block.notes, *map(str, block.collapsed)]
+    lines = [dict(zip(heads, line, strict=True)) for line in (*entrants, *levels)]
+    return Table(heading(block), lines, tuple(filter(None, notes)), ("method", "verdict"), heads)
+
+
+def _entrant_line(results: Results, block: Block, entrant: Entrant) -> list[str]:
+    places = {setting: place for place, setting in enumerate(entrant.settings)}
+    scores = [
+        score_text(block, entrant, places[setting], results.all_cells[entrant.cells[places[setting]]].sd)
+        + incomplete(results.all_cells[entrant.cells[places[setting]]])
+        if setting in places
+        else NOTHING
+        for setting in block.settings
+    ]
+    whole = len(entrant.settings) == len(block.settings)
+    mean = [score_text(block, entrant) if whole else NOTHING] * (len(block.settings) > 1)
+    found = entrant.differences.get(block.k)
+    compared = difference_text(found, block.unit) if found else ""
+    if found and not whole:
+        compared += f" on {len(entrant.settings)} of {len(block.settings)}"
+    verdict = in_words(found.verdict, block.unit.size(block.threshold)) if found else ""
+    name = f"{entrant.method} {INCOMPLETE}" if entrant.lost else entrant.method
+    return [name, f"{entrant.parameters:,}", *scores, *mean, compared, verdict]
+
+
+def _level_line(block: Block, level: Level) -> list[str]:
+    found, unit = level.comparison, block.unit
+    mean = [""] * (len(block.settings) > 1)
+    compared = difference_text(found, unit) if found else unit.difference(level.difference)
+    verdict = in_words(found.verdict, unit.size(block.threshold)) if found else ""
+    return [level.method, "", *map(unit.score, level.scores), *mean, compared, verdict]
+
+
+def incomplete(cell: Cell) -> str:
+    """The mark of a cell without studies some of whose seeds are missing. Otherwise empty."""
+    return "" if cell.complete or cell.studies else f" {INCOMPLETE}"
+
+
+def difference_text(found: Comparison, unit: Unit) -> str:
+    """A difference from the reference, with its interval, as text."""
+    ends = " to ".join(map(unit.difference, found.interval)) if found.interval else no_interval(found)
+    return f"{unit.difference(found.effect.difference)} ({ends})"
+
+
+#: The costs in the table of costs: heading, column of `Cell`, and format.
+COSTS: Mapping[str, tuple[str, str]] = {
+    "peak MiB": ("peak_mib", ",.0f"),
+    "ms/step": ("step_ms", ".1f"),
+    "with adapter": ("adapted_forward", ".2f"),
+    "merged": ("merged_forward", ".2f"),
+    "bytes": ("adapter_bytes", ",.0f"),
+    "forgetting, nats": ("forgetting", "+.4f"),
+}
+
+
+def costs_table(results: Results) -> Table:
+    """Every cell with its ranks, parameters, budget and the costs that are stored."""
+    cells = results.all_cells
+    shown = {head: each for head, each in COSTS.items() if any(cell[each[0]] is not None for cell in cells)}
+    lines = []
+    for cell in cells:
+        unit = unit_of(cell.metric, cell.unit)
+        ratio = NOTHING if cell.ratio is None else f"{cell.ratio:.3f}" + " !" * (cell.within is False)
+        peak = f" (peak {cell.peak:,.0f})" if cell.peak else ""
+        lines.append(
+            {
+                "cell": str(cell.number),
+                "method": cell.method,
+                "task": cell.task,
+                "backbone": cell.backbone,
+                "budget": cell.budget,
+                "ranks": f"left: {cell.left}" if cell.left else cell.ranks or NOTHING,
+                "requested": NOTHING if cell.asked is None else f"{cell.asked:,.0f}",
+                "parameters": f"{cell.parameters:,}{peak}",
+                "ratio": ratio,
+                "% of LoRA": NOTHING if cell.percent_of_lora is None else f"{cell.percent_of_lora:.2f}",
+                "trials": f"{cell.finished}/{cell.seeds}",
+                "score": unit.score(cell.mean) + incomplete(cell),
+                **{head: _number(cell[column], form) for head, (column, form) in shown.items()},
+            }
+        )
+    missed = sum(cell.within is False for cell in cells)
+    audit = f"{missed} rows miss their budget (!)" if missed else "No row misses its budget"
+    notes = [f"{audit} by more than its tolerance. Counts exclude the head."]
+    if "ms/step" in shown:
+        notes.append("Times of steps rank nothing: other trials may have run at the same time.")
+    if "with adapter" in shown:
+        notes.append(
+            "With adapter and merged: the time of a forward pass relative to the bare backbone. `tensorbench "
+            "tools perf` measures times on a silent machine."
+        )
+    if "forgetting, nats" in shown:
+        notes.append("Forgetting: the rise of the mean loss on text that no task trains on, per token.")
+    return Table("Budgets and costs", lines, notes, ("method", "task", "backbone", "budget", "ranks"))
+
+
+def _number(value: float | None, form: str) -> str:
+    return NOTHING if value is None else format(value, form)
+
+
+# --- files ---
+
+
+def markdown(analysis: Analysis, mixtures: Sequence[Mixture] = ()) -> str:
+    """The report as Markdown: for each block, the answer and a table of methods × tasks."""
+    results = analysis.results
+    text = [f"# {markdown_text(results.title)}"]
+    text += [markdown_text(each.closing) for each in results.experiments if each.closing]
+    first = analysis.faults if analysis.blocks else answers(analysis)
+    text += [f"**{markdown_text(sentence)}**" for sentence in first]
+    for block in analysis.blocks:
+        if len(analysis.blocks) > 1:
+            text.append(f"## {markdown_text(heading(block))}")
+        said = [*level_notes(block), detectable(block)]
+        text.append(
+            " ".join([f"**{markdown_text(answer(block))}**", *map(markdown_text, filter(None, said))])
+        )
+        text.append(scores_table(results, block).markdown())
+    costs = costs_table(results)
+    text += [f"## {costs.title}", costs.markdown()]
+    if notes := [*analysis.notes, *map(str, mixtures)]:
+        text += ["## Notes", "\n".join(f"- {markdown_text(note)}" for note in notes)]
+    return "\n\n".join(text) + "\n"
 
 
 def latex(analysis: Analysis) -> str:
-    r"""The main tables as LaTeX for `\input`.
-
-    They need the package booktabs, and tables that exceed a page need longtable.
-    """
-    tables = main_tables(analysis.study.all_cells, analysis.blocks)
-    return rendered("tables.tex", latex_text, LATEX_MARKS, tables=tables)
+    r"""The tables of methods × tasks, as LaTeX for `\input`."""
+    return "\n".join(scores_table(analysis.results, block).latex() for block in analysis.blocks)
 
 
-#: The delimiters in LaTeX templates. Jinja's own delimiters are braces and percent signs, which LaTeX uses.
-LATEX_MARKS = {
-    "block_start_string": "<%",
-    "block_end_string": "%>",
-    "variable_start_string": "<<",
-    "variable_end_string": ">>",
-    "comment_start_string": "<#",
-    "comment_end_string": "#>",
-}
-
-
-def rendered(
-    template: str, escape: Callable[[str], str], marks: Mapping[str, str] = {}, **values: object
-) -> str:
-    """Fills in a template of a text format with these values.
-
-    `escape` is applied to each value in the text. A template exempts the result of a macro by
-    `raw(macro())`. `marks` replaces Jinja's delimiters.
-    """
-    templates = environment(
-        finalize=lambda value: value if isinstance(value, _Raw) else escape(str(value)),
-        keep_trailing_newline=True,
-        **marks,
-    )
-    templates.globals["raw"] = _Raw
-    templates.filters |= {"block_title": _block_title, "unit": unit_of}
-    return templates.get_template(template).render(values)
-
-
-class _Raw(str):
-    """Text that is already escaped."""
-
-
-def _block_title(budget: str) -> str:
-    return "Baselines and methods of fixed size" if budget == OWN_SIZE else budget
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "±": r"$\pm$",
-    BETTER: r"$^\uparrow$",
-    WORSE: r"$^\downarrow$",
-    WITHIN: r"$^\approx$",
-    "†": r"$^\dagger$",
-    "–": "--",
-    "·": r"$\cdot$",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-}
-
-
-def latex_text(text: str) -> str:
-    """Escapes a text so that LaTeX prints it as it is."""
-    return "".join(_LATEX.get(character, character) for character in " ".join(visible(text).split()))
+def as_json(analysis: Analysis, mixtures: Sequence[Mixture], analyses: Sequence[StoredRedundancy]) -> str:
+    """The contents of the report as JSON. NaN and infinite numbers become null."""
+    content = {
+        "experiments": [
+            {"name": experiment.name, "run_id": experiment.run_id, "closing": experiment.closing}
+            for experiment in analysis.results.experiments
+        ],
+        "thresholds": analysis.thresholds,
+        "faults": analysis.faults,
+        "notes": analysis.notes,
+        "blocks": [
+            {
+                "block": block.title,
+                "metric": block.metric,
+                "score": score_name(block),
+                "k": block.k,
+                "ks": block.ks,
+                "reference": block.against,
+                "threshold": block.threshold,
+                "settings": block.settings,
+                "answer": answer(block),
+                "left_out": block.left_out,
+                "notes": block.notes,
+            }
+            for block in analysis.blocks
+        ],
+        "mixtures": list(map(str, mixtures)),
+        "tables": {name: table.records() for name, table in tidy_tables(analysis).items()},
+        "redundancy": analyses,
+    }
+    plain = to_jsonable_python(content, inf_nan_mode="null", fallback=lambda value: value.item())
+    return json.dumps(plain, indent=1, allow_nan=False) + "\n"

@@ -8,7 +8,7 @@ from math import isfinite
 from tensorbench.methods import UnknownNameError, UserError
 from tensorbench.methods.errors import shown
 from tensorbench.metrics import METRICS
-from tensorbench.reports.study import REFERENCE, Cell
+from tensorbench.reports.results import REFERENCE, Cell
 from tensorbench.reports.words import listed
 
 #: The default threshold: one point of accuracy. `Metric.point` converts it to other metrics.

@@ -74,17 +74,6 @@ def split_names(text: str) -> list[str]:
     return [text[a:b].strip() for a, b in zip([0, *(end + 1 for end in ends)], [*ends, None], strict=True)]
 
 
-def split_pairs(text: str) -> list[tuple[str, str]]:
-    """Parses `METHOD,… : REFERENCE` to pairs of a method and its reference.
-
-    `A,B : C` gives (A, C) and (B, C). Raises BadParameter for any other form.
-    """
-    sides = re.split(r"\s:\s", text)
-    if len(sides) != 2 or not all(map(str.strip, sides)):
-        raise typer.BadParameter(f"'{text}' is not METHOD,… : REFERENCE, with spaces around the colon")
-    return [(method, sides[1].strip()) for method in split_names(sides[0])]
-
-
 def split_numbers(text: str) -> list[int]:
     """Parses integers separated by commas. Raises BadParameter for anything else."""
     try:
@@ -371,21 +360,10 @@ def report_part_options(
         str | None,
         typer.Option(metavar="METHOD", help="The method that others are compared with. Default: LoRA."),
     ] = None,
-    pair: Annotated[
-        list[Any] | None,
-        typer.Option(
-            "--pair",
-            parser=split_pairs,
-            callback=joined,
-            metavar="METHOD,… : REFERENCE",
-            help="In place of --method and --reference: compare these methods with this one, by their names "
-            "in tables; may be repeated, with simultaneous intervals for each budget and metric.",
-        ),
-    ] = None,
 ) -> Selection:
     from tensorbench.reports.selection import Selection
 
-    return Selection(method or (), task or (), backbone or (), budget or (), reference or "", pair or ())
+    return Selection(method or (), task or (), backbone or (), budget or (), reference or "")
 
 
 def suite_and_part(file: Path, data: Path | None, part: Part) -> tuple[Suite, Part]:

@@ -60,7 +60,7 @@ def show(
 ) -> None:
     """Show one trial, or a cell of a report, with its results and their origin.
 
-    A report on a part numbers its cells anew: give the options of that report (--method, --pair, ...).
+    A report on a part numbers its cells anew: give the options of that report (--method, --budget, ...).
     """
     check_store(store, *what)
     from tensorbench.cli.stored import print_cell, print_trial
@@ -78,7 +78,7 @@ def show(
         return
     if not part.everything:
         raise typer.BadParameter(
-            f"--method, --pair and their like are for a cell of a report: add --cell N; got {part}"
+            f"--method, --budget and their like are for a cell of a report: add --cell N; got {part}"
         )
     if len(what) > 1:
         raise typer.BadParameter(f"one trial at a time, or --cell with experiments; got {', '.join(what)}")
@@ -126,7 +126,7 @@ def report(
 ) -> None:
     """Write the report of one or more experiments as a page, tables, figures and JSON.
 
-    With --method and the like, or --pair, only these rows are reported, with simultaneous intervals for them.
+    With --method and the like, only these rows are reported, with simultaneous intervals for them.
     """
     if peft_results:
         if not replace(part, reference="").everything or formats or threshold or mixed:
@@ -136,10 +136,8 @@ def report(
     if folder is None or as_json:
         raise typer.BadParameter("give --out FOLDER for a report; --json goes with --peft-results")
     check_store(store, *experiment)
-    from tensorbench.reports.headline import faults
+    from tensorbench.reports.answers import answers
     from tensorbench.reports.report import FORMATS, write_report
-    from tensorbench.reports.studies import StudyAnalysis
-    from tensorbench.reports.study_words import answer
 
     done = write_report(
         store,
@@ -152,16 +150,12 @@ def report(
         log=log,
         selection=None if part.everything else part,
     )
-    collapsed: dict[str, None] = {}
-    if isinstance(done.analysis, StudyAnalysis):
-        first = [answer(block) for block in done.analysis.blocks]
-    else:
-        first = faults(done.analysis)
-        every = (str(side) for block in done.analysis.blocks for side in block.collapsed)
-        collapsed = dict.fromkeys(side for side in every if side not in first)
+    first = answers(done.analysis)
     for sentence in first:
         out.print(f"[bold]{escape(sentence)}[/bold]", highlight=False, soft_wrap=True)
-    notes = [*collapsed, *done.analysis.notes, *map(str, done.mixtures)]
+    collapsed = map(str, done.analysis.collapses.values())
+    notes = [side for side in collapsed if not any(side in sentence for sentence in first)]
+    notes += [*done.analysis.notes, *map(str, done.mixtures)]
     if done.read_only:
         notes.append(f"not on the suite run of {', '.join(done.read_only)}: the store can only be read.")
     for note in notes:

@@ -90,7 +90,7 @@ def run(
     # Imported after the trials, since it takes a second.
     from tensorbench.cli.results import print_summary
 
-    print_summary(out, done.summary, done.answers)
+    print_summary(out, done.summary)
     if not done.complete:
         raise typer.Exit(1)
 

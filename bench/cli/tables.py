@@ -23,7 +23,7 @@ from tensorbench.records.stored_plan import PlannedRow, row_texts
 from tensorbench.records.words import OWN_SIZE
 
 if TYPE_CHECKING:
-    from tensorbench.reports.study import Cell
+    from tensorbench.reports.results import Cell
 
 #: The remaining time is estimated from the progress in this many past seconds.
 PACE = 300.0

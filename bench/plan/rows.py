@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import Field
 
-from tensorbench.machine.overview import Overview, ShowsOverview
+from tensorbench.machine.table import ShowsOverview, Table
 from tensorbench.methods import METHODS, UnknownNameError, UserError
 from tensorbench.methods.errors import shown
 from tensorbench.methods.validation import Frozen
@@ -211,10 +211,10 @@ class Plan(ShowsOverview, Frozen):
     def _recipes(self) -> dict[str, Recipe]:
         return {trial.id: trial.recipe for trial in self.trials}
 
-    def overview(self) -> Overview:
+    def overview(self) -> Table:
         """Returns the rows with their sizes, rates and numbers of trials."""
         missed = sum(row.within is False for row in self.rows)
-        return Overview(
+        return Table(
             f"{self.suite.name}: {self.counts}",
             [
                 row_texts(row, ",".join(map(str, row.ranks)))

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
-from tensorbench.machine.overview import Overview, ShowsOverview
+from tensorbench.machine.table import ShowsOverview, Table
 from tensorbench.records import Wired
 from tensorbench.records.words import OWN_SIZE, By
 
@@ -213,7 +213,7 @@ class Forecast(ShowsOverview, Wired):
         }[self.based_on]
         return f"Time is of one worker, {source}."
 
-    def overview(self) -> Overview:
+    def overview(self) -> Table:
         """Returns the table of trials and time, with a line for each of `parts`."""
         lines = []
         for part in self.parts:
@@ -226,7 +226,7 @@ class Forecast(ShowsOverview, Wired):
                     "time": duration(part.seconds),
                 }
             )
-        return Overview("Estimate", lines, [self.basis, *self.notes, *self.advice], ("by",))
+        return Table("Estimate", lines, [self.basis, *self.notes, *self.advice], ("by",))
 
 
 def duration(seconds: float) -> str:

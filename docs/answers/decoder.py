@@ -3,67 +3,88 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
-from tensorbench.reports.analysis import analyse
-from tensorbench.reports.comparisons import AgainstReference
+from tensorbench.reports.analysis import Analysis, analyse
+from tensorbench.reports.blocks import Comparison
+from tensorbench.reports.collapses import counted
 from tensorbench.reports.inference.crossed import of_seeds
 from tensorbench.reports.inference.effects import Effect, effect
 from tensorbench.reports.inference.intervals import simultaneous
 from tensorbench.reports.reading import read
-from tensorbench.reports.study import REFERENCE, Cell, Study
+from tensorbench.reports.results import REFERENCE, Cell, Results, Seed
 
 from .answer import table, with_interval
 
 HEAD = (
-    *("method", "ranks", "parameters", "chosen rate", "accuracy, mean ± sd"),
+    *("method", "ranks", "parameters", "best rate", "accuracy, %"),
     *("difference from LoRA, points", "verdict", "forgetting, nats", "difference from LoRA, nats"),
 )
 
 
 def of_decoder(pack: Path) -> str:
-    """Each method's accuracy and forgetting, with simultaneous 95% intervals of the differences from LoRA."""
+    """Each method's accuracy and forgetting, with simultaneous 95% intervals of the differences from LoRA.
+
+    Forgetting is that of the trials which studies keep.
+    """
     analysis = analyse(read("", [str(pack)]))
-    compared = {each.cells[0]: each for block in analysis.blocks for each in block.all_comparisons}
-    cells = analysis.study.all_cells
-    forgetting = {cell.number: more_forgotten(analysis.study, cell) for cell in cells}
+    compared: dict[int, Comparison] = {}
+    levels: dict[int, float | None] = {}
+    for block in analysis.blocks:
+        compared |= {e.cells[0]: e.differences[block.k] for e in block.compared}
+        levels |= {
+            number: level.difference for level in block.levels for number in level.cells if number is not None
+        }
+    cells = analysis.results.all_cells
     # A method that failed has no difference, but was to be compared as well.
     level = simultaneous(sum(cell.family != REFERENCE for cell in cells))
     rows = []
     for cell in cells:
-        more = forgetting[cell.number]
-        rows.append(
-            [*_accuracy(cell, compared.get(cell.number)), _nats(cell["forgetting"]), _more(more, level)]
-        )
+        row = _accuracy(analysis, cell, compared.get(cell.number), levels.get(cell.number))
+        more = more_forgotten(analysis.results, cell)
+        rows.append([*row, _nats(_forgetting(counted(analysis.results, cell))), _more(more, level)])
     return table(HEAD, rows)
 
 
-def more_forgotten(study: Study, cell: Cell) -> Effect | None:
-    """How much more a method forgets than LoRA, paired by seed. None for LoRA and without a shared seed."""
-    (lora,) = (other for other in study.all_cells if other.family == REFERENCE)
+def more_forgotten(results: Results, cell: Cell) -> Effect | None:
+    """How much more a method forgets than LoRA, paired by study, or by seed without tuning.
+
+    None for LoRA and without a shared study.
+    """
+    (lora,) = (other for other in results.all_cells if other.family == REFERENCE)
     own, other = (
         {
-            seed.seed: seed["forgetting"]
-            for seed in study.finished(each.number)
+            seed.seed if seed.study is None else seed.study: seed["forgetting"]
+            for seed in counted(results, each)
             if seed["forgetting"] is not None
         }
         for each in (cell, lora)
     )
     shared = sorted(own.keys() & other.keys())
-    if cell is lora or not shared:
+    if cell is lora or not shared or bool(cell.studies) != bool(lora.studies):
         return None
-    return effect([of_seeds(np.array([own[seed] - other[seed] for seed in shared]))])
+    return effect([of_seeds(np.array([own[number] - other[number] for number in shared]))])
 
 
-def _accuracy(cell: Cell, against: AgainstReference | None) -> list[str]:
-    tuned = cell.tuning.chosen.get("lr") if cell.tuning and cell.tuning.chosen else None
-    mean = "–" if cell.mean is None else f"{100 * cell.mean:.2f} ± {100 * (cell.sd or 0):.2f}"
-    row = [cell.method, cell.ranks or "–", f"{cell.parameters:,}", f"{tuned:g}" if tuned else "–", mean]
-    if against is None:
-        return [*row, "reference" if cell.family == REFERENCE else "–", ""]
-    difference = with_interval(against.effect.difference, against.interval)
-    return [*row, difference, against.verdict.side or "undecided"]
+def _accuracy(analysis: Analysis, cell: Cell, compared: Comparison | None, level: float | None) -> list[str]:
+    score = analysis.score(cell.number)
+    best = min(counted(analysis.results, cell), key=lambda seed: seed.validation_loss or 0.0, default=None)
+    rate = "–" if best is None or best.lr is None else f"{best.lr:.2g}"
+    mean = "–" if score is None else f"{100 * score.value:.2f}"
+    row = [cell.method, cell.ranks or "–", f"{cell.parameters:,}", rate, mean]
+    if compared is not None:
+        difference = with_interval(compared.effect.difference, compared.interval)
+        return [*row, difference, compared.verdict.side or "undecided"]
+    if level is not None:
+        return [*row, with_interval(level, None), "not tuned"]
+    return [*row, "reference" if cell.family == REFERENCE else "–", ""]
+
+
+def _forgetting(seeds: list[Seed]) -> float | None:
+    values = [value for seed in seeds if (value := seed["forgetting"]) is not None]
+    return fmean(values) if values else None
 
 
 def _more(more: Effect | None, level: float) -> str:

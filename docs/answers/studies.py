@@ -12,17 +12,17 @@ import numpy as np
 
 from tensorbench.metrics import direction
 from tensorbench.reports.advice import rate_advice
-from tensorbench.reports.figures.studies import draw
+from tensorbench.reports.analysis import Analysis, analyse
+from tensorbench.reports.answers import answers as sentences
+from tensorbench.reports.answers import level_notes, order_note
+from tensorbench.reports.blocks import Block, Comparison
+from tensorbench.reports.figures import draw
 from tensorbench.reports.inference.effects import Answer as Size
 from tensorbench.reports.inference.effects import Verdict, effect
 from tensorbench.reports.inference.intervals import LEAST_SEEDS, Bounds, simultaneous
 from tensorbench.reports.inference.studies import CompleteStudies, of_method, score_after
 from tensorbench.reports.reading import read
 from tensorbench.reports.selection import Selection
-from tensorbench.reports.studies import StudyAnalysis, analyse_studies
-from tensorbench.reports.study_blocks import Difference, StudyBlock
-from tensorbench.reports.study_words import answers as sentences
-from tensorbench.reports.study_words import level_notes, order_note
 from tensorbench.reports.words import listed, many
 
 from .answer import Answer, Picture, bounds, points, table, with_interval
@@ -41,14 +41,14 @@ class Ruling:
     rows: Sequence[Sequence[str]]
 
 
-Rule = Callable[[StudyBlock], Ruling]
+Rule = Callable[[Block], Ruling]
 EVERY = Selection(reference=LORA)
 
 
 @cache
-def analysed(*packs: Path, selection: Selection = EVERY) -> StudyAnalysis:
+def analysed(*packs: Path, selection: Selection = EVERY) -> Analysis:
     """The analysis of the packs' studies. It is computed once for the same packs and selection."""
-    return analyse_studies(read("", [str(pack) for pack in packs], selection, studies=True))
+    return analyse(read("", [str(pack) for pack in packs], selection))
 
 
 def of_questions(study: Path) -> dict[str, Answer]:
@@ -109,7 +109,7 @@ def of_levels(*packs: Path) -> tuple[str, str]:
 
 def picture(study: Path) -> Picture:
     """The figure of question 1: each method's difference from LoRA."""
-    return Picture("findings-study", draw(analysed(study))[0])
+    return Picture("findings-study", draw(analysed(study))[0][0])
 
 
 def of_core_rate(study: Path, multiples: Path) -> Answer:
@@ -119,7 +119,7 @@ def of_core_rate(study: Path, multiples: Path) -> Answer:
     compared on the tasks of `multiples`.
     """
     methods = tuple(f"{QKV_DEPTH} [core_lr={multiple}]" for multiple in (4.0, 16.0))
-    tasks = tuple({cell.task: None for cell in read("", [str(multiples)], studies=True).all_cells})
+    tasks = tuple({cell.task: None for cell in read("", [str(multiples)]).all_cells})
     selection = Selection(methods=methods, reference=QKV_DEPTH, tasks=tasks)
     both = analysed(study, multiples, selection=selection)
     return answered([(both, after_tuning), (both, by_trials)])
@@ -137,7 +137,7 @@ def of_trains(study: Path, trains: Path) -> Answer:
     )
 
 
-def answered(parts: Sequence[tuple[StudyAnalysis, Rule]]) -> Answer:
+def answered(parts: Sequence[tuple[Analysis, Rule]]) -> Answer:
     """The answer from the analysis of each part of a question, with notes on missing evidence.
 
     With too few studies, its `short` is empty.
@@ -156,7 +156,7 @@ def answered(parts: Sequence[tuple[StudyAnalysis, Rule]]) -> Answer:
     return Answer(text, " ".join(ruling.short for ruling in rulings if ruling.short))
 
 
-def _notes(analysis: StudyAnalysis) -> Iterator[str]:
+def _notes(analysis: Analysis) -> Iterator[str]:
     """What the numbers of an analysis do not cover, except for studies that have not ended.
 
     The number of complete studies is printed in any case.
@@ -167,9 +167,9 @@ def _notes(analysis: StudyAnalysis) -> Iterator[str]:
     yield from analysis.limits
 
 
-def studies_complete(analysis: StudyAnalysis) -> tuple[int, int]:
+def studies_complete(analysis: Analysis) -> tuple[int, int]:
     """How many studies every method has completed on every task, and how many are planned for each."""
-    cells = [cell for cell in analysis.study.all_cells if cell.studies]
+    cells = [cell for cell in analysis.results.all_cells if cell.studies]
     numbers = [
         {*analysis.studies[cell.number].numbers} if cell.number in analysis.studies else set()
         for cell in cells
@@ -180,7 +180,7 @@ def studies_complete(analysis: StudyAnalysis) -> tuple[int, int]:
 # --- the rules ---
 
 
-def after_tuning(block: StudyBlock) -> Ruling:
+def after_tuning(block: Block) -> Ruling:
     """Questions 1 and 4: each method's difference from the reference after k trials."""
     rows, verdicts = [], []
     for entrant in block.compared:
@@ -194,7 +194,7 @@ def after_tuning(block: StudyBlock) -> Ruling:
     return Ruling(_by_verdict(verdicts), [*head, *(setting.task for setting in block.settings)], rows)
 
 
-def compared_by_name(block: StudyBlock) -> Ruling:
+def compared_by_name(block: Block) -> Ruling:
     """Question 6: each method's difference from the reference, which the answer names."""
     ruling = after_tuning(block)
     return replace(ruling, short=f"Compared with {block.against}: {ruling.short}")
@@ -209,7 +209,7 @@ def in_words(verdict: Verdict) -> str:
     return verdict.side or "undecided"
 
 
-def by_trials(block: StudyBlock) -> Ruling:
+def by_trials(block: Block) -> Ruling:
     """Each method's difference from the reference after each number of trials, without an answer."""
     rows = [
         [entrant.method, *(_with_interval(entrant.differences.get(k)) for k in block.ks)]
@@ -218,12 +218,12 @@ def by_trials(block: StudyBlock) -> Ruling:
     return Ruling("", ["method", *(f"k = {k}" for k in block.ks)], rows)
 
 
-def another_order(block: StudyBlock) -> Ruling:
+def another_order(block: Block) -> Ruling:
     """Question 2: whether few and many trials put a method on different sides of the reference."""
     return replace(by_trials(block), short=order_note(block))
 
 
-def forgiving(block: StudyBlock) -> Ruling:
+def forgiving(block: Block) -> Ruling:
     """Question 3: whether more rates are near the best, and fewer trials fail, than for the reference."""
     rows, verdicts = [], []
     for entrant in block.entrants:
@@ -238,7 +238,7 @@ def forgiving(block: StudyBlock) -> Ruling:
     return Ruling(_by_verdict(verdicts), ["method", "near the best, %", change, "failed, %", change], rows)
 
 
-def _share(difference: Difference | None, higher: str, lower: str) -> tuple[str, str]:
+def _share(difference: Comparison | None, higher: str, lower: str) -> tuple[str, str]:
     """The difference of a share with its interval, and the word for its side."""
     if difference is None:
         return "–", ""
@@ -246,7 +246,7 @@ def _share(difference: Difference | None, higher: str, lower: str) -> tuple[str,
     return _with_interval(difference), word
 
 
-def worst(block: StudyBlock) -> Ruling:
+def worst(block: Block) -> Ruling:
     """Question 4: whether the reference is below each of the other variants."""
     sides = {entrant.differences[block.k].verdict.side for entrant in block.compared}
     ruled = "yes" if sides == {"better"} else "no" if "worse" in sides else "undecided"
@@ -254,7 +254,7 @@ def worst(block: StudyBlock) -> Ruling:
     return replace(after_tuning(block), short=short)
 
 
-def default_rate(block: StudyBlock) -> Ruling:
+def default_rate(block: Block) -> Ruling:
     """Question 5: whether a method loses less than a point at the rate that is best on the other tasks."""
     rows, verdicts = [], []
     for entrant in block.entrants:
@@ -279,7 +279,7 @@ def _cost(interval: Bounds | None, threshold: float) -> str:
 # --- advice ---
 
 
-def affordable(block: StudyBlock) -> Ruling:
+def affordable(block: Block) -> Ruling:
     """The method to use after each number of trials: the best of those shown to be better than the reference.
 
     It is the reference itself if no method is shown to be better.
@@ -298,7 +298,7 @@ def affordable(block: StudyBlock) -> Ruling:
     return Ruling("", head, rows)
 
 
-def expected(block: StudyBlock) -> Ruling:
+def expected(block: Block) -> Ruling:
     """Each method's expected score after each number of trials, and its share of failed trials."""
     rows = [
         [
@@ -312,7 +312,7 @@ def expected(block: StudyBlock) -> Ruling:
     return Ruling("", head, rows)
 
 
-def rates(analysis: StudyAnalysis, block: StudyBlock) -> Ruling:
+def rates(analysis: Analysis, block: Block) -> Ruling:
     """The rate to start from on each task, and the range within a point of the best."""
     by_cell = {advice.cell: advice for advice in rate_advice(analysis)}
     rows = [
@@ -328,14 +328,14 @@ def rates(analysis: StudyAnalysis, block: StudyBlock) -> Ruling:
 # --- the check of the intervals ---
 
 
-def fresh_tunings(fresh: StudyAnalysis, block: StudyBlock) -> Ruling:
+def fresh_tunings(fresh: Analysis, block: Block) -> Ruling:
     """Whether fresh tunings score after k trials what the published study expects of them.
 
     The fresh tunings are those in `fresh` whose numbers do not occur in `block`. The column "mean kept" has
     the mean test score of the trials that they keep. It is a little higher on average than the score after k
     trials, since the rates of a tuning cover the window more evenly than k random rates.
     """
-    cells = {(cell.method, cell.setting): cell for cell in fresh.study.all_cells}
+    cells = {(cell.method, cell.setting): cell for cell in fresh.results.all_cells}
     head = ["method", "task", "the study", "its interval", "expected of fresh tunings", "fresh tunings"]
     head += [f"score after {block.k}", "mean kept", "as expected"]
     rows, sign, score = [], direction(block.metric), block.unit.score
@@ -378,7 +378,7 @@ def expected_of(studies: CompleteStudies, count: int, k: int) -> Bounds:
     return interval
 
 
-def _scores(block: StudyBlock, interval: Bounds) -> str:
+def _scores(block: Block, interval: Bounds) -> str:
     return " to ".join(map(block.unit.score, interval))
 
 
@@ -393,7 +393,7 @@ def _by_verdict(verdicts: Sequence[tuple[str, str]]) -> str:
     return "; ".join(f"**{words}**: {listed(methods)}" for words, methods in names.items()) + "."
 
 
-def _with_interval(difference: Difference | None) -> str:
+def _with_interval(difference: Comparison | None) -> str:
     return "–" if difference is None else with_interval(difference.effect.difference, difference.interval)
 
 

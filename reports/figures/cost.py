@@ -5,7 +5,7 @@ Step times depend on what else the machine runs, so they are not comparable and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -16,20 +16,20 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from tensorbench.metrics import direction
 from tensorbench.reports.analysis import Analysis
+from tensorbench.reports.blocks import Estimate
 from tensorbench.reports.drawing import MUTED, Drawn, Looks, PointName, Tips, name_at_right, panels, usual
-from tensorbench.reports.ranking import CostOf, best_means, pareto
-from tensorbench.reports.study import (
+from tensorbench.reports.results import (
     CONVERGED,
     FLOOR,
+    NO_ADAPTERS,
     OWN_SIZE,
     REFERENCE,
     Cell,
-    Study,
     TaskAndBackbone,
     grouped,
     measured,
 )
-from tensorbench.reports.units import unit_of
+from tensorbench.reports.units import Unit, unit_of
 
 #: The largest number of settings with their own figure.
 MOST_SETTINGS = 12
@@ -37,8 +37,6 @@ MOST_SETTINGS = 12
 MOST_WHISKERS = 60
 #: A note in the panel names at most this many of the points outside the panel.
 MOST_OUTSIDE = 3
-#: The opacity of points off the Pareto front.
-FAINT = 0.3
 
 
 @dataclass(frozen=True)
@@ -49,31 +47,47 @@ class Cost:
     title: str
     label: str
     #: Returns a cell's cost. None if it is unknown.
-    of: CostOf
-    caption: str = "Memory depends on the machine that ran the trial: see Provenance."
+    of: Callable[[Cell], float | None]
+    #: The format of the cost.
+    form: str
+    caption: str = ""
 
 
-PARAMETERS = Cost(
-    "score-vs-parameters",
-    "Score against parameters",
-    "adapter parameters",
-    lambda cell: cell.parameters,
-    "The dotted line has no adapter parameters.",
-)
 COSTS = (
-    PARAMETERS,
-    Cost("score-vs-memory", "Score against memory", "peak memory, MiB", lambda cell: cell["peak_mib"]),
+    Cost(
+        "score-vs-parameters",
+        "Score against parameters",
+        "adapter parameters",
+        lambda cell: None if cell.family in NO_ADAPTERS else cell.parameters,
+        ",.0f",
+    ),
+    Cost(
+        "score-vs-memory",
+        "Score against memory",
+        "peak memory, MiB",
+        lambda cell: None if cell.family == CONVERGED else cell["peak_mib"],
+        ",.2f",
+        " Memory depends on the machine that ran the trial: see how the trials were made.",
+    ),
 )
 
 
 @dataclass(frozen=True)
 class _Point:
     cell: Cell
-    cost: float
-    #: The mean score, in percent or in the metric's own unit.
-    score: float
-    #: Whether the cell is on the Pareto front: no cell that costs no more is significantly better.
-    on_front: bool
+    estimate: Estimate
+    #: The cost. None for a method that is drawn as a line, since it has no such cost.
+    cost: float | None
+    unit: Unit
+
+    @property
+    def score(self) -> float:
+        """The score, in percent or in the metric's own unit."""
+        return self.unit.factor * self.estimate.value
+
+    @property
+    def gain(self) -> float:
+        return direction(self.cell.metric) * self.estimate.value
 
     @property
     def name(self) -> str:
@@ -83,91 +97,90 @@ class _Point:
     @property
     def bounds(self) -> tuple[float, float] | None:
         """The 95% interval of `score`, in the same unit. None if unknown."""
-        cell = self.cell
-        if cell.low is None or cell.high is None:
-            return None
-        factor = unit_of(cell.metric).factor
-        return factor * cell.low, factor * cell.high
+        found = self.estimate.interval
+        return found and (self.unit.factor * found[0], self.unit.factor * found[1])
 
 
 def score_against(analysis: Analysis, cost: Cost, looks: Looks) -> list[Drawn]:
-    """The figures of scores against a cost, one per setting. Each marks the Pareto front."""
-    study = analysis.study
-    front = {cell.number for cell in pareto(analysis.evidence, study.all_cells, cost.of)}
+    """The figures of scores against a cost, one per setting with a method of known cost."""
     points = [
-        _Point(cell, cost_of, unit_of(cell.metric).factor * cell.mean, cell.number in front)
-        for cell in study.all_cells
-        if cell.mean is not None
-        and (cost_of := 0.0 if cell.family == CONVERGED else cost.of(cell)) is not None
+        _Point(cell, found, cost.of(cell), unit_of(cell.metric, cell.unit))
+        for cell in analysis.results.all_cells
+        if cell.metric and (found := analysis.score(cell.number)) is not None
     ]
-    groups = list(grouped(points, lambda point: point.cell.setting).items())
+    groups = {
+        setting: own
+        for setting, own in grouped(points, lambda point: point.cell.setting).items()
+        if any(point.cost is not None for point in own)
+    }
     more = f" The first {MOST_SETTINGS} of {len(groups)} settings." if len(groups) > MOST_SETTINGS else ""
     return [
-        _figure(study, cost, looks, number, setting, of_setting, more)
-        for number, (setting, of_setting) in enumerate(groups[:MOST_SETTINGS])
+        _figure(cost, looks, number, setting, groups[setting], more)
+        for number, setting in enumerate(list(groups)[:MOST_SETTINGS])
     ]
 
 
 def _figure(
-    study: Study,
-    cost: Cost,
-    looks: Looks,
-    number: int,
-    setting: TaskAndBackbone,
-    points: Sequence[_Point],
-    more: str,
+    cost: Cost, looks: Looks, number: int, setting: TaskAndBackbone, points: Sequence[_Point], more: str
 ) -> Drawn:
     figure, (ax,) = panels(1, height=3.6, wide=True)
-    free = [
-        point
-        for point in points
-        if point.cell.family == CONVERGED or (cost is PARAMETERS and point.cost == 0)
-    ]
-    dots = [point for point in points if point not in free]
-    best = [cell.number for cell in best_means((point.cell for point in dots), cost.of)]
-    line = sorted((point for point in dots if point.cell.number in best), key=lambda point: point.cost)
+    dots = [point for point in points if point.cost is not None]
+    line = best_means(dots)
     limits, tips = _limits(points), Tips()
-    _draw(ax, dots, line, looks)
-    _draw_dots(ax, dots, limits, looks, tips, lambda point: _tip(study, cost, point))
+    whiskers = len(dots) <= MOST_WHISKERS
+    _draw(ax, dots, line, looks, whiskers=whiskers)
+    _draw_dots(ax, dots, limits, looks, tips, cost)
     ax.set_ylim(limits)
-    if cost is PARAMETERS:
-        _count_axis(ax, _far_apart(dots))
+    _count_axis(ax, [point.cost or 0.0 for point in dots])
     inside = [point for point in points if limits[0] <= point.score <= limits[1]]
-    _draw_free(ax, points, free, inside)
-    named = {point.cell.number: point for point in (*line, *_reference(dots)) if point in inside}.values()
-    name_at_right(ax, [PointName(p.name, p.cost, p.score, looks.colour(p.cell.family)) for p in named])
+    _draw_lines(ax, points, inside)
+    named = {p.cell.number: p for p in (*line, *_reference(dots)) if p in inside}.values()
+    name_at_right(ax, [PointName(p.name, p.cost or 0.0, p.score, looks.colour(p.cell.family)) for p in named])
     _legend(ax, looks, dots)
-    unit = unit_of(points[0].cell.metric)
+    unit = points[0].unit
     ax.set_xlabel(cost.label)
     ax.set_ylabel(measured([points[0].cell]) + (f", {unit.mark}" if unit.mark else ""))
-    best_names = f"from cheapest to costliest: {', '.join(p.name for p in line) or 'none'}"
+    names = f"from cheapest to costliest: {', '.join(p.name for p in line) or 'none'}"
     caption = (
-        "Means over seeds, hollow if some are missing. Faint points are off the Pareto front: something that "
-        f"costs no more is significantly better. The line joins the best means, {best_names}. "
-        f"{'Whiskers are 95% intervals. ' if _whiskered(dots) else ''}{cost.caption}"
-        f"{_dotted(free) if cost is not PARAMETERS else ''}{more}"
+        f"Hollow if trials are missing. The solid line joins the best scores, {names}. "
+        f"{'Whiskers are 95% intervals. ' * whiskers}Dotted lines have no such cost.{cost.caption}{more}"
     )
+    title = f"{cost.title}, {setting}"
     return Drawn(
         f"{cost.name}-{number}",
-        f"{cost.title}, {setting}",
+        title,
         caption,
-        f"The best means, {best_names}.",
+        f"The best scores, {names}.",
         figure,
         tips,
         settings=(setting,),
     )
 
 
-def _dotted(free: Sequence[_Point]) -> str:
-    return f" The dotted line is {free[0].name}." if free else ""
+def best_means(points: Iterable[_Point]) -> list[_Point]:
+    """The complete points that are better than all others which cost no more, from cheapest to costliest.
+
+    Noise is disregarded. If several points are equal in cost and score, all of them are kept.
+    """
+    best: list[_Point] = []
+    complete = [point for point in points if point.cell.complete]
+    for point in sorted(complete, key=lambda point: (point.cost or 0.0, -point.gain)):
+        # The same trials may belong to two budgets. Then both cells are among the best.
+        if (
+            not best
+            or point.gain > best[-1].gain
+            or (point.cost, point.gain) == (best[-1].cost, best[-1].gain)
+        ):
+            best.append(point)
+    return best
 
 
 def _limits(points: Sequence[_Point]) -> tuple[float, float]:
     """The limits of the score axis. The head alone and collapsed methods may lie outside."""
     scores = [p.score for p in points if p.cell.family != FLOOR] or [p.score for p in points]
-    metric = points[0].cell.metric
-    percent = bool(unit_of(metric).mark)
-    low, high = usual(scores, direction(metric), 5.0 if percent else 0.1 * max(map(abs, scores)))
+    percent = bool(points[0].unit.mark)
+    sign = direction(points[0].cell.metric)
+    low, high = usual(scores, sign, 5.0 if percent else 0.1 * max(map(abs, scores)))
     heads = [p.score for p in points if p.cell.family == CONVERGED]
     low, high = min([low, *heads]), max([high, *heads])
     # Half a point, or for scores with units the same share of the largest.
@@ -178,17 +191,12 @@ def _limits(points: Sequence[_Point]) -> tuple[float, float]:
 def _reference(points: Sequence[_Point]) -> list[_Point]:
     """The best cell of LoRA, as a list. Empty without LoRA."""
     lora = [point for point in points if point.cell.family == REFERENCE]
-    return sorted(lora, key=lambda point: -(point.cell.gain or 0.0))[:1]
+    return sorted(lora, key=lambda point: -point.gain)[:1]
 
 
-def _far_apart(points: Sequence[_Point]) -> bool:
-    """Whether counts of parameters need a logarithmic axis."""
-    counts = [point.cost for point in points]
-    return bool(counts) and max(counts) > 8 * min(counts)
-
-
-def _count_axis(ax: Axes, log: bool) -> None:
-    if log:
+def _count_axis(ax: Axes, costs: Sequence[float]) -> None:
+    """Formats counts, on a logarithmic axis if they are far apart."""
+    if max(costs) > 8 * min(costs) > 0:
         ax.set_xscale("log")
         ax.xaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_major_formatter(FuncFormatter(_count))
@@ -201,72 +209,49 @@ def _count(value: float, _: int) -> str:
     return f"{value:g}"
 
 
-def _whiskered(dots: Sized) -> bool:
-    """Whether to draw intervals. The intervals of more than `MOST_WHISKERS` points would hide each other."""
-    return len(dots) <= MOST_WHISKERS
-
-
-def _draw(ax: Axes, dots: Sequence[_Point], line: Sequence[_Point], looks: Looks) -> None:
+def _draw(ax: Axes, dots: Sequence[_Point], line: Sequence[_Point], looks: Looks, *, whiskers: bool) -> None:
     """Draws the line through the best means, and the intervals of points."""
-    ax.plot(
-        [point.cost for point in line],
-        [point.score for point in line],
-        color=MUTED,
-        lw=0.9,
-        drawstyle="steps-post",
-        zorder=1,
-    )
-    for point in dots if _whiskered(dots) else ():
+    costs, scores = [point.cost or 0.0 for point in line], [point.score for point in line]
+    ax.plot(costs, scores, color=MUTED, lw=0.9, drawstyle="steps-post", zorder=1)
+    for point in dots if whiskers else ():
         if point.bounds:
-            colour, alpha = looks.colour(point.cell.family), 0.5 if point.on_front else 0.15
-            ax.plot([point.cost] * 2, point.bounds, color=colour, lw=0.7, alpha=alpha, zorder=2)
+            colour = looks.colour(point.cell.family)
+            ax.plot([point.cost or 0.0] * 2, point.bounds, color=colour, lw=0.7, alpha=0.5, zorder=2)
 
 
 def _draw_dots(
-    ax: Axes,
-    dots: Sequence[_Point],
-    limits: tuple[float, float],
-    looks: Looks,
-    tips: Tips,
-    tip: Callable[[_Point], str],
+    ax: Axes, dots: Sequence[_Point], limits: tuple[float, float], looks: Looks, tips: Tips, cost: Cost
 ) -> None:
     """Draws a dot for each point. A point outside the limits becomes an arrowhead at the edge."""
     low, high = limits
     kinds = grouped(
         dots,
-        lambda p: (
-            p.cell.family,
-            p.cell.complete,
-            p.on_front,
-            np.sign(p.score - np.clip(p.score, low, high)),
-        ),
+        lambda p: (p.cell.family, p.cell.complete, np.sign(p.score - np.clip(p.score, low, high))),
     )
-    for (family, is_complete, on_front, side), group in kinds.items():
+    for (family, is_complete, side), group in kinds.items():
         colour = looks.colour(family)
         marks = ax.scatter(
-            [point.cost for point in group],
+            [point.cost or 0.0 for point in group],
             np.clip([point.score for point in group], low, high),
             s=26,
             marker={-1: "v", 0: looks.shape(family), 1: "^"}[side],
             edgecolor=colour,
             facecolor=colour if is_complete else "none",
             linewidth=1,
-            # A point with missing seeds is never faint, since nothing about it is certain.
-            alpha=1 if on_front or not is_complete else FAINT,
             clip_on=not side,
             zorder=3,
         )
-        tips.put(marks, [tip(point) for point in group])
+        tips.put(marks, [_tip(cost, point) for point in group])
 
 
-def _draw_free(ax: Axes, points: Sequence[_Point], free: Sequence[_Point], inside: Sequence[_Point]) -> None:
-    """Draws lines at the scores of methods that cost nothing, and names the points outside the panel."""
-    for point in free:
-        if point in inside:
+def _draw_lines(ax: Axes, points: Sequence[_Point], inside: Sequence[_Point]) -> None:
+    """Draws lines at the scores of methods without cost, and names the points outside the panel."""
+    for point in inside:
+        if point.cost is None:
             ax.axhline(point.score, color=MUTED, lw=0.9, ls=":", zorder=1)
             _note(ax, point.name, (0.99, point.score), "data")
     if outside := [point for point in points if point not in inside]:
-        scores = [f"{p.name} {unit_of(p.cell.metric).score(p.cell.mean, 1)}" for p in outside[:MOST_OUTSIDE]]
+        scores = [f"{p.name} {p.unit.score(p.estimate.value, 1)}" for p in outside[:MOST_OUTSIDE]]
         more = f" and {len(outside) - MOST_OUTSIDE} more" * (len(outside) > MOST_OUTSIDE)
         _note(ax, f"outside: {', '.join(scores)}{more}", (0.99, 0.03), "axes fraction")
 
@@ -307,21 +292,9 @@ def _common_title(titles: Sequence[str]) -> str:
     return " ".join(shared) or ", ".join(names[:2]) + ", …" * (len(names) > 2)
 
 
-def _tip(study: Study, cost: Cost, point: _Point) -> str:
-    cell, unit = point.cell, unit_of(point.cell.metric)
-    bounds = "" if point.bounds is None else f" ({unit.score(cell.low)} to {unit.score(cell.high)})"
-    seeds = [
-        f"seed {seed.seed}: "
-        + (unit.score(seed.score) if seed.score is not None else seed.failure or seed.status.lower())
-        for seed in study.of_cell(cell.number)
-    ]
-    place = "on the Pareto front" if point.on_front else "significantly worse than something as cheap"
-    return "\n".join(
-        [
-            point.name,
-            f"{unit.score(cell.mean)}{bounds}",
-            f"{cost.label}: {point.cost:,.{0 if cost is PARAMETERS else 2}f}",
-            *seeds,
-            place if cell.complete else "seeds are missing",
-        ]
-    )
+def _tip(cost: Cost, point: _Point) -> str:
+    shown, found = point.unit.score, point.estimate
+    bounds = f" ({shown(found.interval[0])} to {shown(found.interval[1])})" if found.interval else ""
+    missing = [] if point.cell.complete else ["trials are missing"]
+    lines = [point.name, f"{shown(found.value)}{bounds}", f"{cost.label}: {point.cost:{cost.form}}", *missing]
+    return "\n".join(lines)

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from tensorbench.metrics import direction
 from tensorbench.reports.curves import Curve, Panel
 from tensorbench.reports.drawing import Drawn, Looks, PointName, Tips, name_at_right, panels, usual
-from tensorbench.reports.study import FLOOR, REFERENCE, grouped
+from tensorbench.reports.results import FLOOR, REFERENCE, grouped
 from tensorbench.reports.units import Unit, unit_of
 
 #: The line styles that distinguish the methods of one family.

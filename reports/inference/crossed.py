@@ -1,8 +1,7 @@
-"""The error of a difference between two methods on one setting, from seeds, test examples and tuning.
+"""The error of a difference between two methods on one setting, from seeds and test examples.
 
 Seeds are a sample of all seeds, and test examples a sample of all examples. The two are crossed random
-effects, since every seed answers the same examples. The points chosen by tuning are a sample as well, drawn
-on each setting separately.
+effects, since every seed answers the same examples.
 """
 
 from __future__ import annotations
@@ -10,16 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from tensorbench.reports.inference.intervals import LEAST_SEEDS, Array, Error, welch
-
-#: Tuning is repeated 2**_LOG_DRAWS times in simulation.
-_LOG_DRAWS = 11
 
 
 @dataclass(frozen=True)
@@ -36,8 +30,6 @@ class OnSetting:
     seeds: float | None
     #: The variance that test examples add. 0 if the analysis covers seeds only.
     examples: float = 0.0
-    #: The variance that the tuning of both methods adds. 0 without tuning, or if the variance is unknown.
-    tuning: float = 0.0
     #: The number of test examples. None if the analysis covers seeds only.
     count: int | None = None
     #: The degrees of freedom of `seeds`. None means the number of pairs minus one.
@@ -57,7 +49,7 @@ class OnSetting:
         if self.seeds is None:
             return None
         freedom = self.pairs - 1 if self.freedom is None else self.freedom
-        return Error(self.seeds, freedom, self.examples, self.tuning, self.size, self.limit)
+        return Error(self.seeds, freedom, self.examples, self.size, self.limit)
 
 
 def of_seeds(differences: Array) -> OnSetting:
@@ -128,36 +120,6 @@ def over_settings(parts: Sequence[OnSetting]) -> Error | None:
                 continue
             covariance = np.cov(part.by_example, other.by_example)[0, 1] / len(part.by_example)
             examples += 2 * float(covariance)
-    examples, tuning = (
-        max(0.0, added) / len(parts) ** 2 for added in (examples, sum(error.tuning for error in complete))
-    )
+    examples = max(0.0, examples) / len(parts) ** 2
     size, limit = max(part.size for part in parts), max(part.limit for part in parts)
-    return Error(seeds, freedom, examples, tuning, size, limit)
-
-
-def lottery(scores: Array, noise: Array) -> float:
-    """The variance of the score of the point that tuning chooses, over repetitions of the tuning.
-
-    Each simulated repetition adds normal noise to the validation scores and chooses the best point again.
-    This is a parametric bootstrap (Efron and Tibshirani, 1993, section 6.5) with the measured scores in place
-    of the true ones. Measured scores are already spread by noise, so the variance is rather too large, most
-    of all for similar points.
-
-    `scores` (points,) are validation scores; larger is better. `noise` (points, points) is the covariance of
-    their errors. An error that all points have in common cancels. The variance is 0 for a single point or
-    without noise.
-    """
-    points, size = len(scores), float(np.trace(noise))
-    if points < 2 or not size:
-        return 0.0
-    # Points with the same answers have a singular covariance.
-    root = np.linalg.cholesky(noise + 1e-9 * size * np.eye(points))
-    chosen = (scores + _draws(points) @ root.T).argmax(1)
-    return float(scores[chosen].var())
-
-
-@lru_cache
-def _draws(points: int) -> Array:
-    """Quasi-random standard normal numbers (draws, points), the same in every call."""
-    draws: Array = stats.qmc.MultivariateNormalQMC(np.zeros(points), rng=0).random(2**_LOG_DRAWS)
-    return draws
+    return Error(seeds, freedom, examples, size, limit)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
@@ -31,15 +31,6 @@ class Effect:
         """The number of pairs on the setting that has the fewest."""
         return min(part.pairs for part in self.parts)
 
-    @property
-    def counted(self) -> int:
-        """The number of settings whose analysis includes test examples, not only seeds."""
-        return sum(part.count is not None for part in self.parts)
-
-    def on(self, places: Sequence[int]) -> Effect:
-        """The effect over the settings at these indices only."""
-        return effect([self.parts[place] for place in places])
-
     def interval(self, level: float) -> Bounds | None:
         """The interval of the difference. None if its noise is unknown.
 
@@ -48,13 +39,6 @@ class Effect:
         if self.error is None or self.error.none:
             return None
         return self.error.interval(self.difference, level)
-
-    def at_chosen_points(self, level: float) -> Bounds | None:
-        """Like `interval`, but without the variance that tuning adds.
-
-        The interval is then valid for the points that tuning happened to choose.
-        """
-        return replace(self, error=self.error and replace(self.error, tuning=0.0)).interval(level)
 
 
 def effect(parts: Sequence[OnSetting]) -> Effect:
@@ -93,12 +77,10 @@ class Verdict:
         return str(self.answer)
 
 
-def verdict(interval: Bounds | None, threshold: float, *, collapsed: bool = False) -> Verdict:
+def verdict(interval: Bounds | None, threshold: float) -> Verdict:
     """The verdict that an interval gives: beyond the threshold, within it, or undecided.
 
-    "Within" is the result of two one-sided tests (Schuirmann, 1987). If runs of either method `collapsed`,
-    the verdict is never "within", since the interval of a few runs does not cover rare collapses. Without an
-    interval there is no verdict.
+    "Within" is the result of two one-sided tests (Schuirmann, 1987). Without an interval there is no verdict.
     """
     if interval is None:
         return Verdict(Answer.NONE)
@@ -106,15 +88,6 @@ def verdict(interval: Bounds | None, threshold: float, *, collapsed: bool = Fals
     side = "better" if low > 0 else "worse" if high < 0 else ""
     if low > threshold or high < -threshold:
         return Verdict(Answer.BEYOND, side)
-    if -threshold < low and high < threshold and not collapsed:
+    if -threshold < low and high < threshold:
         return Verdict(Answer.WITHIN, side)
     return Verdict(Answer.UNDECIDED, side)
-
-
-def weaker(first: Verdict, second: Verdict) -> Verdict:
-    """The strongest verdict that both verdicts support."""
-    if Answer.NONE in (first.answer, second.answer):
-        return Verdict(Answer.NONE)
-    side = first.side if first.side == second.side else ""
-    agree = first.answer is second.answer and (side or first.answer is not Answer.BEYOND)
-    return Verdict(first.answer if agree else Answer.UNDECIDED, side)

@@ -14,7 +14,6 @@ Array = NDArray[np.float64]
 Bounds = tuple[float, float]
 
 LEVEL = 0.95
-ALPHA = 0.05
 #: The smallest number of seeds with an interval. Two seeds have one degree of freedom, for which a 95%
 #: interval extends 12.7 standard errors to either side.
 LEAST_SEEDS = 3
@@ -33,15 +32,6 @@ def simultaneous(claims: int, level: float = LEVEL) -> float:
     product.
     """
     return float(level ** (1 / max(1, claims)))
-
-
-def of_each(families: int) -> float:
-    """The joint level that each group of claims needs, so that all groups together have `LEVEL`.
-
-    `families` is the number of groups. This is Bonferroni's correction, which is valid for groups with any
-    dependence.
-    """
-    return 1 - ALPHA / families
 
 
 def t_quantile(probability: ArrayLike, freedom: ArrayLike) -> Array:
@@ -73,8 +63,6 @@ class Error:
     freedom: float
     #: The variance that test examples add.
     examples: float
-    #: The variance that tuning adds, since a repeated tuning might choose other points (`crossed.lottery`).
-    tuning: float = 0.0
     #: The typical size of scores.
     size: float = 1.0
     #: The largest possible difference of two scores.
@@ -83,7 +71,7 @@ class Error:
     @property
     def total(self) -> float:
         """The standard error from all sources together."""
-        return math.sqrt(self.seeds + self.examples + self.tuning)
+        return math.sqrt(self.seeds + self.examples)
 
     @property
     def none(self) -> bool:
@@ -95,11 +83,11 @@ class Error:
 
         The method is Howe's (1974; Zou and Donner, 2008). The few degrees of freedom of seeds widen only the
         half width that belongs to seeds. A single Satterthwaite approximation for all sources would have too
-        low coverage with few seeds on one task. The variances due to test examples and tuning count as known.
+        low coverage with few seeds on one task. The variance due to test examples counts as known.
         """
         tail = (1 + level) / 2
         of_seeds = float(t_quantile(tail, self.freedom)) ** 2 * self.seeds if self.seeds else 0.0
-        return math.sqrt(of_seeds + float(special.ndtri(tail)) ** 2 * (self.examples + self.tuning))
+        return math.sqrt(of_seeds + float(special.ndtri(tail)) ** 2 * self.examples)
 
     def interval(self, mean: float, level: float = LEVEL) -> Bounds:
         """The interval around this mean, clipped at the largest possible difference on either side."""

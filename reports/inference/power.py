@@ -14,7 +14,6 @@ from scipy import optimize, special, stats
 from tensorbench.reports.inference.effects import Effect
 from tensorbench.reports.inference.intervals import (
     LEAST_SEEDS,
-    LEVEL,
     Array,
     Error,
     simultaneous,
@@ -53,10 +52,6 @@ class Design:
     spreads: tuple[float, ...]
     #: The variance that test examples add to the mean over settings, whatever the number of seeds.
     examples: float = 0.0
-    #: The variance that tuning adds to the mean over settings, whatever the number of seeds.
-    tuning: float = 0.0
-    #: The joint level of all intervals.
-    at_once: float = LEVEL
     #: The variance of a paired difference as this number of seeds shows it on average, up to a factor. None
     #: if any number shows the same.
     shown: Callable[[int], float] | None = field(default=None, compare=False, repr=False)
@@ -65,15 +60,10 @@ class Design:
     def settings(self) -> int:
         return len(self.spreads)
 
-    @property
-    def fixed(self) -> float:
-        """The variance that more seeds do not reduce."""
-        return self.examples + self.tuning
-
     def error(self) -> Error:
         """The error, with Welch's degrees of freedom: settings with more variance count more."""
         variances = [spread / self.seeds for spread in self.spreads]
-        return Error(*welch(variances, [self.seeds - 1] * self.settings), self.examples, self.tuning)
+        return Error(*welch(variances, [self.seeds - 1] * self.settings), self.examples)
 
     def of(self, seeds: int) -> Design:
         """This design with another number of seeds."""
@@ -82,7 +72,7 @@ class Design:
 
     @property
     def level(self) -> float:
-        return simultaneous(self.claims, self.at_once)
+        return simultaneous(self.claims)
 
     @property
     def finds(self) -> float | None:
@@ -125,13 +115,13 @@ class Design:
         freedom *= free
         tail = (1 + self.level) / 2
         of_seeds = t_quantile(tail, freedom) ** 2 * total / self.settings**2
-        halves: Array = np.sqrt(of_seeds + special.ndtri(tail) ** 2 * self.fixed)
+        halves: Array = np.sqrt(of_seeds + special.ndtri(tail) ** 2 * self.examples)
         return halves
 
     def needs(self, difference: float) -> int | None:
         """The smallest number of seeds with which this difference is detected with probability `POWER`.
 
-        None if more than `MOST_SEEDS` are needed, or if test examples or tuning vary too much for any number
+        None if more than `MOST_SEEDS` are needed, or if test examples vary too much for any number
         of seeds. Studies are simulated for each number.
         """
         if (self.of(MOST_SEEDS).finds or 0.0) > difference:
@@ -146,11 +136,10 @@ class Design:
         return high
 
 
-def of_effect(effect: Effect, claims: int, at_once: float = LEVEL) -> Design | None:
+def of_effect(effect: Effect, claims: int) -> Design | None:
     """The design behind a measured comparison. None if the noise of the comparison is unknown.
 
-    `claims` is the number of comparisons with simultaneous intervals, including this one. `at_once` is their
-    joint level.
+    `claims` is the number of comparisons with simultaneous intervals, including this one.
     """
     if effect.error is None or effect.error.none:
         return None
@@ -159,19 +148,17 @@ def of_effect(effect: Effect, claims: int, at_once: float = LEVEL) -> Design | N
         claims=claims,
         spreads=tuple((part.seeds or 0.0) * part.pairs for part in effect.parts),
         examples=effect.error.examples,
-        tuning=effect.error.tuning,
-        at_once=at_once,
     )
 
 
-def of_effects(effects: Sequence[Effect], claims: int, at_once: float = LEVEL) -> Design | None:
+def of_effects(effects: Sequence[Effect], claims: int) -> Design | None:
     """One design for several measured comparisons, with their mean variances. None if no noise is known.
 
     The mean is taken over all comparisons whose noise is known. A median would promise too much, since most
     variances over few seeds are too small. Leaving out comparisons with collapsed runs would promise too much
-    as well. For `claims` and `at_once` see `of_effect`.
+    as well. For `claims` see `of_effect`.
     """
-    designs = [design for each in effects if (design := of_effect(each, claims, at_once))]
+    designs = [design for each in effects if (design := of_effect(each, claims))]
     if not designs:
         return None
     return replace(
@@ -179,7 +166,6 @@ def of_effects(effects: Sequence[Effect], claims: int, at_once: float = LEVEL) -
         seeds=round(fmean(design.seeds for design in designs)),
         spreads=tuple(map(fmean, zip(*(design.spreads for design in designs), strict=True))),
         examples=fmean(design.examples for design in designs),
-        tuning=fmean(design.tuning for design in designs),
     )
 
 

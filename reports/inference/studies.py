@@ -4,6 +4,9 @@ Somebody runs k trials, each at a fresh learning rate from the window and with a
 trial with the lowest validation loss. The score after k trials is the expected test score of the trial kept.
 As a function of k this is the curve of Dodge et al. (2019) with test scores.
 
+Without tuning, a seed is a study of one point: the score after one trial is the mean over seeds. Its failures
+are no matter of tuning, so none of its trials counts as failed, and failures add nothing to its error.
+
 Larger scores are better, in the score's own units. Study numbers pair two methods: trial j of study s has the
 same offset from the window's centre and the same seed for both methods.
 """
@@ -58,7 +61,7 @@ class CompleteStudies:
     #: Each test example's contribution to a trial's score (studies, points, examples), for example whether
     #: its answer is correct.
     by_example: NDArray[Any] | None = field(default=None, repr=False)
-    #: A hashable identity of the test set.
+    #: A hashable identity of the test set. If each study has its own, a tuple of their identities.
     test_set: Any = None
     #: The size of a point in units of the score.
     point: float = 0.01
@@ -85,8 +88,18 @@ class CompleteStudies:
         return {name: values for name in names if (values := getattr(self, name)) is not None}
 
     @property
+    def _own_examples(self) -> bool:
+        """Whether each study has its own test set."""
+        return isinstance(self.test_set, tuple)
+
+    @property
     def count(self) -> int:
         return len(self.losses)
+
+    @property
+    def tuned(self) -> bool:
+        """Whether a study has several points. Otherwise it is a seed."""
+        return self.losses.shape[1] > 1
 
     @property
     def trials(self) -> int:
@@ -113,7 +126,12 @@ class CompleteStudies:
 
     @cached_property
     def failed(self) -> NDArray[np.bool_]:
-        """Whether each trial (studies, points) diverged, or scored `FAILED` points or more below `best`."""
+        """Whether each trial (studies, points) diverged, or scored `FAILED` points or more below `best`.
+
+        Seeds never count as failed.
+        """
+        if not self.tuned:
+            return np.zeros(self.losses.shape, bool)
         return ~np.isfinite(self.losses) | self.fails(self.scores)
 
     def fails(self, scores: Array) -> NDArray[np.bool_]:
@@ -138,7 +156,8 @@ class CompleteStudies:
             return self
         rows = [self.numbers.index(number) for number in numbers]
         arrays: dict[str, Any] = {name: values[rows] for name, values in self._arrays.items()}
-        return replace(self, numbers=tuple(numbers), **arrays)
+        test_set = tuple(self.test_set[row] for row in rows) if self._own_examples else self.test_set
+        return replace(self, numbers=tuple(numbers), test_set=test_set, **arrays)
 
     def without(self, study: int) -> CompleteStudies:
         """All studies except the one at this index."""
@@ -249,13 +268,16 @@ def _estimate(sides: Sequence[tuple[int, CompleteStudies]], k: int) -> OnSetting
         weights = sign * _pseudo_weights(studies, k)
         # Failures are lifted to the level of other trials, since their variance is added separately.
         values += weights @ (studies.scores + studies.fall * studies.failed).ravel()
-        failures += _variance_of_failures(studies, k)
+        failures += _variance_of_failures(studies, k) if studies.tuned else 0.0
         if studies.by_example is not None:
             by_example.append(weights @ studies.by_example.reshape(trials, -1))
+    part = of_seeds(values)
     if len(by_example) == len(sides) and len({studies.test_set for _, studies in sides}) == 1:
-        part = of_seeds_and_examples(values, np.sum(by_example, axis=0), sides[0][1].test_set)
-    else:
-        part = of_seeds(values)
+        if sides[0][1]._own_examples:
+            # Each study has its own test examples, so scores already vary with them.
+            part = replace(part, count=by_example[0].shape[1])
+        else:
+            part = of_seeds_and_examples(values, np.sum(by_example, axis=0), sides[0][1].test_set)
     return replace(part, difference=score, seeds=(part.seeds or 0.0) + failures)
 
 
@@ -530,13 +552,18 @@ class Sources:
 def sources(methods: Sequence[CompleteStudies], k: int) -> Sources:
     """The variance of scores on one task from each source.
 
-    The noise of the estimates is subtracted from the variances between methods and between rates.
+    The noise of the estimates is subtracted from the variances between methods and between rates. Seeds have
+    one rate, so that their only variance beside that of examples is that over seeds.
     """
     scores = [of_method(studies, k) for studies in methods]
     between = float(np.var([part.difference for part in scores], ddof=1)) if len(scores) > 1 else 0.0
     noise = float(np.mean([part.seeds or 0.0 for part in scores]))
-    lasting = [_about_the_curve(studies) for studies in methods if not studies.failed.all()]
-    rates, seeds = np.mean(lasting, axis=0).tolist() if lasting else (None, None)
+    if methods[0].offsets is None:
+        spreads = [float(studies.scores.var(ddof=1)) for studies in methods if studies.trials > 1]
+        rates, seeds = None, float(np.mean(spreads)) if spreads else None
+    else:
+        lasting = [_about_the_curve(studies) for studies in methods if not studies.failed.all()]
+        rates, seeds = np.mean(lasting, axis=0).tolist() if lasting else (None, None)
     tables = [studies.by_example for studies in methods if studies.by_example is not None]
     examples = [float(table.var(-1, ddof=1).mean()) / table.shape[-1] for table in tables]
     return Sources(max(0.0, between - noise), rates, seeds, float(np.mean(examples)) if examples else None)

@@ -16,13 +16,10 @@ from markupsafe import Markup
 from tensorbench.machine.outputs import Files, output_folder, replace_files
 from tensorbench.machine.visible import visible
 from tensorbench.methods import UserError
-from tensorbench.reports.frames import csv
 from tensorbench.reports.rendering import environment
-from tensorbench.reports.selecting import marks, of_method
+from tensorbench.reports.results import TaskAndBackbone, block_order, grouped
 from tensorbench.reports.site.published import Published, answer_of_all, packs_in, published
-from tensorbench.reports.site.standing import Standing, frame, standings
-from tensorbench.reports.study import TaskAndBackbone, block_order, grouped
-from tensorbench.reports.tables import INCOMPLETE
+from tensorbench.reports.site.standing import Standing, standings, table
 
 #: The file that lists the site's files. A rebuild removes only files in this list.
 MANIFEST = "site-files.json"
@@ -95,8 +92,8 @@ class _Site:
 
     def files(self) -> Iterator[tuple[str, str | bytes]]:
         yield "site.css", "".join(_template(name) for name in ("page.css", "print.css", "site/site.css"))
-        yield "leaderboard.csv", csv(frame(self.standings))
-        values = {"suites": self.suites, "incomplete": INCOMPLETE, "answer": answer_of_all(self.suites)}
+        yield "leaderboard.csv", table(self.standings).csv()
+        values: dict[str, Any] = {"suites": self.suites, "answer": answer_of_all(self.suites)}
         values |= {"settings": self.settings, "lines": self._lines()}
         yield "index.html", self._rendered("index", "", **values)
         for path in self.packs:
@@ -122,7 +119,7 @@ class _Site:
         """Renders a page. `root` is the relative path from the page to the index."""
         loader = environment(autoescape=True)
         docs = self.docs if "://" in self.docs or not self.docs else f"{root}{self.docs}"
-        loader.globals |= {"of_method": of_method, "marks": marks, "docs": docs}
+        loader.globals |= {"docs": docs}
         return visible(loader.get_template(f"site/{name}.html").render(root=root, **values))
 
 

@@ -11,24 +11,20 @@ from tensorbench.machine.outputs import Files
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import first_few, shown
 from tensorbench.records.pack_format import ENDING
-from tensorbench.records.words import OWN_SIZE
-from tensorbench.reports.analysis import Analysis, Block
-from tensorbench.reports.findings import Claim, findings
-from tensorbench.reports.headline import better_methods, detectable, faults
+from tensorbench.reports.analysis import Analysis
+from tensorbench.reports.answers import answers
 from tensorbench.reports.page import Facts, facts_of
 from tensorbench.reports.reading import read_sources
-from tensorbench.reports.report import compose, compose_studies
-from tensorbench.reports.studies import StudyAnalysis
-from tensorbench.reports.study import Experiment, Study, grouped
-from tensorbench.reports.study_words import answer
+from tensorbench.reports.report import compose
+from tensorbench.reports.results import Experiment, Results, grouped
 from tensorbench.reports.words import listed, many
 from tensorbench.store.opening import as_one, is_pack
 from tensorbench.store.pack.reading import open_pack
 from tensorbench.store.source import Source
 
 #: The formats of a suite's report on the site.
-FORMATS = ("html", "csv", "md", "latex")
-#: The figure that the index shows for a suite tuned by studies.
+FORMATS = ("html", "csv", "md", "latex", "svg")
+#: The figure that the index shows for a suite.
 PICTURE = "figures/differences-0.svg"
 
 
@@ -38,29 +34,42 @@ class Published:
 
     #: The names of the packs that contain results of the suite.
     packs: tuple[str, ...]
-    analysis: Analysis | StudyAnalysis
+    analysis: Analysis
     #: The report's files, by name.
     files: Files
-    #: Whether any method is compared with the reference.
-    compares: bool
-    #: The names of the methods that are significantly better than the reference, by block. Without studies,
-    #: methods of fixed size are left out, since they do not have LoRA's budget.
-    better: Mapping[str, Sequence[str]]
-    #: For a suite tuned by studies: the answer of each block, and the name of the figure for the index.
-    answers: Sequence[str] = ()
-    picture: str = ""
-    #: For any other suite: the claim of each block over all its settings, and sentences about failed
-    #: references, which come before all claims.
-    headlines: Sequence[Claim] = ()
-    failures: Sequence[str] = ()
 
     @property
-    def study(self) -> Study:
-        return self.analysis.study
+    def results(self) -> Results:
+        return self.analysis.results
+
+    @property
+    def answers(self) -> list[str]:
+        return answers(self.analysis)
+
+    @property
+    def picture(self) -> str:
+        """The name of the figure for the index. Empty if there is none."""
+        return PICTURE if PICTURE in self.files else ""
+
+    @property
+    def compares(self) -> bool:
+        """Whether any method is compared with the reference."""
+        return any(block.compared for block in self.analysis.blocks)
+
+    @property
+    def better(self) -> Mapping[str, Sequence[str]]:
+        """The names of the methods that are significantly better than the reference, by block."""
+        better = {
+            block.title: [
+                each.method for each in block.compared if each.differences[block.k].verdict.side == "better"
+            ]
+            for block in self.analysis.blocks
+        }
+        return {title: methods for title, methods in better.items() if methods}
 
     @property
     def experiment(self) -> Experiment:
-        return self.study.experiments[0]
+        return self.results.experiments[0]
 
     @property
     def name(self) -> str:
@@ -68,7 +77,7 @@ class Published:
 
     @property
     def facts(self) -> Facts:
-        return facts_of(self.study)
+        return facts_of(self.results)
 
     @property
     def newest(self) -> str:
@@ -77,11 +86,7 @@ class Published:
 
 
 def answer_of_all(suites: Sequence[Published]) -> str:
-    """A sentence on the methods that are significantly better than LoRA, with their suites and budgets.
-
-    Unless a suite was tuned by studies, a second sentence says how large a difference may have gone
-    undetected.
-    """
+    """A sentence on the methods that are significantly better than LoRA, with their suites and budgets."""
     better = [
         f"{first_few(names, 3)} ({suite.name}, {budget})"
         for suite in suites
@@ -96,10 +101,7 @@ def answer_of_all(suites: Sequence[Published]) -> str:
     else:
         lead = "No method is significantly better than LoRA"
         rest = f" in any of {many(without, 'suite')}." if without > 1 else "."
-    blocks = [block for suite in suites for block in suite.analysis.blocks]
-    of_seeds = [block for block in blocks if isinstance(block, Block)]
-    limit = detectable(of_seeds) if len(of_seeds) == len(blocks) else ""
-    return f"{lead}{rest} {limit}".strip()
+    return f"{lead}{rest}"
 
 
 def packs_in(folder: Path) -> list[Path]:
@@ -133,65 +135,14 @@ def published(packs: Sequence[Path]) -> Iterator[Published]:
 
 
 def _published(names: tuple[str, ...], parts: Sequence[Source]) -> Published:
-    study = read_sources(as_one(parts), studies=True)
-    when = f"of trials up to {day(_last(study.experiments[0]))}"
-    of_kind = _of_studies if study.experiments[0].studied else _of_seeds
-    return of_kind(names, study, when)
-
-
-def _of_studies(names: tuple[str, ...], study: Study, when: str) -> Published:
-    composed = compose_studies(study, (*FORMATS, "svg"), when=when)
+    results = read_sources(as_one(parts))
+    composed = compose(results, FORMATS, when=f"of trials up to {day(_last(results.experiments[0]))}")
     files = {
         name: content
         for name, content in composed.files.items()
         if name == PICTURE or not name.startswith("figures/")
     }
-    blocks = composed.analysis.blocks
-    better = {
-        block.title: [
-            each.method for each in block.compared if each.differences[block.k].verdict.side == "better"
-        ]
-        for block in blocks
-    }
-    return Published(
-        names,
-        composed.analysis,
-        files,
-        compares=any(block.compared for block in blocks),
-        better={title: methods for title, methods in better.items() if methods},
-        answers=[answer(block) for block in blocks],
-        picture=PICTURE if PICTURE in files else "",
-    )
-
-
-def _of_seeds(names: tuple[str, ...], study: Study, when: str) -> Published:
-    composed = compose(study, FORMATS, when=when)
-    blocks = composed.analysis.blocks
-    return Published(
-        names,
-        composed.analysis,
-        composed.files,
-        compares=any(block.reference and block.comparisons for block in blocks),
-        better=better_methods(block for block in blocks if block.budget != OWN_SIZE),
-        headlines=_headlines(study, blocks),
-        failures=faults(composed.analysis),
-    )
-
-
-def _headlines(study: Study, blocks: Sequence[Block]) -> list[Claim]:
-    """The claim of each block that has a best method over all its settings (see `Claim.best`).
-
-    The block of methods of fixed size is left out, unless the suite has no other budget, since these methods
-    do not have LoRA's budget.
-    """
-    budgets = {cell.budget for cell in study.all_cells} - {OWN_SIZE} or {OWN_SIZE}
-    return [
-        claim
-        for claim in findings(study, blocks)
-        if claim.best
-        and (claim.setting is None or len(claim.block.settings) == 1)
-        and claim.block.budget in budgets
-    ]
+    return Published(names, composed.analysis, files)
 
 
 def _last(experiment: Experiment) -> int:

@@ -5,23 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any
 
-import pandas as pd
-
+from tensorbench.machine.table import Table
 from tensorbench.metrics import direction
 from tensorbench.reports.analysis import Analysis
-from tensorbench.reports.comparisons import AgainstReference
-from tensorbench.reports.findings import Against, against
+from tensorbench.reports.answers import in_words, no_interval
+from tensorbench.reports.blocks import Block, Comparison
 from tensorbench.reports.inference.intervals import Bounds
-from tensorbench.reports.studies import StudyAnalysis
-from tensorbench.reports.study import Cell
-from tensorbench.reports.study_blocks import Difference, StudyBlock
-from tensorbench.reports.study_words import in_words
-from tensorbench.reports.study_words import no_interval as no_study_interval
+from tensorbench.reports.results import Cell
 from tensorbench.reports.units import Unit, unit_of
-from tensorbench.reports.words import no_interval
 
 
 @dataclass(frozen=True)
@@ -62,9 +55,6 @@ class Standing:
     verdict: str = ""
     #: "better" or "worse" if `overall` is significant. Otherwise empty.
     side: str = ""
-    #: The method's letters. Methods that share a letter are statistically indistinguishable. Empty if
-    #: unknown.
-    group: str = ""
     #: The reason why the method is missing from the means over all settings. Empty if it is not missing.
     left_out: str = ""
 
@@ -73,14 +63,11 @@ class Standing:
         return unit_of(self.cell.metric, self.cell.unit)
 
 
-def standings(suite: str, analysis: Analysis | StudyAnalysis) -> list[Standing]:
+def standings(suite: str, analysis: Analysis) -> list[Standing]:
     """A standing for each cell of a suite, best score first. Cells without a score come last."""
-    lines = (
-        _of_studies(suite, analysis) if isinstance(analysis, StudyAnalysis) else _of_seeds(suite, analysis)
-    )
-    compared = {line.cell.number: line for line in lines}
+    compared = {line.cell.number: line for line in _compared(suite, analysis)}
     every = [
-        compared.get(cell.number) or _uncompared(suite, analysis, cell) for cell in analysis.study.all_cells
+        compared.get(cell.number) or _uncompared(suite, analysis, cell) for cell in analysis.results.all_cells
     ]
     return sorted(every, key=_gain, reverse=True)
 
@@ -89,59 +76,20 @@ def _gain(standing: Standing) -> float:
     return -math.inf if standing.score is None else direction(standing.cell.metric) * standing.score
 
 
-def _uncompared(suite: str, analysis: Analysis | StudyAnalysis, cell: Cell) -> Standing:
-    if isinstance(analysis, StudyAnalysis):
-        cell = _with_metric(analysis, cell.number)
-        score = analysis.score(cell.number)
-        value, interval = (score.value, score.interval) if score else (cell.mean, _bounds(cell))
-        k = cell.studies.points if score and cell.studies else None
-        return Standing(suite, cell, cell.budget, value, interval, k)
-    reasons = (block.left_out.get(cell.method) for block in analysis.blocks if block.budget == cell.budget)
-    left_out = next((reason for reason in reasons if reason), "")
-    return Standing(suite, cell, cell.budget, cell.mean, _bounds(cell), left_out=left_out)
+def _uncompared(suite: str, analysis: Analysis, cell: Cell) -> Standing:
+    cell = _with_metric(analysis, cell.number)
+    score = analysis.score(cell.number)
+    value, interval = (score.value, score.interval) if score else (None, None)
+    return Standing(
+        suite, cell, cell.budget, value, interval, cell.studies.points if score and cell.studies else None
+    )
 
 
-def _bounds(cell: Cell) -> Bounds | None:
-    return None if cell.low is None or cell.high is None else (cell.low, cell.high)
-
-
-def _of_seeds(suite: str, analysis: Analysis) -> Iterator[Standing]:
-    for block in analysis.blocks:
-        compared = {comparison.method: comparison for comparison in (*block.comparisons, *block.of_part)}
-        letters = block.ranking.letters if block.ranking else None
-        groups = dict(zip(block.methods, letters or (), strict=False))
-        reference = block.reference.method if block.reference else ""
-        for method, cells in chain(block.cells.items(), block.cells_of_part.items()):
-            comparison = compared.get(method)
-            for place, number in enumerate(cells):
-                cell = analysis.study.all_cells[number]
-                yield Standing(
-                    suite,
-                    cell,
-                    block.title,
-                    cell.mean,
-                    _bounds(cell),
-                    reference=reference,
-                    is_reference=bool(reference) and comparison is None and method == reference,
-                    own=_gap(against(block, comparison, place)) if comparison else None,
-                    overall=_gap(comparison) if comparison else None,
-                    verdict=str(comparison.verdict) if comparison else "",
-                    side=comparison.verdict.side if comparison else "",
-                    group=groups.get(method, ""),
-                    left_out=block.left_out.get(method, ""),
-                )
-
-
-def _gap(compared: Against | AgainstReference) -> Gap:
-    effect = compared.effect
-    return Gap(effect.difference, compared.interval, no_interval(effect.fewest), len(effect.parts))
-
-
-def _of_studies(suite: str, analysis: StudyAnalysis) -> Iterator[Standing]:
+def _compared(suite: str, analysis: Analysis) -> Iterator[Standing]:
     for block in analysis.blocks:
         own = block.reference.cells if block.reference else ()
-        for entrant in block.entrants:
-            difference = entrant.differences.get(block.k)
+        for entrant in (*block.entrants, *block.part):
+            found = entrant.differences.get(block.k)
             for place, number in enumerate(entrant.cells):
                 score = entrant.scores[block.k][place]
                 yield Standing(
@@ -150,32 +98,38 @@ def _of_studies(suite: str, analysis: StudyAnalysis) -> Iterator[Standing]:
                     block.title,
                     score.value,
                     score.interval,
-                    block.k,
+                    block.k if block.tuned else None,
                     reference=block.against,
                     is_reference=entrant.cells == own,
-                    **(_study_claim(block, difference, place) if difference else {}),
+                    left_out=block.left_out.get(entrant.method, ""),
+                    **(_claim(block, found, place) if found else {}),
                 )
+        for level in block.levels if block is analysis.blocks[0] else ():
+            for place, of_level in enumerate(level.cells):
+                if level.comparison and of_level is not None:
+                    line = _uncompared(suite, analysis, analysis.results.all_cells[of_level])
+                    yield replace(line, reference=block.against, **_claim(block, level.comparison, place))
 
 
-def _with_metric(analysis: StudyAnalysis, number: int) -> Cell:
+def _with_metric(analysis: Analysis, number: int) -> Cell:
     """The cell with this number. If none of its trials finished, it has the metric of its setting."""
-    return replace(analysis.study.all_cells[number], metric=analysis.study.metrics[number])
+    return replace(analysis.results.all_cells[number], metric=analysis.results.metrics[number])
 
 
-def _study_claim(block: StudyBlock, difference: Difference, place: int) -> dict[str, Any]:
+def _claim(block: Block, found: Comparison, place: int) -> dict[str, Any]:
     """The fields of a `Standing` that show a difference from the reference."""
-    effect, reason = difference.effect, no_study_interval(difference)
+    effect, reason = found.effect, no_interval(found)
     return {
-        "own": Gap(effect.parts[place].difference, difference.intervals[place], reason),
-        "overall": Gap(effect.difference, difference.interval, reason, len(effect.parts)),
-        "verdict": in_words(difference.verdict, block.unit.size(block.threshold)),
-        "side": difference.verdict.side,
+        "own": Gap(effect.parts[place].difference, found.intervals[place], reason),
+        "overall": Gap(effect.difference, found.interval, reason, len(effect.parts)),
+        "verdict": in_words(found.verdict, block.unit.size(block.threshold)),
+        "side": found.verdict.side,
     }
 
 
-def frame(lines: Sequence[Standing]) -> pd.DataFrame:
+def table(lines: Sequence[Standing]) -> Table:
     """The standings as a table with a line for each. Scores are in stored units."""
-    return pd.DataFrame(map(_line, lines))
+    return Table("leaderboard", list(map(_line, lines)))
 
 
 def _line(standing: Standing) -> dict[str, object]:
@@ -198,7 +152,6 @@ def _line(standing: Standing) -> dict[str, object]:
         "overall": overall and overall.difference,
         **_ends("overall_", overall.interval if overall else None),
         "verdict": standing.verdict or None,
-        "group": standing.group,
     }
 
 

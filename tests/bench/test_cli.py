@@ -92,7 +92,7 @@ try:
     main()
 finally:
     slow = {"torch", "mlflow", "peft", "transformers", "timm", "pandas", "scipy", "matplotlib", "optuna"}
-    slow |= {"tltorch", "tensorbench.reports.study"}
+    slow |= {"tltorch", "tensorbench.reports.results"}
     print(*sorted(slow & set(sys.modules)), file=sys.stderr)
 """
 
@@ -126,7 +126,7 @@ def test_a_second_plan_imports_nothing_slow_but_torch(call: Call, tmp_path: Path
 
 @pytest.mark.processes
 def test_a_run_imports_no_statistics_before_its_trials() -> None:
-    slow = {"tensorbench.reports.study", "scipy.stats"}
+    slow = {"tensorbench.reports.results", "scipy.stats"}
     program = f"import sys, tensorbench.cli.progress; print(*{slow} & {{*sys.modules}})"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ended.stdout.split() == []

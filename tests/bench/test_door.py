@@ -98,7 +98,7 @@ def test_a_suite_runs_is_heard_of_and_read(tmp_path: Path, new_store: NewStore) 
     (row,) = done.plan.rows
     results = tensorbench.load_results("toy", store=uri)
     assert set(results.seeds["trial_id"]) == set(row.trials.values())
-    assert results.cells["method"].tolist() == done.summary.cells["method"].tolist()
+    assert results.cells["method"].tolist() == done.summary.results.cells["method"].tolist()
 
     second_audience = Heard()
     assert tensorbench.run_suite(studies, store=uri, place=CPU, audience=second_audience).complete

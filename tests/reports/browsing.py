@@ -5,12 +5,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import Select
 
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.drawing import Drawn
@@ -29,7 +26,7 @@ MARKS = [
 
 def page_of(analysis: Analysis, folder: Path, drawn: Sequence[Drawn] = ()) -> Path:
     file = folder / "index.html"
-    file.write_text(render(analysis, drawn, [], [], []))
+    file.write_text(render(analysis, drawn, []))
     return file
 
 
@@ -52,15 +49,6 @@ def on_paper(browser: webdriver.Chrome, *, on: bool = True) -> None:
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print" if on else ""})
 
 
-def rows(browser: webdriver.Chrome) -> list[dict[str, Any]]:
-    """The visible lines of the table of results, in their order."""
-    table_rows: list[dict[str, Any]] = browser.execute_script(
-        """return [...document.querySelectorAll('.board tbody tr[data-method]')]
-        .filter(r => r.getClientRects().length).map(r => ({id: r.id, ...r.dataset}))"""
-    )
-    return table_rows
-
-
 def seen(browser: webdriver.Chrome, selector: str) -> list[str]:
     """The texts of the visible elements that this CSS selector matches."""
     texts: list[str] = browser.execute_script(
@@ -69,7 +57,3 @@ def seen(browser: webdriver.Chrome, selector: str) -> list[str]:
         selector,
     )
     return texts
-
-
-def pick(browser: webdriver.Chrome, name: str, value: str) -> None:
-    Select(browser.find_element(By.NAME, name)).select_by_visible_text(value)

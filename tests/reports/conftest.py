@@ -15,10 +15,10 @@ from selenium.webdriver.chrome.service import Service
 from tensorbench.reports.analysis import Analysis, analyse
 from tensorbench.reports.reading import read
 from tensorbench.reports.report import write_report
-from tensorbench.reports.study import Study
+from tensorbench.reports.results import Results
 
 from ..stored import write
-from .browsing import CHROMIUM, DRIVER, opened, page_of
+from .browsing import CHROMIUM, DRIVER, opened
 from .made_up import NAME, NewStore, plan_of, result, store
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -40,7 +40,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
 
 
 @pytest.fixture(scope="session")
-def study(rich: str) -> Study:
+def results(rich: str) -> Results:
     return read(rich, [NAME])
 
 
@@ -53,8 +53,8 @@ def written(rich: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def analysis(study: Study) -> Analysis:
-    return analyse(study)
+def analysis(results: Results) -> Analysis:
+    return analyse(results)
 
 
 @pytest.fixture(scope="session")
@@ -69,12 +69,6 @@ def page(written: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def plain(analysis: Analysis, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of a report without figures, which a browser opens four times as fast."""
-    return page_of(analysis, tmp_path_factory.mktemp("plain"))
-
-
-@pytest.fixture(scope="session")
 def browser() -> Iterator[webdriver.Chrome]:
     options = Options()
     options.binary_location = CHROMIUM or ""
@@ -83,12 +77,6 @@ def browser() -> Iterator[webdriver.Chrome]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     with webdriver.Chrome(options=options, service=Service(DRIVER)) as chrome:
         yield chrome
-
-
-@pytest.fixture
-def shown(browser: webdriver.Chrome, plain: Path) -> webdriver.Chrome:
-    """The report's page without figures, opened in a browser."""
-    return opened(browser, plain)
 
 
 @pytest.fixture

@@ -60,11 +60,18 @@ BASE = {"movie-sentiment": 84, "digits": 90, "textile": 71, "tweet-sentiment": 6
 DIVERGED = ("TensLoRA att", "digits", 11_002)
 #: The trial that never ran: point 3 of LoTR's last study on digits.
 MISSING = ("LoTR", "digits", 13_003)
+#: The same without tuning.
+LOST_SEEDS = {("TensLoRA att", "digits", 2): "diverged", ("LoTR", "digits", 3): "missing"}
 
 
 def plan_of(**changes: Any) -> Plan:
     values = {**STUDIED, **changes}
     return make_plan(validate(Suite, {**values, "tuning": {"lr": WINDOW, **values["tuning"]}}, "suite"))
+
+
+def seeds_of(**suite: Any) -> Plan:
+    """The plan of a suite without tuning."""
+    return make_plan(validate(Suite, suite, "suite"))
 
 
 def result(trial: Trial, row: Row) -> Result | None:
@@ -74,9 +81,10 @@ def result(trial: Trial, row: Row) -> Result | None:
     """
     place = row.studies.trials[trial.seed] if row.studies else None
     offset = place.offset if place else 0.0
-    if (row.title, row.task, trial.seed) == MISSING:
+    key = (row.title, row.task, trial.seed)
+    if key == MISSING or LOST_SEEDS.get(key) == "missing":
         return None
-    diverged = (row.title, row.task, trial.seed) == DIVERGED
+    diverged = key == DIVERGED or LOST_SEEDS.get(key) == "diverged"
     edge, optimum = EDGE[row.title]
     own, shared = random.Random(f"{row.title} {trial.id}"), random.Random(f"{row.task} {trial.seed}")
     collapsed = row.title == "LoTR" and offset > 0.4

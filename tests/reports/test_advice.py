@@ -18,11 +18,11 @@ from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.reports.advice import rate_advice, stored_advice
-from tensorbench.reports.figures.studies import draw
+from tensorbench.reports.analysis import Analysis, analyse
+from tensorbench.reports.figures import draw
+from tensorbench.reports.page import render
 from tensorbench.reports.reading import read
 from tensorbench.reports.report import write_report
-from tensorbench.reports.studies import StudyAnalysis, analyse_studies
-from tensorbench.reports.study_page import render
 
 from ..packs import packed
 from ..stored import Result, write
@@ -65,7 +65,7 @@ def studied(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> st
 def test_the_range_is_the_known_one(studied: str) -> None:
     advice = {each.method: each for each in stored_advice([studied])}
     assert advice.keys() == TRUE_RANGES.keys()
-    centres = {cell.method: cell.studies for cell in read(studied, [NAME], studies=True).all_cells}
+    centres = {cell.method: cell.studies for cell in read(studied, [NAME]).all_cells}
     for method, (best, low, high) in TRUE_RANGES.items():
         rates, plan = advice[method], centres[method]
         assert plan is not None
@@ -111,8 +111,8 @@ def test_without_a_study_there_is_no_advice(
 
 
 def test_the_page_of_a_study_says_which_rate_to_start_from(studied: str) -> None:
-    analysis = analyse_studies(read(studied, [NAME], studies=True))
-    page = render(analysis, draw(analysis), [])
+    analysis = analyse(read(studied, [NAME]))
+    page = render(analysis, draw(analysis)[0], [])
     for each in rate_advice(analysis):
         assert f"{each.start:.2g}<small>{each.range}</small>" in page
 
@@ -123,7 +123,7 @@ def test_nine_trials_advise_no_rate(tmp_path: Path, new_store: NewStore) -> None
     with pytest.raises(UserError, match="at least 15 trials"):
         stored_advice([uri])
     written = write_report(uri, [NAME], tmp_path / "out", ["html"], log=False)
-    assert isinstance(written.analysis, StudyAnalysis)
+    assert isinstance(written.analysis, Analysis)
     for block in written.analysis.blocks:
         for entrant in block.entrants:
             shares = entrant.sensitivity

@@ -1,4 +1,4 @@
-"""Tests comparisons, ranks and groups of stored scores, and when they make no claim."""
+"""Tests comparisons of stored seeds: each is a study of one point."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
 from tensorbench.reports import evidence
 from tensorbench.reports.analysis import Analysis, Block, analyse
-from tensorbench.reports.comparisons import AgainstReference
-from tensorbench.reports.findings import against
-from tensorbench.reports.inference.effects import Answer, Verdict, verdict, weaker
+from tensorbench.reports.blocks import Entrant
+from tensorbench.reports.inference.crossed import of_seeds_and_examples
+from tensorbench.reports.inference.effects import Answer, Verdict, verdict
 from tensorbench.reports.inference.intervals import simultaneous
 from tensorbench.reports.reading import read
-from tensorbench.reports.study import Study
+from tensorbench.reports.results import Results
 
 from ..stored import Result
 from .made_up import EXAMPLES, SMALL, NewStore, plan_of, result, store
@@ -27,32 +27,29 @@ def block(analysis: Analysis, budget: str) -> Block:
     return next(block for block in analysis.blocks if block.title == budget)
 
 
-def compared(block: Block) -> dict[str, AgainstReference]:
-    return {comparison.method: comparison for comparison in block.comparisons}
+def compared(block: Block) -> dict[str, Entrant]:
+    return {entrant.method: entrant for entrant in block.compared}
+
+
+def pairs(entrant: Entrant) -> int:
+    return sum(part.pairs for part in entrant.differences[1].effect.parts)
 
 
 def test_a_lost_run_costs_its_pair_and_nothing_else(analysis: Analysis) -> None:
     isorank, isoparameters = block(analysis, "isorank 2"), block(analysis, "isoparameters 2")
     assert isorank.left_out == isoparameters.left_out == {}
     lotr, depth = compared(isorank)["LoTR"], compared(isoparameters)["TensLoRA depth"]
-    assert (lotr.effect.pairs, lotr.lost, depth.effect.pairs, depth.lost) == (14, 1, 14, 1)
+    assert (pairs(lotr), lotr.lost, pairs(depth), depth.lost) == (14, 1, 14, 1)
     assert compared(isorank)["TensLoRA att"].lost == 0
     assert any("1 method (†)" in note for note in isorank.notes)
 
 
-def test_diverged_runs_scored_at_the_floor(analysis: Analysis) -> None:
+def test_diverged_seeds_stand_beside_the_interval(analysis: Analysis) -> None:
     depth = compared(block(analysis, "isoparameters 2"))["TensLoRA depth"]
-    assert depth.if_floor is not None
-    # The head alone is 40 of 200 examples below LoRA, on one of 15 pairs instead of 9.
-    assert depth.if_floor.pairs == 1
-    assert depth.if_floor.effect.difference < depth.effect.difference - 0.008
-    assert depth.interval is not None
-    assert depth.if_floor.interval is not None
-    assert depth.if_floor.interval[0] < depth.interval[0]
-    assert depth.interval[1] < -block(analysis, "isoparameters 2").threshold
-    assert depth.verdict == depth.if_floor.verdict == Verdict(Answer.UNDECIDED, "worse")
-    # A run that never started says nothing about its method.
-    assert compared(block(analysis, "isorank 2"))["LoTR"].if_floor is None
+    # One of 15 pairs is lost. What is left is worse by more than the threshold, whatever the lost one scores.
+    assert depth.differences[1].verdict == Verdict(Answer.BEYOND, "worse")
+    collapsed = block(analysis, "isoparameters 2").collapsed
+    assert ("TensLoRA depth", 1, 5) in {(side.method, side.count, side.runs) for side in collapsed}
 
 
 def test_a_setting_that_has_not_been_run_keeps_nobody_out(tmp_path: Path, new_store: NewStore) -> None:
@@ -60,39 +57,67 @@ def test_a_setting_that_has_not_been_run_keeps_nobody_out(tmp_path: Path, new_st
     uri = store(tmp_path, new_store, plan, lambda t, row: result(t, row) if row.task == "digits" else None)
     only = block(analyse(read(uri, ["small"])), "isorank 2")
     assert only.settings == (("digits", "tiny-random-vit"),)
-    assert [c.method for c in only.comparisons] == ["TensLoRA att"]
+    assert [c.method for c in only.compared] == ["TensLoRA att"]
     assert any("textile · tiny-random-vit" in note for note in only.notes)
 
 
 def test_verdicts_separate_different_from_equal_methods(analysis: Analysis) -> None:
     by_method = compared(block(analysis, "isorank 2"))
     # Edges of +8, −1 and −9 of 200 examples; seeds are paired, so their shared noise cancels.
-    assert by_method["TensLoRA att"].verdict == Verdict(Answer.BEYOND, "better")
-    assert by_method["TensLoRA att"].effect.difference == pytest.approx(0.04, abs=0.004)
-    assert by_method["TensLoRA depth"].verdict == Verdict(Answer.BEYOND, "worse")
-    assert by_method["TensLoRA qkv"].verdict.answer in (Answer.WITHIN, Answer.UNDECIDED)
-    assert by_method["TensLoRA att"].effect.pairs == 15
+    att, depth, qkv = (by_method[f"TensLoRA {name}"] for name in ("att", "depth", "qkv"))
+    assert att.differences[1].verdict == Verdict(Answer.BEYOND, "better")
+    assert att.differences[1].effect.difference == pytest.approx(0.04, abs=0.004)
+    assert depth.differences[1].verdict == Verdict(Answer.BEYOND, "worse")
+    assert qkv.differences[1].verdict.answer in (Answer.WITHIN, Answer.UNDECIDED)
+    assert pairs(att) == 15
     assert "LoRA" not in by_method
 
 
-def test_the_verdict_is_what_the_interval_says_and_no_more_than_with_the_floor(analysis: Analysis) -> None:
-    floors = 0
+def test_intervals_are_simultaneous_over_the_methods_and_on_tasks_over_both(analysis: Analysis) -> None:
     for each in analysis.blocks:
-        for comparison in each.comparisons:
-            expected = verdict(comparison.interval, each.threshold, collapsed=bool(comparison.collapsed))
-            if (floor := comparison.if_floor) is not None:
-                floors += 1
-                expected = weaker(expected, floor.verdict)
-            assert comparison.verdict == expected == against(each, comparison).verdict
-            assert comparison.interval == comparison.effect.interval(simultaneous(len(each.comparisons)))
-    assert floors
+        level = simultaneous(len(each.compared))
+        on_tasks = simultaneous(len(each.compared) * len(each.settings))
+        for entrant in each.compared:
+            found = entrant.differences[1]
+            assert found.interval == found.effect.interval(level)
+            assert found.verdict == verdict(found.interval, each.threshold)
+            for part, interval in zip(found.effect.parts, found.intervals, strict=True):
+                assert part.error is not None
+                assert interval == part.error.interval(part.difference, on_tasks)
 
 
-def test_baselines_are_compared_with_lora_of_the_first_budget(analysis: Analysis) -> None:
-    own = block(analysis, "fixed size")
-    assert own.reference is not None
-    assert (own.reference.method, own.reference.budget) == ("LoRA", "isorank 2")
-    assert compared(own)["head only"].verdict.side == "worse"
+def test_a_seed_is_a_study_of_one_point(analysis: Analysis, results: Results) -> None:
+    (isorank,) = (each for each in analysis.blocks if each.title == "isorank 2")
+    on = dict(zip(isorank.settings, isorank.reference.cells, strict=True))
+    for entrant in isorank.compared:
+        sides = zip(entrant.cells, entrant.settings, entrant.differences[1].effect.parts, strict=True)
+        for number, setting, part in sides:
+            own, other = (results.of_cell(each) for each in (number, on[setting]))
+            scores = [{seed.seed: seed.score for seed in seeds if seed.finished} for seeds in (own, other)]
+            shared = sorted(scores[0].keys() & scores[1].keys())
+            runs = [
+                np.stack([run.values for run in analysis.evidence.of_runs(each, shared)]).astype(float)
+                for each in (number, on[setting])
+            ]
+            alone = of_seeds_and_examples(
+                np.array([scores[0][seed] - scores[1][seed] for seed in shared]), np.subtract(*runs)
+            )
+            for name in ("difference", "seeds", "examples"):
+                assert getattr(part, name) == pytest.approx(getattr(alone, name), rel=1e-9, abs=1e-15)
+
+
+def test_methods_without_adapter_are_compared_with_each_budgets_lora(analysis: Analysis) -> None:
+    for budget in ("isorank 2", "isoparameters 2"):
+        own = block(analysis, budget)
+        levels = {level.family: level for level in own.levels}
+        head, full = levels["head_only"], levels["full"]
+        assert own.reference is not None
+        assert own.reference.budget == budget
+        assert head.comparison is not None
+        assert head.comparison.verdict.side == "worse"
+        assert head.comparison.interval == head.comparison.effect.interval(simultaneous(1))
+        # It has a rate of its own, so that its recipe differs.
+        assert (full.comparison, full.difference) == (None, None)
 
 
 def test_plain_lora_of_another_budget_goes_before_one_of_other_sites(
@@ -107,38 +132,26 @@ def test_plain_lora_of_another_budget_goes_before_one_of_other_sites(
     assert (reference.method, reference.budget) == ("LoRA", "isoparameters 2")
 
 
-def test_groups_and_ranks_follow_the_scores(analysis: Analysis) -> None:
-    isorank = block(analysis, "isorank 2")
-    assert isorank.methods == ("TensLoRA att", "LoTR", "LoRA", "TensLoRA qkv", "TensLoRA depth")
-    assert isorank.ranking is not None
-    letters, ranks = isorank.ranking.letters, isorank.ranking.ranks
-    assert letters is not None
-    assert not set(letters[0]) & set(letters[1])
-    assert set(letters[2]) & set(letters[3])
-    assert ranks.mean[0] == 1
-    assert ranks.low is not None
-    assert ranks.high is not None
-    assert [(low, high) for low, high in zip(ranks.low, ranks.high, strict=True)][2:4] == [(3, 4), (3, 4)]
-
-
 def test_test_examples_count_from_the_stored_predictions(analysis: Analysis) -> None:
     isorank = block(analysis, "isorank 2")
     att = compared(isorank)["TensLoRA att"]
     assert isorank.without_examples == ()
-    assert [(part.pairs, part.count) for part in att.effect.parts] == [(5, EXAMPLES)] * 3
-    cells = zip(att.effect.parts, att.cells, att.reference_cells, strict=True)
+    assert [(part.pairs, part.count) for part in att.differences[1].effect.parts] == [(5, EXAMPLES)] * 3
+    assert isorank.reference is not None
+    cells = zip(att.differences[1].effect.parts, att.cells, isorank.reference.cells, strict=True)
     for part, cell, other in cells:
-        means = [analysis.study.cells.at[number, "mean"] for number in (cell, other)]
+        means = [analysis.results.cells.at[number, "mean"] for number in (cell, other)]
         assert part.difference == pytest.approx(means[0] - means[1])
-    assert att.effect.error is not None
-    assert att.effect.error.examples > 0
+    error = att.differences[1].effect.error
+    assert error is not None
+    assert error.examples > 0
 
 
 def test_predictions_beyond_the_limit_are_not_read_and_a_note_says_so(
-    study: Study, monkeypatch: pytest.MonkeyPatch
+    results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evidence, "MOST_PREDICTIONS", 20)
-    limited = analyse(study)
+    limited = analyse(results)
     isorank = block(limited, "isorank 2")
     assert isorank.without_examples
     assert any("20 runs at most" in note for note in limited.notes)
@@ -151,8 +164,9 @@ def test_predictions_that_are_not_those_of_the_score_do_not_count(
         made = result(trial, row)
         return made and dataclasses.replace(made, score=made.score - 0.01 * ("TensLoRA" in row.title))
 
-    analysis = analyse(read(store(tmp_path, new_store, result_of=result_of), ["small"]))
-    assert any("Predictions of 2 runs" in note for note in analysis.notes)
+    plan = plan_of(**SMALL | {"seeds": [0, 1, 2]})
+    analysis = analyse(read(store(tmp_path, new_store, plan, result_of), ["small"]))
+    assert any("Predictions of 3 runs" in note for note in analysis.notes)
     assert block(analysis, "isorank 2").without_examples
 
 
@@ -163,31 +177,6 @@ def test_the_report_says_what_it_could_have_found(analysis: Analysis) -> None:
     assert design.finds is not None
     assert 0.004 < design.finds < 0.01
     assert design.examples > 0
-
-
-def test_a_verdict_is_tried_without_each_task(analysis: Analysis) -> None:
-    att = compared(block(analysis, "isorank 2"))["TensLoRA att"]
-    assert att.sides == (3, 0, 0)
-    assert [leave_out.task for leave_out in att.without] == ["movie-sentiment", "digits", "textile"]
-    parts = att.effect.parts[1:]
-    assert att.without[0].difference == pytest.approx(np.mean([part.difference for part in parts]))
-
-
-def test_settings_are_won_tied_and_lost_by_their_intervals(analysis: Analysis) -> None:
-    att = compared(block(analysis, "isorank 2"))["TensLoRA att"]
-    intervals = ((0.1, 0.2), (-0.1, 0.2), (-0.2, -0.1), None)
-    mixed = dataclasses.replace(att, verdicts=tuple(verdict(each, 0.01) for each in intervals))
-    assert mixed.sides == (1, 2, 1)
-
-
-def test_intervals_of_settings_hold_for_all_methods_and_settings_at_once(analysis: Analysis) -> None:
-    isorank = block(analysis, "isorank 2")
-    level = simultaneous(len(isorank.comparisons) * len(isorank.settings))
-    for comparison in isorank.comparisons:
-        for place, part in enumerate(comparison.effect.parts):
-            assert part.error is not None
-            interval = part.error.interval(part.difference, level)
-            assert against(isorank, comparison, place).interval == comparison.intervals[place] == interval
 
 
 def test_scores_that_were_stored_in_float32_are_the_same_scores(tmp_path: Path, new_store: NewStore) -> None:
@@ -201,9 +190,8 @@ def test_scores_that_were_stored_in_float32_are_the_same_scores(tmp_path: Path, 
         for name, result_of in (("exact", result), ("older", rounded))
     )
     for exact_block, older_block in zip(exact.blocks, older.blocks, strict=True):
-        assert [str(c.verdict) for c in exact_block.comparisons] == [
-            str(c.verdict) for c in older_block.comparisons
-        ]
-        assert exact_block.ranking is not None
-        assert older_block.ranking is not None
-        assert list(exact_block.ranking.ranks.mean) == list(older_block.ranking.ranks.mean)
+        exact_verdicts, older_verdicts = (
+            [str(entrant.differences[1].verdict) for entrant in each.compared]
+            for each in (exact_block, older_block)
+        )
+        assert exact_verdicts == older_verdicts

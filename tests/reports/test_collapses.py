@@ -18,20 +18,17 @@ from scipy import stats
 from tensorbench.cli.results import print_summary
 from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
-from tensorbench.reports import guards, headline
+from tensorbench.reports import guards
 from tensorbench.reports.analysis import Analysis, Block, analyse
-from tensorbench.reports.board import boards, heats
+from tensorbench.reports.blocks import Entrant
 from tensorbench.reports.collapses import Collapses, collapses
-from tensorbench.reports.comparisons import AgainstReference
-from tensorbench.reports.findings import findings
-from tensorbench.reports.frames import frames
-from tensorbench.reports.inference.effects import Answer, Verdict, weaker
+from tensorbench.reports.inference.effects import Answer
 from tensorbench.reports.reading import read
 from tensorbench.reports.report import write_report
+from tensorbench.reports.results import Results, TaskAndBackbone
 from tensorbench.reports.selection import Selection
-from tensorbench.reports.study import Study, TaskAndBackbone
 from tensorbench.reports.summary import summarise
-from tensorbench.reports.tables import BETTER, main_tables
+from tensorbench.reports.tables import tidy_tables
 from tensorbench.store.store import Store
 
 from ..messages import naming
@@ -80,13 +77,13 @@ def only_block(analysis: Analysis) -> Block:
     return next(block for block in analysis.blocks if block.title == "isorank 2")
 
 
-def only(analysis: Analysis) -> AgainstReference:
-    (comparison,) = only_block(analysis).comparisons
-    return comparison
+def only(analysis: Analysis) -> Entrant:
+    (entrant,) = only_block(analysis).compared
+    return entrant
 
 
-def of(study: Study) -> list[tuple[str, int, int]]:
-    return [(side.method, side.count, side.runs) for side in collapses(study).values()]
+def of(results: Results) -> list[tuple[str, int, int]]:
+    return [(side.method, side.count, side.runs) for side in collapses(results).values()]
 
 
 # --- what a collapse is ---
@@ -131,9 +128,10 @@ def test_the_report_says_first_at_the_terminal_which_baseline_failed(
     done = call(
         "report", "small", "--store", uri, "--out", str(tmp_path / "out"), "--format", "json", "--no-log"
     )
-    first, *rest = done.out.splitlines()
-    assert first == headline.reference_failures(analysis_of(uri))[0]
-    assert any("1 of 5 runs collapsed" in line for line in rest)
+    first, *_ = done.out.splitlines()
+    assert first.startswith(only_block(analysis_of(uri)).guards[0])
+    assert re.match(naming("LoRA (isorank 2)", "digits"), first)
+    assert "1 of 5 runs collapsed" in first
 
 
 def every_seed(method: str, task: str = "digits") -> set[tuple[str, str, int]]:
@@ -144,17 +142,16 @@ def test_a_cell_whose_seeds_all_diverged_collapsed_entirely(
     stored: Callable[..., str], tmp_path: Path
 ) -> None:
     analysis = analysis_of(stored(results_with({}, diverged=every_seed("TensLoRA att"))))
-    assert of(analysis.study) == [("TensLoRA att", 5, 5)]
+    assert of(analysis.results) == [("TensLoRA att", 5, 5)]
     (side,) = analysis.collapses.values()
     assert (side.seeds, side.chance) == (5, 1)
-    # It is compared with nothing, and shown all the same.
-    assert only_block(analysis).comparisons == ()
-    assert only_block(analysis).collapsed == (side,)
-    line = frames(analysis)["collapses"].iloc[0]
+    # It is compared with nothing, and named first all the same.
+    assert not analysis.blocks
+    assert analysis.faults == (str(side),)
+    (line,) = tidy_tables(analysis)["collapses"].lines
     assert (line["method"], line["collapsed"], line["runs"]) == ("TensLoRA att", 5, 5)
     page = page_of(analysis, tmp_path).read_text()
-    assert page.count("5 of 5 runs collapsed") >= 2
-    assert headline.reference_failures(analysis) == []
+    assert page.index("5 of 5 runs collapsed") < page.index("Too few seeds")
 
 
 def test_runs_that_the_machine_lost_are_no_collapses(stored: Callable[..., str]) -> None:
@@ -180,9 +177,9 @@ def test_a_store_in_which_every_run_diverged_has_collapsed_entirely(stored: Call
 
 
 def test_without_collapses_equal_methods_are_equivalent(stored: Callable[..., str]) -> None:
-    comparison = only(analysis_of(stored(results_with({}))))
-    assert comparison.verdict.answer is Answer.WITHIN
-    assert comparison.collapsed == ()
+    analysis = analysis_of(stored(results_with({})))
+    assert only(analysis).differences[1].verdict.answer is Answer.WITHIN
+    assert only_block(analysis).collapsed == ()
 
 
 @pytest.mark.parametrize("method", ["LoRA", "TensLoRA att"])
@@ -194,70 +191,29 @@ def test_a_collapse_of_either_side_keeps_equivalence_from_being_claimed(
     analysis = analysis_of(stored(results_with(right)), 0.5)
     (side,) = analysis.collapses.values()
     assert (side.method, side.count, side.runs) == (method, 1, 5)
-    comparison = only(analysis)
-    assert comparison.interval is not None
-    assert max(map(abs, comparison.interval)) < 0.5
-    assert comparison.verdict.answer is Answer.UNDECIDED
-    (line,) = (line for line in findings(analysis.study, analysis.blocks) if line.block.title == "isorank 2")
-    # If a run of TensLoRA att collapsed, LoRA is the best row and has no other to be compared with.
-    assert (line.against is None) == (method != "LoRA")
-    assert line.against is None or line.against.verdict.answer is Answer.UNDECIDED
+    found = only(analysis).differences[1]
+    assert found.interval is not None
+    assert max(map(abs, found.interval)) < 0.5
+    assert found.verdict.answer is Answer.UNDECIDED
 
 
-def test_nothing_claims_more_than_with_diverged_runs_at_the_floor(stored: Callable[..., str]) -> None:
-    right = {("TensLoRA att", "digits", seed): 950 + seed % 2 for seed in range(5)}
+@pytest.mark.parametrize(("diverging", "side"), [("TensLoRA att", "better"), ("LoRA", "worse")])
+def test_nothing_is_better_than_what_it_lost_by_diverging(
+    diverging: str, side: str, stored: Callable[..., str]
+) -> None:
+    other = {"better": 950, "worse": 850}[side]
+    right = {("TensLoRA att", "digits", seed): other + seed % 2 for seed in range(5)}
     right |= {("head only", "digits", seed): 700 for seed in range(5)}
-    analysis = analysis_of(stored(results_with(right, diverged={("TensLoRA att", "digits", 2)})))
-    comparison = only(analysis)
-    assert comparison.interval is not None
-    assert comparison.interval[0] > 0.01
-    assert comparison.if_floor is not None
-    assert comparison.if_floor.verdict.answer is Answer.UNDECIDED
-    (line,) = (line for line in findings(analysis.study, analysis.blocks) if line.block.title == "isorank 2")
-    assert line.best == "TensLoRA att"
-    assert line.against is not None
-    assert line.against.verdict == comparison.verdict == comparison.if_floor.verdict
-    assert not line.claim.startswith("Better")
-    # Nor do the row of results, the heat map and the main table claim it.
-    (setting,) = boards(analysis)
-    (row,) = (
-        row for board in boards(analysis)[setting] for row in board.rows if row.cell.method == line.best
+    whole, lost = (
+        only(analysis_of(stored(results_with(right, diverged)))).differences[1]
+        for diverged in ((), {(diverging, "digits", 2)})
     )
-    assert [shown.verdict for shown in row.against] == [comparison.verdict]
-    (heat,) = (heat for heat in heats(analysis) if heat.block.title == "isorank 2")
-    (field,) = (row.shades[0] for row in heat.rows if row.cell.method == line.best)
-    assert field is not None
-    assert field.against.verdict == comparison.verdict
-    assert BETTER not in "".join(
-        mean.mark
-        for table in main_tables(analysis.study.all_cells, analysis.blocks)
-        for rows in table.blocks.values()
-        for row in rows
-        for mean in (*row.entries, *row.averages)
-    )
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "both"),
-    [
-        (
-            Verdict(Answer.BEYOND, "better"),
-            Verdict(Answer.BEYOND, "better"),
-            Verdict(Answer.BEYOND, "better"),
-        ),
-        (Verdict(Answer.BEYOND, "better"), Verdict(Answer.BEYOND, "worse"), Verdict(Answer.UNDECIDED)),
-        (
-            Verdict(Answer.BEYOND, "better"),
-            Verdict(Answer.UNDECIDED, "better"),
-            Verdict(Answer.UNDECIDED, "better"),
-        ),
-        (Verdict(Answer.WITHIN, "better"), Verdict(Answer.WITHIN), Verdict(Answer.WITHIN)),
-        (Verdict(Answer.WITHIN), Verdict(Answer.UNDECIDED), Verdict(Answer.UNDECIDED)),
-        (Verdict(Answer.BEYOND, "better"), Verdict(Answer.NONE), Verdict(Answer.NONE)),
-    ],
-)
-def test_the_weaker_of_two_verdicts_is_what_both_say(first: Verdict, second: Verdict, both: Verdict) -> None:
-    assert weaker(first, second) == weaker(second, first) == both
+    assert whole.verdict.side == side
+    assert lost.interval is not None
+    # What is left of it still seems so.
+    assert max(lost.interval) * min(lost.interval) > 0
+    assert (lost.verdict.answer, lost.verdict.side) == (Answer.UNDECIDED, "")
+    assert f"seeds of {diverging} diverged" in lost.verdict.reason or "collapsed" in lost.verdict.reason
 
 
 def test_the_bound_is_that_of_clopper_and_pearson() -> None:
@@ -273,20 +229,14 @@ def test_the_bound_is_that_of_clopper_and_pearson() -> None:
 TWO_TASKS = WITH_HEAD | {"tasks": ["digits", "textile"]}
 
 
-def test_a_reference_below_the_head_alone_is_named_first_with_the_mean_without_its_task(
-    stored: Callable[..., str], tmp_path: Path
-) -> None:
+def test_a_reference_below_the_head_alone_is_named_first(stored: Callable[..., str], tmp_path: Path) -> None:
     right = {("LoRA", "textile", seed): 850 + seed for seed in range(5)}
     right |= {("TensLoRA att", "textile", seed): 951 + seed % 2 for seed in range(5)}
     uri = stored(results_with(right), TWO_TASKS)
     analysis = analysis_of(uri)
-    failure, mean = headline.reference_failures(analysis)
+    (failure,) = only_block(analysis).guards
     assert re.match(naming("LoRA (isorank 2)", "textile · tiny-random-vit"), failure)
     assert "(85.20 against " in failure
-    comparison = only(analysis)
-    (without,) = (leave_out for leave_out in comparison.without if leave_out.task == "textile")
-    for difference in (comparison.effect.difference, without.difference):
-        assert f"{100 * difference:+.2f}".replace("-", "−") in mean
     write_report(uri, ["small"], tmp_path / "out", ["html", "md"], log=False)
     page, text = ((tmp_path / "out" / name).read_text() for name in ("index.html", "tables/tables.md"))
     assert page.index(failure) < page.index("<table")
@@ -305,15 +255,15 @@ def test_a_reference_of_which_a_run_collapsed_has_failed_there(
     # LoRA's mean is above the head's although one of its runs collapsed.
     right = {("head only", "textile", seed): 700 for seed in range(5)} | {("LoRA", "textile", 2): 550}
     analysis = analysis_of(stored(results_with(right), TWO_TASKS))
-    failure, *_ = headline.reference_failures(analysis)
+    failure, *_ = only_block(analysis).guards
     assert re.match(naming("LoRA (isorank 2)", "textile"), failure)
-    assert analysis.collapses[only(analysis).reference_cells[1]].counted in failure
     assert "above" not in failure
     (side,) = analysis.collapses.values()
+    assert side.counted in failure
     page = page_of(analysis, tmp_path).read_text()
-    # The count is shown beside the row, in the comparisons and on the first screen.
-    assert page.count("1 of 5 runs collapsed") >= 3
-    line = frames(analysis)["collapses"].iloc[0]
+    # In the answer and among its notes.
+    assert page.count("1 of 5 runs collapsed") >= 2
+    (line,) = tidy_tables(analysis)["collapses"].lines
     assert (line["method"], line["task"], line["collapsed"], line["runs"]) == ("LoRA", "textile", 1, 5)
     assert line["chance_at_most"] == side.chance
 
@@ -326,7 +276,7 @@ def test_a_reference_whose_seeds_all_diverged_has_failed_there(
     uri = stored(results_with(head, diverged=every_seed(reference, "textile")), TWO_TASKS)
     named = Selection() if reference == "LoRA" else Selection(reference=reference)
     analysis = analyse(read(uri, ["small"], named))
-    (failure,) = headline.reference_failures(analysis)
+    failure, *_ = analysis.faults
     assert re.match(naming(f"{reference} (isorank 2)", "textile · tiny-random-vit", 5, 5), failure)
     # It scores nothing, so nothing measures its failed runs, and nothing is below a head.
     assert guards.OF_FAILED_RUNS not in failure
@@ -334,7 +284,7 @@ def test_a_reference_whose_seeds_all_diverged_has_failed_there(
     chosen = [] if reference == "LoRA" else ["--reference", reference]
     out = str(tmp_path / "out")
     done = call("report", "small", "--store", uri, "--out", out, "--format", "md", "--no-log", *chosen)
-    assert done.out.splitlines()[0] == failure
+    assert failure in done.out.splitlines()
     assert failure.split(";")[0] in (tmp_path / "out" / "tables" / "tables.md").read_text()
     opened = Store.existing(uri, "small")
     plan = opened.plan()
@@ -344,4 +294,5 @@ def test_a_reference_whose_seeds_all_diverged_has_failed_there(
 
 def test_a_reference_that_is_above_the_heads_has_not_failed(stored: Callable[..., str]) -> None:
     right = {("head only", task, seed): 700 for task in TWO_TASKS["tasks"] for seed in range(5)}
-    assert headline.reference_failures(analysis_of(stored(results_with(right), TWO_TASKS))) == []
+    analysis = analysis_of(stored(results_with(right), TWO_TASKS))
+    assert (only_block(analysis).guards, analysis.faults) == ((), ())

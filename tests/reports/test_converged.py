@@ -13,13 +13,13 @@ from rich.console import Console
 from tensorbench.cli.results import print_summary
 from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
-from tensorbench.reports import curves, figures
+from tensorbench.reports import figures
 from tensorbench.reports.analysis import analyse
 from tensorbench.reports.drawing import Drawn
 from tensorbench.reports.guards import unbeaten
 from tensorbench.reports.reading import read
 from tensorbench.reports.report import write_report
-from tensorbench.reports.study import CONVERGED, Study
+from tensorbench.reports.results import CONVERGED, Results
 from tensorbench.reports.summary import summarise
 from tensorbench.store.store import Store
 
@@ -71,14 +71,14 @@ def uri(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
 
 
 @pytest.fixture(scope="module")
-def study(uri: str) -> Study:
+def results(uri: str) -> Results:
     return read(uri, ["small"])
 
 
 def test_the_converged_head_comes_first_where_no_adapter_beats_it(
-    uri: str, study: Study, tmp_path: Path
+    uri: str, results: Results, tmp_path: Path
 ) -> None:
-    (sentence,) = unbeaten(study.all_cells)
+    (sentence,) = unbeaten(results.all_cells)
     for part in ("digits · tiny-random-vit", "90.00", "86.50", "TensLoRA att"):
         assert part in sentence
     opened = Store.existing(uri, "small")
@@ -101,18 +101,20 @@ def test_nothing_is_said_while_runs_are_missing(tmp_path: Path, new_store: NewSt
     assert not unbeaten(read(begun, ["small"]).all_cells)
 
 
-def test_seeds_that_do_not_differ_break_no_interval(study: Study) -> None:
-    analysis = analyse(study)
-    (head,) = {cell.method for cell in study.all_cells if cell.family == CONVERGED}
-    for cell in study.all_cells:
+def test_seeds_that_do_not_differ_break_no_interval(results: Results) -> None:
+    analysis = analyse(results)
+    (head,) = {cell.method for cell in results.all_cells if cell.family == CONVERGED}
+    for cell in results.all_cells:
         if cell.family == CONVERGED:
             assert cell.sd == 0
             assert cell.low == cell.mean == cell.high
-    compared = [c for block in analysis.blocks for c in block.comparisons if c.method == head]
+    compared = [level for block in analysis.blocks for level in block.levels if level.method == head]
     assert compared
-    for comparison in compared:
-        assert comparison.interval is not None
-        assert comparison.interval[0] < comparison.effect.difference < comparison.interval[1]
+    for level in compared:
+        assert level.comparison is not None
+        assert level.comparison.interval is not None
+        assert level.difference is not None
+        assert level.comparison.interval[0] < level.difference < level.comparison.interval[1]
 
 
 def lines(drawn: Drawn, axis: int) -> set[float]:
@@ -121,9 +123,9 @@ def lines(drawn: Drawn, axis: int) -> set[float]:
     return {round(float(d[0][axis]), 6) for d in map(np.asarray, data) if len({row[axis] for row in d}) == 1}
 
 
-def test_every_figure_has_its_line(study: Study) -> None:
-    analysis, shown = analyse(study), curves.read(study)[0]
-    drawn = {figure.name: figure for figure in figures.draw(analysis, shown)}
+def test_every_figure_has_its_line(results: Results) -> None:
+    analysis = analyse(results)
+    drawn = {figure.name: figure for figure in figures.draw(analysis)[0]}
     costs = [name for name in drawn if name.startswith("score-vs-")]
     assert len(costs) == 4
     for name in costs:

@@ -17,13 +17,13 @@ from tensorbench.methods import UserError
 from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
 from tensorbench.reports.advice import rate_advice, stored_advice
-from tensorbench.reports.figures.studies import draw
+from tensorbench.reports.analysis import Analysis, analyse
+from tensorbench.reports.answers import answer
+from tensorbench.reports.figures import draw
 from tensorbench.reports.reading import read
 from tensorbench.reports.report import write_report
 from tensorbench.reports.selection import Selection
 from tensorbench.reports.site.standing import standings
-from tensorbench.reports.studies import StudyAnalysis, analyse_studies
-from tensorbench.reports.study_words import answer
 from tensorbench.reports.summary import summarise
 from tensorbench.store.store import Store
 
@@ -54,8 +54,8 @@ def stored(
     return uri
 
 
-def analysed(uri: str) -> StudyAnalysis:
-    return analyse_studies(read(uri, [NAME], studies=True))
+def analysed(uri: str) -> Analysis:
+    return analyse(read(uri, [NAME]))
 
 
 @pytest.fixture(params=["LoTR", "LoRA", "full fine-tuning"])
@@ -72,9 +72,9 @@ def uri(method: str, tmp_path: Path, new_store: NewStore) -> str:
 def test_all_trials_failed_in_every_file_of_the_report(method: str, uri: str, tmp_path: Path) -> None:
     done = write_report(uri, [NAME], tmp_path / "out", TEXTS, log=False)
     analysis = done.analysis
-    assert isinstance(analysis, StudyAnalysis)
-    (cell,) = (c for c in analysis.study.all_cells if (c.method, c.task) == (method, TASK))
-    assert all(analysis.failed(seed) for seed in analysis.study.of_cell(cell.number))
+    assert isinstance(analysis, Analysis)
+    (cell,) = (c for c in analysis.results.all_cells if (c.method, c.task) == (method, TASK))
+    assert all(analysis.failed(seed) for seed in analysis.results.of_cell(cell.number))
     (note,) = (note for note in analysis.notes if "failed" in note and f"{method} on {TASK}" in note)
     texts = {name: (tmp_path / "out" / name).read_text() for name in done.files if not name.endswith(".svg")}
     for name in ("index.html", "tables/tables.md"):
@@ -93,9 +93,9 @@ def test_all_trials_failed_in_every_file_of_the_report(method: str, uri: str, tm
     assert 0.7 < line["failed_low"] < 1
     (block,) = analysis.blocks
     # The crosses of the figure and its text agree.
-    (figure,) = (figure for figure in draw(analysis) if figure.name == "rates-0")
+    (figure,) = (figure for figure in draw(analysis)[0] if figure.name == "rates-0")
     (entrant,) = (entrant for entrant in block.entrants if entrant.method == method)
-    failures = sum(analysis.failed(s) for n in entrant.cells for s in analysis.study.of_cell(n))
+    failures = sum(analysis.failed(s) for n in entrant.cells for s in analysis.results.of_cell(n))
     assert entrant.sensitivity.failures == failures >= 16
     assert f"{method}: {failures} of {entrant.sensitivity.trials} " in figure.alternative
     assert all(np.isfinite(line["rate"]) and np.isfinite(line["seed"]) for line in tables["variance"])
@@ -105,7 +105,7 @@ def test_all_trials_failed_in_every_file_of_the_report(method: str, uri: str, tm
 def test_no_rate_is_advised_where_all_trials_failed(method: str, uri: str, call: Call) -> None:
     analysis = analysed(uri)
     advised = {(each.method, each.task) for each in rate_advice(analysis)}
-    every = {(c.method, c.task) for c in analysis.study.all_cells if c.studies}
+    every = {(c.method, c.task) for c in analysis.results.all_cells if c.studies}
     assert every - advised == {(method, TASK)}
     rows = json.loads(call("list", "methods", "--advice", uri, "--json").out)
     assert {(row["method"], row["task"]) for row in rows} == advised
@@ -172,7 +172,7 @@ def test_a_task_has_one_level_of_chance_whichever_trials_are_selected(
     uri = stored(tmp_path, new_store, lambda row: False, **ONE_TASK)
     chances = set()
     for methods in (["full"], ["lora", "lotr"], ["fact_tt"]):
-        analysis = analyse_studies(read(uri, [NAME], Selection(methods=methods), studies=True))
+        analysis = analyse(read(uri, [NAME], Selection(methods=methods)))
         chances |= {studies.chance for studies in analysis.studies.values()}
     assert chances == {0.5}
 
@@ -180,18 +180,18 @@ def test_a_task_has_one_level_of_chance_whichever_trials_are_selected(
 def test_a_task_on_which_no_trial_finished_is_not_compared(tmp_path: Path, new_store: NewStore) -> None:
     uri = stored(tmp_path, new_store, lambda row: row.task == TASK)
     done = write_report(uri, [NAME], tmp_path / "out", TEXTS, log=False)
-    assert isinstance(done.analysis, StudyAnalysis)
+    assert isinstance(done.analysis, Analysis)
     (block,) = done.analysis.blocks
     assert TASK not in {setting.task for setting in block.settings}
     assert any(TASK in note for note in block.notes)
-    assert all(done.analysis.failed(s) for s in done.analysis.study.all_seeds if s.task == TASK)
+    assert all(done.analysis.failed(s) for s in done.analysis.results.all_seeds if s.task == TASK)
     assert not {TASK} & {each.task for each in rate_advice(done.analysis)}
 
 
 def test_adapters_that_all_diverged_are_all_at_chance(tmp_path: Path, new_store: NewStore) -> None:
     uri = stored(tmp_path, new_store, lambda row: row.family not in ("converged_head", "full"), **ONE_TASK)
     done = write_report(uri, [NAME], tmp_path / "out", TEXTS, log=False)
-    assert isinstance(done.analysis, StudyAnalysis)
+    assert isinstance(done.analysis, Analysis)
     (block,) = done.analysis.blocks
     assert {entrant.sensitivity.failed for entrant in block.entrants} == {1.0}
     assert {each.method for each in rate_advice(done.analysis)} == {"full fine-tuning"}

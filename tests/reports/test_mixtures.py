@@ -16,16 +16,16 @@ from tensorbench.reports import recipes
 from tensorbench.reports.analysis import analyse
 from tensorbench.reports.reading import read
 from tensorbench.reports.report import write_report
-from tensorbench.reports.study import Study
+from tensorbench.reports.results import Results
 
 from ..messages import naming
 from ..stored import Result, write
 from .made_up import SMALL, NewStore, plan_of, result, store
 
 
-def test_one_suite_is_no_mixture(study: Study) -> None:
+def test_one_suite_is_no_mixture(results: Results) -> None:
     # Only the rate of full fine-tuning differs, and its row names it.
-    assert recipes.find_mixtures(study) == []
+    assert recipes.find_mixtures(results) == []
 
 
 def test_trials_that_measure_something_else_are_refused_unless_asked_for(
@@ -42,7 +42,7 @@ def test_trials_that_measure_something_else_are_refused_unless_asked_for(
     assert "training epochs" in {m.what for m in done.mixtures if not m.serious}
     assert "do not compare" in (tmp_path / "out" / "index.html").read_text()
     # LoRA of both experiments appears, with distinct labels.
-    assert {"LoRA", "LoRA · other"} <= set(done.analysis.study.cells["method"])
+    assert {"LoRA", "LoRA · other"} <= set(done.analysis.results.cells["method"])
 
 
 @pytest.fixture(scope="module")
@@ -66,25 +66,25 @@ def two(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
     ],
 )
 def test_nothing_compares_what_is_measured_otherwise(two: str, what: str, value: Any) -> None:
-    def changed(study: Study) -> Study:
+    def changed(results: Results) -> Results:
         """The study with this field changed in the trials of its last experiment."""
-        *earlier, last = study.experiments
+        *earlier, last = results.experiments
         trials = {
             id_: trial.model_copy(
                 update={"task": trial.task | {what: value}} if what.endswith("_size") else {what: value}
             )
             for id_, trial in last.trials.items()
         }
-        return dataclasses.replace(study, experiments=(*earlier, dataclasses.replace(last, trials=trials)))
+        return dataclasses.replace(results, experiments=(*earlier, dataclasses.replace(last, trials=trials)))
 
-    study = read(two, ["small", "other"])
-    assert len(analyse(study).blocks) == 1
-    mixed = changed(study)
+    results = read(two, ["small", "other"])
+    assert len(analyse(results).blocks) == 1
+    mixed = changed(results)
     with pytest.raises(UserError, match=naming(what)):
         recipes.refuse_mixtures(recipes.find_mixtures(mixed))
     # Side by side, each is compared with its own experiment's reference.
     first, second = analyse(mixed).blocks
-    assert not {*first.methods} & {*second.methods}
+    assert not {e.method for e in first.entrants} & {e.method for e in second.entrants}
     assert any(f"{what} " in note and "no verdict" in note for note in second.notes)
 
 

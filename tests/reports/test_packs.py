@@ -48,7 +48,7 @@ def test_the_tables_are_the_same_byte_for_byte(
     small: str, pack: Path, tmp_path: Path, new_store: NewStore
 ) -> None:
     expected = tables(small, "small", tmp_path / "store")
-    assert {"tables/seeds.csv", "tables/cells.csv", "tables/tables.md", "report.json"} <= expected.keys()
+    assert {"tables/trials.csv", "tables/cells.csv", "tables/tables.md", "report.json"} <= expected.keys()
     nowhere = f"sqlite:///{tmp_path / 'none.db'}"
     assert tables(nowhere, str(pack), tmp_path / "pack") == expected
     other = new_store(tmp_path)
@@ -66,7 +66,7 @@ def test_the_commands_take_packs(small: str, pack: Path, tmp_path: Path, call: C
     done = call("report", file, pack, "--out", out, "--format", "csv", "--store", "sqlite:///none.db")
     assert done.code == 0, done.err
     assert "suite run" not in done.out
-    assert len((out / "tables" / "seeds.csv").read_text().splitlines()) == 5
+    assert len((out / "tables" / "trials.csv").read_text().splitlines()) == 5
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     for written, there in ((4, 0), (0, 4)):
         merged = call("unpack", file, pack, "--store", uri)
@@ -79,7 +79,7 @@ def test_several_experiments_in_one_pack(small: str, tmp_path: Path, new_store: 
     both = tensorbench.pack(*packs, out=tmp_path / "both.tensorbench.zip")
     assert both.trials == {"other": 2, "small": 4}
     done = write_report("", [str(both.path)], tmp_path / "report", ["csv"])
-    assert done.analysis.study.title == "other, small"
+    assert done.analysis.results.title == "other, small"
 
 
 @pytest.mark.parametrize(

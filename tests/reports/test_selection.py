@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from tensorbench.methods import UserError
 from tensorbench.records.stored_plan import PlannedRow
-from tensorbench.reports.analysis import Block, analyse
+from tensorbench.reports.analysis import analyse
 from tensorbench.reports.reading import read
 from tensorbench.reports.selection import Selection
 
 from ..messages import naming
 from ..stored import write
 from . import made_up
-from .browsing import page_of
 from .made_up import Call
 
 
@@ -28,33 +26,32 @@ def test_comparisons_hold_at_once_for_the_chosen_methods_alone(rich: str) -> Non
     chosen = ["LoRA", "TensLoRA att"]
     part = analyse(read(rich, ["rich"], Selection(methods=chosen, budgets=[full_block.budget])))
     (block,) = part.blocks
-    (alone,) = block.comparisons
-    among = next(comparison for comparison in full_block.comparisons if comparison.method == alone.method)
-    assert set(block.cells) == set(chosen)
+    (entrant,) = block.compared
+    (other,) = (each for each in full_block.compared if each.method == entrant.method)
+    assert {each.method for each in block.entrants} == set(chosen)
+    alone, among = (each.differences[1] for each in (entrant, other))
     assert alone.effect.difference == among.effect.difference
-    assert alone.interval[1] - alone.interval[0] < among.interval[1] - among.interval[0]
+    assert np.ptp(alone.interval) < np.ptp(among.interval)
     assert f"(methods LoRA, TensLoRA att; budgets {full_block.budget})" in part.notes[0]
 
 
 def test_another_reference_turns_the_sign(rich: str) -> None:
     selection = Selection(methods=["LoRA"], reference="TensLoRA att", budgets=["isorank"])
     (block,) = analyse(read(rich, ["rich"], selection)).blocks
-    (comparison,) = block.comparisons
-    assert block.reference is not None
-    assert (block.reference.method, comparison.method) == ("TensLoRA att", "LoRA")
+    (entrant,) = block.compared
+    assert (block.against, entrant.method) == ("TensLoRA att", "LoRA")
     with_lora = Selection(methods=["LoRA", "TensLoRA att"], budgets=["isorank"])
-    (other,) = analyse(read(rich, ["rich"], with_lora)).blocks[0].comparisons
-    assert comparison.effect.difference == pytest.approx(-other.effect.difference)
+    (other,) = analyse(read(rich, ["rich"], with_lora)).blocks[0].compared
+    differences = [each.differences[1].effect.difference for each in (entrant, other)]
+    assert differences[0] == pytest.approx(-differences[1])
 
 
 def test_a_reference_of_another_budget_is_found_there(rich: str) -> None:
     selection = Selection(methods=["TensLoRA att"], budgets=["isorank"], reference="head only")
-    (block, *_) = [
-        candidate for candidate in analyse(read(rich, ["rich"], selection)).blocks if candidate.comparisons
-    ]
+    (block,) = analyse(read(rich, ["rich"], selection)).blocks
     assert block.reference is not None
     assert (block.reference.method, block.reference.budget) == ("head only", "fixed size")
-    assert [candidate.method for candidate in block.comparisons] == ["TensLoRA att"]
+    assert [entrant.method for entrant in block.compared] == ["TensLoRA att"]
 
 
 def test_a_title_means_all_of_its_rows_and_the_name_of_one_row_only_that(rich: str) -> None:
@@ -65,57 +62,6 @@ def test_a_title_means_all_of_its_rows_and_the_name_of_one_row_only_that(rich: s
     assert row == "LoRA"
 
 
-PAIRS = [
-    ("LoRA", "TensLoRA att"),
-    ("LoTR", "TensLoRA att"),
-    ("LoTR", "TensLoRA qkv"),
-    ("TensLoRA att", "head only"),
-]
-
-
-def test_pairs_with_several_references_hold_at_once(rich: str) -> None:
-    def blocks(selection: Selection) -> tuple[Block, ...]:
-        return analyse(read(rich, ["rich"], selection)).blocks
-
-    pair_blocks = blocks(Selection(pairs=PAIRS, budgets=["isoparameters"]))
-    compared_pairs = [
-        (comparison.method, block.named_reference)
-        for block in pair_blocks
-        for comparison in block.comparisons
-    ]
-    assert sorted(compared_pairs) == sorted(PAIRS)
-    assert [block.level for block in pair_blocks] == [pytest.approx(1 - 0.05 / 3)] * 3
-    for block in pair_blocks:
-        methods = [method for method, reference in PAIRS if reference == block.named_reference]
-        (by_itself,) = blocks(
-            Selection(methods=methods, reference=block.named_reference, budgets=["isoparameters"])
-        )[:1]
-        alone = {comparison.method: comparison for comparison in by_itself.comparisons}
-        for comparison in block.comparisons:
-            before = alone[comparison.method]
-            each = (1 - 0.05 / 3) ** (1 / len(methods))
-            assert comparison.effect.difference == before.effect.difference
-            assert comparison.interval == pytest.approx(comparison.effect.interval(each))
-            assert comparison.interval[1] > before.interval[1]
-
-
-def test_pairs_with_one_reference_are_what_a_reference_of_its_own_gives(rich: str) -> None:
-    chosen = {"tasks": ["digits"], "budgets": ["isorank"]}
-    paired = Selection(pairs=[("LoRA", "TensLoRA att"), ("LoTR", "TensLoRA att")], **chosen)
-    named = Selection(methods=["LoRA", "LoTR"], reference="TensLoRA att", **chosen)
-    of_pairs, of_reference = (
-        analyse(read(rich, ["rich"], selection)).blocks for selection in (paired, named)
-    )
-    intervals = [
-        [
-            (block.heading, comparison.method, comparison.interval, comparison.intervals)
-            for comparison in block.comparisons
-        ]
-        for block in (*of_pairs, *of_reference)
-    ]
-    assert intervals[0] == intervals[1] != []
-
-
 @pytest.mark.parametrize(
     ("selection", "reason"),
     [
@@ -123,28 +69,11 @@ def test_pairs_with_one_reference_are_what_a_reference_of_its_own_gives(rich: st
         (Selection(reference="Lora"), "reference 'Lora'.*LoRA"),
         (Selection(budgets=["isorank 99"]), "budget of this report 'isorank 99'.*isorank 2"),
         (Selection(methods=["head only"], budgets=["isorank 2"]), "no row is of all these"),
-        (Selection(pairs=[("tenslora", "LoRA")]), "method 'tenslora'.*TensLoRA att"),
-        (Selection(pairs=[("LoRA", "Lora")]), "reference 'Lora'.*LoRA"),
-        (Selection(pairs=[("head only", "LoRA")], budgets=["isorank 2"]), "'head only' has no row among"),
     ],
 )
 def test_missing_rows_are_refused(rich: str, selection: Selection, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         read(rich, ["rich"], selection)
-
-
-@pytest.mark.parametrize(
-    ("pairs", "reason"),
-    [
-        ({"pairs": [("LoRA", "LoRA")]}, "pair: .*LoRA.*LoRA"),
-        ({"pairs": [("LoRA", "")]}, "pair: .*LoRA"),
-        ({"pairs": PAIRS, "methods": ["LoRA"]}, "no methods or reference beside"),
-        ({"pairs": PAIRS, "reference": "LoRA"}, "no methods or reference beside"),
-    ],
-)
-def test_pairs_that_say_nothing_or_too_much_are_refused(pairs: dict[str, Any], reason: str) -> None:
-    with pytest.raises(UserError, match=reason):
-        Selection(**pairs)
 
 
 def test_rows_of_fixed_size_are_named_as_in_tables() -> None:
@@ -170,39 +99,10 @@ def test_a_row_is_paired_with_that_of_the_same_name_in_another_experiment(
     assert sorted(method_names) == sorted([*both, "TensLoRA att", "TensLoRA att · wider"])
     assert set(read(uri, names, Selection(methods=["LoRA"])).cells["method"]) == both
     assert set(read(uri, names, Selection(methods=["LoRA · wider"])).cells["method"]) == {"LoRA · wider"}
-    pair = Selection(pairs=[("TensLoRA att", "TensLoRA att · wider")])
-    assert set(read(uri, names, pair).cells["method"]) == {"TensLoRA att", "TensLoRA att · wider"}
-    (block,) = analyse(read(uri, names, Selection(pairs=[("LoRA · wider", "LoRA")]))).blocks
-    assert re.search(naming("batch_size", 64, 8), str(block.no_reference))
-
-
-def test_the_page_of_pairs_says_the_level_and_what_each_difference_is_from(rich: str, tmp_path: Path) -> None:
-    selection = Selection(pairs=PAIRS[:3], budgets=["isorank"])
-    page = page_of(analyse(read(rich, ["rich"], selection)), tmp_path).read_text(encoding="utf-8")
-    assert re.search(naming("97.5%", "2 references"), page)
-    assert len(re.findall("97.5%, [^%]* 2 references [^%]*95%", page)) == 2
-    results = re.search('id="results".*?id="reference"', page, re.S)
-    assert results is not None
-    # LoTR has two differences in one row and a verdict for each.
-    rows = [row for row in results[0].split("<tr ")[1:] if 'data-v="LoTR"' in row]
-    assert len(rows) == len(made_up.BASE)
-    for row in rows:
-        assert [row.count(f"from {name}</small>") for name in ("TensLoRA att", "TensLoRA qkv")] == [2, 2]
-
-
-def test_the_command_takes_pairs_and_files_say_the_level(rich: str, call: Call, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    options = ["--pair", "LoRA, LoTR : TensLoRA att", "--pair", "LoTR : TensLoRA qkv", "--budget", "isorank"]
-    ended = call("report", "rich", "--store", rich, "--out", out, "--format", "md,json", *options)
-    assert ended.code == 0
-    assert (out / "tables/tables.md").read_text(encoding="utf-8").count("simultaneously with 97.5%, ") == 2
-    stored = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    assert [block["level"] for block in stored["blocks"]] == [0.975, 0.975]
-    levels = {(line["method"], line["block"], line["level"]) for line in stored["tables"]["comparisons"]}
-    assert levels == {(method, f"isorank 2 · against {reference}", 0.975) for method, reference in PAIRS[:3]}
-    wrong = call("report", "rich", "--store", rich, "--out", tmp_path / "no", "--pair", "LoRA TensLoRA att")
-    assert wrong.code != 0
-    assert "METHOD,… : REFERENCE" in wrong.err
+    part = Selection(methods=["LoRA · wider"], reference="LoRA")
+    first, second = analyse(read(uri, names, part)).blocks
+    assert re.search(naming("batch_size", 64, 8), " ".join(second.notes))
+    assert not first.compared + second.compared
 
 
 def test_the_command_writes_a_part_and_leaves_the_stored_report_alone(

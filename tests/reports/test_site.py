@@ -22,12 +22,11 @@ from tensorbench.methods import UserError
 from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
 from tensorbench.reports.analysis import Analysis
+from tensorbench.reports.answers import answer
 from tensorbench.reports.site import build
 from tensorbench.reports.site.build import differences, site_files
-from tensorbench.reports.site.published import answer_of_all, packs_in, published
+from tensorbench.reports.site.published import packs_in, published
 from tensorbench.reports.site.standing import Standing
-from tensorbench.reports.studies import StudyAnalysis
-from tensorbench.reports.study_words import answer
 
 from ..packs import changed, edit_json, packed
 from ..stored import Result, write
@@ -132,9 +131,10 @@ def test_a_reference_that_failed_is_named_before_what_is_claimed(tmp_path: Path,
     uri = store(tmp_path, new_store, plan_of(**SMALL | {"seeds": [0, 1, 2]}), fallen)
     pack = packed(uri, "small", tmp_path)
     (suite,) = published([pack])
-    (failure,) = suite.failures
+    (block,) = suite.analysis.blocks
+    assert block.guards
     index = html.unescape(str(site_files([pack])["index.html"]))
-    assert 0 < index.index(failure) < index.index('<td class="first">')
+    assert 0 < index.index(block.guards[0]) < index.index('id="standing"')
 
 
 def test_addresses_distinguish_names_of_packs_and_settings(tmp_path: Path, new_store: NewStore) -> None:
@@ -157,33 +157,10 @@ def test_addresses_distinguish_names_of_packs_and_settings(tmp_path: Path, new_s
     assert "+0.00" not in index
 
 
-def test_the_index_opens_with_what_the_report_of_each_suite_claims(site: Files) -> None:
-    index, report = (str(site[name]) for name in ("index.html", "suites/small/index.html"))
-    number = r'<td class="n"[^>]*>(<b>[^<]*</b><small>[^<]*?)(?: points)?</small></td>'
-    claim_cell = rf'<td class="first">([^<]*)</td>\s*{number}\s*<td class="claim[^>]*>([^<]*)</td>'
-    (claimed,) = re.findall(claim_cell, report)
-    assert claimed[0] == "TensLoRA att"
-    assert claimed in re.findall(claim_cell, index)
-
-
-def test_the_index_claims_nothing_of_what_has_its_own_size_beside_budgets(
-    tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    suite = SMALL | {
-        "methods": ["head_only", *SMALL["methods"]],
-        "tasks": ["digits", "textile"],
-        "budgets": [{"isorank": 2}, {"isoparameters": 2, "tolerance": 0.2}],
-    }
-    pack = packed(store(tmp_path, new_store, plan_of(**suite)), "small", tmp_path)
-    (entry,) = published([pack])
-    assert "fixed size" in {block.budget for block in entry.analysis.blocks}
-    assert [line.block.budget for line in entry.headlines] == ["isorank 2", "isoparameters 2"]
-    assert {line.setting for line in entry.headlines} == {None}
-    # The pages are made from the suite as read above, which saves drawing its figures again.
-    monkeypatch.setattr(build, "published", lambda packs: [entry])
-    index = str(site_files([pack])["index.html"])
-    budget_headings = re.findall(r'<th scope="row" class="budget">(.*?)<small>(.*?)</small>', index)
-    assert budget_headings == [("isorank 2", "2 settings"), ("isoparameters 2", "2 settings")]
+def test_the_index_opens_with_the_answer_of_each_suite(site: Files) -> None:
+    index, report = (html.unescape(str(site[name])) for name in ("index.html", "suites/small/index.html"))
+    (said,) = re.findall(r'<p class="answered"><b>([^<]*)</b></p>', report)
+    assert f"<b>{said}</b>" in index
 
 
 def test_a_suite_tuned_by_studies_is_listed_with_the_others(
@@ -196,7 +173,6 @@ def test_a_suite_tuned_by_studies_is_listed_with_the_others(
     name = made_up_studies.NAME
     pack = packed(uri, name, tmp_path)
     suite, _ = sorted(published([pack, results / "small.tensorbench.zip"]), key=lambda s: s.name != name)
-    assert isinstance(suite.analysis, StudyAnalysis)
     (block,) = suite.analysis.blocks
     site = site_files([pack, results / "small.tensorbench.zip"])
     index = html.unescape(str(site["index.html"]))
@@ -215,23 +191,9 @@ def test_a_suite_tuned_by_studies_is_listed_with_the_others(
     assert lines.loc["converged head", "mean"] == block.levels[0].scores[0]
 
 
-def test_a_limit_of_suites_without_studies_is_not_said_of_all(
-    results: Path, tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uri = new_store(tmp_path)
-    methods = ["converged_head", "lora", "lotr"]
-    plan = made_up_studies.plan_of(tasks=["digits"], backbones=["tiny-random-vit"], methods=methods)
-    write(uri, plan, made_up_studies.result)
-    pack = packed(uri, made_up_studies.NAME, tmp_path)
-    small, studied = published([results / "small.tensorbench.zip", pack])
-    monkeypatch.setattr("tensorbench.reports.site.published.detectable", lambda blocks: "A limit.")
-    assert answer_of_all([small]).endswith("A limit.")
-    assert "A limit." not in answer_of_all([small, studied])
-
-
 def test_the_table_agrees_with_its_report(site: Files) -> None:
     lines = table(site, "leaderboard.csv").query("suite == 'small'").set_index("method")
-    compared = table(site, "suites/small/tables/comparisons.csv").set_index("method")
+    compared = table(site, "suites/small/tables/differences.csv").set_index("method")
     method = lines.loc["TensLoRA att"]
     assert method["verdict"] == compared.loc["TensLoRA att", "verdict"]
     assert method["overall"] == compared.loc["TensLoRA att", "difference"]
@@ -348,7 +310,7 @@ def test_a_folder_that_makes_no_site(
 def test_a_row_that_has_not_begun_is_not_among_what_was_tried(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def standings(suite: str, analysis: Analysis | StudyAnalysis) -> list[Standing]:
+    def standings(suite: str, analysis: Analysis) -> list[Standing]:
         first, *rest = real(suite, analysis)
         begun = replace(first.cell, finished=0, failed=0, missing=first.cell.seeds, method="not begun")
         return [replace(first, cell=begun), *rest]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -17,12 +16,13 @@ import tensorbench
 from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
 from tensorbench.reports.advice import rate_advice
+from tensorbench.reports.analysis import Analysis, analyse
+from tensorbench.reports.blocks import Block
+from tensorbench.reports.collapses import counted
 from tensorbench.reports.inference.effects import Answer, Verdict
 from tensorbench.reports.inference.intervals import simultaneous
 from tensorbench.reports.reading import read
 from tensorbench.reports.selection import Selection
-from tensorbench.reports.studies import StudyAnalysis, analyse_studies
-from tensorbench.reports.study_blocks import StudyBlock
 
 from ..stored import Result, write
 from .made_up import NewStore
@@ -47,21 +47,21 @@ def pack(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Path:
 
 
 @pytest.fixture(scope="module")
-def fresh(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> StudyAnalysis:
+def fresh(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Analysis:
     """The analysis of eight studies of each of two methods. `pack` has the first four of each."""
     uri = new_store(tmp_path_factory.mktemp("fresh"))
     write(uri, plan_of(methods=METHODS[-2:], tuning={"studies": 8, "points": 4}), result)
     selection = Selection(methods=["LoRA", QKV_DEPTH])
-    return analyse_studies(read(uri, [NAME], selection, studies=True))
+    return analyse(read(uri, [NAME], selection))
 
 
-def analysed(pack: Path, methods: Sequence[str] = (), reference: str = "LoRA") -> StudyAnalysis:
+def analysed(pack: Path, methods: Sequence[str] = (), reference: str = "LoRA") -> Analysis:
     selection = Selection(methods=methods, reference=reference)
-    return analyse_studies(read("", [str(pack)], selection, studies=True))
+    return analyse(read("", [str(pack)], selection))
 
 
 @pytest.fixture(scope="module")
-def block(pack: Path) -> StudyBlock:
+def block(pack: Path) -> Block:
     (block,) = analysed(pack).blocks
     return block
 
@@ -77,7 +77,7 @@ def test_each_question_has_the_numbers_of_its_own_analysis(pack: Path, script: S
     assert list(answers) == [f"Question {number}" for number in range(1, 6)]
     assert all(answer.text.startswith("On 4 of 4 studies.") and answer.short for answer in answers.values())
 
-    def expected(analysis: StudyAnalysis) -> dict[str, list[str]]:
+    def expected(analysis: Analysis) -> dict[str, list[str]]:
         (block,) = analysis.blocks
         compared = {entrant.method: entrant.differences[block.k] for entrant in block.compared}
         return {
@@ -177,7 +177,7 @@ def test_words_follow_the_verdict(script: Script) -> None:
 
 @pytest.mark.parametrize(("few", "most", "turned"), [("better", "worse", True), ("", "worse", False)])
 def test_the_order_changes_where_both_sides_are_shown(
-    few: str, most: str, turned: bool, block: StudyBlock, script: Script
+    few: str, most: str, turned: bool, block: Block, script: Script
 ) -> None:
     def changed(entrant: Any) -> Any:
         if entrant.method != ATT:
@@ -200,7 +200,7 @@ def test_a_cost_is_judged_by_its_interval(script: Script) -> None:
     assert cost((-0.02, -0.005), 0.01) == cost(None, 0.01) == "undecided"
 
 
-def test_forgiveness_is_judged_at_the_level_of_both_shares(block: StudyBlock, script: Script) -> None:
+def test_forgiveness_is_judged_at_the_level_of_both_shares(block: Block, script: Script) -> None:
     ruling = script("answers.studies").forgiving(block)
     by_method = {cells[0]: cells for cells in ruling.rows}
     shown = script("answers.answer")
@@ -224,21 +224,21 @@ def test_too_few_studies_have_no_answer(pack: Path, script: Script) -> None:
 
 def test_an_answer_says_what_its_evidence_lacks(pack: Path, script: Script) -> None:
     rules, analysis = script("answers.studies"), analysed(pack)
-    evidence = copy(analysis.evidence)
-    evidence.notes = ("Predictions of 1 run do not give the score that is stored.",)
+    notes = ("Predictions of 1 run do not give the score that is stored.",)
+    evidence = replace(analysis.evidence, notes=notes)
     lacking = replace(analysis, evidence=evidence)
     for each in (analysis, lacking):
         answer = rules.answered([(each, rules.after_tuning), (each, rules.by_trials)])
         assert answer.text.count(evidence.notes[0]) == (each is lacking)
 
 
-def test_fresh_tunings_are_other_studies(fresh: StudyAnalysis, pack: Path, script: Script) -> None:
+def test_fresh_tunings_are_other_studies(fresh: Analysis, pack: Path, script: Script) -> None:
     (block,) = analysed(pack).blocks
     ruling = script("answers.studies").fresh_tunings(fresh, block)
     assert len(ruling.rows) == 2 * len(block.settings)
     assert {row[5] for row in ruling.rows} == {"4 of 4"}
     for row in ruling.rows:
-        (number,) = [c.number for c in fresh.study.all_cells if (c.method, c.task) == (row[0], row[1])]
+        (number,) = [c.number for c in fresh.results.all_cells if (c.method, c.task) == (row[0], row[1])]
         studies = fresh.studies[number]
         later = [studies.numbers.index(study) for study in range(4, 8)]
         kept = [studies.scores[at][studies.losses[at].argmin()] for at in later]
@@ -259,7 +259,7 @@ def test_fresh_tunings_are_other_studies(fresh: StudyAnalysis, pack: Path, scrip
 
 
 def test_what_is_expected_of_fresh_tunings_lacks_the_luck_of_test_examples(
-    pack: Path, block: StudyBlock, script: Script
+    pack: Path, block: Block, script: Script
 ) -> None:
     expected_of = script("answers.studies").expected_of
     for entrant in block.entrants:
@@ -271,7 +271,7 @@ def test_what_is_expected_of_fresh_tunings_lacks_the_luck_of_test_examples(
 
 
 def test_advice_has_the_expected_scores_and_the_rates_of_the_list(
-    pack: Path, block: StudyBlock, script: Script
+    pack: Path, block: Block, script: Script
 ) -> None:
     rules = script("answers.studies")
     rows = {cells[0]: cells for cells in rules.expected(block).rows}
@@ -287,7 +287,7 @@ def test_advice_has_the_expected_scores_and_the_rates_of_the_list(
 
 
 def test_a_method_is_advised_only_if_it_is_shown_to_be_better(
-    pack: Path, block: StudyBlock, script: Script
+    pack: Path, block: Block, script: Script
 ) -> None:
     advised = script("answers.studies").affordable
     better = {
@@ -310,18 +310,18 @@ def test_a_figure_s_file_has_its_numbers(pack: Path, script: Script) -> None:
     assert f"<desc>{picture.drawn.alternative}</desc>" in drawn
 
 
-def test_forgetting_is_compared_with_lora_by_seed(script: Script) -> None:
+def test_forgetting_is_compared_with_lora_by_the_trials_that_count(script: Script) -> None:
     decoder = script("answers.decoder")
     pack = Path(__file__).parents[2] / "results/smollm2.tensorbench.zip"
-    study = read("", [str(pack)])
-    cells = {cell.method: cell for cell in study.all_cells}
+    results = read("", [str(pack)])
+    cells = {cell.method: cell for cell in results.all_cells}
     own, lora = (
-        [seed["forgetting"] for seed in study.finished(cells[method].number)] for method in ("LoRTA", "LoRA")
+        [seed["forgetting"] for seed in counted(results, cells[method])] for method in ("LoRTA", "LoRA")
     )
     differences = np.subtract(own, lora)
-    more = decoder.more_forgotten(study, cells["LoRTA"])
+    more = decoder.more_forgotten(results, cells["LoRTA"])
     assert more.difference == pytest.approx(differences.mean())
     error = differences.std(ddof=1) / np.sqrt(len(differences))
     t = stats.t.ppf(0.975, len(differences) - 1)
     assert more.interval(0.95) == pytest.approx((more.difference - t * error, more.difference + t * error))
-    assert decoder.more_forgotten(study, cells["LoRA"]) is None
+    assert decoder.more_forgotten(results, cells["LoRA"]) is None

@@ -18,11 +18,11 @@ from tensorbench.plan.suite import Suite
 from tensorbench.plan.trial import Trial
 from tensorbench.plan.yaml_text import parse
 from tensorbench.records.stored_plan import PlannedTrial
-from tensorbench.reports.figures.studies import draw as draw_studies
+from tensorbench.reports.analysis import analyse
+from tensorbench.reports.figures import draw
+from tensorbench.reports.page import render
 from tensorbench.reports.reading import read
-from tensorbench.reports.studies import analyse_studies
-from tensorbench.reports.study import Study, kept_trials
-from tensorbench.reports.study_page import render
+from tensorbench.reports.results import Results, kept_trials
 from tensorbench.reports.suite_lines import EARLIER, suite_lines
 
 from ..stored import Result, write
@@ -61,20 +61,20 @@ def planned(text: str) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def every(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Study:
+def every(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Results:
     uri = new_store(tmp_path_factory.mktemp("every"))
     write(uri, make_plan(validate(Suite, SUITE, "suite")), lambda trial, row: Result(0.5))
     return read(uri, ["every"])
 
 
 @pytest.fixture(scope="module")
-def studied(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Study:
+def studied(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Results:
     uri = new_store(tmp_path_factory.mktemp("studied"))
     write(uri, plan_of(), result)
-    return read(uri, [NAME], studies=True)
+    return read(uri, [NAME])
 
 
-def test_every_method_has_lines_that_plan_its_trials_again(every: Study) -> None:
+def test_every_method_has_lines_that_plan_its_trials_again(every: Results) -> None:
     lines = suite_lines(every)
     assert {cell.family for cell in every.all_cells} == {name for name, _ in METHODS.available()}
     for cell in every.all_cells:
@@ -82,7 +82,7 @@ def test_every_method_has_lines_that_plan_its_trials_again(every: Study) -> None
         assert {trial.seed: trial.id for trial in planned(lines(cell)).trials} == ids, lines(cell)
 
 
-def test_a_study_gives_the_rate_that_validation_kept(studied: Study) -> None:
+def test_a_study_gives_the_rate_that_validation_kept(studied: Results) -> None:
     lines = suite_lines(studied)
     for cell in studied.all_cells:
         if cell.studies is None:
@@ -93,7 +93,7 @@ def test_a_study_gives_the_rate_that_validation_kept(studied: Study) -> None:
         assert (trial.id, trial.recipe.lr) == (best.trial_id, best.lr)
 
 
-def test_a_test_score_chooses_nothing(studied: Study) -> None:
+def test_a_test_score_chooses_nothing(studied: Results) -> None:
     lines = suite_lines(studied)
     turned = replace(studied, seeds=studied.seeds.assign(score=1 - studied.seeds["score"]))
     other = suite_lines(turned)
@@ -103,7 +103,7 @@ def test_a_test_score_chooses_nothing(studied: Study) -> None:
         assert planned(lines(own)).trials == planned(other(cell)).trials
 
 
-def test_the_tuning_that_a_study_names_has_its_trials(studied: Study) -> None:
+def test_the_tuning_that_a_study_names_has_its_trials(studied: Results) -> None:
     cell = next(cell for cell in studied.all_cells if (cell.method, cell.task) == ("LoTR", "digits"))
     text = suite_lines(studied)(cell)
     (centre, tuning) = re.findall(r"^# centre: (\S+) with tuning: (.*)$", text, re.MULTILINE)[0]
@@ -115,7 +115,7 @@ def test_the_tuning_that_a_study_names_has_its_trials(studied: Study) -> None:
     assert ids == {seed.trial_id for seed in studied.of_cell(cell.number)}
 
 
-def _changed(study: Study, **changes: Any) -> Study:
+def _changed(results: Results, **changes: Any) -> Results:
     """The study with fields of its planned trials changed."""
 
     def trial(of: PlannedTrial) -> PlannedTrial:
@@ -123,12 +123,12 @@ def _changed(study: Study, **changes: Any) -> Study:
 
     experiments = [
         replace(each, trials={id_: trial(of) for id_, of in each.trials.items()})
-        for each in study.experiments
+        for each in results.experiments
     ]
-    return replace(study, experiments=tuple(experiments))
+    return replace(results, experiments=tuple(experiments))
 
 
-def test_a_recipe_of_an_earlier_version_means_what_it_meant(every: Study) -> None:
+def test_a_recipe_of_an_earlier_version_means_what_it_meant(every: Results) -> None:
     assert set(EARLIER) <= earlier(Recipe).keys()
     old = _changed(every, recipe=lambda recipe: {k: v for k, v in recipe.items() if k not in earlier(Recipe)})
     lines = suite_lines(old)
@@ -138,7 +138,7 @@ def test_a_recipe_of_an_earlier_version_means_what_it_meant(every: Study) -> Non
         assert planned(lines(cell)).trials[0].id == before.id
 
 
-def test_the_lines_name_the_version_of_their_method(every: Study) -> None:
+def test_the_lines_name_the_version_of_their_method(every: Results) -> None:
     other = _changed(every, method=lambda method: method | {"version": 99})
     text = suite_lines(other)(other.all_cells[0])
     assert "version 99" in text
@@ -165,21 +165,16 @@ def test_the_lines_name_the_version_of_their_method(every: Study) -> None:
         "a\nb",
     ],
 )
-def test_any_text_comes_back_from_the_lines(every: Study, text: str) -> None:
+def test_any_text_comes_back_from_the_lines(every: Results, text: str) -> None:
     verbalizer = {"prompt": f"{text}{{text}}", "words": [text, {"nested": [text, 1e-06, None, True]}]}
     changed = _changed(every, task=lambda task: task | {"verbalizer": verbalizer})
     (row,) = parse(suite_lines(changed)(changed.all_cells[0]))["tasks"]
     assert row["verbalizer"] == verbalizer
 
 
-def test_a_row_that_waits_for_its_tuning_has_no_lines(every: Study) -> None:
-    waiting = replace(every, seeds=every.seeds.assign(trial_id=""))
-    assert suite_lines(waiting)(waiting.all_cells[0]).startswith("None: ")
-
-
-def test_the_page_of_a_study_offers_each_method_its_suite(studied: Study) -> None:
-    analysis = analyse_studies(studied)
-    page = render(analysis, draw_studies(analysis), [])
+def test_the_page_of_a_study_offers_each_method_its_suite(studied: Results) -> None:
+    analysis = analyse(studied)
+    page = render(analysis, draw(analysis)[0], [])
     suites = [
         html.unescape(text) for text in re.findall(r'<pre class="suite-lines">(.*?)</pre>', page, re.DOTALL)
     ]

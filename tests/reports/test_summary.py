@@ -74,7 +74,7 @@ def summary(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Su
 
 
 def line(summary: Summary, method: str) -> Any:
-    (record,) = summary.cells[summary.cells["method"] == method].to_dict("records")
+    (record,) = summary.results.cells[summary.results.cells["method"] == method].to_dict("records")
     return record
 
 
@@ -116,8 +116,6 @@ def test_a_method_without_any_result_has_no_mean(summary: Summary) -> None:
 
 def test_a_summary_is_complete_only_with_every_seed_of_every_row(summary: Summary) -> None:
     assert not summary.complete
-    lora = summary.cells[summary.cells["method"] == "LoRA"]
-    assert Summary("", lora, summary.seeds).complete
 
 
 def test_the_table_shows_scores_losses_and_the_closing_line(summary: Summary) -> None:
@@ -159,13 +157,3 @@ def test_missing_trials_shared_by_two_budgets_count_once(tmp_path: Path, new_sto
     print_summary(Console(file=shown, width=120), summarise(store, plan.stored()))
     assert "1 trial(s) failed" in shown.getvalue()
     assert re.search("2 trial.* missing", shown.getvalue())
-
-
-def test_a_notebook_shows_the_same(summary: Summary) -> None:
-    overview = summary.overview("toy")
-    shown = {line["method"]: (line["score"], line["trials"]) for line in overview.lines}
-    lora = line(summary, "LoRA")
-    assert shown["LoRA"] == (f"{lora['mean']:.4f} ± {lora['sd']:.4f}", "3/3")
-    assert shown["TensLoRA depth"] == ("–", "0/3")
-    assert "7 of 15 trials finished; 5 failed, 3 missing" in overview.title
-    assert [note for note in (*summary.failures, summary.closing) if note not in overview.notes] == []

@@ -1,10 +1,9 @@
-"""Tests reports of unfinished suites: searches alone, duplicated runs."""
+"""Tests reports of unfinished suites: searches alone, duplicated runs, parts in several experiments."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from tensorbench.records.words import RunKind, Status
 from tensorbench.reports.reading import read
@@ -12,12 +11,8 @@ from tensorbench.store.store import Store
 
 from ..bench import toy_suites
 from ..messages import naming
-from ..stored import Result, write
+from ..stored import write
 from .made_up import SMALL, Call, NewStore, plan_of, result
-
-
-def result_of_any(trial: Any, row: Any) -> Result:
-    return Result(score=0.5 + 0.1 * (trial.seed % 2) + 0.05 * ("LoRA" in row.title))
 
 
 def test_a_search_alone_is_nothing_to_report(tmp_path: Path, new_store: NewStore, call: Call) -> None:

@@ -15,14 +15,13 @@ from tensorbench.methods import UserError
 from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
 from tensorbench.reports.analysis import Analysis, Block, analyse
-from tensorbench.reports.board import boards, heats
-from tensorbench.reports.comparisons import AgainstReference
-from tensorbench.reports.findings import findings, on_part
+from tensorbench.reports.answers import answer
+from tensorbench.reports.blocks import Comparison, Entrant
 from tensorbench.reports.inference.effects import Answer, Verdict
 from tensorbench.reports.inference.intervals import simultaneous
 from tensorbench.reports.reading import read
 from tensorbench.reports.report import write_report
-from tensorbench.reports.tables import main_tables
+from tensorbench.reports.tables import scores_table
 
 from ..messages import naming
 from ..stored import Result, write
@@ -49,9 +48,13 @@ def of(analysis: Analysis, title: str = "isorank 2") -> Block:
     return next(block for block in analysis.blocks if block.title == title)
 
 
-def only(analysis: Analysis, title: str = "isorank 2") -> AgainstReference:
-    (comparison,) = of(analysis, title).comparisons
-    return comparison
+def entrant(analysis: Analysis, title: str = "isorank 2") -> Entrant:
+    (compared,) = of(analysis, title).compared
+    return compared
+
+
+def only(analysis: Analysis, title: str = "isorank 2") -> Comparison:
+    return entrant(analysis, title).differences[1]
 
 
 @pytest.fixture
@@ -77,7 +80,7 @@ def analysed(tmp_path: Path, new_store: NewStore) -> Callable[..., Analysis]:
 def test_rows_of_another_recipe_are_never_compared(analysed: Callable[..., Analysis]) -> None:
     analysis = analysed(scores(0.05), {"methods": ["lora"]}, OTHER | {"training": {"epochs": 30}})
     assert [block.title for block in analysis.blocks] == ["isorank 2", "isorank 2 · recipe 2"]
-    assert all(block.comparisons == () for block in analysis.blocks)
+    assert all(block.compared == () for block in analysis.blocks)
     notes = of(analysis, "isorank 2 · recipe 2").notes
     assert "training epochs 30 against 10" in notes[0]
     assert "no verdict" in notes[0]
@@ -88,7 +91,7 @@ def test_rows_of_another_recipe_are_never_compared(analysed: Callable[..., Analy
 def test_rates_that_a_suite_sets_by_hand_are_another_recipe(analysed: Callable[..., Analysis]) -> None:
     by_hand = {"methods": ["lora", {"method": "tenslora", "variant": "att", "training": {"lr": 0.01}}]}
     analysis = analysed(scores(0.05), by_hand)
-    assert all(block.comparisons == () for block in analysis.blocks)
+    assert all(block.compared == () for block in analysis.blocks)
     assert "training lr 0.01 against 0.0005" in of(analysis, "isorank 2 · recipe 2").notes[0]
 
 
@@ -113,10 +116,10 @@ def test_metrics_are_never_averaged_and_have_thresholds_of_their_own(
         ("isorank 2 · matthews", 0.02),
     ]
     assert [len(block.settings) for block in analysis.blocks] == [1, 1]
-    with_threshold = analyse(analysis.study, {"matthews": 0.05}).blocks
+    with_threshold = analyse(analysis.results, {"matthews": 0.05}).blocks
     assert [block.threshold for block in with_threshold] == [0.01, 0.05]
     with pytest.raises(UserError, match=naming("accuracy, matthews", "accuracy=0.01 matthews=0.02")):
-        analyse(analysis.study, 0.03)
+        analyse(analysis.results, 0.03)
     assert any("(accuracy, matthews)" in note for note in analysis.notes)
 
 
@@ -143,14 +146,13 @@ def test_small_units_change_nothing_but_the_numbers(tmp_path: Path, new_store: N
     for unit in (1.0, 1e-7):
         analysis = analysed_in(unit)
         (block,) = analysis.blocks
-        (setting,) = boards(analysis).values()
-        strips = [row.strip for board in setting for row in board.rows if row.strip]
-        best, pairs = next(findings(analysis.study, analysis.blocks)).best, block.comparisons
-        claims.append((best, block.methods, [(pair.method, str(pair.verdict)) for pair in pairs]))
+        claims.append([(each.method, str(each.differences[1].verdict)) for each in block.compared])
         numbers.append(
             [
-                *(bound / unit for pair in pairs for bound in pair.interval or ()),
-                *(end or 0.0 for strip in strips for end in (strip.at, strip.start, strip.end)),
+                bound / unit
+                for each in block.compared
+                for interval in (each.differences[1].interval, each.scores[1][0].interval)
+                for bound in interval or ()
             ]
         )
     assert claims[0] == claims[1]
@@ -189,14 +191,14 @@ def test_two_seeds_have_no_interval_and_no_verdict(
     seeds: list[int], analysed: Callable[..., Analysis], tmp_path: Path
 ) -> None:
     analysis = analysed(scores(0.1), {"seeds": seeds})
-    comparison, cell = only(analysis), analysis.study.all_cells[0]
+    comparison, cell = only(analysis), analysis.results.all_cells[0]
     assert (comparison.verdict.answer, comparison.interval) == (Answer.NONE, None)
     assert comparison.intervals == (None,)
     assert (cell.low, cell.high) == (None, None)
     assert of(analysis).design is None
     assert any("training varies" in note for note in analysis.notes)
     assert any("3 seeds with LoRA" in note for note in of(analysis).notes)
-    assert f"no interval: {len(seeds)} seed" in page_of(analysis, tmp_path).read_text()
+    assert f"no interval: {len(seeds)} pair" in page_of(analysis, tmp_path).read_text()
 
 
 def test_no_interval_leaves_what_scores_can_be(analysed: Callable[..., Analysis]) -> None:
@@ -205,7 +207,7 @@ def test_no_interval_leaves_what_scores_can_be(analysed: Callable[..., Analysis]
         return Result(score=0.01 if low else 0.99, answers=(), labels=())
 
     analysis = analysed(result_of, {})
-    for cell in analysis.study.all_cells:
+    for cell in analysis.results.all_cells:
         assert cell.high == 1
         assert cell.low is not None
         assert cell.low >= 0
@@ -217,11 +219,8 @@ def test_no_interval_leaves_what_scores_can_be(analysed: Callable[..., Analysis]
 
 def test_without_lora_methods_are_compared_with_one_another_alone(analysed: Callable[..., Analysis]) -> None:
     analysis = analysed(scores(0.05), {"methods": ["lotr", {"method": "tenslora", "variant": "att"}]})
-    assert of(analysis).comparisons == ()
+    assert of(analysis).compared == ()
     assert any("No LoRA among these methods has finished runs" in note for note in of(analysis).notes)
-    ranking = of(analysis).ranking
-    assert ranking is not None
-    assert ranking.letters is not None
 
 
 def test_a_budget_whose_lora_failed_has_no_reference(analysed: Callable[..., Analysis]) -> None:
@@ -233,18 +232,15 @@ def test_a_budget_whose_lora_failed_has_no_reference(analysed: Callable[..., Ana
     analysis = analysed(
         result_of, {"budgets": [{"isorank": 2}, {"isorank": 3}], "methods": [*FIVE["methods"], "lotr"]}
     )
-    assert of(analysis).comparisons == ()
+    assert of(analysis).compared == ()
     assert any("No LoRA among these methods has finished runs" in note for note in of(analysis).notes)
-    assert len(of(analysis, "isorank 3").comparisons) == 2
+    assert len(of(analysis, "isorank 3").compared) == 2
 
 
 def test_equal_scores_give_no_estimate_of_noise(analysed: Callable[..., Analysis]) -> None:
     analysis = analysed(scores(0.0, noise=0.0), {})
     assert only(analysis).verdict.answer is Answer.NONE
     assert any("noise is unknown" in note for note in of(analysis).notes)
-    ranking = of(analysis).ranking
-    assert ranking is not None
-    assert (list(ranking.ranks.place), ranking.letters) == ([1.5, 1.5], None)
 
 
 def test_answers_that_are_no_numbers_are_wrong_ones(
@@ -267,11 +263,8 @@ def test_answers_that_are_no_numbers_are_wrong_ones(
 
 def test_experiments_of_other_seeds_have_no_pairs(analysed: Callable[..., Analysis]) -> None:
     analysis = analysed(scores(0.05), {"methods": ["lora"]}, OTHER | {"seeds": [5, 6, 7, 8, 9]})
-    assert of(analysis).comparisons == ()
+    assert of(analysis).compared == ()
     assert any("no finished seed" in note for note in of(analysis).notes)
-    ranking = of(analysis).ranking
-    assert ranking is not None
-    assert (ranking.letters, ranking.ranks.low) == (None, None)
 
 
 def test_a_setting_whose_runs_all_failed_costs_the_method_its_mean_alone(
@@ -285,59 +278,22 @@ def test_a_setting_whose_runs_all_failed_costs_the_method_its_mean_alone(
 
     analysis = analysed(result_of, {"tasks": ["digits", "textile"], "methods": [*FIVE["methods"], "lotr"]})
     block = of(analysis)
-    assert [comparison.method for comparison in block.comparisons] == ["TensLoRA att"]
-    assert block.left_out == {"LoTR": "0 of 5 seeds on textile · tiny-random-vit"}
+    assert [each.method for each in block.compared] == ["TensLoRA att"]
+    assert block.left_out == {"LoTR": "lacks a finished seed on textile · tiny-random-vit"}
     # LoTR is compared where it has run, without a mean over all tasks.
-    (lotr,) = block.of_part
-    assert (lotr.method, on_part(block, lotr)) == ("LoTR", "on 1 of 2 tasks")
-    alone = analysis.study.gains([lotr.cells[0], lotr.reference_cells[0]])[1]
-    assert lotr.effect.difference == pytest.approx(float(np.subtract(*alone).mean()))
-    assert lotr.interval == lotr.effect.interval(simultaneous(2))
-    assert block.ranking is not None
-    assert "LoTR" not in block.ranking.methods
-    rows = [row for tables in boards(analysis).values() for table in tables for row in table.rows]
-    shown = {row.cell.task: len(row.against) for row in rows if row.cell.method == "LoTR"}
-    assert shown == {"digits": 1, "textile": 0}
-    (heat,) = heats(analysis)
-    (row,) = (row for row in heat.rows if row.cell.method == "LoTR")
-    assert (row.mean, [shade is None for shade in row.shades]) == (None, [False, True])
-    (table,) = main_tables(analysis.study.all_cells, analysis.blocks)
-    (entry,) = (line.averages[0] for line in table.blocks["isorank 2"] if line.method == "LoTR")
-    assert entry.text == "–"
-    page = page_of(analysis, tmp_path).read_text()
-    assert page.count("on 1 of 2 tasks") >= 2
-
-
-@pytest.mark.parametrize(("mean", "best"), [(0.7, None), (0.95, "LoTR")])
-def test_a_method_that_misses_settings_is_best_only_with_the_best_mean(
-    mean: float, best: str | None, analysed: Callable[..., Analysis]
-) -> None:
-    def result_of(trial: Trial, row: Row) -> Result:
-        lost = "error" if row.task == "textile" and row.title == "LoTR" else ""
-        return Result(score=mean if row.title == "LoTR" else 0.9, answers=(), labels=(), failure=lost)
-
-    analysis = analysed(result_of, {"tasks": ["digits", "textile"], "methods": [*FIVE["methods"], "lotr"]})
-    claims = findings(analysis.study, analysis.blocks)
-    assert {claim.best for claim in claims if claim.setting and claim.setting.task == "digits"} == {best}
-
-
-def test_the_best_method_of_a_setting_may_miss_other_settings(analysed: Callable[..., Analysis]) -> None:
-    def result_of(trial: Trial, row: Row) -> Result | None:
-        made = scores(0.15 if row.title == "LoTR" else 0.05)(trial, row)
-        assert made is not None
-        lost = row.task == "textile" and row.title == "LoTR"
-        return dataclasses.replace(made, failure="error") if lost else made
-
-    analysis = analysed(result_of, {"tasks": ["digits", "textile"], "methods": [*FIVE["methods"], "lotr"]})
-    best = {line.setting and line.setting.task: line for line in findings(analysis.study, analysis.blocks)}
-    assert {task: line.best for task, line in best.items()} == {
-        None: "TensLoRA att",
-        "digits": "LoTR",
-        "textile": "TensLoRA att",
-    }
-    assert "on 1 of 2 tasks" in best["digits"].claim
-    assert best["digits"].against is not None
-    assert best["digits"].against.effect.difference == pytest.approx(0.15, abs=0.02)
+    (lotr,) = block.part
+    assert [setting.task for setting in lotr.settings] == ["digits"]
+    assert block.reference is not None
+    on = dict(zip(block.settings, block.reference.cells, strict=True))
+    alone = analysis.results.gains([lotr.cells[0], on[lotr.settings[0]]])[1]
+    found = lotr.differences[1]
+    assert found.effect.difference == pytest.approx(float(np.subtract(*alone).mean()))
+    assert found.interval == found.effect.interval(simultaneous(2))
+    (line,) = (line for line in scores_table(analysis.results, block).lines if line["method"] == "LoTR")
+    assert (line["textile"], line["mean"]) == ("–", "–")
+    assert line["difference from LoRA"].endswith(" on 1 of 2")
+    assert "not on all tasks: LoTR" in answer(block)
+    assert "on 1 of 2" in page_of(analysis, tmp_path).read_text()
 
 
 @pytest.mark.parametrize("changes", [{"seeds": [0]}, {"methods": ["lotr"]}, {"methods": ["lora"]}])

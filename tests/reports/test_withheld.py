@@ -15,12 +15,9 @@ from tensorbench.cli.results import print_summary
 from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
-from tensorbench.reports.analysis import Block
-from tensorbench.reports.board import boards, heats
-from tensorbench.reports.findings import findings
-from tensorbench.reports.inference.effects import Answer
+from tensorbench.reports.blocks import Block
+from tensorbench.reports.loading import LoadedResults, load_results
 from tensorbench.reports.report import write_report
-from tensorbench.reports.results import Results, load_results
 from tensorbench.reports.summary import summarise
 from tensorbench.store.store import Store
 
@@ -42,7 +39,7 @@ RIGHT = {"head only": 700, "LoRA": 800, ATT: 860}
 Right = Mapping[tuple[Any, ...], int]
 
 
-def results_of(folder: Path, new_store: NewStore, right: Right) -> Results:
+def results_of(folder: Path, new_store: NewStore, right: Right) -> LoadedResults:
     def result(trial: Trial, row: Row) -> Result:
         key = row.task, row.title
         count = right.get((*key, trial.seed), right.get(key, RIGHT[row.title]) + trial.seed % 2)
@@ -56,30 +53,26 @@ def results_of(folder: Path, new_store: NewStore, right: Right) -> Results:
     return load_results("small", store=store(folder / "store", new_store, plan_of(**SUITE), result))
 
 
-def block_of(results: Results) -> Block:
+def block_of(results: LoadedResults) -> Block:
     return next(block for block in results.analysis.blocks if block.budget == "isorank 2")
 
 
-def claimed(results: Results) -> dict[str, str]:
-    """The verdicts on TensLoRA att by where they are shown."""
-    (line,) = (line for line in findings(results, [block_of(results)]) if line.setting is None)
-    (heat,) = (heat for heat in heats(results.analysis) if heat.block is block_of(results))
-    shown = {
-        f"board {setting.task}": str(against.verdict)
-        for setting, tables in boards(results.analysis).items()
-        for table in tables
-        for row in table.rows
-        for against in row.against
-        if row.cell.method == ATT
+def claimed(results: LoadedResults) -> dict[str, str]:
+    """The verdicts on TensLoRA att: over both tasks, on each, and in the table."""
+    (entrant,) = block_of(results).compared
+    found = entrant.differences[1]
+    lines = results.tables["differences"]
+    return {
+        "block": str(found.verdict),
+        "table": lines[lines["method"] == ATT].iloc[0]["verdict"],
+        **{
+            setting.task: str(verdict)
+            for setting, verdict in zip(entrant.settings, found.verdicts, strict=True)
+        },
     }
-    shown["heat"] = str(next(row.mean.against.verdict for row in heat.rows if row.mean))
-    lines = results.tables["comparisons"]
-    own = lines[lines["method"] == ATT].iloc[0]
-    shown["table"] = own["verdict"] + f": {own['reason']}" * bool(own["reason"])
-    return shown | {"claim": line.claim, "block": str(block_of(results).comparisons[0].verdict)}
 
 
-def views(results: Results, folder: Path) -> dict[str, str]:
+def views(results: LoadedResults, folder: Path) -> dict[str, str]:
     """What the terminal, the first screen of the page, the tables and a notebook say first."""
     (experiment,) = results.experiments
     opened, printed = Store.existing(experiment.where, "small"), io.StringIO()
@@ -98,8 +91,11 @@ def views(results: Results, folder: Path) -> dict[str, str]:
 
 def test_without_a_guard_the_same_results_have_verdicts(tmp_path: Path, new_store: NewStore) -> None:
     results = results_of(tmp_path, new_store, {})
-    assert set(claimed(results).values()) >= {"better by more than the threshold", "beyond"}
-    assert block_of(results).guards.sentences == ()
+    assert claimed(results) == {
+        "table": "better by more than 1 point",
+        **dict.fromkeys(("block", "digits", "textile"), "better by more than the threshold"),
+    }
+    assert block_of(results).guards == ()
 
 
 def test_one_task_that_nothing_learnt_withholds_the_mean_everywhere(
@@ -108,18 +104,11 @@ def test_one_task_that_nothing_learnt_withholds_the_mean_everywhere(
     right = {("digits", "head only"): 500, ("digits", "LoRA"): 490, ("digits", ATT): 520}
     results = results_of(tmp_path, new_store, right)
     shown = claimed(results)
-    assert shown.pop("board textile") == "better by more than the threshold"
-    assert shown.pop("board digits") == "no verdict: nothing trained"
-    assert shown.pop("claim").startswith("No verdict: nothing trained on digits.")
+    assert shown.pop("textile") == "better by more than the threshold"
+    assert shown.pop("digits") == "no verdict: nothing trained"
     assert set(shown.values()) == {"no verdict: nothing trained on digits"}
     for name, text in views(results, tmp_path).items():
         assert text.startswith("Nothing trained on digits: "), name
-    ranking, (comparison,) = block_of(results).ranking, block_of(results).comparisons
-    assert ranking is not None
-    assert ranking.letters is None
-    assert comparison.sides == (1, 1, 0)
-    without = {rest.task: rest.verdict.answer for rest in comparison.without}
-    assert without == {"digits": Answer.BEYOND, "textile": Answer.NONE}
 
 
 def test_a_reference_no_better_than_the_head_gives_no_verdict(tmp_path: Path, new_store: NewStore) -> None:
@@ -127,11 +116,10 @@ def test_a_reference_no_better_than_the_head_gives_no_verdict(tmp_path: Path, ne
     results = results_of(tmp_path, new_store, right)
     reason = "no verdict: LoRA is no better than a head on digits, textile"
     shown = claimed(results)
-    assert shown["block"] == shown["heat"] == shown["table"] == reason
-    assert shown["claim"].startswith(reason.capitalize()[:10])
+    assert shown["block"] == shown["table"] == reason
     for name, text in views(results, tmp_path).items():
         assert text.startswith("LoRA (isorank 2) scored no better than a head on digits"), name
-    assert views(results, tmp_path / "again")["page"].endswith("No verdict is given on any method.")
+    assert views(results, tmp_path / "again")["page"].endswith(f"No verdict is given on {ATT}.")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +134,7 @@ def test_no_method_is_better_than_a_reference_whose_runs_collapsed(
 ) -> None:
     results = results_of(tmp_path, new_store, {**right, ("digits", "LoRA", 4): 590})
     shown = claimed(results)
-    assert shown["block"] == shown["heat"] == verdict
+    assert shown["block"] == verdict
     for name, text in views(results, tmp_path).items():
         assert text.startswith("LoRA (isorank 2) failed on digits"), name
 
@@ -177,6 +165,6 @@ def test_the_loss_tells_what_trained_where_a_constant_answer_has_no_score(
         **SUITE | {"tasks": [task], "backbones": ["tiny-random-bert"], "methods": SUITE["methods"][1:]}
     )
     results = load_results("small", store=store(tmp_path / "store", new_store, plan, result))
-    (comparison,) = block_of(results).comparisons
-    assert (comparison.verdict.reason == "nothing trained") == (not trained)
+    (entrant,) = block_of(results).compared
+    assert (entrant.differences[1].verdict.reason == "nothing trained") == (not trained)
     assert results.answer.startswith("Nothing trained on pairs: ") == (not trained)

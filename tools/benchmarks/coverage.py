@@ -15,23 +15,20 @@ import argparse
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.random import Generator
 
-from tensorbench.reports.inference import orders, power
-from tensorbench.reports.inference.crossed import OnSetting, lottery, of_seeds, of_seeds_and_examples
-from tensorbench.reports.inference.effects import Answer, Effect, effect, verdict
+from tensorbench.reports.inference import power
+from tensorbench.reports.inference.crossed import OnSetting, of_seeds, of_seeds_and_examples
+from tensorbench.reports.inference.effects import Answer, effect, verdict
 from tensorbench.reports.inference.intervals import LEVEL, Array, simultaneous, t_half
 
 METHODS, THRESHOLD = 15, 0.01
 OF_RUNS, OF_EXAMPLES, OF_ANSWERS = 0.007, 0.105, 0.11
 COLLAPSE = 0.3
-#: For tuning: the number of validation examples, the standard deviation of a point's validation score, and
-#: that of the part of an example's contribution that is the same for all points.
-VALIDATED, OF_VALIDATION, OF_VALIDATED = 400, 0.02, 0.3
 
 #: A function that draws random numbers with mean zero and unit variance.
 Noise = Callable[..., Array]
@@ -128,16 +125,6 @@ def comparisons(scenario: Scenario, numbers: Generator) -> Counted:
         )
         if truth == THRESHOLD:
             yield "*some method called beyond 1 point, all differ by 1", float(Answer.BEYOND in said)
-    runs = sum(table.mean(2).var(1, ddof=1) for table in tables) / scenario.seeds
-    examples_variance = sum(
-        np.array([[part.examples / 2 for part in contrast.parts] for contrast in effects]).T
-    )
-    expected = orders.best_of_equals(list(np.sqrt(runs[1:] + examples_variance) / scenario.tasks))
-    yield (
-        "+the best of 14 equal methods is above the reference by, points",
-        100 * max(contrast.difference for contrast in effects),
-    )
-    yield "+… and so says the report", 100 * expected
 
 
 def _holds(part: OnSetting, level: float = LEVEL) -> bool:
@@ -175,76 +162,6 @@ def _assumed(scenario: Scenario) -> power.Design:
     return power.of_runs(sd, scenario.tasks, scenario.seeds, METHODS - 1, examples)
 
 
-@dataclass(frozen=True)
-class Tuning:
-    """Two methods, each tuned on every task by its validation scores."""
-
-    tasks: int
-    #: The standard deviation of the true scores of a method's points of tuning.
-    spread: float = 0.02
-    points: int = 8
-    #: The number of points of tuning whose true scores are lower by 0.25.
-    failing: int = 0
-
-    @property
-    def name(self) -> str:
-        what = f"{self.points} points, sd {100 * self.spread:g}"
-        what += f", {self.failing} fail" * (self.failing > 0)
-        return f"{what}, {self.tasks} task{'s' * (self.tasks > 1)}"
-
-    def once(self, numbers: Generator) -> tuple[Effect, float, float]:
-        """Simulates one comparison. Returns the estimated effect and two true differences.
-
-        The first true difference is the mean over repeated tunings. The second is that between the points
-        that were chosen.
-        """
-        gains, true_gains, gains_at_points = [], [], []
-        for _ in range(self.tasks):
-            scores = numbers.normal(0, self.spread, (2, self.points))
-            scores[:, : self.failing] -= 0.25
-            tables = [self._validated(numbers, side) for side in scores]
-            chosen = [side[table.mean(1).argmax()] for side, table in zip(scores, tables, strict=True)]
-            (final,) = Scenario(normal, 1).draw(numbers, np.array(chosen))
-            own = final.mean(2).var(1, ddof=1)
-            tuning = sum(
-                lottery(table.mean(1), np.cov(table) / VALIDATED + variance * np.eye(self.points))
-                for table, variance in zip(tables, own, strict=True)
-            )
-            gains += [replace(part, tuning=tuning) for part in parts([final], 1)]
-            draws = numbers.normal(0, OF_VALIDATION, (4000, 2, self.points))
-            every = np.take_along_axis(scores.T, (scores + draws).argmax(2), 0)
-            true_gains.append(np.subtract(*every.mean(0)[::-1]))
-            gains_at_points.append(chosen[1] - chosen[0])
-        return effect(gains), float(np.mean(true_gains)), float(np.mean(gains_at_points))
-
-    def _validated(self, numbers: Generator, scores: Array) -> Table:
-        """The contribution of each validation example at each point (points, examples)."""
-        noise = math.sqrt((OF_VALIDATION**2 - OF_RUNS**2) * VALIDATED)
-        runs = OF_RUNS * numbers.normal(size=(self.points, 1))
-        shared = OF_VALIDATED * numbers.normal(size=VALIDATED)
-        answers = noise * numbers.normal(size=(self.points, VALIDATED))
-        return scores[:, None] + runs + shared + answers
-
-
-def retuned(scenario: Tuning, numbers: Generator, repeats: int) -> list[float]:
-    """The shares of repeats in which an interval contains a true difference of `Tuning.once`.
-
-    There is a share for each of these pairs:
-    - the full interval, and the difference over repeated tunings
-    - the interval for the chosen points, and the difference over repeated tunings
-    - the interval for the chosen points, and the difference between these points
-    """
-    held = []
-    for _ in range(repeats):
-        estimate, true_gain, gain_at_points = scenario.once(numbers)
-        interval, fixed = estimate.interval(LEVEL), estimate.at_chosen_points(LEVEL)
-        assert interval is not None
-        assert fixed is not None
-        pairs = ((interval, true_gain), (fixed, true_gain), (fixed, gain_at_points))
-        held.append([low <= truth <= high for (low, high), truth in pairs])
-    return [float(share) for share in np.mean(held, axis=0)]
-
-
 def means(scenario: Scenario, numbers: Generator) -> Counted:
     """Counts how often the interval of a cell's mean contains the true mean."""
     cells = np.array(
@@ -252,26 +169,6 @@ def means(scenario: Scenario, numbers: Generator) -> Counted:
     )
     held = np.abs(cells.mean(-1)) <= t_half(cells.std(-1, ddof=1), scenario.seeds)
     yield "mean of a cell", float(held.mean())
-
-
-def orderings(scenario: Scenario, numbers: Generator) -> Counted:
-    """Counts how often intervals of ranks contain the true ranks.
-
-    The ten methods have scores that are a tenth of a point apart.
-    """
-    means = -0.001 * np.arange(10.0)
-    tables = scenario.draw(numbers, means)
-    pairs = [(i, j, effect(parts(tables, i, j))) for i in range(10) for j in range(i + 1, 10)]
-    apart = orders.separations(pairs, 10)
-    assert apart is not None
-    ranking = orders.ranks(np.array([table.mean((1, 2)) for table in tables]), apart)
-    truth = np.arange(1, 11)
-    assert ranking.low is not None
-    assert ranking.high is not None
-    held = (ranking.low <= truth) & (truth <= ranking.high)
-    yield "rank of the best", float(held[0])
-    yield "ranks, all ten at once", float(held.all())
-    yield "*some pair told apart the wrong way", float(bool((np.triu(apart) < 0).any()))
 
 
 def examples_count(numbers: Generator, repeats: int) -> dict[str, list[float]]:
@@ -301,7 +198,7 @@ def table(heads: Sequence[str], rows: dict[str, list[float]]) -> str:
     return "\n".join(lines)
 
 
-QUANTITIES = (comparisons, means, orderings, finding)
+QUANTITIES = (comparisons, means, finding)
 USUAL = [Scenario(noise, tasks) for noise in (normal, skewed) for tasks in (1, 4)]
 
 #: Scenarios that are unfavourable to the intervals.
@@ -321,12 +218,6 @@ COUNTED = {
     "+… and how often it is found (assumed)": "found, of 80% assumed",
     "+… and how often it is found (stored)": "found, of 80% by stored noise",
 }
-
-TUNINGS = [
-    Tuning(tasks, spread, points, failing)
-    for spread, points, failing in ((0.02, 8, 0), (0.01, 8, 0), (0.04, 8, 0), (0.02, 10, 3))
-    for tasks in (1, 4)
-]
 
 
 def counted(scenarios: Sequence[Scenario], quantities: Sequence[Quantity], repeats: int) -> Rows:
@@ -354,7 +245,7 @@ def main() -> None:
     for sign, title in (
         ("", "95% intervals that hold"),
         ("*", "errors"),
-        ("+", "power, and the best of many"),
+        ("+", "power"),
     ):
         usual_rows = {
             name.lstrip("*+"): values
@@ -367,9 +258,6 @@ def main() -> None:
     hard = counted(HARD, (comparisons, finding), repeats)
     lines = {scenario.name: [hard[name][place] for name in COUNTED] for place, scenario in enumerate(HARD)}
     print(table(["5 seeds unless said", *COUNTED.values()], lines), end="\n\n")
-    heads = ("the interval, methods tuned again", "given the chosen points, the same", "given them, of these")
-    retuned_rows = {tuning.name: retuned(tuning, np.random.default_rng(0), repeats) for tuning in TUNINGS}
-    print(table(["tuning, validation noise 2 points", *heads], retuned_rows))
 
 
 if __name__ == "__main__":

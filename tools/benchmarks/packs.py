@@ -22,7 +22,7 @@ import pandas as pd
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite_file import load_suite
 from tensorbench.records.words import Artifact
-from tensorbench.reports.results import load_results
+from tensorbench.reports.loading import load_results
 from tensorbench.store.opening import pack, unpack
 from tensorbench.store.store import Store
 

@@ -4,7 +4,7 @@
   const form = document.getElementById("choices");
   const rows = [...document.querySelectorAll(".standing tbody tr")];
   const selects = [...form.querySelectorAll("select")];
-  const of = (row, name) => row.dataset[name].split("\n").filter(Boolean);
+  const of = (row, name) => [row.dataset[name]].filter(Boolean);
   for (const select of selects) {
     const values = [...new Set(rows.flatMap((row) => of(row, select.name)))];
     for (const value of values) select.append(new Option(value, value));

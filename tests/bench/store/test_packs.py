@@ -18,7 +18,7 @@ import pytest
 from tensorbench.methods import UserError
 from tensorbench.records.record import Record
 from tensorbench.records.words import Artifact, RunKind, Status, Tag
-from tensorbench.reports.results import load_results
+from tensorbench.reports.loading import load_results
 from tensorbench.store.opening import open_results, unpack
 from tensorbench.store.opening import pack as repack
 from tensorbench.store.pack import parquet

@@ -20,8 +20,8 @@ from tensorbench.methods import UserError
 from tensorbench.plan.rows import Plan
 from tensorbench.records.measures import Measure
 from tensorbench.records.words import Artifact, Tag
+from tensorbench.reports.results import Cell, lines_of
 from tensorbench.reports.stored import trial_contents
-from tensorbench.reports.study import Cell, lines_of
 from tensorbench.reports.summary import summarise
 from tensorbench.store.store import Store
 from tensorbench.store.trained import stored_trial
@@ -119,7 +119,7 @@ def test_a_trial_is_shown_with_its_final_ranks(made: tuple[Store, Plan]) -> None
 
 def test_the_table_of_results_shows_no_ranks_that_training_cut(made: tuple[Store, Plan]) -> None:
     store, planned = made
-    table, cells = RowTable(""), lines_of(summarise(store, planned.stored()).cells, Cell)
+    table, cells = RowTable(""), lines_of(summarise(store, planned.stored()).results.cells, Cell)
     for cell in cells:
         table.add(cell)
     shown = [str(ranks) for ranks in table.table.columns[1].cells if ranks]

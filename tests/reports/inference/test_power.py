@@ -78,9 +78,9 @@ def test_too_few_seeds_find_nothing(seeds: int) -> None:
 
 def test_a_design_has_the_mean_variances_of_its_comparisons() -> None:
     small, large = (effect([of_seeds(array(0, 2, 4)), of_seeds(array(1, 3, 5) * by)]) for by in (1, 3))
-    tuned = effect([replace(part, examples=1.0, tuning=2.0) for part in small.parts])
+    tuned = effect([replace(part, examples=1.0) for part in small.parts])
     design = power.of_effects([small, large, tuned], claims=3)
-    assert design == power.Design(3, 3, spreads=(4.0, pytest.approx(44 / 3)), examples=1 / 6, tuning=1 / 3)
+    assert design == power.Design(3, 3, spreads=(4.0, pytest.approx(44 / 3)), examples=1 / 6)
     assert power.of_effects([small, small], claims=2) == power.of_effect(small, claims=2)
     assert power.of_effects([effect([of_seeds(array(1, 2))])], claims=1) is None
 
@@ -93,9 +93,3 @@ def test_power_from_stored_and_assumed_noise_holds(seeds: int, tasks: int) -> No
     for noise in ("assumed", "stored"):
         name = f"+… and how often it is found ({noise})"
         assert np.mean([values[name] for values in measured]) == pytest.approx(0.8, abs=0.1)
-
-
-def test_tuning_is_not_made_up_for_by_seeds_either() -> None:
-    design = power.Design(seeds=5, claims=1, spreads=(1e-4,), tuning=1e-4)
-    assert design.finds == power.Design(seeds=5, claims=1, spreads=(1e-4,), examples=1e-4).finds
-    assert design.needs(0.01) is None

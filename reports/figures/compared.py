@@ -1,6 +1,7 @@
-"""The figures of studies: differences after k trials, scores by k, and scores by learning rate.
+"""The figures of comparisons: differences from the reference, scores by trials, and scores by learning rate.
 
-The score of a method without adapter is a level, drawn as a line.
+The score of a method without adapter is a level, drawn as a line. Scores by trials and by rate are of tuned
+methods alone.
 """
 
 from __future__ import annotations
@@ -21,21 +22,22 @@ from matplotlib.ticker import (
 )
 
 from tensorbench.metrics import direction
-from tensorbench.reports.drawing import MUTED, SERIES, Drawn, Looks, Tips, panels, styled
-from tensorbench.reports.figures.forest import DASHES, ForestRow, band, forest, height, reach
-from tensorbench.reports.inference.intervals import Bounds
-from tensorbench.reports.inference.studies import FAILED, LEAST_SMOOTHED, smoothed, window
-from tensorbench.reports.studies import StudyAnalysis
-from tensorbench.reports.study import Seed, TaskAndBackbone
-from tensorbench.reports.study_blocks import Entrant, Estimate, Level, StudyBlock
-from tensorbench.reports.study_words import (
+from tensorbench.reports.analysis import Analysis
+from tensorbench.reports.answers import (
     between,
     heading,
     in_words,
+    score_name,
     setting_name,
     settings_counted,
     trials_of_tuning,
 )
+from tensorbench.reports.blocks import Block, Entrant, Estimate, Level
+from tensorbench.reports.drawing import MUTED, SERIES, Drawn, Looks, Tips, panels
+from tensorbench.reports.figures.forest import DASHES, ForestRow, band, forest, height, reach
+from tensorbench.reports.inference.intervals import Bounds
+from tensorbench.reports.inference.studies import FAILED, LEAST_SMOOTHED, smoothed, window
+from tensorbench.reports.results import Seed, TaskAndBackbone
 from tensorbench.reports.units import Unit, minus
 
 #: The prefix of the HTML anchors of trials in their table. The dot of a trial links to its anchor.
@@ -47,18 +49,17 @@ DEPTH = 15
 Colours = Mapping[str, str]
 
 
-def draw(analysis: StudyAnalysis) -> list[Drawn]:
-    """All figures of the page about studies."""
-    looks = Looks(cell.family for cell in analysis.study.all_cells)
+def compared(analysis: Analysis, looks: Looks) -> list[Drawn]:
+    """The figures of all blocks."""
     drawn: list[Drawn] = []
-    with styled():
-        for number, block in enumerate(analysis.blocks):
-            # Several methods may share a family.
-            colours = {entrant.method: SERIES[i % len(SERIES)] for i, entrant in enumerate(block.entrants)}
-            if block.compared:
-                drawn.append(_differences(block, number, looks, colours))
-                if len(block.settings) > 1:
-                    drawn.append(_by_task(block, number, looks, colours))
+    for number, block in enumerate(analysis.blocks):
+        # Several methods may share a family.
+        colours = {entrant.method: SERIES[i % len(SERIES)] for i, entrant in enumerate(block.entrants)}
+        if block.compared:
+            drawn.append(_differences(block, number, looks, colours))
+            if len(block.settings) > 1:
+                drawn.append(_by_task(block, number, looks, colours))
+        if block.tuned:
             drawn += [_curves(block, number, looks, colours), _rates(analysis, block, number)]
     return drawn
 
@@ -66,7 +67,7 @@ def draw(analysis: StudyAnalysis) -> list[Drawn]:
 # --- differences ---
 
 
-def _differences(block: StudyBlock, number: int, looks: Looks, colours: Colours) -> Drawn:
+def _differences(block: Block, number: int, looks: Looks, colours: Colours) -> Drawn:
     rows = list(_rows(block, looks, colours))
     levels = _inside(block, [level.difference for level in block.levels])
     tips, limits = Tips(), reach(rows, block.unit.factor * block.threshold, levels.values())
@@ -79,8 +80,8 @@ def _differences(block: StudyBlock, number: int, looks: Looks, colours: Colours)
         if level.difference is not None and not limits[0] <= block.unit.factor * level.difference <= limits[1]
     ]
     caption = (
-        f"Mean over {settings_counted(block)} of the score after {trials_of_tuning(block.k)}, as a "
-        f"difference from {block.against}, with simultaneous 95% intervals. The shaded band is practically "
+        f"{_averaged(block)}{score_name(block)}, as a difference from {block.against}, with "
+        "simultaneous 95% intervals. The shaded band is practically "
         f"equivalent: ±{block.unit.size(block.threshold)}. Lines are methods "
         "without adapter." + f" Outside the frame: {', '.join(outside)}." * bool(outside)
     )
@@ -88,11 +89,15 @@ def _differences(block: StudyBlock, number: int, looks: Looks, colours: Colours)
         f"{e.method} {block.unit.difference(e.differences[block.k].effect.difference)}"
         for e in block.compared
     )
-    title = f"Score after {trials_of_tuning(block.k)}, {heading(block)}"
+    title = f"{score_name(block).capitalize()}, {heading(block)}"
     return Drawn(f"differences-{number}", title, caption, alternative, figure, tips)
 
 
-def _by_task(block: StudyBlock, number: int, looks: Looks, colours: Colours) -> Drawn:
+def _averaged(block: Block) -> str:
+    return f"Mean over {settings_counted(block)} of the " if len(block.settings) > 1 else "The "
+
+
+def _by_task(block: Block, number: int, looks: Looks, colours: Colours) -> Drawn:
     figure, axes = panels(len(block.settings), height=0.3 + height(len(block.compared)))
     tips, texts = Tips(), []
     for place, (ax, setting) in enumerate(zip(axes, block.settings, strict=True)):
@@ -121,7 +126,7 @@ def _by_task(block: StudyBlock, number: int, looks: Looks, colours: Colours) -> 
     )
 
 
-def _rows(block: StudyBlock, looks: Looks, colours: Colours, place: int | None = None) -> Iterator[ForestRow]:
+def _rows(block: Block, looks: Looks, colours: Colours, place: int | None = None) -> Iterator[ForestRow]:
     """Yields the differences from the reference over all tasks, or on the task at index `place`."""
     unit = block.unit
     for entrant in block.compared:
@@ -142,7 +147,7 @@ def _rows(block: StudyBlock, looks: Looks, colours: Colours, place: int | None =
         )
 
 
-def _inside(block: StudyBlock, differences: Sequence[float | None]) -> dict[int, float]:
+def _inside(block: Block, differences: Sequence[float | None]) -> dict[int, float]:
     """The known differences by index, in units of the axis."""
     return {
         number: block.unit.factor * value for number, value in enumerate(differences) if value is not None
@@ -151,7 +156,7 @@ def _inside(block: StudyBlock, differences: Sequence[float | None]) -> dict[int,
 
 def _draw_forest(
     ax: Axes,
-    block: StudyBlock,
+    block: Block,
     rows: Sequence[ForestRow],
     limits: Bounds,
     levels: Mapping[int, float],
@@ -195,7 +200,7 @@ def _level_line(number: int, level: Level) -> Line2D:
 # --- curves over the number of trials ---
 
 
-def _curves(block: StudyBlock, number: int, looks: Looks, colours: Colours) -> Drawn:
+def _curves(block: Block, number: int, looks: Looks, colours: Colours) -> Drawn:
     figure, axes = panels(len(block.settings), height=2.5)
     unit, tips = block.unit, Tips()
     for place, (ax, setting) in enumerate(zip(axes, block.settings, strict=True)):
@@ -262,7 +267,7 @@ def _score_tip(entrant: Entrant, k: int, score: Estimate, unit: Unit) -> str:
 # --- scores against rates ---
 
 
-def _rates(analysis: StudyAnalysis, block: StudyBlock, number: int) -> Drawn:
+def _rates(analysis: Analysis, block: Block, number: int) -> Drawn:
     """A panel per method, with a dot for each trial of its complete studies. Crosses are failed trials."""
     figure, axes = panels(len(block.entrants), columns=3, height=2.1)
     zeros, tips, smooth = _zeros(block), Tips(), False
@@ -308,6 +313,7 @@ def _rates(analysis: StudyAnalysis, block: StudyBlock, number: int) -> Drawn:
         "; ".join(
             f"{e.method}: {e.sensitivity.failures} of {e.sensitivity.trials} trials failed"
             for e in block.entrants
+            if e.sensitivity
         ),
         figure,
         tips,
@@ -316,8 +322,8 @@ def _rates(analysis: StudyAnalysis, block: StudyBlock, number: int) -> Drawn:
 
 def _draw_trials(
     ax: Axes,
-    analysis: StudyAnalysis,
-    block: StudyBlock,
+    analysis: Analysis,
+    block: Block,
     entrant: Entrant,
     place: int,
     zero: float,
@@ -329,9 +335,9 @@ def _draw_trials(
     Returns whether enough trials succeeded for a smoothed curve.
     """
     colour, factor = SERIES[place % len(SERIES)], block.unit.factor
-    cell, studies = analysis.study.all_cells[entrant.cells[place]], entrant.studies[place]
+    cell, studies = analysis.results.all_cells[entrant.cells[place]], entrant.studies[place]
     sign, numbers = direction(cell.metric), set(entrant.studies[place].numbers)
-    complete = [seed for seed in analysis.study.of_cell(cell.number) if seed.study in numbers]
+    complete = [seed for seed in analysis.results.of_cell(cell.number) if seed.study in numbers]
     for failed in (False, True):
         trials = [seed for seed in complete if analysis.failed(seed) is failed]
         gains = [bottom if seed.score is None else max(bottom, sign * seed.score - zero) for seed in trials]
@@ -356,7 +362,7 @@ def _draw_trials(
     return True
 
 
-def _zeros(block: StudyBlock) -> list[float]:
+def _zeros(block: Block) -> list[float]:
     """The score that each setting's panel shows as zero: that of the reference after `k` trials.
 
     Without a reference, that of the best method.
@@ -379,7 +385,7 @@ def _lowest(entrant: Entrant, zeros: Sequence[float]) -> float:
     return min(each)
 
 
-def _trial_tip(block: StudyBlock, setting: TaskAndBackbone, seed: Seed, *, failed: bool) -> str:
+def _trial_tip(block: Block, setting: TaskAndBackbone, seed: Seed, *, failed: bool) -> str:
     score = seed.failure if seed.score is None else block.unit.score(seed.score)
     return (
         f"{seed.method} on {setting.task}: {score}{' (failed)' * failed}\n"

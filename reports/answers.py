@@ -1,4 +1,4 @@
-"""Sentences for reports on experiments tuned by studies."""
+"""The sentences of a report: its answer, and what to know about it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from collections.abc import Collection, Sequence
 
 from tensorbench.records.stored_plan import rate_text
 from tensorbench.records.words import OWN_SIZE
+from tensorbench.reports.analysis import Analysis
+from tensorbench.reports.blocks import Block, Comparison, Entrant, Estimate, Level
 from tensorbench.reports.inference.effects import Answer, Verdict
-from tensorbench.reports.studies import StudyAnalysis
-from tensorbench.reports.study import FLOOR, TaskAndBackbone
-from tensorbench.reports.study_blocks import Difference, Entrant, StudyBlock
+from tensorbench.reports.results import FLOOR, TaskAndBackbone
 from tensorbench.reports.units import Unit
 from tensorbench.reports.words import listed, many
 
 
 def trials_of_tuning(k: int) -> str:
     return f"{many(k, 'trial')} of tuning"
+
+
+def score_name(block: Block) -> str:
+    """The name of the block's scores: after how many trials, or that they are means over seeds."""
+    return f"score after {trials_of_tuning(block.k)}" if block.tuned else "mean score over seeds"
 
 
 def in_words(verdict: Verdict, size: str) -> str:
@@ -34,14 +39,14 @@ def in_words(verdict: Verdict, size: str) -> str:
     return "no interval"
 
 
-def no_interval(difference: Difference) -> str:
+def no_interval(difference: Comparison) -> str:
     """The reason why a difference has no interval, as text."""
     if difference.effect.error is None:
-        return f"no interval: {many(difference.effect.fewest, 'paired study').replace('studys', 'studies')}"
+        return f"no interval: {many(difference.effect.fewest, 'pair')}"
     return "no interval: no spread"
 
 
-def between(difference: Difference, unit: Unit, place: int | None = None) -> str:
+def between(difference: Comparison, unit: Unit, place: int | None = None) -> str:
     """The interval of a difference as text, or the reason why there is no interval.
 
     The interval is over all settings or, if `place` is given, on the setting at that index.
@@ -52,7 +57,7 @@ def between(difference: Difference, unit: Unit, place: int | None = None) -> str
     return " to ".join(unit.difference(bound) for bound in interval)
 
 
-def share_between(share: float, difference: Difference) -> str:
+def share_between(share: float, difference: Comparison) -> str:
     """The interval of a method's share as text, or the reason why there is none.
 
     It is the interval of the difference from the reference, put around the share. No share is below 0 or
@@ -65,27 +70,36 @@ def share_between(share: float, difference: Difference) -> str:
     return f"{100 * low:.0f} to {100 * high:.0f}%"
 
 
-def answer(block: StudyBlock) -> str:
+def answer(block: Block) -> str:
     """Answers which method to use, in one sentence between those on guards and edges."""
     return " ".join([*block.guards, _answer(block), *map(str, block.edges)])
 
 
-def withheld(block: StudyBlock) -> bool:
+def withheld(block: Block) -> bool:
     """Whether guards withhold the verdicts on all compared methods."""
     verdicts = [entrant.differences[block.k].verdict for entrant in block.compared]
     return bool(verdicts) and all(v.answer is Answer.NONE and v.reason for v in verdicts)
 
 
-def _answer(block: StudyBlock) -> str:
-    start = f"After {trials_of_tuning(block.k)}, "
+def _answer(block: Block) -> str:
+    text = _after_tuning(block)
+    if block.tuned:
+        return f"After {trials_of_tuning(block.k)}, {text}"
+    return f"{text[:1].upper()}{text[1:]}"
+
+
+def _after_tuning(block: Block) -> str:
     if not block.reference:
-        return f"{start}nothing is compared: there is no reference."
+        return "nothing is compared: there is no reference."
     if not block.compared:
-        return f"{start}nothing beside {block.against} has enough complete studies for a comparison."
+        if not block.left_out and len(block.entrants) == 1:
+            return f"nothing is compared: {block.against} is the only method with an adapter."
+        sample = "complete studies" if block.tuned else "finished seeds"
+        return f"nothing beside {block.against} has enough {sample} for a comparison."
     size, against = block.unit.size(block.threshold), block.against
     verdicts = {e.method: e.differences[block.k].verdict for e in block.compared}
     if withheld(block):
-        return f"{start}no verdict is given on {_joined(list(verdicts))}."
+        return f"no verdict is given on {_joined(list(verdicts))}."
     better = [name for name, verdict in verdicts.items() if verdict.side == "better"]
     beyond = [name for name in better if verdicts[name].answer is Answer.BEYOND]
     lead = f"{_joined(better)} {'is' if len(better) == 1 else 'are'}" if better else "no method is"
@@ -117,22 +131,27 @@ def _answer(block: StudyBlock) -> str:
         "without an interval": [
             name for name, verdict in verdicts.items() if verdict.answer is Answer.NONE and not verdict.reason
         ],
-        "not compared": list(block.unfinished),
+        "not on all tasks": list(block.left_out),
     }
     rest = [f"{words}: {listed(names)}" for words, names in lists.items() if names]
-    return "; ".join([start + lead, *rest]) + "."
+    return "; ".join([lead, *rest]) + "."
 
 
-def answers(analysis: StudyAnalysis) -> list[str]:
-    """The answer of each block. If there is no block, a sentence says that too few studies are complete."""
-    if not analysis.blocks:
-        lacking = "Too few studies are complete to compare methods."
-        return [lacking if analysis.studies else "No study is complete."]
+def answers(analysis: Analysis) -> list[str]:
+    """The answer of each block, after what is wrong with cells in no block.
+
+    If there is no block, a sentence says that too few studies are complete.
+    """
     several = len(analysis.blocks) > 1
-    return [f"{heading(block)}: {answer(block)}" if several else answer(block) for block in analysis.blocks]
+    every = [f"{heading(block)}: {answer(block)}" if several else answer(block) for block in analysis.blocks]
+    if not every:
+        tuned = any(cell.studies for cell in analysis.results.all_cells)
+        lacking = "Too few studies are complete" if tuned else "Too few seeds have finished"
+        every = [f"{lacking} to compare methods." if analysis.studies else "No study is complete."]
+    return [*analysis.faults, *every]
 
 
-def window_advice(analysis: StudyAnalysis) -> list[str]:
+def window_advice(analysis: Analysis) -> list[str]:
     """Sentences with YAML for a suite whose windows hold the best rates that lie at edges of windows.
 
     If all methods of a block have one window, it is a wider window for all of them. Otherwise it is a centre
@@ -140,7 +159,7 @@ def window_advice(analysis: StudyAnalysis) -> list[str]:
     """
     advice = []
     for block in (block for block in analysis.blocks if block.edges):
-        cells = (analysis.study.all_cells[number] for entrant in block.entrants for number in entrant.cells)
+        cells = (analysis.results.all_cells[number] for entrant in block.entrants for number in entrant.cells)
         if len({cell.studies.ends for cell in cells if cell.studies}) == 1:
             low = min(edge.wider[0] for edge in block.edges)
             high = max(edge.wider[1] for edge in block.edges)
@@ -158,11 +177,11 @@ def _joined(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{listed(names[:-1])} and {names[-1]}"
 
 
-def level_notes(block: StudyBlock) -> list[str]:
+def level_notes(block: Block) -> list[str]:
     """Sentences on how the converged head and full fine-tuning differ from the reference.
 
-    No such difference has an interval, which the sentence explains. For a method that ran on some tasks only,
-    it names these tasks instead.
+    Beside studies, no such difference has an interval, which the sentence explains. For a method that ran on
+    some tasks only, it names these tasks instead.
     """
     notes = []
     for level in (level for level in block.levels if level.family != FLOOR):
@@ -171,10 +190,14 @@ def level_notes(block: StudyBlock) -> list[str]:
         ]
         if level.difference is not None:
             by = block.unit.difference(level.difference).replace("-", "−")
-            notes.append(
-                f"{level.method.capitalize()}: {by} {block.unit.points} from {block.against}, without an "
-                "interval: it has no studies whose luck of tuning the interval would hold."
-            )
+            text = f"{level.method.capitalize()}: {by} {block.unit.points} from {block.against}"
+            if level.comparison is None:
+                why = "it has no studies whose luck of tuning the interval would hold"
+                text += f", without an interval: {why if block.tuned else 'they share too few seeds'}."
+            else:
+                interval = between(level.comparison, block.unit).replace("-", "−")
+                text += f" ({interval}): {_said(block, level)}."
+            notes.append(text)
         elif len(ran) < len(block.settings):
             where = _joined([setting.task for setting in ran])
             notes.append(
@@ -183,7 +206,36 @@ def level_notes(block: StudyBlock) -> list[str]:
     return notes
 
 
-def order_note(block: StudyBlock) -> str:
+def _said(block: Block, level: Level) -> str:
+    assert level.comparison is not None
+    return in_words(level.comparison.verdict, block.unit.size(block.threshold))
+
+
+def detectable(block: Block) -> str:
+    """A sentence on the smallest difference that the block detects. Empty if its noise is unknown."""
+    if not block.design or not block.design.finds or withheld(block):
+        return ""
+    unit, design = block.unit, block.design
+    text = f"True differences smaller than {unit.score(design.finds, 1)} {unit.points} may go undetected."
+    if block.tuned or (design.finds or 0.0) <= block.threshold:
+        return text
+    needed, size = design.needs(block.threshold), unit.size(block.threshold)
+    if needed is None:
+        return f"{text} For {size}, more seeds are not enough: add tasks, test examples or studies."
+    return f"{text} For {size}, take {needed:,} seeds."
+
+
+def score_text(block: Block, entrant: Entrant, place: int | None = None, spread: float | None = None) -> str:
+    """A method's score after `block.k` trials, as text, with a standard deviation if one is given.
+
+    The score is that on the method's setting at index `place`. If `place` is None, it is the mean over
+    settings.
+    """
+    found: Estimate = entrant.means[block.k] if place is None else entrant.scores[block.k][place]
+    return block.unit.score(found.value) + ("" if spread is None else f" ± {block.unit.score(spread)}")
+
+
+def order_note(block: Block) -> str:
     """Says whether the order of methods depends on how much they are tuned.
 
     It does if a method is significantly better than the reference after few trials of tuning and
@@ -209,18 +261,18 @@ def order_note(block: StudyBlock) -> str:
     )
 
 
-def heading(block: StudyBlock) -> str:
+def heading(block: Block) -> str:
     """The heading of a block: its title, or words if it has only methods of fixed size."""
     return "methods of fixed size" if block.title == OWN_SIZE else block.title
 
 
-def settings_counted(block: StudyBlock) -> str:
+def settings_counted(block: Block) -> str:
     """The number of settings as text. They are tasks, or pairs if a task occurs on several backbones."""
     tasks = {setting.task for setting in block.settings}
     return many(len(block.settings), "task" if len(tasks) == len(block.settings) else "task-backbone pair")
 
 
-def setting_name(block: StudyBlock, setting: TaskAndBackbone) -> str:
+def setting_name(block: Block, setting: TaskAndBackbone) -> str:
     """The name of the task. If the block has the task on several backbones, also the backbone."""
     return named_among(block.settings, setting)
 
@@ -232,6 +284,6 @@ def named_among(settings: Collection[TaskAndBackbone], setting: TaskAndBackbone)
 
 
 def studies_of(entrant: Entrant) -> str:
-    """The number of a method's complete studies per setting, as text. It is a range if settings differ."""
+    """The number of a method's complete studies or seeds per setting, or a range if settings differ."""
     counts = [each.count for each in entrant.studies]
     return str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"

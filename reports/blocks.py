@@ -1,15 +1,18 @@
-"""The methods of a report on studies: their scores, differences and guards, in blocks that are comparable."""
+"""The methods of a report: their scores, comparisons and guards, in blocks that are comparable."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
-from tensorbench.reports.comparisons import Reference
+from tensorbench.reports.collapses import Collapses
+from tensorbench.reports.comparable import Reference
 from tensorbench.reports.inference.effects import Effect, Verdict
 from tensorbench.reports.inference.intervals import Bounds
+from tensorbench.reports.inference.power import Design, of_effects
 from tensorbench.reports.inference.studies import CompleteStudies, Sources
-from tensorbench.reports.study import TaskAndBackbone
+from tensorbench.reports.results import TaskAndBackbone
 from tensorbench.reports.units import Unit
 
 
@@ -22,8 +25,8 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A method's difference from the reference, over all settings and on each of them.
+class Comparison:
+    """A method's difference from the reference, over all its settings and on each of them.
 
     Positive is better. The interval over all settings is simultaneous with those of all compared methods. The
     interval on a setting is simultaneous with those of all compared methods on all settings.
@@ -54,8 +57,8 @@ class Sensitivity:
     #: The differences of `near` and `failed` from the reference. None for the reference itself, if there is
     #: no reference, and if the method and the reference share no study on some setting. That of `near` is
     #: also None if either has too few trials.
-    near_difference: Difference | None
-    failed_difference: Difference | None
+    near_difference: Comparison | None
+    failed_difference: Comparison | None
 
 
 @dataclass(frozen=True)
@@ -75,25 +78,29 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Entrant:
-    """A method of a block, with its complete studies on every setting."""
+    """A method of a block, with its complete studies. A seed is a study of one point."""
 
     method: str
     family: str
     parameters: int
-    #: The numbers of the method's cells, one per setting, and the studies of each.
+    #: The settings on which the method has complete studies, the number of its cell on each, and its studies.
+    settings: tuple[TaskAndBackbone, ...]
     cells: tuple[int, ...]
     studies: tuple[CompleteStudies, ...]
     #: The score after k trials on each setting, by k, in stored units.
     scores: Mapping[int, tuple[Estimate, ...]]
     #: The mean of `scores` over settings, by k.
     means: Mapping[int, Estimate]
-    #: The differences from the reference after k trials, by k. Empty for the reference itself, if there is no
+    #: The comparison with the reference after k trials, by k. Empty for the reference itself, if there is no
     #: reference, and if the method and the reference share no study on some setting.
-    differences: Mapping[int, Difference]
-    sensitivity: Sensitivity
-    #: The transfer of rates between settings. None for a single setting, if the settings share no study, and
-    #: if on some setting most trials failed at every rate.
-    transfer: Transfer | None
+    differences: Mapping[int, Comparison]
+    #: The number of planned pairs of seeds that have not finished. 0 for a tuned method.
+    lost: int = 0
+    #: None without tuning.
+    sensitivity: Sensitivity | None = None
+    #: The transfer of rates between settings. None without tuning, for a single setting, if the settings
+    #: share no study, and if on some setting most trials failed at every rate.
+    transfer: Transfer | None = None
 
 
 @dataclass(frozen=True)
@@ -102,12 +109,17 @@ class Level:
 
     method: str
     family: str
-    #: The method's score on each setting, in stored units. None if it is unknown or the method has not run.
+    #: The number of the method's cell on each setting, and its score in stored units. None if the score is
+    #: unknown or the method has not run.
+    cells: tuple[int | None, ...]
     scores: tuple[float | None, ...]
     #: The difference from the reference on each setting. Positive is better. None if unknown.
     differences: tuple[float | None, ...]
     #: The mean of `differences`. None if one of them is unknown.
     difference: float | None
+    #: The comparison over all settings, paired by seed. Intervals are simultaneous over the methods without
+    #: adapter. None if the reference was tuned, since the method has no studies to pair with it.
+    comparison: Comparison | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +142,7 @@ class Edge:
 
 
 @dataclass(frozen=True)
-class StudyBlock:
+class Block:
     """Methods of one budget with one metric and one recipe, compared on the same settings."""
 
     budget: str
@@ -141,14 +153,20 @@ class StudyBlock:
     unit: Unit
     threshold: float
     settings: tuple[TaskAndBackbone, ...]
-    #: The number of trials k at which methods are compared, and all values of k that are shown.
+    #: The number of trials k at which methods are compared, and all values of k that are shown. Without
+    #: tuning, k is 1, and the score is the mean over seeds.
     k: int
     ks: tuple[int, ...]
+    #: Whether the methods were tuned by studies.
+    tuned: bool
     reference: Reference | None
-    #: The compared methods. The reference comes first, then the others by score after `k` trials, best first.
+    #: The methods with studies on all settings. The reference comes first, then the others by score after
+    #: `k` trials, best first.
     entrants: tuple[Entrant, ...]
-    #: The names of methods that lack a complete study on some setting, and so are not compared.
-    unfinished: tuple[str, ...]
+    #: The methods with studies on some of the settings, where they are compared.
+    part: tuple[Entrant, ...]
+    #: The reason why a method is in no mean over all settings, by its name.
+    left_out: Mapping[str, str]
     #: The methods without adapter.
     levels: tuple[Level, ...]
     #: The variance of scores by source, on each setting.
@@ -158,6 +176,8 @@ class StudyBlock:
     guards: tuple[str, ...] = ()
     #: The methods whose best rates lie at the edge of their windows.
     edges: tuple[Edge, ...] = ()
+    #: The collapsed seeds, or trials that studies keep, of each cell that has any.
+    collapsed: tuple[Collapses, ...] = ()
 
     @property
     def against(self) -> str:
@@ -165,5 +185,29 @@ class StudyBlock:
 
     @property
     def compared(self) -> tuple[Entrant, ...]:
-        """The methods with a difference from the reference after `k` trials."""
+        """The methods compared with the reference over all settings after `k` trials."""
         return tuple(entrant for entrant in self.entrants if self.k in entrant.differences)
+
+    @property
+    def claims(self) -> tuple[Entrant, ...]:
+        """All methods compared with the reference. Their intervals are simultaneous."""
+        return (*self.compared, *(entrant for entrant in self.part if self.k in entrant.differences))
+
+    @cached_property
+    def design(self) -> Design | None:
+        """The size and noise of the comparisons, which determine the differences that they can detect.
+
+        None if the noise is unknown.
+        """
+        return of_effects([each.differences[self.k].effect for each in self.compared], len(self.claims))
+
+    @property
+    def without_examples(self) -> tuple[TaskAndBackbone, ...]:
+        """The settings on which some comparison's interval covers the noise of seeds only."""
+        alone = {
+            setting
+            for entrant in self.claims
+            for setting, part in zip(entrant.settings, entrant.differences[self.k].effect.parts, strict=True)
+            if part.seeds is not None and part.count is None
+        }
+        return tuple(setting for setting in self.settings if setting in alone)

@@ -6,18 +6,18 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tensorbench.machine.overview import MOST_LETTERS, MOST_LINES, Overview
+from tensorbench.machine.table import MOST_LETTERS, MOST_LINES, Table
 
 EVIL = "</td><img src=x onerror=alert(1)> & \u202eevil\nsecond line"
 
 
-def of(method: str, lines: int = 1) -> Overview:
+def of(method: str, lines: int = 1) -> Table:
     rows = [{"method": method, "score": f"{number}"} for number in range(lines)]
-    return Overview("made up", rows, ["A note."], ("method",))
+    return Table("made up", rows, ["A note."], ("method",))
 
 
 def test_a_hostile_label_is_a_text_on_one_line() -> None:
-    overview = Overview(EVIL, of(EVIL).lines, [EVIL], ("method",))
+    overview = Table(EVIL, of(EVIL).lines, [EVIL], ("method",))
     (title, table, note) = ElementTree.fromstring(overview.html())
     shown = EVIL.replace("\u202e", "\\u202e").replace("\n", " ")
     assert [part.text for part in (title[0], note)] == [shown, shown]
@@ -44,13 +44,13 @@ def test_a_long_label_is_cut() -> None:
 
 
 def test_columns_are_aligned() -> None:
-    overview = Overview(
+    overview = Table(
         "", [{"method": "a", "score": "1"}, {"method": "longer", "score": "22"}], (), ("method",)
     )
     assert overview.text().splitlines()[1:] == ["method  score", "a           1", "longer     22"]
 
 
 def test_a_table_without_lines_is_its_notes() -> None:
-    overview = Overview("empty", [], ["A note."])
+    overview = Table("empty", [], ["A note."])
     assert "<table" not in overview.html()
     assert overview.text().split() == ["empty", "A", "note."]

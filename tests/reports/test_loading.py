@@ -15,7 +15,7 @@ import pytest
 import tensorbench
 from tensorbench.methods import UserError
 from tensorbench.records.words import Artifact
-from tensorbench.reports.results import CURVES, PREDICTIONS, TRIALS, Column, Results
+from tensorbench.reports.loading import CURVES, PREDICTIONS, TRIALS, Column, LoadedResults
 from tensorbench.store.opening import open_results
 from tensorbench.store.pack.writing import write_pack
 
@@ -29,7 +29,7 @@ FRAMES = {"trials": TRIALS, "curves": CURVES, "predictions": PREDICTIONS}
 
 
 @pytest.fixture(scope="module")
-def results(rich: str) -> Results:
+def results(rich: str) -> LoadedResults:
     return tensorbench.load_results(NAME, store=rich)
 
 
@@ -37,7 +37,7 @@ def types(columns: Mapping[str, Column]) -> dict[str, np.dtype | pd.api.extensio
     return {name: pd.Series(dtype=column.dtype).dtype for name, column in columns.items()}
 
 
-def test_trials_are_the_stored_runs(results: Results) -> None:
+def test_trials_are_the_stored_runs(results: LoadedResults) -> None:
     (experiment,) = results.experiments
     trials = results.trials.set_index("trial_id")
     assert set(trials.index) == set(experiment.records)
@@ -52,13 +52,13 @@ def test_trials_are_the_stored_runs(results: Results) -> None:
     assert trials["started"].dt.tz is not None
 
 
-def test_every_seed_says_of_which_cell_it_is(results: Results) -> None:
+def test_every_seed_says_of_which_cell_it_is(results: LoadedResults) -> None:
     of = ["task", "backbone", "budget", "method"]
     cells = results.cells.loc[results.seeds["cell"], of].reset_index(drop=True)
     pd.testing.assert_frame_equal(results.seeds[of], cells, check_index_type=False)
 
 
-def test_predictions_give_the_scores(results: Results) -> None:
+def test_predictions_give_the_scores(results: LoadedResults) -> None:
     predictions = results.predictions
     trials = results.trials.set_index("trial_id")
     assert set(predictions["trial_id"]) == set(trials.index[trials["status"] == "FINISHED"])
@@ -67,7 +67,7 @@ def test_predictions_give_the_scores(results: Results) -> None:
     np.testing.assert_allclose(right["mean"], trials.loc[right.index, "score"])
 
 
-def test_curves_have_every_point(results: Results) -> None:
+def test_curves_have_every_point(results: LoadedResults) -> None:
     (experiment,) = results.experiments
     record = next(iter(experiment.records.values()))
     points = results.curves[results.curves["trial_id"] == record.trial_id]
@@ -78,12 +78,12 @@ def test_curves_have_every_point(results: Results) -> None:
 
 
 @pytest.mark.parametrize("name", FRAMES)
-def test_a_frame_has_its_columns_also_where_it_has_no_line(results: Results, name: str) -> None:
+def test_a_frame_has_its_columns_also_where_it_has_no_line(results: LoadedResults, name: str) -> None:
     columns = types(FRAMES[name])
     frame = getattr(results, name)
     assert frame.dtypes.to_dict() == columns
     bare = tuple(replace(experiment, records={}) for experiment in results.experiments)
-    empty = getattr(Results(bare, results.cells[:0], results.seeds[:0], ()), name)
+    empty = getattr(LoadedResults(bare, results.cells[:0], results.seeds[:0], ()), name)
     assert len(empty) == 0
     assert empty.dtypes.to_dict() == columns
 
@@ -112,7 +112,7 @@ def test_logits_are_there_where_they_are_stored(small: str, tmp_path: Path) -> N
     assert predictions.set_index("trial_id")["logit_2"].isna().to_dict() == {ids[0]: True, ids[1]: False}
 
 
-def test_targets_of_other_kinds_than_one_class_have_their_columns(results: Results) -> None:
+def test_targets_of_other_kinds_than_one_class_have_their_columns(results: LoadedResults) -> None:
     labels, answers = {"label_0": [1, 0], "label_1": [0, 0]}, {"prediction_0": [1, 1], "prediction_1": [0, 0]}
     several = pd.DataFrame({"example": [0, 1], **labels, **answers})
     number = pd.DataFrame({"example": [0], "label": [2.5], "prediction": [2.25], "logit_0": [0.5]})
@@ -124,7 +124,7 @@ def test_targets_of_other_kinds_than_one_class_have_their_columns(results: Resul
         files.append(file.getvalue())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment.source, "read", lambda record, name: files.pop() if files else None)
-        predictions = Results(results.experiments, results.cells, results.seeds, ()).predictions
+        predictions = LoadedResults(results.experiments, results.cells, results.seeds, ()).predictions
     of_number, of_several = (
         predictions[predictions["label"].notna()],
         predictions[predictions["label"].isna()],
@@ -135,7 +135,7 @@ def test_targets_of_other_kinds_than_one_class_have_their_columns(results: Resul
     assert predictions["logit_0"].dtype == "float32"
 
 
-def test_a_pack_gives_the_frames_of_its_store(rich: str, results: Results, tmp_path: Path) -> None:
+def test_a_pack_gives_the_frames_of_its_store(rich: str, results: LoadedResults, tmp_path: Path) -> None:
     pack = tmp_path / "rich.tensorbench.zip"
     write_pack(open_results(rich, [NAME]), pack)
     packed = tensorbench.load_results(pack)
@@ -157,8 +157,8 @@ def test_a_trial_of_several_experiments_is_in_each_frame_once(tmp_path: Path, ne
     assert seeds.items() <= both.trials.set_index("trial_id")["run_id"].to_dict().items()
 
 
-def test_predictions_that_cannot_be_read_are_named(results: Results) -> None:
-    broken = Results(results.experiments, results.cells, results.seeds, ())
+def test_predictions_that_cannot_be_read_are_named(results: LoadedResults) -> None:
+    broken = LoadedResults(results.experiments, results.cells, results.seeds, ())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(results.experiments[0].source, "read", lambda record, name: b"PAR1")
         with pytest.raises(UserError, match=naming(Artifact.PREDICTIONS, "run")):

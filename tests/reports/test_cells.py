@@ -16,7 +16,7 @@ from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.reports.analysis import analyse
 from tensorbench.reports.reading import read
-from tensorbench.reports.study import COLUMNS, NUMBER, Cell, Study
+from tensorbench.reports.results import COLUMNS, NUMBER, Cell, Results
 from tensorbench.store.store import Store
 
 from ..messages import naming
@@ -25,15 +25,17 @@ from .browsing import page_of
 from .made_up import NAME, SMALL, NewStore, plan_of, result, store
 
 
-def cell(study: Study, **where: str) -> Cell:
+def cell(results: Results, **where: str) -> Cell:
     (match,) = (
-        cell for cell in study.all_cells if all(getattr(cell, name) == value for name, value in where.items())
+        cell
+        for cell in results.all_cells
+        if all(getattr(cell, name) == value for name, value in where.items())
     )
     return match
 
 
-def test_a_cell_is_the_mean_of_its_finished_seeds_with_students_interval(study: Study) -> None:
-    line = cell(study, task="digits", budget="isorank 2", method="LoRA")
+def test_a_cell_is_the_mean_of_its_finished_seeds_with_students_interval(results: Results) -> None:
+    line = cell(results, task="digits", budget="isorank 2", method="LoRA")
     scores = [result(trial, row).score for trial, row in _trials("LoRA", "isorank 2", "digits")]  # type: ignore[union-attr]
     assert len(scores) == 5
     assert line.mean == pytest.approx(np.mean(scores))
@@ -65,26 +67,26 @@ def test_ranks_that_training_cuts_are_those_that_it_left(tmp_path: Path, new_sto
         return replace(made, tags=made.tags | {"final_ranks": left})
 
     analysis = analyse(read(store(tmp_path, new_store, result_of=result_of), ["small"]))
-    left = {cell.method: cell.left for cell in analysis.study.all_cells}
+    left = {cell.method: cell.left for cell in analysis.results.all_cells}
     assert left == {"LoRA": "", "TensLoRA att": "input 1 to 2, layer 1 to 3"}
     page = page_of(analysis, tmp_path).read_text(encoding="utf-8")
-    assert "<small>left: input 1 to 2, layer 1 to 3</small>" in page
+    assert "left: input 1 to 2, layer 1 to 3" in page
 
 
-def test_lost_seeds_are_shown_and_in_no_mean(study: Study) -> None:
-    failed = cell(study, task="digits", budget="isoparameters 2", method="TensLoRA depth")
-    missing = cell(study, task="movie-sentiment", budget="isorank 2", method="LoTR")
+def test_lost_seeds_are_shown_and_in_no_mean(results: Results) -> None:
+    failed = cell(results, task="digits", budget="isoparameters 2", method="TensLoRA depth")
+    missing = cell(results, task="movie-sentiment", budget="isorank 2", method="LoTR")
     assert (failed.finished, failed.failed, failed.missing) == (4, 1, 0)
     assert (missing.finished, missing.failed, missing.missing) == (4, 0, 1)
     assert not failed.complete
-    lost = study.seeds[study.seeds["status"] != "FINISHED"]
+    lost = results.seeds[results.seeds["status"] != "FINISHED"]
     assert set(zip(lost["status"], lost["failure"], strict=True)) == {("FAILED", "diverged"), ("MISSING", "")}
     assert lost["score"].isna().all()
 
 
-def test_every_seed_is_traced_to_its_run(rich: str, study: Study) -> None:
+def test_every_seed_is_traced_to_its_run(rich: str, results: Results) -> None:
     client = Store.existing(rich, NAME).client
-    line = study.seeds[study.seeds["status"] == "FINISHED"].iloc[17]
+    line = results.seeds[results.seeds["status"] == "FINISHED"].iloc[17]
     run = client.get_run(line["run_id"])
     assert run.data.metrics["score"] == line["score"]
     assert run.data.tags["trial_id"] == line["trial_id"]
@@ -115,19 +117,19 @@ def test_an_experiment_of_something_else_is_refused(tmp_path: Path, new_store: N
         read(uri, ["empty"])
 
 
-def test_the_fields_of_records_are_the_columns_of_the_frames(study: Study) -> None:
-    cell, seed = study.all_cells[0], study.all_seeds[0]
-    assert [*cell.columns()] == [NUMBER, *study.cells.columns]
-    assert [*seed.columns()] == [*study.seeds.columns]
+def test_the_fields_of_records_are_the_columns_of_the_frames(results: Results) -> None:
+    cell, seed = results.all_cells[0], results.all_seeds[0]
+    assert [*cell.columns()] == [NUMBER, *results.cells.columns]
+    assert [*seed.columns()] == [*results.seeds.columns]
     summarised = {measure.column for measure in Measure if measure.summary}
     assert cell.measures.keys() == summarised < seed.measures.keys() == COLUMNS.keys()
-    assert [cell.number for cell in study.all_cells] == list(study.cells.index)
-    assert [seed.score for seed in study.all_seeds if not seed.finished] == [None, None]
+    assert [cell.number for cell in results.all_cells] == list(results.cells.index)
+    assert [seed.score for seed in results.all_seeds if not seed.finished] == [None, None]
 
 
 def test_an_analysis_leaves_the_study_as_it_was(small: str) -> None:
-    study = read(small, ["small"])
-    cells, seeds = study.cells.copy(), study.seeds.copy()
-    analyse(study)
-    pd.testing.assert_frame_equal(study.cells, cells)
-    pd.testing.assert_frame_equal(study.seeds, seeds)
+    results = read(small, ["small"])
+    cells, seeds = results.cells.copy(), results.seeds.copy()
+    analyse(results)
+    pd.testing.assert_frame_equal(results.cells, cells)
+    pd.testing.assert_frame_equal(results.seeds, seeds)

@@ -1,0 +1,213 @@
+"""Tables of plans and results, for terminals, notebooks, pages and files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+from tensorbench.machine.visible import markdown_text, visible
+from tensorbench.methods.errors import cut
+
+#: The largest number of lines of a table, and of characters in a cell, in a notebook and at the prompt.
+MOST_LINES, MOST_LETTERS = 60, 80
+#: The largest number of lines of a table on one LaTeX page.
+MOST_ON_PAGE = 40
+#: The text of a cell without a value.
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a title and notes. All texts are untrusted, and are escaped when they are shown.
+
+    A cell is a text, or a number that `csv` and `json` keep as it is. None is an empty cell.
+    """
+
+    title: str
+    #: The cells of each line, by the name of their column. Lines may lack columns.
+    lines: Sequence[Mapping[str, Any]]
+    notes: Sequence[str] = ()
+    #: The names of columns that are aligned to the left, since they hold texts. All others hold numbers.
+    texts: Sequence[str] = ()
+    #: The names of all columns in order. By default those of the lines.
+    columns: Sequence[str] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not self.columns:
+            object.__setattr__(
+                self, "columns", tuple(dict.fromkeys(name for line in self.lines for name in line))
+            )
+
+    def text(self) -> str:
+        """The table as plain text with aligned columns."""
+        table = self._cells(_line, MOST_LINES)
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        aligned = [
+            "  ".join(
+                cell.ljust(width) if column in self.texts else cell.rjust(width)
+                for column, cell, width in zip(self.columns, line, widths, strict=True)
+            ).rstrip()
+            for line in table
+        ]
+        return "\n".join([_line(self.title), *aligned, *map(_line, self._notes(MOST_LINES))])
+
+    def html(self) -> str:
+        """The table as an HTML element for a notebook."""
+        heads, *lines = self._cells(_line, MOST_LINES)
+
+        def row(tag: str, cells: Sequence[str]) -> str:
+            styled = (
+                f'<{tag} style="text-align: {side}; white-space: nowrap">{escape(cell)}</{tag}>'
+                for side, cell in zip(self._sides("left", "right"), cells, strict=True)
+            )
+            return f"<tr>{''.join(styled)}</tr>"
+
+        body = "".join(row("td", line) for line in lines)
+        table = f"<table><thead>{row('th', heads)}</thead><tbody>{body}</tbody></table>" * bool(lines)
+        notes = "".join(f"<p>{escape(_line(note))}</p>" for note in self._notes(MOST_LINES))
+        return f"<div><p><b>{escape(_line(self.title))}</b></p>{table}{notes}</div>"
+
+    def markdown(self) -> str:
+        """The table as Markdown, with its notes below it."""
+        heads, *lines = self._cells(markdown_text)
+        rules = self._sides("---", "---:")
+        table = [f"| {' | '.join(cells)} |" for cells in (heads, rules, *lines)]
+        return "\n".join(table + [f"\n{markdown_text(note)}" for note in self.notes])
+
+    def latex(self) -> str:
+        r"""The table as LaTeX for `\input`, with the title and the notes as its caption.
+
+        It needs the package booktabs, and longtable if it exceeds a page.
+        """
+        heads, *lines = self._cells(latex_text)
+        long = len(lines) > MOST_ON_PAGE
+        name = "longtable" if long else "tabular"
+        # After a row's end, [ and * would be options of it.
+        rows = [
+            ("{}" if cells[0].startswith(("[", "*")) else "") + " & ".join(cells) + r" \\" for cells in lines
+        ]
+        head = [r"\toprule", " & ".join(heads) + r" \\", r"\midrule"]
+        caption = rf"\caption{{{latex_text(' '.join([self.title + ':' * bool(self.notes), *self.notes]))}}}"
+        begin = rf"\begin{{{name}}}{{{''.join(self._sides('l', 'r'))}}}"
+        content = [*head, *([r"\endhead"] if long else []), *rows, r"\bottomrule"]
+        if long:
+            text = [begin, caption + r" \\", *content, r"\end{longtable}"]
+        else:
+            text = [
+                r"\begin{table}",
+                r"\centering",
+                caption,
+                begin,
+                *content,
+                r"\end{tabular}",
+                r"\end{table}",
+            ]
+        needs = "booktabs,longtable" if long else "booktabs"
+        return "\n".join([rf"% needs \usepackage{{{needs}}}", *text]) + "\n"
+
+    def csv(self) -> str:
+        """The lines as CSV. A text that a spreadsheet would read as a formula gets a leading quote."""
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(self.columns)
+        writer.writerows([_no_formula(line.get(name)) for name in self.columns] for line in self.lines)
+        return file.getvalue()
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines as JSON values. Numbers that JSON lacks become null."""
+        return [
+            {name: None if _unknown(line.get(name)) else line.get(name) for name in self.columns}
+            for line in self.lines
+        ]
+
+    def json(self) -> str:
+        """The title, the lines and the notes as JSON."""
+        content = {"title": self.title, "lines": self.records(), "notes": list(self.notes)}
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+    def _cells(self, shown: Callable[[str], str], most: int | None = None) -> list[list[str]]:
+        """The names of the columns, then the cells of the first lines, at most `most` of them."""
+        lines = [[_text(line.get(name)) for name in self.columns] for line in self.lines[:most]]
+        limit = (lambda text: cut(text, MOST_LETTERS)) if most else str
+        return [list(map(shown, self.columns)), *([limit(shown(cell)) for cell in line] for line in lines)]
+
+    def _sides(self, left: str, right: str) -> list[str]:
+        return [left if name in self.texts else right for name in self.columns]
+
+    def _notes(self, most: int) -> list[str]:
+        left_out = len(self.lines) - most
+        return [f"{left_out:,} more lines.", *self.notes] if left_out > 0 else list(self.notes)
+
+
+def _unknown(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def _text(value: Any) -> str:
+    """The text of a cell. Numbers have six digits."""
+    if isinstance(value, str):
+        return value
+    if value is None or value != value:
+        return NOTHING
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _line(text: str) -> str:
+    """Escapes an untrusted text and puts it on one line."""
+    return " ".join(visible(text).split())
+
+
+def _no_formula(value: Any) -> Any:
+    if value is None or value != value:
+        return ""
+    if not isinstance(value, str):
+        return value
+    # Not every writer quotes carriage returns, and the rest of the text would become another row.
+    text = re.sub(r"\r\n?", "\n", value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\n")) else text
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "†": r"$^\dagger$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "–": "--",
+    "·": r"$\cdot$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
+
+
+def latex_text(text: str) -> str:
+    """Escapes a text so that LaTeX prints it as it is."""
+    return "".join(_LATEX.get(character, character) for character in _line(text))
+
+
+class ShowsOverview:
+    """Base of objects that notebooks and the Python prompt show as a table."""
+
+    def overview(self) -> Table:
+        """Returns the table that shows this object."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return self.overview().text()
+
+    def __str__(self) -> str:
+        return self.overview().text()
+
+    def _repr_html_(self) -> str:
+        return self.overview().html()

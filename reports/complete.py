@@ -1,0 +1,194 @@
+"""Turns the trials of cells into complete studies, from which scores are estimated.
+
+A finished seed of a cell without tuning is a complete study of one point.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from tensorbench.methods.errors import first_few
+from tensorbench.metrics import METRICS
+from tensorbench.records.words import Status
+from tensorbench.reports.collapses import DIVERGED
+from tensorbench.reports.evidence import Evidence
+from tensorbench.reports.inference.studies import CompleteStudies
+from tensorbench.reports.predictions import predictions
+from tensorbench.reports.results import Cell, Results, Seed, TaskAndBackbone, grouped, kept_trials
+from tensorbench.reports.thresholds import DEFAULT
+from tensorbench.reports.words import listed, many
+
+#: The largest number of cells that a note on left-out studies names.
+MOST_NAMED = 6
+
+
+@dataclass(frozen=True)
+class Complete:
+    """The complete studies of all cells, and notes on those that are left out."""
+
+    #: By the cell's number. Cells without a complete study are absent.
+    studies: Mapping[int, CompleteStudies]
+    #: Notes on studies that have not ended.
+    unfinished: tuple[str, ...]
+    #: Notes on ended studies that are left out, and on methods whose trials all failed.
+    limits: tuple[str, ...]
+
+
+def complete_studies(evidence: Evidence) -> Complete:
+    """The complete studies of all cells of the results."""
+    results, chances = evidence.results, _chances(evidence.results)
+    complete: dict[int, CompleteStudies] = {}
+    incomplete: defaultdict[str, list[Cell]] = defaultdict(list)
+    left_out: defaultdict[str, list[Cell]] = defaultdict(list)
+    for cell in results.all_cells:
+        if not cell.studies:
+            if cell.finished:
+                complete[cell.number] = _seeds(evidence, cell)
+            continue
+        numbers, unfinished, reasons = _complete(cell, results.of_cell(cell.number))
+        chance = chances.get(cell.setting)
+        if numbers and chance is None:
+            reasons.append("all studies (no trial on the task finished, so chance is unknown)")
+        elif chance is not None and numbers:
+            complete[cell.number] = _studies(evidence, cell, numbers, chance)
+        for reason in unfinished:
+            incomplete[reason].append(cell)
+        for reason in reasons:
+            left_out[reason].append(cell)
+    limits = (*_left_out(left_out, results), *_all_failed(complete, results))
+    return Complete(complete, tuple(_left_out(incomplete, results)), limits)
+
+
+def _complete(cell: Cell, seeds: Sequence[Seed]) -> tuple[tuple[int, ...], list[str], list[str]]:
+    """The numbers of a cell's complete studies, and the reasons why its other studies are left out.
+
+    The reasons are in two lists: first those of studies that have not ended, then all others.
+    """
+    assert cell.studies is not None
+    ended = kept_trials(cell.studies, seeds)
+    numbers, unfinished, reasons = [], [], []
+    for study, trials in sorted(_by_study(seeds).items()):
+        lost = [seed for seed in trials if seed.status == Status.FAILED and seed.failure != DIVERGED]
+        silent = [seed for seed in trials if seed.finished and seed.validation_loss is None]
+        if study not in ended:
+            done = sum(seed.finished or seed.failure == DIVERGED for seed in trials)
+            unfinished.append(f"study {study} is incomplete ({done} of {cell.studies.points} trials ended)")
+        elif lost:
+            kinds = listed(sorted({seed.failure for seed in lost}))
+            reasons.append(f"study {study} lost {many(len(lost), 'trial')} ({kinds})")
+        elif silent:
+            reasons.append(f"study {study} has trials without a validation loss")
+        else:
+            numbers.append(study)
+    return tuple(numbers), unfinished, reasons
+
+
+def _by_study(seeds: Sequence[Seed]) -> dict[int, list[Seed]]:
+    placed = (seed for seed in seeds if seed.study is not None)
+    return grouped(placed, lambda seed: int(seed.study or 0))
+
+
+def _left_out(reasons: Mapping[str, Sequence[Cell]], results: Results) -> Iterator[str]:
+    every = sum(cell.studies is not None for cell in results.all_cells)
+    for reason, cells in reasons.items():
+        whose = first_few([f"{cell.method} on {cell.task}" for cell in cells], MOST_NAMED)
+        if len(cells) == every:
+            whose = "all methods on all tasks"
+        yield f"Left out: {reason} of {whose}."
+
+
+def _all_failed(complete: Mapping[int, CompleteStudies], results: Results) -> Iterator[str]:
+    cells = [results.all_cells[number] for number, studies in complete.items() if studies.failed.all()]
+    if cells:
+        yield (
+            f"All trials failed of {listed(f'{cell.method} on {cell.task}' for cell in cells)}: the score "
+            "shown is that of chance, and no learning rate is advised."
+        )
+
+
+def _seeds(evidence: Evidence, cell: Cell) -> CompleteStudies:
+    """A cell's finished seeds, each as a study of one point. The cell has a finished seed."""
+    finished = sorted(evidence.results.finished(cell.number), key=lambda seed: seed.seed)
+    sign = evidence.results.direction(cell.number)
+    scores = np.array([[sign * (seed.score or 0.0)] for seed in finished])
+    numbers = tuple(seed.seed for seed in finished)
+    runs = evidence.of_runs(cell.number, numbers) or []
+    by_example, test_set = None, None
+    if runs and len({len(run.values) for run in runs}) == 1:
+        test_sets = tuple(run.test_set for run in runs)
+        test_set = test_sets if len({*test_sets}) > 1 else test_sets[0]
+        by_example = np.array([[run.values] for run in runs], dtype=np.float32)
+    return CompleteStudies(
+        losses=np.zeros_like(scores),
+        scores=scores,
+        numbers=numbers,
+        by_example=by_example,
+        test_set=test_set,
+        point=_point(evidence.results, cell),
+    )
+
+
+def _point(results: Results, cell: Cell) -> float:
+    """The size of a point of the cell's metric, in units of the score."""
+    metric = results.metrics[cell.number]
+    return DEFAULT * METRICS.get(metric).point * results.size(cell.number) if metric else DEFAULT
+
+
+def _studies(evidence: Evidence, cell: Cell, numbers: Sequence[int], chance: float) -> CompleteStudies:
+    """A cell's complete studies with these numbers. Diverged trials get the score by chance (`chance`)."""
+    assert cell.studies is not None
+    results, sign = evidence.results, evidence.results.direction(cell.number)
+    by_study = _by_study(results.of_cell(cell.number))
+    trials = [sorted(by_study[number], key=lambda seed: seed.point or 0) for number in numbers]
+    shape = len(numbers), cell.studies.points
+    every = list(chain.from_iterable(trials))
+    runs = evidence.of_runs(cell.number, [seed.seed for seed in every if seed.finished])
+    by_example, test_set = None, None
+    if runs and len({run.test_set for run in runs}) == 1:
+        test_set, examples = runs[0].test_set, len(runs[0].values)
+        values = iter(runs)
+        rows = [next(values).values if seed.finished else np.full(examples, chance) for seed in every]
+        by_example = np.array(rows, dtype=np.float32).reshape(*shape, examples)
+    scores = [chance if seed.score is None else sign * seed.score for seed in every]
+    losses = [np.inf if seed.validation_loss is None else seed.validation_loss for seed in every]
+    return CompleteStudies(
+        losses=np.array(losses).reshape(shape),
+        scores=np.array(scores).reshape(shape),
+        numbers=tuple(numbers),
+        offsets=np.array([seed.offset for seed in every], dtype=float).reshape(shape),
+        by_example=by_example,
+        test_set=test_set,
+        point=_point(results, cell),
+        chance=chance,
+    )
+
+
+def _chances(results: Results) -> dict[TaskAndBackbone, float]:
+    """The score by chance on each setting. Larger is better.
+
+    The score by chance is that of the labels in random order (see `Metric.by_chance`), so that it is the same
+    in every selection of trials. If no labels are stored, or the metric has no such score, it is the worst
+    score on the setting. Settings on which no trial has finished are absent.
+    """
+    chances: dict[TaskAndBackbone, float] = {}
+    finished = grouped((seed for seed in results.all_seeds if seed.finished), lambda seed: seed.cell)
+    by_setting = grouped(results.all_cells, lambda cell: cell.setting)
+    for setting, cells in by_setting.items():
+        seeds = [seed for cell in cells for seed in finished.get(cell.number, [])]
+        scores = [results.direction(seed.cell) * seed.score for seed in seeds if seed.score is not None]
+        if not scores:
+            continue
+        chances[setting] = min(scores)
+        metric = METRICS.get(results.all_cells[seeds[0].cell].metric)
+        stored = predictions(results.experiment(seeds[0].experiment), [seeds[0].trial_id], metric)
+        for answers in stored.values():
+            with METRICS.blaming(metric.name):
+                chance = metric.by_chance(answers.labels)
+            if chance is not None:
+                chances[setting] = metric.sign * chance
+    return chances
