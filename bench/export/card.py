@@ -213,6 +213,6 @@ def _origin(original: Original) -> str:
             "above and, for peft's loaders, as `base_model_name_or_path` in adapter_config.json."
         )
     return (
-        f"The frozen model is {place} of the Hugging Face hub, at that commit. `peft.{original.target.loader}"
-        ".from_pretrained` finds it by itself."
+        f"The frozen model is {place} of the Hugging Face hub, at commit {original.revision}. "
+        f"`peft.{original.target.loader}.from_pretrained` finds it by itself."
     )

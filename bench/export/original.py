@@ -346,6 +346,9 @@ class TimmOriginal(Original):
             "pretrained_cfg": timm_settings(images),
         }
         self.reference, self.revision = None, None
+        if entry.weights is None:
+            self.reference, _ = blueprint.hub(entry.model)
+            self.revision = self.backbone.info.weights_hash.rpartition("@")[2]
 
     def heads(self) -> dict[str, dict[str, Tensor]]:
         return {path: copies(self.backbone.head.state_dict()) for path in self._heads}

@@ -61,8 +61,10 @@ def verify(
     settled = {run.trial_id for source in sources for run in source.records() if run.settled}
     for source in sources:
         watching(f"reading the plan of {source.name}")
-        if source.records(RunKind.SUITE):
-            plans.append(examine_plan(source, access if _has_foreign(source) else None, settled))
+        if suites := source.records(RunKind.SUITE):
+            # Any run from a pack may have brought the plan.
+            foreign = any(is_foreign(source, run) for run in (*suites, *source.records()))
+            plans.append(examine_plan(source, access if foreign else None, settled))
         finished = [run for run in source.records() if run.status in (Status.FINISHED, Status.DUPLICATE)]
         losses = _validation_losses(source, finished)
         for number, record in enumerate(finished, 1):
@@ -99,15 +101,6 @@ def _validation_losses(source: Source, records: Sequence[Record]) -> Mapping[str
     for run_id, epoch, loss in points[["run_id", "step", "value"]].itertuples(index=False):
         losses[run_id][epoch] = loss
     return losses
-
-
-def _has_foreign(source: Source) -> bool:
-    """Whether any run of an experiment came from a pack."""
-    return any(
-        is_foreign(source, record)
-        for kind in (RunKind.SUITE, RunKind.TRIAL)
-        for record in source.records(kind)
-    )
 
 
 def _sources(uri: str, names: Sequence[str]) -> list[Source]:
