@@ -10,7 +10,6 @@ from tensorbench.backbones import BackboneSpec, describe
 from tensorbench.methods import UserError
 from tensorbench.plan.make import hub_revision
 from tensorbench.plan.suite import Suite
-from tensorbench.store.store import Store
 from tensorbench.tasks import Task
 
 
@@ -23,6 +22,9 @@ def held(suite: Suite, store: str) -> tuple[Suite, list[str]]:
     revisions = _revisions(suite)
     if not revisions:
         return suite, []
+    # Imported late: most suites name no repository, and MLflow takes seconds.
+    from tensorbench.store.store import Store
+
     try:
         opened = Store.there(store, suite.name)
         commits = opened.commits() if opened else {}
