@@ -26,7 +26,6 @@ from tensorbench.backbones.fused import Split, SplitHeads
 from tensorbench.backbones.huggingface import FolderBackbone, HubBackbone, quiet
 from tensorbench.backbones.kinds import KINDS
 from tensorbench.backbones.timm_vit import TimmBackbone
-from tensorbench.backbones.untrusted import ATTENTION
 from tensorbench.export.images import processor, timm_settings
 from tensorbench.inputs import ImageInput, ModelInput
 from tensorbench.methods import Site, UserError
@@ -106,6 +105,12 @@ class Original:
                 f"{self._name} {self._cannot}: what an export computes is compared in float32, and the "
                 f"adapter was trained on weights in {spec.dtype}"
             )
+        row = KINDS.get(backbone.info.kind)
+        if spec.quantise and (self.fused or (row is not None and row.transposed)):
+            raise UserError(
+                f"{self._name} {self._cannot}: what is one layer in the original model, or transposed there, "
+                "was quantised in another layout"
+            )
         self._check()
 
     def _check(self) -> None:
@@ -138,11 +143,6 @@ class Original:
         inside = self.answers is not None or self.target.head
         #: The prefix of the encoder's modules in the original model, including the dot.
         self.prefix = f"{self.encoder.base_model_prefix}." if inside else ""
-        if self.spec.quantise and (self.fused or self.kind.transposed):
-            raise UserError(
-                f"{self._name} {self._cannot}: what is one layer in the original model, or transposed there, "
-                "was quantised in another layout"
-            )
 
     @property
     def place(self) -> str:
@@ -259,8 +259,8 @@ class Original:
     def options(self, place: str | Path) -> dict[str, Any]:
         """The arguments of `from_pretrained` for the model in a folder or a repository of the hub."""
         options = {**self._arguments, "dtype": torch.float32, "use_safetensors": True}
-        if self.kind.attention != ATTENTION:
-            options["attn_implementation"] = self.kind.attention
+        # Else the configuration chooses, maybe a kernel that is not installed.
+        options["attn_implementation"] = self.kind.attention
         if self.revision and place == self.reference:
             options["revision"] = self.revision
         if self.target.head and self.reference and place in (self.reference, self.place):

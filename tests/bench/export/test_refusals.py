@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +22,7 @@ from tensorbench.machine.outputs import output_folder
 from tensorbench.methods import Geometry, NotLowRank, UserError, create
 
 from ...messages import naming
-from .cases import (
-    METHODS,
-    Case,
-)
+from .cases import METHODS, Case, assert_same_logits
 
 # --- what cannot be exported ---
 
@@ -69,6 +67,22 @@ def test_a_timm_model_of_a_plugin_has_no_name_to_load_it_by(
     made = case("mine")
     with pytest.raises(UserError, match=naming("'mine'", "timm")):
         made.export(made.attach(METHODS["lora"]), merged=True)
+
+
+def test_quantised_layers_of_timm_are_in_another_layout(case: Callable[..., Case]) -> None:
+    made = case("timm")
+    made.spec = made.spec.model_copy(update={"quantise": "nf4"})
+    with pytest.raises(UserError, match=naming("exported", "layer")):
+        made.export(made.attach(METHODS["lora"]), merged=True)
+
+
+def test_the_attention_of_a_configuration_is_passed_over(case: Callable[..., Case]) -> None:
+    made = case("vit")
+    file = (made.spec.local or made.folder) / "config.json"
+    config = {**json.loads(file.read_text()), "_attn_implementation": "flash_attention_2"}
+    file.write_text(json.dumps(config))
+    made.export(made.attach(METHODS["lora"]))
+    assert_same_logits(made)
 
 
 def test_a_timm_head_that_is_not_linear(case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch) -> None:
