@@ -74,9 +74,6 @@ class Guards:
         return verdict
 
 
-NO_GUARDS = Guards()
-
-
 def _over(reasons: Mapping[TaskAndBackbone, str], settings: Sequence[TaskAndBackbone]) -> str:
     """The reasons on these settings, with the tasks if there are several settings."""
     tasks = grouped((setting for setting in settings if setting in reasons), reasons.__getitem__)

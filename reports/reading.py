@@ -7,19 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
-import numpy as np
 import pandas as pd
 from pydantic import Field, TypeAdapter, ValidationError
 
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import shown
-from tensorbench.metrics import bounds
 from tensorbench.records.measures import Measure
 from tensorbench.records.record import Record, latest
 from tensorbench.records.stored_plan import StudyTrial
 from tensorbench.records.words import RunKind, Status, Tag
 from tensorbench.reports.cautions import guards
-from tensorbench.reports.inference.intervals import LEAST_SEEDS, t_half
 from tensorbench.reports.results import COLUMNS, OWN_SIZE, Experiment, Results, TableRow
 from tensorbench.reports.selection import Selection
 from tensorbench.store.addresses import shown_uri
@@ -287,9 +284,6 @@ def summed(cells: pd.DataFrame, seeds: pd.DataFrame) -> pd.DataFrame:
     alike = done[done["study"].isna()]
     scores = alike.groupby("cell")["score"]
     mean, sd = scores.mean().reindex(cells.index), scores.std(ddof=1).reindex(cells.index)
-    enough = finished.where(finished >= LEAST_SEEDS)
-    least, most = np.array([bounds(metric) for metric in cells["metric"]]).T
-    half = t_half(sd.to_numpy(), enough.to_numpy(dtype=float))
     return cells.assign(
         seeds=planned.size(),
         finished=finished,
@@ -299,8 +293,6 @@ def summed(cells: pd.DataFrame, seeds: pd.DataFrame) -> pd.DataFrame:
         complete=finished == planned.size(),
         mean=mean,
         sd=sd,
-        low=(mean - half).clip(lower=least),
-        high=(mean + half).clip(upper=most),
         **{
             column: (alike if measure.summary == "mean" else done)
             .groupby("cell")[column]

@@ -21,7 +21,6 @@ from tensorbench.records.measures import Measure, SplitSizes
 from tensorbench.records.record import Record
 from tensorbench.records.stored_plan import PlannedRow, PlannedTrial, StudyPlan
 from tensorbench.records.words import OWN_SIZE, Status
-from tensorbench.reports.inference.intervals import Array
 from tensorbench.store.source import Source
 
 #: Registered names of the reference (LoRA), the floor (head alone) and the ceiling (full fine-tuning).
@@ -184,10 +183,6 @@ class Cell(FrameLine):
     #: they are None for a cell with studies, whose trials have different learning rates.
     mean: float | None
     sd: float | None
-    #: Student's 95% interval of the mean, clipped to possible scores. None for fewer than three finished
-    #: seeds, and for a cell with studies.
-    low: float | None
-    high: float | None
     measures: Mapping[str, float | None] = field(repr=False, hash=False)
 
     @property
@@ -302,25 +297,8 @@ class Experiment:
         return any(row.studies for row in self.rows)
 
 
-class CellsAndSeeds:
-    """Cells and seeds: as data frames, and as objects of the classes `Cell` and `Seed`."""
-
-    cells: pd.DataFrame
-    seeds: pd.DataFrame
-
-    @cached_property
-    def all_cells(self) -> tuple[Cell, ...]:
-        """The cells in the order of their numbers, from 0."""
-        return lines_of(self.cells, Cell)
-
-    @cached_property
-    def all_seeds(self) -> tuple[Seed, ...]:
-        """The planned seeds, in the order of `seeds`."""
-        return lines_of(self.seeds, Seed)
-
-
 @dataclass(frozen=True)
-class Results(CellsAndSeeds):
+class Results:
     """The results of one or more experiments, from which all figures and tables of a report are made.
 
     `cells` is a data frame with one line per cell. `seeds` is a data frame with one line per planned seed.
@@ -335,6 +313,16 @@ class Results(CellsAndSeeds):
     notes: tuple[str, ...]
     #: The name in tables of the method that replaces LoRA as the reference. Empty for LoRA.
     reference: str = ""
+
+    @cached_property
+    def all_cells(self) -> tuple[Cell, ...]:
+        """The cells in the order of their numbers, from 0."""
+        return lines_of(self.cells, Cell)
+
+    @cached_property
+    def all_seeds(self) -> tuple[Seed, ...]:
+        """The planned seeds, in the order of `seeds`."""
+        return lines_of(self.seeds, Seed)
 
     @property
     def title(self) -> str:
@@ -362,17 +350,6 @@ class Results(CellsAndSeeds):
     def finished(self, cell: int) -> Sequence[Seed]:
         """The finished seeds of a cell."""
         return self._finished.get(cell, [])
-
-    def scores(self, cells: Sequence[int]) -> tuple[list[int], Array]:
-        """The seeds that have finished in all these cells, and the scores (cells, seeds) at these seeds."""
-        scores = [self._scores.get(cell, {}) for cell in cells]
-        common = sorted(set.intersection(*map(set, scores)))
-        return common, np.array([[of_cell[seed] for seed in common] for of_cell in scores], dtype=float)
-
-    def gains(self, cells: Sequence[int]) -> tuple[list[int], Array]:
-        """Like `scores`, but scores are negated if smaller ones are better. So larger is always better."""
-        seeds, scores = self.scores(cells)
-        return seeds, scores * np.array([[self.direction(cell)] for cell in cells])
 
     def direction(self, cell: int) -> float:
         """1 if larger scores are better by the metric of this cell (see `metrics`), otherwise −1."""

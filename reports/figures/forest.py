@@ -1,7 +1,4 @@
-"""Forest plots: a row for each method, with a value and its interval.
-
-They show differences, and ranks by score.
-"""
+"""Forest plots: a row for each method, with a value and its interval."""
 
 from __future__ import annotations
 
@@ -15,8 +12,6 @@ from matplotlib.transforms import blended_transform_factory
 from tensorbench.reports.drawing import INK, MUTED, RULE, Tips
 from tensorbench.reports.inference.intervals import Bounds
 
-#: The largest number of rows of one forest.
-MOST_ROWS = 40
 #: An outlier is farther from zero than this many times the threshold and than this many times the median
 #: distance from zero. Outliers are marked only at the edge.
 FAR = 6

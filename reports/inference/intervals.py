@@ -43,16 +43,6 @@ def t_quantile(probability: ArrayLike, freedom: ArrayLike) -> Array:
     return quantiles
 
 
-def t_half(sd: ArrayLike, count: ArrayLike) -> Array:
-    """Half the width of Student's interval of a mean, at `LEVEL`.
-
-    The mean is over `count` values, whose standard deviation is `sd`.
-    """
-    count = np.asarray(count)
-    half: Array = t_quantile((1 + LEVEL) / 2, count - 1) * np.asarray(sd) / np.sqrt(count)
-    return half
-
-
 @dataclass(frozen=True)
 class Error:
     """The error of a mean over settings: one variance per source, in squared units of the score."""

@@ -16,22 +16,22 @@
   const sort = (table, head) => {
     const heads = headsOf(table);
     const column = heads.indexOf(head);
-    const numeric = head.matches(".n, .strip");
+    const numeric = head.matches(".n");
     const before = head.getAttribute("aria-sort");
     // Numbers start with the largest, names with A.
     const descending = before ? before === "ascending" : numeric;
     for (const other of heads) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", descending ? "descending" : "ascending");
     for (const body of table.tBodies) {
-      // The heading of a group stays on top, and what a row has opened stays below it.
+      // The heading of a group stays on top.
       const rows = [...body.rows].filter((row) => row.cells.length === heads.length);
-      const keyed = rows.map((row, index) => [key(row, column, numeric), index, row, row.nextElementSibling]);
+      const keyed = rows.map((row, index) => [key(row, column, numeric), index, row]);
       keyed.sort(([a, i], [b, j]) => {
         if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b) || i - j;
         const order = numeric ? a - b : a.localeCompare(b, undefined, { numeric: true });
         return (descending ? -order : order) || i - j;
       });
-      for (const [, , row, next] of keyed) body.append(row, ...(next?.matches(".detail") ? [next] : []));
+      for (const [, , row] of keyed) body.append(row);
     }
   };
 
@@ -56,8 +56,6 @@
           for (const row of body.rows) if (row.cells.length === heads.length) row.cells[place].dataset.l = label;
         }
       }
-      // Step times of a shared machine rank nothing.
-      if (table.matches(".unsorted")) return;
       const button = document.createElement("button");
       Object.assign(button, { type: "button", className: "sorter", tabIndex: place ? -1 : 0 });
       button.append(...head.childNodes);
@@ -66,14 +64,6 @@
     });
     table.tHead?.addEventListener("keydown", walk);
   }
-
-  // The stop may be the head of a column that is not shown any more.
-  addEventListener("shown", () => {
-    for (const stop of document.querySelectorAll("thead [hidden] .sorter[tabindex='0']")) {
-      stop.tabIndex = -1;
-      stop.closest("tr").querySelector(".sorter").tabIndex = 0;
-    }
-  });
 
   // A frame that scrolls can be reached by the keyboard; one that does not is no stop of it.
   const frames = document.querySelectorAll(".scroll");
@@ -86,9 +76,6 @@
         frame.tabIndex = 0;
       }
     }
-    const bar = document.getElementById("selector");
-    const sticks = bar && getComputedStyle(bar).position === "sticky";
-    document.documentElement.style.setProperty("--bar", `${sticks ? bar.offsetHeight : 0}px`);
   };
   addEventListener("resize", measure);
   addEventListener("shown", measure);
@@ -99,7 +86,6 @@
   const follow = () => {
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
     if (!target) return;
-    target.dispatchEvent(new Event("follow", { bubbles: true }));
     for (let list = target.closest("details"); list; list = list.parentElement.closest("details")) list.open = true;
     target.scrollIntoView({ block: target.matches("tr") ? "center" : "start" });
   };

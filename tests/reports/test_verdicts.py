@@ -191,10 +191,10 @@ def test_two_seeds_have_no_interval_and_no_verdict(
     seeds: list[int], analysed: Callable[..., Analysis], tmp_path: Path
 ) -> None:
     analysis = analysed(scores(0.1), {"seeds": seeds})
-    comparison, cell = only(analysis), analysis.results.all_cells[0]
+    comparison = only(analysis)
     assert (comparison.verdict.answer, comparison.interval) == (Answer.NONE, None)
     assert comparison.intervals == (None,)
-    assert (cell.low, cell.high) == (None, None)
+    assert analysis.blocks[0].entrants[0].scores[1][0].interval is None
     assert of(analysis).design is None
     assert any("training varies" in note for note in analysis.notes)
     assert any("3 seeds with LoRA" in note for note in of(analysis).notes)
@@ -208,9 +208,11 @@ def test_no_interval_leaves_what_scores_can_be(analysed: Callable[..., Analysis]
 
     analysis = analysed(result_of, {})
     for cell in analysis.results.all_cells:
-        assert cell.high == 1
-        assert cell.low is not None
-        assert cell.low >= 0
+        score = analysis.score(cell.number)
+        assert score is not None
+        assert score.interval is not None
+        assert score.interval[0] >= 0
+        assert score.interval[1] == 1
     interval = only(analysis).interval
     assert interval is not None
     assert -1 <= interval[0] < interval[1] <= 1
@@ -285,7 +287,10 @@ def test_a_setting_whose_runs_all_failed_costs_the_method_its_mean_alone(
     assert [setting.task for setting in lotr.settings] == ["digits"]
     assert block.reference is not None
     on = dict(zip(block.settings, block.reference.cells, strict=True))
-    alone = analysis.results.gains([lotr.cells[0], on[lotr.settings[0]]])[1]
+    alone = [
+        [seed.score or 0.0 for seed in analysis.results.of_cell(number)]
+        for number in (lotr.cells[0], on[lotr.settings[0]])
+    ]
     found = lotr.differences[1]
     assert found.effect.difference == pytest.approx(float(np.subtract(*alone).mean()))
     assert found.interval == found.effect.interval(simultaneous(2))

@@ -24,7 +24,7 @@ from numpy.random import Generator
 from tensorbench.reports.inference import power
 from tensorbench.reports.inference.crossed import OnSetting, of_seeds, of_seeds_and_examples
 from tensorbench.reports.inference.effects import Answer, effect, verdict
-from tensorbench.reports.inference.intervals import LEVEL, Array, simultaneous, t_half
+from tensorbench.reports.inference.intervals import LEVEL, Array, simultaneous
 
 METHODS, THRESHOLD = 15, 0.01
 OF_RUNS, OF_EXAMPLES, OF_ANSWERS = 0.007, 0.105, 0.11
@@ -162,15 +162,6 @@ def _assumed(scenario: Scenario) -> power.Design:
     return power.of_runs(sd, scenario.tasks, scenario.seeds, METHODS - 1, examples)
 
 
-def means(scenario: Scenario, numbers: Generator) -> Counted:
-    """Counts how often the interval of a cell's mean contains the true mean."""
-    cells = np.array(
-        [scenario.noise(numbers, (METHODS, scenario.seeds)) for _ in range(scenario.tasks)], dtype=float
-    )
-    held = np.abs(cells.mean(-1)) <= t_half(cells.std(-1, ddof=1), scenario.seeds)
-    yield "mean of a cell", float(held.mean())
-
-
 def examples_count(numbers: Generator, repeats: int) -> dict[str, list[float]]:
     """The coverage of the interval on one task, by number of test examples.
 
@@ -198,7 +189,7 @@ def table(heads: Sequence[str], rows: dict[str, list[float]]) -> str:
     return "\n".join(lines)
 
 
-QUANTITIES = (comparisons, means, finding)
+QUANTITIES = (comparisons, finding)
 USUAL = [Scenario(noise, tasks) for noise in (normal, skewed) for tasks in (1, 4)]
 
 #: Scenarios that are unfavourable to the intervals.

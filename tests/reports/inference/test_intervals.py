@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import nan
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from sklearn.metrics import matthews_corrcoef
 from tensorbench.metrics import METRICS
 from tensorbench.reports.inference.crossed import of_seeds, of_seeds_and_examples, over_settings
 from tensorbench.reports.inference.effects import Answer, Verdict, effect, verdict
-from tensorbench.reports.inference.intervals import LEVEL, Array, Error, simultaneous, t_half
+from tensorbench.reports.inference.intervals import LEVEL, Array, Error, simultaneous
 
 
 def array(*values: float) -> Array:
@@ -31,12 +30,6 @@ def test_the_paired_interval_is_fishers() -> None:
     assert interval is not None
     assert contrast.difference / 8 == pytest.approx(2.6167, abs=1e-4)
     assert [bound / 8 for bound in interval] == pytest.approx([0.0039, 5.2294], abs=1e-3)
-
-
-def test_interval_of_a_mean() -> None:
-    # t(.975, 4) = 2.7764; sd 1, five values.
-    assert t_half(array(1.0), array(5.0)) == pytest.approx([2.776445 / 5**0.5])
-    assert np.isnan(t_half(array(nan), array(nan)))
 
 
 def test_the_interval_over_settings_is_welchs() -> None:
