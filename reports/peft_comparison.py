@@ -16,6 +16,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
+from tensorbench.machine.table import Table
 from tensorbench.machine.visible import visible
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import UnknownNameError, first_few, shown
@@ -327,7 +328,9 @@ def as_json(comparison: PeftComparison) -> str:
 
 def as_markdown(comparison: PeftComparison) -> str:
     """The comparison as a page: the answer, its certainty, the table, and the effect of reruns."""
-    return "\n".join([*_answer(comparison), "", *_table(comparison), "", *_rerun_table(comparison)]) + "\n"
+    tables = [_table(comparison), _rerun_table(comparison)]
+    shown = (f"\n{table.markdown()}" for table in tables if table.lines)
+    return "\n".join([*_answer(comparison), *shown]) + "\n"
 
 
 def _answer(comparison: PeftComparison) -> Iterator[str]:
@@ -371,37 +374,37 @@ def _answer(comparison: PeftComparison) -> Iterator[str]:
         )
 
 
-def _table(comparison: PeftComparison) -> Iterator[str]:
+def _table(comparison: PeftComparison) -> Table:
     against = {difference.row: difference for difference in comparison.against_reference}
-    reference = _code(comparison.reference)
-    yield (
-        f"| configuration | {comparison.metric} % | difference from {reference} | | trained | forgetting |"
-    )
-    yield "|---|---|---|---|---|---|"
+    lines = []
     for row in comparison.rows:
         difference = against.get(row.name)
-        gap, verdict = ("", "reference") if difference is None else (_points(difference), difference.verdict)
-        parameters = "" if row.parameters is None else f"{row.parameters:,}"
-        forgetting = "" if row.forgetting is None else f"{row.forgetting:.3f}"
-        yield (
-            f"| {_code(row.name)} | {_percent(row.score)} | {gap} | {verdict} | {parameters} | {forgetting} |"
+        lines.append(
+            {
+                "configuration": row.name,
+                f"{comparison.metric} %": _percent(row.score),
+                f"difference from {comparison.reference}": "" if difference is None else _points(difference),
+                "verdict": "reference" if difference is None else difference.verdict,
+                "trained": "" if row.parameters is None else f"{row.parameters:,}",
+                "forgetting": "" if row.forgetting is None else f"{row.forgetting:.3f}",
+            }
         )
+    return Table("", lines, (), ("configuration", "verdict"))
 
 
-def _rerun_table(comparison: PeftComparison) -> Iterator[str]:
-    if not comparison.reruns:
-        return
-    yield (
-        "| ran again in | configurations | mean change | Kendall's τ | order reversed, of pairs that "
-        "differed | of undecided pairs |"
-    )
-    yield "|---|---|---|---|---|---|"
-    for rerun in comparison.reruns:
-        kendall = "" if rerun.kendall is None else f"{rerun.kendall:.2f}"
-        yield (
-            f"| {_code(rerun.folder)} | {rerun.rows} | {100 * rerun.shift:+.1f} | {kendall} | "
-            f"{rerun.reversed} of {rerun.called:,} | {rerun.uncalled_reversed} of {rerun.uncalled:,} |"
-        )
+def _rerun_table(comparison: PeftComparison) -> Table:
+    lines = [
+        {
+            "ran again in": rerun.folder,
+            "configurations": str(rerun.rows),
+            "mean change": f"{100 * rerun.shift:+.1f}",
+            "Kendall's τ": "" if rerun.kendall is None else f"{rerun.kendall:.2f}",
+            "order reversed, of pairs that differed": f"{rerun.reversed} of {rerun.called:,}",
+            "of undecided pairs": f"{rerun.uncalled_reversed} of {rerun.uncalled:,}",
+        }
+        for rerun in comparison.reruns
+    ]
+    return Table("", lines, (), ("ran again in",))
 
 
 def _code(name: str) -> str:

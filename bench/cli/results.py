@@ -82,8 +82,9 @@ def _print_differences(console: Console, summary: Summary) -> None:
 
     blocks = summary.analysis.blocks
     for block in blocks:
+        said = f"{heading(block)}: {answer(block)}" if len(blocks) > 1 else answer(block)
         if not any(entrant.differences[block.k].interval for entrant in block.claims):
-            console.print(f"[bold]{escape(answer(block))}[/bold]", highlight=False)
+            console.print(f"[bold]{escape(said)}[/bold]", highlight=False)
             continue
         where = f", {heading(block)}" if len(blocks) > 1 else ""
         title = (
@@ -99,5 +100,5 @@ def _print_differences(console: Console, summary: Summary) -> None:
                 escape(in_words(found.verdict, unit.size(block.threshold))),
             )
         console.print(table)
-        console.print(f"[bold]{escape(answer(block))}[/bold]", highlight=False)
+        console.print(f"[bold]{escape(said)}[/bold]", highlight=False)
     print_warnings(console, window_advice(summary.analysis))

@@ -126,7 +126,7 @@ class _Site:
 def _place(line: _Line) -> tuple[int, str, float]:
     first = line.first
     return (
-        block_order(first.cell.budget),
+        block_order(first.block),
         first.block,
         -first.overall.difference if first.overall else 0.0 if first.is_reference else math.inf,
     )

@@ -215,7 +215,7 @@ def test_the_page_and_the_json_hold_every_row_and_escape_names(tmp_path: Path) -
     write(tmp_path / "0", "lora--a|b`<c>\u202e", content(0.4))
     comparison = compare_peft([tmp_path / "0"])
     page = as_markdown(comparison)
-    assert page.count("\n| `") == 2
+    assert page.count("\n| lora") == 2
     assert "\u202e" not in page
     stored = json.loads(as_json(comparison))
     assert [row["sha256"] for row in stored["rows"]] == [row.sha256 for row in comparison.rows]
@@ -226,7 +226,7 @@ def test_the_command_prints_or_writes_the_comparison(call: Callable[..., Any], t
     folders = snapshots(tmp_path, [[0.5, 0.4], [0.5, 0.41]])
     ended = call("report", "--peft-results", *map(str, folders))
     assert ended.code == 0
-    assert "| `lora--1` |" in ended.out
+    assert "| lora--1 |" in ended.out
     out = tmp_path / "out"
     assert call("report", "--peft-results", *map(str, folders), "--out", str(out)).code == 0
     assert (out / "comparison.md").read_text(encoding="utf-8") == ended.out

@@ -1,12 +1,19 @@
-"""Tests tables of plans and results in a notebook: hostile labels are escaped, and long tables are cut."""
+"""Tests tables in every format: hostile labels are escaped, and long tables are cut or split."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from tensorbench.machine.table import MOST_LETTERS, MOST_LINES, Table
+from tensorbench.machine.table import MOST_LETTERS, MOST_LINES, MOST_ON_PAGE, Table
 
 EVIL = "</td><img src=x onerror=alert(1)> & \u202eevil\nsecond line"
 
@@ -54,3 +61,50 @@ def test_a_table_without_lines_is_its_notes() -> None:
     overview = Table("empty", [], ["A note."])
     assert "<table" not in overview.html()
     assert overview.text().split() == ["empty", "A", "note."]
+
+
+@pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t", "\r", "\n"])
+def test_text_that_a_spreadsheet_would_run_is_quoted(first: str) -> None:
+    table = Table("", [{"method": f"{first}cmd|' /C calc'!A0", "score": -0.5}])
+    (heads, line) = csv.reader(io.StringIO(table.csv(), newline=""))
+    assert heads == ["method", "score"]
+    assert line[0].startswith("'")
+    assert line[1] == "-0.5"
+
+
+def test_numbers_are_as_stored_in_files_and_short_to_read() -> None:
+    table = Table("", [{"a": 1 / 3, "b": None}, {"a": float("nan"), "b": True, "c": 7}])
+    assert table.columns == ("a", "b", "c")
+    assert table.csv() == f"a,b,c\n{1 / 3!r},,\n,True,7\n"
+    assert json.loads(table.json())["lines"] == [
+        {"a": 1 / 3, "b": None, "c": None},
+        {"a": None, "b": True, "c": 7},
+    ]
+    assert table.text().split()[3:6] == ["0.333333", "–", "–"]
+
+
+def test_names_are_text_in_markdown_and_latex() -> None:
+    evil = r"a|b \input{x} $y$ <c> 50% & _z_"
+    table = Table("", [{"method": evil, "score": "1"}], (evil,), ("method",))
+    head, rule, line, _, note = table.markdown().splitlines()
+    assert (head, rule) == ("| method | score |", "| --- | ---: |")
+    assert re.split(r"(?<!\\)\|", line)[1].strip() == note
+    assert "<c>" not in note
+    assert r"\input" not in table.latex()
+    assert r"\$y\$" in table.latex()
+    assert r"50\% \& \_z\_" in table.latex()
+
+
+@pytest.mark.parametrize("lines", [2, MOST_ON_PAGE + 1])
+def test_latex_compiles_and_splits_what_passes_a_page(lines: int, tmp_path: Path) -> None:
+    rows = [{"method": f"[{number}] ±−†≤≥·~^", "score": "1"} for number in range(lines)]
+    text = Table("LoRA & others", rows, ("A note.",), ("method",)).latex()
+    assert ("longtable" in text) == (lines > MOST_ON_PAGE)
+    if not (program := shutil.which("pdflatex")):
+        pytest.skip("no LaTeX")
+    document = (
+        rf"\documentclass{{article}}\usepackage{{booktabs,longtable}}\begin{{document}}{text}\end{{document}}"
+    )
+    (tmp_path / "table.tex").write_text(document)
+    command = [program, "-halt-on-error", "-interaction=nonstopmode", "table.tex"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 0
