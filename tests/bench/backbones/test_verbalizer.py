@@ -20,6 +20,7 @@ from tensorbench.conformance.subject import tiny
 from tensorbench.execution.perform import prepare_all
 from tensorbench.inputs import Prompt, TextInput
 from tensorbench.methods import UserError, create
+from tensorbench.plan.make import cells_of
 from tensorbench.records.measures import Measure
 from tensorbench.records.record import Progress
 from tensorbench.tasks import TASKS, prepare
@@ -138,14 +139,12 @@ def test_a_prompt_is_another_trial_and_no_prompt_the_old_one() -> None:
     assert without.id != answering.id
 
 
-def test_a_head_that_is_not_there_is_not_tuned() -> None:
+def test_a_head_that_is_not_there_is_not_searched() -> None:
     task = {**TEXT["tasks"][0], "verbalizer": ANSWERS}
-    tuning = {"trials": 4, "lr": [1e-3, 1e-2], "scale": None, "head_lr": [1e-3, 1e-2]}
-    base = {**TEXT, "backbones": ["tiny-random-llama"], "tuning": tuning}
-    methods = ["head_only", {"method": "lora", "rank": 2}]
-    made = plan({**base, "tasks": [task], "methods": methods})
-    settings = [{candidate.setting.label for candidate in row.candidates} for row in made.rows if row.tuning]
-    assert settings == [{""}, {"lr 0.001", "lr 0.01"}]
+    base = {**TEXT, "backbones": ["tiny-random-llama"], "tasks": [task], "floor": "none"}
+    made = plan({**base, "methods": ["head_only", {"method": "lora", "rank": 2}]})
+    grids = {"lr": (1e-3, 1e-2), "head_lr": (1e-3, 1e-2)}
+    assert [set(cell.tunable(grids)) for cell in cells_of(made, "cpu")] == [set(), {"lr"}]
 
 
 def test_a_long_prompt_is_cut_from_the_left_behind_its_beginning() -> None:

@@ -99,8 +99,8 @@ def test_the_written_suite_runs_and_is_reported(tmp_path: Path, new_store: NewSt
     assert run.code == 0, run.err
     methods = {record.tag(Tag.METHOD) for record in Store.existing(uri, "found").records()}
     assert methods == {"LoRA", "TensLoRA qkv_depth", "TensLoRA qkv_depth chosen"}
-    pair = "TensLoRA qkv_depth chosen : TensLoRA qkv_depth"
-    reported = call("report", out, "--store", uri, "--out", tmp_path / "report", "--pair", pair)
+    own = ("--reference", "TensLoRA qkv_depth")
+    reported = call("report", out, "--store", uri, "--out", tmp_path / "report", *own)
     assert reported.code == 0, reported.err
     assert "TensLoRA qkv_depth chosen" in (tmp_path / "report" / "index.html").read_text()
 
