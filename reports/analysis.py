@@ -233,7 +233,7 @@ def _block(
             (part if lacking else entrants).append(_entrant(results, own, complete, ks))
     if left_out:
         whose = (f"{method} {why}" for method, why in left_out.items())
-        notes.append(f"Compared on the other tasks alone, and in no mean: {'; '.join(whose)}.")
+        notes.append(f"Compared on other tasks alone, if on any, and in no mean: {'; '.join(whose)}.")
     if not entrants:
         return None
     first = [results.all_cells[number] for number in entrants[0].cells]

@@ -38,7 +38,7 @@ def overview(
         | {"trials": f"{cell.finished}/{cell.seeds}"}
         for cell in cells
     ]
-    how_to_read = [legend()] if tuned else []
+    how_to_read = [legend(intervals=any("[" in line["score"] for line in lines))] if tuned else []
     return Table(f"{name}: {counts(seeds)}", lines, [*notes, *how_to_read], (*TEXT_COLUMNS, "measure"))
 
 
@@ -84,9 +84,10 @@ def counts(seeds: Sequence[Seed]) -> str:
     return f"{finished:,} of {many(len(trials), 'trial')} finished" + (f"; {text}" if text else "")
 
 
-def legend() -> str:
-    """Explains how to read the scores of studies."""
-    return (
-        "In brackets: the 95% interval of the score after so many trials. Each study keeps its trial with "
-        "the lowest validation loss; unfinished ones do not count. ± is the standard deviation over studies."
+def legend(*, intervals: bool) -> str:
+    """Explains how to read the scores of studies. `intervals` says whether any of them has an interval."""
+    kept = (
+        "Each study keeps its trial with the lowest validation loss; unfinished ones do not count. ± is the "
+        "standard deviation over studies."
     )
+    return f"In brackets: the 95% interval of the score after so many trials. {kept}" if intervals else kept

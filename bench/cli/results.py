@@ -24,6 +24,7 @@ def print_summary(console: Console, summary: Summary) -> None:
     results = summary.results
     for sentence in summary.failures:
         console.print(f"[bold]{escape(sentence)}[/bold]", highlight=False)
+    intervals = False
     kinds = grouped(results.all_cells, lambda cell: (cell.setting, cell.studies is not None))
     for (setting, tuned), cells in kinds.items():
         points = joined(sorted({cell.studies.points for cell in cells if cell.studies}))
@@ -33,11 +34,12 @@ def print_summary(console: Console, summary: Summary) -> None:
         for cell in cells:
             seeds = results.of_cell(cell.number)
             columns = [escape(score(cell, seeds, summary.analysis.score))]
+            intervals |= tuned and "[" in columns[0]
             columns += [_studies(cell, seeds)] * tuned
             table.add(cell, *columns, _seeds(cell))
         console.print(fitted(console, table.table, "% LoRA", "params", "ranks"))
     if any(cell.studies for cell in results.all_cells):
-        console.print(legend(), highlight=False)
+        console.print(legend(intervals=intervals), highlight=False)
     _print_differences(console, summary)
     print_missed(console, sum(cell.within is False for cell in results.all_cells))
     _print_lost(console, results.all_seeds)
