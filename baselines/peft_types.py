@@ -14,7 +14,7 @@ from tensorbench.baselines.peft_lily import Lily
 from tensorbench.baselines.peft_method import PeftMethod
 from tensorbench.methods.backbone import Geometry, Site
 from tensorbench.methods.base import Method
-from tensorbench.methods.errors import UnknownNameError
+from tensorbench.methods.errors import UnknownNameError, UserError
 
 #: The types with a class of their own, because they need more than peft's layers.
 OWN_CLASSES: dict[str, type[PeftMethod]] = {"ADALORA": AdaLoRA, "LILY": Lily}
@@ -124,6 +124,13 @@ class Peft(PeftMethod):
         if self.type in ZERO_ON_REQUEST and self.config.get("init_weights") is True:
             return ""
         return NONZERO_STARTS.get(self.type, super().nonzero_start)
+
+    def check(self, geometry: Geometry, projections: tuple[str, ...]) -> None:
+        """Raises UserError as the base class does, and for GLoRA on a backbone with a gated MLP."""
+        if self.type == "GLORA" and geometry.gated:
+            # Most such backbones have no biases, and a geometry does not say where there are some.
+            raise UserError("GLORA trains biases too: its size is unknown on backbones with a gated MLP")
+        super().check(geometry, projections)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
         """Returns the smaller side of the largest weight for LoRA, DoRA and RSLORA.

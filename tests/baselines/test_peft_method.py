@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftType
 from peft.tuners.lora import LoraLayer
 from peft.utils.warning import PeftWarning
 
@@ -174,6 +174,14 @@ def test_a_trained_bias_is_merged_where_the_layer_has_none() -> None:
     expected = outputs(backbone, batch)
     adapter.merge()
     expect_close(outputs(backbone, batch), expected, 1e-5, "merged outputs")
+
+
+@pytest.mark.skipif(not hasattr(PeftType, "GLORA"), reason="the oldest supported peft has no GLoRA")
+def test_a_type_whose_size_depends_on_biases_is_refused_where_they_are_unknown() -> None:
+    glora, projections = create("peft", type="GLORA", rank=2), ("query", "key", "value")
+    with pytest.raises(UserError, match=naming("GLORA", "biases", "gated")):
+        glora.check(Geometry(32, 4, 2, 64, gated=True), projections)
+    glora.check(Geometry(32, 4, 2, 64), projections)
 
 
 def test_shorthands_switch_what_they_name() -> None:
