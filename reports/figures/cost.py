@@ -79,6 +79,8 @@ class _Point:
     #: The cost. None for a method that is drawn as a line, since it has no such cost.
     cost: float | None
     unit: Unit
+    #: The cell's budget, or empty if no other budget is drawn.
+    budget: str = ""
 
     @property
     def score(self) -> float:
@@ -91,8 +93,7 @@ class _Point:
 
     @property
     def name(self) -> str:
-        cell = self.cell
-        return cell.method + ("" if cell.budget == OWN_SIZE else f" ({cell.budget})")
+        return self.cell.method + (f" ({self.budget})" if self.budget else "")
 
     @property
     def bounds(self) -> tuple[float, float] | None:
@@ -103,8 +104,15 @@ class _Point:
 
 def score_against(analysis: Analysis, cost: Cost, looks: Looks) -> list[Drawn]:
     """The figures of scores against a cost, one per setting with a method of known cost."""
+    sized = {cell.budget for cell in analysis.results.all_cells} - {OWN_SIZE}
     points = [
-        _Point(cell, found, cost.of(cell), unit_of(cell.metric, cell.unit))
+        _Point(
+            cell,
+            found,
+            cost.of(cell),
+            unit_of(cell.metric, cell.unit),
+            cell.budget if cell.budget in sized and len(sized) > 1 else "",
+        )
         for cell in analysis.results.all_cells
         if cell.metric and (found := analysis.score(cell.number)) is not None
     ]
@@ -183,6 +191,10 @@ def _limits(points: Sequence[_Point]) -> tuple[float, float]:
     low, high = usual(scores, sign, 5.0 if percent else 0.1 * max(map(abs, scores)))
     heads = [p.score for p in points if p.cell.family == CONVERGED]
     low, high = min([low, *heads]), max([high, *heads])
+    # Wide intervals at most double the range.
+    ends = [end for p in points if low <= p.score <= high for end in p.bounds or ()]
+    reach = (high - low) / 2
+    low, high = max(min([low, *ends]), low - reach), min(max([high, *ends]), high + reach)
     # Half a point, or for scores with units the same share of the largest.
     pad = max(0.15 * (high - low), 0.5 if percent else 0.005 * high, 1e-9)
     return low - pad, min(high + pad, max(101.0, high + 1)) if percent else high + pad
