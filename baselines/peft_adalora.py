@@ -181,7 +181,7 @@ class AdaLoRA(PeftMethod):
         "AdaLoRA keeps as many triplets as it should, and they differ in size where weights do"
     )
 
-    type: Literal["ADALORA"] = "ADALORA"
+    type: Literal["ADALORA"]
 
     @model_validator(mode="after")
     def _starts_above_its_end(self) -> Self:

@@ -62,7 +62,7 @@ class Lily(PeftMethod):
     depends_on_batch: ClassVar[str] = BY_BATCH
     not_mergeable: ClassVar[str] = BY_BATCH
 
-    type: Literal["LILY"] = "LILY"
+    type: Literal["LILY"]
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """Counts ⌈L / stride_A⌉·r·in + num_B·r·out + L·r·num_B, summed over the projections, for L layers."""

@@ -175,25 +175,9 @@ class Method(Frozen, ABC):
 
         Options without effect and fields in `titled` are left out.
         """
-        defaults = {
-            name: field.get_default(call_default_factory=True)
-            for name, field in type(self).model_fields.items()
-        }
         identity = self.identity()
-        options = [
-            f"{name}={value}"
-            for name, value in self
-            if name not in self.titled and identity.get(name, defaults[name]) != defaults[name]
-        ]
+        options = [f"{name}={value}" for name, value in self if name in identity.keys() - self.titled]
         return f"{self.title} ({', '.join(options)})" if options else self.title
-
-    @property
-    def revisions(self) -> int:
-        """How many changes of the code altered the results with these option values, but not with others.
-
-        `identity` adds this number to `version`, so that trials with other values keep their ids.
-        """
-        return 0
 
     @property
     def idle(self) -> Set[str]:
@@ -203,15 +187,23 @@ class Method(Frozen, ABC):
         """
         return frozenset()
 
-    def identity(self) -> dict[str, Any]:
-        """The method's name, version and hyper-parameters as they enter a trial's id.
+    def stored(self) -> dict[str, Any]:
+        """The method's name, version and all options, as JSON. Options in `idle` have their defaults."""
+        return {
+            "method": self.name,
+            "version": self.version,
+            **self._plain_spelling().model_dump(mode="json"),
+        }
 
-        Options in `idle` have their defaults in an identity, so that methods that differ only in such options
-        have the same id.
+    def identity(self) -> dict[str, Any]:
+        """What identifies the method: name, version, and the options that differ from their defaults.
+
+        Options in `idle` are left out (see also `tensorbench.methods.validation.identity`).
         """
-        defaults = {name: type(self).model_fields[name].default for name in self.idle}
-        hyperparameters = identity(self.model_copy(update=defaults))
-        return {"method": self.name, "version": self.version + self.revisions, **hyperparameters}
+        return {"method": self.name, "version": self.version, **identity(self._plain_spelling())}
+
+    def _plain_spelling(self) -> Self:
+        return self.model_copy(update={name: type(self).model_fields[name].default for name in self.idle})
 
     def check(self, geometry: Geometry, projections: tuple[str, ...]) -> None:
         """Raises UserError if the method cannot adapt a backbone with this geometry and these projections.

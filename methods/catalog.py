@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,10 +107,10 @@ def create(name: str, /, **options: Any) -> Method:
 
 
 def from_identity(identity: Mapping[str, Any]) -> Method:
-    """Builds a method from its stored identity (see `Method.identity`).
+    """Builds a method from its stored form, or from its identity (see `Method.stored`, `Method.identity`).
 
-    Raises UserError if the identity has no name or version, if its version is not the method's current one,
-    and as `create` does. No file that a stored suite names is run.
+    Raises UserError if there is no name or version, if the version is not the method's current one, and as
+    `create` does. No file that a stored suite names is run.
     """
     if not {"method", "version"} <= identity.keys():
         raise UserError(f"a stored method has a name and a version (got {shown(dict(identity))})")
@@ -119,9 +121,25 @@ def from_identity(identity: Mapping[str, Any]) -> Method:
         )
     options = {key: value for key, value in identity.items() if key not in ("method", "version")}
     method = create(identity["method"], **options)
-    version = method.identity()["version"]
-    if version != identity["version"]:
+    if method.version != identity["version"]:
         raise UserError(
-            f"method '{method.name}' is at version {version}, the stored one is {identity['version']}"
+            f"method '{method.name}' is at version {method.version}, the stored one is {identity['version']}"
         )
     return method
+
+
+def identity_of(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a stored method (see `Method.stored`) contributes to a trial's id: its `Method.identity`.
+
+    A method that does not come with the harness contributes all its options, since nobody pins its defaults.
+    So its author may change a default, and its trials can be identified where it is not installed. Raises
+    UserError as `from_identity` does.
+    """
+    if not METHODS.is_built_in(str(stored.get("method"))):
+        return dict(stored)
+    return dict(_identity_of(json.dumps(stored)))
+
+
+@lru_cache(maxsize=4096)
+def _identity_of(stored: str) -> dict[str, Any]:
+    return from_identity(json.loads(stored)).identity()

@@ -135,6 +135,10 @@ class Registry:
         """The names registered by plug-ins."""
         return sorted(self._plugin_points())
 
+    def is_built_in(self, name: str) -> bool:
+        """Whether the harness itself brings the object of this name."""
+        return name in self._targets
+
     def source_hash(self, name: str) -> str:
         """Returns the hex SHA-256 of the source of a name's plug-in or file.
 

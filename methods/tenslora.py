@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import PositiveInt, model_validator
@@ -23,7 +23,6 @@ from tensorbench.methods.lowrank.cutting import TuckerTensors
 from tensorbench.methods.sizes import check_ranks
 from tensorbench.methods.slices import CUT_INPUTS, Slices, cut_inputs, turned
 from tensorbench.methods.tenslora_ranks import even_ranks, tucker_ranks
-from tensorbench.methods.validation import Later
 
 Variant = Literal["att", "qkv", "depth", "att_qkv", "att_depth", "qkv_depth", "att_qkv_depth"]
 VARIANTS: tuple[Variant, ...] = Variant.__args__  # type: ignore[attr-defined]
@@ -62,7 +61,7 @@ class TensLoRA(CutMethod):
     init: Init = "orthogonal"
     #: `independent`: each tensor has its own random initial values. `identical`: all tensors have the same
     #: values, as in the reference code, which sets the same seed before each tensor.
-    starts: Annotated[Literal["independent", "identical"], Later()] = "independent"
+    starts: Literal["independent", "identical"] = "independent"
 
     @classmethod
     def presets(cls) -> tuple[Self, ...]:
@@ -122,11 +121,6 @@ class TensLoRA(CutMethod):
     @property
     def title(self) -> str:
         return f"TensLoRA {self.variant}"
-
-    @property
-    def revisions(self) -> int:
-        """Counts one revision more with `init: normal`, which once drew from N(0, 1)."""
-        return super().revisions + (self.init == "normal")
 
     @property
     def idle(self) -> set[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import cache
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -16,6 +17,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic_core import to_jsonable_python
 
 from tensorbench.methods.errors import UserError, cut, did_you_mean, shown
 
@@ -26,18 +28,6 @@ MOST_TOLD, MOST_SAID = 12, 600
 
 _LISTS = ("list_type", "tuple_type")
 _MAPPINGS = ("dict_type", "mapping_type", "model_type")
-
-
-@dataclass(frozen=True)
-class Later:
-    """In `Annotated[bool, Later()] = False`, marks a field that was added after ids had been stored.
-
-    `before` is the value that means the old behaviour; by default, the field's default. `identity` omits a
-    field that equals `before`, so that older trials keep their ids. Fields without the mark are always part
-    of an identity.
-    """
-
-    before: Any = ...
 
 
 class Frozen(BaseModel):
@@ -111,38 +101,60 @@ LARGEST_SCALE = 1e9
 Scale = Annotated[float, AfterValidator(_not_zero), Field(ge=-LARGEST_SCALE, le=LARGEST_SCALE)]
 
 
-@cache
-def earlier(model: type[BaseModel]) -> dict[str, Any]:
-    """Returns, for each field marked `Later`, the value that means the behaviour before the field existed."""
-    return {
-        name: field.get_default(call_default_factory=True) if mark.before is ... else mark.before
-        for name, field in model.model_fields.items()
-        for mark in field.metadata
-        if isinstance(mark, Later)
-    }
-
-
-def silent(written: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Returns a serialised configuration without the fields in `names` that are None.
-
-    If all of them are None, the result is the same as in plans stored before these fields existed.
-    """
-    return {key: value for key, value in written.items() if value is not None or key not in names}
-
-
 def identity(values: BaseModel, include: Set[str] | None = None) -> dict[str, Any]:
-    """Returns the fields of a configuration that enter an id, as JSON values.
+    """Returns the fields of a configuration that enter an id, as plain JSON (see `plain`).
 
-    These are all fields, or those in `include`. A field marked `Later` is left out if its value means the
-    earlier behaviour.
+    There is one rule for ids: **an id hashes the versions, and the fields that differ from their defaults.**
+    So a new field that has a default changes no id. A default may change only together with a version that
+    enters the same ids: `tests/bench/plan/defaults.json` pins the defaults of every version.
+
+    Fields without a default always enter. `include` restricts the fields.
     """
-    before = earlier(type(values))
-    shown = {
-        name
+    defaults = _defaults(type(values))
+    fields = {
+        name: plain(getattr(values, name))
         for name in type(values).model_fields
-        if name not in before or getattr(values, name) != before[name]
+        if include is None or name in include
     }
-    return values.model_dump(mode="json", include=shown if include is None else shown & include)
+    return {name: value for name, value in fields.items() if _text(value) != defaults.get(name)}
+
+
+@cache
+def _defaults(model: type[BaseModel]) -> dict[str, str]:
+    """Returns the default of each field that has one, as the JSON of its plain value."""
+    return {
+        name: _text(plain(field.get_default(call_default_factory=True)))
+        for name, field in model.model_fields.items()
+        if not field.is_required()
+    }
+
+
+def plain(value: Any) -> Any:
+    """Converts a value to JSON in which equal values look the same.
+
+    1.0 becomes 1, and -0.0 becomes 0. Sets are sorted. Only the order of lists and tuples matters. A
+    configuration inside another becomes its `identity`.
+    """
+    if isinstance(value, BaseModel):
+        return identity(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, Set):
+        return sorted(map(plain, value), key=_text)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return to_jsonable_python(value)
+
+
+def hashed(content: Mapping[str, Any]) -> str:
+    """Returns the hex SHA-256 of the plain JSON of `content`, in which the order of keys does not matter."""
+    return hashlib.sha256(_text(plain(content)).encode()).hexdigest()
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def validate(model: type[Model], values: Any, where: str) -> Model:

@@ -11,9 +11,6 @@ from tensorbench.records.stored_plan import PlannedTrial, StudyPlan
 from tensorbench.reports.results import Cell, Results, Seed, kept_trials
 from tensorbench.reports.units import unit_of
 
-#: The fields of a recipe that earlier versions lacked, with values that give the behaviour of those versions.
-EARLIER = {"adapter_weight_decay": "as weight_decay"}
-
 #: The words, in lower case, that YAML 1.1 does not read as strings.
 _RESERVED = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 
@@ -53,7 +50,7 @@ def _suite(cell: Cell, seeds: Sequence[Seed], trial: PlannedTrial) -> str:
     tokens = trial.data.get("max_tokens")
     task = _set_fields(trial.task | {"max_tokens": tokens}, "training", "label")
     backbone = _set_fields(trial.backbone, "label")
-    recipe = {key: value for key, value in (EARLIER | trial.recipe).items() if value not in (None, [], False)}
+    recipe = {key: value for key, value in trial.recipe.items() if value not in (None, [], False)}
     text = [
         *(f"# {visible(line)}" for line in _comments(cell, seeds)),
         f"# version {trial.method['version']} of method {trial.method['method']}: another gives other trials",

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tensorbench.backbones.backbone import BackboneInfo
 from tensorbench.inputs import MAX_PIXELS
 from tensorbench.methods.quantised import Quantisation
-from tensorbench.methods.validation import Frozen, Label, silent
+from tensorbench.methods.validation import Frozen, Label
 
 
 class BackboneSpec(Frozen):
@@ -37,11 +37,6 @@ class BackboneSpec(Frozen):
     quantise: Quantisation | None = None
     #: The name in tables, plots and reports.
     label: Label | None = None
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        written = silent(write(self), "label", "quantise")
-        return {key: value for key, value in written.items() if (key, value) != ("dtype", "float32")}
 
     @model_validator(mode="before")
     @classmethod

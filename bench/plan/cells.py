@@ -149,13 +149,17 @@ class PlanCell:
         """
         setting = setting or Setting()
         return Trial(
-            method=setting.method(method or self.method).identity(),
+            method=setting.method(method or self.method).stored(),
             # Labels do not enter a trial.
             backbone=self.spec.model_copy(update={"label": None}),
             weights_hash=self.info.weights_hash,
             task=self.task.model_copy(update={"label": None}),
             data=self.data,
             recipe=setting.recipe(self.recipe, epochs, head_follows=self.head_follows),
+            idle=self.recipe.idle(
+                trains_adapter=self.method.count(self.info.geometry) > 0,
+                trains_head=self.has_head and not self.method.fits_head,
+            ),
             seed=seed,
             evaluate=evaluate,
             forgetting=self.suite.forgetting if getattr(self.info.input, "decodes", False) else None,

@@ -16,7 +16,7 @@ from tensorbench.methods import METHODS, Geometry, Method, UnknownNameError, Use
 from tensorbench.methods.errors import cut, shown
 from tensorbench.methods.validation import MOST_SAID, identity
 from tensorbench.plan.cells import PlanCell, requested_parameters
-from tensorbench.plan.recipe import Recipe
+from tensorbench.plan.recipe import OF_FORWARD, Recipe
 from tensorbench.plan.rows import EVERYTHING, Part, Plan, Row, in_order
 from tensorbench.plan.settings import Setting
 from tensorbench.plan.suite import FLOORS, Suite
@@ -27,9 +27,6 @@ from tensorbench.tasks.hub import HubTask
 
 #: The largest number of trials in a suite. Even a study of all methods and tasks has only thousands.
 MOST_TRIALS = 100_000
-
-#: The fields of a recipe that affect a fitted head, because they change the forward pass in evaluation mode.
-OF_FORWARD = {"batch_size", "precision", "compile", "deterministic"}
 
 
 def make_plan(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Plan:

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     Field,
-    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    field_serializer,
     field_validator,
     model_validator,
 )
 
 from tensorbench.methods import UserError
-from tensorbench.methods.validation import Frozen, Later, refuse_repeats
-
-#: The value of `adapter_weight_decay` with which the adapter has the head's weight decay. Every adapter had
-#: the head's weight decay before the option existed.
-AS_HEAD = "as weight_decay"
+from tensorbench.methods.validation import Frozen, refuse_repeats
 
 #: Bounds against typing errors such as an extra zero.
 MAX_EPOCHS, MAX_STEPS = 100_000, 10**9
@@ -33,6 +25,10 @@ MAX_RATE = 1e38
 Epochs = Annotated[int, Field(gt=0, le=MAX_EPOCHS)]
 
 Augmentation = Literal["colour_jitter", "flip", "crop"]
+
+#: The fields that can change a result even if no step is trained, because they change the forward pass in
+#: evaluation mode.
+OF_FORWARD = frozenset({"batch_size", "precision", "compile", "deterministic"})
 
 
 class Recipe(Frozen):
@@ -46,12 +42,12 @@ class Recipe(Frozen):
     #: Peak learning rate of the head. None: equal to `lr`.
     head_lr: PositiveFloat | None = None
     #: The core's learning rate as a multiple of `lr`. No effect on methods without a core.
-    core_lr: Annotated[PositiveFloat, Later()] = 1.0
+    core_lr: PositiveFloat = 1.0
     #: Weight decay of the head.
     weight_decay: float = Field(0.01, ge=0)
     #: Weight decay of the adapter. 0 is the only value that treats all methods alike: any other shrinks ΔW
     #: faster the more factors a method has, and pulls gates and magnitudes to 0 instead of their start.
-    adapter_weight_decay: Annotated[NonNegativeFloat | Literal["as weight_decay"], Later(AS_HEAD)] = 0.0
+    adapter_weight_decay: float = Field(0.0, ge=0)
     batch_size: PositiveInt = 64
     #: Passes over the training split. A recipe has either `epochs` or `steps`. Default: 10 epochs.
     epochs: Epochs | None = None
@@ -70,36 +66,18 @@ class Recipe(Frozen):
     #: bits. `bf16` is autocast. `auto`: bf16 on a GPU that computes it and for a bfloat16 backbone, or fp32.
     precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
     #: Augmentations of training images, in order (see `tensorbench.training.augmentation`).
-    augmentation: Annotated[tuple[Augmentation, ...], Later()] = ()
+    augmentation: tuple[Augmentation, ...] = ()
     #: Whether the encoder is compiled by `torch.compile`, in training and in evaluation.
-    compile: Annotated[bool, Later()] = False
+    compile: bool = False
     #: Whether to use deterministic algorithms only. A trial with an operation that has no deterministic
     #: algorithm fails.
-    deterministic: Annotated[bool, Later()] = False
+    deterministic: bool = False
 
     @field_validator("augmentation")
     @classmethod
     def _each_once(cls, augmentation: tuple[Augmentation, ...]) -> tuple[Augmentation, ...]:
         refuse_repeats(augmentation)
         return augmentation
-
-    @field_validator("select", mode="before")
-    @classmethod
-    def _score_by_its_former_name(cls, select: Any) -> Any:
-        return "score" if select == "validation" else select
-
-    @field_serializer("select", when_used="json")
-    def _as_stored(self, select: str) -> str:
-        """Serialises selection by score as "validation", the word in ids and stores."""
-        return "validation" if select == "score" else select
-
-    @field_validator("adapter_weight_decay", mode="wrap")
-    @classmethod
-    def _in_one_message(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-        try:
-            return check(value)
-        except ValidationError:
-            raise ValueError(f"should be a number of at least 0, or '{AS_HEAD}'") from None
 
     @model_validator(mode="after")
     def _length_and_floor(self) -> Self:
@@ -128,11 +106,17 @@ class Recipe(Frozen):
                 f"which has {available} examples"
             )
 
-    @property
-    def adapter_decay(self) -> float:
-        """The adapter's weight decay as a number."""
-        decay = self.adapter_weight_decay
-        return self.weight_decay if decay == "as weight_decay" else decay
+    @staticmethod
+    def idle(*, trains_adapter: bool, trains_head: bool) -> tuple[str, ...]:
+        """Returns the sorted names of fields that cannot change a result.
+
+        `trains_adapter` and `trains_head` tell what is trained by steps. If neither is, as with a fitted
+        head, only the fields in `OF_FORWARD` matter.
+        """
+        if not (trains_adapter or trains_head):
+            return tuple(sorted(Recipe.model_fields.keys() - OF_FORWARD))
+        of_adapter = () if trains_adapter else ("adapter_weight_decay", "core_lr", "lr")
+        return of_adapter if trains_head else ("head_lr", "weight_decay")
 
     def resolved(self, device: str, weights: str = "float32") -> Recipe:
         """Returns the recipe with values for the defaults that depend on other fields or on the device.
@@ -144,7 +128,7 @@ class Recipe(Frozen):
         # Imported late: reports read recipes, and torch takes a second.
         from tensorbench.machine.precision import computes_bf16, unsupported
 
-        precision, decay = self.precision, self.adapter_decay
+        precision = self.precision
         rounded = weights == "bfloat16"
         if precision == "auto":
             on_gpu = device.startswith("cuda") and computes_bf16(device)
@@ -160,7 +144,5 @@ class Recipe(Frozen):
                 "head_lr": self.head_lr or self.lr,
                 "epochs": self.epochs or (None if self.steps else 10),
                 "precision": precision,
-                # Different spellings of the same training must have one id.
-                "adapter_weight_decay": AS_HEAD if decay == self.weight_decay else decay,
             }
         )

@@ -14,9 +14,7 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
-    SerializerFunctionWrapHandler,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
@@ -24,7 +22,7 @@ from tensorbench.backbones.kinds import IMAGENET_MEAN, IMAGENET_STD
 from tensorbench.backbones.spec import refuse_unknown_home
 from tensorbench.inputs import MAX_PIXELS, ImageInput, ModelInput, Padding, Prompt, TextInput, Writing
 from tensorbench.methods import METHODS, Method, UnknownNameError, UserError, create
-from tensorbench.methods.validation import Frozen, Label, Later, refuse_repeats, silent
+from tensorbench.methods.validation import Frozen, Label, refuse_repeats
 from tensorbench.plan.choosing import BudgetRank
 from tensorbench.tasks import DataSource, Task, resolve, split_count
 from tensorbench.tasks.description import FORMATS, Description
@@ -121,7 +119,7 @@ class TaskRow(Frozen):
     max_tokens: PositiveInt = 128
     #: The length to which a batch of texts is padded: `max_tokens`, or the batch's longest text. With
     #: `longest`, texts of similar length are batched together.
-    padding: Annotated[Padding, Later()] = "longest"
+    padding: Padding = "longest"
     #: The side in pixels of a square. Images are squashed to this square and then cropped to its centre.
     #: None: an image is cropped to its central square, which is resized to the backbone's size.
     resize: Annotated[int, Field(gt=0, le=MAX_PIXELS)] | None = None
@@ -163,10 +161,6 @@ class TaskRow(Frozen):
             for path in self.data.paths.values():
                 refuse_unknown_home(path)
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return silent(write(self), "data", "fractions", "metric", "label", "verbalizer")
 
     @field_validator("fractions")
     @classmethod

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from functools import cached_property
 from typing import Any, Literal
 
-from pydantic import PrivateAttr, field_validator
+from pydantic import PrivateAttr
 
 from tensorbench.backbones import BackboneSpec
-from tensorbench.methods import METHODS, Method, from_identity, load_methods
+from tensorbench.methods import METHODS, Method, UserError, from_identity, load_methods
+from tensorbench.methods.catalog import identity_of
 from tensorbench.methods.registry import PythonFile
-from tensorbench.methods.validation import Frozen, earlier, identity
+from tensorbench.methods.validation import Frozen, hashed, identity
 from tensorbench.plan.recipe import Recipe
 from tensorbench.plan.suite_rows import TaskRow
 from tensorbench.tasks.plain_text import TextName
 
-#: The protocol version, increased whenever a change of this harness would change a trial's result.
-PROTOCOL = 1
+#: The protocol version, increased whenever a change of this harness would change a trial's result, such as a
+#: new default of a recipe. It enters every trial's id.
+PROTOCOL = 2
+
+#: The fields of a task's row that enter an id. Everything else that defines the examples is in `Trial.data`.
+SIZES = {"train_size", "validation_size", "test_size"}
 
 
 class Trial(Frozen):
     """One method with resolved ranks, one backbone, one task, one recipe, one seed."""
 
-    #: `Method.identity` with all ranks resolved.
+    #: `Method.stored` with all ranks resolved.
     method: dict[str, Any]
     backbone: BackboneSpec
     weights_hash: str
@@ -32,6 +35,8 @@ class Trial(Frozen):
     #: Everything that defines the examples: data, label rule, split, preparation and normalisation.
     data: dict[str, Any]
     recipe: Recipe
+    #: The fields of the recipe that cannot change this trial's result, such as the rates of a fitted head.
+    idle: tuple[str, ...] = ()
     seed: int
     evaluate: Literal["test", "validation"]
     protocol: int = PROTOCOL
@@ -49,20 +54,26 @@ class Trial(Frozen):
             load_methods(self._file)
         return from_identity(self.method)
 
-    @field_validator("recipe", mode="before")
-    @classmethod
-    def _of_an_earlier_version(cls, recipe: Any) -> Any:
-        """Adds the fields that did not exist yet when the recipe was stored."""
-        return earlier(Recipe) | recipe if isinstance(recipe, dict) else recipe
-
     @cached_property
     def id(self) -> str:
-        """A hash of everything that can change the result, and of nothing else."""
-        # The weights' hash identifies the backbone under any name. `data` identifies the task and the
-        # preparation of its examples, so only the sizes from the task's row are added.
+        """A hash of everything that can change the result, and of nothing else.
+
+        It follows the rule of `tensorbench.methods.validation.identity`: the versions, and the fields that
+        differ from their defaults. So it does not depend on the suite, row, budget or study of the trial, on
+        names of its backbone, or on labels. Raises UserError if this version does not have the trial's
+        protocol or its method's version, and so does not know their defaults.
+        """
+        if self.protocol != PROTOCOL:
+            raise UserError(f"the trial has protocol {self.protocol}, and this version has {PROTOCOL}")
+        # The weights' hash identifies the backbone under any name.
         content = {
-            **self.model_dump(mode="json", exclude={"backbone", "task", "recipe", "forgetting"}),
-            "task": identity(self.task, include={"train_size", "validation_size", "test_size"}),
-            "recipe": identity(self.recipe),
+            "protocol": self.protocol,
+            "method": identity_of(self.method),
+            "weights_hash": self.weights_hash,
+            "data": self.data,
+            "task": identity(self.task, include=SIZES),
+            "recipe": identity(self.recipe, include=Recipe.model_fields.keys() - self.idle),
+            "seed": self.seed,
+            "evaluate": self.evaluate,
         }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return hashed(content)[:16]

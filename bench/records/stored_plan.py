@@ -164,7 +164,7 @@ def row_texts(row: TableLine, ranks: str) -> dict[str, str]:
 
 
 class PlannedTrial(Wired):
-    """A planned trial with everything that enters its id, in a form that other versions can read."""
+    """A planned trial with all its fields, those in `Trial`."""
 
     id: str
     method: dict[str, Any]
@@ -173,6 +173,8 @@ class PlannedTrial(Wired):
     task: dict[str, Any]
     data: dict[str, Any]
     recipe: dict[str, Any]
+    #: The fields of the recipe that cannot change the result.
+    idle: tuple[str, ...] = ()
     seed: int
     evaluate: Literal["test", "validation"]
     protocol: int

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 from pydantic import ValidationError
 
 from tensorbench.methods import UserError
-from tensorbench.methods.validation import earlier, explained
-from tensorbench.plan.recipe import Recipe
+from tensorbench.methods.validation import explained
 from tensorbench.records import Wired
 from tensorbench.records.record import Record
 from tensorbench.records.stored_plan import StoredPlan, StoredSuite
@@ -107,7 +106,7 @@ class Source(ABC):
         # A start may have died between making its run and storing its plan.
         for run in reversed(self.records(RunKind.SUITE)):
             if (plan := self.content(run, Artifact.PLAN, StoredPlan)) is not None:
-                return _completed(plan)
+                return plan
         return None
 
     def commits(self) -> dict[str, str]:
@@ -117,9 +116,3 @@ class Source(ABC):
             if stored := self.content(run, Artifact.SUITE, StoredSuite):
                 commits |= stored.commits
         return commits
-
-
-def _completed(plan: StoredPlan) -> StoredPlan:
-    """Fills in fields that the version that wrote the plan did not have."""
-    trials = [trial.model_copy(update={"recipe": earlier(Recipe) | trial.recipe}) for trial in plan.trials]
-    return plan.model_copy(update={"trials": tuple(trials)})

@@ -121,7 +121,7 @@ class TrialRun:
         if start is not None:
             tags[Tag.SUITE_HASH] = start.suite.sha256
         resolved = StoredConfig(trial=config, provenance=dict(provenance), start=start)
-        text = json.dumps(resolved.model_dump(exclude_none=True), indent=1)
+        text = json.dumps(resolved.model_dump(), indent=1)
         self._add(tags, (), {Artifact.CONFIG: text.encode()})
         self.flush()
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from tensorbench.methods.validation import Frozen, Later, identity
+from tensorbench.methods.validation import Frozen, identity
 from tensorbench.metrics.metric import Kind
 from tensorbench.tasks.task import SplitName
 
@@ -54,7 +54,7 @@ class Description(Frozen):
     #: A data set on the Hugging Face hub, `owner/name`.
     hub: Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+$")] | None = None
     #: The folder with the files of one configuration, if the hub data set has several.
-    config: Annotated[str, Later()] = ""
+    config: str = ""
     #: A branch, tag or commit of the hub data set. None: the main branch.
     revision: str | None = None
 
@@ -69,11 +69,11 @@ class Description(Frozen):
     classes: tuple[_Words, ...] | dict[str, _Words] | None = None
     target: Kind = "single label"
     #: Only for generation: the text that the backbone reads. `{prompt}` in it stands for an example's prompt.
-    template: Annotated[str, Later()] = "{prompt}"
+    template: str = "{prompt}"
     # These three fields are also only for generation, and documented in `Task`.
-    loss_on: Annotated[Literal["answer", "all"], Later()] = "answer"
-    new_tokens: Annotated[PositiveInt, Later()] = 64
-    answer_after: Annotated[tuple[_Words, ...], Later()] = ()
+    loss_on: Literal["answer", "all"] = "answer"
+    new_tokens: PositiveInt = 64
+    answer_after: tuple[_Words, ...] = ()
     #: The separator of several labels in one column of a CSV file or a list.
     separator: _Words = "|"
     #: A metric's name. None: accuracy (single label), f1_macro (multi-label), pearson (regression) or
@@ -232,6 +232,7 @@ class Description(Frozen):
     def identity(self) -> dict[str, Any]:
         """Returns the fields that affect the examples, as JSON. The location of the data is not included."""
         free = {*FORMATS, "unit", "metric", "revision", "every_class"}
+        free |= {"separator"} if self.target != "multi-label" else set()
         return identity(self, include=set(type(self).model_fields) - free)
 
 

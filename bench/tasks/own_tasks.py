@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tensorbench.methods.errors import UserError
+from tensorbench.methods.validation import hashed
 from tensorbench.metrics.metric import Kind
 from tensorbench.tasks.description import SPLIT_WORDS, Description
 from tensorbench.tasks.hub import HubImages, HubTask, HubTexts
@@ -134,11 +133,8 @@ def _declare(task: Task, name: str, description: Description, classes: Sequence[
 
 
 def _identity(of_task: str, description: Description, classes: Sequence[str]) -> str:
-    # Image folders and lists with classes are still read and dealt as in version 1.
-    before = description.format in ("images", "image_list") and description.target != "regression"
-    version = 1 if before else READING_VERSION
-    content = json.dumps([version, description.identity(), list(classes)], sort_keys=True)
-    return hashlib.sha256(f"{of_task}\0{content}".encode()).hexdigest()
+    content = {"task": of_task, "reading": READING_VERSION, "classes": classes}
+    return hashed({**content, "description": description.identity()})
 
 
 def _fractions(description: Description, official: Collection[SplitName]) -> tuple[int, int, int]:
@@ -189,9 +185,9 @@ class _OfHub(HubTask):
         self._description = description
         self.source = DataSource(revision=description.revision)
         self.repository, self.config, self.label = description.hub, description.config, description.label  # type: ignore[misc]
-        # Ids depend on a split's position in this order, which must never change.
         usual: dict[str, SplitName | None] = {**{split: split for split in SPLITS}, **SPLIT_WORDS}
-        words = dict(description.splits or usual)
+        # Ids of examples depend on a split's position in this order, which must never change.
+        words = dict(sorted((description.splits or {}).items()) or usual)
         self.parts = words  # type: ignore[misc]
         self.optional = frozenset(words if description.splits is None else ())  # type: ignore[misc]
         _declare(self, name, description, description.names)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import compress, islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from tensorbench.inputs import ImageInput, ModelInput, TextInput
 from tensorbench.machine.cache import is_prepared, prepared
 from tensorbench.machine.memory import MIB, available_mib
 from tensorbench.methods.errors import UserError
-from tensorbench.methods.validation import Frozen, Later, identity
+from tensorbench.methods.validation import Frozen, identity
 from tensorbench.tasks.objective import as_tensor, check_answers, check_labels, objective
 from tensorbench.tasks.pool import (
     ExampleSource,
@@ -51,19 +51,19 @@ POOL_FILE = "pool.safetensors"
 class _Key(Frozen):
     task: str
     task_identity: str
-    split: Annotated[Literal["fixed", "per_seed"], Later()] = "fixed"
+    split: Literal["fixed", "per_seed"] = "fixed"
 
 
 class _TextKey(_Key):
     tokenizer_hash: str
     max_tokens: int
     #: The template of a prompt, followed by the words that it accepts as answers.
-    prompt: Annotated[tuple[str, ...] | None, Later()] = None
+    prompt: tuple[str, ...] | None = None
 
 
 class _ImageKey(_Key):
     image_size: int
-    resize: Annotated[int | None, Later()] = None
+    resize: int | None = None
 
 
 def data_key(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Hashable, Sequence
 from copy import copy
@@ -16,7 +15,7 @@ from pydantic import model_validator
 
 from tensorbench.inputs import Modality
 from tensorbench.methods.errors import UserError, shown
-from tensorbench.methods.validation import Frozen
+from tensorbench.methods.validation import Frozen, hashed
 from tensorbench.metrics.metric import Kind
 
 SplitName = Literal["train", "validation", "test"]
@@ -219,11 +218,14 @@ class Task(ABC):
         data_hash = self.data_hash
         if not isinstance(data_hash, str) or not data_hash:
             raise UserError(f"task '{self.name}': data_hash should be a text, got {shown(data_hash)}")
-        parts = [self.name, data_hash, str(self.version), str(PREPARATION_VERSION)]
-        # Accuracy was the first metric, and trials with it keep their ids.
-        parts += [self.metric] if self.metric != "accuracy" else []
-        parts += [self.target] if self.target != "single label" else []
-        parts += [f"fractions {self.redealt}"] if self.redealt else []
-        if self.target == "generation":
-            parts += [self.loss_on, str(self.new_tokens), *self.answer_after]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        fields = ["metric", "target", "redealt", "rules"]
+        fields += ["loss_on", "new_tokens", "answer_after"] if self.target == "generation" else []
+        return hashed(
+            {
+                "name": self.name,
+                "data_hash": data_hash,
+                "version": self.version,
+                "preparation": PREPARATION_VERSION,
+                **{name: own for name in fields if (own := getattr(self, name)) != getattr(Task, name)},
+            }
+        )

@@ -340,7 +340,8 @@ def _optimizer(
 ) -> tuple[torch.optim.AdamW, LambdaLR]:
     """Returns AdamW and the schedule. The groups "adapter", "core" and "head" have rates of their own."""
     peaks = {"adapter": recipe.lr, "core": recipe.lr * recipe.core_lr, "head": recipe.head_lr or recipe.lr}
-    decays = {"adapter": recipe.adapter_decay, "core": recipe.adapter_decay, "head": recipe.weight_decay}
+    decay = recipe.adapter_weight_decay
+    decays = {"adapter": decay, "core": decay, "head": recipe.weight_decay}
     # If possible, keep two steps for the cosine: one at the peak, one at the floor.
     warmup = min(round(recipe.warmup * steps), max(0, steps - 2))
     optimizer = torch.optim.AdamW(

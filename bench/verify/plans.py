@@ -54,10 +54,13 @@ def _trial(findings: Examined, planned: PlannedTrial) -> Trial | None:
     """The planned trial. None, with a finding, if it is invalid or its id differs from the stored id."""
     try:
         trial = Trial.model_validate(planned.model_dump(exclude={"id"}))
+        findings.compare(f"plan, trial {planned.id}: its id", planned.id, trial.id)
     except ValidationError as error:
         findings.broken(f"plan, trial {planned.id}", "a trial", explained(error, Trial)[0])
         return None
-    findings.compare(f"plan, trial {planned.id}: its id", planned.id, trial.id)
+    except UserError as error:
+        findings.cannot(f"plan, trial {planned.id}: its id", str(error))
+        return None
     return trial if trial.id == planned.id else None
 
 

@@ -186,7 +186,7 @@ class SuiteCell:
     @cached_property
     def options(self) -> dict[str, Any]:
         """The method's options. Free ranks are None. Left out is its version."""
-        return {k: v for k, v in self.method.identity().items() if k != "version"}
+        return {k: v for k, v in self.method.stored().items() if k != "version"}
 
     def rates(self, placed: PlacedRow) -> tuple[dict[str, Any], dict[str, Any]]:
         """The rates of the suite's studies for a planned row: those that it states, and those by default."""

@@ -133,8 +133,13 @@ def _trial(findings: Examined, record: Record, config: bytes) -> Trial | None:
     except ValidationError as error:
         findings.broken(Artifact.CONFIG, "a trial", explained(error, Trial)[0])
         return None
-    if trial.id != record.trial_id:
-        findings.broken("trial id", record.trial_id, trial.id)
+    try:
+        actual_id = trial.id
+    except UserError as error:
+        findings.cannot("trial id", str(error))
+        return None
+    if actual_id != record.trial_id:
+        findings.broken("trial id", record.trial_id, actual_id)
         return None
     source = stored.start.suite if stored.start else None
     # A pack has the text without folders, but the hash of the original text.

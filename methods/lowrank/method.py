@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -21,7 +21,7 @@ from tensorbench.methods.lowrank.contracted import Contracted, Parametrisation
 from tensorbench.methods.lowrank.cutting import Cuts, Cuttable, Cutting, Ranks
 from tensorbench.methods.lowrank.linear import DropoutAt
 from tensorbench.methods.lowrank.masks import Masks
-from tensorbench.methods.validation import Later, Scale
+from tensorbench.methods.validation import Scale
 
 #: How key and value heads get their updates if several query heads share one. A method first computes updates
 #: for full attention, where every query head has a key head and a value head of its own. `tied`: each shared
@@ -39,11 +39,6 @@ class LowRankMethod(Method):
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
 
     dropout_at: ClassVar[DropoutAt] = "input"
-
-    @property
-    def revisions(self) -> int:
-        """Counts one revision more with dropout, which once drew from torch's global stream."""
-        return super().revisions + (self.dropout > 0)
 
     @abstractmethod
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
@@ -83,7 +78,7 @@ class StackedMethod(LowRankMethod):
     key and value, `shared_heads` chooses how key and value use their up factors instead.
     """
 
-    shared_heads: Annotated[SharedHeads, Later()] = "tied"
+    shared_heads: SharedHeads = "tied"
 
     def fitting(self, geometry: Geometry) -> Fitting:
         return Fitting(geometry, self.shared_heads)
@@ -140,7 +135,7 @@ class CutMethod(StackedMethod):
 
     #: The schedule of cuts. Training starts with larger ranks and drops the smallest singular values, until
     #: there are no more parameters than with the method's own ranks. None: no cuts.
-    cuts: Annotated[Cuts | None, Later()] = None
+    cuts: Cuts | None = None
 
     @property
     @abstractmethod

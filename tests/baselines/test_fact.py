@@ -210,6 +210,6 @@ class TestTuckerOfTheReference(TestTucker):
 def test_labels() -> None:
     assert create("fact_tt", rank=4).label == "FacT-TT"
     # As in the reference code.
-    assert [create(name).identity()["dropout"] for name in ("fact_tt", "fact_tk", "cara")] == [0.1] * 3
+    assert [create(name).stored()["dropout"] for name in ("fact_tt", "fact_tk", "cara")] == [0.1] * 3
     label = create("fact_tk", rank=4, dropout=0.0, mlp_slices="reference").label
     assert label == "FacT-TK (dropout=0.0, mlp_slices=reference)"

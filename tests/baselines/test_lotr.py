@@ -60,4 +60,4 @@ def test_labels() -> None:
     assert create("lotr", rank=4).label == "LoTR"
     assert create("lotr", rank=4, tensors="separate").label == "LoTR (tensors=separate)"
     # There is no dropout in the reference code.
-    assert create("lotr").identity()["dropout"] == 0.0
+    assert create("lotr").stored()["dropout"] == 0.0

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tensorbench.methods import Geometry, UserError, create, from_identity
+from tensorbench.methods import Geometry, UserError, create
 from tensorbench.methods.adapter import Adapter
 from tensorbench.methods.backbone import TARGETS
 from tensorbench.methods.tenslora import VARIANTS, TensLoRA
@@ -303,16 +303,6 @@ def test_tensors_start_from_draws_of_their_own_or_all_from_the_same(variant: str
     assert torch.equal(own[0], same[0])
     assert all(torch.equal(start, same[0]) for start in same)
     assert not any(torch.equal(first, second) for first, second in combinations(own, 2))
-
-
-def test_only_the_normal_start_is_revised_and_what_is_stored_of_the_old_one_refused() -> None:
-    for init in ("orthogonal", "kaiming_uniform"):
-        assert sized("att", init=init).identity()["version"] == 1
-    identity = sized("att", init="normal").identity()
-    assert identity["version"] == 2
-    assert from_identity(identity).identity() == identity
-    with pytest.raises(UserError, match=r"'tenslora'.*version 2.*1"):
-        from_identity({**identity, "version": 1})
 
 
 def test_starts_are_part_of_the_identity_only_where_they_change_something() -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
-from pydantic import Field
 
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import did_you_mean, near_names, shown
-from tensorbench.methods.validation import Frozen, Later, earlier, identity, validate
+from tensorbench.methods.validation import Frozen, validate
 
 
 class Options(Frozen):
@@ -64,29 +63,6 @@ def test_booleans_are_accepted_only_where_declared() -> None:
 )
 def test_a_value_is_shown_in_a_few_words(value: object, message: str) -> None:
     assert shown(value) == message
-
-
-class Trained(Frozen):
-    rate: float
-    clip: float | None = None
-    compile: Annotated[bool, Later()] = False
-    crops: Annotated[tuple[str, ...], Later()] = ()
-    notes: Annotated[list[str], Later()] = Field(default_factory=list)
-    decay: Annotated[float | str, Later("all")] = 0.0
-
-
-def test_a_later_field_is_in_an_identity_only_where_it_says_what_was_not_done_before() -> None:
-    assert identity(Trained(rate=0.1, decay="all")) == {"rate": 0.1, "clip": None}
-    assert identity(Trained(rate=0.1, compile=False, crops=(), decay="all")) == {"rate": 0.1, "clip": None}
-    assert identity(Trained(rate=0.1)) == {"rate": 0.1, "clip": None, "decay": 0.0}
-    assert earlier(Trained) == {"compile": False, "crops": (), "notes": [], "decay": "all"}
-    other = Trained(rate=0.1, compile=True, crops=("left",), decay="all")
-    assert identity(other) == {"rate": 0.1, "clip": None, "compile": True, "crops": ["left"]}
-
-
-def test_an_identity_of_selected_fields_has_only_these() -> None:
-    other = Trained(rate=0.1, compile=True)
-    assert identity(other, include={"clip", "compile", "crops"}) == {"clip": None, "compile": True}
 
 
 def test_the_nearest_names_come_first_and_strange_ones_have_none() -> None:

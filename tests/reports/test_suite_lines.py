@@ -10,12 +10,10 @@ from typing import Any
 import pytest
 
 from tensorbench.methods import METHODS
-from tensorbench.methods.validation import earlier, validate
+from tensorbench.methods.validation import validate
 from tensorbench.plan.make import make_plan
-from tensorbench.plan.recipe import Recipe
 from tensorbench.plan.rows import Plan
 from tensorbench.plan.suite import Suite
-from tensorbench.plan.trial import Trial
 from tensorbench.plan.yaml_text import parse
 from tensorbench.records.stored_plan import PlannedTrial
 from tensorbench.reports.analysis import analyse
@@ -23,7 +21,7 @@ from tensorbench.reports.figures import draw
 from tensorbench.reports.page import render
 from tensorbench.reports.reading import read
 from tensorbench.reports.results import Results, kept_trials
-from tensorbench.reports.suite_lines import EARLIER, suite_lines
+from tensorbench.reports.suite_lines import suite_lines
 
 from ..stored import Result, write
 from .made_up import NewStore
@@ -126,16 +124,6 @@ def _changed(results: Results, **changes: Any) -> Results:
         for each in results.experiments
     ]
     return replace(results, experiments=tuple(experiments))
-
-
-def test_a_recipe_of_an_earlier_version_means_what_it_meant(every: Results) -> None:
-    assert set(EARLIER) <= earlier(Recipe).keys()
-    old = _changed(every, recipe=lambda recipe: {k: v for k, v in recipe.items() if k not in earlier(Recipe)})
-    lines = suite_lines(old)
-    for cell in old.all_cells[:2]:
-        stored = old.experiments[0].trials[old.of_cell(cell.number)[0].trial_id]
-        before = Trial(**stored.model_dump(mode="json", exclude={"id"}))
-        assert planned(lines(cell)).trials[0].id == before.id
 
 
 def test_the_lines_name_the_version_of_their_method(every: Results) -> None:

@@ -11,7 +11,6 @@ import pytest
 from tensorbench.methods import UserError
 from tensorbench.methods.tenslora import VARIANTS
 from tensorbench.plan.make import make_plan
-from tensorbench.plan.recipe import AS_HEAD
 from tensorbench.plan.rows import Plan, Row
 from tensorbench.plan.suite_file import load_suite
 
@@ -65,10 +64,9 @@ def test_the_tuned_suite_differs_from_the_untuned_one_in_its_studies_and_the_dec
     assert untuned.tuning is None
     fields = {"name", "description", "closing", "tuning", "seeds", "training"}
     assert tuned.model_dump(exclude=fields) == untuned.model_dump(exclude=fields)
-    assert tuned.training.adapter_decay == 0
-    assert untuned.training.adapter_decay == 0.01
+    assert tuned.training.adapter_weight_decay == 0
     # Studies choose the rate.
-    update = {"adapter_weight_decay": AS_HEAD, "lr": untuned.training.lr}
+    update = {"adapter_weight_decay": 0.01, "lr": untuned.training.lr}
     assert tuned.training.model_copy(update=update) == untuned.training
 
 
@@ -115,7 +113,7 @@ def test_the_reference_s_switches_are_on_there_and_nowhere_else(plans: dict[str,
     for task, trial in reference.items():
         recipe, vision = trial.recipe, task in ("dtd", "eurosat")
         assert (recipe.lr, recipe.weight_decay, recipe.batch_size, recipe.epochs) == (5e-4, 0.01, 64, 10)
-        assert (recipe.select, recipe.adapter_decay) == ("last", 0.01)
+        assert (recipe.select, recipe.adapter_weight_decay) == ("last", 0.01)
         assert (recipe.warmup, recipe.lr_floor) == ((0.0, 1e-6) if vision else (0.1, 0.0))
         assert recipe.augmentation == (("colour_jitter", "flip") if task == "eurosat" else ())
         assert trial.task.split == ("per_seed" if vision else "fixed")
@@ -130,11 +128,11 @@ def test_the_reference_s_switches_are_on_there_and_nowhere_else(plans: dict[str,
     ]
     for method in tensors:
         assert method["heads"] == ("interleaved" if "att" in method["variant"] else "aligned")
-        assert method.get("starts") == (None if "qkv_depth" in method["variant"] else "identical")
+        assert method["starts"] == ("independent" if "qkv_depth" in method["variant"] else "identical")
     for trial in plans["paper_untuned"].trials:
         assert (trial.recipe.select, trial.recipe.augmentation) == ("loss", ())
         assert (trial.task.split, trial.task.normalise, trial.task.resize) == ("fixed", True, None)
-        assert "starts" not in trial.method
+        assert trial.method.get("starts") in (None, "independent")
 
 
 def test_the_reference_trains_in_fp32_on_a_gpu_too(plans: dict[str, Plan]) -> None:

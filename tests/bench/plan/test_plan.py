@@ -206,52 +206,6 @@ def test_the_order_of_heads_counts_only_where_heads_are_a_mode(variant: str, sam
     assert len(made.rows) == len(made.trials) == (1 if same else 2)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"methods": [{"method": "lora", "rank": 3}]},
-        {"methods": [{"method": "lora", "scale": 2}]},
-        {"methods": [{"method": "tenslora", "variant": "att"}]},
-        {"seeds": [1]},
-        {"evaluate": "validation"},
-        {"tasks": [{**DIGITS, "train_size": 61}]},
-        {"tasks": [{**DIGITS, "validation_size": 31}]},
-        {"tasks": [{**DIGITS, "test_size": 41}]},
-        {"backbones": ["random-vit-small"], "budgets": [], "methods": [{"method": "lora", "rank": 2}]},
-        {"backbones": [{"name": "tiny-random-vit", "image_size": 16}]},
-        *(
-            {"training": {**VISION["training"], **change}}
-            for change in (
-                {"lr": 4e-3},
-                {"head_lr": 4e-3},
-                {"weight_decay": 0},
-                {"batch_size": 8},
-                {"epochs": 3},
-                {"warmup": 0},
-                {"lr_floor": 0},
-                {"clip": 1},
-                {"select": "last"},
-                {"precision": "bf16"},
-            )
-        ),
-    ],
-)
-def test_an_id_depends_on_all_that_can_change_the_result(changes: dict[str, Any]) -> None:
-    assert trial(**changes).id != trial().id
-
-
-def test_an_id_depends_on_tokens_weights_protocol_and_data() -> None:
-    text = trial(TEXT)
-    assert trial(TEXT, tasks=[{**MOVIES, "max_tokens": 31}]).id != text.id
-    for change in (
-        {"weights_hash": "other"},
-        {"protocol": 10**6},
-        {"data": {**text.data, "task_identity": "x"}},
-        {"method": {**text.method, "version": 10**6}},
-    ):
-        assert Trial.model_validate({**text.model_dump(), **change}).id != text.id
-
-
 @pytest.mark.processes
 def test_an_id_is_the_same_in_every_process() -> None:
     program = "from tests.bench.toy_suites import plan, TEXT; print(plan(TEXT).trials[0].id)"

@@ -271,20 +271,6 @@ def test_the_method_overrides_the_task_and_the_task_the_suite() -> None:
     assert (made.lr, made.weight_decay, made.clip) == (3e-3, 0.2, 3.0)
 
 
-@pytest.mark.parametrize("decay", [-0.1, "as lr", [0.1]])
-def test_a_decay_of_adapters_is_a_number_or_that_of_the_head(decay: Any) -> None:
-    with pytest.raises(UserError) as refused:
-        suite(training={"adapter_weight_decay": decay})
-    assert str(refused.value) == (
-        "toy suite: training.adapter_weight_decay: should be a number of at least 0, "
-        f"or 'as weight_decay' (got {decay!r})"
-    )
-    assert recipe({"adapter_weight_decay": 0.2}).adapter_decay == 0.2
-    assert (
-        recipe({"weight_decay": 0.3}, None, {"adapter_weight_decay": "as weight_decay"}).adapter_decay == 0.3
-    )
-
-
 def test_the_head_follows_the_rate_that_won_unless_it_has_its_own() -> None:
     assert recipe({"lr": 1e-3}, None, {"lr": 3e-3}).head_lr == 3e-3
     assert recipe({"lr": 1e-3, "head_lr": 7e-3}, None, {"lr": 3e-3}).head_lr == 7e-3

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from tensorbench.plan.recipe import AS_HEAD
 from tensorbench.plan.rows import Plan
 from tensorbench.store import changes
 from tensorbench.store.changes import changed_trials
@@ -19,13 +18,13 @@ from ...messages import naming
 from ..toy_runs import SHORT, executed
 from ..toy_suites import plan, write
 
-EARLIER = {**SHORT, "adapter_weight_decay": AS_HEAD}
+EARLIER = {**SHORT, "clip": 0.5}
 METHODS = ["lora", "head_only"]
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> Store:
-    """A store with trials of two methods and two seeds, in which adapters had the weight decay of heads."""
+    """A store with trials of two methods and two seeds, whose gradients were clipped."""
     store = Store.create(new_store(tmp_path_factory.mktemp("earlier")), "toy")
     executed(store, plan(methods=METHODS, seeds=[0, 1], training=EARLIER))
     return store
@@ -37,13 +36,13 @@ def messages(store: Store, made: Plan) -> list[str]:
 
 def test_trials_that_differ_in_one_field_are_mentioned_with_the_setting_that_keeps_them(store: Store) -> None:
     (message,) = messages(store, plan(methods=METHODS, seeds=[0, 1, 2], training=SHORT))
-    assert re.match(naming(4, "recipe.adapter_weight_decay"), message)
-    assert message.endswith(f": adapter_weight_decay: {AS_HEAD}")
+    assert re.match(naming(4, "recipe.clip"), message)
+    assert message.endswith(": clip: 0.5")
 
 
 def test_fields_that_differ_together_are_one_message(store: Store) -> None:
     (message,) = messages(store, plan(seeds=[1], training={**SHORT, "select": "last"}))
-    assert re.match(naming(1, "recipe.adapter_weight_decay"), message)
+    assert re.match(naming(1, "recipe.clip"), message)
     assert "recipe.select (loss there, last now)" in message
 
 
@@ -80,4 +79,4 @@ def test_a_start_and_a_plan_say_so(
 ) -> None:
     ended = call(command, write(tmp_path, training=SHORT), "--store", store.uri)
     assert ended.code == 0, ended.err
-    assert "recipe.adapter_weight_decay" in ended.out + ended.err
+    assert "recipe.clip" in ended.out + ended.err

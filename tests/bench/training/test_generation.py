@@ -362,4 +362,9 @@ def test_the_suite_has_the_published_size_of_lora() -> None:
     llama = Geometry(3072, 24, 28, 8192, kv_heads=8, head_size=128, gated=True)
     assert lora.count(llama) == 9_175_040
     recipe = suite.recipe(suite.tasks[0], suite.methods[1])
-    assert (recipe.steps, recipe.batch_size, recipe.adapter_decay, recipe.lr_floor) == (5000, 4, 0.1, 0)
+    assert (recipe.steps, recipe.batch_size, recipe.adapter_weight_decay, recipe.lr_floor) == (
+        5000,
+        4,
+        0.1,
+        0,
+    )

@@ -146,7 +146,7 @@ def test_the_head_decays_and_the_adapter_only_where_the_recipe_says_so(watch: Wa
         )
 
     still, default, number = after_a_step(0), after_a_step(0.5), after_a_step(0, adapter_weight_decay=0.5)
-    both = after_a_step(0.5, adapter_weight_decay="as weight_decay")
+    both = after_a_step(0.5, adapter_weight_decay=0.5)
     assert torch.equal(default[0], still[0])
     assert not torch.equal(default[1], still[1])
     assert torch.equal(number[0], both[0])
@@ -204,7 +204,7 @@ def test_a_training_is_as_long_as_asked(
     assert {report.steps for report in seen.reports} == {steps}
 
 
-@pytest.mark.parametrize(("select", "chosen"), [("loss", 3), ("score", 2), ("validation", 2), ("last", 4)])
+@pytest.mark.parametrize(("select", "chosen"), [("loss", 3), ("score", 2), ("last", 4)])
 def test_the_chosen_state_is_the_earliest_best_or_the_last_and_is_restored(
     watch: Watch, select: str, chosen: int
 ) -> None:

@@ -35,7 +35,7 @@ from tensorbench.training.seeding import generator
 from tensorbench.training.trial import Outcome, Resources, run_trial
 
 from ...messages import naming
-from ..toy_suites import DIGITS, TEXT, VISION, plan
+from ..toy_suites import TEXT, VISION, plan
 
 
 @pytest.fixture(scope="module")
@@ -47,25 +47,6 @@ def run(resources: Resources, base: dict[str, Any] = VISION, **changes: Any) -> 
     changes["training"] = {**base["training"], **changes.get("training", {})}
     (trial,) = plan(base, **changes).trials
     return run_trial(trial, resources, lambda progress: None)
-
-
-# --- ids ---
-
-#: Ids of two trials from before any of these options existed.
-BEFORE = {"vision": "26e291087d9acc77", "text": "6581c102f5a4a324"}
-
-
-def test_switches_that_are_off_leave_older_ids_and_those_that_are_on_change_them() -> None:
-    training = {**VISION["training"], "adapter_weight_decay": "as weight_decay", "select": "score"}
-    assert plan(VISION, training=training).trials[0].id == BEFORE["vision"]
-    assert plan(TEXT, training=training).trials[0].id == BEFORE["text"]
-    changes: list[dict[str, Any]] = [{"augmentation": ["flip"]}, {"compile": True}, {"deterministic": True}]
-    changes += [{"augmentation": ["crop", "flip"]}, {"augmentation": ["flip", "crop"]}]
-    changes.append({"adapter_weight_decay": 0.0})
-    ids = {plan(VISION, training={**training, **change}).trials[0].id for change in changes}
-    rows = [{**DIGITS, "split": "per_seed"}, {**DIGITS, "normalise": False}, {**DIGITS, "resize": 40}]
-    ids |= {plan(VISION, tasks=[row]).trials[0].id for row in rows}
-    assert len(ids - set(BEFORE.values())) == len(changes) + len(rows)
 
 
 @pytest.mark.parametrize(

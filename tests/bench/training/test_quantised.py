@@ -51,7 +51,6 @@ def test_quantised_weights_are_others_by_name_hash_and_id() -> None:
     made = plan(TEXT, backbones=backbones)
     assert len({trial.id for trial in made.trials}) == len(made.trials) == 3
     assert len({row.parameters for row in made.rows}) == 1
-    assert "quantise" not in BackboneSpec(name="tiny-random-llama").model_dump()
     commit = "c" * 40
     spec = BackboneSpec(hub="owner/model", quantise="nf4")
     info = spec.described(replace(plain, weights_hash=f"hub:owner/model@{commit}"))

@@ -99,9 +99,8 @@ def test_rounded_weights_are_others_by_name_hash_and_commit() -> None:
     assert rounded.name == "tiny-random-llama bfloat16"
     assert rounded.weights_hash == f"bfloat16 of {plain.weights_hash}"
     assert load(ROUNDED).info.weights_hash == rounded.weights_hash
-    # A suite may compare both types, and a suite that states no type is written as before.
+    # A suite may compare both types.
     assert len(plan(TEXT, backbones=["tiny-random-llama", ROUNDED]).trials) == 2
-    assert "dtype" not in BackboneSpec(name="tiny-random-llama").model_dump()
     commit = "c" * 40
     spec = BackboneSpec(hub="owner/model", dtype="bfloat16")
     info = spec.described(replace(plain, weights_hash=f"hub:owner/model@{commit}"))

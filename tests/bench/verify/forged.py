@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from tensorbench.machine.files import sha256_of
+from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
 from tensorbench.plan.yaml_text import parse, written
 from tensorbench.records.measures import Measure
@@ -135,7 +136,7 @@ class Forged(Source):
         mine: list[tuple[ForgedTrial, Trial]] = []
         for trial in self.trials:
             trial.trial["recipe"]["lr"] = float(trial.trial["recipe"]["lr"])
-            mine.append((trial, Trial.model_validate(trial.trial)))
+            mine.append((trial, _identified(trial.trial)))
         for number, row in enumerate(self.rows):
             own = [(forged, trial) for forged, trial in mine if forged.row == number]
             row["trials"] = {str(trial.seed): trial.id for _, trial in own}
@@ -206,3 +207,13 @@ def best_studies(trials: Iterable[ForgedTrial], count: int) -> list[int]:
     scores = pd.DataFrame([(study, trial.metrics[Measure.SCORE]) for (_, study), trial in kept.items()])
     order = scores.groupby(0)[1].mean().sort_values(ascending=False)
     return [int(study) for study in order.index[:count]]
+
+
+def _identified(stored: dict[str, Any]) -> Trial:
+    """The trial of a configuration. If no version here knows its method, it has an id of the forger's."""
+    trial = Trial.model_validate(stored)
+    try:
+        _ = trial.id
+    except UserError:
+        vars(trial)["id"] = sha256_of(json.dumps(stored).encode())[:16]
+    return trial

@@ -244,5 +244,5 @@ def test_a_method_that_would_be_built_without_end_is_not_built(
         if trial.row == LORA:
             trial.trial["method"] = method
     result = verify("", [str(forged.write(tmp_path / "forged.tensorbench.zip"))])
-    assert {each.what for each in result.unchecked} == {"ranks and parameters"}
+    assert {each.what for each in result.unchecked if "plan" not in each.what} == {"trial id"}
     assert not result.ok
