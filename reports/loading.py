@@ -8,13 +8,11 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import pandas as pd
-from pyarrow import ArrowException
 
 from tensorbench.machine.table import ShowsOverview, Table
 from tensorbench.methods import UnknownNameError, UserError
-from tensorbench.records.predictions import LOG_PROBABILITY, compact, frame_of, numbered
+from tensorbench.records.predictions import compact, read_predictions
 from tensorbench.records.record import Record, latest
 from tensorbench.records.words import OWN_SIZE, Artifact, Tag
 from tensorbench.reports import reading
@@ -90,7 +88,7 @@ PREDICTIONS = WHICH | {
     "label": Column(NUMBER, "the target's", "the index of the right class; of a regression, the target"),
     "prediction": Column(NUMBER, "the target's", "the index of the answered class, or the value"),
     "correct": Column("boolean", "", "whether the two are the same; <NA> of a regression"),
-    LOG_PROBABILITY: Column(
+    "log_probability": Column(
         NUMBER, "nats", "of the label, to thousandths; NaN unless a class is answered for each example"
     ),
 }
@@ -302,15 +300,22 @@ def _predictions(experiment: Experiment, record: Record) -> pd.DataFrame | None:
     if content is None:
         return None
     try:
-        frame = frame_of(content)
-        have = list(frame.columns)
-        labels, answers = (frame[numbered(have, name)].to_numpy() for name in ("label", "prediction"))
-        counted = labels.size and np.issubdtype(labels.dtype, np.integer)
-        frame["correct"] = (labels == answers).all(axis=1) if counted else pd.NA
-        single = compact(content)
-        frame[LOG_PROBABILITY] = single.log_probability if single else float("nan")
-    except (OSError, ArrowException, ValueError, KeyError) as error:
+        stored = read_predictions(content)
+    except ValueError as error:
         raise UserError(
             f"{Artifact.PREDICTIONS} of run {record.run_id} ({record.name}) cannot be read: {error}"
         ) from error
-    return frame.assign(**_which(experiment, record))
+    columns: dict[str, Any] = {"example": stored.example}
+    for name, values in (("label", stored.label), ("prediction", stored.prediction), ("logit", stored.logit)):
+        if values is not None and values.ndim == 1:
+            columns[name] = values
+        elif values is not None:
+            columns |= {f"{name}_{number}": values[:, number] for number in range(values.shape[1])}
+    right = stored.label == stored.prediction
+    counted = stored.label.dtype.kind in "iu" and len(right)
+    columns["correct"] = right.reshape(len(right), -1).all(axis=1) if counted else pd.NA
+    single = compact(stored)
+    columns["log_probability"] = single.log_probability if single else float("nan")
+    if stored.text is not None:
+        columns["text"] = stored.text
+    return pd.DataFrame(columns).assign(**_which(experiment, record))

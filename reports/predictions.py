@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pyarrow import ArrowException
 
 from tensorbench.metrics import METRICS, Metric
-from tensorbench.records.predictions import numbered
+from tensorbench.records.predictions import read_predictions
 from tensorbench.records.words import Artifact
 from tensorbench.reports.inference.intervals import Array
 from tensorbench.reports.results import Experiment
@@ -33,11 +29,11 @@ AGREES = 1e-4
 class Predictions:
     """The stored predictions of one run, sorted by example.
 
-    `labels` and `responses` are (examples,), or (examples, classes) if they are stored in several columns
-    (see `tensorbench.metrics.Metric`). In an array of integers, -1 stands for a missing value.
+    `labels` and `responses` are (examples,) or (examples, classes), as `tensorbench.metrics.Metric` says. In
+    an array of integers, -1 stands for a missing value.
     """
 
-    examples: NDArray[np.int64]
+    examples: NDArray[np.integer[Any]]
     labels: NDArray[Any]
     #: The model's answers or its outputs, whichever the metric reads.
     responses: NDArray[Any]
@@ -45,41 +41,34 @@ class Predictions:
 
 def predictions(experiment: Experiment, trial_ids: Iterable[str], metric: Metric) -> dict[str, Predictions]:
     """Reads stored predictions. Returns them by trial id, without trials whose predictions cannot be read."""
-    column = "prediction" if metric.reads == "answers" else "logit"
-    integers = {"example", *(() if metric.kinds == ("regression",) else ("label", "prediction"))}
+    classes = metric.kinds != ("regression",)
 
     def read(trial_id: str) -> Predictions | None:
         content = experiment.source.read(experiment.records[trial_id], Artifact.PREDICTIONS)
         if content is None:
             return None
         try:
-            file = pq.ParquetFile(io.BytesIO(content))
-            stored = file.schema_arrow.names
-            columns = {name: numbered(stored, name) for name in ("example", "label", column)}
-            # Small tables, and already one thread for each.
-            table = file.read([name for names in columns.values() for name in names], use_threads=False)
-            example, label, responses = (
-                _array(table, names, name in integers) for name, names in columns.items()
-            )
-        except (OSError, ArrowException, ValueError):
+            stored = read_predictions(content)
+        except ValueError:
             return None
-        order = np.argsort(example, kind="stable")
-        return Predictions(example[order], label[order], responses[order])
+        label, responses = stored.label, stored.prediction
+        if classes:
+            label, responses = map(_integers, (label, responses))
+        if metric.reads == "outputs":
+            if stored.logit is None:
+                return None
+            responses = stored.logit
+        order = np.argsort(stored.example, kind="stable")
+        return Predictions(stored.example[order], label[order], responses[order])
 
     ids = list(trial_ids)
     with ThreadPoolExecutor(READERS) as pool:
         return {id_: stored for id_, stored in zip(ids, pool.map(read, ids), strict=True) if stored}
 
 
-def _array(table: Any, columns: Sequence[str], integers: bool) -> NDArray[Any]:
-    """One column as (examples,), or several numbered columns as (examples, classes).
-
-    If `integers` is true, values are converted to integers, and NaN and infinity to -1.
-    """
-    values = np.stack([table.column(name).to_numpy() for name in columns], axis=1)
-    if integers:
-        values = np.nan_to_num(values, nan=-1, posinf=-1, neginf=-1).astype(np.int64)
-    return values[:, 0] if not re.search(r"_\d+$", columns[0]) else values
+def _integers(values: NDArray[Any]) -> NDArray[np.int64]:
+    """Converts values to integers, and NaN and infinity to -1."""
+    return np.nan_to_num(values, nan=-1, posinf=-1, neginf=-1).astype(np.int64)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,13 @@ import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load, save
 
 from tensorbench.machine.files import sha256_of
-from tensorbench.records.pack_format import MANIFEST
+from tensorbench.records.pack_format import ARRAYS, MANIFEST, NUMBERS, RUNS
 from tensorbench.store.opening import pack
 
 Files = dict[str, bytes]
@@ -43,7 +47,7 @@ def changed(pack: Path, target: Path, change: Callable[[Files], None], *, signed
     return target
 
 
-def edit_json(name: str, change: Callable[[dict], None]) -> Callable[[Files], None]:  # type: ignore[type-arg]
+def edit_json(name: str, change: Callable[[Any], object]) -> Callable[[Files], None]:
     """Makes a function that applies `change` to those JSON files of a pack whose paths end with `name`."""
 
     def edit(content: Files) -> None:
@@ -53,3 +57,46 @@ def edit_json(name: str, change: Callable[[dict], None]) -> Callable[[Files], No
             content[path] = json.dumps(document).encode()
 
     return edit
+
+
+def edit_runs(change: Callable[[list[dict[str, Any]]], object]) -> Callable[[Files], None]:
+    """Makes a function that applies `change` to the lines of runs. The last of them is a trial's."""
+
+    def edit(content: Files) -> None:
+        name = path_of(content, RUNS)
+        lines = sorted(map(json.loads, content[name].splitlines()), key=lambda line: line["tags"]["kind"])
+        change(lines)
+        lines.sort(key=lambda line: str(line["run_id"]))
+        content[name] = "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+    return edit
+
+
+def edit_run(change: Callable[[dict[str, Any]], object]) -> Callable[[Files], None]:
+    """Makes a function that applies `change` to the line of a trial's run."""
+    return edit_runs(lambda lines: change(lines[-1]))
+
+
+def edit_arrays(change: Callable[[dict[str, Any]], object]) -> Callable[[Files], None]:
+    """Makes a function that applies `change` to the arrays of a pack, as numbers (values,)."""
+
+    def edit(content: Files) -> None:
+        name = path_of(content, NUMBERS)
+        arrays = {
+            key: np.ascontiguousarray(planes.T).view(ARRAYS[key]).reshape(-1)
+            for key, planes in load(content[name]).items()
+        }
+        change(arrays)
+        content[name] = save(
+            {
+                key: np.ascontiguousarray(values.view(np.uint8).reshape(-1, values.itemsize).T)
+                for key, values in arrays.items()
+            }
+        )
+
+    return edit
+
+
+def path_of(content: Files, name: str) -> str:
+    """The path of the first file of a pack whose path ends with `name`."""
+    return next(path for path in content if path.endswith(name))

@@ -6,7 +6,6 @@ MLflow's tables are copied for all other trials, with other names and numbers.
 
 from __future__ import annotations
 
-import io
 import json
 import sqlite3
 import time
@@ -32,6 +31,8 @@ from tensorbench.store.writer import TrialRun, begin_trial
 from tensorbench.training.ending import finished
 from tensorbench.training.loop import Evaluation, Trained
 from tensorbench.training.trial import Outcome
+
+from .predicted import file_of
 
 #: Measures from which reports derive warnings.
 OPTIONAL = (Measure.SELECTED_LOSS, Measure.GUESSING_LOSS, Measure.ADAPTER_EFFECT)
@@ -170,7 +171,7 @@ def _clone(
         if result.failure:
             tags |= {"failure": result.failure, "failure_message": "what <happened>"}
         else:
-            (artifacts / "predictions.parquet").write_bytes(_predictions(result))
+            (artifacts / "predictions.safetensors").write_bytes(_predictions(result))
         (run,) = stored["runs"]
         lines["runs"].append(
             run
@@ -247,7 +248,6 @@ def _tags(trial: Trial, row: Row) -> dict[str, str]:
 
 def _predictions(result: Result) -> bytes:
     answers = np.asarray(result.answers)
-    frame = pd.DataFrame({"example": np.arange(len(answers)), "label": result.labels, "prediction": answers})
-    file = io.BytesIO()
-    frame.to_parquet(file, index=False)
-    return file.getvalue()
+    return file_of(
+        pd.DataFrame({"example": np.arange(len(answers)), "label": result.labels, "prediction": answers})
+    )

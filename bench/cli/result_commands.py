@@ -219,7 +219,7 @@ def export(
 
 def pack(
     experiment: Annotated[
-        list[str], typer.Argument(help="Experiments of one store, their suites' files, or packs to join.")
+        list[str], typer.Argument(help="Experiments of one store, their suites' files, or packs.")
     ],
     file: Annotated[Path, typer.Option("--out", help="The file to write: NAME.tensorbench.zip.")],
     store: StoreUri = DEFAULT_STORE,

@@ -2,40 +2,53 @@
 
     manifest.json                             `Manifest`
     experiments/N/experiment.json             `PackedExperiment`
-    experiments/N/runs.parquet                a row per run, `tensorbench.store.pack.parquet.RUNS`
-    experiments/N/curves.parquet              a row per point, `tensorbench.store.pack.parquet.CURVES`
-    experiments/N/configs.parquet             a row per trial, `tensorbench.store.pack.parquet.CONFIGS`
-    experiments/N/splits.parquet              a row per split, `tensorbench.store.pack.parquet.SPLITS`
-    experiments/N/predictions.parquet         a row per trial, `tensorbench.store.pack.parquet.PREDICTIONS`
+    experiments/N/runs.jsonl                  a line per run, `PackedRun`, sorted by run id
+    experiments/N/arrays.safetensors          the numbers of all runs, `ARRAYS`
     experiments/N/artifacts/RUN_ID/NAME       a run's other artifacts, by their names in `Artifact`
 
-Experiments are numbered in the order of their names. A pack holds the suite's run with the plan, the runs of
-searches and allocations, and the runs of trials that count.
+Experiments are numbered in the order of their names. A pack holds the suite's run with the plan, and the runs
+of trials that count. Trials share the lines of configurations, and the examples and labels of splits.
+Predictions that have no compact form are artifacts, and so are all predictions in packs with adapters.
 
-In version 1 every configuration and every file of predictions was an artifact. Since version 2 they are in
-tables. Only what fits no table is still an artifact, and so are all predictions in packs with adapters.
+JSON and arrays decode to what their size says. So a pack needs no more memory than its files have bytes.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 
 from tensorbench.records import Wired
-from tensorbench.records.words import Artifact
+from tensorbench.records.words import Artifact, Status
 
 #: The ending of a pack's file name. It distinguishes the name of a pack from that of an experiment.
 ENDING = ".tensorbench.zip"
 
-#: The version of the format, increased whenever an earlier version would misread a pack.
-SCHEMA = 2
+#: The version of the format. A pack of another version is refused.
+SCHEMA = 3
 
 MANIFEST = "manifest.json"
-EXPERIMENT = "experiment.json"
-RUNS_TABLE, CURVES_TABLE = "runs.parquet", "curves.parquet"
-CONFIGS_TABLE, SPLITS_TABLE, PREDICTIONS_TABLE = "configs.parquet", "splits.parquet", "predictions.parquet"
-TABLES = (RUNS_TABLE, CURVES_TABLE, CONFIGS_TABLE, SPLITS_TABLE, PREDICTIONS_TABLE)
+EXPERIMENT, RUNS, NUMBERS = "experiment.json", "runs.jsonl", "arrays.safetensors"
+
+#: The types of the arrays, as numpy writes them. Each has the values of all runs or splits one after the
+#: other, in their order in `runs.jsonl` or `experiment.json`, as many of each as stated there. The file has
+#: an array's bytes (itemsize, values): first the first byte of all values, then the second, and so on. That
+#: compresses better.
+ARRAYS = {
+    #: Of runs: the numbers of the lines of the configuration, in `PackedExperiment.lines`.
+    "config": "<u4",
+    #: Of runs: the points of curves.
+    "step": "<i8",
+    "value": "<f8",
+    #: Of splits: the examples' ids and labels.
+    "example": "<i8",
+    "label": "<u2",
+    #: Of runs: the predicted classes, and the log-probabilities of labels (see `Predictions.steps`).
+    "prediction": "<u2",
+    "log_probability": "<u4",
+}
 
 #: The artifacts that packs may contain. Tracebacks are left out, because they name local folders.
 TRAVELS = (
@@ -47,8 +60,33 @@ TRAVELS = (
     Artifact.ADAPTER,
 )
 
+#: The largest number of classes for which predictions have a compact form.
+MOST_CLASSES = 2**15
+
 #: The prefixes of the keys of curves. Of all other metrics, packs contain the last value only.
 CURVES_BEGIN = ("train/", "validation/")
+
+#: The end of the year 9999, the last year that Python knows, in milliseconds since the epoch.
+LATEST = 253_402_300_800_000
+
+#: The largest finite number in a pack, that of float32. Squares and sums of such numbers are finite.
+LARGEST_VALUE = 3.5e38
+
+
+def _moderate(value: float) -> float:
+    if LARGEST_VALUE < abs(value) < math.inf:
+        raise ValueError(f"{value:g} is beyond {LARGEST_VALUE:g}")
+    return value
+
+
+RunId = Annotated[str, Field(pattern="^[0-9A-Za-z_-]{1,64}$")]
+Milliseconds = Annotated[int, Field(ge=0, lt=LATEST)]
+#: MLflow's limits for the length of keys and tags.
+Key = Annotated[str, StringConstraints(max_length=250)]
+TagText = Annotated[str, StringConstraints(max_length=8000)]
+#: Frames of curves repeat the key for each point.
+CurveKey = Annotated[str, StringConstraints(max_length=100)]
+Count = Annotated[int, Field(ge=0, lt=2**40)]
 
 
 class Member(Wired):
@@ -69,10 +107,15 @@ class Layout(Wired):
 class Manifest(Layout):
     """The content of `manifest.json`: a list of everything else in the pack."""
 
-    #: Whether the pack contains trained adapters.
-    adapters: bool = False
     #: Every other file, by its name in the zip file.
     members: dict[str, Member]
+
+
+class PackedSplit(Wired):
+    """A split on which trials were scored."""
+
+    classes: int = Field(ge=2, le=MOST_CLASSES)
+    examples: int = Field(ge=1, lt=2**40)
 
 
 class PackedExperiment(Wired):
@@ -80,3 +123,26 @@ class PackedExperiment(Wired):
 
     #: The name of the experiment, and of its suite.
     name: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
+    splits: tuple[PackedSplit, ...] = ()
+    #: Every line of a configuration once.
+    lines: tuple[str, ...] = ()
+
+
+class PackedRun(Wired):
+    """A line of `runs.jsonl`. Its constraints are those of a store."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants")
+
+    #: The run's `Record.origin`.
+    run_id: RunId
+    status: Literal[Status.FINISHED, Status.FAILED, Status.KILLED]
+    started: Milliseconds
+    ended: Milliseconds
+    tags: dict[Key, TagText]
+    metrics: dict[Key, Annotated[float, AfterValidator(_moderate)]]
+    #: The number of lines of the configuration.
+    config: Count = 0
+    #: The number of points of each curve.
+    curves: dict[CurveKey, Count] = {}
+    #: The number of the split of the compact predictions, from 0. None if there are none.
+    split: Count | None = None

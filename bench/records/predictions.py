@@ -1,133 +1,134 @@
-"""The columns of `predictions.parquet`: example ids, labels, predictions and outputs.
+"""The predictions of a run: example ids, labels, answers and outputs, stored as a safetensors file.
 
-They are `example`, `label`, `prediction` and `logit`, and `text` if a language model wrote answers. Outputs
-always have one column per class: `logit_0`, `logit_1`, and so on. Labels and predictions have one column per
-class only if an example may have several classes.
+The file has the tensors `example`, `label`, `prediction` and `logit`. If a language model wrote answers, it
+also has `text`, their UTF-8 bytes one after the other, and `text_ends`, where each of them ends.
 
-If the answers determine the score, packs hold predictions in a compact form (`Compact`). Files of this form
-have no logits. They have `classes`, the number of classes, and `log_probability`, the log-probability of the
-label.
+If the answers determine the score, packs hold predictions in a compact form (`compact`), which has no logits.
+In their place are `classes`, the number of classes, and `steps`, the log-probabilities of the labels.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
-if TYPE_CHECKING:
-    import pandas as pd
+from tensorbench.records.pack_format import MOST_CLASSES
 
 Integers = NDArray[np.integer[Any]]
 
-#: The two columns that compact predictions have in place of logits, and a list of all their columns.
-LOG_PROBABILITY, CLASSES = "log_probability", "classes"
-COMPACT = ("example", "label", "prediction", CLASSES, LOG_PROBABILITY)
-
-#: In compact predictions, log-probabilities are integer multiples of `STEP` nats, from `LOWEST` to 0.
-STEP, LOWEST = 1e-3, -(2**31)
-
-#: The largest number of classes for which there are compact predictions.
-MOST_CLASSES = 2**15
+#: In the compact form, log-probabilities are multiples of -`STEP` nats, from 0 to `MOST_STEPS`.
+STEP, MOST_STEPS = 1e-3, 2**32 - 1
 
 
 @dataclass(frozen=True)
-class Compact:
-    """Predictions of one class per example, without the logits."""
+class Predictions:
+    """What a model predicted for each example of a split."""
 
-    classes: int
-    #: Integers (examples,): the examples' ids, their labels, the predicted classes, and the
-    #: log-probabilities of the labels as multiples of `STEP`.
+    #: The examples' ids, integers (examples,).
     example: Integers
-    label: Integers
-    prediction: Integers
-    steps: Integers
+    #: Labels and answers (examples,), or (examples, classes) if an example may have several classes.
+    label: NDArray[Any]
+    prediction: NDArray[Any]
+    #: The model's outputs (examples, classes). None in the compact form.
+    logit: NDArray[Any] | None = None
+    #: In the compact form, the number of classes, and the log-probabilities of the labels in multiples of
+    #: -`STEP` nats (examples,).
+    classes: int = 0
+    steps: Integers | None = None
+    #: The written answers of a language model.
+    text: tuple[str, ...] | None = None
 
     @property
     def log_probability(self) -> NDArray[np.float64]:
-        """The log-probabilities of the labels, in nats."""
-        return np.asarray(self.steps * STEP)
-
-    @cached_property
-    def digest(self) -> str:
-        """The SHA-256 of the values. Unlike that of a file, it is the same for every version of pyarrow."""
-        digest = hashlib.sha256(f"{self.classes}".encode())
-        for values in (self.example, self.label, self.prediction, self.steps):
-            digest.update(values.astype("<i8").tobytes())
-        return digest.hexdigest()
+        """The log-probabilities of the labels in nats (examples,). Only the compact form has them."""
+        return np.asarray(self.steps) * -STEP
 
     def file(self) -> bytes:
-        """Returns the predictions as the content of a `predictions.parquet`."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        columns = {
-            "example": self.example.astype(np.int64),
-            "label": self.label.astype(np.int64),
-            "prediction": self.prediction.astype(np.int64),
-            CLASSES: np.full(len(self.label), self.classes),
-            LOG_PROBABILITY: self.log_probability,
-        }
-        file = io.BytesIO()
-        pq.write_table(pa.table(columns), file)
-        return file.getvalue()
+        """Returns the content of the file. Equal predictions give equal bytes."""
+        tensors = {"example": self.example, "label": self.label, "prediction": self.prediction}
+        if self.logit is not None:
+            tensors["logit"] = self.logit
+        else:
+            tensors |= {"classes": np.array([self.classes]), "steps": np.asarray(self.steps)}
+        if self.text is not None:
+            texts = [text.encode() for text in self.text]
+            tensors["text"] = np.frombuffer(b"".join(texts), np.uint8)
+            tensors["text_ends"] = np.cumsum([len(text) for text in texts], dtype=np.int64)
+        return save({name: np.ascontiguousarray(values) for name, values in tensors.items()})
 
 
-def compact(content: bytes) -> Compact | None:
-    """Converts the content of a `predictions.parquet`, which may be compact already, to the compact form.
+def tensors_in(content: bytes) -> dict[str, NDArray[Any]]:
+    """Reads a safetensors file, into as much memory as it has bytes. Raises ValueError if it is malformed."""
+    try:
+        return load(content)
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"it is no safetensors file of numbers: {error}") from error
 
-    Returns None if this is impossible, for example because the file is unreadable, an example may have
-    several classes, a logit is not finite, or an answer is not the class with the largest logit.
+
+def read_predictions(content: bytes) -> Predictions:
+    """Reads predictions from the content of their file. Raises ValueError if it is malformed."""
+    tensors = tensors_in(content)
+    try:
+        example, label, prediction = (tensors.pop(name) for name in ("example", "label", "prediction"))
+        text = _texts(tensors.pop("text"), tensors.pop("text_ends")) if "text" in tensors else None
+        if "logit" in tensors:
+            logit = tensors.pop("logit")
+            made = Predictions(example, label, prediction, logit, logit.shape[-1], text=text)
+            fits = logit.ndim == 2 and len(logit) == len(example) and logit.dtype.kind == "f"
+        else:
+            (classes,), steps = tensors.pop("classes").tolist(), tensors.pop("steps")
+            made = Predictions(example, label, prediction, None, classes, steps, text)
+            fits = 2 <= classes <= MOST_CLASSES and steps.dtype == np.uint32 and steps.shape == label.shape
+            fits = fits and _are_classes(classes, label, prediction)
+    except KeyError as error:
+        raise ValueError(f"the tensor {error} is missing") from error
+    fits = fits and example.ndim == 1 and example.dtype.kind in "iu" and label.ndim in (1, 2)
+    fits = fits and label.shape == prediction.shape and len(label) == len(example)
+    fits = fits and {label.dtype.kind, prediction.dtype.kind} <= set("iuf")
+    if tensors or not fits or (text is not None and len(text) != len(example)):
+        raise ValueError("its tensors do not fit each other, or are not those of predictions")
+    return made
+
+
+def _texts(text: NDArray[Any], ends: NDArray[Any]) -> tuple[str, ...]:
+    content, begins = text.tobytes(), [0, *ends.tolist()[:-1]]
+    if ends.dtype.kind not in "iu" or (np.diff(ends, prepend=0) < 0).any():
+        raise ValueError("a text ends before it begins")
+    return tuple(content[begin:end].decode() for begin, end in zip(begins, ends.tolist(), strict=True))
+
+
+def compact(whole: Predictions) -> Predictions | None:
+    """Converts predictions, which may be compact already, to the compact form.
+
+    Returns None if this is impossible: if there are texts or several classes per example, if a logit is not
+    finite, or if an answer is not the class with the largest logit.
     """
-    import pyarrow.parquet as pq
-    from pyarrow import ArrowException
-
-    try:
-        table = pq.read_table(io.BytesIO(content))
-    except (OSError, ArrowException, ValueError):
+    label, prediction, logit = whole.label, whole.prediction, whole.logit
+    if logit is None:
+        return whole
+    classes = logit.shape[1]
+    if whole.text is not None or not 2 <= classes <= MOST_CLASSES:
         return None
-    values = {name: table[name].to_numpy() for name in table.column_names}
-    outputs = [f"logit_{number}" for number in range(len(numbered(table.column_names, "logit")))]
-    integers = COMPACT[:3] if outputs else COMPACT
-    if sorted(table.column_names) != sorted([*integers, *outputs]) or not len(table):
+    if not _are_classes(classes, label, prediction) or not np.isfinite(logit).all():
         return None
-    if any(values[name].dtype.kind not in "iu" for name in integers if name != LOG_PROBABILITY):
+    steps = np.round(-log_probabilities(logit, label) / STEP)
+    if (_of(logit, prediction) < logit.max(1)).any() or steps.max() > MOST_STEPS:
         return None
-    example, label, prediction = (values[name] for name in COMPACT[:3])
-    classes = len(outputs) if outputs else int(values[CLASSES][0])
-    answers = np.stack([label, prediction])
-    if not 2 <= classes <= MOST_CLASSES or answers.min() < 0 or answers.max() >= classes:
-        return None
-    if outputs:
-        logits = np.stack([values[name] for name in outputs], axis=1)
-        if not np.isfinite(logits).all() or (_of(logits, prediction) < logits.max(1)).any():
-            return None
-        values[LOG_PROBABILITY] = log_probabilities(logits, label)
-    elif (values[CLASSES] != classes).any():
-        return None
-    steps = np.round(values[LOG_PROBABILITY] / STEP)
-    if not ((steps >= LOWEST) & (steps <= 0)).all():
-        return None
-    return Compact(classes, example, label, prediction, steps.astype(np.int32))
+    example, label, prediction = (
+        np.asarray(values, np.int64) for values in (whole.example, label, prediction)
+    )
+    return Predictions(example, label, prediction, classes=classes, steps=steps.astype(np.uint32))
 
 
-def stored_compact(content: bytes) -> Compact | None:
-    """Reads predictions from a file that is in the compact form. Returns None for every other file."""
-    import pyarrow.parquet as pq
-    from pyarrow import ArrowException
-
-    try:
-        names = pq.read_schema(io.BytesIO(content)).names
-    except (OSError, ArrowException, ValueError):
-        return None
-    return compact(content) if LOG_PROBABILITY in names else None
+def _are_classes(classes: int, *values: NDArray[Any]) -> bool:
+    """Whether each array has one of so many classes for every example."""
+    integers = all(each.ndim == 1 and each.size > 0 and each.dtype.kind in "iu" for each in values)
+    return integers and all(0 <= each.min() <= each.max() < classes for each in values)
 
 
 def log_probabilities(logits: NDArray[Any], labels: Integers) -> NDArray[np.float64]:
@@ -142,36 +143,13 @@ def _of(outputs: NDArray[Any], classes: Integers) -> NDArray[Any]:
     return np.take_along_axis(outputs, classes[:, None].astype(int), axis=1)[:, 0]
 
 
-def contradicted(prediction: Integers, label: Integers, log_probability: NDArray[Any], classes: int) -> int:
-    """Counts the answers that contradict the log-probability of the label. All arrays are (examples,).
+def contradicted(predictions: Predictions) -> int:
+    """Counts the answers of compact predictions that contradict the log-probability of the label.
 
     An answer is the likeliest class. So if the answer is the label, the label has a probability of at least
-    1/`classes`. If the answer is another class, the label has a probability of at most 1/2.
+    1/classes. If the answer is another class, the label has a probability of at most 1/2.
     """
-    right = prediction == label
-    least, most = -np.log(classes) - STEP / 2, -np.log(2) + STEP / 2
+    right = predictions.prediction == predictions.label
+    least, most = -np.log(predictions.classes) - STEP / 2, -np.log(2) + STEP / 2
+    log_probability = predictions.log_probability
     return int((right & (log_probability < least)).sum() + (~right & (log_probability > most)).sum())
-
-
-def frame_of(content: bytes) -> pd.DataFrame:
-    """Reads the table in the bytes of a parquet file. Raises ArrowException or OSError if that fails.
-
-    Metadata for pandas is ignored, since a file that is not trusted may claim anything there.
-    """
-    import pyarrow.parquet as pq
-
-    frame: pd.DataFrame = pq.read_table(io.BytesIO(content)).replace_schema_metadata().to_pandas()
-    return frame
-
-
-def a_class_each(name: str, values: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Splits an array (examples, classes) into a column per class, with the names `NAME_0`, `NAME_1`, …"""
-    return {f"{name}_{number}": values[:, number] for number in range(values.shape[1])}
-
-
-def numbered(have: Sequence[str], name: str) -> list[str]:
-    """Returns the names of the columns that hold `name`: the column itself, or `NAME_0`, `NAME_1`, …
-
-    `have` are the names of all columns. The list is empty if no name matches.
-    """
-    return [name] if name in have else [c for c in have if re.fullmatch(rf"{name}_\d+", c)]

@@ -149,7 +149,7 @@ class Artifact(StrEnum):
     #: Of a trial's run: its resolved configuration and provenance.
     CONFIG = "config.json"
     #: Of a trial's run: its outputs, labels and answers.
-    PREDICTIONS = "predictions.parquet"
+    PREDICTIONS = "predictions.safetensors"
     #: Of a trial's run: its adapter and head.
     ADAPTER = "adapter.safetensors"
     #: Of a trial's run: the traceback of a failure.

@@ -14,7 +14,6 @@ from pydantic_core import to_json
 from tensorbench.machine.files import sha256, written_whole
 from tensorbench.methods import UserError
 from tensorbench.records import Wired
-from tensorbench.records.predictions import stored_compact
 from tensorbench.records.record import Record
 from tensorbench.records.words import Artifact, Tag
 
@@ -44,23 +43,13 @@ def hashes(record: Record) -> dict[str, str]:
         raise UserError(f"run {record.run_id}: its tag '{Tag.HASHES}' holds no hashes: {text:.60}") from error
 
 
-def digest(name: Artifact, file: Path) -> str:
-    """Returns the SHA-256 of an artifact's file.
-
-    For predictions in the compact form of packs, it is the SHA-256 of the values in the file instead.
-    """
-    if name == Artifact.PREDICTIONS and (predictions := stored_compact(file.read_bytes())) is not None:
-        return predictions.digest
-    return sha256(file)
-
-
 def check_content(record: Record, name: Artifact, file: Path) -> None:
     """Raises ChangedError, naming run and file, unless `file` has the stored hash of this artifact.
 
     A file without a stored hash passes: older versions stored none, and later analyses add files.
     """
     expected = hashes(record).get(name)
-    if expected is not None and (actual := digest(name, file)) != expected:
+    if expected is not None and (actual := sha256(file)) != expected:
         raise ChangedError(
             f"{name} of run {record.run_id} ({record.name}) was changed after it was stored: its sha256 is "
             f"{actual}, stored was {expected}; {remedy(record, name)}",

@@ -1,25 +1,20 @@
-"""Reads the results of one experiment, from several packs or from packs and a store, as one experiment.
+"""Decides how the results of one experiment are merged, of which packs and a store each have a part.
 
-Each pack's or store's results of the experiment are a part. Parts that contradict each other are refused.
+Parts that contradict each other are refused.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import shown
-from tensorbench.records.record import Record, latest
+from tensorbench.records.record import Record
 from tensorbench.records.stored_plan import PlannedRow, PlannedTrial, StoredPlan, StudyPlan
-from tensorbench.records.words import Artifact, RunKind, Status
-from tensorbench.store.artifacts import as_json
+from tensorbench.records.words import Artifact, Status
 from tensorbench.store.source import Source
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 #: The largest accepted difference between two scores of one trial.
 AGREES = 1e-6
@@ -34,28 +29,20 @@ STUDIED = ("training lr", "training head_lr")
 MOST_LISTED = 10
 
 
-def brings_more(coming: Record, stored: Record | None) -> bool:
+def brings_more(coming: tuple[Source, Record], stored: tuple[Source, Record] | None) -> bool:
     """Whether a run that is merged should replace the stored run of the same trial.
 
-    True if no run is stored (None). A finished run replaces a run that did not finish. A failed run replaces
-    a run that is not settled.
+    Each argument is a source with one of its runs; `stored` is None if no run is stored. A finished run
+    replaces a run that did not finish, and a finished run without its adapter if it has one itself. A failed
+    run replaces a run that is not settled.
     """
     if stored is None:
         return True
-    if stored.status == Status.FINISHED:
-        return False
-    return coming.status == Status.FINISHED or (coming.settled and not stored.settled)
-
-
-def brings_adapter(coming: tuple[Source, Record], stored: tuple[Source, Record]) -> bool:
-    """Whether a run that is merged has its adapter, while the stored run of the same trial lacks it.
-
-    False unless both runs are finished trials. Each argument is a source with one of its runs.
-    """
-    (there, run), (here, other) = coming, stored
-    if not run.status == other.status == Status.FINISHED or not run.trial_id:
-        return False
-    return there.has(run, Artifact.ADAPTER) and not here.has(other, Artifact.ADAPTER)
+    (source, run), (other_source, other) = coming, stored
+    if other.status == Status.FINISHED:
+        there = run.status == Status.FINISHED and source.has(run, Artifact.ADAPTER)
+        return there and not other_source.has(other, Artifact.ADAPTER)
+    return run.status == Status.FINISHED or (run.settled and not other.settled)
 
 
 def refuse_other_scores(name: str, stored: Mapping[str, Record], coming: Iterable[Record]) -> None:
@@ -81,17 +68,6 @@ def _apart(stored: Mapping[str, Record], coming: Iterable[Record]) -> Iterator[s
         if (a is None) != (b is None) or (a is not None and b is not None and abs(a - b) > AGREES):
             runs = f"{a} in run {other.origin}, {b} in run {record.origin}"
             yield f"  trial {record.trial_id} ({record.name}): {runs}"
-
-
-def one_plan(plans: Iterable[StoredPlan]) -> StoredPlan | None:
-    """Merges the plans of all parts into one. Returns None if there are no plans.
-
-    Raises UserError if two parts ran the same row differently.
-    """
-    merged: StoredPlan | None = None
-    for plan in plans:
-        merged = plan if merged is None else merged_plan(merged, plan)
-    return merged
 
 
 def merged_plan(first: StoredPlan, second: StoredPlan) -> StoredPlan:
@@ -207,72 +183,3 @@ def _refuse_other(suite: str, where: str, first: Mapping[str, Any], second: Mapp
                 f"{where}: {key} is {shown(first.get(key))} in one and {shown(second.get(key))} in another; "
                 "report them one by one, or compare them"
             )
-
-
-class Joined(Source):
-    """Several sources with results of one experiment, read as a single source.
-
-    Raises UserError if they differ in a trial's score, or ran the same row differently.
-    """
-
-    def __init__(self, parts: Sequence[Source]) -> None:
-        self._parts = parts
-        self._plan = one_plan(plan for part in parts if (plan := part.plan()) is not None)
-        #: The part that each run comes from.
-        self._of_run: dict[str, Source] = {}
-        self._records = {kind: self._joined(kind) for kind in RunKind}
-
-    def _joined(self, kind: RunKind) -> list[Record]:
-        chosen: dict[str, Record] = {}
-        for part in self._parts:
-            records = part.records(kind)
-            if kind == RunKind.TRIAL:
-                records = list(latest(records).values())
-                refuse_other_scores(self.name, chosen, records)
-            for record in records:
-                # Of the suite's runs, keep one.
-                earlier = chosen.get(record.trial_id)
-                if brings_more(record, earlier) or (
-                    earlier is not None
-                    and brings_adapter((part, record), (self._of_run[earlier.run_id], earlier))
-                ):
-                    chosen[record.trial_id] = record
-                    self._of_run[record.run_id] = part
-        return sorted(chosen.values(), key=lambda record: (record.started, record.origin))
-
-    def part(self, record: Record) -> Source:
-        """Returns the source that a run comes from."""
-        return self._of_run[record.run_id]
-
-    @property
-    def name(self) -> str:
-        return self._parts[0].name
-
-    @property
-    def where(self) -> str:
-        return ", ".join(part.where for part in self._parts)
-
-    def records(self, kind: RunKind = RunKind.TRIAL) -> list[Record]:
-        return self._records[kind]
-
-    def has(self, record: Record, name: Artifact) -> bool:
-        return self.part(record).has(record, name)
-
-    def read(self, record: Record, name: Artifact) -> bytes | None:
-        part = self.part(record)
-        if name == Artifact.PLAN and self._plan is not None and part.plan() != self._plan:
-            return as_json(self._plan).encode()
-        return part.read(record, name)
-
-    def curves(self, key: str | None = None, runs: Collection[str] = ()) -> pd.DataFrame:
-        import pandas as pd
-
-        frames = [part.curves(key, runs) for part in self._parts]
-        own = [
-            frame[[self._of_run.get(run_id) is part for run_id in frame["run_id"]]]
-            for part, frame in zip(self._parts, frames, strict=True)
-        ]
-        return pd.concat(own).sort_values(["run_id", "key", "step"], ignore_index=True)
-
-    def plan(self) -> StoredPlan | None:
-        return self._plan

@@ -1,17 +1,15 @@
-"""Opens results as `Source` objects, whether they are experiments of a store, packs, or both."""
+"""Opens results as `Source` objects, whether they are experiments of a store or of packs."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tensorbench.methods import UserError
 from tensorbench.records.pack_format import ENDING
 from tensorbench.store import DEFAULT_STORE
-from tensorbench.store.merging import Joined
+from tensorbench.store.addresses import shown_uri
 from tensorbench.store.pack.reading import Packed, open_pack
 from tensorbench.store.source import Source
 
@@ -31,16 +29,27 @@ def open_results(uri: str, names: Iterable[str]) -> list[Source]:
     """Opens experiments and packs for reading.
 
     Each name is that of an experiment in the store at `uri`, or a pack's file. A pack may contain several
-    experiments. If the results of one experiment come from several packs or from a pack and the store, they
-    are read as one experiment. The store is opened only if needed.
+    experiments. The store is opened only if needed.
 
     Raises UserError if an experiment is missing, if a pack is refused (see
-    `tensorbench.store.pack.reading.open_pack`), or if the results of one experiment contradict each other.
+    `tensorbench.store.pack.reading.open_pack`), or if two of them have results of the same experiment.
     """
-    opened = (
-        open_pack(Path(name)) if is_pack(name) else [_existing(uri, name)] for name in dict.fromkeys(names)
-    )
-    return as_one(chain.from_iterable(opened))
+    names = list(dict.fromkeys(names))
+    sources = [
+        source
+        for name in names
+        for source in (open_pack(Path(name)) if is_pack(name) else [_existing(uri, name)])
+    ]
+    by_name: dict[str, Source] = {}
+    for source in sources:
+        if (other := by_name.setdefault(source.name, source)) is not source:
+            packs = " ".join(name for name in names if is_pack(name))
+            store = shown_uri(uri) or DEFAULT_STORE
+            raise UserError(
+                f"{other.where} and {source.where} both have results of '{source.name}'; merge them first "
+                f"with `tensorbench unpack {packs} --store {store}`, and then name '{source.name}'"
+            )
+    return sources
 
 
 def _existing(uri: str, name: str) -> Source:
@@ -50,24 +59,13 @@ def _existing(uri: str, name: str) -> Source:
 
 
 def stores_of(sources: Iterable[Source]) -> list[Store]:
-    """Selects the sources that are experiments of a store. Packs and joined sources are left out."""
-    unpacked = [source for source in sources if not isinstance(source, Packed | Joined)]
+    """Selects the sources that are experiments of a store. Packs are left out."""
+    unpacked = [source for source in sources if not isinstance(source, Packed)]
     if not unpacked:
         return []
     from tensorbench.store.store import Store
 
     return [source for source in unpacked if isinstance(source, Store)]
-
-
-def as_one(sources: Iterable[Source]) -> list[Source]:
-    """Joins the sources that have the same name, which hold results of the same experiment.
-
-    Raises UserError if they contradict each other.
-    """
-    parts: defaultdict[str, list[Source]] = defaultdict(list)
-    for source in sources:
-        parts[source.name].append(source)
-    return [same[0] if len(same) == 1 else Joined(same) for same in parts.values()]
 
 
 def pack(
@@ -93,9 +91,9 @@ def unpack(
 ) -> list[MergedExperiment]:
     """Merges packs into a store, which is created if missing.
 
-    Finished trials in the store keep their results, and get a missing adapter from the pack. If the process
-    is killed, the same call continues where it ended. `listener` is called with the number of trials written
-    and their total.
+    Only here do results of one experiment from several places become one. Finished trials in the store keep
+    their results, and get a missing adapter from a pack. If the process is killed, the same call continues
+    where it ended. `listener` is called with the number of trials written and their total.
 
     Raises UserError and writes nothing if a pack is refused, if a trial's score in the store or in another
     pack differs, or if the same suite was run differently there.
@@ -104,4 +102,5 @@ def unpack(
         raise UserError(f"{other} is no pack: the name of one ends with {ENDING}")
     from tensorbench.store.pack.unpacking import merge
 
-    return merge(open_results(store, map(str, files)), store, listener)
+    sources = [source for file in dict.fromkeys(map(str, files)) for source in open_pack(Path(file))]
+    return merge(sources, store, listener)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import io
-from typing import Any
-
-import pandas as pd
 from safetensors.torch import save
 
-from tensorbench.records.predictions import a_class_each
+from tensorbench.records.predictions import Predictions
 from tensorbench.records.record import Record
 from tensorbench.records.text import storable
 from tensorbench.records.words import Artifact, Status
@@ -28,14 +24,12 @@ def finished(outcome: Outcome) -> Record:
 
 
 def _predictions(outcome: Outcome) -> bytes:
-    """Returns the predictions as a parquet file. `tensorbench.records.predictions` describes its columns."""
-    answers = {"label": outcome.labels.numpy(), "prediction": outcome.final.answers}
-    columns: dict[str, Any] = {"example": outcome.example_ids.numpy()}
-    for name, values in answers.items():
-        columns |= {name: values} if values.ndim == 1 else a_class_each(name, values)
-    if outcome.final.texts is not None:
-        columns["text"] = list(map(storable, outcome.final.texts))
-    frame = pd.DataFrame(columns | a_class_each("logit", outcome.final.logits.numpy()))
-    file = io.BytesIO()
-    frame.to_parquet(file, index=False)
-    return file.getvalue()
+    texts, logits = outcome.final.texts, outcome.final.logits.numpy()
+    return Predictions(
+        outcome.example_ids.numpy(),
+        outcome.labels.numpy(),
+        outcome.final.answers,
+        logits,
+        logits.shape[1],
+        text=None if texts is None else tuple(map(storable, texts)),
+    ).file()

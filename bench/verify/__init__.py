@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from tensorbench.machine.cache import check_cache
 from tensorbench.methods import UserError
@@ -13,8 +12,7 @@ from tensorbench.records.words import RunKind, Status
 from tensorbench.store.access import Access, is_foreign
 from tensorbench.store.addresses import shown_uri
 from tensorbench.store.connect import BROKEN_STORE
-from tensorbench.store.opening import is_pack
-from tensorbench.store.pack.reading import open_pack
+from tensorbench.store.opening import open_results
 from tensorbench.store.source import Source
 from tensorbench.store.store import Store
 from tensorbench.verify.examples import Splits
@@ -104,12 +102,9 @@ def _validation_losses(source: Source, records: Sequence[Record]) -> Mapping[str
 
 
 def _sources(uri: str, names: Sequence[str]) -> list[Source]:
-    """The named experiments, or all of the store. If packs share an experiment, they are not joined."""
-    sources: list[Source] = []
-    for name in dict.fromkeys(names):
-        sources += open_pack(Path(name)) if is_pack(name) else [Store.existing(uri, name)]
+    """The named experiments and packs, or all experiments of the store."""
     if names:
-        return sources
+        return open_results(uri, names)
     try:
         return [store for store in Store.every(uri) if store.records(RunKind.SUITE) or store.records()]
     except BROKEN_STORE as error:

@@ -9,19 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from tensorbench.methods import METHODS
 from tensorbench.metrics import METRICS
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
-from tensorbench.records.predictions import LOG_PROBABILITY, numbered
+from tensorbench.records.predictions import Predictions
 from tensorbench.records.record import Record
 from tensorbench.tasks import TASKS, Objective
 from tensorbench.tasks.own_tasks import METRIC_OF
@@ -71,17 +69,15 @@ def split_size(trial: Trial) -> int | None:
     return None if sizes is None else sizes[number]
 
 
-def check_rows(findings: Examined, record: Record, trial: Trial, table: pd.DataFrame) -> None:
+def check_rows(findings: Examined, record: Record, trial: Trial, stored: Predictions) -> None:
     """Compares the number of stored examples with that of the split, and reports repeated examples."""
     if (size := split_size(trial)) is not None:
-        findings.compare("examples of the split", len(table), size)
+        findings.compare("examples of the split", len(stored.example), size)
     # Earlier versions did not store the number of scored examples.
     measure = Measure.TEST_EXAMPLES if trial.evaluate == "test" else Measure.VALIDATION_EXAMPLES
     if (counted := record.measure(measure)) is not None:
-        findings.compare(f"{measure} by the predictions", counted, float(len(table)))
-    if "example" not in table:
-        findings.cannot("ids of examples", "an earlier version stored none")
-    elif repeated := int(table["example"].duplicated().sum()):
+        findings.compare(f"{measure} by the predictions", counted, float(len(stored.example)))
+    if repeated := len(stored.example) - len(np.unique(stored.example)):
         findings.broken("repeated examples", repeated, 0)
 
 
@@ -96,19 +92,17 @@ class Splits:
         default_factory=lambda: defaultdict(list)
     )
 
-    def add(self, findings: Examined, trial: Trial, table: pd.DataFrame) -> None:
-        columns = list(table.columns)
-        labels = numbered(columns, "label")
-        outputs = [LOG_PROBABILITY] if LOG_PROBABILITY in table else numbered(columns, "logit")
-        if "example" not in table or table.empty or not (labels and outputs):
+    def add(self, findings: Examined, trial: Trial, stored: Predictions) -> None:
+        if not len(stored.example):
             return
         size = trial.task.sizes[SPLITS.index(trial.evaluate)]
         data = [trial.data.get(name) for name in OF_DATA]
         split = json.dumps([data, trial.task.split_seed(trial.seed), trial.evaluate, size])
-        order = np.argsort(table["example"].to_numpy(), kind="stable")
-        content = _values(table, ["example", *labels])[order]
+        order = np.argsort(stored.example, kind="stable")
+        content = np.column_stack([stored.example, stored.label])[order]
         self._stored[split].append((findings, _digest(content)))
-        values = _values(table, outputs)[order]
+        outputs = stored.steps if stored.logit is None else stored.logit
+        values = np.column_stack([np.asarray(outputs)])[order]
         # Trials that learned nothing may agree. They give all examples of a class the same outputs.
         alike = values[(content[:, 1:] == content[0, 1:]).all(1)]
         if (alike != alike[0]).any() and _depends_on_seed(findings, trial):
@@ -142,10 +136,6 @@ def _depends_on_seed(findings: Examined, trial: Trial) -> bool:
     method = str(trial.method.get("method"))
     fitted = method in METHODS and METHODS.get(method).fits_head
     return not fitted and findings.record is not None and any(map(findings.record.measure, TRAINED))
-
-
-def _values(table: pd.DataFrame, columns: Sequence[str]) -> NDArray[Any]:
-    return np.stack([table[name].to_numpy() for name in columns], axis=1)
 
 
 def _digest(values: NDArray[Any]) -> str:

@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
-from pyarrow import ArrowException
 
 from tensorbench.execution.perform import perform, prepare_all
 from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
-from tensorbench.records.predictions import LOG_PROBABILITY, frame_of, log_probabilities, numbered
+from tensorbench.records.predictions import log_probabilities, read_predictions
 from tensorbench.records.record import Progress, Record
 from tensorbench.records.words import Artifact, Tag
 from tensorbench.store.access import Access, is_foreign
-from tensorbench.store.pack.compact import DIGITS
+from tensorbench.store.pack.writing import DIGITS
 from tensorbench.store.source import Source
 from tensorbench.store.trained import put_back
 from tensorbench.training.loop import evaluate
@@ -33,7 +33,7 @@ from tensorbench.verify.findings import Examined, Rerun
 #: share of EXAMPLES examples in the split if that is larger.
 SAME, ELSEWHERE, EXAMPLES = 1e-6, 0.02, 5
 #: The errors at reading an artifact that is missing, changed or malformed.
-UNREADABLE = (UserError, OSError, ArrowException)
+UNREADABLE = (UserError, OSError, ValueError)
 
 #: The largest accepted difference between losses, divided by the stored loss if that is above 1, by the
 #: precision of training. docs/guides/verify.md has measurements. SAME_LOSS is for the same hardware. On other
@@ -169,23 +169,22 @@ def _compare_curves(candidate: Candidate, reports: Sequence[Progress], *, same: 
 def _elsewhere(files: Mapping[Artifact, bytes]) -> float:
     """The default tolerance for scores on other hardware. It depends on the number of predictions."""
     predictions = files.get(Artifact.PREDICTIONS)
-    return max(ELSEWHERE, EXAMPLES / len(frame_of(predictions))) if predictions else ELSEWHERE
+    return max(ELSEWHERE, EXAMPLES / len(read_predictions(predictions).example)) if predictions else ELSEWHERE
 
 
 def _compare_examples(findings: Examined, candidate: Candidate, repeated: bytes) -> None:
     """Checks that the stored predictions have the same examples and labels as the new predictions."""
     try:
-        stored = candidate.source.read(candidate.record, Artifact.PREDICTIONS)
-        before = None if stored is None else frame_of(stored)
+        content = candidate.source.read(candidate.record, Artifact.PREDICTIONS)
+        before = None if content is None else read_predictions(content)
     except UNREADABLE:
         # It is reported already.
         return
-    # Predictions of the first version do not name their examples.
-    if before is not None and "example" in before:
-        tables = [before, frame_of(repeated)]
-        then, now = (table[["example", *numbered(list(table.columns), "label")]] for table in tables)
-        if not then.equals(now):
-            findings.broken("examples and labels", "as in the predictions", "others in the task's data")
+    now = read_predictions(repeated)
+    if before is not None and not (
+        np.array_equal(before.example, now.example) and np.array_equal(before.label, now.label)
+    ):
+        findings.broken("examples and labels", "as in the predictions", "others in the task's data")
 
 
 def _compare_adapter(candidate: Candidate, resources: Resources, allowed: float) -> None:
@@ -196,12 +195,12 @@ def _compare_adapter(candidate: Candidate, resources: Resources, allowed: float)
     """
     try:
         weights = candidate.source.read(candidate.record, Artifact.ADAPTER)
-        predictions = candidate.source.read(candidate.record, Artifact.PREDICTIONS)
-        table = None if predictions is None else frame_of(predictions)
+        content = candidate.source.read(candidate.record, Artifact.PREDICTIONS)
+        predictions = None if content is None else read_predictions(content)
     except UNREADABLE:
         # It is reported already.
         return
-    if weights is None or table is None:
+    if weights is None or predictions is None:
         return
     trial, backbone = candidate.trial, resources.backbone(candidate.trial)
     data = resources.data(trial, backbone.info.input)
@@ -212,11 +211,11 @@ def _compare_adapter(candidate: Candidate, resources: Resources, allowed: float)
     except (UserError, ValueError, KeyError, RuntimeError) as error:
         candidate.findings.broken(f"outputs of {Artifact.ADAPTER}", "as in the predictions", str(error))
         return
-    if LOG_PROBABILITY in table:
-        stored = torch.tensor(table[LOG_PROBABILITY].to_numpy())
-        actual = torch.from_numpy(log_probabilities(actual.numpy(), table["label"].to_numpy()))
+    if predictions.logit is None:
+        stored = torch.from_numpy(predictions.log_probability)
+        actual = torch.from_numpy(log_probabilities(actual.numpy(), predictions.label))
     else:
-        stored = torch.tensor(table[numbered(list(table.columns), "logit")].to_numpy())
+        stored = torch.tensor(predictions.logit)
     difference = float((stored - actual).abs().max()) if stored.shape == actual.shape else math.inf
     # Written so that NaN fails as well.
     if not difference <= allowed * max(1.0, float(stored.abs().max())):

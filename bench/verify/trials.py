@@ -10,25 +10,22 @@ from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pandas as pd
 import torch
-from pyarrow import ArrowException
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from tensorbench.backbones import BackboneInfo, BackboneSpec, describe
-from tensorbench.machine.files import sha256_of
+from tensorbench.machine.files import sha256, sha256_of
 from tensorbench.methods import Method, UserError, from_identity
 from tensorbench.methods.validation import explained
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.origin import StoredConfig
-from tensorbench.records.predictions import CLASSES, LOG_PROBABILITY, STEP, contradicted, frame_of, numbered
+from tensorbench.records.predictions import STEP, Predictions, contradicted, read_predictions
 from tensorbench.records.record import Record
 from tensorbench.records.words import YES, Artifact, Tag
 from tensorbench.store.access import Access, is_foreign
-from tensorbench.store.artifacts import ChangedError, digest, hashes
+from tensorbench.store.artifacts import ChangedError, hashes
 from tensorbench.store.source import Source
 from tensorbench.tasks import Objective
 from tensorbench.verify.examples import Splits, check_rows, stored_objective
@@ -83,10 +80,10 @@ def examine(source: Source, record: Record, access: Access, splits: Splits) -> t
         if trial is None:
             return findings, None
         if (predictions := files.get(Artifact.PREDICTIONS)) is not None:
-            table = _table(findings, predictions)
-            if table is not None:
-                _check_scores(findings, record, trial, table)
-                splits.add(findings, trial, table)
+            stored = _predictions(findings, predictions)
+            if stored is not None:
+                _check_scores(findings, record, trial, stored)
+                splits.add(findings, trial, stored)
         if (resolved := resolve(findings, trial, access if is_foreign(source, record) else None)) is not None:
             _check_words(findings, record, trial, resolved)
             _check_counts(findings, record, resolved, files.get(Artifact.ADAPTER))
@@ -116,7 +113,7 @@ def _files(findings: Examined, source: Source, record: Record, folder: Path) -> 
             findings.broken(name, f"sha256 {digests[name]}", "missing")
         elif not there:
             findings.cannot(name, "it is not there, and neither is its hash: an earlier version stored none")
-        elif name in digests and (actual := digest(name, folder / name)) != digests[name]:
+        elif name in digests and (actual := sha256(folder / name)) != digests[name]:
             findings.broken(f"{name}, sha256", digests[name], actual)
         else:
             if name not in digests:
@@ -247,21 +244,19 @@ def _tensor_sizes(file: Path) -> dict[str, int]:
         }
 
 
-def _table(findings: Examined, predictions: Path) -> pd.DataFrame | None:
+def _predictions(findings: Examined, file: Path) -> Predictions | None:
     try:
-        return frame_of(predictions.read_bytes())
-    except (OSError, ArrowException, ValueError) as error:
+        return read_predictions(file.read_bytes())
+    except (OSError, ValueError) as error:
         findings.broken(Artifact.PREDICTIONS, "outputs and labels of every example", f"{error}")
         return None
 
 
-def _check_scores(findings: Examined, record: Record, trial: Trial, table: pd.DataFrame) -> None:
+def _check_scores(findings: Examined, record: Record, trial: Trial, stored: Predictions) -> None:
     """Recomputes score, loss and answers from the stored outputs, and compares them with the stored ones."""
-    is_compact = LOG_PROBABILITY in table
     try:
-        outputs = int(table[CLASSES].iloc[0]) if is_compact else len(numbered(list(table.columns), "logit"))
-        goal = stored_objective(trial, outputs)
-        check_rows(findings, record, trial, table)
+        goal = stored_objective(trial, stored.classes)
+        check_rows(findings, record, trial, stored)
     except UserError as error:
         findings.cannot("score", str(error))
         return
@@ -273,7 +268,7 @@ def _check_scores(findings: Examined, record: Record, trial: Trial, table: pd.Da
         centre, spread = record.metrics.get(Measure.TARGET_MEAN), record.metrics.get(Measure.TARGET_SD)
         goal = replace(goal, centre=centre or 0.0, spread=spread or math.nan)
     try:
-        recomputed = _recomputed_compact(goal, table) if is_compact else _recomputed(goal, table)
+        recomputed = (_recomputed_compact if stored.logit is None else _recomputed)(goal, stored)
     except (UserError, ValueError, TypeError, RuntimeError, IndexError) as error:
         findings.broken(Artifact.PREDICTIONS, "outputs and labels of every example", f"{error}")
         return
@@ -307,37 +302,21 @@ class Recomputed:
     rounding: float = 0.0
 
 
-def _recomputed(goal: Objective, table: pd.DataFrame) -> Recomputed:
-    labels, answers, outputs = (_columns(table, name) for name in ("label", "prediction", "logit"))
+def _recomputed(goal: Objective, stored: Predictions) -> Recomputed:
+    labels, outputs = torch.tensor(stored.label), torch.tensor(stored.logit)
     return Recomputed(
         score=goal.score(outputs, labels),
         loss=goal.loss(outputs, labels.to(outputs) if labels.ndim > 1 else labels).item(),
-        wrong=int((answers.numpy() != goal.answers(outputs)).sum()),
+        wrong=int((stored.prediction != goal.answers(outputs)).sum()),
     )
 
 
-def _recomputed_compact(goal: Objective, table: pd.DataFrame) -> Recomputed:
-    labels, answers, log_probability = (
-        _columns(table, name).numpy() for name in ("label", "prediction", LOG_PROBABILITY)
-    )
+def _recomputed_compact(goal: Objective, stored: Predictions) -> Recomputed:
     if goal.kind != "single label" or goal.metric.reads != "answers":
         raise ValueError(f"metric '{goal.metric.name}' needs logits")
     return Recomputed(
-        score=goal.score_of(answers, labels),
-        loss=-float(log_probability.mean()),
-        wrong=contradicted(answers, labels, log_probability, goal.outputs),
+        score=goal.score_of(stored.prediction, stored.label),
+        loss=-float(stored.log_probability.mean()),
+        wrong=contradicted(stored),
         rounding=STEP / 2,
     )
-
-
-def _columns(table: pd.DataFrame, name: str) -> Tensor:
-    """The stored values called `name`, such as "label", of all examples.
-
-    The shape is (examples,) for a single column, and (examples, outputs) for numbered columns such as
-    `logit_0`. Raises ValueError if the table has no such column.
-    """
-    columns = numbered(list(table.columns), name)
-    if not columns:
-        raise ValueError(f"the column '{name}' is missing")
-    values = torch.from_numpy(table[columns].to_numpy(copy=True))
-    return values[:, 0] if columns == [name] else values

@@ -16,10 +16,9 @@ from tensorbench.reports.answers import answers
 from tensorbench.reports.page import Facts, facts_of
 from tensorbench.reports.reading import read_sources
 from tensorbench.reports.report import compose
-from tensorbench.reports.results import Experiment, Results, grouped
-from tensorbench.reports.words import listed, many
-from tensorbench.store.opening import as_one, is_pack
-from tensorbench.store.pack.reading import open_pack
+from tensorbench.reports.results import Experiment, Results
+from tensorbench.reports.words import many
+from tensorbench.store.opening import is_pack, open_results
 from tensorbench.store.source import Source
 
 #: The formats of a suite's report on the site.
@@ -125,24 +124,22 @@ def published(packs: Sequence[Path]) -> Iterator[Published]:
     Raises UserError if a pack is refused or has no finished trial, if results of a suite contradict each
     other, or if trials are not comparable.
     """
-    opened = [(path.name, source) for path in packs for source in open_pack(path)]
-    for _, parts in sorted(grouped(opened, lambda part: part[1].name).items()):
-        names = tuple(name for name, _ in parts)
+    for source in sorted(open_results("", map(str, packs)), key=lambda source: source.name):
         try:
-            yield _published(names, [source for _, source in parts])
+            yield _published(source)
         except UserError as error:
-            raise UserError(f"{listed(names)}: {error}") from error
+            raise UserError(f"{source.where}: {error}") from error
 
 
-def _published(names: tuple[str, ...], parts: Sequence[Source]) -> Published:
-    results = read_sources(as_one(parts))
+def _published(source: Source) -> Published:
+    results = read_sources([source])
     composed = compose(results, FORMATS, when=f"of trials up to {day(_last(results.experiments[0]))}")
     files = {
         name: content
         for name, content in composed.files.items()
         if name == PICTURE or not name.startswith("figures/")
     }
-    return Published(names, composed.analysis, files)
+    return Published((source.where,), composed.analysis, files)
 
 
 def _last(experiment: Experiment) -> int:

@@ -28,6 +28,7 @@ from tensorbench.training.loop import evaluate
 from tensorbench.training.measure import LIBRARIES
 from tensorbench.training.seeding import stream_seed
 
+from ..predicted import frame_of
 from .toy_runs import Ran, raising, run
 from .toy_suites import MOVIES, TEXT, plan
 
@@ -165,7 +166,7 @@ def test_predictions_are_those_of_the_stored_adapter_and_give_the_score(finished
     sizes = {key: value for key, value in MOVIES.items() if key != "task"}
     data = prepare(TASKS.get("movie-sentiment"), backbone.info.input, **sizes)
 
-    frame = pd.read_parquet(finished.artifact(record, "predictions.parquet"))
+    frame = frame_of(finished.artifact(record, "predictions.safetensors").read_bytes())
     assert frame["example"].tolist() == data.test.ids.tolist()
     assert frame["label"].tolist() == data.test.labels.tolist()
     assert len(frame) == MOVIES["test_size"]

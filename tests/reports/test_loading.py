@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,6 +19,7 @@ from tensorbench.store.opening import open_results
 from tensorbench.store.pack.writing import write_pack
 
 from ..messages import naming
+from ..predicted import file_of
 from ..stored import write
 from .made_up import EXAMPLES, NAME, SMALL, NewStore, plan_of, result, store
 
@@ -101,9 +101,7 @@ def test_logits_are_there_where_they_are_stored(small: str, tmp_path: Path) -> N
         frame = pd.DataFrame({"example": [0], "label": [1], "prediction": [1]})
         for number in range(classes):
             frame[f"logit_{number}"] = np.float32(number)
-        file = io.BytesIO()
-        frame.to_parquet(file, index=False)
-        files[experiment.records[id_].run_id] = file.getvalue()
+        files[experiment.records[id_].run_id] = file_of(frame)
     source = experiment.source
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source, "read", lambda record, name: files.get(record.run_id))
@@ -117,11 +115,7 @@ def test_targets_of_other_kinds_than_one_class_have_their_columns(results: Loade
     several = pd.DataFrame({"example": [0, 1], **labels, **answers})
     number = pd.DataFrame({"example": [0], "label": [2.5], "prediction": [2.25], "logit_0": [0.5]})
     (experiment,) = results.experiments
-    files = []
-    for frame in (several, number):
-        file = io.BytesIO()
-        frame.to_parquet(file, index=False)
-        files.append(file.getvalue())
+    files = [file_of(several), file_of(number)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment.source, "read", lambda record, name: files.pop() if files else None)
         predictions = LoadedResults(results.experiments, results.cells, results.seeds, ()).predictions

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy import stats
 
@@ -25,6 +23,7 @@ from tensorbench.reports.report import write_report
 from tensorbench.store.store import Store
 
 from ..bench.toy_runs import run_inline
+from ..predicted import frame_of
 
 DATA = Path(__file__).parents[1] / "data" / "similarity.csv"
 PAIRS = {
@@ -72,7 +71,7 @@ def test_stored_predictions_give_the_stored_scores_by_scipy(uri: str) -> None:
     for record in records:
         path = store.artifact(record, Artifact.PREDICTIONS)
         assert path is not None
-        frame = pd.read_parquet(io.BytesIO(path.read_bytes()))
+        frame = frame_of(path.read_bytes())
         assert list(frame.columns) == ["example", "label", "prediction", "logit_0"]
         assert record.tags.get("unit") == ("rating points" if record.tags["metric"] == "rmse" else None)
         expected = by_hand[record.tags["metric"]](frame["label"], frame["prediction"])

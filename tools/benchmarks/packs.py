@@ -13,14 +13,15 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import pandas as pd
 
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite_file import load_suite
+from tensorbench.records.predictions import read_predictions
 from tensorbench.records.words import Artifact
 from tensorbench.reports.loading import load_results
 from tensorbench.store.opening import pack, unpack
@@ -41,12 +42,11 @@ def fill(uri: str, suite: Path) -> None:
     for record in Store.existing(uri, "large").records():
         folder = Path(record.artifacts.removeprefix("file://"))
         numbers = np.random.default_rng(int(record.trial_id, 16))
-        frame = pd.read_parquet(folder / Artifact.PREDICTIONS)
+        stored = read_predictions((folder / Artifact.PREDICTIONS).read_bytes())
         classes = len(trials[record.trial_id].task.lookup().classes)
         logits = numbers.normal(size=(EXAMPLES, classes)).astype(np.float32)
-        frame[[f"logit_{i}" for i in range(classes)]] = logits
-        frame["prediction"] = logits.argmax(1)
-        frame.to_parquet(folder / Artifact.PREDICTIONS, index=False)
+        made = replace(stored, prediction=logits.argmax(1), logit=logits, classes=classes)
+        (folder / Artifact.PREDICTIONS).write_bytes(made.file())
         config = {
             "trial": trials[record.trial_id].model_dump(mode="json", exclude_none=True),
             "provenance": record.provenance,

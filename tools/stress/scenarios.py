@@ -73,7 +73,7 @@ def check(suite: Path, store: str) -> Counter[str]:
     for record in records:
         if record.status == "FINISHED":
             names = {file.path for file in opened.client.list_artifacts(record.run_id)}
-            assert names == {"adapter.safetensors", "config.json", "predictions.parquet"}, names
+            assert names == {"adapter.safetensors", "config.json", "predictions.safetensors"}, names
             steps = opened.client.get_metric_history(record.run_id, "train/loss")
             assert sorted(metric.step for metric in steps) == list(range(1, len(steps) + 1))
             assert len(steps) == record.metrics["cost/steps"]

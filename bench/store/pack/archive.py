@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pyarrow import ArrowException
 from pydantic import ValidationError
 
 from tensorbench.methods import UserError
@@ -20,34 +19,26 @@ from tensorbench.methods.validation import explained
 from tensorbench.records.pack_format import (
     EXPERIMENT,
     MANIFEST,
+    NUMBERS,
+    RUNS,
     SCHEMA,
-    TABLES,
     TRAVELS,
     Layout,
     Manifest,
     Member,
 )
-from tensorbench.records.words import Artifact
-from tensorbench.store.pack import parquet
 
-#: Limits of a pack: the number of files, the bytes of the zip file's list of files, and the unpacked bytes.
-#: A pack of 10,000 trials has some 20,000 files with adapters, and a dozen without.
-MOST_MEMBERS, MOST_DIRECTORY, MOST_BYTES = 100_000, 13 * 2**20, 16 * 2**30
-#: The largest unpacked file of each kind, in bytes.
-LARGEST = {".json": 64 * 2**20, ".parquet": 2**30, ".safetensors": MOST_BYTES}
-#: A parquet file of more bytes than this is read only if its metadata state enough rows for the file's size.
-LARGE = 16 * 2**20
-#: Limits for all JSON files in memory together: their bytes, and their marks (see `marks`). A limit (a, b) is
-#: a plus b for every compressed byte. A mark may take a hundred bytes in memory. The plan of 10,000 trials
-#: has 7 MiB and 600,000 marks, compressed to 350 KiB.
-JSON_BYTES, JSON_MARKS = (16 * 2**20, 32), (10**6, 3)
-#: The largest accepted compression ratio, and the size in bytes below which any ratio is accepted. Text
-#: hardly ever exceeds a ratio of 100. A zip bomb has 1000.
-MOST_RATIO, SMALL = 200, 2**20
+#: Limits of a pack: the number of files, and the bytes of the zip file's list of files. A pack of 10,000
+#: trials has some 20,000 files with adapters, and a handful without.
+MOST_MEMBERS, MOST_DIRECTORY = 100_000, 13 * 2**20
+#: Limits for all files together: the unpacked bytes, and the marks of JSON files (see `marks`). A limit
+#: (a, b) is a plus b for every compressed byte. Our packs unpack to 2 to 10 times their size. A mark may take
+#: a hundred bytes in memory; the plan of 10,000 trials has 600,000 marks, compressed to 350 KiB.
+MOST_BYTES, MOST_MARKS = (16 * 2**20, 16), (10**6, 3)
 
 _RUN_ID = "[0-9A-Za-z_-]{1,64}"
 _NAMES = re.compile(
-    rf"experiments/\d{{1,4}}/(?:{'|'.join(map(re.escape, (EXPERIMENT, *TABLES)))}"
+    rf"experiments/\d{{1,4}}/(?:{'|'.join(map(re.escape, (EXPERIMENT, RUNS, NUMBERS)))}"
     rf"|artifacts/{_RUN_ID}/(?:{'|'.join(map(re.escape, TRAVELS))}))"
 )
 
@@ -70,19 +61,14 @@ class Archive:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        #: The bytes that further tables may still need beyond the allowance for their rows.
-        self.slack = parquet.SLACK
         try:
             self._zip = zipfile.ZipFile(_File(path))
         except FileNotFoundError as error:
             raise PackError(f"there is no pack {path}") from error
         except BROKEN_ZIP as error:
             raise self._refused(f"it is cut, or no zip file: {error}") from error
-        #: The bytes and the marks of each JSON file in memory, each with the file's compressed bytes.
-        self._held: dict[str, dict[str, tuple[int, int]]] = {"bytes": {}, "marks": {}}
         self._entries = self._checked_entries()
-        self.manifest = self._read_manifest()
-        self._check_members(self.manifest.members)
+        self._check_members(self._read_manifest().members)
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
@@ -93,20 +79,9 @@ class Archive:
         return [name for name in self._entries if name != MANIFEST]
 
     def read(self, name: str) -> bytes:
-        """Returns the content of a file. Raises PackError if it is damaged or needs too much memory."""
-        if name.endswith(".parquet") and self._entries[name].file_size > LARGE:
-            self._check_stated(name)
-        if name.endswith(".json"):
-            self._check_json(name, "bytes", self._entries[name].file_size, JSON_BYTES)
+        """Returns the content of a file. Raises PackError if it is damaged."""
         # Unpack no more than the zip file states, unlike `ZipFile.read`.
-        content = b"".join(self._blocks(name))
-        if name.endswith(".json"):
-            self._check_json(name, "marks", marks(content), JSON_MARKS)
-        return content
-
-    def packed_bytes(self, name: str) -> int:
-        """The compressed size of a file."""
-        return self._entries[name].compress_size
+        return b"".join(self._blocks(name))
 
     def copy(self, name: str, target: Path) -> None:
         """Writes a file of the pack to disk, block by block."""
@@ -122,25 +97,6 @@ class Archive:
         except BROKEN_ZIP as error:
             raise self._refused(f"{name} cannot be read, the file is cut or was changed: {error}") from error
 
-    def _check_stated(self, name: str) -> None:
-        entry = self._entries[name]
-        try:
-            with self._zip.open(entry) as stream:
-                parquet.check_stated(stream, entry.file_size, entry.compress_size)
-        except (*BROKEN_ZIP, ArrowException) as error:
-            raise self._refused(f"{name}: {error}") from error
-
-    def _check_json(self, name: str, what: str, size: int, limit: tuple[int, int]) -> None:
-        """Raises PackError if this JSON file and those in memory exceed `limit`. `what` is bytes or marks."""
-        # Configurations are in memory one at a time.
-        held = {} if name.endswith(Artifact.CONFIG) else self._held[what]
-        held[name] = size, self._entries[name].compress_size
-        # A copy, since several threads may read at the same time.
-        total, packed = map(sum, zip(*list(held.values()), strict=True))
-        most = limit[0] + limit[1] * packed
-        if total > most:
-            raise self._refused(f"{name} and others have {total:,} {what}, more than {most:,}")
-
     def _refused(self, why: str) -> PackError:
         return PackError(f"the pack {self.path} is refused: {why}")
 
@@ -150,43 +106,41 @@ class Archive:
             raise self._refused(f"it has {len(entries):,} files, more than {MOST_MEMBERS:,}")
         by_name: dict[str, zipfile.ZipInfo] = {}
         for entry in entries:
-            self._check_entry(entry)
+            name = shown(entry.filename)
+            if stat.S_ISLNK(entry.external_attr >> 16):
+                raise self._refused(f"{name} is a link")
+            if _OUTSIDE.search(entry.filename):
+                raise self._refused(f"{name} lies outside of it")
+            if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise self._refused(f"{name} is encrypted, or compressed in another way than packs are")
             if entry.filename in by_name:
-                raise self._refused(f"{shown(entry.filename)} is in it twice")
+                raise self._refused(f"{name} is in it twice")
             by_name[entry.filename] = entry
-        unpacked = sum(entry.file_size for entry in entries)
-        if unpacked > MOST_BYTES:
-            raise self._refused(f"it would be {unpacked:,} bytes large, more than {MOST_BYTES:,}")
+        packed = sum(entry.compress_size for entry in entries)
         # Overlapping files are a way to make a small zip file unpack to a large size.
-        if sum(entry.compress_size for entry in entries) > self.path.stat().st_size:
+        if packed > self.path.stat().st_size:
             raise self._refused("its files overlap")
+        self._check_sum("bytes", sum(entry.file_size for entry in entries), MOST_BYTES, packed)
         if MANIFEST not in by_name:
             raise self._refused(f"it has no {MANIFEST}; `tensorbench pack` writes one")
         return by_name
 
-    def _check_entry(self, entry: zipfile.ZipInfo) -> None:
-        name = shown(entry.filename)
-        if stat.S_ISLNK(entry.external_attr >> 16):
-            raise self._refused(f"{name} is a link")
-        if _OUTSIDE.search(entry.filename):
-            raise self._refused(f"{name} lies outside of it")
-        if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise self._refused(f"{name} is encrypted, or compressed in another way than packs are")
-        most = LARGEST.get(Path(entry.filename).suffix, SMALL)
-        if entry.file_size > most:
-            raise self._refused(f"{name} is {entry.file_size:,} bytes large, more than {most:,}")
-        if entry.file_size > SMALL and entry.file_size > MOST_RATIO * entry.compress_size:
-            raise self._refused(f"{name} is more than {MOST_RATIO} times as large as it is in the zip file")
+    def _check_sum(self, what: str, count: int, limit: tuple[int, int], packed: int) -> None:
+        most = limit[0] + limit[1] * packed
+        if count > most:
+            raise self._refused(f"it has {count:,} {what} in {packed:,} compressed bytes, more than {most:,}")
 
     def _read_manifest(self) -> Manifest:
         content = self.read(MANIFEST)
+        self._check_sum("marks of JSON", marks(content), MOST_MARKS, len(content))
         try:
-            # Checked first, since later versions may write everything else in another form.
+            # Checked first, since other versions may write everything else in another form.
             schema = Layout.model_validate_json(content).schema_
-            if schema > SCHEMA:
+            if schema != SCHEMA:
+                which = "a later" if schema > SCHEMA else "an earlier"
                 raise self._refused(
-                    f"a later version of the harness wrote it (schema {schema}; this one reads up to "
-                    f"{SCHEMA}): update tensorpeft-bench"
+                    f"{which} version of tensorpeft-bench wrote it (schema {schema}; this one reads schema "
+                    f"{SCHEMA}): install that version"
                 )
             return Manifest.model_validate_json(content)
         except ValidationError as error:
@@ -200,18 +154,19 @@ class Archive:
             raise self._refused(f"{shown(min(missing))} is not in it, it is cut or was changed")
         if added:
             raise self._refused(f"{shown(min(added))} is in it, and its manifest does not name it")
+        count = packed = 0
         for name, member in members.items():
-            digest = self._digest(name)
-            if digest != member.sha256:
+            digest = hashlib.sha256()
+            is_json = name.endswith((".json", ".jsonl"))
+            packed += is_json * self._entries[name].compress_size
+            for block in self._blocks(name):
+                digest.update(block)
+                count += marks(block) if is_json else 0
+            if (actual := digest.hexdigest()) != member.sha256:
                 raise self._refused(
-                    f"{name} was changed: its sha256 is {digest}, the manifest says {member.sha256}"
+                    f"{name} was changed: its sha256 is {actual}, the manifest says {member.sha256}"
                 )
-
-    def _digest(self, name: str) -> str:
-        digest = hashlib.sha256()
-        for block in self._blocks(name):
-            digest.update(block)
-        return digest.hexdigest()
+        self._check_sum("marks of JSON", count, MOST_MARKS, packed)
 
 
 def marks(content: bytes) -> int:

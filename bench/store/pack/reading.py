@@ -2,63 +2,55 @@
 
 from __future__ import annotations
 
-import math
+import io
 import re
 from collections.abc import Collection
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import pyarrow as pa
-from pyarrow import ArrowException, compute
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from tensorbench.methods.errors import shown
 from tensorbench.methods.validation import explained
+from tensorbench.records import Wired
 from tensorbench.records.pack_format import (
-    CONFIGS_TABLE,
-    CURVES_TABLE,
+    ARRAYS,
     EXPERIMENT,
-    PREDICTIONS_TABLE,
-    RUNS_TABLE,
-    SPLITS_TABLE,
+    LARGEST_VALUE,
+    NUMBERS,
+    RUNS,
     PackedExperiment,
+    PackedRun,
 )
+from tensorbench.records.predictions import Predictions, tensors_in
 from tensorbench.records.record import Record, record_of
 from tensorbench.records.stored_plan import StoredPlan
-from tensorbench.records.words import Artifact, RunKind, Status, Tag
-from tensorbench.store.pack import parquet
+from tensorbench.records.words import Artifact, RunKind, Tag
 from tensorbench.store.pack.archive import Archive, PackError
 from tensorbench.store.pack.clean import kept_tags
-from tensorbench.store.pack.compact import CompactPredictions, Configs
 from tensorbench.store.source import CURVE, Source
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: The statuses that packed runs may have. All of them have ended.
-STATUSES = (Status.FINISHED, Status.FAILED, Status.KILLED)
+Form = TypeVar("Form", bound=Wired)
+Part = TypeVar("Part")
 
-#: The end of the year 9999, the last year that Python knows, in milliseconds since the epoch.
-LATEST = 253_402_300_800_000
-
-#: The number of runs that are converted to Python objects at a time.
-BATCH = 256
-
-#: The largest finite number in a pack, that of float32. Squares and sums of such numbers are finite.
-LARGEST_VALUE = 3.5e38
-
-#: MLflow's limits for the length of a tag and of a metric's key.
-LONGEST_TAG, LONGEST_KEY = 8000, 250
+#: The largest accepted configuration, in bytes. Configurations are in memory one at a time.
+MOST_CONFIG = 2 * 2**20
 
 
 def open_pack(path: Path) -> list[Packed]:
     """Opens the experiments of a pack, ordered by name.
 
-    Raises UserError if the file is missing, incomplete, too large when unpacked, or of a later version, and
+    Raises UserError if the file is missing, incomplete, too large when unpacked, or of another version, and
     if a file in it has a wrong hash or a path that leads outside.
     """
     archive = Archive(path)
-    folders = sorted({name.rpartition("/artifacts/")[0] or name.rpartition("/")[0] for name in archive.names})
+    folders = sorted({"/".join(name.split("/")[:2]) for name in archive.names})
     experiments = [Packed(archive, folder) for folder in folders]
     names = [experiment.name for experiment in experiments]
     if len(set(names)) < len(names) or not names:
@@ -71,47 +63,65 @@ class Packed(Source):
 
     def __init__(self, archive: Archive, folder: str) -> None:
         self.archive, self._folder = archive, folder
-        try:
-            experiment = PackedExperiment.model_validate_json(self._file(EXPERIMENT))
-        except ValidationError as error:
-            raise self._refused(EXPERIMENT, explained(error, PackedExperiment)[0]) from error
-        self._name = experiment.name
-        runs = self._table(RUNS_TABLE, parquet.RUNS)
-        # Converted part by part, so that tags which are not ours are dropped early.
-        self._records = [self._record(line) for part in runs.to_batches(BATCH) for line in part.to_pylist()]
-        self._points = self._table(CURVES_TABLE, parquet.CURVES)
-        if any(column.null_count for column in self._points.columns):
-            raise self._refused(CURVES_TABLE, "a point lacks a part")
-        largest = compute.max(
-            compute.abs(self._points["value"].filter(compute.is_finite(self._points["value"])))
-        )
-        if (largest.as_py() or 0) > LARGEST_VALUE:
-            raise self._refused(CURVES_TABLE, f"a point is at {largest.as_py():g}")
-        if len({record.run_id for record in self._records}) < len(self._records):
-            raise self._refused(RUNS_TABLE, "a run is in it twice")
-        if len(suites := self.records(RunKind.SUITE)) != 1:
-            raise self._refused(RUNS_TABLE, f"it has {len(suites)} runs of a suite; a pack has one")
-        #: The configurations and predictions that are in tables. A pack of version 1 has no such tables.
-        self._configs, self._predictions = self._compact_tables()
+        self._experiment = self._parsed(EXPERIMENT, self._file(EXPERIMENT), PackedExperiment)
+        lines = enumerate(io.BytesIO(self._file(RUNS)), 1)
+        runs = [self._parsed(f"{RUNS}, line {number}", line, PackedRun) for number, line in lines]
+        ids = [run.run_id for run in runs]
+        if any(one >= other for one, other in pairwise(ids)):
+            raise self._refused(RUNS, "a run is in it twice, or its runs are not sorted")
+        records = sorted(map(self._record, runs), key=lambda record: (record.started, record.run_id))
+        self._records = {kind: [each for each in records if each.tag(Tag.KIND) == kind] for kind in RunKind}
+        if (count := len(self._records[RunKind.SUITE])) != 1:
+            raise self._refused(RUNS, f"it has {count} runs of a suite; a pack has one")
+        self._divide(runs)
 
-    def _compact_tables(self) -> tuple[Configs | None, CompactPredictions | None]:
-        trials = {record.run_id for record in self.records()}
-        there = [f"{self._folder}/{name}" in self.archive for name in (CONFIGS_TABLE, PREDICTIONS_TABLE)]
-        configs = predictions = None
-        if there[0]:
-            table = self._table(CONFIGS_TABLE, parquet.CONFIGS)
-            try:
-                configs = Configs(table, trials)
-            except (ValueError, ArrowException) as error:
-                raise self._refused(CONFIGS_TABLE, str(error)) from error
-        if there[1]:
-            splits = self._table(SPLITS_TABLE, parquet.SPLITS)
-            table = self._table(PREDICTIONS_TABLE, parquet.PREDICTIONS)
-            try:
-                predictions = CompactPredictions(table, splits, trials)
-            except (ValueError, ArrowException) as error:
-                raise self._refused(PREDICTIONS_TABLE, str(error)) from error
-        return configs, predictions
+    def _divide(self, runs: list[PackedRun]) -> None:
+        """Reads the arrays, and finds the part of each run and of each split in them."""
+        splits = self._experiment.splits
+        #: The number of the split of each run with compact predictions.
+        self._split = {run.run_id: run.split for run in runs if run.split is not None}
+        if any(number >= len(splits) for number in self._split.values()):
+            raise self._refused(RUNS, "predictions are of a split that is not there")
+        lines = {run.run_id: run.config for run in runs}
+        points = {(run.run_id, key): count for run in runs for key, count in sorted(run.curves.items())}
+        examples = {number: split.examples for number, split in enumerate(splits)}
+        answers = {run_id: examples[number] for run_id, number in self._split.items()}
+        self._lines, self._points = _parts(lines), _parts(points)
+        self._examples, self._answers = _parts(examples), _parts(answers)
+        try:
+            stored = tensors_in(self._file(NUMBERS))
+        except ValueError as error:
+            raise self._refused(NUMBERS, str(error)) from error
+        arrays = {
+            "config": self._array(stored, "config", lines),
+            "step": self._array(stored, "step", points),
+            "value": self._array(stored, "value", points),
+            "example": self._array(stored, "example", examples),
+            "label": self._array(stored, "label", examples),
+            "prediction": self._array(stored, "prediction", answers),
+            "log_probability": self._array(stored, "log_probability", answers),
+        }
+        self._arrays, values = arrays, arrays["value"]
+        if (beyond := values[np.isfinite(values) & (np.abs(values) > LARGEST_VALUE)]).size:
+            raise self._refused(NUMBERS, f"a point is at {beyond[0]:g}")
+        classes = np.array([split.classes for split in splits], int)
+        of_labels = np.repeat(classes, list(examples.values()))
+        of_answers = np.repeat(classes[list(self._split.values())], list(answers.values()))
+        beyond_lines = (arrays["config"] >= len(self._experiment.lines)).any()
+        if beyond_lines or (arrays["label"] >= of_labels).any() or (arrays["prediction"] >= of_answers).any():
+            raise self._refused(NUMBERS, "a line or a class is out of range")
+
+    def _array(self, stored: dict[str, NDArray[Any]], name: str, lengths: dict[Any, int]) -> NDArray[Any]:
+        dtype, planes, count = np.dtype(ARRAYS[name]), stored.get(name), sum(lengths.values())
+        if planes is None or planes.dtype != np.uint8 or planes.shape != (dtype.itemsize, count):
+            raise self._refused(NUMBERS, f"{name} has not the {count:,} numbers that runs or splits state")
+        return np.ascontiguousarray(planes.T).view(dtype).reshape(count)
+
+    def _parsed(self, name: str, content: bytes, form: type[Form]) -> Form:
+        try:
+            return form.model_validate_json(content)
+        except ValidationError as error:
+            raise self._refused(name, explained(error, form)[0]) from error
 
     def _file(self, name: str) -> bytes:
         path = f"{self._folder}/{name}"
@@ -119,28 +129,24 @@ class Packed(Source):
             raise self._refused(name, "it is not there")
         return self.archive.read(path)
 
-    def _table(self, name: str, columns: pa.Schema) -> pa.Table:
-        content, packed = self._file(name), self.archive.packed_bytes(f"{self._folder}/{name}")
-        try:
-            table, excess = parquet.read(content, columns, packed, self.archive.slack)
-        except (ValueError, ArrowException) as error:
-            raise self._refused(name, str(error)) from error
-        # All experiments of a pack are in memory together.
-        self.archive.slack -= excess
-        return table
-
-    def _record(self, line: dict[str, Any]) -> Record:
-        try:
-            return _record(line)
-        except (ValueError, TypeError) as error:
-            raise self._refused(RUNS_TABLE, str(error)) from error
+    def _record(self, run: PackedRun) -> Record:
+        kind, trial_id = run.tags.get(Tag.KIND), run.tags.get(Tag.TRIAL_ID, "")
+        if kind not in tuple(RunKind):
+            raise self._refused(
+                RUNS, f"kind of run {run.run_id}: {shown(kind)}; accepted are {', '.join(RunKind)}"
+            )
+        if kind == RunKind.TRIAL and not re.fullmatch("[0-9a-f]{16}", trial_id):
+            raise self._refused(RUNS, f"trial_id of run {run.run_id}: {shown(trial_id)} is none")
+        return record_of(
+            run.run_id, run.status, run.started, kept_tags(run.tags), run.metrics, ended=run.ended
+        )
 
     def _refused(self, name: str, why: str) -> PackError:
         return PackError(f"the pack {self.archive.path} is refused: {self._folder}/{name}: {why}")
 
     @property
     def name(self) -> str:
-        return self._name
+        return self._experiment.name
 
     @property
     def where(self) -> str:
@@ -148,14 +154,18 @@ class Packed(Source):
         return self.archive.path.name
 
     def records(self, kind: RunKind = RunKind.TRIAL) -> list[Record]:
-        return [record for record in self._records if record.tag(Tag.KIND) == kind]
+        return list(self._records[kind])
 
     def _path(self, record: Record, name: Artifact) -> str:
         return f"{self._folder}/artifacts/{record.run_id}/{name}"
 
     def has(self, record: Record, name: Artifact) -> bool:
-        table = {Artifact.CONFIG: self._configs, Artifact.PREDICTIONS: self._predictions}.get(name)
-        return self._path(record, name) in self.archive or (table is not None and record.run_id in table)
+        lines = self._lines[record.run_id]
+        shared = {
+            Artifact.CONFIG: lines.stop > lines.start,
+            Artifact.PREDICTIONS: record.run_id in self._split,
+        }
+        return shared.get(name, False) or self._path(record, name) in self.archive
 
     def copy(self, record: Record, name: Artifact, target: Path) -> bool:
         # An adapter may exceed memory. Other artifacts are checked when they are read.
@@ -170,28 +180,30 @@ class Packed(Source):
         return self._refused(f"artifacts/{record.run_id}/{name}", said)
 
     def read(self, record: Record, name: Artifact) -> bytes | None:
-        path = self._path(record, name)
-        if path not in self.archive:
-            return self._read_compact(record, name)
-        content = self.archive.read(path)
-        if name == Artifact.PREDICTIONS:
-            try:
-                parquet.check_predictions(content, self.archive.packed_bytes(path))
-            except (ValueError, ArrowException) as error:
-                raise self._refused(f"artifacts/{record.run_id}/{name}", str(error)) from error
-        return content
+        run_id, path = record.run_id, self._path(record, name)
+        if path in self.archive:
+            return self.archive.read(path)
+        if not self.has(record, name):
+            return None
+        if name == Artifact.CONFIG:
+            return self._config(run_id)
+        number, own = self._split[run_id], self._answers[run_id]
+        split = self._examples[number]
+        return Predictions(
+            self._arrays["example"][split],
+            self._arrays["label"][split].astype(np.int64),
+            self._arrays["prediction"][own].astype(np.int64),
+            classes=self._experiment.splits[number].classes,
+            steps=self._arrays["log_probability"][own],
+        ).file()
 
-    def _read_compact(self, record: Record, name: Artifact) -> bytes | None:
-        """The file of an artifact that is in a table. None if no table has it."""
-        run_id = record.run_id
-        if name == Artifact.CONFIG and self._configs is not None and run_id in self._configs:
-            try:
-                return self._configs.read(run_id)
-            except ValueError as error:
-                raise self._refused(CONFIGS_TABLE, str(error)) from error
-        if name == Artifact.PREDICTIONS and self._predictions is not None and run_id in self._predictions:
-            return self._predictions.read(run_id).file()
-        return None
+    def _config(self, run_id: str) -> bytes:
+        lines = self._experiment.lines
+        numbers = self._arrays["config"][self._lines[run_id]].tolist()
+        # A few numbers may repeat a long line many times.
+        if (size := sum(len(lines[number]) + 1 for number in numbers)) > MOST_CONFIG:
+            raise self._refused(RUNS, f"the configuration of run {run_id} has {size:,} characters")
+        return "\n".join(lines[number] for number in numbers).encode()
 
     def plan(self) -> StoredPlan | None:
         plan = super().plan()
@@ -212,40 +224,19 @@ class Packed(Source):
         return plan
 
     def curves(self, key: str | None = None, runs: Collection[str] = ()) -> pd.DataFrame:
-        points = self._points
-        if key is not None:
-            of_runs = compute.is_in(points["run_id"].cast("string"), pa.array(list(runs), "string"))
-            points = points.filter(compute.and_(compute.equal(points["key"].cast("string"), key), of_runs))
-        frame: pd.DataFrame = points.cast(parquet.CURVES).to_pandas()
-        return frame.sort_values(list(CURVE[:3]), ignore_index=True)
+        import pandas as pd
+
+        chosen = {
+            of: part for of, part in self._points.items() if key is None or (of[1] == key and of[0] in runs)
+        }
+        counts = [part.stop - part.start for part in chosen.values()]
+        ids, keys = (np.array([of[place] for of in chosen], object).repeat(counts) for place in (0, 1))
+        rows = np.concatenate([np.empty(0, int), *(np.r_[part] for part in chosen.values())])
+        columns = ids, keys, self._arrays["step"][rows], self._arrays["value"][rows]
+        return pd.DataFrame(dict(zip(CURVE, columns, strict=True)))
 
 
-def _record(line: dict[str, Any]) -> Record:
-    """Makes the record of a row in the table of runs. Raises ValueError for a value that no store accepts."""
-    run_id, status, started = line["run_id"], line["status"], line["started"]
-    if not re.fullmatch("[0-9A-Za-z_-]{1,64}", run_id or ""):
-        raise ValueError(f"run_id: {shown(run_id)} is none")
-    if status not in STATUSES:
-        raise ValueError(f"status of run {run_id}: {shown(status)}; accepted are {', '.join(STATUSES)}")
-    if started is None:
-        raise ValueError(f"started of run {run_id} is missing")
-    for key in ("started", "ended"):
-        if not 0 <= (line[key] or 0) < LATEST:
-            raise ValueError(f"{key} of run {run_id}: {line[key]} is no time")
-    tags, metrics = dict(line["tags"] or ()), dict(line["metrics"] or ())
-    for key, value in tags.items():
-        if value is None or len(value) > LONGEST_TAG or len(key) > LONGEST_KEY:
-            raise ValueError(f"tag {shown(key)} of run {run_id}: {shown(value)} is longer than a store takes")
-    for key, value in metrics.items():
-        if value is None or len(key) > LONGEST_KEY or LARGEST_VALUE < abs(value) < math.inf:
-            raise ValueError(f"metric {shown(key)} of run {run_id}: {shown(value)}")
-    if tags.get(Tag.KIND) not in tuple(RunKind):
-        raise ValueError(
-            f"kind of run {run_id}: {shown(tags.get(Tag.KIND))}; accepted are {', '.join(RunKind)}"
-        )
-    if tags[Tag.KIND] == RunKind.TRIAL and not re.fullmatch("[0-9a-f]{16}", tags.get(Tag.TRIAL_ID, "")):
-        raise ValueError(f"trial_id of run {run_id}: {shown(tags.get(Tag.TRIAL_ID))} is none")
-    tags = kept_tags(tags)
-    if line["parent"]:
-        tags[Tag.PARENT] = line["parent"]
-    return record_of(run_id, status, started, tags, metrics, ended=line["ended"])
+def _parts(lengths: dict[Part, int]) -> dict[Part, slice]:
+    """The places of parts of these lengths that lie one after the other in an array."""
+    places = pairwise(accumulate(lengths.values(), initial=0))
+    return {part: slice(*place) for part, place in zip(lengths, places, strict=True)}

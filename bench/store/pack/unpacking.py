@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +19,7 @@ from tensorbench.records.text import all_storable, run_name
 from tensorbench.records.words import Artifact, RunKind, Status, Tag
 from tensorbench.store.artifacts import hashes
 from tensorbench.store.connect import connect, insisting
-from tensorbench.store.merging import Joined
+from tensorbench.store.merging import brings_more, merged_plan, refuse_other_scores
 from tensorbench.store.source import Source
 from tensorbench.store.store import Store
 
@@ -38,30 +40,42 @@ class MergedExperiment:
 def merge(
     sources: Sequence[Source], uri: str, listener: Listener = lambda done, of: None
 ) -> list[MergedExperiment]:
-    """Merges experiments with distinct names into the store at `uri`, which is created if missing.
+    """Merges experiments into the store at `uri`, which is created if missing.
 
-    Finished trials in the store keep their results, and get a missing adapter from the pack. If the process
-    is killed, the same call continues where it ended. Raises UserError and writes nothing if a trial has
-    another score in the store, or if the same suite was run differently there.
+    Several sources may have results of one experiment. Finished trials in the store keep their results, and
+    get a missing adapter. If the process is killed, the same call continues where it ended. Raises UserError
+    and writes nothing if a trial has two scores, or if a suite was run in two ways.
     """
     connect(uri, create=True)
-    merges = [_Merge(source, Store.there(uri, source.name)) for source in sources]
-    total, done = sum(len(merging.coming) for merging in merges), 0
-    for merging in merges:
-        for _ in merging.write(Store.create(uri, merging.source.name)):
+    parts: defaultdict[str, list[Source]] = defaultdict(list)
+    for source in sources:
+        parts[source.name].append(source)
+    merges = {name: _Merge(own, Store.there(uri, name)) for name, own in parts.items()}
+    total, done = sum(len(merging.coming) for merging in merges.values()), 0
+    for name, merging in merges.items():
+        for _ in merging.write(Store.create(uri, name)):
             done += 1
             listener(done, total)
-    return [MergedExperiment(merging.source.name, len(merging.coming), merging.there) for merging in merges]
+    return [MergedExperiment(name, len(each.coming), each.there) for name, each in merges.items()]
 
 
 class _Merge:
-    """The merge of one experiment into a store. Raises UserError if it contradicts the store."""
+    """The merge of one experiment into a store. Raises UserError if its parts or the store contradict."""
 
-    def __init__(self, source: Source, store: Store | None) -> None:
-        self.source = source
-        both = Joined([store, source] if store else [source])
+    def __init__(self, parts: Sequence[Source], store: Store | None) -> None:
+        self._parts = parts
+        every: list[Source] = [store, *parts] if store else list(parts)
+        plans = [plan for part in every if (plan := part.plan()) is not None]
+        self._plan = reduce(merged_plan, plans) if plans else None
+        chosen: dict[str, tuple[Source, Record]] = {}
+        for part in every:
+            records = latest(part.records())
+            refuse_other_scores(part.name, {id_: run for id_, (_, run) in chosen.items()}, records.values())
+            chosen |= {
+                id_: (part, run) for id_, run in records.items() if brings_more((part, run), chosen.get(id_))
+            }
         stored = latest(store.records()) if store else {}
-        brought = [run for run in both.records() if both.part(run) is source]
+        brought = [(part, run) for part, run in chosen.values() if part is not store]
 
         def is_same(run: Record) -> bool:
             # If the store has this very run, only its adapter may be missing. Other runs are copied whole,
@@ -70,11 +84,9 @@ class _Merge:
             return other is not None and other.status == run.status and other.origin == run.origin
 
         #: Runs of which only the adapter is copied, each with the same run in the store.
-        self._bare = [(run, stored[run.trial_id]) for run in brought if is_same(run)]
-        self.coming = [run for run in brought if not is_same(run)]
-        self.there = len(latest(source.records())) - len(self.coming)
-        #: The merged plan. None if the store has no plan yet.
-        self._plan = both.plan() if store and store.plan() else None
+        self._bare = [(part, run, stored[run.trial_id]) for part, run in brought if is_same(run)]
+        self.coming = [(part, run) for part, run in brought if not is_same(run)]
+        self.there = len({run.trial_id for part in parts for run in part.records()}) - len(self.coming)
 
     def write(self, store: Store) -> Iterator[Record]:
         """Writes the runs that the store lacks. Yields each trial after it is written."""
@@ -82,31 +94,25 @@ class _Merge:
         # Runs left by an interrupted unpack. A duplicate would never count, so its trial gets a new run.
         unfilled = [run for run in stored if not run.settled and run.status != Status.DUPLICATE]
         begun = {run.tag(Tag.ORIGIN): run.run_id for run in unfilled}
-        parents = self._parents(store)
-        points = dict(list(self.source.curves().groupby("run_id")))
-        for run, same in self._bare:
-            _add_adapter(store, self.source, run, same)
-        for run in self.coming:
-            parent = parents.get(run.tag(Tag.PARENT), parents[""])
-            run_id = begun.get(run.origin) or _begin(store, run, parent)
-            _fill(store, self.source, run, run_id, points.get(run.run_id))
-            yield run
+        parent = self._suite(store)
+        for part, run, same in self._bare:
+            _add_adapter(store, part, run, same)
+        for part in self._parts:
+            points = dict(list(part.curves().groupby("run_id")))
+            for run in (run for source, run in self.coming if source is part):
+                run_id = begun.get(run.origin) or _begin(store, run, parent)
+                _fill(store, part, run, run_id, points.get(run.run_id))
+                yield run
 
-    def _parents(self, store: Store) -> dict[str, str]:
-        """Writes the suite's run, if the store lacks it.
-
-        Returns the id in the store of each such run, by its id in the pack. The key "" is the suite's run.
-        """
-        ids: dict[str, str] = {}
-        for run in self.source.records(RunKind.SUITE):
-            there = store.records(RunKind.SUITE)
-            run_id = there[-1].run_id if there else _begin(store, run, "")
-            if self._plan is None or _unended(there, run):
-                _fill(store, self.source, run, run_id, None)
-            if self._plan is not None and store.plan() != self._plan:
-                store.keep(run_id, Artifact.PLAN, self._plan)
-            ids[run.run_id] = ids[""] = run_id
-        return ids
+    def _suite(self, store: Store) -> str:
+        """Writes the suite's run and plan, if the store lacks them, and returns the run's id."""
+        (run,), there = self._parts[0].records(RunKind.SUITE), store.records(RunKind.SUITE)
+        run_id = there[-1].run_id if there else _begin(store, run, "")
+        if store.plan() is None or _unended(there, run):
+            _fill(store, self._parts[0], run, run_id, None)
+        if self._plan is not None and store.plan() != self._plan:
+            store.keep(run_id, Artifact.PLAN, self._plan)
+        return run_id
 
 
 def _unended(there: Sequence[Record], run: Record) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,31 +12,39 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from safetensors.numpy import save
 
 from tensorbench.machine.files import sha256_of, written_whole
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import shown
+from tensorbench.methods.validation import explained
+from tensorbench.metrics import METRICS
 from tensorbench.plan.suite_rows import NAME, NAME_RULE
 from tensorbench.records.pack_format import (
+    ARRAYS,
     CURVES_BEGIN,
-    CURVES_TABLE,
     ENDING,
     EXPERIMENT,
     MANIFEST,
-    RUNS_TABLE,
+    NUMBERS,
+    RUNS,
     SCHEMA,
     TRAVELS,
     Manifest,
     Member,
     PackedExperiment,
+    PackedRun,
+    PackedSplit,
 )
+from tensorbench.records.predictions import Predictions, compact, read_predictions
 from tensorbench.records.record import Record, latest
 from tensorbench.records.words import Artifact, RunKind, Status, Tag
 from tensorbench.store.artifacts import hashes
-from tensorbench.store.pack import parquet
 from tensorbench.store.pack.clean import clean_json, kept_tags
-from tensorbench.store.pack.compact import Shared, rounded
 from tensorbench.store.source import Source
 
 #: The artifacts that are packed for each kind of run, apart from trained adapters.
@@ -49,6 +58,9 @@ TRAIN = CURVES_BEGIN[0]
 
 #: The time stamp of every file in a pack. It is the earliest that the zip format allows.
 NO_TIME = (1980, 1, 1, 0, 0, 0)
+
+#: The number of binary digits to which losses of training steps are rounded, as many as float16 has.
+DIGITS = 11
 
 #: The number of runs that are read concurrently, and of runs that are in memory at a time.
 READERS, BATCH = 8, 64
@@ -91,7 +103,7 @@ def write_pack(
                     path = f"experiments/{number:04d}/{name}"
                     members[path] = Member(sha256=sha256_of(content), bytes=len(content))
                     _put(file, path, content)
-            manifest = Manifest(schema=SCHEMA, adapters=adapters, members=dict(sorted(members.items())))
+            manifest = Manifest(schema=SCHEMA, members=dict(sorted(members.items())))
             _put(file, MANIFEST, _json(manifest.model_dump(mode="json", by_alias=True)))
     except OSError as error:
         raise UserError(f"the pack {out} cannot be written: {error}") from error
@@ -103,7 +115,7 @@ def _put(file: zipfile.ZipFile, name: str, content: bytes) -> None:
     entry = zipfile.ZipInfo(name, NO_TIME)
     # Readable by all, and marked as written on the same system everywhere.
     entry.create_system, entry.external_attr = 3, 0o100644 << 16
-    file.writestr(entry, content, zipfile.ZIP_DEFLATED, 6)
+    file.writestr(entry, content, zipfile.ZIP_DEFLATED, 9)
 
 
 def _json(content: Any) -> bytes:
@@ -136,13 +148,16 @@ class _Content:
         self._suite, self._runs = suite, sorted([suite, *ended], key=lambda run: run.origin)
         #: The SHA-256 of artifacts that differ in the pack from those in the store, by `Record.origin`.
         self._changed: dict[str, dict[str, str]] = {}
-        self._shared = Shared()
+        #: The number of each line of a configuration, and of each split with its first predictions. A split
+        #: is known by the number of classes, the example ids and the labels.
+        self._lines: dict[str, int] = {}
+        self._splits: dict[tuple[int, bytes, bytes], tuple[int, Predictions]] = {}
+        #: The numbers of a run's lines, and the number of its split with its predictions.
+        self._configs: dict[str, list[int]] = {}
+        self._predictions: dict[str, tuple[int, Predictions]] = {}
 
     def members(self) -> Iterator[tuple[str, bytes]]:
-        """Yields the name and the content of every file in the experiment's folder of the pack.
-
-        The files are sorted by name.
-        """
+        """Yields the name and the content of every file in the experiment's folder of the pack."""
         runs = iter(self._runs)
         with ThreadPoolExecutor(READERS) as pool:
             while batch := list(islice(runs, BATCH)):
@@ -150,20 +165,43 @@ class _Content:
                     for name, content in artifacts.items():
                         if not self._share(run, name, content):
                             yield f"artifacts/{run.origin}/{name}", content
-        tables = {CURVES_TABLE: self._curves(), RUNS_TABLE: self._table(), **self._shared.tables()}
-        experiment = {EXPERIMENT: _json(PackedExperiment(name=self._source.name).model_dump())}
-        yield from sorted((tables | experiment).items())
+        points = self._points()
+        yield NUMBERS, self._numbers(points)
+        experiment = PackedExperiment(
+            name=self._source.name,
+            splits=tuple(
+                PackedSplit(classes=first.classes, examples=len(first.example))
+                for _, first in self._splits.values()
+            ),
+            lines=tuple(self._lines),
+        )
+        yield EXPERIMENT, _json(experiment.model_dump())
+        counts: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        for run_id, key, count in (
+            points.groupby(["run_id", "key"], as_index=False).size().itertuples(index=False)
+        ):
+            counts[run_id][key] = count
+        yield RUNS, b"".join(self._line(run, counts[run.origin]) for run in self._runs)
 
     def _share(self, run: Record, name: Artifact, content: bytes) -> bool:
-        """Puts an artifact into a shared table. Returns False, and puts nothing, if it fits no table."""
+        """Takes an artifact whose parts runs share. Returns False, and takes nothing, for any other."""
         if name == Artifact.CONFIG:
-            return self._shared.take_config(run, content)
-        if name != Artifact.PREDICTIONS or self._adapters:
+            lines = content.decode().split("\n")
+            self._configs[run.origin] = [self._lines.setdefault(line, len(self._lines)) for line in lines]
+            return True
+        if name != Artifact.PREDICTIONS or self._adapters or not _answers_suffice(run.tag(Tag.METRIC)):
             return False
-        digest = self._shared.take_predictions(run, content)
-        if digest is not None:
-            self._changed.setdefault(run.origin, {})[name] = digest
-        return digest is not None
+        try:
+            predictions = compact(read_predictions(content))
+        except ValueError:
+            return False
+        if predictions is None:
+            return False
+        split = predictions.classes, predictions.example.tobytes(), predictions.label.tobytes()
+        number, _ = self._splits.setdefault(split, (len(self._splits), predictions))
+        self._predictions[run.origin] = number, predictions
+        self._changed.setdefault(run.origin, {})[name] = sha256_of(predictions.file())
+        return True
 
     def _artifacts(self, run: Record) -> dict[Artifact, bytes]:
         names = set(OF_KIND[RunKind(run.tag(Tag.KIND))])
@@ -190,32 +228,52 @@ class _Content:
             self._changed.setdefault(run.origin, {})[name] = sha256_of(cleaned)
         return cleaned
 
-    def _curves(self) -> bytes:
+    def _points(self) -> pd.DataFrame:
+        """The points of the runs' curves, sorted by run, key and step."""
         frame = self._source.curves()
         origins = {run.run_id: run.origin for run in self._runs}
         frame = frame.assign(run_id=frame["run_id"].map(origins)).dropna(subset=["run_id"])
-        frame = frame.sort_values(["run_id", "key", "step"])
+        frame = frame.sort_values(["run_id", "key", "step"], ignore_index=True)
         if not self._adapters:
             steps = frame["key"].str.startswith(TRAIN)
-            frame["value"] = frame["value"].mask(steps, rounded(frame["value"]))
-        return parquet.written(pa.Table.from_pandas(frame, parquet.CURVES, preserve_index=False))
+            fractions, exponents = np.frexp(frame["value"])
+            rounded = np.ldexp(np.round(fractions * 2**DIGITS) / 2**DIGITS, exponents)
+            frame["value"] = frame["value"].mask(steps, rounded)
+        return frame
 
-    def _table(self) -> bytes:
-        parents = {run.run_id: run.origin for run in self._runs}
-        lines = [
-            {
-                "run_id": run.origin,
-                "parent": "" if run is self._suite else parents.get(run.tag(Tag.PARENT), self._suite.origin),
-                "status": str(run.status.ended),
-                "started": run.started,
-                "ended": run.started if run.ended is None else run.ended,
-                "tags": list(self._tags(run).items()),
+    def _numbers(self, points: pd.DataFrame) -> bytes:
+        splits = [first for _, first in self._splits.values()]
+        answered = [each for _, (_, each) in sorted(self._predictions.items())]
+        values: dict[str, Iterable[Any]] = {
+            "config": [numbers for _, numbers in sorted(self._configs.items())],
+            "step": [points["step"]],
+            "value": [points["value"]],
+            "example": [split.example for split in splits],
+            "label": [split.label for split in splits],
+            "prediction": [each.prediction for each in answered],
+            "log_probability": [each.steps for each in answered],
+        }
+        return save({name: _planes(name, parts) for name, parts in values.items()})
+
+    def _line(self, run: Record, curves: dict[str, int]) -> bytes:
+        split = self._predictions.get(run.origin)
+        try:
+            line = PackedRun(
+                run_id=run.origin,
+                status=run.status.ended,
+                started=run.started,
+                ended=run.started if run.ended is None else run.ended,
+                tags=self._tags(run),
                 # The last point of a curve is the metric's value.
-                "metrics": sorted(kv for kv in run.metrics.items() if not kv[0].startswith(CURVES_BEGIN)),
-            }
-            for run in sorted(self._runs, key=lambda run: (run.started, run.origin))
-        ]
-        return parquet.written(pa.Table.from_pylist(lines, parquet.RUNS))
+                metrics=dict(sorted(kv for kv in run.metrics.items() if not kv[0].startswith(CURVES_BEGIN))),
+                config=len(self._configs.get(run.origin, ())),
+                curves=curves,
+                split=None if split is None else split[0],
+            )
+        except ValidationError as error:
+            said = explained(error, PackedRun)[0]
+            raise UserError(f"run {run.run_id} ({run.name}) cannot be packed: {said}") from error
+        return line.model_dump_json(exclude_defaults=True).encode() + b"\n"
 
     def _tags(self, run: Record) -> dict[str, str]:
         tags = kept_tags(run.tags)
@@ -225,3 +283,19 @@ class _Content:
                 {name: digests[name] for name in sorted(digests) if name in TRAVELS}
             )
         return tags
+
+
+def _planes(name: str, parts: Iterable[Any]) -> NDArray[np.uint8]:
+    """Joins the parts of an array, in the form of a pack's file (see `ARRAYS`)."""
+    dtype = np.dtype(ARRAYS[name])
+    values = np.concatenate([np.empty(0, dtype), *(np.asarray(part, dtype) for part in parts)])
+    return np.ascontiguousarray(values.view(np.uint8).reshape(-1, dtype.itemsize).T)
+
+
+def _answers_suffice(metric: str) -> bool:
+    """Whether a metric needs only one answered class per example. False if the metric is not installed."""
+    try:
+        scored = METRICS.get(metric)
+    except UserError:
+        return False
+    return "single label" in scored.kinds and scored.reads == "answers"

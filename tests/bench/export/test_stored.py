@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
@@ -31,6 +30,7 @@ from tensorbench.store.store import Store
 from tensorbench.tasks import TASKS, prepare
 
 from ...messages import naming
+from ...predicted import frame_of
 from ...stored import begun
 from ..toy_suites import TEXT, VISION, plan
 from .cases import Case, close
@@ -84,8 +84,10 @@ def test_a_stored_trial_gives_the_predictions_that_were_stored(
 ) -> None:
     record = stored.record("FINISHED", method)
     exported = export_run(stored.uri, record.trial_id[:8], tmp_path / "export")
-    file = MlflowClient(stored.uri).download_artifacts(record.run_id, "predictions.parquet", str(tmp_path))
-    predictions = pd.read_parquet(file)
+    file = MlflowClient(stored.uri).download_artifacts(
+        record.run_id, "predictions.safetensors", str(tmp_path)
+    )
+    predictions = frame_of(Path(file).read_bytes())
     task = VISION["tasks"][0]
     sizes = {key: task[key] for key in ("train_size", "validation_size", "test_size")}
     info = load("tiny-random-vit").info
@@ -230,7 +232,7 @@ def test_a_run_without_hashes_is_exported_and_said_to_be_not_verified(
 
 def test_a_pipeline_of_a_merged_trial_gives_its_stored_predictions(kept: Kept) -> None:
     kept.export(merged=True)
-    frame = pd.read_parquet(kept.file("predictions.parquet"))
+    frame = frame_of(kept.file("predictions.safetensors").read_bytes())
     examples = TASKS.get("digits").examples()
     images = dict(zip(examples.ids, examples.inputs, strict=True))
     exact = AutoImageProcessor.from_pretrained(kept.out, backend="pil")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import zipfile
@@ -11,100 +10,83 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
+from safetensors.numpy import save
 
-from tensorbench.store.pack import parquet
+from tensorbench.records.pack_format import EXPERIMENT, NUMBERS, RUNS
+from tensorbench.records.words import Artifact
 
-from ...packs import Files, changed
-
-#: A text of 1 MiB that a table's dictionary stores once, and the number of groups of 64 rows that repeat it.
-#: Expanded, they take 1.5 GiB.
-LONG, GROUPS = "x" * 2**20, 24
+from ...packs import Files, changed, edit_arrays, edit_json, edit_run, edit_runs, path_of
 
 
-def _file(*parts: tuple[pa.Table, int], **how: Any) -> bytes:
-    """A parquet file of `parts`: tables, and how many times each is written, each time as a row group."""
-    file = io.BytesIO()
-    with pq.ParquetWriter(file, parts[0][0].schema, compression="zstd", compression_level=9, **how) as writer:
-        for table, times in parts:
-            for _ in range(times):
-                writer.write_table(table)
-    return file.getvalue()
+def _random(size: int) -> str:
+    """Text that keeps the compression ratio below that of a zip bomb."""
+    return os.urandom(size // 2).hex()
 
 
-def _runs(content: bytes, **columns: Any) -> tuple[pa.Table, pa.Table]:
-    """The table of runs in a file, and a second table that repeats its last run with other `columns`."""
-    table = pq.read_table(io.BytesIO(content))
-    last = table.slice(len(table) - 1).to_pylist()[0]
-    count = len(next(iter(columns.values())))
-    every = {name: columns.get(name, [last[name]] * count) for name in table.column_names}
-    return table, pa.table(every, parquet.RUNS)
+def _zeros(content: Files) -> None:
+    content[path_of(content, RUNS)] += b" " * 2**30
 
 
-def _repeated_tag(content: bytes) -> bytes:
-    own, more = _runs(content, tags=[[("kind", "trial"), ("note", LONG)]] * 64)
-    return _file((own, 1), (more, GROUPS))
-
-
-def _empty_pages(content: bytes) -> bytes:
-    own, more = _runs(content, tags=[[("kind", "trial"), ("note", LONG * 64)]])
-    return _file((own, 1), (more, 24), use_dictionary=False)
-
-
-def _millions_in_a_run(content: bytes) -> bytes:
-    count = 16_000_000
-    offsets = pa.array([0, count], "int32")
-    tags = pa.MapArray.from_arrays(offsets, pa.repeat("k", count), pa.repeat("", count))
-    own, more = _runs(content, tags=tags)
-    return _file((own, 1), (more, 1))
-
-
-def _repeated_key(_: bytes) -> bytes:
-    points = {"run_id": ["a"] * 64, "key": [LONG] * 64, "step": range(64), "value": [0.0] * 64}
-    return _file((pa.table(points, parquet.CURVES), GROUPS))
-
-
-def _answers(column: pa.Array, groups: int = GROUPS) -> Callable[[bytes], bytes]:
-    numbers = [0] * len(column)
-    rows = pa.table({"example": numbers, "label": numbers, "prediction": numbers, "text": column})
-    return lambda _: _file((rows, groups))
-
-
-def _objects(content: bytes) -> bytes:
-    """A plan with millions of objects. Random text keeps the compression ratio below that of a zip bomb."""
-    plan = json.loads(content)
+def _objects(content: Files) -> None:
+    plan = json.loads(content[path_of(content, "plan.json")])
     many = ",".join(['{"a":1}'] * 5_000_000)
-    plan["trials"][0]["method"]["x"] = [os.urandom(300_000).hex(), "here"]
-    return json.dumps(plan).replace('"here"', many).encode()
+    plan["trials"][0]["method"]["x"] = [_random(2**22), "here"]
+    content[path_of(content, "plan.json")] = json.dumps(plan).replace('"here"', many).encode()
 
 
-def _padded(content: bytes) -> bytes:
-    """A table of runs with 400 MiB before its footer, which states 2^61 runs."""
-    file = io.BytesIO()
-    pq.write_table(pq.read_table(io.BytesIO(content)), file)
-    written = file.getvalue()
-    begin = len(written) - 8 - int.from_bytes(written[-8:-4], "little")
-    rows = pq.read_metadata(file).num_rows
-    assert rows < 64
-    # Thrift fields: the number of rows, and the list of row groups.
-    stated = bytes([0x16, 2 * rows, 0x19])
-    footer = written[begin:-8].replace(stated, b"\x16" + b"\x80" * 8 + b"\x40\x19", 1)
-    padding = (os.urandom(2**16) + bytes(2**23)) * 50
-    return written[:begin] + padding + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+def _tags(content: Files) -> None:
+    edit_run(lambda run: run["tags"].update(here=""))(content)
+    runs, many = path_of(content, RUNS), b'"k": "",' * 2_000_000 + b'"k": ""'
+    content[runs] = content[runs].replace(b'"here": ""', many)
 
 
-#: Ways to inflate a file of a pack: the ending of the file's name, and the function that changes its content.
-IN_FILES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
-    "a tag that a dictionary repeats": ("runs.parquet", _repeated_tag),
-    "pages that compress to nothing": ("runs.parquet", _empty_pages),
-    "one run with millions of tags": ("runs.parquet", _millions_in_a_run),
-    "a footer that states more runs than there are": ("runs.parquet", _padded),
-    "a key that a dictionary repeats": ("curves.parquet", _repeated_key),
-    "an answer that a dictionary repeats": ("predictions.parquet", _answers(pa.array([LONG] * 64))),
-    "answers in binary": ("predictions.parquet", _answers(pa.array([LONG.encode()] * 64))),
-    "lists of lists": ("predictions.parquet", _answers(pa.array([[[1.5] * 2**20]] * 8), 8)),
-    "millions of objects in JSON": ("plan.json", _objects),
+def _long_tag(lines: list[dict[str, Any]]) -> None:
+    lines[-1]["tags"] |= {"note": "x" * 2**23}
+
+
+def _points(content: Files) -> None:
+    """Points with the longest possible key, as many as fit."""
+    count = 2**19
+    edit_run(lambda run: run.update(curves={"x" * 250: count}))(content)
+    zeros = {"step": np.zeros(count, np.int64), "value": np.zeros(count)}
+    edit_arrays(lambda arrays: arrays.update(zeros))(content)
+
+
+def _lines(content: Files) -> None:
+    """A configuration of 8 GiB: a line of 4 MiB, 2,000 times."""
+    edit_json(EXPERIMENT, lambda experiment: experiment.update(lines=["x" * 2**22]))(content)
+    edit_runs(lambda lines: [line.update(config=2_000 if line is lines[-1] else 0) for line in lines])(
+        content
+    )
+    edit_arrays(lambda arrays: arrays.update(config=np.zeros(2_000, np.uint32)))(content)
+
+
+def _header(content: Files) -> None:
+    """A header of arrays that states gigabytes which the file does not have."""
+    header = b'{"config":{"dtype":"U8","shape":[4,4294967296],"data_offsets":[0,17179869184]}}'
+    content[path_of(content, NUMBERS)] = len(header).to_bytes(8, "little") + header
+
+
+def _answers(content: Files) -> None:
+    """Predictions whose texts would take gigabytes, because each of them begins at the first byte."""
+    count = 2**14
+    text = {"text": np.zeros(2**20, np.uint8), "text_ends": np.tile([2**20, 0], count // 2)}
+    numbers = {name: np.zeros(count, np.int64) for name in ("example", "label", "prediction")}
+    file = save(numbers | text | {"logit": np.zeros((count, 0), np.float32)})
+    content[path_of(content, Artifact.PREDICTIONS)] = file
+
+
+#: Ways to inflate a pack, each a function that changes its files.
+IN_FILES: dict[str, Callable[[Files], None]] = {
+    "a file that compresses to nothing": _zeros,
+    "millions of objects in JSON": _objects,
+    "one run with millions of tags": _tags,
+    "a tag of megabytes": edit_runs(_long_tag),
+    "points with a long key": _points,
+    "a configuration that repeats a line": _lines,
+    "arrays that are stated and not there": _header,
+    "texts that overlap": _answers,
 }
 
 #: The name of one more way: a file in the pack expands beyond the size that the zip file states for it.
@@ -115,13 +97,7 @@ def hostile(pack: Path, target: Path, way: str) -> Path:
     """Changes a pack in the named way, makes its hashes valid again, and writes it to `target`."""
     if way == UNDERSTATED:
         return _understated(pack, target)
-    ending, change = IN_FILES[way]
-
-    def edit(content: Files) -> None:
-        name = next(name for name in content if name.endswith(ending))
-        content[name] = change(content[name])
-
-    return changed(pack, target, edit)
+    return changed(pack, target, IN_FILES[way])
 
 
 def _understated(pack: Path, target: Path) -> Path:

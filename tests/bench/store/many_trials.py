@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
 from collections.abc import Collection
@@ -13,10 +12,11 @@ import numpy as np
 import pandas as pd
 
 from tensorbench.machine.files import sha256_of
-from tensorbench.records.predictions import a_class_each
 from tensorbench.records.record import Record
 from tensorbench.records.words import Artifact, RunKind, Tag
 from tensorbench.store.source import CURVE, Source
+
+from ...predicted import file_of
 
 
 def predictions(seed: int, examples: int, classes: int = 2) -> pd.DataFrame:
@@ -28,13 +28,7 @@ def predictions(seed: int, examples: int, classes: int = 2) -> pd.DataFrame:
     logits = numbers.normal(size=(examples, classes)) + 1.7 * np.eye(classes)[label]
     logits = (logits.astype(np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
     answered = {"example": example, "label": label, "prediction": logits.argmax(1)}
-    return pd.DataFrame(answered | a_class_each("logit", logits))
-
-
-def file_of(frame: pd.DataFrame) -> bytes:
-    file = io.BytesIO()
-    frame.to_parquet(file, index=False)
-    return file.getvalue()
+    return pd.DataFrame(answered | {f"logit_{number}": logits[:, number] for number in range(classes)})
 
 
 class ManyTrials(Source):

@@ -6,15 +6,13 @@ before the measurement begins.
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import sys
 from pathlib import Path
 
-import pandas as pd
-
 from tensorbench.methods import UserError
+from tensorbench.records.predictions import read_predictions
 from tensorbench.records.words import Artifact
 from tensorbench.store.opening import open_results
 
@@ -30,9 +28,9 @@ def read(pack: str) -> None:
         source.plan()
         source.curves()
         for record in source.records():
-            content = source.read(record, Artifact.PREDICTIONS)
-            if content is not None:
-                pd.read_parquet(io.BytesIO(content))
+            source.read(record, Artifact.CONFIG)
+            if (content := source.read(record, Artifact.PREDICTIONS)) is not None:
+                read_predictions(content)
 
 
 def main(sound: str, pack: str) -> None:
@@ -42,7 +40,7 @@ def main(sound: str, pack: str) -> None:
     before, refusal = mib("VmRSS"), ""
     try:
         read(pack)
-    except UserError as error:
+    except (UserError, ValueError) as error:
         refusal = str(error)
     print(json.dumps([refusal, mib("VmHWM") - before]))
 

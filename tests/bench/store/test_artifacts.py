@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import struct
@@ -10,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 import tensorbench.execution.driver
@@ -19,7 +16,6 @@ import tensorbench.store.store
 from tensorbench.execution.session import session
 from tensorbench.machine.files import sha256
 from tensorbench.methods import UserError
-from tensorbench.records.predictions import frame_of
 from tensorbench.records.record import Record
 from tensorbench.records.stored_plan import StoredSuite
 from tensorbench.records.words import Artifact, RunKind, Tag
@@ -47,7 +43,7 @@ def test_finished_and_failed_trials_leave_the_hashes_of_their_artifacts(store: S
     executed(store, plan(methods=["head_only", wild], training={"batch_size": 16, "epochs": 2}))
     finished, failed = sorted(store.records(), key=lambda record: record.status, reverse=True)
     assert hashes(finished) == files(finished)
-    assert set(hashes(finished)) == {"config.json", "predictions.parquet", "adapter.safetensors"}
+    assert set(hashes(finished)) == {"config.json", "predictions.safetensors", "adapter.safetensors"}
     assert hashes(failed) == files(failed)
     assert set(hashes(failed)) == {"config.json", "traceback.txt"}
 
@@ -73,7 +69,7 @@ def test_changed_predictions_are_not_read(store: Store) -> None:
     path = store.artifact(record, Artifact.PREDICTIONS)
     assert path is not None
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ChangedError, match=naming("predictions.parquet", record.run_id, "head only")):
+    with pytest.raises(ChangedError, match=naming("predictions.safetensors", record.run_id, "head only")):
         store.artifact(record, Artifact.PREDICTIONS)
     store.client.delete_tag(record.run_id, Tag.HASHES)
     (older,) = store.records()
@@ -176,21 +172,6 @@ def test_the_suggested_fix_repairs_a_plan(call: Call, ran: Ran, broken: Any, tmp
     ran.store.client.delete_run(run_id)
     assert call("run", ran.suite, "--store", ran.uri).code == 0
     assert call("report", "toy", "--out", tmp_path / "out", "--store", ran.uri).code == 0
-
-
-@pytest.mark.parametrize(
-    "notes",
-    [
-        b"[" * 100_000,
-        b'{"index_columns": 5, "columns": [], "column_indexes": []}',
-        b'{"index_columns": ["label"], "columns": [5], "column_indexes": [5]}',
-    ],
-    ids=["deep", "index", "columns"],
-)
-def test_notes_for_pandas_are_passed_over(notes: bytes) -> None:
-    file = io.BytesIO()
-    pq.write_table(pa.table({"label": [1, 2]}).replace_schema_metadata({b"pandas": notes}), file)
-    assert frame_of(file.getvalue()).to_dict("list") == {"label": [1, 2]}
 
 
 def test_two_processes_may_store_a_file_in_one_moment(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

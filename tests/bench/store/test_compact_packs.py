@@ -1,8 +1,7 @@
-"""Tests the size of packs, the compact form of their predictions, and packs of version 1."""
+"""Tests the size of packs, files of predictions, and their compact form in packs."""
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,23 +9,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save
 
-from tensorbench.records.pack_format import CONFIGS_TABLE, MANIFEST, PREDICTIONS_TABLE, SPLITS_TABLE
-from tensorbench.records.predictions import STEP, compact, frame_of, log_probabilities
+from tensorbench.machine.files import sha256_of
+from tensorbench.records.pack_format import EXPERIMENT
+from tensorbench.records.predictions import STEP, Predictions, compact, log_probabilities, read_predictions
 from tensorbench.records.words import Artifact
-from tensorbench.store.artifacts import digest, hashes
+from tensorbench.store.artifacts import hashes
 from tensorbench.store.opening import open_results
-from tensorbench.store.pack import compact as tables
-from tensorbench.store.pack import parquet
-from tensorbench.store.pack.archive import PackError
 from tensorbench.store.pack.reading import Packed
-from tensorbench.store.pack.writing import write_pack
+from tensorbench.store.pack.writing import DIGITS, write_pack
 
-from ...packs import Files, changed, files
-from .many_trials import ManyTrials, file_of, predictions
+from ...packs import files
+from ...predicted import file_of, frame_of
+from .many_trials import ManyTrials, predictions
 
 #: A published pack, whose suite and configurations are those of real trials.
 PUBLISHED = Path(__file__).parents[3] / "docs" / "quickstart-report" / "quickstart.tensorbench.zip"
@@ -77,14 +74,13 @@ def test_classes_and_log_probabilities_are_what_the_logits_give(tmp_path: Path) 
         assert np.abs(stored["log_probability"] - exact).max() <= STEP / 2 + 1e-12
         assert set(stored["classes"]) == {frame.shape[1] - 3}
         assert pack.read(record, Artifact.CONFIG) == source.read(trial, Artifact.CONFIG)
-        # The hash of predictions is that of the compact values; other files keep their hashes.
-        (tmp_path / "file").write_bytes(content)
+        # The hash of predictions is that of the compact file; other files keep their hashes.
         own = hashes(record)
-        assert own.pop(Artifact.PREDICTIONS) == digest(Artifact.PREDICTIONS, tmp_path / "file")
+        assert own.pop(Artifact.PREDICTIONS) == sha256_of(content)
         assert own.items() <= hashes(trial).items()
         assert record.metrics == trial.metrics
     # The three trials share two splits and have no files of their own.
-    assert len(pq.read_table(io.BytesIO(files(path)[f"experiments/0000/{SPLITS_TABLE}"]))) == 2
+    assert len(json.loads(files(path)[f"experiments/0000/{EXPERIMENT}"])["splits"]) == 2
     assert not [
         name for name in files(path) if "/artifacts/" in name and records.keys() & set(name.split("/"))
     ]
@@ -95,7 +91,7 @@ def test_losses_of_steps_are_rounded_and_no_other_point(tmp_path: Path) -> None:
     curves, exact = opened(path).curves(), source.curves().sort_values(["run_id", "key", "step"])
     steps = (exact["key"] == "train/loss").to_numpy()
     difference = np.abs(curves["value"].to_numpy() / exact["value"].to_numpy() - 1)
-    assert 0 < difference[steps].max() <= 2.0**-tables.DIGITS
+    assert 0 < difference[steps].max() <= 2.0**-DIGITS
     assert not difference[~steps].any()
     write_pack([source], path, adapters=True, force=True)
     assert opened(path).curves()["value"].tolist() == exact["value"].tolist()
@@ -125,7 +121,6 @@ INCOMPRESSIBLE: dict[str, Callable[[pd.DataFrame], Any]] = {
     "written text": lambda frame: frame.insert(0, "text", "yes"),
     "a label beyond the classes": lambda frame: frame.update({"label": frame["label"].replace(1, 2)}),
     "one output": lambda frame: frame.drop(columns="logit_1", inplace=True),
-    "no ids": lambda frame: frame.drop(columns="example", inplace=True),
     "a log-probability that 32 bits do not hold": lambda frame: frame.update(
         {"logit_1": frame["logit_1"] * 1e9}
     ),
@@ -152,115 +147,49 @@ def test_where_logits_are_needed_they_stay(how: dict[str, Any], tmp_path: Path) 
     assert pack.read(pack.records()[0], Artifact.PREDICTIONS) == file_of(frame)
 
 
-def earlier(content: Files) -> None:
-    """Converts a pack with full predictions to the layout of version 1."""
-    table = pq.read_table(io.BytesIO(content.pop(f"experiments/0000/{CONFIGS_TABLE}")))
-    for row in table.to_pylist():
-        name = f"experiments/0000/artifacts/{row['run_id']}/{Artifact.CONFIG}"
-        content[name] = "\n".join(row["lines"]).encode()
-    content[MANIFEST] = json.dumps(json.loads(content[MANIFEST]) | {"schema": 1}).encode()
-
-
-def test_a_pack_of_version_1_is_read_and_packed_again_as_its_store(tmp_path: Path) -> None:
-    source, path = packed(tmp_path, *(predictions(seed, 50) for seed in range(3)), adapters=True, steps=9)
-    old = opened(changed(path, tmp_path / "old.tensorbench.zip", earlier))
-    assert json.loads(files(old.archive.path)[MANIFEST])["schema"] == 1
-    for record in old.records():
-        for name in (Artifact.CONFIG, Artifact.PREDICTIONS):
-            assert old.has(record, name)
-            assert old.read(record, name) == source.read(record, name)
-    write_pack([source], path, force=True)
+def test_a_pack_of_a_pack_has_the_same_bytes(tmp_path: Path) -> None:
+    frames = [predictions(seed, 50) for seed in range(3)]
+    several_labels(frames[1])
+    _, path = packed(tmp_path, *frames, steps=9)
     again = tmp_path / "again.tensorbench.zip"
-    for one in (old, opened(path)):
-        write_pack([one], again, force=True)
-        assert again.read_bytes() == path.read_bytes()
+    write_pack([opened(path)], again)
+    assert again.read_bytes() == path.read_bytes()
 
 
-# --- changed tables ---
+def test_compact_predictions_have_the_same_bytes_everywhere() -> None:
+    """Their hash is stored, and a pack is read with another version of safetensors than it was written."""
+    example, label = np.array([7, 3, 5]), np.array([0, 1, 1])
+    logit = np.array([[2, 0, 0], [0, 0, 1], [0, 3, 0]], np.float32)
+    made = compact(Predictions(example, label, logit.argmax(1), logit, 3))
+    assert made is not None
+    assert made.steps is not None
+    assert made.steps.tolist() == [240, 1551, 95]
+    assert sha256_of(made.file()) == "91fc5a1223c03392a64f5356ac5d866b1f882d4e1eb6734593c8781cdf830024"
+    assert compact(read_predictions(made.file())).file() == made.file()  # type: ignore[union-attr]
 
 
-def rows(table: str, change: Callable[[list[dict[str, Any]]], None]) -> Callable[[Files], None]:
-    """Returns a change of a pack's files. It applies `change` to the rows of one table."""
-    schema = {
-        CONFIGS_TABLE: parquet.CONFIGS,
-        SPLITS_TABLE: parquet.SPLITS,
-        PREDICTIONS_TABLE: parquet.PREDICTIONS,
-    }[table]
-
-    def edit(content: Files) -> None:
-        name = f"experiments/0000/{table}"
-        lines = pq.read_table(io.BytesIO(content[name])).to_pylist()
-        change(lines)
-        content[name] = parquet.written(pa.Table.from_pylist(lines, schema))
-
-    return edit
-
-
-STEPS_COLUMN = "log_probability_thousandths"
-CHANGES: dict[str, tuple[Callable[[Files], None], str]] = {
-    "a config of no trial": (rows(CONFIGS_TABLE, lambda lines: lines[0].update(run_id="x")), CONFIGS_TABLE),
-    "a config twice": (rows(CONFIGS_TABLE, lambda lines: lines.append(lines[0])), CONFIGS_TABLE),
-    "a line that is missing": (
-        rows(CONFIGS_TABLE, lambda lines: lines[0]["lines"].append(None)),
-        CONFIGS_TABLE,
-    ),
-    "no lines": (rows(CONFIGS_TABLE, lambda lines: lines[0].update(lines=None)), CONFIGS_TABLE),
-    "predictions twice": (rows(PREDICTIONS_TABLE, lambda lines: lines.append(lines[0])), PREDICTIONS_TABLE),
-    "another split": (rows(PREDICTIONS_TABLE, lambda lines: lines[0].update(split=7)), PREDICTIONS_TABLE),
-    "fewer answers": (rows(PREDICTIONS_TABLE, lambda lines: lines[0]["prediction"].pop()), PREDICTIONS_TABLE),
-    "fewer steps": (rows(PREDICTIONS_TABLE, lambda lines: lines[0][STEPS_COLUMN].pop()), PREDICTIONS_TABLE),
-    "no class": (
-        rows(PREDICTIONS_TABLE, lambda lines: lines[0]["prediction"].__setitem__(0, 9)),
-        "out of range",
-    ),
-    "above 1": (
-        rows(PREDICTIONS_TABLE, lambda lines: lines[0][STEPS_COLUMN].__setitem__(0, 1)),
-        "out of range",
-    ),
-    "fewer labels": (rows(SPLITS_TABLE, lambda lines: lines[0]["label"].pop()), PREDICTIONS_TABLE),
-    "other labels": (rows(SPLITS_TABLE, lambda lines: lines[0]["label"].__setitem__(0, -1)), "out of range"),
-    "one class": (rows(SPLITS_TABLE, lambda lines: lines[0].update(classes=1)), PREDICTIONS_TABLE),
-    "no splits": (lambda content: content.pop(f"experiments/0000/{SPLITS_TABLE}"), SPLITS_TABLE),
+#: Files of predictions that cannot be read: the tensors that are changed.
+UNREADABLE: dict[str, dict[str, Any]] = {
+    "fewer labels": {"label": np.zeros(2, np.int64)},
+    "labels of texts": {"label": np.zeros(3, np.uint8).view(bool)},
+    "examples in columns": {"example": np.zeros((3, 1), np.int64)},
+    "fewer outputs": {"logit": np.zeros((2, 3), np.float32)},
+    "outputs without classes": {"logit": np.zeros(3, np.float32)},
+    "neither outputs nor probabilities": {"logit": None},
+    "another tensor": {"more": np.zeros(3)},
+    "a text less": {"text": np.zeros(4, np.uint8), "text_ends": np.array([2, 4])},
+    "a text that ends before it begins": {"text": np.zeros(4, np.uint8), "text_ends": np.array([2, 1, 4])},
+    "a class that is none": {"logit": None, "classes": np.array([2]), "steps": np.zeros(3, np.uint32)},
+    "signed steps": {"logit": None, "classes": np.array([4]), "steps": np.zeros(3, np.int32)},
+    "one class": {"logit": None, "classes": np.array([1]), "steps": np.zeros(3, np.uint32)},
 }
 
 
-@pytest.mark.parametrize("way", CHANGES)
-def test_tables_that_do_not_fit_together_are_refused(way: str, tmp_path: Path) -> None:
-    _, path = packed(tmp_path, *(predictions(seed, 20) for seed in range(3)))
-    change, said = CHANGES[way]
-    with pytest.raises(PackError, match=f"is refused: .*{said}"):
-        opened(changed(path, tmp_path / "changed.tensorbench.zip", change))
-
-
-def test_a_configuration_of_gigabytes_is_refused(tmp_path: Path) -> None:
-    """The file stores a line of one megabyte once, but every row repeats this line a thousand times."""
-    _, path = packed(tmp_path, predictions(0, 20))
-    lines = ["x" * 2**20] * 1_000
-    bomb = changed(
-        path, tmp_path / "bomb.tensorbench.zip", rows(CONFIGS_TABLE, lambda rows: rows[0].update(lines=lines))
-    )
-    assert bomb.stat().st_size < 2**17
-    pack = opened(bomb)
-    with pytest.raises(PackError, match=CONFIGS_TABLE):
-        pack.read(pack.records()[0], Artifact.CONFIG)
-
-
-def test_predictions_that_compress_to_nothing_are_refused(tmp_path: Path) -> None:
-    _, path = packed(tmp_path, predictions(0, 20))
-
-    def many(lines: list[dict[str, Any]]) -> None:
-        lines[0].update({"prediction": [0] * 10**7, STEPS_COLUMN: [0] * 10**7})
-
-    bomb = changed(path, tmp_path / "bomb.tensorbench.zip", rows(PREDICTIONS_TABLE, many))
-    assert bomb.stat().st_size < 2**17
-    with pytest.raises(PackError, match=rf"{PREDICTIONS_TABLE}.* need [\d,]+ bytes"):
-        opened(bomb)
-
-
-def test_compact_predictions_are_the_same_when_read_again() -> None:
-    first = compact(file_of(predictions(0, 100, classes=3)))
-    assert first is not None
-    again = compact(first.file())
-    assert again is not None
-    assert again.digest == first.digest
-    assert again.classes == 3
+@pytest.mark.parametrize("way", UNREADABLE)
+def test_files_of_predictions_that_cannot_be_read(way: str) -> None:
+    numbers = {name: np.array([0, 1, 2]) for name in ("example", "label", "prediction")}
+    sound = numbers | {"logit": np.zeros((3, 3), np.float32)}
+    assert read_predictions(save(sound)).classes == 3
+    tensors = {name: values for name, values in (sound | UNREADABLE[way]).items() if values is not None}
+    with pytest.raises(ValueError, match=r"tensor|ends before"):
+        read_predictions(save(tensors))

@@ -63,7 +63,7 @@ def test_an_unanswered_request_is_not_taken_for_a_missing_file(
     with pytest.raises(UserError, match=naming("config.json", "head only", "no answer")):
         store.read(record, Artifact.CONFIG)
     monkeypatch.setattr(MlflowClient, "list_artifacts", raising(MlflowException("no answer")))
-    with pytest.raises(UserError, match=naming("predictions.parquet")):
+    with pytest.raises(UserError, match=naming("predictions.safetensors")):
         store.read(record, Artifact.PREDICTIONS)
 
 
@@ -109,7 +109,7 @@ def test_a_store_that_fills_up_ends_the_run_and_its_record_is_sent_by_the_next(
     assert {file.path for file in store.client.list_artifacts(record.run_id)} == {
         "adapter.safetensors",
         "config.json",
-        "predictions.parquet",
+        "predictions.safetensors",
     }
     assert pending(made, store.records()) == [made.trials[1]]
     assert not list(store.outbox.glob("*/*"))

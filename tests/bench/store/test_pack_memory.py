@@ -48,5 +48,4 @@ def test_a_small_pack_that_would_take_gigabytes(pack: Path, tmp_path: Path, way:
     assert bomb.stat().st_size < 2**24
     refusal, taken = reading(pack, bomb, tmp_path)
     assert taken < MOST, f"{taken:,.0f} MiB"
-    if way != UNDERSTATED:
-        assert "is refused" in refusal
+    assert refusal or way == UNDERSTATED

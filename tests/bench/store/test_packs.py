@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import platform
 from collections.abc import Callable
@@ -11,23 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from tensorbench.methods import UserError
+from tensorbench.records.pack_format import EXPERIMENT, MANIFEST, NUMBERS, RUNS, TRAVELS
 from tensorbench.records.record import Record
 from tensorbench.records.words import Artifact, RunKind, Status, Tag
 from tensorbench.reports.loading import load_results
 from tensorbench.store.opening import open_results, unpack
 from tensorbench.store.opening import pack as repack
-from tensorbench.store.pack import parquet
 from tensorbench.store.pack.clean import clean_json
 from tensorbench.store.pack.unpacking import MergedExperiment
 from tensorbench.store.pack.writing import write_pack
 from tensorbench.store.store import Store
 
-from ...packs import changed, edit_json, files, packed
+from ...packs import changed, edit_json, edit_runs, files, packed
 from ...reports.made_up import SMALL, plan_of, result
 from ...reports.made_up import store as made_up_store
 from ...stored import Result, write
@@ -101,37 +98,40 @@ def test_an_unpack_that_was_killed_goes_on(
 def test_two_machines_halves_are_one_experiment_that_goes_on(
     tmp_path: Path, new_store: NewStore, call: Call
 ) -> None:
-    packs, uris = [], {}
+    packs = []
     for name, seeds in (("one", [0]), ("other", [1]), ("whole", [0, 1])):
         (tmp_path / name).mkdir()
         store = Store.create(new_store(tmp_path / name), "toy")
         executed(store, plan(seeds=seeds, **TOY))
         packs.append(packed(store.uri, "toy", tmp_path / name))
-        uris[name] = store.uri
-    full_results = load_results("toy", store=uris["whole"])
+    full_results = load_results("toy", store=store.uri)
     merged = new_store(tmp_path)
     assert unpack(*packs[:2], store=merged) == [MergedExperiment("toy", 4, 0)]
-    for merged_results in (load_results(*map(str, packs[:2])), load_results("toy", store=merged)):
-        same = ["cell", "seed", "trial_id", "status", "score", "loss", "validation"]
-        assert merged_results.seeds[same].equals(full_results.seeds[same])
-        same = [
-            "task",
-            "method",
-            "budget",
-            "ranks",
-            "parameters",
-            "seeds",
-            "finished",
-            "mean",
-            "sd",
-            "complete",
-        ]
-        assert merged_results.cells[same].equals(full_results.cells[same])
+    merged_results = load_results("toy", store=merged)
+    same = ["cell", "seed", "trial_id", "status", "score", "loss", "validation"]
+    assert merged_results.seeds[same].equals(full_results.seeds[same])
+    same = ["task", "method", "budget", "ranks", "parameters", "seeds", "finished", "mean", "sd", "complete"]
+    assert merged_results.cells[same].equals(full_results.cells[same])
     # No trial runs twice; only the trials of the additional seed are left.
     suite = write_suite(tmp_path, seeds=[0, 1, 2], **TOY)
     assert "toy: 6 trials, 2 to run" in call("run", suite, "--store", merged).out
-    # A pack with one half and a store with the other also read as one experiment.
-    assert load_results("toy", str(packs[1]), store=uris["one"]).cells["complete"].all()
+
+
+@pytest.mark.parametrize("command", ["report", "verify", "pack"])
+def test_one_source_of_an_experiment_is_read(
+    command: str, small: str, pack: Path, tmp_path: Path, call: Call
+) -> None:
+    """A second pack, or a pack beside the store, is refused with the way to merge them."""
+    second = tmp_path / "second.tensorbench.zip"
+    second.write_bytes(pack.read_bytes())
+    out = {"report": ("--out", tmp_path / "report"), "pack": ("--out", tmp_path / "all.tensorbench.zip")}
+    for names, packs in ((("small", pack), f"{pack}"), ((pack, second), f"{pack} {second}")):
+        ended = call(command, *names, *out.get(command, ()), "--store", small)
+        assert ended.code == 2, ended.out
+        said = " ".join(ended.err.split())
+        assert "both have results of 'small'" in said
+        assert f"tensorbench unpack {packs} --store {small}" in said
+    assert [path.name for path in tmp_path.iterdir()] == [second.name]
 
 
 def test_a_pack_holds_what_explains_its_numbers_and_nothing_of_the_machine(
@@ -153,13 +153,7 @@ def test_a_pack_holds_what_explains_its_numbers_and_nothing_of_the_machine(
     for private in (str(tmp_path), str(Path.home()), failed.tag(Tag.OWNER).partition(":")[0]):
         assert private.encode() not in everything
     names = {Path(name).name for name in content}
-    assert {
-        "plan.json",
-        "suite.json",
-        "configs.parquet",
-        "predictions.parquet",
-        "adapter.safetensors",
-    } <= names
+    assert names == {MANIFEST, EXPERIMENT, RUNS, NUMBERS, *TRAVELS} - {Artifact.CONFIG, Artifact.REDUNDANCY}
     assert by_status[Status.FAILED].tag(Tag.FAILURE_MESSAGE) == (
         "on …: no file '…/w.bin' for https://host.org/a/b of 3/4 layers"
     )
@@ -209,13 +203,10 @@ def adapters(store: Store) -> list[bool]:
 def test_the_pack_with_adapters_counts(
     trained: tuple[Path, Path], order: tuple[int, int], tmp_path: Path, new_store: NewStore
 ) -> None:
-    packs = [trained[number] for number in order]
-    repacked = repack(*packs, out=tmp_path / "again.tensorbench.zip", adapters=True)
-    assert repacked.without_adapter == 0
-    assert repacked.path.read_bytes() == trained[1].read_bytes()
     uri = new_store(tmp_path)
-    unpack(*packs, store=uri)
+    unpack(*(trained[number] for number in order), store=uri)
     assert adapters(Store.existing(uri, "toy")) == [True]
+    assert packed(uri, "toy", tmp_path / "again", adapters=True).read_bytes() == trained[1].read_bytes()
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
@@ -264,19 +255,16 @@ def test_a_run_of_ones_own_counts_beside_one_that_came_without_its_adapter(
 # --- contradictions are refused ---
 
 
-def other_score(content: dict[str, bytes]) -> None:
+def other_score(runs: list[dict[str, Any]]) -> None:
     """Raises the score of one trial slightly."""
-    (name,) = [name for name in content if name.endswith("runs.parquet")]
-    lines = pq.read_table(io.BytesIO(content[name])).to_pylist()
-    run = next(line for line in lines if ("seed", "0") in line["tags"])
-    run["metrics"] = [(key, value + 2e-6 * (key == "score")) for key, value in run["metrics"]]
-    content[name] = parquet.written(pa.Table.from_pylist(lines, parquet.RUNS))
+    run = next(run for run in runs if run["tags"].get("seed") == "0")
+    run["metrics"]["score"] += 2e-6
 
 
 def test_other_scores_are_listed_and_nothing_is_written(
     small: str, pack: Path, tmp_path: Path, new_store: NewStore
 ) -> None:
-    tampered = changed(pack, tmp_path / "b.tensorbench.zip", other_score)
+    tampered = changed(pack, tmp_path / "b.tensorbench.zip", edit_runs(other_score))
     uri = new_store(tmp_path)
     unpack(pack, store=uri)
     before = Store.existing(uri, "small").records()
@@ -286,7 +274,7 @@ def test_other_scores_are_listed_and_nothing_is_written(
         unpack(tampered, store=uri)
     assert Store.existing(uri, "small").records() == before
     with pytest.raises(UserError, match="have other scores"):
-        open_results("", [str(pack), str(tampered)])
+        unpack(pack, tampered, store=f"sqlite:///{tmp_path / 'other.db'}")
 
 
 def protocol(plan: dict[str, Any]) -> None:
@@ -306,9 +294,10 @@ def test_packs_of_one_suite_that_was_run_differently_are_refused(
     change: Callable[[dict[str, Any]], None], said: str, pack: Path, tmp_path: Path, new_store: NewStore
 ) -> None:
     other = changed(pack, tmp_path / "b.tensorbench.zip", edit_json("plan.json", change))
-    with pytest.raises(UserError, match=f"not run alike.*LoRA.*{said}"):
-        open_results("", [str(pack), str(other)])
     uri = new_store(tmp_path)
+    with pytest.raises(UserError, match=f"not run alike.*LoRA.*{said}"):
+        unpack(pack, other, store=uri)
+    assert Store.there(uri, "small") is None
     unpack(pack, store=uri)
     with pytest.raises(UserError, match=f"not run alike.*{said}"):
         unpack(other, store=uri)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 from rich.console import Console
@@ -30,6 +29,7 @@ from tensorbench.training.trial import Resources
 from tensorbench.verify import verify
 
 from ...messages import naming
+from ...predicted import frame_of
 from ..toy_runs import run_inline
 from ..toy_suites import VISION, plan
 
@@ -78,7 +78,7 @@ def test_the_selected_state_answers_as_in_training(made: tuple[Store, Plan]) -> 
         with stored_trial(store.uri, trial.id) as loaded:
             data = resources.data(trial, loaded.backbone.info.input)
             rescored = evaluate(loaded.backbone, loaded.adapter, data.test, trial.recipe, data.objective)
-            stored = pd.read_parquet(io.BytesIO(loaded.content(Artifact.PREDICTIONS)))
+            stored = frame_of(loaded.content(Artifact.PREDICTIONS))
             logits = torch.tensor(stored.filter(like="logit").to_numpy())
             assert torch.equal(rescored.logits, logits), loaded.method.label
             ranks = loaded.record.tag(Tag.FINAL_RANKS)

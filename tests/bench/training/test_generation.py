@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow
 import pytest
 import torch
@@ -36,6 +34,7 @@ from tensorbench.training.saving import Saving
 from tensorbench.training.trial import Resources, run_trial
 
 from ...messages import naming
+from ...predicted import frame_of
 from ..toy_suites import VISION, plan
 
 PROMPTS, ANSWERS = ["what?", "why is it so?", "a"], ["this", "é", "no reason at all"]
@@ -229,7 +228,7 @@ def test_trials_of_described_data_train_and_head_only_is_zero_shot(
     assert (bare.trained.steps, *(bare.measures[count] for count in counts)) == (0, 0, 0)
     assert (lora.trained.steps, lora.head) == (4, {})
     assert lora.final.loss < bare.final.loss
-    table = pd.read_parquet(io.BytesIO(finished(lora).files[Artifact.PREDICTIONS]))
+    table = frame_of(finished(lora).files[Artifact.PREDICTIONS])
     assert len(table) == 9
     assert set(table.columns) == {"example", "label", "prediction", "text", *(f"logit_{i}" for i in range(3))}
     # The number of tokens of an answer such as "so #### 12", and one for the end of the text.

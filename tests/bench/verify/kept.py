@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sqlite3
 from collections.abc import Callable
@@ -18,6 +17,8 @@ from tensorbench.records.record import Record
 from tensorbench.records.words import Artifact, RunKind, Tag
 from tensorbench.store.artifacts import hashes
 from tensorbench.store.store import Store
+
+from ...predicted import file_of, frame_of
 
 
 @dataclass
@@ -57,10 +58,9 @@ class Kept:
         self.tag(Tag.HASHES, json.dumps(hashes(self.record) | {str(name): sha256_of(content)}))
 
     def predictions(self, change: Callable[[pd.DataFrame], None]) -> bytes:
-        frame, file = pd.read_parquet(self.file(Artifact.PREDICTIONS)), io.BytesIO()
+        frame = frame_of(self.file(Artifact.PREDICTIONS).read_bytes())
         change(frame)
-        frame.to_parquet(file, index=False)
-        return file.getvalue()
+        return file_of(frame)
 
     def configuration(self, change: Callable[[dict[str, Any]], None]) -> bytes:
         content = json.loads(self.file(Artifact.CONFIG).read_text())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import sys
@@ -10,21 +9,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 import pytest
 import yaml
 
 from tensorbench.machine.files import sha256_of
 from tensorbench.methods import UserError
-from tensorbench.records.pack_format import CONFIGS_TABLE
+from tensorbench.records.pack_format import EXPERIMENT
 from tensorbench.records.words import Artifact, Tag
 from tensorbench.store.opening import unpack
-from tensorbench.store.pack import parquet
 from tensorbench.store.store import Store
 from tensorbench.verify import verify
 
-from ...packs import Files, changed, packed
+from ...packs import Files, changed, edit_arrays, edit_json, edit_run, packed
 from ..toy_runs import SHORT, run_inline
 from ..toy_suites import TEXT, plan
 
@@ -104,19 +101,24 @@ def naming(**parts: dict[str, Any]) -> Callable[[Files], None]:
     def edit(content: Files) -> None:
         for name in [name for name in content if name.endswith(("plan.json", "suite.json"))]:
             content[name] = renamed(content[name])
-        (table,) = [name for name in content if name.endswith(CONFIGS_TABLE)]
-        (row,) = pq.read_table(io.BytesIO(content[table])).to_pylist()
-        config = renamed("\n".join(row["lines"]).encode())
-        row["lines"] = config.decode().split("\n")
-        content[table] = parquet.written(pa.Table.from_pylist([row], parquet.CONFIGS))
-        (table,) = [name for name in content if name.endswith("runs.parquet")]
-        runs = pq.read_table(io.BytesIO(content[table])).to_pylist()
-        for run in runs:
-            tags = dict(run["tags"])
-            if Tag.HASHES in tags:
-                hashes = json.loads(tags[Tag.HASHES]) | {Artifact.CONFIG: sha256_of(config)}
-                run["tags"] = list((tags | {Tag.HASHES: json.dumps(hashes)}).items())
-        content[table] = parquet.written(pa.Table.from_pylist(runs, parquet.RUNS))
+        # The pack has one trial, so that all lines are those of its configuration.
+        lines: list[Any] = []
+
+        def config_of(experiment: dict[str, Any]) -> None:
+            text = "\n".join(experiment["lines"][number] for number in lines)
+            experiment["lines"] = renamed(text.encode()).decode().split("\n")
+            lines[:] = experiment["lines"]
+
+        def counted(run: dict[str, Any]) -> None:
+            config = sha256_of("\n".join(lines).encode())
+            hashes = json.loads(run["tags"][Tag.HASHES]) | {Artifact.CONFIG: config}
+            run["tags"][Tag.HASHES] = json.dumps(hashes)
+            run["config"] = len(lines)
+
+        edit_arrays(lambda arrays: lines.extend(arrays["config"].tolist()))(content)
+        edit_json(EXPERIMENT, config_of)(content)
+        edit_run(counted)(content)
+        edit_arrays(lambda arrays: arrays.update(config=np.arange(len(lines), dtype=np.uint32)))(content)
 
     return edit
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from tensorbench.store.store import Store
 from tensorbench.verify import verify
 
 from ...packs import packed
+from ...predicted import frame_of
 from ..toy_runs import raising, run_inline
 from ..toy_suites import plan
 from .forged import Forged
@@ -68,7 +68,7 @@ def test_scores_of_other_hardware_may_be_further_apart_and_labels_may_not(kept: 
     kept.store.client.set_tag(kept.record.run_id, "provenance.cpu_kind", "another")
     content = kept.predictions(change)
     kept.replace(Artifact.PREDICTIONS, content)
-    frame = pd.read_parquet(io.BytesIO(content))
+    frame = frame_of(content)
     logits = torch.tensor(frame.filter(like="logit_").to_numpy())
     loss = torch.nn.functional.cross_entropy(logits, torch.tensor(frame["label"].to_numpy()))
     kept.measure("score", 1.0)
@@ -132,12 +132,3 @@ def test_forged_results_of_seeds_are_seen_by_their_curves_on_any_processor(
     curves = {fault.run for fault in result.faults if "/loss of another run" in fault.what}
     assert len(curves) == (0 if forgery is unchanged else 2)
     assert forgery is not unchanged or not result.faults
-
-
-def test_predictions_that_name_no_examples_are_no_obstacle(kept: Kept) -> None:
-    kept.replace(
-        Artifact.PREDICTIONS, kept.predictions(lambda frame: frame.drop(columns="example", inplace=True))
-    )
-    result = verify(kept.store.uri, reruns=2)
-    assert len(result.reruns) == 2
-    assert not [fault for fault in result.faults if fault.what == "examples and labels"]

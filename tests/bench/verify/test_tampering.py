@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from tensorbench.machine.files import sha256_of
 from tensorbench.records.measures import Measure
-from tensorbench.records.predictions import compact
 from tensorbench.records.words import Artifact, Tag
 from tensorbench.store.artifacts import hashes
 from tensorbench.store.opening import unpack
@@ -22,6 +21,7 @@ from tensorbench.store.pack.writing import write_pack
 from tensorbench.store.store import Store
 from tensorbench.verify import verify
 
+from ...predicted import file_of, frame_of
 from ..toy_runs import SHORT, run_inline
 from ..toy_suites import plan
 from .kept import Kept
@@ -29,9 +29,7 @@ from .kept import Kept
 
 def scored(kept: Kept, frame: pd.DataFrame) -> None:
     """Stores these predictions, with their hash and the score and loss that follow from them."""
-    file = io.BytesIO()
-    frame.to_parquet(file, index=False)
-    kept.replace(Artifact.PREDICTIONS, file.getvalue())
+    kept.replace(Artifact.PREDICTIONS, file_of(frame))
     outputs = torch.tensor(frame.filter(like="logit_").to_numpy())
     labels = torch.tensor(frame["label"].to_numpy())
     kept.measure("score", (outputs.argmax(1) == labels).double().mean().item())
@@ -39,7 +37,7 @@ def scored(kept: Kept, frame: pd.DataFrame) -> None:
 
 
 def stored(kept: Kept) -> pd.DataFrame:
-    return pd.read_parquet(kept.file(Artifact.PREDICTIONS))
+    return frame_of(kept.file(Artifact.PREDICTIONS).read_bytes())
 
 
 def right(frame: pd.DataFrame) -> pd.DataFrame:
@@ -61,10 +59,6 @@ def repeated(kept: Kept) -> None:
 def labelled_as_answered(kept: Kept) -> None:
     frame = stored(kept)
     scored(kept, frame.assign(label=frame["prediction"]))
-
-
-def without_ids(kept: Kept) -> None:
-    scored(kept, stored(kept).drop(columns="example"))
 
 
 def chosen_by_another_loss(kept: Kept) -> None:
@@ -132,10 +126,8 @@ def test_compact_predictions_that_were_changed_are_found(
     unpacked = Kept(Store.existing(uri, "toy"))
     content = unpacked.predictions(change)
     unpacked.file(Artifact.PREDICTIONS).write_bytes(content)
-    assert [fault.what for fault in verify(uri).faults] == ["predictions.parquet, sha256"]
-    changed = compact(content)
-    assert changed is not None
-    digests = hashes(unpacked.record) | {str(Artifact.PREDICTIONS): changed.digest}
+    assert [fault.what for fault in verify(uri).faults] == ["predictions.safetensors, sha256"]
+    digests = hashes(unpacked.record) | {str(Artifact.PREDICTIONS): sha256_of(content)}
     unpacked.tag(Tag.HASHES, json.dumps(digests))
     assert named in [fault.what for fault in verify(uri).faults]
 
@@ -151,13 +143,6 @@ def test_the_examples_that_most_trials_have_are_the_right_ones(
     assert [(fault.what, fault.run) for fault in verify(store.uri).faults] == [
         ("examples and labels", kept.record.run_id)
     ]
-
-
-def test_predictions_without_ids_are_not_checkable(kept: Kept) -> None:
-    without_ids(kept)
-    result = verify(kept.store.uri)
-    assert not result.faults
-    assert [missing.what for missing in result.unchecked] == ["ids of examples"]
 
 
 def test_the_adapter_of_another_seed_does_not_give_the_stored_outputs(kept: Kept) -> None:
