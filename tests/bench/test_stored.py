@@ -84,7 +84,7 @@ def test_a_finished_trial_is_shown_with_all_that_is_stored_of_it(ran: Ran, call:
     assert shown["selected"].startswith("validation accuracy ")
     assert "1 steps" in shown["time"]
     assert "lr 0.005" in shown["recipe options"]
-    for artifact in ("adapter.safetensors", "config.json", "predictions.parquet"):
+    for artifact in ("adapter.safetensors", "config.json", "predictions.safetensors"):
         assert f"{artifact}, " in ended.out
     assert call("show", record.run_id, "--store", ran.uri).out == ended.out
 
