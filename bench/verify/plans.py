@@ -46,7 +46,7 @@ def examine_plan(source: Source, access: Access | None = None, settled: Set[str]
             placed.append(row_placed)
     _check_suites(findings, source, plan, placed)
     if settled is not None:
-        _check_results(findings, plan, settled)
+        _check_results(findings, source, plan, settled)
     return findings
 
 
@@ -117,15 +117,16 @@ def _check_suites(findings: Examined, source: Source, plan: StoredPlan, placed: 
     rows.finish()
 
 
-def _check_results(findings: Examined, plan: StoredPlan, settled: Set[str]) -> None:
+def _check_results(findings: Examined, source: Source, plan: StoredPlan, settled: Set[str]) -> None:
     """Reports planned trials without a result, and notes which studies are complete.
 
-    A plan of which no trial ran, as of a pilot alone, is only noted.
+    A plan of which the source has no trial, as of a pilot alone, is only noted.
     """
     planned = [(_part_of(row, seed), id_) for row in plan.rows for seed, id_ in row.trials.items()]
     planned += [("tuning", id_) for row in plan.rows if row.tuning for id_ in row.tuning.ids]
     missing = [(part, id_) for part, id_ in planned if id_ not in settled]
-    if len(missing) == len(planned):
+    own = {run.trial_id for run in source.records() if run.settled}
+    if missing and own.isdisjoint(id_ for _, id_ in planned):
         findings.notes.append(f"{plan.suite} holds none of the {len(planned):,} planned trials")
         return
     if missing:
