@@ -320,7 +320,7 @@ class _Driving:
         trial, run = event.trial, self.running[event.trial.id]
         if event.provenance is not None:
             self.executor.limit(trial, self.limits.begin(trial, event.provenance))
-            config = trial.model_dump(mode="json", exclude_none=True)
+            config = trial.model_dump(mode="json")
             self._tell(partial(run.start, config, event.provenance, self._start(event)))
         elif event.progress is not None:
             self._tell(partial(run.progress, event.progress))

@@ -216,15 +216,11 @@ def _lock(folder: Path) -> FileLock:
 
 
 def _unchanged(folder: Path) -> None:
-    """Raises UserError for a folder that has changed since it was built.
-
-    A folder without a manifest is from an earlier version, and gets one here.
-    """
-    hashes = manifest(folder)
-    if (contents := check(folder) if hashes.exists() else look(folder)) is not None:
+    """Raises UserError for a folder that has changed since it was built, or that has no manifest."""
+    if (contents := check(folder)) is not None:
         # A read-only cache cannot keep hashes, so files are read each time.
         with suppress(OSError), _lock(folder):
-            save(contents, hashes)
+            save(contents, manifest(folder))
 
 
 @dataclass(frozen=True)
@@ -233,24 +229,21 @@ class CacheCheck:
 
     #: The number of files that were checked.
     files: int
-    #: A description for each faulty folder: its first changed, missing or new file, or its broken manifest.
+    #: A description for each faulty folder: its first changed, missing or new file, or its manifest that is
+    #: broken or missing.
     faults: list[str]
-    #: Folders without hashes, built by an earlier version.
-    unhashed: list[Path]
 
 
 def check_cache() -> CacheCheck:
-    """Checks every folder that has a manifest against the hashes in it. Reads all files, changes none."""
+    """Checks every folder against the hashes in its manifest. Reads all files, changes none."""
     kinds = [cache_dir() / kind for kind in ("assets", "prepared")]
     # The names of folders under construction begin with a dot.
-    made = {path for kind in kinds for path in kind.glob("[!.]*") if path.is_dir()}
-    # The manifest of a removed folder remains. The folder is rebuilt when needed.
-    listed = made & {file.with_suffix("") for kind in kinds for file in kind.glob("[!.]*.json")}
+    made = [path for kind in kinds for path in kind.glob("[!.]*") if path.is_dir()]
     faults = []
-    for folder in sorted(listed):
+    for folder in sorted(made):
         try:
             check(folder, every=True)
         except UserError as error:
             faults.append(str(error))
-    files = sum(file.is_file() for folder in listed for file in folder.rglob("*"))
-    return CacheCheck(files, faults, sorted(made - listed))
+    files = sum(file.is_file() for folder in made for file in folder.rglob("*"))
+    return CacheCheck(files, faults)

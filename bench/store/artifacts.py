@@ -33,7 +33,7 @@ class ChangedError(UserError):
 def hashes(record: Record) -> dict[str, str]:
     """Returns the stored SHA-256 of each artifact of a run, by the artifact's name.
 
-    Empty for runs of earlier versions, which stored none. Raises UserError for a malformed tag.
+    Empty if there are none. Raises UserError for a malformed tag.
     """
     text = record.tag(Tag.HASHES)
     try:
@@ -46,7 +46,7 @@ def hashes(record: Record) -> dict[str, str]:
 def check_content(record: Record, name: Artifact, file: Path) -> None:
     """Raises ChangedError, naming run and file, unless `file` has the stored hash of this artifact.
 
-    A file without a stored hash passes: older versions stored none, and later analyses add files.
+    A file without a stored hash passes, since later analyses add files.
     """
     expected = hashes(record).get(name)
     if expected is not None and (actual := sha256(file)) != expected:

@@ -444,7 +444,7 @@ def parameters(config: bytes) -> dict[str, str]:
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Flattens a trial's configuration, with dots in the keys of nested values.
+    """Flattens a trial's configuration, with dots in the keys of nested values. Values of None are left out.
 
     A mapping whose keys cannot be parameter names, such as a user's classes, becomes one value.
     """
@@ -452,7 +452,7 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
     for key, value in config.items():
         if isinstance(value, dict) and all(map(PLAIN_KEY.fullmatch, value)):
             values |= _flat(value, f"{prefix}{key}.")
-        else:
+        elif value is not None:
             values[f"{prefix}{key}"] = str(value)
     return values
 

@@ -47,10 +47,7 @@ class StoredTrial:
 
     @property
     def verified(self) -> bool:
-        """Whether configuration and adapter were checked against stored hashes on loading.
-
-        False for trials of older versions, which stored no hashes.
-        """
+        """Whether configuration and adapter have stored hashes, with which they were compared on loading."""
         return {Artifact.CONFIG, Artifact.ADAPTER} <= hashes(self.record).keys()
 
     @property

@@ -73,7 +73,6 @@ def check_rows(findings: Examined, record: Record, trial: Trial, stored: Predict
     """Compares the number of stored examples with that of the split, and reports repeated examples."""
     if (size := split_size(trial)) is not None:
         findings.compare("examples of the split", len(stored.example), size)
-    # Earlier versions did not store the number of scored examples.
     measure = Measure.TEST_EXAMPLES if trial.evaluate == "test" else Measure.VALIDATION_EXAMPLES
     if (counted := record.measure(measure)) is not None:
         findings.compare(f"{measure} by the predictions", counted, float(len(stored.example)))

@@ -102,7 +102,7 @@ def _check_suites(findings: Examined, source: Source, plan: StoredPlan, placed: 
     suites = [(digest, fields) for digest, fields in suites_of(source) if digest in {"", *digests}]
     latest = max((number for number, (digest, _) in enumerate(suites) if not digest), default=None)
     if latest is None:
-        findings.cannot("suite", "an earlier version stored none to compare the plan with")
+        findings.cannot("suite", "none is stored to compare the plan with")
         return
     rows = PlannedRows(findings, placed)
     for number, (digest, fields) in enumerate(suites):

@@ -48,8 +48,7 @@ PACKED = 2.0**-DIGITS
 #: hardware, by the precision of training.
 SAME_LOGITS, LOGITS = 1e-3, {"fp32": 0.01, "tf32": 0.1, "bf16": 0.1}
 
-#: The keys of the provenance on which the order of sums depends. Trials of earlier versions have no
-#: `cpu_kind`, so their hardware counts as other hardware.
+#: The keys of the provenance on which the order of sums depends.
 HARDWARE = ("cpu", "cpu_kind", "gpu", "version_torch", "version_transformers", "version_timm")
 
 
@@ -131,7 +130,7 @@ def _run(candidate: Candidate, resources: Resources, tolerance: float | None) ->
 
 
 def _compare_losses(findings: Examined, record: Record, repeated: float | None) -> None:
-    """Compares the validation losses at the selected epoch. Earlier versions stored none."""
+    """Compares the validation losses at the selected epoch."""
     stored = record.measure(Measure.SELECTED_LOSS)
     if stored is not None and repeated is not None:
         findings.near("validation loss of another run", stored, repeated, SAME_LOSS * max(1.0, abs(stored)))

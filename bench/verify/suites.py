@@ -231,7 +231,6 @@ def _cells(suite: Suite, placed: Sequence[PlacedRow]) -> Iterator[SuiteCell]:
     Raises UserError if this version cannot make the suite's methods, and for too many trials.
     """
     methods = [variant for row in suite.methods for variant in row.variants()]
-    # Earlier versions added no floor.
     places = {row.place for row in placed}
     floors = [(MethodRow(method=name), create(name)) for name in FLOORS if suite.lacks_floor]
     of_images = [{row.place[part]: "mean" in row.trial.data for row in placed} for part in (0, 1)]

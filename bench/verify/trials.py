@@ -112,12 +112,12 @@ def _files(findings: Examined, source: Source, record: Record, folder: Path) -> 
         elif not there and name in digests:
             findings.broken(name, f"sha256 {digests[name]}", "missing")
         elif not there:
-            findings.cannot(name, "it is not there, and neither is its hash: an earlier version stored none")
+            findings.cannot(name, "neither it nor its hash is there")
         elif name in digests and (actual := sha256(folder / name)) != digests[name]:
             findings.broken(f"{name}, sha256", digests[name], actual)
         else:
             if name not in digests:
-                findings.cannot(f"{name}, sha256", "an earlier version stored no hash of it")
+                findings.cannot(f"{name}, sha256", "no hash of it is stored")
             files[name] = folder / name
     return files
 

@@ -230,7 +230,7 @@ def test_a_fault_states_the_stored_and_the_expected_value(kept: Kept, call: Call
     assert "1 verified, 1 broken, 0 not checkable" in ended.out
 
 
-def test_files_without_hashes_of_earlier_versions_are_listed_separately(kept: Kept, call: Call) -> None:
+def test_files_without_hashes_are_listed_separately(kept: Kept, call: Call) -> None:
     kept.store.client.delete_tag(kept.record.run_id, Tag.HASHES)
     kept.file(Artifact.ADAPTER).unlink()
     result = verify(kept.store.uri)
