@@ -187,7 +187,8 @@ class _OfHub(HubTask):
         self.repository, self.config, self.label = description.hub, description.config, description.label  # type: ignore[misc]
         usual: dict[str, SplitName | None] = {**{split: split for split in SPLITS}, **SPLIT_WORDS}
         # Ids of examples depend on a split's position in this order, which must never change.
-        words = usual if description.splits is None else dict(sorted(description.splits.items()))
+        own = description.splits or {}
+        words: dict[str, SplitName | None] = {word: own[word] for word in sorted(own)} or usual
         self.parts = words  # type: ignore[misc]
         self.optional = frozenset(words if description.splits is None else ())  # type: ignore[misc]
         _declare(self, name, description, description.names)
