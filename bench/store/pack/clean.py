@@ -48,7 +48,7 @@ def without_folders(text: str) -> str:
 
 def clean_json(content: bytes) -> bytes:
     """Replaces local paths in a JSON file's content by `./NAME`. Returns it unchanged if there are none."""
-    parsed = json.loads(content)
+    parsed = json.loads(content.decode())
     cleaned = _cleaned(parsed)
     return content if cleaned == parsed else json.dumps(cleaned, indent=1).encode()
 

@@ -152,9 +152,9 @@ class _Content:
         #: is known by the number of classes, the example ids and the labels.
         self._lines: dict[str, int] = {}
         self._splits: dict[tuple[int, bytes, bytes], tuple[int, Predictions]] = {}
-        #: The numbers of a run's lines, and the number of its split with its predictions.
+        #: The numbers of a run's lines, and of its split with the answers and the log-probabilities.
         self._configs: dict[str, list[int]] = {}
-        self._predictions: dict[str, tuple[int, Predictions]] = {}
+        self._predictions: dict[str, tuple[int, Any, Any]] = {}
 
     def members(self) -> Iterator[tuple[str, bytes]]:
         """Yields the name and the content of every file in the experiment's folder of the pack."""
@@ -199,7 +199,9 @@ class _Content:
             return False
         split = predictions.classes, predictions.example.tobytes(), predictions.label.tobytes()
         number, _ = self._splits.setdefault(split, (len(self._splits), predictions))
-        self._predictions[run.origin] = number, predictions
+        # As small as in the file, since all runs are in memory together.
+        answers = predictions.prediction.astype(ARRAYS["prediction"])
+        self._predictions[run.origin] = number, answers, predictions.steps
         self._changed.setdefault(run.origin, {})[name] = sha256_of(predictions.file())
         return True
 
@@ -243,15 +245,15 @@ class _Content:
 
     def _numbers(self, points: pd.DataFrame) -> bytes:
         splits = [first for _, first in self._splits.values()]
-        answered = [each for _, (_, each) in sorted(self._predictions.items())]
+        answered = [each for _, each in sorted(self._predictions.items())]
         values: dict[str, Iterable[Any]] = {
             "config": [numbers for _, numbers in sorted(self._configs.items())],
             "step": [points["step"]],
             "value": [points["value"]],
             "example": [split.example for split in splits],
             "label": [split.label for split in splits],
-            "prediction": [each.prediction for each in answered],
-            "log_probability": [each.steps for each in answered],
+            "prediction": [answers for _, answers, _ in answered],
+            "log_probability": [steps for _, _, steps in answered],
         }
         return save({name: _planes(name, parts) for name, parts in values.items()})
 
