@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from tensorbench import methods as methods
     from tensorbench.backbones.plain import wrap
     from tensorbench.execution.place import Place
-    from tensorbench.forecast import make_forecast
     from tensorbench.plan.make import make_plan
     from tensorbench.plan.rows import Part
     from tensorbench.plan.suite_file import load_suite
     from tensorbench.reports.loading import load_results
     from tensorbench.reports.report import write_report
     from tensorbench.reports.selection import Selection
-    from tensorbench.run import run_suite, search_suite
+    from tensorbench.run.forecast import make_forecast
+    from tensorbench.run.suites import run_suite, search_suite
     from tensorbench.store.opening import pack, unpack
 
 __version__: str
@@ -44,10 +44,10 @@ _HOMES = {
     "Part": "tensorbench.plan.rows",
     "Place": "tensorbench.execution.place",
     "load_suite": "tensorbench.plan.suite_file",
-    "make_forecast": "tensorbench.forecast",
+    "make_forecast": "tensorbench.run.forecast",
     "make_plan": "tensorbench.plan.make",
-    "run_suite": "tensorbench.run",
-    "search_suite": "tensorbench.run",
+    "run_suite": "tensorbench.run.suites",
+    "search_suite": "tensorbench.run.suites",
     "pack": "tensorbench.store.opening",
     "unpack": "tensorbench.store.opening",
     "wrap": "tensorbench.backbones.plain",

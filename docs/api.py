@@ -20,7 +20,7 @@ from pdoc.doc import Class, Doc, Function, Module
 #: The modules that users and plug-ins import. Other modules may move.
 PUBLIC = (
     "tensorbench",
-    "tensorbench.run",
+    "tensorbench.run.suites",
     "tensorbench.plan.suite",
     "tensorbench.plan.suite_rows",
     "tensorbench.plan.recipe",
@@ -30,8 +30,8 @@ PUBLIC = (
     "tensorbench.tasks",
     "tensorbench.tasks.hub",
     "tensorbench.backbones",
-    "tensorbench.inputs",
-    "tensorbench.conformance",
+    "tensorbench.backbones.inputs",
+    "tensorbench.checks.conformance",
     "tensorbench.records.stored_plan",
     "tensorbench.records.words",
     "tensorbench.methods",

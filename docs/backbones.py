@@ -11,7 +11,7 @@ from pathlib import Path
 from marked import replaced
 
 from tensorbench.backbones.kinds import KINDS, NAMES, TIMM
-from tensorbench.conformance import check_kind
+from tensorbench.checks.conformance import check_kind
 
 PAGE = Path(__file__).parent / "reference" / "backbones.md"
 

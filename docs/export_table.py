@@ -10,7 +10,7 @@ from pathlib import Path
 from marked import replaced
 
 from tensorbench.backbones.kinds import KINDS, NAMES, TIMM
-from tensorbench.export.original import target_of
+from tensorbench.tools.export.original import target_of
 
 PAGE = Path(__file__).parent / "guides" / "export.md"
 

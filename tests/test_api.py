@@ -29,7 +29,7 @@ def test_missing_docstrings_and_unknown_names_are_reported(
     api: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "undocumented.py").write_text(
-        '"""See `tensorbench.no_such_thing`, and `tensorbench.run.run_suite`."""\n\n'
+        '"""See `tensorbench.no_such_thing`, and `tensorbench.run.suites.run_suite`."""\n\n'
         "class Told:\n"
         '    """Has words."""\n\n'
         "    def wordless(self):\n"

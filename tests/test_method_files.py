@@ -14,7 +14,7 @@ from tensorbench.methods import METHODS, UserError, load_methods
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite_file import load_suite
 from tensorbench.records.words import Status, Tag
-from tensorbench.run import run_suite
+from tensorbench.run.suites import run_suite
 from tensorbench.store.store import Store
 
 from .bench.toy_runs import SHORT

@@ -16,8 +16,8 @@ import torch
 from tensorbench.backbones import BACKBONES, load
 from tensorbench.methods import METHODS, UserError
 from tensorbench.metrics import METRICS
-from tensorbench.probes.perf import contenders
 from tensorbench.tasks import TASKS, Objective
+from tensorbench.tools.perf import contenders
 
 from .bench.toy_suites import write
 from .messages import naming

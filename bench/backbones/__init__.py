@@ -12,9 +12,9 @@ from tensorbench.backbones.backbone import (
     Classifier,
     LoadedBackbone,
 )
+from tensorbench.backbones.inputs import TextInput
 from tensorbench.backbones.registered_backbones import BACKBONES, check_info
 from tensorbench.backbones.spec import BackboneSpec
-from tensorbench.inputs import TextInput
 from tensorbench.methods.errors import UserError
 from tensorbench.methods.quantised import check_library
 

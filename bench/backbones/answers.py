@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tensorbench.backbones.backbone import LoadedBackbone
+from tensorbench.backbones.inputs import ModelInput, TextInput
 from tensorbench.backbones.padding import ANY_SIDE, padded
 from tensorbench.backbones.pooling import decoded
-from tensorbench.inputs import ModelInput, TextInput
 from tensorbench.machine.cards import send
 from tensorbench.methods.errors import UserError
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from tensorbench.inputs import MAX_PIXELS, ModelInput
+from tensorbench.backbones.inputs import MAX_PIXELS, ModelInput
 from tensorbench.methods.backbone import Geometry, Site
 from tensorbench.methods.errors import UserError, shown
 from tensorbench.methods.quantised import Quantisation, QuantisedLinear

@@ -27,6 +27,7 @@ from tensorbench.backbones.backbone import (
     refuse_image_size,
 )
 from tensorbench.backbones.fused import Split, SplitHeads, transposed
+from tensorbench.backbones.inputs import ImageInput, ModelInput, TextInput
 from tensorbench.backbones.kinds import (
     KINDS,
     MAY_EXCEED,
@@ -38,7 +39,6 @@ from tensorbench.backbones.kinds import (
     Normalisation,
 )
 from tensorbench.backbones.untrusted import refuse_choices
-from tensorbench.inputs import ImageInput, ModelInput, TextInput
 from tensorbench.machine.files import sha256_of_all
 from tensorbench.machine.hub import SMALL_FILES, WEIGHT_FILES, snapshot
 from tensorbench.methods.errors import UserError, cut, did_you_mean, first_few, shown

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tensorbench.backbones.backbone import BackboneInfo, LoadedBackbone, pixel_size, refuse_image_size
+from tensorbench.backbones.inputs import ImageInput, ModelInput, TextInput
 from tensorbench.backbones.kinds import IMAGENET_MEAN, IMAGENET_STD, KINDS
 from tensorbench.backbones.shapes import with_encoder
-from tensorbench.inputs import ImageInput, ModelInput, TextInput
 from tensorbench.machine import assets
 from tensorbench.machine.cache import prepared
 from tensorbench.methods.backbone import Geometry

@@ -15,9 +15,9 @@ from tensorbench.backbones.backbone import (
     pixel_size,
     refuse_image_size,
 )
+from tensorbench.backbones.inputs import ImageInput, ModelInput, TextInput
 from tensorbench.backbones.kinds import HALF, KINDS, TIMM
 from tensorbench.backbones.shapes import with_encoder
-from tensorbench.inputs import ImageInput, ModelInput, TextInput
 from tensorbench.methods.backbone import Geometry
 
 SEED = 0

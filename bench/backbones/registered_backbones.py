@@ -12,9 +12,9 @@ from tensorbench.backbones.indexed import (
     smollm2_folder,
     vit_s14_folder,
 )
+from tensorbench.backbones.inputs import ModelInput
 from tensorbench.backbones.kinds import NAMES
 from tensorbench.backbones.random_weights import RandomBackbone
-from tensorbench.inputs import ModelInput
 from tensorbench.methods.backbone import PROJECTIONS, Geometry
 from tensorbench.methods.errors import UserError, shown
 from tensorbench.methods.registry import Registry
@@ -45,7 +45,7 @@ def check_info(info: Any) -> None:
             bool(ordered) and tuple(info.projections) == ordered,
             f"a tuple out of {', '.join(names)}, in this order",
         ),
-        "input": (isinstance(info.input, ModelInput), "a TextInput or an ImageInput of tensorbench.inputs"),
+        "input": (isinstance(info.input, ModelInput), "a TextInput or an ImageInput"),
         "weights_hash": (_text(info.weights_hash), "a text that names the weights exactly"),
         "description": (_text(info.description), "a text"),
     }

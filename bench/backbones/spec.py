@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tensorbench.backbones.backbone import BackboneInfo
-from tensorbench.inputs import MAX_PIXELS
+from tensorbench.backbones.inputs import MAX_PIXELS
 from tensorbench.methods.quantised import Quantisation
 from tensorbench.methods.validation import Frozen, Label
 

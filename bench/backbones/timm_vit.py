@@ -24,8 +24,8 @@ from tensorbench.backbones.backbone import (
     read_object,
 )
 from tensorbench.backbones.fused import Split
+from tensorbench.backbones.inputs import ImageInput
 from tensorbench.backbones.untrusted import refuse_timm_choices
-from tensorbench.inputs import ImageInput
 from tensorbench.machine.files import sha256_of_all
 from tensorbench.machine.hub import SMALL_FILES, WEIGHT_FILES, snapshot
 from tensorbench.methods.backbone import PROJECTIONS, Geometry

@@ -9,12 +9,12 @@ from typing import get_args
 from rich.console import Console
 from rich.markup import escape
 
+from tensorbench.checks.conformance.cases import CheckResult
+from tensorbench.checks.conformance.findings import Finding, Status
+from tensorbench.checks.verify import Fault, Unchecked, Verification
 from tensorbench.cli.tables import plain_table
-from tensorbench.conformance.cases import CheckResult
-from tensorbench.conformance.findings import Finding, Status
 from tensorbench.methods.errors import first_few
 from tensorbench.reports.words import many
-from tensorbench.verify import Fault, Unchecked, Verification
 
 _PASSED, _FAILED, _REFUSED = "[green]✓[/green]", "[bold red]✗[/bold red]", "[dim]–[/dim]"
 

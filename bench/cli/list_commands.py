@@ -22,7 +22,7 @@ from tensorbench.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from tensorbench.conformance import Finding
+    from tensorbench.checks.conformance import Finding
 
 
 class Listed(StrEnum):
@@ -105,8 +105,8 @@ def check(
     For a task the examples are read, for a backbone the weights. Missing ones are downloaded.
     """
     from tensorbench.backbones import BACKBONES
+    from tensorbench.checks.conformance import check_backbone, check_task
     from tensorbench.cli.checks import print_findings
-    from tensorbench.conformance import check_backbone, check_task
     from tensorbench.methods import METHODS, UnknownNameError, load_methods
     from tensorbench.tasks import TASKS
 
@@ -130,9 +130,9 @@ def check(
 
 
 def _methods_fail(names: list[str], quick: bool) -> bool:
+    from tensorbench.checks.conformance import conformance_cases, run_case
     from tensorbench.cli.checks import print_checks
     from tensorbench.cli.tables import progress_bars
-    from tensorbench.conformance import conformance_cases, run_case
     from tensorbench.methods import METHODS
 
     cases = []

@@ -13,7 +13,7 @@ from tensorbench.cli.tables import joined, plain_table
 from tensorbench.records.redundancy import Redundancy
 
 if TYPE_CHECKING:
-    from tensorbench.probes.perf import Timing
+    from tensorbench.tools.perf import Timing
 
 
 def step_table(rows: Sequence[Timing], title: str) -> Table:

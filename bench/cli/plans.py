@@ -15,7 +15,7 @@ from tensorbench.reports.units import PERCENT, unit_of
 from tensorbench.tasks import split_sizes
 
 if TYPE_CHECKING:
-    from tensorbench.power import Power
+    from tensorbench.run.power import Power
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -109,7 +109,7 @@ def _power_cells(power: Power) -> Iterator[str]:
 
 
 def _assumed(studies: bool) -> str:
-    from tensorbench.power import DISAGREEMENT
+    from tensorbench.run.power import DISAGREEMENT
 
     disagreement = f"two methods disagree on {DISAGREEMENT:.1%} of the test examples whatever their seeds"
     if not studies:

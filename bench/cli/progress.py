@@ -15,7 +15,7 @@ from rich.table import Column
 from tensorbench.cli.tables import joined, progress_bars
 from tensorbench.plan.rows import Plan, Row
 from tensorbench.records.measures import Measure
-from tensorbench.run import Audience
+from tensorbench.run.suites import Audience
 from tensorbench.search.chooser import Choices
 
 if TYPE_CHECKING:

@@ -203,7 +203,7 @@ def export(
             "trials into a store, with their adapters if it was written with --adapters; reports name the ids"
         )
     check_store(store)
-    from tensorbench.export import export_run
+    from tensorbench.tools.export import export_run
 
     done = export_run(store, run, folder, merged=merged, opened=opened or (), force=force)
     for line in (
@@ -322,8 +322,8 @@ def verify(
     names = [name for name in names if name not in addresses]
     uri = addresses[0] if addresses else store
     check_store(uri, *names)
+    from tensorbench.checks.verify import verify as verify_results
     from tensorbench.cli.checks import print_verification
-    from tensorbench.verify import verify as verify_results
 
     experiments = [experiment_of(name) for name in names]
     if leftovers:

@@ -50,7 +50,7 @@ def init(
 ) -> None:
     """Write a suite that compares methods on a table of yours, sized for an hour on this machine."""
     from tensorbench.execution import choose_device
-    from tensorbench.first_suite import write_first_suite
+    from tensorbench.run.first_suite import write_first_suite
 
     file = suite or Path(table.with_suffix(".yaml").name)
     for line in write_first_suite(table, file, text or (), label, choose_device(device)):
@@ -81,7 +81,7 @@ def run(
     Several starts on one store share the work.
     """
     from tensorbench.cli.progress import Terminal
-    from tensorbench.run import run_suite
+    from tensorbench.run.suites import run_suite
 
     loaded, part = suite_and_part(suite, source, part)
     done = run_suite(
@@ -129,7 +129,7 @@ def search(
     """
     from tensorbench.cli.progress import Terminal
     from tensorbench.machine.outputs import prepare_plot
-    from tensorbench.run import search_suite
+    from tensorbench.run.suites import search_suite
 
     loaded, part = suite_and_part(suite, source, part)
     if plot is not None:
@@ -175,9 +175,9 @@ def plan(
     """
     from tensorbench.cli.plans import print_forecast, print_plan, print_power
     from tensorbench.execution import choose_device
-    from tensorbench.forecast import make_forecast
     from tensorbench.methods import METHODS, UserError
     from tensorbench.plan.make import make_plan
+    from tensorbench.run.forecast import make_forecast
     from tensorbench.store.commits import held
 
     if sd is not None and not power:
@@ -193,7 +193,7 @@ def plan(
     powers = []
     if power:
         # Imported late, since it takes seconds.
-        from tensorbench.power import power as suite_power
+        from tensorbench.run.power import power as suite_power
 
         powers = suite_power(made, store, sd, thresholds)
     if as_json:

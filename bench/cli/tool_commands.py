@@ -86,7 +86,7 @@ def perf(
     from tensorbench.cli.tables import fitted, progress_bars
     from tensorbench.execution import choose_device
     from tensorbench.machine.outputs import prepare_plot
-    from tensorbench.probes import perf as timing
+    from tensorbench.tools import perf as timing
     from tensorbench.training.measure import device_name
 
     if plot is not None:
@@ -154,8 +154,8 @@ def redundancy(
     from tensorbench.cli.measured import print_redundancy
     from tensorbench.execution import choose_device
     from tensorbench.machine.outputs import prepare_plot
-    from tensorbench.probes.redundancy import analyse, draw
     from tensorbench.store.trained import find_finished
+    from tensorbench.tools.redundancy import analyse, draw
 
     if plot is not None:
         prepare_plot(plot)
@@ -216,7 +216,7 @@ def fetch(suite: SuiteFile) -> None:
 
     Shows the commit of each hub repository. An experiment keeps the commits of its first start.
     """
-    from tensorbench.fetch import fetch as fetch_suite
+    from tensorbench.run.fetch import fetch as fetch_suite
 
     def notify(step: str) -> None:
         err.print(f"{step} …", markup=False, highlight=False)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from tensorbench.backbones import describe
-from tensorbench.inputs import ImageInput
+from tensorbench.backbones.inputs import ImageInput
 from tensorbench.machine.cache import cache_dir
 from tensorbench.machine.memory import MIB, available_mib
 from tensorbench.machine.precision import computes_bf16

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any, Literal, NamedTuple
 
 from tensorbench.backbones import BackboneInfo, BackboneSpec
-from tensorbench.inputs import ModelInput, TextInput
+from tensorbench.backbones.inputs import ModelInput, TextInput
 from tensorbench.methods import Geometry, Method, UserError, create
 from tensorbench.plan.choosing import Studies
 from tensorbench.plan.recipe import Recipe

@@ -10,7 +10,7 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 from tensorbench.backbones import BackboneInfo, BackboneSpec, describe
-from tensorbench.inputs import ImageInput, ModelInput, TextInput
+from tensorbench.backbones.inputs import ImageInput, ModelInput, TextInput
 from tensorbench.machine.hub import is_commit
 from tensorbench.methods import METHODS, Geometry, Method, UnknownNameError, UserError, create
 from tensorbench.methods.errors import cut, shown

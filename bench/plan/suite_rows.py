@@ -18,9 +18,17 @@ from pydantic import (
     model_validator,
 )
 
+from tensorbench.backbones.inputs import (
+    MAX_PIXELS,
+    ImageInput,
+    ModelInput,
+    Padding,
+    Prompt,
+    TextInput,
+    Writing,
+)
 from tensorbench.backbones.kinds import IMAGENET_MEAN, IMAGENET_STD
 from tensorbench.backbones.spec import refuse_unknown_home
-from tensorbench.inputs import MAX_PIXELS, ImageInput, ModelInput, Padding, Prompt, TextInput, Writing
 from tensorbench.methods import METHODS, Method, UnknownNameError, UserError, create
 from tensorbench.methods.validation import Frozen, Label, refuse_repeats
 from tensorbench.plan.choosing import BudgetRank

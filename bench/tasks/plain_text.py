@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from tensorbench.inputs import TextInput
+from tensorbench.backbones.inputs import TextInput
 from tensorbench.machine.assets import ASSETS
 from tensorbench.machine.cache import prepared
 from tensorbench.methods.errors import UserError

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from tensorbench.inputs import ImageInput, ModelInput, TextInput
+from tensorbench.backbones.inputs import ImageInput, ModelInput, TextInput
 from tensorbench.machine.cache import is_prepared, prepared
 from tensorbench.machine.memory import MIB, available_mib
 from tensorbench.methods.errors import UserError

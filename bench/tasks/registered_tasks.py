@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, StrictInt, field_validator, model_validator
 
-from tensorbench.inputs import Modality
+from tensorbench.backbones.inputs import Modality
 from tensorbench.methods.errors import UserError, shown
 from tensorbench.methods.registry import Registry
 from tensorbench.methods.validation import Frozen, validate

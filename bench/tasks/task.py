@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import model_validator
 
-from tensorbench.inputs import Modality
+from tensorbench.backbones.inputs import Modality
 from tensorbench.methods.errors import UserError, shown
 from tensorbench.methods.validation import Frozen, hashed
 from tensorbench.metrics.metric import Kind

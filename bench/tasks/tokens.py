@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tensorbench.inputs import Prompt
+from tensorbench.backbones.inputs import Prompt
 from tensorbench.methods.errors import UserError
 from tensorbench.tasks.storing import Arrays
 from tensorbench.tasks.task import Task

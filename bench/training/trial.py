@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tensorbench.backbones import BackboneSpec, LoadedBackbone, load
 from tensorbench.backbones.answers import has_vocabulary, put_head
+from tensorbench.backbones.inputs import ModelInput, TextInput
 from tensorbench.backbones.padding import ANY_SIDE, RIGHT, padded
-from tensorbench.inputs import ModelInput, TextInput
 from tensorbench.methods import Adapter, UserError
 from tensorbench.plan.recipe import Recipe
 from tensorbench.plan.trial import Trial

@@ -15,8 +15,15 @@ from tensorbench.baselines import peft_method
 from tensorbench.baselines.peft_adapter import PeftAdapter
 from tensorbench.baselines.peft_method import count_built
 from tensorbench.baselines.peft_types import REFUSED, Peft
-from tensorbench.conformance.cases import run_checks
-from tensorbench.conformance.subject import Subject, expect_close, expect_equal, outputs, sites_of, snapshot
+from tensorbench.checks.conformance.cases import run_checks
+from tensorbench.checks.conformance.subject import (
+    Subject,
+    expect_close,
+    expect_equal,
+    outputs,
+    sites_of,
+    snapshot,
+)
 from tensorbench.methods import Geometry, Site, UserError, create
 
 from ..messages import naming

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tensorbench.backbones.kinds import KINDS as ROWS
-from tensorbench.conformance.subject import tiny
+from tensorbench.checks.conformance.subject import tiny
 
 TEXT = {"vocab_size": 50, "max_position_embeddings": 34, "pad_token_id": 1}
 SHAPE = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}

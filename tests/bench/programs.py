@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 #: The modules that the command line imports for a trial, a search or a stored record.
 IMPORTED = (
     "tensorbench.cli.program",
-    "tensorbench.run",
+    "tensorbench.run.suites",
     "tensorbench.cli.progress",
     "tensorbench.execution.local",
     "tensorbench.search.study",

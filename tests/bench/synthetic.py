@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from tensorbench.backbones.backbone import BackboneInfo, LoadedBackbone
+from tensorbench.backbones.inputs import ImageInput
 from tensorbench.backbones.registered_backbones import BACKBONES
-from tensorbench.inputs import ImageInput
 from tensorbench.methods.backbone import Geometry
 from tensorbench.tasks import TASKS
 from tensorbench.tasks.task import Examples, Task

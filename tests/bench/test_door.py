@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 import tensorbench
-import tensorbench.run
+import tensorbench.run.suites
 from tensorbench.execution.inline import Inline
 from tensorbench.execution.perform import Event, Report
 from tensorbench.methods import UserError
 from tensorbench.plan.rows import Plan
-from tensorbench.run import Audience
+from tensorbench.run.suites import Audience
 from tensorbench.search.chooser import Choices
 
 from ..messages import naming
@@ -140,7 +140,7 @@ def test_impossible_placements_are_errors_and_leave_no_worker(
         def stop(self) -> None:
             stopped.append(True)
 
-    monkeypatch.setattr(tensorbench.run, "make_executor", lambda _: Stopped("cpu"))
+    monkeypatch.setattr(tensorbench.run.suites, "make_executor", lambda _: Stopped("cpu"))
     made = suite(search={"trials": 1}) if start is tensorbench.search_suite else suite()
     with pytest.raises(UserError, match=naming("'digit'", "'digits'")):
         start(made, part=tensorbench.Part(tasks=["digit"]))

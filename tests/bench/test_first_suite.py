@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tensorbench.first_suite import DESIGNS, HOUR
 from tensorbench.plan.suite import Suite
 from tensorbench.plan.suite_file import load_suite
+from tensorbench.run.first_suite import DESIGNS, HOUR
 
 from ..messages import naming
 
@@ -22,7 +22,7 @@ Call = Callable[..., Any]
 @pytest.fixture(autouse=True)
 def _speed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tensorbench.first_suite.seconds_per_operation", lambda device: 1e-12)
+    monkeypatch.setattr("tensorbench.run.first_suite.seconds_per_operation", lambda device: 1e-12)
     monkeypatch.setattr("tensorbench.execution.estimate.seconds_per_operation", lambda device: 1e-12)
 
 
@@ -101,7 +101,7 @@ def test_the_suite_takes_an_hour_by_the_estimate_of_plans(
     table(rows=3000, stars=stars)
     sizes, times = [], []
     for number, speed in enumerate((1e-13, 1e-10, 9e-10, 1e-6)):
-        monkeypatch.setattr("tensorbench.first_suite.seconds_per_operation", lambda device, s=speed: s)
+        monkeypatch.setattr("tensorbench.run.first_suite.seconds_per_operation", lambda device, s=speed: s)
         monkeypatch.setattr("tensorbench.execution.estimate.seconds_per_operation", lambda device, s=speed: s)
         file = f"{number}.yaml"
         (task,) = written(call, "reviews.csv", "--out", file, file=file).tasks

@@ -15,16 +15,16 @@ import pytest
 import torch
 from rich.console import Console
 
-import tensorbench.forecast
+import tensorbench.run.forecast
 from tensorbench.cli.plans import print_forecast
 from tensorbench.execution.estimate import step_count
 from tensorbench.execution.perform import Report
 from tensorbench.execution.place import Place
-from tensorbench.forecast import make_forecast
 from tensorbench.plan.rows import Part, Plan
 from tensorbench.records.stored_plan import Forecast, Share, duration
 from tensorbench.records.words import PROVENANCE
-from tensorbench.run import Audience, run_suite
+from tensorbench.run.forecast import make_forecast
+from tensorbench.run.suites import Audience, run_suite
 from tensorbench.store.store import Store
 from tensorbench.training.measure import provenance
 
@@ -66,9 +66,10 @@ class Stopping(Heard):
 def test_a_plan_shows_the_gpus_their_memory_and_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70_000 * 2**20, 81_000 * 2**20))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
-    monkeypatch.setattr(tensorbench.forecast, "cards", lambda: ["0", "1"])
-    assert tensorbench.forecast._gpus("cuda").startswith("2 GPU(s), H100, with 11,000 of 81,000 MiB in use")
-    assert tensorbench.forecast._gpus("cuda:1").startswith("1 GPU(s)")
+    monkeypatch.setattr(tensorbench.run.forecast, "cards", lambda: ["0", "1"])
+    told = tensorbench.run.forecast._gpus("cuda")
+    assert told.startswith("2 GPU(s), H100, with 11,000 of 81,000 MiB in use")
+    assert tensorbench.run.forecast._gpus("cuda:1").startswith("1 GPU(s)")
 
 
 def nowhere(folder: Path) -> str:
@@ -133,7 +134,7 @@ def test_more_than_a_day_is_told_sizes_that_take_hours(
         return " ".join(make_forecast(made, nowhere(tmp_path)).advice)
 
     # Nothing is said of bf16, which takes less time.
-    monkeypatch.setattr("tensorbench.forecast.computes_bf16", lambda: False)
+    monkeypatch.setattr("tensorbench.run.forecast.computes_bf16", lambda: False)
 
     advice = said([task], training)
     sizes = {name: int(value) for name, value in re.findall(r"`(\w+): (\d+)`", advice)}
@@ -173,7 +174,7 @@ def test_texts_at_hand_are_estimated_by_their_length(tmp_path: Path, monkeypatch
 def test_a_note_says_where_bf16_would_be_faster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool, precision: str, noted: bool
 ) -> None:
-    monkeypatch.setattr("tensorbench.forecast.computes_bf16", lambda: native)
+    monkeypatch.setattr("tensorbench.run.forecast.computes_bf16", lambda: native)
     made = plan(training={"batch_size": 16, "epochs": 2, "precision": precision})
     assert bool(make_forecast(made, nowhere(tmp_path), "cpu").advice) == noted
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from tensorbench.cli.plans import print_power
 from tensorbench.methods import UserError
-from tensorbench.power import ASSUMED, DISAGREEMENT, Power, power
+from tensorbench.run.power import ASSUMED, DISAGREEMENT, Power, power
 from tensorbench.tasks import TASKS
 
 from ..messages import naming

@@ -23,7 +23,7 @@ from tensorbench.records.record import latest
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.results import Cell, kept_trials, lines_of
 from tensorbench.reports.stored import contents
-from tensorbench.run import Audience, run_suite
+from tensorbench.run.suites import Audience, run_suite
 from tensorbench.store.store import Store
 
 from ..messages import naming

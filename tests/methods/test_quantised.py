@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tensorbench.backbones import LoadedBackbone
-from tensorbench.conformance import CHECKS
-from tensorbench.conformance.subject import Subject, load_tiny, scatter
+from tensorbench.checks.conformance import CHECKS
+from tensorbench.checks.conformance.subject import Subject, load_tiny, scatter
 from tensorbench.methods import METHODS, Adapter, Geometry, Method, UserError, create
 from tensorbench.methods.quantised import Quantisation, QuantisedLinear, quantisation_of
 

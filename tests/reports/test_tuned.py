@@ -524,7 +524,7 @@ def test_own_sizes_join_the_only_budget() -> None:
 
 
 def test_power_of_studies_is_stored_or_assumed(uri: str, analysis: Analysis, tmp_path: Path) -> None:
-    from tensorbench.power import power
+    from tensorbench.run.power import power
 
     (stored,) = power(plan_of(), uri)
     (assumed,) = power(plan_of(), f"sqlite:///{tmp_path}/none.db")

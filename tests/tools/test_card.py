@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tensorbench.conformance.checks import CHECKS
-from tensorbench.conformance.subject import Subject
+from tensorbench.checks.conformance.checks import CHECKS
+from tensorbench.checks.conformance.subject import Subject
 from tensorbench.execution.local import Local
 from tensorbench.execution.worker import Slot
 from tensorbench.tasks.splits import send

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from tensorbench.conformance.findings import judge
-from tensorbench.conformance.subject import Subject, scatter
+from tensorbench.checks.conformance.findings import judge
+from tensorbench.checks.conformance.subject import Subject, scatter
 from tensorbench.execution.perform import Event
 from tensorbench.methods import METHODS
-from tensorbench.probes import perf
 from tensorbench.records.measures import Measure
 from tensorbench.records.record import Record
 from tensorbench.records.words import Status
+from tensorbench.tools import perf
 from tools.gpu import correctness, costs, gaps, harness, memory, runner, steps, tables, trials, wheels
 from tools.gpu.runner import Row, Runner, Step
 

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tensorbench.inputs import TextInput
+from tensorbench.backbones.inputs import TextInput
 from tensorbench.tasks.task import Task
 from tests.bench.tasks.toy_tasks import WORDS, tokenizer
 

@@ -38,7 +38,7 @@ from tensorbench.plan.rows import Part, Plan
 from tensorbench.plan.suite_file import load_suite
 from tensorbench.plan.trial import Trial
 from tensorbench.records.record import Progress
-from tensorbench.run import Audience, run_suite
+from tensorbench.run.suites import Audience, run_suite
 from tensorbench.store.connect import with_driver
 from tensorbench.store.store import Store
 from tensorbench.training.measure import libraries, provenance

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from tensorbench.backbones import BackboneSpec, LoadedBackbone, load
 from tensorbench.backbones.backbone import BackboneKind
-from tensorbench.conformance.cases import conformance_cases
-from tensorbench.conformance.checks import CHECKS
-from tensorbench.conformance.findings import judge, undisturbed
-from tensorbench.conformance.subject import (
+from tensorbench.checks.conformance.cases import conformance_cases
+from tensorbench.checks.conformance.checks import CHECKS
+from tensorbench.checks.conformance.findings import judge, undisturbed
+from tensorbench.checks.conformance.subject import (
     NotApplicable,
     Subject,
     expect,
@@ -26,8 +26,8 @@ from tensorbench.conformance.subject import (
     outputs,
     scatter,
 )
-from tensorbench.export import write_export
 from tensorbench.methods import METHODS, Adapter, Method, NotLowRank
+from tensorbench.tools.export import write_export
 from tensorbench.training.loop import head_state, train
 from tensorbench.training.numerics import tf32
 from tensorbench.training.trial import computing

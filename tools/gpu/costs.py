@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tensorbench.backbones import LoadedBackbone, load
-from tensorbench.probes import perf
+from tensorbench.tools import perf
 
 from . import tables
 from .runner import Row

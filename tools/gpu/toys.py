@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from tensorbench.backbones import LoadedBackbone
-from tensorbench.inputs import ImageInput
+from tensorbench.backbones.inputs import ImageInput
 from tensorbench.metrics import METRICS
 from tensorbench.plan.recipe import Recipe
 from tensorbench.records.record import Progress

@@ -16,7 +16,7 @@ from torch import nn
 
 from tensorbench.backbones import BACKBONES, BackboneSpec, describe, load
 from tensorbench.backbones.huggingface import parameters
-from tensorbench.inputs import ImageInput, TextInput
+from tensorbench.backbones.inputs import ImageInput, TextInput
 from tensorbench.methods.backbone import Geometry, Site
 from tensorbench.methods.errors import UnknownNameError, UserError
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tensorbench.backbones import BackboneSpec, describe, load
 from tensorbench.backbones.answers import unembedding_of
 from tensorbench.backbones.gguf_files import convert_gguf
-from tensorbench.conformance.subject import tiny
+from tensorbench.checks.conformance.subject import tiny
 from tensorbench.methods.errors import UserError
 
 from ...messages import naming

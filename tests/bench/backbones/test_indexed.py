@@ -13,7 +13,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from tensorbench.backbones import BackboneSpec, describe, indexed, load
-from tensorbench.inputs import TextInput
+from tensorbench.backbones.inputs import TextInput
 from tensorbench.methods.errors import UserError
 
 from ...messages import naming

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tensorbench.backbones import BackboneSpec, describe, load, pooling
 from tensorbench.backbones.kinds import KINDS, NAMES
-from tensorbench.conformance import check_kind
-from tensorbench.conformance.subject import tiny
+from tensorbench.checks.conformance import check_kind
+from tensorbench.checks.conformance.subject import tiny
 from tensorbench.methods import create
 from tensorbench.methods.backbone import GATED_PROJECTIONS, PROJECTIONS, Site
 from tensorbench.methods.errors import UserError

@@ -13,7 +13,7 @@ from tensorbench.backbones import LoadedBackbone, pooling
 from tensorbench.backbones.answers import Answers, Writer
 from tensorbench.backbones.kinds import KINDS
 from tensorbench.backbones.padding import ANY_SIDE, RIGHT, padded
-from tensorbench.conformance.subject import load_tiny
+from tensorbench.checks.conformance.subject import load_tiny
 from tensorbench.tasks import TextSplit
 from tensorbench.tasks.splits import WrittenSplit
 

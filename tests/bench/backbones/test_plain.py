@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import tensorbench
 from tensorbench.backbones import load
-from tensorbench.conformance.subject import tiny
+from tensorbench.checks.conformance.subject import tiny
 from tensorbench.methods import Adapter, Method, Site, UserError, create
 
 from ...messages import naming

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tensorbench.backbones import BackboneSpec, describe, load
+from tensorbench.backbones.inputs import ImageInput, TextInput
 from tensorbench.backbones.random_weights import byte_tokenizer
-from tensorbench.inputs import ImageInput, TextInput
 from tensorbench.machine.files import sha256_of_all
 from tensorbench.methods.backbone import PROJECTIONS, Geometry, Site
 from tensorbench.methods.errors import UserError

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from tensorbench.backbones import BackboneSpec, describe, load
-from tensorbench.inputs import TextInput
+from tensorbench.backbones.inputs import TextInput
 from tensorbench.methods.errors import UserError
 
 from ...messages import naming

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from tensorbench.backbones import BackboneSpec, describe, load
 from tensorbench.backbones.answers import put_head, token_logits, unembedding_of
+from tensorbench.backbones.inputs import Prompt, TextInput
 from tensorbench.backbones.random_weights import byte_tokenizer
-from tensorbench.conformance.subject import tiny
+from tensorbench.checks.conformance.subject import tiny
 from tensorbench.execution.perform import prepare_all
-from tensorbench.inputs import Prompt, TextInput
 from tensorbench.methods import UserError, create
 from tensorbench.plan.make import cells_of
 from tensorbench.records.measures import Measure

@@ -12,7 +12,7 @@ from torch import nn
 
 from tensorbench.backbones import BACKBONES, BackboneInfo, LoadedBackbone
 from tensorbench.backbones.random_weights import RandomBackbone
-from tensorbench.conformance import check_backbone
+from tensorbench.checks.conformance import check_backbone
 from tensorbench.methods import Geometry
 
 

@@ -11,8 +11,7 @@ import torch
 from pydantic import PositiveInt
 from rich.console import Console
 
-from tensorbench.cli.checks import print_checks
-from tensorbench.conformance import (
+from tensorbench.checks.conformance import (
     BACKBONES,
     CHECKS,
     UNEQUAL,
@@ -21,6 +20,7 @@ from tensorbench.conformance import (
     run_checks,
     variations,
 )
+from tensorbench.cli.checks import print_checks
 from tensorbench.methods import METHODS, create
 from tensorbench.methods.errors import UnknownNameError, UserError
 

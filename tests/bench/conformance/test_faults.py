@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tensorbench.conformance import BACKBONES, CHECKS, UNEQUAL, run_checks
+from tensorbench.checks.conformance import BACKBONES, CHECKS, UNEQUAL, run_checks
 from tensorbench.methods.backbone import Geometry, Site
 from tensorbench.methods.errors import NotLowRank, UserError
 

@@ -7,7 +7,7 @@ from itertools import cycle, product
 import pytest
 
 from tensorbench.backbones.backbone import BackboneKind
-from tensorbench.conformance import BACKBONES, CHECKS, Case, check_case, conformance_cases, run_case
+from tensorbench.checks.conformance import BACKBONES, CHECKS, Case, check_case, conformance_cases, run_case
 from tensorbench.methods import METHODS, create
 
 #: Checks that depend on the method alone run on one kind of backbone. They run on all kinds only for this

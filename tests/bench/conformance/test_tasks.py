@@ -9,7 +9,7 @@ from itertools import count
 import numpy as np
 import pytest
 
-from tensorbench.conformance import check_task
+from tensorbench.checks.conformance import check_task
 from tensorbench.tasks import TASKS, Examples, Task
 
 from ..tasks.toy_tasks import ToyImages, ToyText

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tensorbench.conformance import CHECKS, UNEQUAL, Case, check_case, conformance_cases
+from tensorbench.checks.conformance import CHECKS, UNEQUAL, Case, check_case, conformance_cases
 from tensorbench.methods import METHODS, create
 
 pytestmark = pytest.mark.kinds

@@ -21,9 +21,9 @@ from tensorbench.backbones.answers import put_head
 from tensorbench.backbones.kinds import KINDS
 from tensorbench.backbones.random_weights import byte_tokenizer
 from tensorbench.baselines.full import FullFineTuning
-from tensorbench.export import Exported, write_export
 from tensorbench.methods import Adapter, Geometry, Method, Site, create
 from tensorbench.methods.lowrank import Contracted, Parametrisation
+from tensorbench.tools.export import Exported, write_export
 
 from ..local_checkpoints import model_of
 

@@ -23,14 +23,14 @@ from torch import Tensor
 from transformers import AutoImageProcessor, pipeline
 
 from tensorbench.backbones import BACKBONES, BackboneInfo, LoadedBackbone, registered_backbones
+from tensorbench.backbones.inputs import ImageInput, Prompt
 from tensorbench.backbones.kinds import KINDS
 from tensorbench.baselines.peft_types import Peft
-from tensorbench.export import write_export
-from tensorbench.export.original import target_of
-from tensorbench.inputs import ImageInput, Prompt
 from tensorbench.methods import Geometry, UserError
 from tensorbench.methods.backbone import PROJECTIONS
 from tensorbench.tasks import Examples, Task, prepare
+from tensorbench.tools.export import write_export
+from tensorbench.tools.export.original import target_of
 
 from ..local_checkpoints import encoder
 from .cases import CLASSES, METHODS, Case, assert_same_logits, close, loaded

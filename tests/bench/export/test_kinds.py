@@ -21,10 +21,10 @@ from tensorbench.backbones import BACKBONES, BackboneSpec, load, registered_back
 from tensorbench.backbones.fused import SplitHeads
 from tensorbench.backbones.gguf_files import convert_gguf
 from tensorbench.backbones.indexed import AssetBackbone
+from tensorbench.backbones.inputs import Prompt, Writing
 from tensorbench.backbones.kinds import KINDS, TIMM
 from tensorbench.backbones.random_weights import byte_tokenizer
 from tensorbench.baselines.peft_types import Peft
-from tensorbench.inputs import Prompt, Writing
 from tensorbench.methods import Geometry, UserError
 
 from ...messages import naming

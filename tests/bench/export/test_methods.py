@@ -12,9 +12,9 @@ from peft.utils.other import get_pattern_key
 
 from tensorbench.baselines.full import FullFineTuning
 from tensorbench.baselines.peft_types import Peft
-from tensorbench.export.original import Update, fuse
 from tensorbench.methods import Method, Site, UserError, create
 from tensorbench.methods.lowrank import LowRankAdapter
+from tensorbench.tools.export.original import Update, fuse
 
 from ...messages import naming
 from .cases import METHODS, ByHand, Case, assert_same_logits, close

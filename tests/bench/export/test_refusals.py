@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-import tensorbench.export.write
 import tensorbench.store.trained
+import tensorbench.tools.export.write
 from tensorbench.backbones import BACKBONES, BackboneInfo, BackboneSpec, LoadedBackbone, registered_backbones
+from tensorbench.backbones.inputs import ImageInput
 from tensorbench.backbones.random_weights import RandomBackbone
 from tensorbench.baselines.full import FullFineTuning
 from tensorbench.baselines.peft_types import Peft
-from tensorbench.export.original import Original
-from tensorbench.inputs import ImageInput
 from tensorbench.machine.outputs import output_folder
 from tensorbench.methods import Geometry, NotLowRank, UserError, create
+from tensorbench.tools.export.original import Original
 
 from ...messages import naming
 from .cases import METHODS, Case, assert_same_logits
@@ -99,8 +99,9 @@ def test_an_export_that_computes_something_else_is_not_written(
 ) -> None:
     made = case("vit")
     adapter = made.attach(METHODS["lora"])
-    honest = tensorbench.export.write._logits
-    monkeypatch.setattr(tensorbench.export.write, "_logits", lambda *arguments: honest(*arguments) + off)
+    writing = tensorbench.tools.export.write
+    honest = writing._logits
+    monkeypatch.setattr(writing, "_logits", lambda *arguments: honest(*arguments) + off)
     with pytest.raises(UserError, match="logits"):
         made.export(adapter)
     assert [path.name for path in made.folder.parent.iterdir()] == ["model"]

@@ -15,19 +15,19 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, pipeline
 
-import tensorbench.export.write
 import tensorbench.store.trained
+import tensorbench.tools.export.write
 from tensorbench.backbones import BackboneSpec, load
 from tensorbench.execution.driver import execute
 from tensorbench.execution.inline import Inline
 from tensorbench.execution.session import session
-from tensorbench.export import Exported, export_run
 from tensorbench.methods import UserError
-from tensorbench.probes.redundancy import analyse
 from tensorbench.records.record import Record, record_of
 from tensorbench.records.words import Tag
 from tensorbench.store.store import Store
 from tensorbench.tasks import TASKS, prepare
+from tensorbench.tools.export import Exported, export_run
+from tensorbench.tools.redundancy import analyse
 
 from ...messages import naming
 from ...predicted import frame_of

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import yaml
 
-from tensorbench.inputs import ImageInput, TextInput
+from tensorbench.backbones.inputs import ImageInput, TextInput
 from tensorbench.methods.validation import validate
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.rows import Plan

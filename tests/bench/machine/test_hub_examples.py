@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tensorbench.backbones import load
-from tensorbench.inputs import TextInput
+from tensorbench.backbones.inputs import TextInput
 from tensorbench.methods import UserError
 from tensorbench.methods.validation import validate
 from tensorbench.plan.suite_rows import TaskRow

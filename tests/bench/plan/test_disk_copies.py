@@ -16,7 +16,7 @@ from tensorbench.methods import UnknownNameError, UserError
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.rows import Part
 from tensorbench.plan.suite_file import load_suite
-from tensorbench.run import Audience, run_suite
+from tensorbench.run.suites import Audience, run_suite
 from tensorbench.store.store import Store
 
 from ...messages import naming

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tensorbench.backbones import LoadedBackbone, load
 from tensorbench.methods import Site, create
-from tensorbench.probes.floor import OneBias, multiplications
+from tensorbench.tools.floor import OneBias, multiplications
 
 
 class Update(nn.Module):

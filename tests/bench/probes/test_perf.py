@@ -14,8 +14,8 @@ from tensorbench.backbones import LoadedBackbone, load
 from tensorbench.backbones.random_weights import RandomBackbone
 from tensorbench.cli.tool_commands import FEWEST_ROUNDS
 from tensorbench.methods import METHODS, Geometry, Site, UnknownNameError, UserError
-from tensorbench.probes import perf
-from tensorbench.probes.floor import OneBias
+from tensorbench.tools import perf
+from tensorbench.tools.floor import OneBias
 
 from ...messages import naming
 

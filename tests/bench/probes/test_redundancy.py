@@ -16,7 +16,8 @@ from tensorbench.backbones import load
 from tensorbench.machine.outputs import prepare_plot
 from tensorbench.methods import Adapter, Geometry, Site, UserError, create, from_identity
 from tensorbench.plan.make import make_plan
-from tensorbench.probes.redundancy import (
+from tensorbench.store.store import Store
+from tensorbench.tools.redundancy import (
     ATTENTION,
     MODES,
     Component,
@@ -28,7 +29,6 @@ from tensorbench.probes.redundancy import (
     spectrum,
     squared_norms,
 )
-from tensorbench.store.store import Store
 from tensorbench.training.trial import Resources, run_trial
 
 from ...messages import naming

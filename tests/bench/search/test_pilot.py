@@ -311,7 +311,7 @@ def test_centres_on_a_task_that_is_left_out_are_refused(tmp_path: Path, new_stor
 def test_nothing_is_chosen_if_a_trial_is_lost(
     tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tensorbench.run.execute", lambda *_, **__: None)
+    monkeypatch.setattr("tensorbench.run.suites.execute", lambda *_, **__: None)
     with pytest.raises(UserError, match="has no result"):
         tensorbench.search_suite(load_suite(PILOT), store=new_store(tmp_path), out=tmp_path / "chosen.yaml")
     assert not (tmp_path / "chosen.yaml").exists()

@@ -16,7 +16,7 @@ from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.record import Record, failed
 from tensorbench.records.words import RunKind, Status, Tag
-from tensorbench.run import run_suite
+from tensorbench.run.suites import run_suite
 from tensorbench.store.queries import find_runs
 from tensorbench.store.store import COMPARED, Store
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tensorbench.conformance import check_task
+from tensorbench.checks.conformance import check_task
 from tensorbench.records.measures import SplitSizes
 from tensorbench.tasks import TASKS, Examples, Task, prepare, split_sizes
 

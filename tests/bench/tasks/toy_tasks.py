@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tensorbench.inputs import ImageInput, TextInput
+from tensorbench.backbones.inputs import ImageInput, TextInput
 from tensorbench.methods.validation import validate
 from tensorbench.plan.suite_rows import TaskRow
 from tensorbench.tasks import Examples, ImageSplit, PreparedData, Task, TextSplit

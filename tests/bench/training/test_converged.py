@@ -20,7 +20,7 @@ from tensorbench.backbones.backbone import FittedHead
 from tensorbench.backbones.plain import wrap
 from tensorbench.backbones.random_weights import RandomBackbone
 from tensorbench.backbones.registered_backbones import BACKBONES
-from tensorbench.export import export_run
+from tensorbench.checks.verify import verify
 from tensorbench.methods import Geometry, UserError, create
 from tensorbench.metrics import METRICS
 from tensorbench.plan.trial import Trial
@@ -28,11 +28,11 @@ from tensorbench.records.measures import Measure
 from tensorbench.store.store import Store
 from tensorbench.store.trained import stored_trial
 from tensorbench.tasks import Objective, PreparedData, Split
+from tensorbench.tools.export import export_run
 from tensorbench.training import converged
 from tensorbench.training.converged import GRID, Fit, Standardised, choose
 from tensorbench.training.loop import evaluate
 from tensorbench.training.trial import Outcome, Resources, run_trial
-from tensorbench.verify import verify
 
 from ...messages import naming
 from ..toy_runs import run_inline

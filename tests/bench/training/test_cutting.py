@@ -13,6 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from tensorbench.checks.verify import verify
 from tensorbench.cli.stored import print_trial
 from tensorbench.cli.tables import RowTable
 from tensorbench.methods import UserError
@@ -26,7 +27,6 @@ from tensorbench.store.store import Store
 from tensorbench.store.trained import stored_trial
 from tensorbench.training.loop import evaluate
 from tensorbench.training.trial import Resources
-from tensorbench.verify import verify
 
 from ...messages import naming
 from ...predicted import frame_of

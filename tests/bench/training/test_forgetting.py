@@ -16,9 +16,9 @@ from pyarrow import parquet
 import tensorbench
 import tensorbench.training.trial
 from tensorbench.backbones import BackboneSpec, load
+from tensorbench.backbones.inputs import TextInput
 from tensorbench.backbones.random_weights import byte_tokenizer
-from tensorbench.conformance.subject import tiny
-from tensorbench.inputs import TextInput
+from tensorbench.checks.conformance.subject import tiny
 from tensorbench.methods import UserError
 from tensorbench.plan.recipe import Recipe
 from tensorbench.records.measures import Measure

@@ -16,9 +16,9 @@ from pyarrow import parquet
 
 from tensorbench.backbones import BackboneSpec, LoadedBackbone, load
 from tensorbench.backbones.answers import put_head
+from tensorbench.backbones.inputs import TextInput, Writing
 from tensorbench.backbones.random_weights import byte_tokenizer
-from tensorbench.conformance.subject import tiny
-from tensorbench.inputs import TextInput, Writing
+from tensorbench.checks.conformance.subject import tiny
 from tensorbench.methods import Geometry, UserError, create, from_identity
 from tensorbench.plan.suite_file import load_suite
 from tensorbench.records.measures import Measure

@@ -9,10 +9,10 @@ import torch
 
 from tensorbench.backbones import BackboneSpec, describe, load
 from tensorbench.backbones.random_weights import RandomBackbone
-from tensorbench.export.original import Original
 from tensorbench.methods import UserError, create
 from tensorbench.methods.errors import RoundedMerge
 from tensorbench.plan.trial import Trial
+from tensorbench.tools.export.original import Original
 from tensorbench.training.saving import Saving
 from tensorbench.training.trial import Outcome, Resources, run_trial
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import yaml
 
+from tensorbench.checks.verify import verify
 from tensorbench.machine.files import sha256_of
 from tensorbench.methods import UserError
 from tensorbench.records.pack_format import EXPERIMENT
 from tensorbench.records.words import Artifact, Tag
 from tensorbench.store.opening import unpack
 from tensorbench.store.store import Store
-from tensorbench.verify import verify
 
 from ...packs import Files, changed, edit_arrays, edit_json, edit_run, packed
 from ..toy_runs import SHORT, run_inline

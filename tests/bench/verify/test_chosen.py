@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from tensorbench.checks.verify import verify
 from tensorbench.records.measures import Measure
 from tensorbench.store.store import Store
-from tensorbench.verify import verify
 
 from ...packs import packed
 from ..toy_runs import SHORT, run_inline

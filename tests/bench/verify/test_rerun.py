@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
-import tensorbench.verify.rerun
+import tensorbench.checks.verify.rerun
+from tensorbench.checks.verify import verify
 from tensorbench.methods import UserError
 from tensorbench.records.measures import Measure
 from tensorbench.records.words import Artifact, Status
 from tensorbench.store.store import Store
-from tensorbench.verify import verify
 
 from ...packs import packed
 from ...predicted import frame_of
@@ -48,7 +48,7 @@ def test_another_run_has_the_stored_validation_loss(kept: Kept) -> None:
 def test_a_trial_whose_data_are_not_here_cannot_run_again(
     kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorbench.verify.rerun, "prepare_all", raising(UserError("no data here")))
+    monkeypatch.setattr(tensorbench.checks.verify.rerun, "prepare_all", raising(UserError("no data here")))
     result = verify(kept.store.uri, reruns=1)
     assert [(missing.what, missing.why) for missing in result.unchecked] == [
         ("score of another run", "no data here")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from tensorbench.checks.verify import verify
 from tensorbench.machine.files import sha256_of
 from tensorbench.records.measures import Measure
 from tensorbench.records.words import Artifact, Tag
@@ -19,7 +20,6 @@ from tensorbench.store.artifacts import hashes
 from tensorbench.store.opening import unpack
 from tensorbench.store.pack.writing import write_pack
 from tensorbench.store.store import Store
-from tensorbench.verify import verify
 
 from ...predicted import file_of, frame_of
 from ..toy_runs import SHORT, run_inline

@@ -12,6 +12,8 @@ import pytest
 import yaml
 from safetensors.torch import load, save
 
+from tensorbench.checks.verify import verify
+from tensorbench.checks.verify.plans import examine_plan
 from tensorbench.machine.cache import prepared
 from tensorbench.machine.files import sha256_of
 from tensorbench.methods import UserError
@@ -22,8 +24,6 @@ from tensorbench.store.opening import unpack
 from tensorbench.store.pack.reading import open_pack
 from tensorbench.store.pack.writing import write_pack
 from tensorbench.store.store import Store
-from tensorbench.verify import verify
-from tensorbench.verify.plans import examine_plan
 
 from ...packs import changed, edit_json, packed
 from ...reports import made_up

@@ -1,0 +1,1 @@
+"""Checks whether methods, tasks and backbones behave, and whether stored results are what they claim."""

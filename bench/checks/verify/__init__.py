@@ -1,0 +1,120 @@
+"""Verifies stored results: recomputes what can be recomputed and compares it. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from tensorbench.checks.verify.examples import Splits
+from tensorbench.checks.verify.findings import Examined, Fault, Rerun, Unchecked, Verification
+from tensorbench.checks.verify.plans import examine_plan
+from tensorbench.checks.verify.rerun import Candidate, chosen, run_again
+from tensorbench.checks.verify.trials import check_selected, examine
+from tensorbench.machine.cache import check_cache
+from tensorbench.methods import UserError
+from tensorbench.records.measures import Measure
+from tensorbench.records.record import Record
+from tensorbench.records.words import RunKind, Status
+from tensorbench.store.access import Access, is_foreign
+from tensorbench.store.addresses import shown_uri
+from tensorbench.store.connect import BROKEN_STORE
+from tensorbench.store.opening import open_results
+from tensorbench.store.source import Source
+from tensorbench.store.store import Store
+
+__all__ = ["Fault", "Rerun", "Unchecked", "Verification", "verify"]
+
+
+def verify(
+    uri: str,
+    names: Sequence[str] = (),
+    *,
+    reruns: int = 0,
+    sample_seed: int = 0,
+    tolerance: float | None = None,
+    caches: bool = False,
+    opened: Sequence[str] = (),
+    watching: Callable[[str], None] = lambda what: None,
+) -> Verification:
+    """Verifies experiments of the store at `uri`, and packs given by their files.
+
+    Args:
+        names: Names of experiments and files of packs. Empty for the whole store.
+        reruns: The number of finished trials to run again. `sample_seed` decides which.
+        tolerance: The largest accepted difference between the scores of a trial that is run again on other
+            hardware, or on a GPU without a deterministic recipe. If None, it is 0.02 or the share of five
+            examples, whichever is larger.
+        caches: Whether to check every file of this machine's caches as well.
+        opened: The folders that trials from packs may open, or "hub" for the Hugging Face hub.
+        watching: Called with a description of each check.
+
+    Raises UserError if a name does not exist or cannot be opened. Also raises it if there is no finished
+    trial at all and `caches` is False.
+    """
+    access, splits = Access(opened), Splits()
+    sources = _sources(uri, names)
+    plans: list[Examined] = []
+    trials: list[Examined] = []
+    candidates: list[Candidate] = []
+    # A plan's trials may have run in another of the experiments.
+    settled = {run.trial_id for source in sources for run in source.records() if run.settled}
+    for source in sources:
+        watching(f"reading the plan of {source.name}")
+        if suites := source.records(RunKind.SUITE):
+            # Any run from a pack may have brought the plan.
+            foreign = any(is_foreign(source, run) for run in (*suites, *source.records()))
+            plans.append(examine_plan(source, access if foreign else None, settled))
+        finished = [run for run in source.records() if run.status in (Status.FINISHED, Status.DUPLICATE)]
+        losses = _validation_losses(source, finished)
+        for number, record in enumerate(finished, 1):
+            watching(f"{source.name}: trial {number:,} of {len(finished):,}")
+            findings, trial = examine(source, record, access, splits)
+            check_selected(findings, record, losses[record.run_id])
+            trials.append(findings)
+            if trial is not None and record.status == Status.FINISHED:
+                candidates.append(Candidate(findings, source, record, trial))
+    splits.compare()
+    if not trials and not caches:
+        places = ", ".join(shown_uri(source.where) for source in sources) or shown_uri(uri)
+        raise UserError(f"{places} holds no finished trial: there is nothing to verify")
+    reran = list(run_again(chosen(candidates, reruns, sample_seed), tolerance, access, watching))
+    cache, cached_files = _check_caches(watching) if caches else (None, None)
+    examined = [*plans, *trials, *([cache] if cache else [])]
+    bare = sum(findings.without_adapter for findings in trials)
+    return Verification(
+        looked_at=len(trials),
+        verified=sum(findings.ok for findings in trials),
+        faults=[fault for findings in examined for fault in findings.faults],
+        unchecked=[run for findings in examined for run in findings.unchecked],
+        reruns=reran,
+        cached_files=cached_files,
+        notes=[note for findings in plans for note in findings.notes]
+        + [f"{bare:,} trials were packed without their adapters, which were not checked"] * bool(bare),
+    )
+
+
+def _validation_losses(source: Source, records: Sequence[Record]) -> Mapping[str, Mapping[float, float]]:
+    """Each run's validation losses by epoch, by run id. Empty for a run that stores none."""
+    losses: dict[str, dict[float, float]] = {record.run_id: {} for record in records}
+    points = source.curves(Measure.VALIDATION_LOSS, losses)
+    for run_id, epoch, loss in points[["run_id", "step", "value"]].itertuples(index=False):
+        losses[run_id][epoch] = loss
+    return losses
+
+
+def _sources(uri: str, names: Sequence[str]) -> list[Source]:
+    """The named experiments and packs, or all experiments of the store."""
+    if names:
+        return open_results(uri, names)
+    try:
+        return [store for store in Store.every(uri) if store.records(RunKind.SUITE) or store.records()]
+    except BROKEN_STORE as error:
+        raise UserError(shown_uri(f"{uri} cannot be read: {error}")) from error
+
+
+def _check_caches(watching: Callable[[str], None]) -> tuple[Examined, int]:
+    """Checks the caches. Returns the findings and the number of files that were read."""
+    watching("reading the caches")
+    cache, findings = check_cache(), Examined("cache")
+    for fault in cache.faults:
+        findings.broken("a file", "as it was made", fault)
+    return findings, cache.files

@@ -1,0 +1,141 @@
+"""Checks of the examples on which a trial was scored: their number, repeats and labels.
+
+The task's data are not read for this. The number of examples follows from the stored configuration and from
+registered tasks. The labels of a split must be the same in all trials.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensorbench.checks.verify.findings import Examined
+from tensorbench.methods import METHODS
+from tensorbench.metrics import METRICS
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
+from tensorbench.records.predictions import Predictions
+from tensorbench.records.record import Record
+from tensorbench.tasks import TASKS, Objective
+from tensorbench.tasks.own_tasks import METRIC_OF
+from tensorbench.tasks.task import SPLITS
+
+#: The keys of `Trial.data` that determine the examples of a split.
+OF_DATA = ("task", "task_identity", "split", "data_hash")
+
+#: The numbers of trained parameters.
+TRAINED = (Measure.ADAPTER_PARAMETERS, Measure.HEAD_PARAMETERS)
+
+
+def stored_objective(trial: Trial, outputs: int) -> Objective:
+    """Returns the objective of a trial's task, which computes loss and score.
+
+    `outputs` is the stored number of outputs per example.
+    Raises UserError if the task or the metric is not registered here. Raises ValueError if the task has
+    another number of outputs, or if the metric cannot score them.
+    """
+    row = trial.task
+    if row.data is not None:
+        kind, metric = row.data.target, row.metric or row.data.metric or METRIC_OF[row.data.target]
+        expected = {"regression": 1, "generation": 3}.get(kind, outputs)
+    else:
+        task = TASKS.get(row.task)
+        kind, metric, expected = task.target, row.metric or task.metric, task.outputs
+    if outputs != expected:
+        raise ValueError(f"{outputs} outputs, where the task has {expected}")
+    scored = METRICS.get(metric)
+    if kind not in scored.kinds or scored.classes not in (None, outputs):
+        raise ValueError(f"metric '{metric}' does not score {kind} with {outputs} outputs")
+    return Objective(scored, kind, outputs)
+
+
+def split_size(trial: Trial) -> int | None:
+    """Returns the number of examples of the split on which the trial was scored.
+
+    None if only the data tell this number.
+    """
+    number, row = SPLITS.index(trial.evaluate), trial.task
+    if (size := row.sizes[number]) is not None:
+        return size
+    if row.data is not None or row.source is not None or row.fractions is not None or row.split != "fixed":
+        return None
+    sizes = TASKS.get(row.task).sizes
+    return None if sizes is None else sizes[number]
+
+
+def check_rows(findings: Examined, record: Record, trial: Trial, stored: Predictions) -> None:
+    """Compares the number of stored examples with that of the split, and reports repeated examples."""
+    if (size := split_size(trial)) is not None:
+        findings.compare("examples of the split", len(stored.example), size)
+    measure = Measure.TEST_EXAMPLES if trial.evaluate == "test" else Measure.VALIDATION_EXAMPLES
+    if (counted := record.measure(measure)) is not None:
+        findings.compare(f"{measure} by the predictions", counted, float(len(stored.example)))
+    if repeated := len(stored.example) - len(np.unique(stored.example)):
+        findings.broken("repeated examples", repeated, 0)
+
+
+@dataclass
+class Splits:
+    """Collects the stored examples, labels and outputs of trials, to compare trials with the same split."""
+
+    #: For each split, the findings of its trials, each with the hash of the trial's examples and labels.
+    _stored: defaultdict[str, list[tuple[Examined, str]]] = field(default_factory=lambda: defaultdict(list))
+    #: For each split and hash of outputs, the trials with these outputs and their findings.
+    _outputs: defaultdict[tuple[str, str], list[tuple[Examined, Trial]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+
+    def add(self, findings: Examined, trial: Trial, stored: Predictions) -> None:
+        if not len(stored.example):
+            return
+        size = trial.task.sizes[SPLITS.index(trial.evaluate)]
+        data = [trial.data.get(name) for name in OF_DATA]
+        split = json.dumps([data, trial.task.split_seed(trial.seed), trial.evaluate, size])
+        order = np.argsort(stored.example, kind="stable")
+        content = np.column_stack([stored.example, stored.label])[order]
+        self._stored[split].append((findings, _digest(content)))
+        outputs = stored.steps if stored.logit is None else stored.logit
+        values = np.column_stack([np.asarray(outputs)])[order]
+        # Trials that learned nothing may agree. They give all examples of a class the same outputs.
+        alike = values[(content[:, 1:] == content[0, 1:]).all(1)]
+        if (alike != alike[0]).any() and _depends_on_seed(findings, trial):
+            self._outputs[split, _digest(values)].append((findings, trial))
+
+    def compare(self) -> None:
+        """Reports other examples or labels of the same split, and equal outputs of two seeds.
+
+        In each split, the most common examples and labels count as right. If two or more versions are the
+        most common, all trials with this split are reported.
+        """
+        for stored in self._stored.values():
+            counts = Counter(digest for _, digest in stored).most_common()
+            tied = len(counts) > 1 and counts[0][1] == counts[1][1]
+            for findings, digest in stored:
+                if tied or digest != counts[0][0]:
+                    differing = sum(other != digest for _, other in stored)
+                    findings.broken(
+                        "examples and labels",
+                        f"sha256 {digest:.12}",
+                        f"others in {differing} trial(s) of the split",
+                    )
+        for equal in self._outputs.values():
+            for findings, trial in equal:
+                if copy := next((other.id for _, other in equal if other.seed != trial.seed), None):
+                    findings.broken("outputs", f"those of trial {copy}", f"those of seed {trial.seed}")
+
+
+def _depends_on_seed(findings: Examined, trial: Trial) -> bool:
+    """Whether outputs depend on the seed: not if nothing is trained, or only a head is fitted."""
+    method = str(trial.method.get("method"))
+    fitted = method in METHODS and METHODS.get(method).fits_head
+    return not fitted and findings.record is not None and any(map(findings.record.measure, TRAINED))
+
+
+def _digest(values: NDArray[Any]) -> str:
+    return hashlib.sha256(values.tobytes()).hexdigest()

@@ -1,0 +1,202 @@
+"""Verifies a stored plan: the ids of its trials, and the ranks, counts and rates of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+from pydantic import ValidationError
+
+from tensorbench.checks.verify.findings import Examined
+from tensorbench.checks.verify.suites import MOST_LISTED, PlacedRow, PlannedRows, suites_of
+from tensorbench.checks.verify.trials import Resolved, resolve
+from tensorbench.methods import UserError, create
+from tensorbench.methods.errors import first_few
+from tensorbench.methods.validation import explained
+from tensorbench.plan.cells import REFERENCE_RANK, RateWindow, offsets
+from tensorbench.plan.choosing import Studies, Window
+from tensorbench.plan.suite import Suite
+from tensorbench.plan.trial import Trial
+from tensorbench.records.stored_plan import PlannedRow, PlannedTrial, StoredPlan, StudyTrial
+from tensorbench.records.words import Tag
+from tensorbench.store.access import Access
+from tensorbench.store.source import Source
+
+
+def examine_plan(source: Source, access: Access | None = None, settled: Set[str] | None = None) -> Examined:
+    """Checks the ids of a plan's trials, and compares its rows with the trials and with the suites.
+
+    Names for display are not compared. `access` tells which files and repositories may be opened. If it is
+    None, all may be opened. `settled` has the ids of the trials with a result. If it is None, planned trials
+    may lack one.
+    """
+    findings = Examined(source.name)
+    try:
+        plan = source.plan()
+    except UserError as error:
+        findings.broken("plan", "a plan", str(error))
+        return findings
+    if plan is None:
+        findings.cannot("plan", "none was stored")
+        return findings
+    trials = {planned.id: _trial(findings, planned) for planned in plan.trials}
+    placed = []
+    for row in plan.rows:
+        if row_placed := _check_row(findings, row, trials, access):
+            placed.append(row_placed)
+    _check_suites(findings, source, plan, placed)
+    if settled is not None:
+        _check_results(findings, source, plan, settled)
+    return findings
+
+
+def _trial(findings: Examined, planned: PlannedTrial) -> Trial | None:
+    """The planned trial. None, with a finding, if it is invalid or its id differs from the stored id."""
+    try:
+        trial = Trial.model_validate(planned.model_dump(exclude={"id"}))
+        findings.compare(f"plan, trial {planned.id}: its id", planned.id, trial.id)
+    except ValidationError as error:
+        findings.broken(f"plan, trial {planned.id}", "a trial", explained(error, Trial)[0])
+        return None
+    except UserError as error:
+        findings.cannot(f"plan, trial {planned.id}: its id", str(error))
+        return None
+    return trial if trial.id == planned.id else None
+
+
+def _check_row(
+    findings: Examined, row: PlannedRow, trials: Mapping[str, Trial | None], access: Access | None
+) -> PlacedRow | None:
+    """Checks a row, and returns it with its first trial. None if no trial of it has the right id."""
+    where = _where(row)
+    # A row that is not yet tuned has no trial.
+    for seed, id_ in row.trials.items():
+        if id_ is not None and id_ not in trials:
+            findings.broken(f"{where}: the trial of seed {seed}", id_, "the plan has no such trial")
+    own = {seed: trial for seed, id_ in row.trials.items() if (trial := trials.get(id_ or "")) is not None}
+    if not own:
+        return None
+    for seed, trial in own.items():
+        findings.compare(f"{where}: seed of trial {trial.id}", seed, trial.seed)
+    first, *later = own.values()
+    if row.studies:
+        _check_studies(findings, where, row, own)
+    shared = _shared(first, row)
+    for trial in later:
+        for what, value in _shared(trial, row).items():
+            findings.compare(f"{where}: {what} of trial {trial.id}", value, shared[what])
+    if (resolved := resolve(findings, first, access)) is None:
+        return PlacedRow(where, row, first)
+    _check_counts(findings, where, row, resolved)
+    return PlacedRow(where, row, first, resolved.info.geometry)
+
+
+def _where(row: PlannedRow) -> str:
+    return " · ".join(filter(None, (f"plan, row {row.method}", row.budget, row.task, row.backbone)))
+
+
+def _check_suites(findings: Examined, source: Source, plan: StoredPlan, placed: Sequence[PlacedRow]) -> None:
+    """Compares the rows with the plan's suite, and with the suites from which planned trials were started."""
+    ids = {trial.id for trial in plan.trials}
+    digests = {record.tag(Tag.SUITE_HASH) for record in source.records() if record.trial_id in ids}
+    suites = [(digest, fields) for digest, fields in suites_of(source) if digest in {"", *digests}]
+    latest = max((number for number, (digest, _) in enumerate(suites) if not digest), default=None)
+    if latest is None:
+        findings.cannot("suite", "none is stored to compare the plan with")
+        return
+    rows = PlannedRows(findings, placed)
+    for number, (digest, fields) in enumerate(suites):
+        if digest or number == latest:
+            origin = f"the suite {digest:.8} that started trials" if digest else "the suite"
+            try:
+                rows.compare(Suite.model_validate(fields), origin, whole=not digest)
+            except (ValidationError, UserError) as error:
+                why = explained(error, Suite)[0] if isinstance(error, ValidationError) else str(error)
+                findings.cannot(origin, why)
+                return
+    rows.finish()
+
+
+def _check_results(findings: Examined, source: Source, plan: StoredPlan, settled: Set[str]) -> None:
+    """Reports planned trials without a result, and notes which studies are complete.
+
+    A plan of which the source has no trial, as of a pilot alone, is only noted.
+    """
+    planned = [(_part_of(row, seed), id_) for row in plan.rows for seed, id_ in row.trials.items()]
+    planned += [("tuning", id_) for row in plan.rows if row.tuning for id_ in row.tuning.ids]
+    missing = [(part, id_) for part, id_ in planned if id_ not in settled]
+    own = {run.trial_id for run in source.records() if run.settled}
+    if missing and own.isdisjoint(id_ for _, id_ in planned):
+        findings.notes.append(f"{plan.suite} holds none of the {len(planned):,} planned trials")
+        return
+    if missing:
+        parts = first_few(list(dict.fromkeys(part for part, _ in missing)), MOST_LISTED)
+        result = f"{len(missing):,} have no result, of {parts}; name the pack too in which they have one"
+        findings.broken("plan, its trials", f"{len(planned):,} planned", result)
+    if studies := [row.studies for row in plan.rows if row.studies]:
+        absent = {part for part, _ in missing}
+        numbers = sorted({place.study for study in studies for place in study.trials.values()})
+        held = _listed([number for number in numbers if f"study {number}" not in absent])
+        of = max(study.studies for study in studies)
+        findings.notes.append(f"{plan.suite} holds {held} of {of:,} planned")
+
+
+def _part_of(row: PlannedRow, seed: int) -> str:
+    place = row.studies and row.studies.trials.get(seed)
+    return f"study {place.study}" if place else f"seed {seed}"
+
+
+def _listed(studies: Sequence[int]) -> str:
+    if not studies:
+        return "no complete study"
+    if len(studies) > 1 and studies[-1] - studies[0] == len(studies) - 1:
+        return f"studies {studies[0]} to {studies[-1]}"
+    return f"studies {first_few(list(map(str, studies)), MOST_LISTED)}"
+
+
+def _shared(trial: Trial, row: PlannedRow) -> dict[str, Any]:
+    """The fields that are the same in all trials of a row. Backbone and task are compared by hashes."""
+    content = trial.model_dump(mode="json", exclude={"backbone", "task", "seed", "forgetting"})
+    if row.studies:
+        content["recipe"] = {
+            key: value for key, value in content["recipe"].items() if key not in ("lr", "head_lr")
+        }
+    return content | {"sizes": trial.task.sizes}
+
+
+def _check_studies(findings: Examined, where: str, row: PlannedRow, trials: Mapping[int, Trial]) -> None:
+    """Checks the seed, study, point, offset and rates of every trial against the formulas for them."""
+    studies = row.studies
+    assert studies is not None
+    try:
+        formula = Studies(studies=studies.studies, points=studies.points, lr=Window(decades=studies.decades))
+    except ValidationError as error:
+        findings.broken(f"{where}: studies", "studies", explained(error, Studies)[0])
+        return
+    findings.compare(f"{where}: trials of studies", len(row.trials), formula.studies * formula.points)
+    rates = RateWindow(studies.centre, studies.decades, studies.head_lr)
+    drawn: dict[int, list[float]] = {}
+    for seed, trial in trials.items():
+        study, point = formula.place(seed)
+        if not (0 <= study < formula.studies and point < formula.points):
+            findings.broken(f"{where}: seed of trial {trial.id}", seed, "none of the studies'")
+            continue
+        if study not in drawn:
+            drawn[study] = offsets(formula, study, f"{trial.task.task} on {trial.weights_hash}")
+        lr = rates.rate(offset := drawn[study][point])
+        place = StudyTrial(study=study, point=point, offset=offset, lr=lr)
+        findings.compare(f"{where}: place of trial {trial.id}", studies.trials.get(seed), place)
+        rates_of_trial = trial.recipe.lr, trial.recipe.head_lr
+        findings.compare(f"{where}: rates of trial {trial.id}", rates_of_trial, (lr, studies.head_lr or lr))
+
+
+def _check_counts(findings: Examined, where: str, row: PlannedRow, resolved: Resolved) -> None:
+    reference = create("lora", rank=REFERENCE_RANK).count(resolved.info.geometry)
+    findings.compare(f"{where}: ranks", row.ranks, resolved.method.size or ())
+    findings.compare(f"{where}: parameters", row.parameters, resolved.count)
+    findings.compare(f"{where}: parameters at the peak", row.peak, resolved.peak)
+    findings.near(f"{where}: percent of LoRA", row.percent_of_lora, 100 * resolved.count / reference, 1e-9)
+    if row.family:
+        findings.compare(f"{where}: registered method", row.family, resolved.method.name)
+    if row.asked:
+        findings.near(f"{where}: ratio to the budget", row.ratio, resolved.count / row.asked, 1e-9)

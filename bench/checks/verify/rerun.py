@@ -1,0 +1,245 @@
+"""Runs a sample of trials again and compares the results with the stored ones."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from tensorbench.checks.verify.findings import Examined, Rerun
+from tensorbench.execution.perform import perform, prepare_all
+from tensorbench.methods import UserError
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
+from tensorbench.records.predictions import log_probabilities, read_predictions
+from tensorbench.records.record import Progress, Record
+from tensorbench.records.words import Artifact, Tag
+from tensorbench.store.access import Access, is_foreign
+from tensorbench.store.pack.writing import DIGITS
+from tensorbench.store.source import Source
+from tensorbench.store.trained import put_back
+from tensorbench.training.loop import evaluate
+from tensorbench.training.measure import provenance
+from tensorbench.training.saving import Saving
+from tensorbench.training.trial import Resources
+
+#: The largest accepted difference between two scores. It is SAME if sums are in the same order: on the same
+#: hardware, with the same libraries and, on a GPU, a deterministic recipe. Otherwise it is ELSEWHERE, or the
+#: share of EXAMPLES examples in the split if that is larger.
+SAME, ELSEWHERE, EXAMPLES = 1e-6, 0.02, 5
+#: The errors at reading an artifact that is missing, changed or malformed.
+UNREADABLE = (UserError, OSError, ValueError)
+
+#: The largest accepted difference between losses, divided by the stored loss if that is above 1, by the
+#: precision of training. docs/guides/verify.md has measurements. SAME_LOSS is for the same hardware. On other
+#: hardware differences grow from step to step, so only reports up to step FIRST_STEPS are compared.
+SAME_LOSS, LOSSES, FIRST_STEPS = 1e-4, {"fp32": 1e-4, "tf32": 0.02, "bf16": 0.02}, 100
+
+#: The relative rounding of training losses in packs.
+PACKED = 2.0**-DIGITS
+
+#: The largest accepted difference between the outputs of a stored adapter and the stored outputs, divided by
+#: the largest stored output if that is above 1. SAME_LOGITS is for the same hardware. LOGITS is for other
+#: hardware, by the precision of training.
+SAME_LOGITS, LOGITS = 1e-3, {"fp32": 0.01, "tf32": 0.1, "bf16": 0.1}
+
+#: The keys of the provenance on which the order of sums depends.
+HARDWARE = ("cpu", "cpu_kind", "gpu", "version_torch", "version_transformers", "version_timm")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A finished trial that may be run again."""
+
+    #: The findings about the trial. Running it again adds to them.
+    findings: Examined
+    source: Source
+    record: Record
+    trial: Trial
+
+
+def chosen(candidates: Iterable[Candidate], count: int, seed: int) -> list[Candidate]:
+    """Draws a sample of `count` candidates, or returns all if there are fewer.
+
+    The sample depends on `seed`, and not on the order of the candidates.
+    """
+    in_order = sorted(candidates, key=lambda candidate: (candidate.source.name, candidate.trial.id))
+    return random.Random(seed).sample(in_order, min(count, len(in_order)))
+
+
+def run_again(
+    candidates: Sequence[Candidate], tolerance: float | None, access: Access, watching: Callable[[str], None]
+) -> Iterator[Rerun]:
+    """Runs each candidate again, compares the results, and yields both scores.
+
+    A candidate that cannot run on this machine gets a finding instead. `tolerance` is the largest accepted
+    difference between scores on other hardware; None means the default of `verify`. `access` tells which
+    files and repositories trials from packs may open.
+    """
+    resources: Resources | None = None
+    for candidate in candidates:
+        watching(f"running trial {candidate.trial.id} again: {candidate.record.name}")
+        device = "cuda" if candidate.record.provenance.get("gpu") and torch.cuda.is_available() else "cpu"
+        if resources is None or resources.device.type != device:
+            resources = Resources(device)
+        resources.saving = Saving.of(candidate.record.provenance)
+        with _threads(candidate.record):
+            try:
+                if is_foreign(candidate.source, candidate.record):
+                    candidate = replace(candidate, trial=access.trial(candidate.trial))
+                prepare_all([candidate.trial], resources)
+            except UserError as error:
+                candidate.findings.cannot("score of another run", str(error))
+                continue
+            yield _run(candidate, resources, tolerance)
+
+
+def _run(candidate: Candidate, resources: Resources, tolerance: float | None) -> Rerun:
+    record, findings = candidate.record, candidate.findings
+    reports: list[Progress] = []
+    ending = perform(candidate.trial, resources, reports.append, (KeyboardInterrupt,))
+    elsewhere = _elsewhere(ending.files) if tolerance is None else tolerance
+    allowed, reason = _allowed(candidate, str(resources.device), elsewhere)
+    score = ending.metrics.get(Measure.SCORE)
+    if score is None:
+        findings.broken("score of another run", record.score, ending.failure)
+    else:
+        findings.near(f"score of another run, to {allowed:.3g}", record.score, score, allowed)
+        if allowed == SAME:
+            _compare_losses(findings, record, ending.metrics.get(Measure.SELECTED_LOSS))
+        _compare_curves(candidate, reports, same=allowed == SAME)
+        _compare_examples(findings, candidate, ending.files[Artifact.PREDICTIONS])
+        _compare_adapter(
+            candidate, resources, SAME_LOGITS if allowed == SAME else LOGITS[candidate.trial.recipe.precision]
+        )
+    return Rerun(
+        candidate.source.name,
+        record.trial_id,
+        record.run_id,
+        record.name,
+        record.score,
+        score,
+        allowed,
+        reason,
+    )
+
+
+def _compare_losses(findings: Examined, record: Record, repeated: float | None) -> None:
+    """Compares the validation losses at the selected epoch."""
+    stored = record.measure(Measure.SELECTED_LOSS)
+    if stored is not None and repeated is not None:
+        findings.near("validation loss of another run", stored, repeated, SAME_LOSS * max(1.0, abs(stored)))
+
+
+def _compare_curves(candidate: Candidate, reports: Sequence[Progress], *, same: bool) -> None:
+    """Compares the losses and validation scores of every step and epoch with the stored curves.
+
+    Without `same`, the trial ran on other hardware. Then only the first losses are compared, and no scores.
+    """
+    record, largest = candidate.record, SAME_LOSS if same else LOSSES[candidate.trial.recipe.precision]
+    points = [
+        point
+        for progress in reports
+        if same or progress.step <= FIRST_STEPS
+        for point in progress.points(record.tag(Tag.METRIC))
+    ]
+    for key in dict.fromkeys(point.key for point in points):
+        scores = key not in (Measure.TRAIN_LOSS, Measure.VALIDATION_LOSS)
+        if scores and not same:
+            continue
+        curve = candidate.source.curves(key, [record.run_id])
+        stored = dict(zip(curve["step"], curve["value"], strict=True))
+        rounding = PACKED if key == Measure.TRAIN_LOSS else 0.0
+        for _, value, _, step in (point for point in points if point.key == key):
+            before = stored.get(step, math.nan)
+            allowed = SAME if scores else largest * max(1.0, abs(before)) + rounding * abs(before)
+            # Written so that NaN fails as well.
+            if not abs(before - value) <= allowed:
+                what = f"{key} of another run at {step}, to {allowed:.3g}"
+                candidate.findings.broken(what, before if step in stored else None, value)
+                break
+
+
+def _elsewhere(files: Mapping[Artifact, bytes]) -> float:
+    """The default tolerance for scores on other hardware. It depends on the number of predictions."""
+    predictions = files.get(Artifact.PREDICTIONS)
+    return max(ELSEWHERE, EXAMPLES / len(read_predictions(predictions).example)) if predictions else ELSEWHERE
+
+
+def _compare_examples(findings: Examined, candidate: Candidate, repeated: bytes) -> None:
+    """Checks that the stored predictions have the same examples and labels as the new predictions."""
+    try:
+        content = candidate.source.read(candidate.record, Artifact.PREDICTIONS)
+        before = None if content is None else read_predictions(content)
+    except UNREADABLE:
+        # It is reported already.
+        return
+    now = read_predictions(repeated)
+    if before is not None and not (
+        np.array_equal(before.example, now.example) and np.array_equal(before.label, now.label)
+    ):
+        findings.broken("examples and labels", "as in the predictions", "others in the task's data")
+
+
+def _compare_adapter(candidate: Candidate, resources: Resources, allowed: float) -> None:
+    """Checks that the stored adapter gives the stored outputs.
+
+    For predictions without logits, it compares the labels' log-probabilities instead. `allowed` is the
+    largest accepted difference, divided by the largest stored value if that is above 1.
+    """
+    try:
+        weights = candidate.source.read(candidate.record, Artifact.ADAPTER)
+        content = candidate.source.read(candidate.record, Artifact.PREDICTIONS)
+        predictions = None if content is None else read_predictions(content)
+    except UNREADABLE:
+        # It is reported already.
+        return
+    if weights is None or predictions is None:
+        return
+    trial, backbone = candidate.trial, resources.backbone(candidate.trial)
+    data = resources.data(trial, backbone.info.input)
+    split = data.test if trial.evaluate == "test" else data.validation
+    try:
+        with put_back(candidate.record, trial, weights, backbone, data.classes) as (_, adapter):
+            actual = evaluate(backbone, adapter, split, trial.recipe, data.objective, resources.saving).logits
+    except (UserError, ValueError, KeyError, RuntimeError) as error:
+        candidate.findings.broken(f"outputs of {Artifact.ADAPTER}", "as in the predictions", str(error))
+        return
+    if predictions.logit is None:
+        stored = torch.from_numpy(predictions.log_probability)
+        actual = torch.from_numpy(log_probabilities(actual.numpy(), predictions.label))
+    else:
+        stored = torch.tensor(predictions.logit)
+    difference = float((stored - actual).abs().max()) if stored.shape == actual.shape else math.inf
+    # Written so that NaN fails as well.
+    if not difference <= allowed * max(1.0, float(stored.abs().max())):
+        said = f"others by up to {difference:.3g}"
+        candidate.findings.broken(f"outputs of {Artifact.ADAPTER}", "as in the predictions", said)
+
+
+def _allowed(candidate: Candidate, device: str, tolerance: float) -> tuple[float, str]:
+    """Returns the largest accepted difference between the two scores, and the reason for it."""
+    then, now = candidate.record.provenance, provenance(device) | {"threads": str(torch.get_num_threads())}
+    other = [name for name in (*HARDWARE, "threads") if then.get(name) != now.get(name)]
+    if other:
+        return tolerance, f"not the same {', '.join(other)} as then"
+    if device.startswith("cuda") and not candidate.trial.recipe.deterministic:
+        return tolerance, "the recipe is not deterministic on a GPU"
+    return SAME, "the same hardware"
+
+
+@contextmanager
+def _threads(record: Record) -> Iterator[None]:
+    """A context in which torch uses as many threads as in the trial, since that decides the order of sums."""
+    before, then = torch.get_num_threads(), record.provenance.get("threads", "")
+    if then.isdecimal() and int(then) > 0:
+        torch.set_num_threads(min(int(then), 1024))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

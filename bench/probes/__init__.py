@@ -1,1 +1,0 @@
-"""Measurements outside of suites: the speed of methods, and the redundancy of trained adapters."""

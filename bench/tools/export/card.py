@@ -1,0 +1,218 @@
+"""The README.md of an export: a model card with code that loads it by peft and transformers alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from tensorbench.backbones.answers import Answers, Writer
+from tensorbench.backbones.inputs import ImageInput
+from tensorbench.machine.visible import markdown_text, visible
+from tensorbench.tools.export.images import description, differences
+from tensorbench.tools.export.original import HEAD, ORIGINAL, Original, TimmOriginal
+
+#: For each quantisation, how transformers rounds weights the same way, and what to know about it.
+QUANTISED = {
+    "nf4": (
+        'load_in_4bit=True, bnb_4bit_quant_type="nf4"',
+        "in nf4 (bitsandbytes, blocks of 64); on other weights its outputs are others.",
+    ),
+    "int8": (
+        "load_in_8bit=True",
+        "in int8 (bitsandbytes, a scale per row); on other weights its outputs are others. On a GPU, "
+        "transformers also rounds what enters a layer.",
+    ),
+}
+
+_MEAN = """mask = batch["attention_mask"][..., None]
+features = (outputs.last_hidden_state * mask).sum(1) / mask.sum(1)"""
+_POOLED = "features = outputs.pooler_output"
+
+#: The code of each pooling whose features enter a head beside the model.
+FEATURES = {
+    "mean_of_tokens": _MEAN,
+    "mean_of_windows": _MEAN,
+    "mean_of_one_segment": _MEAN,
+    "last_token": """last = batch["attention_mask"].sum(1) - 1  # texts are padded on the right
+features = outputs.last_hidden_state[torch.arange(len(last)), last]""",
+    "class_token": "features = outputs.last_hidden_state[:, 0]",
+    "normed_class_token": _POOLED,
+    "pooled_by_attention": _POOLED,
+}
+
+#: The code of a language model that answers by the words of a class.
+WORDS = '''
+def likelihood(prompt, word):
+    """log p of a word's tokens after a prompt's"""
+    logits = model(input_ids=torch.cat([prompt, word])[None]).logits[0, -len(word) - 1 : -1]
+    return logits.log_softmax(-1).gather(1, word[:, None]).sum()
+
+
+words = [torch.tensor(word) for word in {words}]  # the tokens of each class's words
+with torch.no_grad():
+    prompts = [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"])]
+    logits = torch.stack([torch.stack([likelihood(prompt, word) for word in words]) for prompt in prompts])'''
+
+#: The code of a language model that writes its answers.
+WRITTEN = """written = model.generate(  # prompts are padded on the left
+    **batch, max_new_tokens={new_tokens}, eos_token_id={end}, pad_token_id={end},
+    do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0,
+)[:, batch["input_ids"].shape[1] :]"""
+
+
+def card(
+    original: Original,
+    facts: Mapping[str, str],
+    notes: Iterable[str],
+    difference: float,
+    score: EvalResult | None,
+    merged: bool,
+) -> str:
+    """Returns the README.md. `facts` are escaped, `notes` are Markdown.
+
+    `difference` is the largest one between the logits of the export and the trial. Hubs show the front
+    matter. The licence is for its author to choose.
+    """
+    base = original.reference if original.revision else None
+    timm = isinstance(original, TimmOriginal)
+    data = ModelCardData(
+        library_name="timm" if timm else "transformers" if merged else "peft",
+        base_model=base,
+        base_model_relation=("finetune" if merged else "adapter") if base else None,
+        tags=["tensorpeft-bench", *["lora"] * (not merged)],
+        model_name=f"{original.backbone.info.name} by tensorpeft-bench" if score else None,
+        eval_results=[score] if score else None,
+    )
+    libraries = ("torch", "transformers", "timm", "peft")
+    checked = ", ".join(f"{library} {version(library)}" for library in libraries)
+    rows = [f"| {markdown_text(key)} | {markdown_text(value)} |" for key, value in facts.items()]
+    notes = [*_notes(original, merged), *notes]
+    return "\n".join(
+        [
+            f"---\n{visible(data.to_yaml())}\n---\n",
+            f"# {'A fine-tuned model' if merged else 'A PEFT checkpoint'}, written by tensorpeft-bench",
+            "",
+            *("| | |", "|---|---|", *rows, ""),
+            "Run in this folder. `batch` holds what enters the model: " + _batch(original),
+            "",
+            f"```python\n{code(original, merged)}\n```",
+            "",
+            *(f"- {note}" for note in notes),
+            f"- It was loaded with {checked}; no logit was off by more than {difference:.1e}.",
+            "",
+        ]
+    )
+
+
+def facts_of(original: Original) -> dict[str, str]:
+    """The classes, how inputs are prepared, and the prompt of a language model."""
+    classes = ", ".join(f"{index} {name}" for index, name in enumerate(original.classes))
+    facts = {} if isinstance(original.answers, Writer) else {"classes": classes}
+    model_input = original.model_input
+    if isinstance(model_input, ImageInput):
+        return {**facts, "input": description(model_input)}
+    facts["input"] = f"token ids of the backbone's own tokenizer, at most {model_input.max_tokens}"
+    if model_input.prompt is not None:
+        facts["input"] += f", of the prompt {json.dumps(model_input.prompt.template, ensure_ascii=False)}"
+    return facts
+
+
+def code(original: Original, merged: bool) -> str:
+    """Returns the code that loads an export from the working folder and computes what the trial did."""
+    if isinstance(original, TimmOriginal):
+        return """import timm, torch
+
+model = timm.create_model("local-dir:.", pretrained=True).eval()
+with torch.no_grad():
+    logits = model(batch["pixel_values"])"""
+    place = "." if merged else original.place
+    arguments = [f"{name}={value!r}" for name, value in original.options(place).items()]
+    if original.spec.quantise:
+        skipped = [*original.target.head.values(), "lm_head", "embed_out"]
+        rounding = f"{QUANTISED[original.spec.quantise][0]}, llm_int8_skip_modules={skipped}"
+        arguments.append(f"quantization_config=transformers.BitsAndBytesConfig({rounding})")
+    call = (
+        f"transformers.{original.target.class_name}.from_pretrained({', '.join([repr(place), *arguments])})"
+    )
+    lines = ["import torch, transformers", "", f"model = {call}.eval()"]
+    if not merged:
+        lines = [
+            "import peft, torch, transformers",
+            "",
+            f"original = {call}",
+            'model = peft.PeftModel.from_pretrained(original, ".").eval()',
+        ]
+    answers = original.answers
+    if isinstance(answers, Writer):
+        written = WRITTEN.format(new_tokens=answers.new_tokens, end=answers.tokenizer.eos_token_id)
+        return "\n".join([*lines, written])
+    if isinstance(answers, Answers):
+        return "\n".join([*lines, WORDS.format(words=[list(word) for word in answers.words])])
+    options = [f"{name}={value!r}" for name, value in original.call_options.items()]
+    call = f"model({', '.join(['**batch', *options])})"
+    if original.target.head:
+        return "\n".join([*lines, "with torch.no_grad():", f"    logits = {call}.logits"])
+    pooled = FEATURES[original.kind.pool.__name__].replace("\n", "\n    ")
+    lines[0] += "\nfrom safetensors.torch import load_file"
+    return "\n".join(
+        [
+            *lines,
+            f'head = load_file("{HEAD}")',
+            "with torch.no_grad():",
+            f"    outputs = {call}",
+            f"    {pooled}",
+            "    logits = torch.nn.functional.linear(features, **head)",
+        ]
+    )
+
+
+def _batch(original: Original) -> str:
+    if isinstance(original.model_input, ImageInput):
+        return "images as `pixel_values` (batch, 3, height, width)."
+    return "what the tokenizer returns, as tensors."
+
+
+def _notes(original: Original, merged: bool) -> list[str]:
+    images = original.model_input if isinstance(original.model_input, ImageInput) else None
+    timm = isinstance(original, TimmOriginal)
+    beside = not timm and original.answers is None and not original.target.head
+    notes = []
+    if merged:
+        notes.append("The update is added to the backbone's weights: peft is not needed.")
+        if images and not beside:
+            notes.append('`transformers.pipeline("image-classification", model=".")` takes images.')
+        if images:
+            notes += differences(images, "timm" if timm else "transformers")
+    else:
+        notes.append(_origin(original))
+        if original.spec.quantise:
+            notes.append(
+                "The adapter belongs to the frozen model with all of its projections "
+                + QUANTISED[original.spec.quantise][1]
+            )
+    if beside:
+        notes.append(
+            "No class of transformers has the pooling and the head of training: the head is in "
+            f"`{HEAD}`, beside the model."
+        )
+    return notes
+
+
+def _origin(original: Original) -> str:
+    info = original.backbone.info
+    name, place = markdown_text(info.name), markdown_text(original.place)
+    if original.reference is None:
+        return f"`{ORIGINAL}/` holds the frozen model, '{name}'."
+    if original.revision is None:
+        return (
+            f"The frozen model is not here: it is a checkpoint of your own, '{name}', with the weights "
+            f"{markdown_text(info.weights_hash)}. Put it at {place}, or name where it lies: in the code "
+            "above and, for peft's loaders, as `base_model_name_or_path` in adapter_config.json."
+        )
+    return (
+        f"The frozen model is {place} of the Hugging Face hub, at commit {original.revision}. "
+        f"`peft.{original.target.loader}.from_pretrained` finds it by itself."
+    )
