@@ -11,7 +11,6 @@ import numpy as np
 
 from tensorbench.machine.table import ShowsOverview, Table
 from tensorbench.metrics import direction
-from tensorbench.records.record import comparable
 from tensorbench.records.words import By
 from tensorbench.reports.importance import importances
 from tensorbench.reports.inference.intervals import RESOLUTION, simultaneous, t_quantile
@@ -83,7 +82,8 @@ class RankChoice(ShowsOverview):
     def merit(self, point: TriedRanks) -> float:
         """Returns the mean by which points are ranked, with the sign that makes larger values better."""
         sign = direction(self.metric) if self.by == "score" else -1.0
-        return sign * comparable(fmean(point.values(self.by)))
+        # Rounded, so that equal means are equal whatever the order of their sums.
+        return sign * float(f"{fmean(point.values(self.by)):.12g}")
 
     @cached_property
     def ranked(self) -> list[int]:

@@ -78,7 +78,7 @@ def provenance_of(source: Source, record: Record) -> Provenance:
     """
     try:
         config = source.content(record, Artifact.CONFIG, StoredConfig)
-        start, why = (config.start, "an earlier version stored none") if config else (None, "")
+        start, why = (config.start, "it stores none") if config else (None, "")
     except UserError as error:
         start, why = None, str(error)
     return Provenance(record.started, record.ended, record.provenance, start, "" if start else why)

@@ -231,7 +231,6 @@ class Plan(ShowsOverview, Frozen):
         return StoredPlan(
             suite=self.suite.name,
             closing=self.suite.closing,
-            tuning="studies" if self.suite.tuning else "none",
             rows=tuple(row.stored() for row in self.rows),
             trials=tuple(PlannedTrial(id=trial.id, **trial.model_dump(mode="json")) for trial in self.trials),
         )

@@ -185,27 +185,19 @@ def latest(records: Iterable[Record]) -> dict[str, Record]:
     return chosen
 
 
-def scores(records: Mapping[str, Record], ids: Iterable[str | None]) -> list[float]:
+def scores(records: Mapping[str, Record], ids: Iterable[str]) -> list[float]:
     """Returns the scores of the trials with these ids. Trials without a score are left out."""
-    scores = (records[id_].score for id_ in ids if id_ and id_ in records)
+    scores = (records[id_].score for id_ in ids if id_ in records)
     return [score for score in scores if score is not None]
 
 
-def results(records: Mapping[str, Record], ids: Iterable[str | None], by: By) -> list[float]:
+def results(records: Mapping[str, Record], ids: Iterable[str], by: By) -> list[float]:
     """Returns the scores of the trials with these ids or, if `by` is "loss", their losses on the same split.
 
     Trials without a score are left out. If `by` is "loss", so are trials whose loss is missing or not finite.
     """
     if by == "score":
         return scores(records, ids)
-    trials = (records[id_] for id_ in ids if id_ and id_ in records)
+    trials = (records[id_] for id_ in ids if id_ in records)
     losses = [trial.measure(Measure.SCORE_LOSS) for trial in trials if trial.score is not None]
     return [loss for loss in losses if loss is not None and math.isfinite(loss)]
-
-
-def comparable(mean: float) -> float:
-    """Rounds a mean of scores to 12 digits, so that equal means compare as equal.
-
-    Without this, sums of the same numbers in another order may differ in their last digits.
-    """
-    return float(f"{mean:.12g}")

@@ -8,35 +8,7 @@ from pydantic import Field
 
 from tensorbench.machine.table import ShowsOverview, Table
 from tensorbench.records import Wired
-from tensorbench.records.words import OWN_SIZE, By
-
-
-class Tuned(Wired):
-    """The tuning of a row, with the same allowance for every method: its cost and its choice."""
-
-    #: The number of points, not of trials: each point has a trial for every seed in `seeds`.
-    trials: int
-    #: The epochs of each trial. None if the recipe counts steps.
-    epochs: int | None = None
-    seeds: tuple[int, ...]
-    #: The values that may be tried on each axis (such as `lr`) that affects the row's method. Empty in plans
-    #: of earlier versions.
-    grids: dict[str, tuple[float, ...]] = {}
-    #: The validation result that ranks the points.
-    by: By = "score"
-    #: The values of the chosen point, by axis. None until every tuning trial has ended.
-    chosen: dict[str, float] | None = None
-    #: The axes on which the chosen value is at an end of the grid or outside.
-    edge: tuple[str, ...] = ()
-    #: The number of other points whose mean result equals that of the chosen point.
-    tied: int = 0
-    #: The ids of all tuning trials.
-    ids: tuple[str, ...]
-    #: The number of points and the values on each axis that the suite allows for every method. A method tries
-    #: fewer if some axes do not affect it. None and empty in plans of earlier versions, unless they could be
-    #: read from the stored suite.
-    allowed_points: int | None = None
-    allowed_grids: dict[str, tuple[float, ...]] = {}
+from tensorbench.records.words import OWN_SIZE
 
 
 def rate_text(rate: float) -> str:
@@ -111,8 +83,6 @@ class PlannedRow(Wired):
     percent_of_lora: float
     #: The id of each seed's trial.
     trials: dict[int, str]
-    #: The row's tuning. None if the row is not tuned, and also if it has studies.
-    tuning: Tuned | None = None
     #: The studies to which the trials belong. None if the trials differ in their seeds only.
     studies: StudyPlan | None = None
 
@@ -250,14 +220,10 @@ class StoredSuite(Wired):
 
 
 class StoredPlan(Wired):
-    """A suite's plan: the rows of the tables and their trials.
-
-    The trials of tuning are not in `trials`. Their ids are in the field `tuning` of their row.
-    """
+    """A suite's plan: the rows of the tables and their trials."""
 
     suite: str
     closing: str
-    tuning: Literal["none", "equal", "studies"] = "none"
     rows: tuple[PlannedRow, ...]
     trials: tuple[PlannedTrial, ...]
 

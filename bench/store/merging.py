@@ -84,7 +84,6 @@ def merged_plan(first: StoredPlan, second: StoredPlan) -> StoredPlan:
     return first.model_copy(
         update={
             "closing": first.closing or second.closing,
-            "tuning": first.tuning if first.tuning != "none" else second.tuning,
             "rows": tuple(rows.values()),
             "trials": tuple((trials_of_first | coming).values()),
         }
@@ -106,7 +105,7 @@ def _by_key(plan: StoredPlan) -> dict[tuple[Any, ...], PlannedRow]:
 
 
 def _of(row: PlannedRow, trials: Mapping[str, PlannedTrial]) -> list[PlannedTrial]:
-    return [trials[id_] for id_ in row.trials.values() if id_ is not None and id_ in trials]
+    return [trials[id_] for id_ in row.trials.values() if id_ in trials]
 
 
 def _merged_row(
@@ -117,7 +116,7 @@ def _merged_row(
     Raises UserError if its trials differ in more than their seeds and the rates of their studies.
     """
     where = " · ".join(filter(None, (first.method, first.budget, first.task, first.backbone)))
-    contents_of_rows = [row.model_dump(exclude={"trials", "tuning", "studies"}) for row in (first, second)]
+    contents_of_rows = [row.model_dump(exclude={"trials", "studies"}) for row in (first, second)]
     _refuse_other(suite, where, *contents_of_rows)
     studies = _merged_studies(suite, where, first.studies, second.studies)
     contents = [_content(trial) for trial in trials]
@@ -130,14 +129,10 @@ def _merged_row(
         _refuse_other(suite, where, contents[0], content)
     ids = dict(first.trials)
     for seed, id_ in second.trials.items():
-        if ids.get(seed) and id_ and ids[seed] != id_:
+        if ids.setdefault(seed, id_) != id_:
             raise UserError(f"suite '{suite}', {where}: seed {seed} is trial {ids[seed]} and trial {id_}")
-        ids[seed] = ids.get(seed) or id_
-    tunings = [row.tuning for row in (first, second) if row.tuning is not None]
-    chosen = [tuning for tuning in tunings if tuning.chosen is not None]
-    tuning = next(iter(chosen or tunings), None)
     in_order = ids if ids.keys() == first.trials.keys() else dict(sorted(ids.items()))
-    return first.model_copy(update={"trials": in_order, "tuning": tuning, "studies": studies})
+    return first.model_copy(update={"trials": in_order, "studies": studies})
 
 
 def _merged_studies(

@@ -69,11 +69,10 @@ def _check_row(
 ) -> PlacedRow | None:
     """Checks a row, and returns it with its first trial. None if no trial of it has the right id."""
     where = _where(row)
-    # A row that is not yet tuned has no trial.
     for seed, id_ in row.trials.items():
-        if id_ is not None and id_ not in trials:
+        if id_ not in trials:
             findings.broken(f"{where}: the trial of seed {seed}", id_, "the plan has no such trial")
-    own = {seed: trial for seed, id_ in row.trials.items() if (trial := trials.get(id_ or "")) is not None}
+    own = {seed: trial for seed, id_ in row.trials.items() if (trial := trials.get(id_)) is not None}
     if not own:
         return None
     for seed, trial in own.items():
@@ -123,7 +122,6 @@ def _check_results(findings: Examined, source: Source, plan: StoredPlan, settled
     A plan of which the source has no trial, as of a pilot alone, is only noted.
     """
     planned = [(_part_of(row, seed), id_) for row in plan.rows for seed, id_ in row.trials.items()]
-    planned += [("tuning", id_) for row in plan.rows if row.tuning for id_ in row.tuning.ids]
     missing = [(part, id_) for part, id_ in planned if id_ not in settled]
     own = {run.trial_id for run in source.records() if run.settled}
     if missing and own.isdisjoint(id_ for _, id_ in planned):

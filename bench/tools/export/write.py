@@ -107,7 +107,7 @@ def export_run(
                 "wrong"
             )
         if not stored.verified:
-            doubts.append("The trial's files are not verified: an older version stored them, without hashes")
+            doubts.append("The trial's files are not verified, since their hashes were not stored")
         return write_export(
             stored.backbone,
             adapter,

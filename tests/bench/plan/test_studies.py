@@ -225,7 +225,6 @@ def test_a_suite_with_seeds_has_no_study_to_select() -> None:
 
 def test_the_stored_plan_says_of_each_seed_its_study_and_plans_without_are_read_too() -> None:
     stored = StoredPlan.model_validate_json(plan().stored().model_dump_json())
-    assert stored.tuning == "studies"
     assert [row.studies and row.studies.trials[11_002].study for row in stored.rows] == [1] * 4
     before = stored.rows[0].model_dump(exclude={"studies"})
     assert PlannedRow.model_validate(before).studies is None
