@@ -228,6 +228,7 @@ def forgiving(block: Block) -> Ruling:
     rows, verdicts = [], []
     for entrant in block.entrants:
         shares = entrant.sensitivity
+        assert shares is not None, "studies have rates"
         near, more = _share(shares.near_difference, "more forgiving", "less forgiving")
         failed, fewer = _share(shares.failed_difference, "fails more", "fails less")
         own = "–" if shares.near is None else percent(shares.near)
@@ -304,7 +305,7 @@ def expected(block: Block) -> Ruling:
         [
             entrant.method,
             *(block.unit.score(entrant.means[k].value) for k in block.ks),
-            percent(entrant.sensitivity.failed),
+            percent(entrant.sensitivity.failed if entrant.sensitivity else 0.0),
         ]
         for entrant in block.entrants
     ]
