@@ -301,14 +301,11 @@ def affordable(block: Block) -> Ruling:
 
 def expected(block: Block) -> Ruling:
     """Each method's expected score after each number of trials, and its share of failed trials."""
-    rows = [
-        [
-            entrant.method,
-            *(block.unit.score(entrant.means[k].value) for k in block.ks),
-            percent(entrant.sensitivity.failed if entrant.sensitivity else 0.0),
-        ]
-        for entrant in block.entrants
-    ]
+    rows = []
+    for entrant in block.entrants:
+        assert entrant.sensitivity is not None, "studies have rates"
+        scores = [block.unit.score(entrant.means[k].value) for k in block.ks]
+        rows.append([entrant.method, *scores, percent(entrant.sensitivity.failed)])
     head = ["method", *(f"after {many(k, 'trial')}" for k in block.ks), "failed, %"]
     return Ruling("", head, rows)
 
