@@ -62,8 +62,18 @@ class Predictions:
         return save({name: np.ascontiguousarray(values) for name, values in tensors.items()})
 
 
+#: The largest header of a file, in bytes. It describes seven arrays; an entry takes much more memory than
+#: the header's text.
+MOST_HEADER = 2**16
+
+
 def tensors_in(content: bytes) -> dict[str, NDArray[Any]]:
-    """Reads a safetensors file, into as much memory as it has bytes. Raises ValueError if it is malformed."""
+    """Reads a safetensors file, into as much memory as it has bytes.
+
+    Raises ValueError if it is malformed, and for a header of more than `MOST_HEADER` bytes.
+    """
+    if (header := int.from_bytes(content[:8], "little")) > MOST_HEADER:
+        raise ValueError(f"a header of {header:,} bytes, more than {MOST_HEADER:,}")
     try:
         return load(content)
     except (SafetensorError, KeyError, TypeError) as error:
@@ -78,10 +88,15 @@ def read_predictions(content: bytes) -> Predictions:
         text = _texts(tensors.pop("text"), tensors.pop("text_ends")) if "text" in tensors else None
         if "logit" in tensors:
             logit = tensors.pop("logit")
+            if logit.ndim != 2 or example.ndim != 1:
+                raise ValueError("the tensor 'logit' should have two dimensions, and 'example' one")
             made = Predictions(example, label, prediction, logit, logit.shape[-1], text=text)
-            fits = logit.ndim == 2 and len(logit) == len(example) and logit.dtype.kind == "f"
+            fits = len(logit) == len(example) and logit.dtype.kind == "f"
         else:
-            (classes,), steps = tensors.pop("classes").tolist(), tensors.pop("steps")
+            steps, number = tensors.pop("steps"), tensors.pop("classes")
+            if number.shape != (1,) or number.dtype.kind not in "iu" or text is not None:
+                raise ValueError("the tensor 'classes' should hold one number, and go without texts")
+            classes = int(number[0])
             made = Predictions(example, label, prediction, None, classes, steps, text)
             fits = 2 <= classes <= MOST_CLASSES and steps.dtype == np.uint32 and steps.shape == label.shape
             fits = fits and _are_classes(classes, label, prediction)
@@ -96,6 +111,8 @@ def read_predictions(content: bytes) -> Predictions:
 
 
 def _texts(text: NDArray[Any], ends: NDArray[Any]) -> tuple[str, ...]:
+    if ends.ndim != 1:
+        raise ValueError("the tensor 'text_ends' should have one dimension")
     content, begins = text.tobytes(), [0, *ends.tolist()[:-1]]
     if ends.dtype.kind not in "iu" or (np.diff(ends, prepend=0) < 0).any():
         raise ValueError("a text ends before it begins")

@@ -216,7 +216,7 @@ class StoredSuite(Wired):
     suite: dict[str, Any]
     #: The commit of each branch and tag of the hub that the suite names: {"model me/tiny at main": commit}.
     #: Every start of the experiment uses the commits of the first.
-    commits: dict[str, str] = {}
+    commits: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{40}$")]] = {}
 
 
 class StoredPlan(Wired):

@@ -39,7 +39,7 @@ def hashes(record: Record) -> dict[str, str]:
     try:
         digests = json.loads(text) if text else {}
         return {str(name): str(digest) for name, digest in digests.items()}
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"run {record.run_id}: its tag '{Tag.HASHES}' holds no hashes: {text:.60}") from error
 
 

@@ -70,6 +70,22 @@ def _apart(stored: Mapping[str, Record], coming: Iterable[Record]) -> Iterator[s
             yield f"  trial {record.trial_id} ({record.name}): {runs}"
 
 
+def merged_commits(parts: Iterable[Source]) -> dict[str, str]:
+    """Joins the commits at which the parts of an experiment used the hub, as in `StoredSuite.commits`.
+
+    Raises UserError if two parts used different commits of one branch or tag.
+    """
+    commits: dict[str, str] = {}
+    for part in parts:
+        for revision, commit in part.commits().items():
+            if commits.setdefault(revision, commit) != commit:
+                raise UserError(
+                    f"experiment '{part.name}': {revision} is {commits[revision]} in one part, and in "
+                    f"{part.where} {commit}; nothing was merged"
+                )
+    return commits
+
+
 def merged_plan(first: StoredPlan, second: StoredPlan) -> StoredPlan:
     """Merges the rows and seeds of two plans. Raises UserError if they ran a common row differently."""
     if first == second:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from tensorbench.methods.validation import Frozen, identity
+from tensorbench.methods.validation import Frozen, identity, refuse_repeats
 from tensorbench.metrics.metric import Kind
 from tensorbench.tasks.task import SplitName
 
@@ -105,6 +105,12 @@ class Description(Frozen):
             raise ValueError(f"{', '.join(extra)}: does not go with prompt and answer")
         rest = {key: value for key, value in values.items() if key not in ("prompt", "answer")}
         return {**rest, "text": values["prompt"], "label": values["answer"], "target": "generation"}
+
+    @field_validator("splits")
+    @classmethod
+    def _different_words(cls, splits: dict[str, SplitName] | None) -> dict[str, SplitName] | None:
+        refuse_repeats((name.strip().casefold() for name in splits or ()), splits)
+        return splits
 
     @field_validator("classes", mode="before")
     @classmethod
@@ -226,7 +232,7 @@ class Description(Frozen):
 
         None if the word means no split.
         """
-        words = {name.casefold(): split for name, split in (self.splits or SPLIT_WORDS).items()}
+        words = {name.strip().casefold(): split for name, split in (self.splits or SPLIT_WORDS).items()}
         return words.get(str(word).strip().casefold())
 
     def identity(self) -> dict[str, Any]:

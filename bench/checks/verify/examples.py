@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tensorbench.checks.verify.findings import Examined
 from tensorbench.methods import METHODS
 from tensorbench.metrics import METRICS
+from tensorbench.plan.suite_rows import TaskRow
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.predictions import Predictions
@@ -53,6 +54,14 @@ def stored_objective(trial: Trial, outputs: int) -> Objective:
     if kind not in scored.kinds or scored.classes not in (None, outputs):
         raise ValueError(f"metric '{metric}' does not score {kind} with {outputs} outputs")
     return Objective(scored, kind, outputs)
+
+
+def answers_in_words(row: TaskRow) -> bool:
+    """Whether a language model answers the task in words, so that it has no head.
+
+    Raises UserError if the task is not registered here.
+    """
+    return row.verbalizer is not None or (row.data or TASKS.get(row.task)).target == "generation"
 
 
 def split_size(trial: Trial) -> int | None:

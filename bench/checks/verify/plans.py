@@ -194,7 +194,6 @@ def _check_counts(findings: Examined, where: str, row: PlannedRow, resolved: Res
     findings.compare(f"{where}: parameters", row.parameters, resolved.count)
     findings.compare(f"{where}: parameters at the peak", row.peak, resolved.peak)
     findings.near(f"{where}: percent of LoRA", row.percent_of_lora, 100 * resolved.count / reference, 1e-9)
-    if row.family:
-        findings.compare(f"{where}: registered method", row.family, resolved.method.name)
+    findings.compare(f"{where}: registered method", row.family, resolved.method.name)
     if row.asked:
         findings.near(f"{where}: ratio to the budget", row.ratio, resolved.count / row.asked, 1e-9)

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from tensorbench.backbones import BackboneSpec
+from tensorbench.checks.verify.examples import answers_in_words
 from tensorbench.checks.verify.findings import Examined
 from tensorbench.methods import Geometry, Method, UserError, create
 from tensorbench.methods.errors import first_few
@@ -26,7 +27,6 @@ from tensorbench.records.origin import StoredConfig
 from tensorbench.records.stored_plan import PlannedRow, StoredSuite
 from tensorbench.records.words import Artifact, RunKind, Tag
 from tensorbench.store.source import Source
-from tensorbench.tasks import TASKS
 
 #: The fields of a task's row that do not change its examples, or that differ between machines.
 NOT_OF_EXAMPLES = {"task", "data", "source", "training", "label"}
@@ -148,8 +148,7 @@ class SuiteCell:
         """
         if self.method.fits_head or self.method.name not in FLOORS:
             return self.method.fits_head
-        target = self.task.data.target if self.task.data else TASKS.get(self.task.task).target
-        return self.task.verbalizer is not None or target == "generation"
+        return answers_in_words(self.task)
 
     @property
     def chosen(self) -> set[str]:

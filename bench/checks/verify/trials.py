@@ -15,11 +15,12 @@ from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from tensorbench.backbones import BackboneInfo, BackboneSpec, describe
-from tensorbench.checks.verify.examples import Splits, check_rows, stored_objective
+from tensorbench.checks.verify.examples import Splits, answers_in_words, check_rows, stored_objective
 from tensorbench.checks.verify.findings import Examined
 from tensorbench.machine.files import sha256, sha256_of
 from tensorbench.methods import Method, UserError, from_identity
 from tensorbench.methods.validation import explained
+from tensorbench.plan.recipe import Recipe
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.origin import StoredConfig
@@ -86,6 +87,7 @@ def examine(source: Source, record: Record, access: Access, splits: Splits) -> t
                 splits.add(findings, trial, stored)
         if (resolved := resolve(findings, trial, access if is_foreign(source, record) else None)) is not None:
             _check_words(findings, record, trial, resolved)
+            _check_idle(findings, trial, resolved)
             _check_counts(findings, record, resolved, files.get(Artifact.ADAPTER))
     return findings, trial
 
@@ -187,11 +189,22 @@ def _check_words(findings: Examined, record: Record, trial: Trial, resolved: Res
                 recounted = resolved.count / budget["asked"]
                 findings.near(f"ratio to budget {budget['budget']}", budget["ratio"], recounted, 1e-9)
         missed = YES if any(budget["within"] is False for budget in budgets) else "no"
-    except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
         findings.broken(f"tag {Tag.BUDGETS}", record.tag(Tag.BUDGETS), f"no list of budgets: {error!r}")
         return
     if Tag.BUDGET_MISSED in record.tags:
         findings.compare(f"tag {Tag.BUDGET_MISSED}", record.tag(Tag.BUDGET_MISSED), missed)
+
+
+def _check_idle(findings: Examined, trial: Trial, resolved: Resolved) -> None:
+    """Compares the fields that the trial leaves out of its id with those that cannot change its result."""
+    try:
+        trains_head = not (answers_in_words(trial.task) or resolved.method.fits_head)
+    except UserError as error:
+        findings.cannot("fields without effect", str(error))
+        return
+    idle = Recipe.idle(trains_adapter=resolved.count > 0, trains_head=trains_head)
+    findings.compare("fields without effect", sorted(trial.idle), list(idle))
 
 
 def _check_counts(findings: Examined, record: Record, resolved: Resolved, adapter: Path | None) -> None:

@@ -41,6 +41,8 @@ Part = TypeVar("Part")
 
 #: The largest accepted configuration, in bytes. Configurations are in memory one at a time.
 MOST_CONFIG = 2 * 2**20
+#: The limit for all configurations together, (a, b): a plus b for every byte of the pack's file.
+MOST_CONFIGS = 64 * 2**20, 16
 
 
 def open_pack(path: Path) -> list[Packed]:
@@ -108,6 +110,11 @@ class Packed(Source):
         of_labels = np.repeat(classes, list(examples.values()))
         of_answers = np.repeat(classes[list(self._split.values())], list(answers.values()))
         beyond_lines = (arrays["config"] >= len(self._experiment.lines)).any()
+        if not beyond_lines and arrays["config"].size:
+            sizes = np.array([len(line) + 1 for line in self._experiment.lines])
+            size = int(sizes[arrays["config"]].sum())
+            if size > (most := MOST_CONFIGS[0] + MOST_CONFIGS[1] * self.archive.path.stat().st_size):
+                raise self._refused(RUNS, f"its configurations have {size:,} characters, more than {most:,}")
         if beyond_lines or (arrays["label"] >= of_labels).any() or (arrays["prediction"] >= of_answers).any():
             raise self._refused(NUMBERS, "a line or a class is out of range")
 
@@ -217,7 +224,7 @@ class Packed(Source):
             if not row.trials:
                 raise self._refused(Artifact.PLAN, f"row {shown(row.method)} has no seed")
             for seed, id_ in row.trials.items():
-                if id_ is not None and id_ not in trials:
+                if id_ not in trials:
                     raise self._refused(
                         Artifact.PLAN, f"row {shown(row.method)}, seed {seed}: it has no trial {shown(id_)}"
                     )

@@ -15,11 +15,12 @@ from tensorbench.machine.alive import owner
 from tensorbench.machine.files import sha256
 from tensorbench.records.pack_format import TRAVELS
 from tensorbench.records.record import Point, Record, latest
+from tensorbench.records.stored_plan import StoredSuite
 from tensorbench.records.text import all_storable, run_name
 from tensorbench.records.words import Artifact, RunKind, Status, Tag
 from tensorbench.store.artifacts import hashes
 from tensorbench.store.connect import connect, insisting
-from tensorbench.store.merging import brings_more, merged_plan, refuse_other_scores
+from tensorbench.store.merging import brings_more, merged_commits, merged_plan, refuse_other_scores
 from tensorbench.store.source import Source
 from tensorbench.store.store import Store
 
@@ -67,6 +68,7 @@ class _Merge:
         every: list[Source] = [store, *parts] if store else list(parts)
         plans = [plan for part in every if (plan := part.plan()) is not None]
         self._plan = reduce(merged_plan, plans) if plans else None
+        self._commits = merged_commits(every)
         chosen: dict[str, tuple[Source, Record]] = {}
         for part in every:
             records = latest(part.records())
@@ -112,6 +114,9 @@ class _Merge:
             _fill(store, self._parts[0], run, run_id, None)
         if self._plan is not None and store.plan() != self._plan:
             store.keep(run_id, Artifact.PLAN, self._plan)
+        if store.commits() != self._commits:
+            stored = self._parts[0].content(run, Artifact.SUITE, StoredSuite) or StoredSuite(suite={})
+            store.keep(run_id, Artifact.SUITE, stored.model_copy(update={"commits": self._commits}))
         return run_id
 
 

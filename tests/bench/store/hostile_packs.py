@@ -68,6 +68,28 @@ def _header(content: Files) -> None:
     content[path_of(content, NUMBERS)] = len(header).to_bytes(8, "little") + header
 
 
+def _entries(content: Files) -> None:
+    """A header of arrays with hundreds of thousands of empty ones."""
+    entries = {
+        f"a{number}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for number in range(350_000)
+    }
+    header = json.dumps(entries).encode()
+    content[path_of(content, NUMBERS)] = len(header).to_bytes(8, "little") + header
+
+
+def _configurations(content: Files) -> None:
+    """Runs whose configurations are one long line each, the same for all of them."""
+    edit_json(EXPERIMENT, lambda experiment: experiment.update(lines=["x" * 2**20]))(content)
+
+    def more(lines: list[dict[str, Any]]) -> None:
+        lines[:] = [line | {"config": 0} for line in lines]
+        last = lines[-1]
+        lines += [last | {"run_id": f"{number:032x}", "config": 1} for number in range(2**14)]
+
+    edit_runs(more)(content)
+    edit_arrays(lambda arrays: arrays.update(config=np.zeros(2**14, np.uint32)))(content)
+
+
 def _answers(content: Files) -> None:
     """Predictions whose texts would take gigabytes, because each of them begins at the first byte."""
     count = 2**14
@@ -86,6 +108,8 @@ IN_FILES: dict[str, Callable[[Files], None]] = {
     "points with a long key": _points,
     "a configuration that repeats a line": _lines,
     "arrays that are stated and not there": _header,
+    "a header with hundreds of thousands of entries": _entries,
+    "runs that share a long configuration": _configurations,
     "texts that overlap": _answers,
 }
 

@@ -181,6 +181,11 @@ UNREADABLE: dict[str, dict[str, Any]] = {
     "a text that ends before it begins": {"text": np.zeros(4, np.uint8), "text_ends": np.array([2, 1, 4])},
     "a class that is none": {"logit": None, "classes": np.array([2]), "steps": np.zeros(3, np.uint32)},
     "signed steps": {"logit": None, "classes": np.array([4]), "steps": np.zeros(3, np.int32)},
+    "classes without a dimension": {"logit": None, "classes": np.array(3), "steps": np.zeros(3, np.uint32)},
+    "half a class": {"logit": None, "classes": np.array([2.5]), "steps": np.zeros(3, np.uint32)},
+    "outputs without a dimension": {"logit": np.array(1.0, np.float32)},
+    "examples without a dimension": {"example": np.array(0)},
+    "ends of texts without a dimension": {"text": np.zeros(4, np.uint8), "text_ends": np.array(4)},
     "one class": {"logit": None, "classes": np.array([1]), "steps": np.zeros(3, np.uint32)},
 }
 

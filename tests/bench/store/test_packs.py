@@ -24,6 +24,7 @@ from tensorbench.store.pack.unpacking import MergedExperiment
 from tensorbench.store.pack.writing import write_pack
 from tensorbench.store.store import Store
 
+from ...messages import naming
 from ...packs import changed, edit_json, edit_runs, files, packed
 from ...reports.made_up import SMALL, plan_of, result
 from ...reports.made_up import store as made_up_store
@@ -69,6 +70,22 @@ def test_the_same_results_give_the_same_bytes_also_from_another_store(
     (run,) = Store.existing(uri, "small").records(RunKind.SUITE)
     assert run.status == Status.FINISHED
     assert unpack(pack, pack, store=uri) == [MergedExperiment("small", 0, 4)]
+
+
+def test_commits_of_the_hub_are_merged_and_other_commits_refused(
+    pack: Path, tmp_path: Path, new_store: NewStore
+) -> None:
+    def at(name: str, commits: dict[str, str]) -> Path:
+        change = edit_json("suite.json", lambda suite: suite.update(commits=commits))
+        return changed(pack, tmp_path / f"{name}.tensorbench.zip", change)
+
+    model, data = "model me/tiny at main", "data me/texts at main"
+    one, other = at("one", {model: "a" * 40}), at("other", {data: "b" * 40})
+    uri = new_store(tmp_path)
+    unpack(one, other, store=uri)
+    assert Store.existing(uri, "small").commits() == {model: "a" * 40, data: "b" * 40}
+    with pytest.raises(UserError, match=naming(model, "a" * 40, "c" * 40)):
+        unpack(at("moved", {model: "c" * 40}), store=uri)
 
 
 @pytest.mark.parametrize(("which", "there"), [(1, 0), (4, 2)])

@@ -384,6 +384,10 @@ def test_a_plan_knows_every_split_of_own_data(tmp_path: Path, own_cache: Path) -
         ({"csv": "r.csv", "jsonl": "x", "text": "x", "label": "y"}, naming("one of csv", "csv, jsonl")),
         ({"images": "x", "label": "y"}, "label: .*images"),
         ({"hub": "a/b", "text": "x", "label": "y"}, "hub needs classes"),
+        (
+            {"csv": "r.csv", "text": "x", "label": "y", "splits": {"A": "train", " a": "test"}},
+            "splits: .* a.* duplicated",
+        ),
         ({"csv": "r.csv", "text": "x", "label": "y", "unit": "kg"}, "unit"),
     ],
 )

@@ -155,6 +155,13 @@ def a_default_changed_for_one_method(forged: Forged) -> None:
             trial.trial["recipe"]["weight_decay"] = 0.1
 
 
+def a_field_hidden_from_the_id(forged: Forged) -> None:
+    for trial in forged.trials:
+        if trial.row == LORA:
+            trial.trial["recipe"]["warmup"] = 0.9
+            trial.trial["idle"] = ["warmup"]
+
+
 def another_option(forged: Forged) -> None:
     for trial in forged.trials:
         if trial.row == TENSLORA:
@@ -206,6 +213,7 @@ FORGERIES: dict[Callable[[Forged], None], str] = {
     more_steps_for_one_method: "training steps of the suite",
     another_batch_for_all: "training batch_size of the suite",
     a_default_changed_for_one_method: "training weight_decay",
+    a_field_hidden_from_the_id: "fields without effect",
     another_option: "method scale of the suite",
     scored_on_validation: "evaluate of the suite",
     fewer_examples: "task train_size of the suite",
