@@ -37,6 +37,7 @@ from tensorbench.reports.results import (
     Cell,
     Results,
     Seed,
+    TaskAndBackbone,
     block_order,
     grouped,
 )
@@ -349,8 +350,8 @@ def _compared(
     notes = [
         f"{method} shares no finished seed with {block.against} on some setting: differences are taken seed "
         "by seed, so there is no comparison."
-        for method in sides.keys() - {entrant.method for entrant in shared}
-        if not block.tuned
+        for method in sides
+        if not block.tuned and method not in {entrant.method for entrant in shared}
     ]
     # Tuned methods count even before they share a study with the reference.
     claims = len(sides) if block.tuned else len(shared)
@@ -491,17 +492,28 @@ def _levels(
     """Yields the converged head, the head alone and full fine-tuning, if they have run."""
     compared = {entrant.method for entrant in (*block.entrants, *block.part)} | {block.against}
     levels = []
+    on = dict(zip(block.settings, block.reference.cells, strict=True)) if block.reference else {}
+
+    def other_recipe(cell: Cell) -> bool:
+        return cell.setting in on and bool(difference(made[cell.number], made[on[cell.setting]]))
+
     for family in (CONVERGED, *(name for name in NO_ADAPTERS if name != CONVERGED)):
-        cells = {
-            cell.setting: cell
-            for cell in reversed(results.all_cells)
+        own = [
+            cell
+            for cell in results.all_cells
             if cell.family == family
             and results.metrics[cell.number] == block.metric
             and cell.method not in compared
-        }
-        level = _level(results, block, [cells.get(setting) for setting in block.settings], complete, made)
-        if level is not None:
-            levels.append((level, _paired_level(results, block, level, complete)))
+            and results.is_tuned(cell) == block.tuned
+        ]
+        for of_method in grouped(own, lambda cell: cell.method).values():
+            # Of cells with several recipes the one with the reference's counts, or else the first.
+            cells: dict[TaskAndBackbone, Cell] = {}
+            for cell in sorted(of_method, key=other_recipe):
+                cells.setdefault(cell.setting, cell)
+            level = _level(results, block, [cells.get(setting) for setting in block.settings], complete, made)
+            if level is not None:
+                levels.append((level, _paired_level(results, block, level, complete)))
     claims = sum(parts is not None for _, parts in levels)
     for level, parts in levels:
         if parts is None:

@@ -93,9 +93,9 @@ def _after_tuning(block: Block) -> str:
         return "nothing is compared: there is no reference."
     if not block.compared:
         if not block.left_out and len(block.entrants) == 1:
-            return f"nothing is compared: {block.against} is the only method with an adapter."
+            return f"no adapter beside {block.against} is compared."
         sample = "complete studies" if block.tuned else "finished seeds"
-        return f"nothing beside {block.against} has enough {sample} for a comparison."
+        return f"no method has enough {sample} on all tasks for a comparison with {block.against}."
     size, against = block.unit.size(block.threshold), block.against
     verdicts = {e.method: e.differences[block.k].verdict for e in block.compared}
     if withheld(block):
@@ -147,7 +147,8 @@ def answers(analysis: Analysis) -> list[str]:
     if not every:
         tuned = any(cell.studies for cell in analysis.results.all_cells)
         lacking = "Too few studies are complete" if tuned else "Too few seeds have finished"
-        every = [f"{lacking} to compare methods." if analysis.studies else "No study is complete."]
+        none = "No study is complete." if tuned else "No seed has finished."
+        every = [f"{lacking} to compare methods on the same tasks." if analysis.studies else none]
     return [*analysis.faults, *every]
 
 

@@ -28,7 +28,7 @@ from scipy.optimize import isotonic_regression
 from tensorbench.machine.visible import visible
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import cut, shown
-from tensorbench.reports.results import CEILING, CONVERGED, FLOOR, REFERENCE, TaskAndBackbone
+from tensorbench.reports.results import CEILING, CONVERGED, FLOOR, REFERENCE
 
 INK, MUTED, RULE, PAPER = "#1b1c1e", "#63666b", "#d5d7da", "#ffffff"
 #: Okabe and Ito's colours for the colour-blind, some of them darkened, since they are too pale on white.
@@ -119,9 +119,6 @@ class Drawn:
     alternative: str
     figure: Figure = field(repr=False)
     tips: Tips = field(default_factory=Tips, repr=False)
-    #: The budget and the settings that the figure shows. An empty value means all of them.
-    budget: str = ""
-    settings: tuple[TaskAndBackbone, ...] = ()
 
     @property
     def kind(self) -> str:

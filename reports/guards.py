@@ -110,7 +110,9 @@ def find_guards(
     for setting, cells in grouped(own, lambda cell: cell.setting).items():
         if setting in lost:
             continue
-        there = [cell for cell in scored if cell.setting == setting]
+        # A head of a suite with studies says nothing of seeds, and the other way round.
+        kinds = {results.is_tuned(cell) for cell in cells}
+        there = [cell for cell in scored if cell.setting == setting and results.is_tuned(cell) in kinds]
         baselines = [cell for cell in cells if cell.number in reference]
         failed, beaten = failed_references(there, baselines, collapsed), unbeaten(there)
         sentences += beaten or failed.values()
@@ -284,22 +286,39 @@ class _Sides:
             fell.append(bool({*pair} & self.collapsed.keys()))
             lost.append([self._diverged(each) for each in pair])
 
+        everywhere = range(len(settings))
+        both = cells[0], self.reference[settings[0]]
+        elsewhere = [self._diverged_elsewhere(number, settings) for number in both]
+
         def judged(verdict: Verdict, places: Sequence[int], at: tuple[Edge | None, Edge | None]) -> Verdict:
             verdict = self.guards.left(verdict, [settings[place] for place in places])
             names = (method, self.block.against)
-            for name, side, diverged in zip(
-                names, ("better", "worse"), zip(*(lost[p] for p in places), strict=True), strict=True
-            ):
-                if verdict.side == side and any(diverged):
+            diverged = [any(lost[place][of] for place in places) for of in range(2)]
+            for name, side, here, beyond in zip(names, ("better", "worse"), diverged, elsewhere, strict=True):
+                if verdict.side == side and (here or (beyond and places is everywhere)):
                     return Verdict(Answer.UNDECIDED, reason=f"seeds of {name} diverged")
             return _judged(verdict, at, collapsed=any(fell[place] for place in places))
 
         return replace(
             found,
-            verdict=judged(found.verdict, range(len(settings)), edges[0]),
+            verdict=judged(found.verdict, everywhere, edges[0]),
             verdicts=tuple(
                 judged(verdict, [place], edges[1 + place]) for place, verdict in enumerate(found.verdicts)
             ),
+        )
+
+    def _diverged_elsewhere(self, number: int, settings: Sequence[TaskAndBackbone]) -> bool:
+        """Whether all seeds of the cell's method ended without a score on another setting, and some diverged.
+
+        That setting is in no mean, so a mean over these settings may not speak for the method.
+        """
+        own = self.results.all_cells[number]
+        return any(
+            self._diverged(cell.number)
+            for cell in self.results.all_cells
+            if (cell.experiment, cell.method, cell.budget) == (own.experiment, own.method, own.budget)
+            and cell.setting not in settings
+            and not (cell.finished or cell.missing)
         )
 
     def _diverged(self, number: int) -> bool:

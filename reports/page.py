@@ -80,7 +80,7 @@ def render(
         costs=others["score-vs"],
         training=others["training"],
         redundancy=list(zip(analyses, of_analyses, strict=True)),
-        cost_table=Markup(tables.costs_table(results).html()),
+        cost_table=Markup(tables.costs_table(results).html(most=None)),
         facts=facts_of(results),
         plans=_plans(results),
         splits=results.split_sizes(),

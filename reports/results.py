@@ -343,6 +343,14 @@ class Results:
     def _planned(self) -> dict[int, list[Seed]]:
         return grouped(self.all_seeds, lambda seed: seed.cell)
 
+    @cached_property
+    def _tuned(self) -> set[str]:
+        return {cell.experiment for cell in self.all_cells if cell.studies}
+
+    def is_tuned(self, cell: Cell) -> bool:
+        """Whether the methods of the cell's experiment are tuned by studies."""
+        return cell.experiment in self._tuned
+
     def of_cell(self, cell: int) -> Sequence[Seed]:
         """The planned seeds of a cell."""
         return self._planned.get(cell, [])

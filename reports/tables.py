@@ -268,8 +268,11 @@ def _bounds(interval: Bounds | None) -> dict[str, float | None]:
 def scores_table(results: Results, block: Block) -> Table:
     """Methods × tasks: scores after `block.k` trials, and the difference from the reference."""
     against = f"difference from {block.against}" if block.against else "difference"
-    heads = ["method", "parameters", *(setting_name(block, setting) for setting in block.settings)]
-    heads += ["mean"] * (len(block.settings) > 1) + [against, "verdict"]
+    fixed = ["method", "parameters", "mean", against, "verdict"]
+    # A task may have the name of a column.
+    names = [setting_name(block, setting) for setting in block.settings]
+    names = [f"task {name}" if name in fixed else name for name in names]
+    heads = [*fixed[:2], *names, *fixed[2 if len(names) > 1 else 3 :]]
     entrants = [_entrant_line(results, block, each) for each in (*block.entrants, *block.part)]
     levels = [_level_line(block, level) for level in block.levels]
     mark = f", {block.unit.mark}" if block.unit.mark else ""

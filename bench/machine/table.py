@@ -58,9 +58,9 @@ class Table:
         ]
         return "\n".join([_line(self.title), *aligned, *map(_line, self._notes(MOST_LINES))])
 
-    def html(self) -> str:
-        """The table as an HTML element for a notebook."""
-        heads, *lines = self._cells(_line, MOST_LINES)
+    def html(self, most: int | None = MOST_LINES) -> str:
+        """The table as an HTML element. It has at most `most` lines, or all of them."""
+        heads, *lines = self._cells(_line, most)
 
         def row(tag: str, cells: Sequence[str]) -> str:
             styled = (
@@ -71,7 +71,7 @@ class Table:
 
         body = "".join(row("td", line) for line in lines)
         table = f"<table><thead>{row('th', heads)}</thead><tbody>{body}</tbody></table>" * bool(lines)
-        notes = "".join(f"<p>{escape(_line(note))}</p>" for note in self._notes(MOST_LINES))
+        notes = "".join(f"<p>{escape(_line(note))}</p>" for note in self._notes(most))
         return f"<div><p><b>{escape(_line(self.title))}</b></p>{table}{notes}</div>"
 
     def markdown(self) -> str:
@@ -141,8 +141,8 @@ class Table:
     def _sides(self, left: str, right: str) -> list[str]:
         return [left if name in self.texts else right for name in self.columns]
 
-    def _notes(self, most: int) -> list[str]:
-        left_out = len(self.lines) - most
+    def _notes(self, most: int | None) -> list[str]:
+        left_out = len(self.lines) - (len(self.lines) if most is None else most)
         return [f"{left_out:,} more lines.", *self.notes] if left_out > 0 else list(self.notes)
 
 

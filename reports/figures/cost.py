@@ -161,7 +161,6 @@ def _figure(
         f"The best scores, {names}.",
         figure,
         tips,
-        settings=(setting,),
     )
 
 

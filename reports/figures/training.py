@@ -59,8 +59,6 @@ def _figure(number: int, panel: Panel, curves: Sequence[Curve], looks: Looks) ->
         "; ".join(f"{c.method} ends at {unit.score(float(c.values[-1]), 1)}" for c in curves),
         figure,
         tips,
-        budget=panel.budget,
-        settings=(panel.setting,),
     )
 
 

@@ -536,8 +536,9 @@ def _shared(tasks: Sequence[CompleteStudies]) -> list[CompleteStudies]:
 class Sources:
     """The variance of scores on one task from each source, in squared units of the score."""
 
-    #: The variance between methods of their scores after k trials.
-    method: float
+    #: The variance between methods of their scores after k trials. None for a single method, and if the noise
+    #: of some score is unknown.
+    method: float | None
     #: The variance of a method's smoothed score over the window, without failed trials. The mean over the
     #: methods with a trial that succeeded. None if there are none.
     rate: float | None
@@ -556,8 +557,9 @@ def sources(methods: Sequence[CompleteStudies], k: int) -> Sources:
     one rate, so that their only variance beside that of examples is that over seeds.
     """
     scores = [of_method(studies, k) for studies in methods]
-    between = float(np.var([part.difference for part in scores], ddof=1)) if len(scores) > 1 else 0.0
-    noise = float(np.mean([part.seeds or 0.0 for part in scores]))
+    noise, between = [part.seeds for part in scores if part.seeds is not None], None
+    if len(noise) == len(scores) > 1:
+        between = max(0.0, float(np.var([part.difference for part in scores], ddof=1) - np.mean(noise)))
     if methods[0].offsets is None:
         spreads = [float(studies.scores.var(ddof=1)) for studies in methods if studies.trials > 1]
         rates, seeds = None, float(np.mean(spreads)) if spreads else None
@@ -566,7 +568,7 @@ def sources(methods: Sequence[CompleteStudies], k: int) -> Sources:
         rates, seeds = np.mean(lasting, axis=0).tolist() if lasting else (None, None)
     tables = [studies.by_example for studies in methods if studies.by_example is not None]
     examples = [float(table.var(-1, ddof=1).mean()) / table.shape[-1] for table in tables]
-    return Sources(max(0.0, between - noise), rates, seeds, float(np.mean(examples)) if examples else None)
+    return Sources(between, rates, seeds, float(np.mean(examples)) if examples else None)
 
 
 def _about_the_curve(studies: CompleteStudies) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tensorbench.reports.report import write_report
 from tensorbench.reports.summary import summarise
 from tensorbench.store.store import Store
 
-from ..stored import Result
+from ..stored import Result, write
 from .made_up import NewStore, plan_of, store
 
 ATT = "TensLoRA att"
@@ -168,3 +169,51 @@ def test_the_loss_tells_what_trained_where_a_constant_answer_has_no_score(
     (entrant,) = block_of(results).compared
     assert (entrant.differences[1].verdict.reason == "nothing trained") == (not trained)
     assert results.answer.startswith("Nothing trained on pairs: ") == (not trained)
+
+
+def write_scores(uri: str, scores: Mapping[Any, float | str], **changes: Any) -> None:
+    """Writes a suite whose trials have the score of their title or of (title, task), or diverged."""
+
+    def result(trial: Trial, row: Row) -> Result:
+        found = scores.get((row.title, row.task), scores.get(row.title, 0.8))
+        if isinstance(found, str):
+            return Result(failure=found)
+        score = found + random.Random(f"{row.title} {trial.seed}").gauss(0, 0.002)
+        measures = {Measure.SELECTED_LOSS: 1 - score, Measure.GUESSING_LOSS: 2.3}
+        return Result(score=score, labels=(), answers=(), measures=measures)
+
+    write(uri, plan_of(**SUITE | changes), result)
+
+
+@pytest.mark.parametrize("others", [[], [{"method": "tenslora", "variant": "att"}]], ids=["alone", "beside"])
+def test_a_task_on_which_all_seeds_diverged_leaves_no_win(
+    tmp_path: Path, new_store: NewStore, others: list[Any]
+) -> None:
+    uri = new_store(tmp_path)
+    write_scores(uri, {("LoTR", "textile"): "diverged", "LoTR": 0.9}, methods=["lora", "lotr", *others])
+    analysis = load_results("small", store=uri).analysis
+    entrants = [each for block in analysis.blocks for each in (*block.entrants, *block.part)]
+    (lotr,) = (entrant for entrant in entrants if entrant.method == "LoTR")
+    assert str(lotr.differences[1].verdict) == "undecided: seeds of LoTR diverged"
+
+
+def test_seeds_and_studies_in_one_report_have_heads_of_their_own(tmp_path: Path, new_store: NewStore) -> None:
+    uri, studies = new_store(tmp_path), {"studies": 3, "points": 2}
+    write_scores(uri, {"head only": 0.6, "LoRA": 0.8}, methods=["head_only", "lora", "lotr"])
+    scores = {"head only": 0.7, "LoRA": 0.65}
+    tuned = {"name": "tuned", "tuning": studies, "seeds": []}
+    write_scores(uri, scores, methods=["head_only", "lora", "lotr"], **tuned)
+    blocks = load_results("small", "tuned", store=uri).analysis.blocks
+    heads = {block.tuned: block.levels[0].scores[0] for block in blocks}
+    assert heads[False] == pytest.approx(0.6, abs=0.01)
+    assert heads[True] == pytest.approx(0.7, abs=0.01)
+    # Of the seeds' own heads LoRA is better, of those of studies it is not.
+    assert {block.tuned: bool(block.guards) for block in blocks} == {False: False, True: True}
+
+
+def test_every_method_without_adapter_has_a_level(tmp_path: Path, new_store: NewStore) -> None:
+    uri = new_store(tmp_path)
+    rows = [{"method": "full", "training": {"lr": rate}, "label": f"full {rate}"} for rate in (1e-3, 1e-4)]
+    write_scores(uri, {}, methods=["head_only", *rows, "lora", "lotr"])
+    (block,) = load_results("small", store=uri).analysis.blocks
+    assert [level.method for level in block.levels] == ["head only", "full 0.001", "full 0.0001"]

@@ -174,7 +174,5 @@ def test_forgetting_is_stored_shown_and_reported(
     ended = call("report", "toy", "--store", ran.uri, "--out", tmp_path / "report")
     assert ended.code == 0, ended.err
     page = (tmp_path / "report" / "index.html").read_text()
-    assert "Forgetting, nats" in page
-    assert f'data-v="{cells["tiny-random-llama"]}"' in page
-    tables = (tmp_path / "report" / "tables" / "tables.md").read_text()
-    assert f"| tiny-random-llama | {cells['tiny-random-llama']:+.4f} |" in tables
+    assert "forgetting, nats" in page
+    assert f">{cells['tiny-random-llama']:+.4f}<" in page

@@ -94,8 +94,6 @@ def test_inference_costs_are_stored_shown_and_reported(
     ended = call("report", "toy", "--store", ran.uri, "--out", tmp_path / "report")
     assert ended.code == 0, ended.err
     page = (tmp_path / "report" / "index.html").read_text()
-    row = page.split('<h2 id="inference">')[1].split("</tbody>")[0]
-    assert f"{cells['adapted_forward']['trac']:.2f}×" in row
-    assert f"{loaded / 1000:.1f} kB" in row
-    assert row.count("does not merge") == 1
+    for value in (f"{cells['adapted_forward']['trac']:.2f}", f"{trac['adapter_bytes']:,}"):
+        assert f">{value}<" in page
     assert f"tiny-random-llama: {cut} of 139 prompts" in page

@@ -64,7 +64,7 @@ GLORA = [({"method": "peft", "type": "GLORA", "rank": 2}, "floating-point")] * h
 @pytest.mark.parametrize(("method", "reason"), [("full", "trains"), *GLORA])
 def test_a_plan_refuses_methods_that_need_dense_weights(method: object, reason: str) -> None:
     with pytest.raises(UserError, match=naming("methods.0", "quantise", "nf4", reason)):
-        plan(TEXT, backbones=[NF4], methods=[method])
+        plan(TEXT, backbones=[{"name": "tiny-random-bert", "quantise": "nf4"}], methods=[method])
 
 
 def test_without_the_library_loading_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
