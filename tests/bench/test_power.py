@@ -30,7 +30,7 @@ SIMILARITY = Path(__file__).parents[1] / "data" / "similarity.csv"
 def test_every_budget_has_a_line_for_several_noise_levels(tmp_path: Path) -> None:
     powers = power(plan_of(), f"sqlite:///{tmp_path / 'none.db'}")
     assert [(line.budget, line.sd) for line in powers[: len(ASSUMED)]] == [
-        ("fixed size", pytest.approx(sd)) for sd in ASSUMED
+        ("isorank 2", pytest.approx(sd)) for sd in ASSUMED
     ]
     isorank = next(line for line in powers if line.budget == "isorank 2" and line.sd == pytest.approx(0.007))
     # Four methods besides LoRA, in three settings.
@@ -75,7 +75,7 @@ def test_a_narrow_terminal_keeps_what_is_found(tmp_path: Path, width: int) -> No
     powers = power(plan_of(), f"sqlite:///{tmp_path / 'none.db'}")
     shown = io.StringIO()
     print_power(Console(file=shown, width=width), powers)
-    first = next(line for line in shown.getvalue().splitlines() if line.startswith(" fixed"))
+    first = next(line for line in shown.getvalue().splitlines() if line.startswith(" isorank"))
     numbers = (f"{100 * powers[0].sd:.2f}", f"{100 * powers[0].design.finds:.2f}")
     assert {*numbers, f"{100 * powers[0].design.margin:.2f}"} <= {*first.split()}
     assert "…" not in shown.getvalue()
@@ -84,8 +84,8 @@ def test_a_narrow_terminal_keeps_what_is_found(tmp_path: Path, width: int) -> No
 def test_sizes_of_one_method_are_methods_of_their_own(tmp_path: Path) -> None:
     planned = plan(methods=[{"method": "lora", "each": {"rank": [1, 2, 3]}}, "head_only"], budgets=[])
     (line,) = power(planned, f"sqlite:///{tmp_path / 'none.db'}", sd=0.007)
-    # One of the three is the reference of the others, as in a report.
-    assert line.design.claims == 3
+    # One of the three is the reference of the others, as in a report, and the head is no comparison.
+    assert line.design.claims == 2
 
 
 def test_stored_runs_give_the_noise(tmp_path: Path, new_store: Callable[[Path], str]) -> None:

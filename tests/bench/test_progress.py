@@ -50,25 +50,6 @@ def test_a_bar_and_the_time_left_fit_every_width(width: int) -> None:
     assert ("validation 0.8123" in workers[1]) == (width >= progress.WIDE)
 
 
-def test_the_time_left_counts_what_follows() -> None:
-    def left(following: float) -> float | None:
-        seconds = itertools.count()
-        made = plan(BOTH)
-        display = RunDisplay(Console(file=io.StringIO(), force_terminal=True), made, 2, 1, following)
-        display._bar.get_time = lambda: float(next(seconds))
-        for step in range(1, 6):
-            progress = Progress(step, 8, 1)
-            display(Event(made.trials[0], "progress", progress=progress))
-        (task,) = display._bar.tasks
-        assert task.speed
-        return task.remaining and task.remaining / task.speed
-
-    alone, with_others = left(0.0), left(6.0)
-    assert alone
-    assert with_others
-    assert with_others / alone == pytest.approx((8 - 5 / 8) / (2 - 5 / 8), rel=1e-6)
-
-
 def test_lines_name_the_backbone_where_there_are_several() -> None:
     for backbones, tasks, named in (
         (BOTH["backbones"], BOTH["tasks"], True),

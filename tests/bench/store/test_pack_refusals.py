@@ -224,7 +224,11 @@ def test_a_configuration_that_repeats_a_long_line(pack: Path, tmp_path: Path) ->
     (*_, record) = source.records()
     assert source.read(record, Artifact.CONFIG)
     edit = edit_arrays(lambda arrays: arrays["config"].fill(0))
-    source = opened(changed(source.archive.path, tmp_path / "c.tensorbench.zip", edit))
+    with pytest.raises(UserError, match=r"its configurations have .* characters"):
+        opened(changed(source.archive.path, tmp_path / "c.tensorbench.zip", edit))
+    short = edit_json(EXPERIMENT, lambda experiment: experiment["lines"].__setitem__(0, "x" * 2**15))
+    shorter = changed(source.archive.path, tmp_path / "d.tensorbench.zip", short)
+    source = opened(changed(shorter, tmp_path / "e.tensorbench.zip", edit))
     with pytest.raises(UserError, match=r"the configuration of run .* characters"):
         source.read(record, Artifact.CONFIG)
 
