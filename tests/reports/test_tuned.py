@@ -352,8 +352,8 @@ ONE_TASK: dict[str, Any] = {"tasks": ["digits"], "backbones": ["tiny-random-vit"
     ("methods", "said"),
     [
         (["lotr", "fact_tt"], "there is no reference"),
-        (["lora"], "LoRA is the only method"),
-        (["lora", "converged_head"], "LoRA is the only method"),
+        (["lora"], "no adapter beside LoRA is compared"),
+        (["lora", "converged_head"], "no adapter beside LoRA is compared"),
     ],
 )
 def test_incomparable_cells_are_shown_without_a_verdict(
