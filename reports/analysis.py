@@ -402,8 +402,8 @@ def _limits(block: Block, entrants: Sequence[Entrant]) -> Iterator[str]:
     if block.tuned:
         return
     compared = [(e, e.differences[block.k].effect) for e in entrants if block.k in e.differences]
-    silent = [found for _, found in compared if found.interval(simultaneous(1)) is None]
-    if few := sum(found.error is None for found in silent):
+    silent = [each for _, each in compared if each.interval(simultaneous(1)) is None]
+    if few := sum(each.error is None for each in silent):
         yield (
             f"{many(few, 'method')} of {len(compared)} share fewer than {LEAST_SEEDS} seeds with "
             f"{block.against} on some setting: too few to estimate the noise, so there is no verdict."
@@ -519,9 +519,9 @@ def _levels(
         if parts is None:
             yield level
             continue
-        found = _comparison(parts, claims, len(block.settings), block.threshold)
+        comparison = _comparison(parts, claims, len(block.settings), block.threshold)
         each = tuple(part.difference for part in parts)
-        yield replace(level, differences=each, difference=found.effect.difference, comparison=found)
+        yield replace(level, differences=each, difference=comparison.effect.difference, comparison=comparison)
 
 
 def _level(

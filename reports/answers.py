@@ -212,6 +212,11 @@ def _said(block: Block, level: Level) -> str:
     return in_words(level.comparison.verdict, block.unit.size(block.threshold))
 
 
+def remarks(block: Block) -> list[str]:
+    """Sentences beneath a block's answer: on methods without adapter, and on what the block can detect."""
+    return list(filter(None, [*level_notes(block), detectable(block)]))
+
+
 def detectable(block: Block) -> str:
     """A sentence on the smallest difference that the block detects. Empty if its noise is unknown."""
     if not block.design or not block.design.finds or withheld(block):

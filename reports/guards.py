@@ -256,12 +256,12 @@ class _Sides:
     reference: Mapping[TaskAndBackbone, int]
     collapsed: Mapping[int, Collapses]
 
-    def left(self, entrant: Entrant, found: Comparison, edges: Sequence[Edge | None]) -> Comparison:
+    def left(self, entrant: Entrant, comparison: Comparison, edges: Sequence[Edge | None]) -> Comparison:
         """The comparison of a method with the verdicts that the guards leave. `edges` are the method's."""
         places = [self.block.settings.index(setting) for setting in entrant.settings]
         own = [self.edges[0], *(self.edges[1 + place] for place in places)]
         return self._left(
-            found, entrant.settings, entrant.method, entrant.cells, list(zip(edges, own, strict=True))
+            comparison, entrant.settings, entrant.method, entrant.cells, list(zip(edges, own, strict=True))
         )
 
     def of_level(self, level: Level) -> Comparison:
@@ -274,7 +274,7 @@ class _Sides:
 
     def _left(
         self,
-        found: Comparison,
+        comparison: Comparison,
         settings: Sequence[TaskAndBackbone],
         method: str,
         cells: Sequence[int],
@@ -300,10 +300,11 @@ class _Sides:
             return _judged(verdict, at, collapsed=any(fell[place] for place in places))
 
         return replace(
-            found,
-            verdict=judged(found.verdict, everywhere, edges[0]),
+            comparison,
+            verdict=judged(comparison.verdict, everywhere, edges[0]),
             verdicts=tuple(
-                judged(verdict, [place], edges[1 + place]) for place, verdict in enumerate(found.verdicts)
+                judged(verdict, [place], edges[1 + place])
+                for place, verdict in enumerate(comparison.verdicts)
             ),
         )
 

@@ -71,7 +71,7 @@ class SuiteAnswer:
 
 def suite_answer(analysis: Analysis) -> SuiteAnswer:
     """Computes the answer of a complete suite. Raises UserError for trials that cannot be compared."""
-    from tensorbench.reports.answers import answers
+    from tensorbench.reports.answers import answers, remarks
 
     refuse_mixtures(find_mixtures(analysis.results))
     now, points = int(time.time() * 1000), []
@@ -82,7 +82,8 @@ def suite_answer(analysis: Analysis) -> SuiteAnswer:
         points.append(Point(f"{against}/{name}", difference, now, step))
         for end, bound in zip(("low", "high"), interval or (), strict=False):
             points.append(Point(f"{against} {end}/{name}", bound, now, step))
-    return SuiteAnswer(tuple(answers(analysis)), tuple(points))
+    beneath = (remark for block in analysis.blocks for remark in remarks(block))
+    return SuiteAnswer((*answers(analysis), *beneath), tuple(points))
 
 
 def _differences(analysis: Analysis) -> Iterator[tuple[Block, str, int, float, Bounds | None]]:
@@ -92,6 +93,9 @@ def _differences(analysis: Analysis) -> Iterator[tuple[Block, str, int, float, B
             for k, each in entrant.differences.items():
                 step = k if block.tuned else 0
                 yield block, entrant.method, step, each.effect.difference, each.interval
+        for level in block.levels:
+            if level.comparison:
+                yield block, level.method, 0, level.comparison.effect.difference, level.comparison.interval
 
 
 def _metric_name(text: str) -> str:

@@ -15,12 +15,11 @@ from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.answers import (
     answer,
     answers,
-    detectable,
     heading,
     in_words,
-    level_notes,
     no_interval,
     order_note,
+    remarks,
     score_name,
     score_text,
     setting_name,
@@ -96,18 +95,18 @@ def _trials(analysis: Analysis) -> pd.DataFrame:
 
 def _differences(block: Block) -> Lines:
     for entrant in (*block.entrants, *block.part):
-        for k, found in entrant.differences.items():
-            error = found.effect.error
+        for k, comparison in entrant.differences.items():
+            error = comparison.effect.error
             yield {
                 "method": entrant.method,
                 "reference": block.against,
                 "k": k,
                 "primary": k == block.k,
-                "difference": found.effect.difference,
-                **_bounds(found.interval),
+                "difference": comparison.effect.difference,
+                **_bounds(comparison.interval),
                 "threshold": block.threshold,
-                "verdict": in_words(found.verdict, block.unit.size(block.threshold)),
-                "studies": found.effect.fewest,
+                "verdict": in_words(comparison.verdict, block.unit.size(block.threshold)),
+                "studies": comparison.effect.fewest,
                 "lost_pairs": entrant.lost,
                 "settings": len(entrant.settings),
                 "error": error and error.total,
@@ -117,8 +116,14 @@ def _differences(block: Block) -> Lines:
 
 def _by_setting(block: Block) -> Lines:
     for entrant in (*block.entrants, *block.part):
-        for k, found in entrant.differences.items():
-            each = zip(entrant.settings, found.effect.parts, found.intervals, found.verdicts, strict=True)
+        for k, comparison in entrant.differences.items():
+            each = zip(
+                entrant.settings,
+                comparison.effect.parts,
+                comparison.intervals,
+                comparison.verdicts,
+                strict=True,
+            )
             for setting, part, interval, verdict in each:
                 yield {
                     "method": entrant.method,
@@ -212,8 +217,8 @@ def _variance(block: Block) -> Lines:
 
 def _levels(block: Block) -> Lines:
     for level in block.levels:
-        found = level.comparison
-        intervals = found.intervals if found else (None,) * len(block.settings)
+        comparison = level.comparison
+        intervals = comparison.intervals if comparison else (None,) * len(block.settings)
         each = zip(block.settings, level.scores, level.differences, intervals, strict=True)
         for setting, score, difference, interval in each:
             yield {
@@ -228,7 +233,7 @@ def _levels(block: Block) -> Lines:
             "method": level.method,
             "task": "all",
             "difference": level.difference,
-            **_bounds(found.interval if found else None),
+            **_bounds(comparison.interval if comparison else None),
         }
 
 
@@ -274,7 +279,7 @@ def scores_table(results: Results, block: Block) -> Table:
     names = [f"task {name}" if name in fixed else name for name in names]
     heads = [*fixed[:2], *names, *fixed[2 if len(names) > 1 else 3 :]]
     entrants = [_entrant_line(results, block, each) for each in (*block.entrants, *block.part)]
-    levels = [_level_line(block, level) for level in block.levels]
+    levels = [_level_line(results, block, level) for level in block.levels]
     mark = f", {block.unit.mark}" if block.unit.mark else ""
     how = (
         f"after {block.k} trials of tuning: the expected score of the trial with the lowest validation loss"
@@ -285,7 +290,7 @@ def scores_table(results: Results, block: Block) -> Table:
         f"{block.evaluated.capitalize()} {block.metric}{mark}, {how}. Differences are in "
         f"{block.unit.points}, with simultaneous 95% intervals."
     )
-    if any(INCOMPLETE in text for line in entrants for text in line):
+    if any(INCOMPLETE in text for line in (*entrants, *levels) for text in line):
         legend += f" {INCOMPLETE} Seeds are missing: the mean is of those that are there."
     if block.without_examples:
         where = ", ".join(setting_name(block, setting) for setting in block.without_examples)
@@ -306,21 +311,23 @@ def _entrant_line(results: Results, block: Block, entrant: Entrant) -> list[str]
     ]
     whole = len(entrant.settings) == len(block.settings)
     mean = [score_text(block, entrant) if whole else NOTHING] * (len(block.settings) > 1)
-    found = entrant.differences.get(block.k)
-    compared = difference_text(found, block.unit) if found else ""
-    if found and not whole:
+    comparison = entrant.differences.get(block.k)
+    compared = difference_text(comparison, block.unit) if comparison else ""
+    if comparison and not whole:
         compared += f" on {len(entrant.settings)} of {len(block.settings)}"
-    verdict = in_words(found.verdict, block.unit.size(block.threshold)) if found else ""
+    verdict = in_words(comparison.verdict, block.unit.size(block.threshold)) if comparison else ""
     name = f"{entrant.method} {INCOMPLETE}" if entrant.lost else entrant.method
     return [name, f"{entrant.parameters:,}", *scores, *mean, compared, verdict]
 
 
-def _level_line(block: Block, level: Level) -> list[str]:
-    found, unit = level.comparison, block.unit
+def _level_line(results: Results, block: Block, level: Level) -> list[str]:
+    comparison, unit = level.comparison, block.unit
     mean = [""] * (len(block.settings) > 1)
-    compared = difference_text(found, unit) if found else unit.difference(level.difference)
-    verdict = in_words(found.verdict, unit.size(block.threshold)) if found else ""
-    return [level.method, "", *map(unit.score, level.scores), *mean, compared, verdict]
+    compared = difference_text(comparison, unit) if comparison else unit.difference(level.difference)
+    verdict = in_words(comparison.verdict, unit.size(block.threshold)) if comparison else ""
+    marks = ("" if number is None else incomplete(results.all_cells[number]) for number in level.cells)
+    scores = (unit.score(score) + mark for score, mark in zip(level.scores, marks, strict=True))
+    return [level.method, "", *scores, *mean, compared, verdict]
 
 
 def incomplete(cell: Cell) -> str:
@@ -328,10 +335,14 @@ def incomplete(cell: Cell) -> str:
     return "" if cell.complete or cell.studies else f" {INCOMPLETE}"
 
 
-def difference_text(found: Comparison, unit: Unit) -> str:
+def difference_text(comparison: Comparison, unit: Unit) -> str:
     """A difference from the reference, with its interval, as text."""
-    ends = " to ".join(map(unit.difference, found.interval)) if found.interval else no_interval(found)
-    return f"{unit.difference(found.effect.difference)} ({ends})"
+    ends = (
+        " to ".join(map(unit.difference, comparison.interval))
+        if comparison.interval
+        else no_interval(comparison)
+    )
+    return f"{unit.difference(comparison.effect.difference)} ({ends})"
 
 
 #: The costs in the table of costs: heading, column of `Cell`, and format.
@@ -403,10 +414,7 @@ def markdown(analysis: Analysis, mixtures: Sequence[Mixture] = ()) -> str:
     for block in analysis.blocks:
         if len(analysis.blocks) > 1:
             text.append(f"## {markdown_text(heading(block))}")
-        said = [*level_notes(block), detectable(block)]
-        text.append(
-            " ".join([f"**{markdown_text(answer(block))}**", *map(markdown_text, filter(None, said))])
-        )
+        text.append(" ".join([f"**{markdown_text(answer(block))}**", *map(markdown_text, remarks(block))]))
         text.append(scores_table(results, block).markdown())
     costs = costs_table(results)
     text += [f"## {costs.title}", costs.markdown()]

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from tensorbench.cli.tables import RowTable, fitted, joined, plain_table, print_missed, print_warnings
 from tensorbench.records.words import Status
+from tensorbench.reports.blocks import Block
 from tensorbench.reports.overview import legend, score, studies
 from tensorbench.reports.results import Cell, Seed, distinct, grouped, measured
 from tensorbench.reports.summary import Summary
@@ -80,27 +82,33 @@ def _studies(cell: Cell, seeds: Sequence[Seed]) -> str:
 
 
 def _print_differences(console: Console, summary: Summary) -> None:
-    from tensorbench.reports.answers import answer, heading, in_words, settings_counted, window_advice
+    from tensorbench.reports.answers import answer, heading, remarks, window_advice
 
     blocks = summary.analysis.blocks
     for block in blocks:
-        said = f"{heading(block)}: {answer(block)}" if len(blocks) > 1 else answer(block)
-        if not any(entrant.differences[block.k].interval for entrant in block.claims):
-            console.print(f"[bold]{escape(said)}[/bold]", highlight=False)
-            continue
-        where = f", {heading(block)}" if len(blocks) > 1 else ""
-        title = (
-            f"Difference from {block.against} in {block.unit.points} over {settings_counted(block)}{where}"
-        )
-        table = plain_table(title, "method", "difference", "simultaneous 95%", "verdict", texts=("verdict",))
-        for entrant in block.claims:
-            found, unit = entrant.differences[block.k], block.unit
-            table.add_row(
-                escape(entrant.method),
-                unit.difference(found.effect.difference),
-                " to ".join(map(unit.difference, found.interval)) if found.interval else "–",
-                escape(in_words(found.verdict, unit.size(block.threshold))),
-            )
-        console.print(table)
-        console.print(f"[bold]{escape(said)}[/bold]", highlight=False)
+        text = f"{heading(block)}: {answer(block)}" if len(blocks) > 1 else answer(block)
+        if any(entrant.differences[block.k].interval for entrant in block.claims):
+            console.print(_differences(block, len(blocks) > 1))
+        console.print(f"[bold]{escape(text)}[/bold]", highlight=False)
+        for remark in remarks(block):
+            console.print(escape(remark), highlight=False)
     print_warnings(console, window_advice(summary.analysis))
+
+
+def _differences(block: Block, several: bool) -> Table:
+    """The differences of a block's methods from its reference. `several` is true if there are more blocks."""
+    from tensorbench.reports.answers import heading, in_words, settings_counted
+
+    where = f", {heading(block)}" if several else ""
+    title = f"Difference from {block.against} in {block.unit.points} over {settings_counted(block)}{where}"
+    table = plain_table(title, "method", "difference", "simultaneous 95%", "verdict", texts=("verdict",))
+    unit = block.unit
+    for entrant in block.claims:
+        comparison = entrant.differences[block.k]
+        table.add_row(
+            escape(entrant.method),
+            unit.difference(comparison.effect.difference),
+            " to ".join(map(unit.difference, comparison.interval)) if comparison.interval else "–",
+            escape(in_words(comparison.verdict, unit.size(block.threshold))),
+        )
+    return table

@@ -19,7 +19,8 @@ from tensorbench.records.measures import Measure
 from tensorbench.reports.blocks import Block
 from tensorbench.reports.loading import LoadedResults, load_results
 from tensorbench.reports.report import write_report
-from tensorbench.reports.summary import summarise
+from tensorbench.reports.summary import suite_answer, summarise
+from tensorbench.reports.tables import scores_table
 from tensorbench.store.store import Store
 
 from ..stored import Result, write
@@ -217,3 +218,25 @@ def test_every_method_without_adapter_has_a_level(tmp_path: Path, new_store: New
     write_scores(uri, {}, methods=["head_only", *rows, "lora", "lotr"])
     (block,) = load_results("small", store=uri).analysis.blocks
     assert [level.method for level in block.levels] == ["head only", "full 0.001", "full 0.0001"]
+
+
+def test_a_method_without_adapter_is_compared_everywhere(tmp_path: Path, new_store: NewStore) -> None:
+    uri, plan = new_store(tmp_path), plan_of(**SUITE | {"methods": ["full", "lora", "lotr"]})
+
+    def result(trial: Trial, row: Row) -> Result:
+        lost = row.family == "full" and row.task == "digits" and trial.seed == 4
+        score = 0.8 + 0.1 * (row.family == "full") + random.Random(trial.id).gauss(0, 0.002)
+        return Result(score=score, failure="error" if lost else "", labels=(), answers=())
+
+    opened, printed = write(uri, plan, result), io.StringIO()
+    summary = summarise(opened, plan.stored())
+    print_summary(Console(file=printed, width=300), summary)
+    told = [
+        text for text in suite_answer(summary.analysis).sentences if text.startswith("Full fine-tuning: ")
+    ]
+    assert told
+    assert told[0] in printed.getvalue()
+    keys = {point.key for point in suite_answer(summary.analysis).differences}
+    assert "difference from LoRA/full fine-tuning" in keys
+    line = scores_table(summary.results, summary.analysis.blocks[0]).lines[-1]
+    assert (line["digits"].endswith(" †"), line["textile"].endswith(" †")) == (True, False)
