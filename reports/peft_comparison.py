@@ -20,7 +20,8 @@ from tensorbench.machine.table import Table
 from tensorbench.machine.visible import visible
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import UnknownNameError, first_few, shown
-from tensorbench.reports.inference.intervals import Bounds, Error, simultaneous
+from tensorbench.reports.inference.families import dunnett, tukey
+from tensorbench.reports.inference.intervals import Bounds, t_quantile
 from tensorbench.reports.inference.reruns import RunNoise, run_noise
 from tensorbench.reports.words import listed
 
@@ -222,17 +223,23 @@ def compare_peft(folders: Sequence[Path], reference: str = "") -> PeftComparison
     noise = _noise(runs)
     compared = [row for row in rows if row.name != reference]
     best, *rest = rows
+    any_pair = tukey(len(rows), _freedom(rows[0], noise)) if rest else math.inf
+    fixed = dunnett(
+        [_variance(row, noise) for row in compared],
+        _variance(latest[reference], noise),
+        _freedom(rows[0], noise),
+    )
     return PeftComparison(
         metric=metrics[0],
         rows=rows,
         runs=sorted(runs, key=lambda run: (run.name, run.created)),
         noise=noise,
         reference=reference,
-        against_reference=[_difference(row, latest[reference], noise, len(compared)) for row in compared],
-        against_best=[_difference(row, best, noise, len(rest)) for row in rest],
+        against_reference=[_difference(row, latest[reference], noise, fixed) for row in compared],
+        against_best=[_difference(row, best, noise, any_pair) for row in rest],
         pairs=math.comb(len(rows), 2),
-        naive=_apart(rows, None, 1),
-        real=_apart(rows, noise, math.comb(len(rows), 2)),
+        naive=len(_apart(rows, None, float(t_quantile(0.975, math.inf)))),
+        real=len(_apart(rows, noise, any_pair)),
         reruns=list(_reruns(runs, folders, noise)),
         skipped=skipped,
     )
@@ -244,29 +251,41 @@ def _noise(runs: Sequence[PeftRun]) -> RunNoise | None:
     return run_noise(rows, waves, [run.score for run in runs], runs[0].questions)
 
 
-def _difference(row: PeftRun, other: PeftRun, noise: RunNoise | None, claims: int) -> ConfigurationDifference:
-    """One row's score minus another's. The interval treats the questions of both rows as independent samples.
+def _variance(run: PeftRun, noise: RunNoise | None) -> float:
+    """The variance of a run's score over test questions and reruns. 0 if neither is known.
 
-    In truth all rows answer the same questions, so the interval is too wide. A narrower one would need the
-    answers to each question, which the files lack. `claims` is the number of simultaneous intervals.
+    The binomial variance of a share holds the answers that change when a configuration runs again, so the
+    variance of reruns, which are mostly such answers, takes its place where it is larger and is not added.
     """
-    examples = sum(
-        run.score * (1 - run.score) / run.questions if run.questions else 0.0 for run in (row, other)
-    )
-    reruns = sum(noise.variance(run.score, run.questions) for run in (row, other)) if noise else 0.0
-    error = Error(reruns, noise.freedom if noise else math.inf, examples)
-    difference = row.score - other.score
-    return ConfigurationDifference(
-        row.name,
-        other.name,
-        difference,
-        error.interval(difference, simultaneous(claims)) if examples or reruns else None,
-    )
+    of_questions = run.score * (1 - run.score) / run.questions if run.questions else 0.0
+    return max(of_questions, noise.variance(run.score, run.questions) if noise else 0.0)
 
 
-def _apart(rows: Sequence[PeftRun], noise: RunNoise | None, claims: int) -> int:
-    pairs = combinations(rows, 2)
-    return sum(_difference(*pair, noise, claims).verdict != "undecided" for pair in pairs)
+def _freedom(run: PeftRun, noise: RunNoise | None) -> float:
+    """The degrees of freedom of variances: those of reruns, if these set them."""
+    return noise.freedom if noise and (not run.questions or noise.dispersion > 1) else math.inf
+
+
+def _difference(
+    row: PeftRun, other: PeftRun, noise: RunNoise | None, critical: float
+) -> ConfigurationDifference:
+    """One row's score minus another's. The interval extends `critical` standard errors to either side.
+
+    The questions of both rows count as independent samples. In truth all rows answer the same questions, so
+    the interval is too wide. A narrower one would need the answers to each question, which the files lack.
+    """
+    error, difference = math.sqrt(_variance(row, noise) + _variance(other, noise)), row.score - other.score
+    interval = (difference - critical * error, difference + critical * error) if error else None
+    return ConfigurationDifference(row.name, other.name, difference, interval)
+
+
+def _apart(rows: Sequence[PeftRun], noise: RunNoise | None, critical: float) -> set[tuple[str, str]]:
+    """The names of the pairs that differ significantly."""
+    return {
+        (row.name, other.name)
+        for row, other in combinations(rows, 2)
+        if _difference(row, other, noise, critical).verdict != "undecided"
+    }
 
 
 def _reruns(runs: Sequence[PeftRun], folders: Sequence[Path], noise: RunNoise | None) -> Iterator[RerunWave]:
@@ -289,11 +308,8 @@ def _rerun(
 ) -> RerunWave:
     old, new = ([runs[name].score for name in names] for runs in (before, after))
     pairs = list(combinations(names, 2))
-    called = {
-        pair
-        for pair in pairs
-        if _difference(before[pair[0]], before[pair[1]], noise, len(pairs)).verdict != "undecided"
-    }
+    earlier = [before[name] for name in names]
+    called = _apart(earlier, noise, tukey(len(names), _freedom(earlier[0], noise)))
     turned = {pair for pair in pairs if _gap(before, pair) * _gap(after, pair) < 0}
     return RerunWave(
         folder=folder,
@@ -354,8 +370,8 @@ def _answer(comparison: PeftComparison) -> Iterator[str]:
         yield ("No interval: no configuration ran twice and the score is no share of questions.")
         return
     yield (
-        f"- {like_best} of the other {rows - 1} are statistically indistinguishable from "
-        "it (simultaneous 95% intervals)."
+        f"- Its difference from {like_best} of the other {rows - 1} is undecided (simultaneous 95% intervals "
+        "of all pairs)."
     )
     yield (f"- Against {_code(comparison.reference)}: {better} better, {worse} worse, {undecided} undecided.")
     yield (
