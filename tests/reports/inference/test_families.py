@@ -26,7 +26,7 @@ def test_dunnett_lies_between_one_comparison_and_independent_ones() -> None:
     one = float(t_quantile(0.975, np.inf))
     assert dunnett([3.0], 0.5) == pytest.approx(one)
     sidak = float(t_quantile((1 + simultaneous(6)) / 2, np.inf))
-    # A reference without noise leaves the differences independent. One without rivals' noise makes them equal.
+    # Without noise of the reference differences are independent; without any other noise they are equal.
     assert dunnett([1.0] * 6, 1e-12) == pytest.approx(sidak, abs=1e-4)
     assert one < dunnett([1.0] * 6, 1.0) < sidak
     assert dunnett([0.0] * 6, 1.0) == pytest.approx(one, abs=0.02)
