@@ -10,14 +10,9 @@ from tensorbench.methods.errors import first_few
 from tensorbench.metrics import direction
 from tensorbench.records.measures import Measure
 from tensorbench.records.record import Record
+from tensorbench.records.stored_plan import Row
 from tensorbench.records.words import By, Status, Tag
-from tensorbench.reports.results import (
-    FLOOR,
-    Experiment,
-    TableRow,
-    TaskAndBackbone,
-    grouped,
-)
+from tensorbench.reports.results import FLOOR, Experiment, TaskAndBackbone, grouped
 from tensorbench.reports.words import many
 
 #: An adapter hardly acts if it changes outputs by less than this share of their spread over examples.
@@ -28,7 +23,7 @@ STILL = 0.01
 class _Trained:
     """A row of the plan, with the records of its finished runs."""
 
-    row: TableRow
+    row: Row
     runs: Sequence[Record]
     #: The validation measure ("loss" or "score") that selected the runs' epochs.
     by: By
@@ -59,7 +54,7 @@ def guards(experiment: Experiment) -> Iterator[str]:
             yield f"{setting}: {warning}"
 
 
-def _trained(experiment: Experiment, row: TableRow) -> _Trained:
+def _trained(experiment: Experiment, row: Row) -> _Trained:
     records = [experiment.records.get(id_ or "") for id_ in row.trials.values()]
     runs = [record for record in records if record and record.status == Status.FINISHED]
     selects = {experiment.trials[id_].recipe.get("select") for id_ in row.trials.values() if id_}
@@ -103,5 +98,5 @@ def _guessing(run: Record) -> bool:
     return loss is not None and guessing is not None and loss >= guessing
 
 
-def _named(rows: Sequence[TableRow]) -> str:
+def _named(rows: Sequence[Row]) -> str:
     return first_few(list(dict.fromkeys(row.name for row in rows)), 4)

@@ -14,10 +14,10 @@ from tensorbench.methods import UserError
 from tensorbench.methods.errors import shown
 from tensorbench.records.measures import Measure
 from tensorbench.records.record import Record, latest
-from tensorbench.records.stored_plan import StudyTrial
+from tensorbench.records.stored_plan import Row, StudyTrial
 from tensorbench.records.words import RunKind, Status, Tag
 from tensorbench.reports.cautions import guards
-from tensorbench.reports.results import COLUMNS, OWN_SIZE, Experiment, Results, TableRow
+from tensorbench.reports.results import COLUMNS, OWN_SIZE, Experiment, Results
 from tensorbench.reports.selection import Selection
 from tensorbench.store.addresses import shown_uri
 from tensorbench.store.changes import changed_plugins
@@ -75,17 +75,13 @@ def named_apart(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
     If an earlier row has the same name and other trials, the name of the experiment is appended. Rows with
     the same trials get the same name, that of the first of them.
     """
-    names_of: defaultdict[tuple[str | None, ...], dict[tuple[str | None, ...], str]] = defaultdict(dict)
+    same_name: defaultdict[tuple[str | None, ...], dict[tuple[str, ...], str]] = defaultdict(dict)
 
-    def named(experiment: Experiment) -> Iterator[TableRow]:
+    def named(experiment: Experiment) -> Iterator[Row]:
         for row in experiment.rows:
-            names, trials = names_of[row.task, row.backbone, row.budget, row.name], tuple(row.trials.values())
-            if trials in names:
-                row = row.model_copy(update={"name": names[trials]})
-            elif names:
-                row = row.model_copy(update={"name": f"{row.name} · {experiment.name}"})
-            names[trials] = row.name
-            yield row
+            by_trials = same_name[row.task, row.backbone, row.budget, row.table_name]
+            apart = by_trials.setdefault(tuple(row.trials.values()), experiment.name if by_trials else "")
+            yield row.model_copy(update={"apart": apart})
 
     return tuple(replace(each, rows=tuple(named(each))) for each in experiments)
 
@@ -110,7 +106,7 @@ def read_experiment(source: Source) -> Experiment:
         name=source.name,
         closing=plan.closing,
         run_id=suites[-1].origin,
-        rows=tuple(map(TableRow.of, plan.rows)),
+        rows=plan.rows,
         trials=plan.by_id(),
         records=records,
         duplicates=sum(record.status in ENDED_WELL for record in stored)
@@ -169,7 +165,7 @@ def tabulate(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFr
     return summed(pd.DataFrame(cells), frame), frame
 
 
-def _planned(experiment: Experiment, row: TableRow) -> dict[str, Any]:
+def _planned(experiment: Experiment, row: Row) -> dict[str, Any]:
     """The columns of a cell that are known before a seed has run."""
     trials = (experiment.trials[id_] for id_ in row.trials.values() if id_ is not None)
     return {
@@ -191,7 +187,7 @@ def _planned(experiment: Experiment, row: TableRow) -> dict[str, Any]:
     }
 
 
-def _seed(row: TableRow, seed: int, experiment: Experiment, record: Record | None) -> dict[str, Any]:
+def _seed(row: Row, seed: int, experiment: Experiment, record: Record | None) -> dict[str, Any]:
     """The columns of a seed, without the number of its cell. `record` is a run of `experiment`."""
     trial_id = row.trials[seed]
     status = record.status if record else Status.MISSING

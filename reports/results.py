@@ -19,7 +19,7 @@ import pandas as pd
 from tensorbench.metrics import METRICS, direction
 from tensorbench.records.measures import Measure, SplitSizes
 from tensorbench.records.record import Record
-from tensorbench.records.stored_plan import PlannedRow, PlannedTrial, StudyPlan
+from tensorbench.records.stored_plan import PlannedTrial, Row, StudyPlan
 from tensorbench.records.words import OWN_SIZE, Status
 from tensorbench.store.source import Source
 
@@ -256,18 +256,6 @@ def _or_none(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-class TableRow(PlannedRow):
-    """A row of a plan, with the name that its method has in tables."""
-
-    #: The name, unique within a task, backbone and budget, except for rows with the same trials.
-    name: str
-
-    @classmethod
-    def of(cls, row: PlannedRow) -> TableRow:
-        """Returns the row with the name that it has in tables of its own experiment."""
-        return cls(**dict(row), name=row.table_name)
-
-
 @dataclass(frozen=True)
 class Experiment:
     """The plan of a suite, with its stored runs."""
@@ -278,7 +266,7 @@ class Experiment:
     closing: str
     #: The id of the run that holds the suite's plan. For a pack, the id in the store from which it was made.
     run_id: str
-    rows: tuple[TableRow, ...] = field(repr=False)
+    rows: tuple[Row, ...] = field(repr=False)
     #: The planned trials by id.
     trials: dict[str, PlannedTrial] = field(repr=False)
     #: For every stored trial, the run that counts, by trial id. Trials of searches are included.

@@ -11,7 +11,8 @@ from tensorbench.records.words import budget_names
 
 if TYPE_CHECKING:
     # Imported late, since it takes seconds and commands make selections before they open a store.
-    from tensorbench.reports.results import Experiment, TableRow
+    from tensorbench.records.stored_plan import Row
+    from tensorbench.reports.results import Experiment
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,13 @@ class Selection:
         if self.reference and self.reference not in table_names:
             raise UnknownNameError("reference", self.reference, table_names)
 
-        def method_names(row: TableRow) -> set[str]:
+        def method_names(row: Row) -> set[str]:
             # If a name matches one row, it does not also select all rows with that title.
             shared = {row.method, row.title, row.family} - table_names
             return {row.name} | shared | ({row.table_name} & set(self.methods))
 
         methods = {*self.methods, self.reference} if self.methods and self.reference else {*self.methods}
-        choices: list[tuple[str, set[str], Callable[[TableRow], set[str]]]] = [
+        choices: list[tuple[str, set[str], Callable[[Row], set[str]]]] = [
             ("method", methods, method_names),
             ("task", set(self.tasks), lambda row: {row.task}),
             ("backbone", set(self.backbones), lambda row: {row.backbone}),
@@ -78,7 +79,7 @@ class Selection:
 
         in_budgets = {row.name for row in rows if budget_names(row.budget) & set(self.budgets)}
 
-        def selected(row: TableRow) -> bool:
+        def selected(row: Row) -> bool:
             # A reference without these budgets is taken from another budget.
             elsewhere = row.name == self.reference and row.name not in in_budgets
             return all(

@@ -13,7 +13,7 @@ from pydantic_core import to_jsonable_python
 from tensorbench.methods import UserError
 from tensorbench.records.measures import Measure
 from tensorbench.records.record import Record, latest
-from tensorbench.records.stored_plan import PlannedRow, StoredPlan, StudyTrial
+from tensorbench.records.stored_plan import Row, StoredPlan, StudyTrial
 from tensorbench.records.words import Artifact, RunKind, Status, Tag
 from tensorbench.reports.provenance import UNKNOWN, Provenance, provenance_of
 from tensorbench.reports.reading import read
@@ -80,7 +80,7 @@ def _counted(store: Store) -> Contents | None:
     )
 
 
-def _studies(rows: Sequence[PlannedRow], ended: Set[Any]) -> tuple[int | None, int | None]:
+def _studies(rows: Sequence[Row], ended: Set[Any]) -> tuple[int | None, int | None]:
     """The number of planned studies and the number of ended ones. Both are None if no row has studies.
 
     A study has ended if all its trials in all rows have ended.
@@ -106,7 +106,7 @@ class TrialContents:
     #: The run that counts.
     record: Record
     #: The trial's row in the suite's latest plan. None if the trial is in no row, as are trials of searches.
-    row: PlannedRow | None
+    row: Row | None
     #: The trial's budgets, each as a mapping with `budget`, `asked`, `ratio` and `within` (see `Cell`).
     budgets: tuple[Mapping[str, Any], ...]
     #: The resolved configuration. Its keys are those in MLflow, such as `method.rank` and `recipe.lr`.
@@ -180,7 +180,7 @@ def trial_contents(uri: str, trial: str) -> TrialContents:
         raise UserError(shown_uri(f"trial '{trial}' cannot be read from {uri}: {error}")) from error
 
 
-def _row(plan: StoredPlan | None, trial_id: str) -> PlannedRow | None:
+def _row(plan: StoredPlan | None, trial_id: str) -> Row | None:
     rows = plan.rows if plan else ()
     return next((row for row in rows if trial_id in row.trials.values()), None)
 

@@ -15,7 +15,7 @@ from tensorbench.reports.cautions import guards
 from tensorbench.reports.overview import overview
 from tensorbench.reports.reading import tabulate
 from tensorbench.reports.recipes import find_mixtures, refuse_mixtures
-from tensorbench.reports.results import Experiment, Results, TableRow
+from tensorbench.reports.results import Experiment, Results
 from tensorbench.store.store import Store
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def summarise(store: Store, plan: StoredPlan, records: Iterable[Record] | None =
         name=store.name,
         closing=plan.closing,
         run_id="",
-        rows=tuple(map(TableRow.of, plan.rows)),
+        rows=plan.rows,
         trials=plan.by_id(),
         records=latest(store.records() if records is None else records),
         duplicates=0,

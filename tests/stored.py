@@ -21,10 +21,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from tensorbench.plan.rows import Plan, Row
+from tensorbench.plan.rows import Plan
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.record import Progress, Record
+from tensorbench.records.stored_plan import Row
 from tensorbench.records.words import Status, Tag
 from tensorbench.store.store import Store
 from tensorbench.store.writer import TrialRun, begin_trial

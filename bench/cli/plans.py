@@ -43,7 +43,7 @@ def _print_splits(console: Console, plan: Plan) -> None:
     """Prints the split sizes of tasks that have been prepared on this machine."""
     trials = {trial.id: trial for trial in plan.trials}
     of_task = {
-        row.task: (row.definition, trials[id_])
+        row.task: (plan.tasks[row.task], trials[id_])
         for row in plan.rows
         for id_ in row.trials.values()
         if id_ in trials

@@ -13,8 +13,9 @@ from rich.progress import TaskID, TextColumn
 from rich.table import Column
 
 from tensorbench.cli.tables import joined, progress_bars
-from tensorbench.plan.rows import Plan, Row
+from tensorbench.plan.rows import Plan
 from tensorbench.records.measures import Measure
+from tensorbench.records.stored_plan import Row
 from tensorbench.run.suites import Audience
 from tensorbench.search.chooser import Choices
 

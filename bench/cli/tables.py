@@ -19,7 +19,7 @@ from rich.text import Text
 
 from tensorbench.methods import UserError
 from tensorbench.methods.registry import Registry
-from tensorbench.records.stored_plan import PlannedRow, row_texts
+from tensorbench.records.stored_plan import Row, row_texts
 from tensorbench.records.words import OWN_SIZE
 
 if TYPE_CHECKING:
@@ -83,12 +83,12 @@ class RowTable:
         self.table.columns[0].min_width = 15
         self._block: str | None = ""
 
-    def add(self, row: PlannedRow | Cell, *measured: str) -> None:
+    def add(self, row: Row | Cell, *measured: str) -> None:
         if row.budget != self._block:
             self.table.add_row(f"[bold]{row.budget or OWN_SIZE}[/bold]")
             self._block = row.budget
         # Ranks that training cuts differ between seeds.
-        ranks = joined(row.ranks) if isinstance(row, PlannedRow) else "cut" if row.left else row.ranks
+        ranks = joined(row.ranks) if isinstance(row, Row) else "cut" if row.left else row.ranks
         ratio = "–" if row.ratio is None else f"{row.ratio:.3f}" + " !" * (row.within is False)
         texts = row_texts(row, ranks)
         sizes = (texts[column] for column in ("ranks", "params", "% LoRA"))

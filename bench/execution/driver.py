@@ -20,10 +20,11 @@ from tensorbench.execution.perform import Event
 from tensorbench.execution.session import CLOSING, STRIKES, Session, put_aside, suite_run, within
 from tensorbench.execution.watch import Limits
 from tensorbench.metrics import METRICS
-from tensorbench.plan.rows import Plan, Row
+from tensorbench.plan.rows import Plan
 from tensorbench.plan.trial import Trial
 from tensorbench.records.origin import Start
 from tensorbench.records.record import Record, latest
+from tensorbench.records.stored_plan import Row
 from tensorbench.records.words import Status, Tag
 from tensorbench.store.addresses import shown_uri
 from tensorbench.store.connect import StoreError, StoreFailedError, StoreRefusedError
@@ -307,7 +308,7 @@ class _Driving:
             self.queue.remove(trial)
             self.notify(Event(trial, "elsewhere"))
             return
-        task = self.rows[trial.id][0].definition
+        task = self.plan.tasks[self.rows[trial.id][0].task]
         tags = dict(self.tags)
         if task.unit and METRICS.get(task.metric).in_units:
             tags[Tag.UNIT] = task.unit

@@ -25,10 +25,10 @@ from tensorbench.machine.memory import MIB, available_mib
 from tensorbench.machine.precision import computes_bf16
 from tensorbench.methods import METHODS, Geometry, UserError
 from tensorbench.plan.choosing import AXES
-from tensorbench.plan.rows import Plan, Row
+from tensorbench.plan.rows import Plan
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
-from tensorbench.records.stored_plan import duration
+from tensorbench.records.stored_plan import Row, duration
 from tensorbench.records.words import PROVENANCE, Status, Tag
 from tensorbench.tasks import mean_words
 from tensorbench.training.measure import provenance

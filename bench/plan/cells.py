@@ -5,22 +5,21 @@ A cell is one method under one budget on one task and backbone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from tensorbench.backbones import BackboneInfo, BackboneSpec
 from tensorbench.backbones.inputs import ModelInput, TextInput
 from tensorbench.methods import Geometry, Method, UserError, create
 from tensorbench.plan.choosing import Studies
 from tensorbench.plan.recipe import Recipe
-from tensorbench.plan.rows import Names, Row
 from tensorbench.plan.settings import Grids, Setting
 from tensorbench.plan.suite import Suite
 from tensorbench.plan.suite_rows import Budget, TaskRow
 from tensorbench.plan.trial import Trial
-from tensorbench.records.stored_plan import StudyPlan, StudyTrial
+from tensorbench.records.stored_plan import Names, Row, StudyPlan, StudyTrial
 from tensorbench.tasks import Task
 
 #: The rank at which LoRA, on query, key and value, counts as 100% of parameters in tables and in the paper.
@@ -35,17 +34,6 @@ LARGEST_RATE = 1.0
 #: The numbers of decimals to which offsets and the mantissas of learning rates are rounded. Rounding makes
 #: rates and ids equal on every machine.
 DECIMALS, MANTISSA = 4, 3
-
-
-class Planned(NamedTuple):
-    """The row and the trials of a cell.
-
-    Each trial comes with two numbers, by which a plan orders its trials: the trial's study, and its position
-    within the study. Without studies, the first number is 0.
-    """
-
-    row: Row
-    trials: list[tuple[tuple[int, int], Trial]]
 
 
 @dataclass(frozen=True)
@@ -167,7 +155,7 @@ class PlanCell:
 
     def row(
         self,
-        trials: Mapping[int, str],
+        trials: Sequence[Trial],
         *,
         method: Method | None = None,
         note: str = "",
@@ -175,8 +163,7 @@ class PlanCell:
     ) -> Row:
         """Builds the row of the given trials.
 
-        `trials` maps seeds to trial ids. If given, `method` is the cell's method with other ranks. `note` is
-        appended to the method's name.
+        If given, `method` is the cell's method with other ranks. `note` is appended to the method's name.
         """
         sized = method or self.method
         own, shown = self.own, self.shown
@@ -201,32 +188,27 @@ class PlanCell:
             if self.budget and ratio is not None
             else None,
             percent_of_lora=100 * count / _lora_parameters(REFERENCE_RANK, self.info.geometry),
-            trials=dict(trials),
+            trials={trial.seed: trial.id for trial in trials},
             studies=studies,
-            definition=self.definition,
         )
 
-    def planned(self) -> Planned:
+    def planned(self) -> tuple[Row, list[Trial]]:
         """Returns the cell's row and trials: those of the suite's studies, or one for each of its seeds."""
-        if self.suite.tuning:
-            return self._studied(self.suite.tuning)
-        trials = [self.trial(seed, self.suite.evaluate) for seed in self.suite.seeds]
-        return Planned(self.row(_ids(trials)), [((0, place), t) for place, t in enumerate(trials)])
-
-    def _studied(self, studies: Studies) -> Planned:
+        studies = self.suite.tuning
         # A fitted head has no learning rate and is the same for every seed, so it is a single trial. So is a
         # decoder that answers in words and has no adapter, since nothing of it is trained.
-        if self.method.fits_head or not (self.has_head or self.method.count(self.info.geometry)):
-            trial = self.trial(studies.seed(0, 0), self.suite.evaluate)
-            return Planned(self.row(_ids([trial])), [((0, 0), trial)])
+        trained = not self.method.fits_head and (self.has_head or self.method.count(self.info.geometry) > 0)
+        if studies is None or not trained:
+            seeds = self.suite.seeds if studies is None else studies.seeds[:1]
+            trials = [self.trial(seed, self.suite.evaluate) for seed in seeds]
+            return self.row(trials), trials
         rates, setting = self.window(), f"{self.task.task} on {self.info.weights_hash}"
         places: dict[int, StudyTrial] = {}
-        trials: list[tuple[tuple[int, int], Trial]] = []
+        trials = []
         for study in range(studies.studies):
             for point, offset in enumerate(offsets(studies, study, setting)):
                 seed, lr = studies.seed(study, point), rates.rate(offset)
-                trial = self.trial(seed, self.suite.evaluate, setting=rates.setting(lr))
-                trials.append(((study, point), trial))
+                trials.append(self.trial(seed, self.suite.evaluate, setting=rates.setting(lr)))
                 places[seed] = StudyTrial(study=study, point=point, offset=offset, lr=lr)
         plan = StudyPlan(
             studies=studies.studies,
@@ -237,7 +219,7 @@ class PlanCell:
             head_lr=rates.head_lr,
             trials=places,
         )
-        return Planned(self.row(_ids(trial for _, trial in trials), studies=plan), trials)
+        return self.row(trials, studies=plan), trials
 
     def tunable(self, grids: Grids) -> Grids:
         """Restricts the grids of learning rates and scale to those that affect this cell.
@@ -311,8 +293,3 @@ def requested_parameters(budget: Budget | None, geometry: Geometry) -> int | Non
 
 def _lora_parameters(rank: int, geometry: Geometry) -> int:
     return create("lora", rank=rank).count(geometry)
-
-
-def _ids(trials: Iterable[Trial]) -> dict[int, str]:
-    """Returns the ids of the trials, by seed."""
-    return {trial.seed: trial.id for trial in trials}

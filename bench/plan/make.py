@@ -17,11 +17,12 @@ from tensorbench.methods.errors import cut, shown
 from tensorbench.methods.validation import MOST_SAID, identity
 from tensorbench.plan.cells import PlanCell, requested_parameters
 from tensorbench.plan.recipe import OF_FORWARD, Recipe
-from tensorbench.plan.rows import EVERYTHING, Part, Plan, Row, in_order
+from tensorbench.plan.rows import EVERYTHING, Part, Plan, in_order
 from tensorbench.plan.settings import Setting
 from tensorbench.plan.suite import FLOORS, Suite
 from tensorbench.plan.suite_rows import Budget, MethodRow, TaskRow
 from tensorbench.plan.trial import Trial
+from tensorbench.records.stored_plan import Row
 from tensorbench.tasks import DataSource, Task, check_use, data_key
 from tensorbench.tasks.hub import HubTask
 
@@ -44,14 +45,15 @@ def make_plan(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Pla
         raise UserError(f"device {shown(device)}: a plan is for cpu or cuda")
     rows: list[tuple[tuple[int, ...], Row]] = []
     trials: dict[str, tuple[tuple[int, ...], Trial]] = {}
+    tasks: dict[str, Task] = {}
     #: The cell that made each line of the plan.
     lines: dict[tuple[Budget | str | None, ...], PlanCell] = {}
     # Blocks in the order of tables: rows of a fixed size, then the suite's budgets.
     blocks = {budget: index for index, budget in enumerate((None, *suite.budgets))}
     for pair, cell in cells(suite, device, part):
         block = blocks.get(cell.budget, len(blocks))
-        planned = cell.planned()
-        line = (cell.budget, *(trial.id for _, trial in planned.trials))
+        row, own = cell.planned()
+        line = (cell.budget, *row.trials.values())
         if (first := lines.get(line)) is not None:
             if first.spec != cell.spec:
                 raise UserError(
@@ -66,11 +68,13 @@ def make_plan(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Pla
                 )
             continue
         lines[line] = cell
-        rows.append(((pair, block), planned.row))
-        for (study, place), trial in planned.trials:
+        rows.append(((pair, block), row))
+        tasks[row.task] = cell.definition
+        for place, trial in enumerate(own):
             # Ordered by study, then by seed, so that a stopped run has treated all methods alike.
+            study = row.studies.trials[trial.seed].study if row.studies else 0
             trials.setdefault(trial.id, ((study, pair, place), trial))
-    return Plan(suite=suite, rows=in_order(rows), trials=in_order(trials.values()))
+    return Plan(suite=suite, rows=in_order(rows), trials=in_order(trials.values()), tasks=tasks)
 
 
 def cells_of(plan: Plan, device: str) -> list[PlanCell]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from pydantic import Field
 
@@ -13,49 +12,13 @@ from tensorbench.machine.table import ShowsOverview, Table
 from tensorbench.methods import METHODS, UnknownNameError, UserError
 from tensorbench.methods.errors import shown
 from tensorbench.methods.validation import Frozen
-from tensorbench.plan.recipe import Recipe
 from tensorbench.plan.suite import Suite
 from tensorbench.plan.trial import Trial
-from tensorbench.records.stored_plan import (
-    TEXT_COLUMNS,
-    PlannedRow,
-    PlannedTrial,
-    StoredPlan,
-    rate_text,
-    row_texts,
-)
+from tensorbench.records.stored_plan import TEXT_COLUMNS, PlannedTrial, Row, StoredPlan, rate_text, row_texts
 from tensorbench.records.words import budget_names
 from tensorbench.tasks import Task
 
 Entry = TypeVar("Entry")
-
-
-class Names(NamedTuple):
-    """The names of a row's method, backbone and task."""
-
-    method: str
-    backbone: str
-    task: str
-
-
-class Row(PlannedRow, extra="forbid", arbitrary_types_allowed=True):
-    """A row of a plan, with one trial per seed.
-
-    The fields of the base class `PlannedRow` are stored, the other fields are not.
-    """
-
-    #: `method`, `backbone` and `task` without the suite's labels.
-    own: Names
-    #: The resolved task.
-    definition: Task = Field(repr=False)
-
-    def stored(self) -> PlannedRow:
-        """The row in the form that is stored and printed."""
-        return PlannedRow(**{field: getattr(self, field) for field in PlannedRow.model_fields})
-
-    def only(self, seeds: Set[int]) -> Row:
-        """The row restricted to the trials of these seeds."""
-        return self.model_copy(update={"trials": {s: id_ for s, id_ in self.trials.items() if s in seeds}})
 
 
 #: The fields of a part, each with its noun in the singular.
@@ -103,12 +66,14 @@ class Part:
 EVERYTHING = Part()
 
 
-class Plan(ShowsOverview, Frozen):
+class Plan(ShowsOverview, Frozen, arbitrary_types_allowed=True):
     """The rows of a suite and the trials behind them, in the order in which they run."""
 
     suite: Suite
     rows: tuple[Row, ...]
     trials: tuple[Trial, ...]
+    #: The tasks of the rows, by their names in tables.
+    tasks: dict[str, Task] = Field(repr=False)
 
     def select(self, part: Part) -> Plan:
         """Restricts the plan to a part.
@@ -141,7 +106,7 @@ class Plan(ShowsOverview, Frozen):
             raise UserError(f"suite '{self.suite.name}' has no row of all of these: {part}")
         ids = {id_ for row in kept for id_ in row.trials.values()}
         trials = tuple(trial for trial in self.trials if trial.id in ids)
-        return Plan(suite=self.suite, rows=tuple(kept), trials=trials)
+        return self.model_copy(update={"rows": tuple(kept), "trials": trials})
 
     def _study(self, seed: int) -> int | None:
         """Returns the number of the study to which a seed belongs. None in a suite without studies."""
@@ -179,7 +144,8 @@ class Plan(ShowsOverview, Frozen):
             return row.studies.window
         if METHODS.get(row.family).fits_head:
             return "–"
-        return f"{self._recipes[next(iter(row.trials.values()))].lr:g}"
+        id_ = next(iter(row.trials.values()))
+        return f"{next(trial.recipe.lr for trial in self.trials if trial.id == id_):g}"
 
     def rates(self, row: Row) -> dict[str, str]:
         """Returns what a plan shows of a row's learning rates, by heading.
@@ -207,10 +173,6 @@ class Plan(ShowsOverview, Frozen):
             )
         return notes
 
-    @cached_property
-    def _recipes(self) -> dict[str, Recipe]:
-        return {trial.id: trial.recipe for trial in self.trials}
-
     def overview(self) -> Table:
         """Returns the rows with their sizes, rates and numbers of trials."""
         missed = sum(row.within is False for row in self.rows)
@@ -231,7 +193,7 @@ class Plan(ShowsOverview, Frozen):
         return StoredPlan(
             suite=self.suite.name,
             closing=self.suite.closing,
-            rows=tuple(row.stored() for row in self.rows),
+            rows=self.rows,
             trials=tuple(PlannedTrial(id=trial.id, **trial.model_dump(mode="json")) for trial in self.trials),
         )
 

@@ -1,8 +1,9 @@
-"""A suite's plan in its stored and printed form, `plan.json`."""
+"""The rows of a suite's plan, and the plan in its stored form, `plan.json`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Protocol
+from collections.abc import Collection
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 from pydantic import Field
 
@@ -56,10 +57,20 @@ class StudyPlan(Wired):
         return " … ".join(map(rate_text, self.ends))
 
 
-class PlannedRow(Wired):
-    """A row of the tables: one method under one budget on one backbone and task, over all seeds."""
+class Names(NamedTuple):
+    """The names of a row's method, backbone and task."""
 
+    method: str = ""
+    backbone: str = ""
+    task: str = ""
+
+
+class Row(Wired):
+    """A row of a plan and of the tables: a method under a budget on a backbone and a task, over all seeds."""
+
+    #: The method's name with options that differ from its defaults, or its label.
     method: str
+    #: The method's name without options, or its label.
     title: str
     #: The method's registered name.
     family: str = ""
@@ -85,12 +96,25 @@ class PlannedRow(Wired):
     trials: dict[int, str]
     #: The studies to which the trials belong. None if the trials differ in their seeds only.
     studies: StudyPlan | None = None
+    #: The names without the suite's labels, which select a part of a plan too. Not stored.
+    own: Names = Field(Names(), exclude=True, repr=False)
+    #: The experiment, where an earlier one in the same tables has a row of the same name. Not stored.
+    apart: str = Field("", exclude=True, repr=False)
 
     @property
     def table_name(self) -> str:
-        """The method's name in tables, including the ranks if no budget sets them."""
+        """The method's name in tables of its own experiment, including ranks that no budget sets."""
         ranks = ",".join(map(str, self.ranks))
         return self.method + (f" r={ranks}" if self.budget is None and ranks else "")
+
+    @property
+    def name(self) -> str:
+        """The method's name in tables, unique within a task, backbone and budget, except for equal trials."""
+        return f"{self.table_name} · {self.apart}" if self.apart else self.table_name
+
+    def only(self, seeds: Collection[int]) -> Row:
+        """The row restricted to the trials of these seeds."""
+        return self.model_copy(update={"trials": {s: id_ for s, id_ in self.trials.items() if s in seeds}})
 
 
 class TableLine(Protocol):
@@ -224,7 +248,7 @@ class StoredPlan(Wired):
 
     suite: str
     closing: str
-    rows: tuple[PlannedRow, ...]
+    rows: tuple[Row, ...]
     trials: tuple[PlannedTrial, ...]
 
     def completed(self, other: StoredPlan) -> StoredPlan:

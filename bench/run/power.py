@@ -14,8 +14,8 @@ from typing import Any
 from tensorbench.methods import UserError
 from tensorbench.metrics import METRICS
 from tensorbench.plan.choosing import Studies
-from tensorbench.plan.rows import Plan, Row
-from tensorbench.plan.suite import Suite
+from tensorbench.plan.rows import Plan
+from tensorbench.records.stored_plan import Row
 from tensorbench.reports.analysis import analyse
 from tensorbench.reports.comparable import block_budgets, measured
 from tensorbench.reports.inference.intervals import LEAST_SEEDS
@@ -116,7 +116,7 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: CustomThre
         raise UserError(f"studies: {studies}, and --power needs at least {LEAST_SEEDS}: there is no interval")
     # Methods without adapter are no comparisons, unless nothing else runs.
     rows = tuple(row for row in rows if row.family not in NO_ADAPTERS) or rows
-    metrics = {row.task: row.definition.metric for row in rows}
+    metrics = {row.task: plan.tasks[row.task].metric for row in rows}
     matters = thresholds((metrics[row.task] for row in rows), threshold)
     stored_designs = _stored(plan, store) if sd is None else {}
     budgets = block_budgets(map(_budget, rows))
@@ -134,7 +134,7 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: CustomThre
                     f"threshold of {metric}: it is in the units of '{task}', and assumed noise is a share of "
                     "the score: leave it out, or take the noise of stored runs of the suite"
                 )
-            added, uncounted = (0.0, ()) if stored else _of_examples(plan.suite, metric, [*settings.values()])
+            added, uncounted = (0.0, ()) if stored else _of_examples(plan, metric, [*settings.values()])
             seeds = max(len(row.trials) for row in of_block)
             if tuning and stored:
                 response = Response(decades=tuning.lr.decades)
@@ -156,20 +156,20 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: CustomThre
     return powers
 
 
-def _of_examples(suite: Suite, metric: str, rows: Sequence[Row]) -> tuple[float, tuple[str, ...]]:
+def _of_examples(plan: Plan, metric: str, rows: Sequence[Row]) -> tuple[float, tuple[str, ...]]:
     """The variance that test examples are assumed to add to a mean difference, and the tasks left out.
 
     The mean is over `rows`, one for each task on a backbone. A task is left out if the number or the effect
     of its test examples is unknown. A task whose split differs between seeds adds no variance, because the
     standard deviation over seeds includes its test examples.
     """
-    tasks, scored = {task.shown: task for task in suite.tasks}, METRICS.get(metric)
+    tasks, scored = {task.shown: task for task in plan.suite.tasks}, METRICS.get(metric)
     added, uncounted = 0.0, []
     for row in rows:
         task = tasks[row.task]
         if task.split == "per_seed":
             continue
-        count = task.scored_examples(row.definition, suite.evaluate)
+        count = task.scored_examples(plan.tasks[row.task], plan.suite.evaluate)
         # Errors in units are not determined by the share of examples on which methods disagree.
         if count is None or scored.in_units:
             uncounted.append(row.task)

@@ -164,14 +164,14 @@ class _Work:
             return ()
         return answer.sentences
 
-    def run_batch(self, batch: Batch, suite: Suite, run_id: str, *, retry_failed: bool) -> list[Record]:
+    def run_batch(self, batch: Batch, full_plan: Plan, run_id: str, *, retry_failed: bool) -> list[Record]:
         """Runs the trials of a chooser's batch that have no result, nested in the suite's run `run_id`.
 
         Returns all records of its trials, old to new. Raises UserError if a trial has no result, since a
         choice without it could differ from the choice with it.
         """
         trials = {trial.id: trial for trial in batch.trials}
-        plan = Plan(suite=suite, rows=tuple(batch.rows), trials=tuple(trials.values()))
+        plan = full_plan.model_copy(update={"rows": tuple(batch.rows), "trials": tuple(trials.values())})
         stored = patiently(self.store, self.store.records)
         failed = failures(stored) if retry_failed else {}
         waiting = [*pending(plan, stored), *(trials[id_] for id_ in trials if id_ in failed)]
@@ -180,7 +180,7 @@ class _Work:
             check_disk(plan, waiting, self.store)
             _check_memory(waiting, self.executor)
             with self.audience.watch(plan, len(waiting), self.executor.slots) as report:
-                self.executor.prepare(waiting, report, suite.trial_timeout)
+                self.executor.prepare(waiting, report, plan.suite.trial_timeout)
                 self.audience.trying(batch.title, len(waiting), batch.following)
                 execute(
                     plan,
@@ -316,7 +316,7 @@ def search_suite(
         with session(Store.create(store, loaded.name)) as driver, suite_run(driver, full_plan) as run_id:
             audience.opened(driver.sent, driver.closed)
             work = _Work(driver, executor, audience)
-            results = partial(work.run_batch, suite=limited, run_id=run_id, retry_failed=retry_failed)
+            results = partial(work.run_batch, full_plan=full_plan, run_id=run_id, retry_failed=retry_failed)
             for name, chooser in choosers.items():
                 made = run_steps(chooser, results)
                 assert made is not None

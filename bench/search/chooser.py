@@ -16,12 +16,12 @@ from tensorbench.methods import UserError
 from tensorbench.methods.errors import shown
 from tensorbench.methods.validation import validate
 from tensorbench.plan.cells import PlanCell
-from tensorbench.plan.rows import Row
 from tensorbench.plan.suite import Suite
 from tensorbench.plan.suite_rows import NAME, NAME_RULE
 from tensorbench.plan.trial import Trial
 from tensorbench.plan.yaml_text import parse, written
 from tensorbench.records.record import Record
+from tensorbench.records.stored_plan import Row
 
 if TYPE_CHECKING:
     # Imported late, since it takes a second.
@@ -41,10 +41,9 @@ class Batch:
 
     def add(self, cell: PlanCell, trials: Sequence[Trial], **options: Any) -> dict[int, str]:
         """Adds a row of trials, with these `options` of `PlanCell.row`. Returns their ids by seed."""
-        ids = {trial.seed: trial.id for trial in trials}
-        self.rows.append(cell.row(ids, **options))
+        self.rows.append(cell.row(trials, **options))
         self.trials += trials
-        return ids
+        return self.rows[-1].trials
 
 
 @dataclass

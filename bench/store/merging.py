@@ -12,7 +12,7 @@ from typing import Any
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import shown
 from tensorbench.records.record import Record
-from tensorbench.records.stored_plan import PlannedRow, PlannedTrial, StoredPlan, StudyPlan
+from tensorbench.records.stored_plan import PlannedTrial, Row, StoredPlan, StudyPlan
 from tensorbench.records.words import Artifact, Status
 from tensorbench.store.source import Source
 
@@ -106,7 +106,7 @@ def merged_plan(first: StoredPlan, second: StoredPlan) -> StoredPlan:
     )
 
 
-def _by_key(plan: StoredPlan) -> dict[tuple[Any, ...], PlannedRow]:
+def _by_key(plan: StoredPlan) -> dict[tuple[Any, ...], Row]:
     """The rows by (task, backbone, budget, method, ranks, number).
 
     `number` counts the rows that are equal in the other five, from 1.
@@ -120,13 +120,11 @@ def _by_key(plan: StoredPlan) -> dict[tuple[Any, ...], PlannedRow]:
     return rows
 
 
-def _of(row: PlannedRow, trials: Mapping[str, PlannedTrial]) -> list[PlannedTrial]:
+def _of(row: Row, trials: Mapping[str, PlannedTrial]) -> list[PlannedTrial]:
     return [trials[id_] for id_ in row.trials.values() if id_ in trials]
 
 
-def _merged_row(
-    suite: str, first: PlannedRow, second: PlannedRow, trials: Sequence[PlannedTrial]
-) -> PlannedRow:
+def _merged_row(suite: str, first: Row, second: Row, trials: Sequence[PlannedTrial]) -> Row:
     """Merges the seeds of a row that two plans have in common.
 
     Raises UserError if its trials differ in more than their seeds and the rates of their studies.

@@ -12,10 +12,10 @@ from typing import Any
 
 from tensorbench.machine.alive import owner
 from tensorbench.machine.files import sha256_of
-from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
 from tensorbench.records.origin import Start, StoredConfig
 from tensorbench.records.record import Point, Progress, Record
+from tensorbench.records.stored_plan import Row
 from tensorbench.records.text import all_storable, run_name
 from tensorbench.records.words import PROVENANCE, YES, Artifact, RunKind, Status, Tag
 from tensorbench.store.changes import plugin_sources

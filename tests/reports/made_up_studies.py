@@ -9,10 +9,11 @@ import numpy as np
 
 from tensorbench.methods.validation import validate
 from tensorbench.plan.make import make_plan
-from tensorbench.plan.rows import Plan, Row
+from tensorbench.plan.rows import Plan
 from tensorbench.plan.suite import Suite
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
+from tensorbench.records.stored_plan import Row
 
 from ..stored import Result
 

@@ -14,9 +14,9 @@ from rich.console import Console
 
 from tensorbench.cli.listings import print_advice
 from tensorbench.methods import UserError
-from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
+from tensorbench.records.stored_plan import Row
 from tensorbench.reports.advice import rate_advice, stored_advice
 from tensorbench.reports.analysis import Analysis, analyse
 from tensorbench.reports.figures import draw

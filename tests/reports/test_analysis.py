@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
+from tensorbench.records.stored_plan import Row
 from tensorbench.reports import evidence
 from tensorbench.reports.analysis import Analysis, Block, analyse
 from tensorbench.reports.blocks import Entrant

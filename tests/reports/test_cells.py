@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from tensorbench.methods import UserError
-from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
+from tensorbench.records.stored_plan import Row
 from tensorbench.reports.analysis import analyse
 from tensorbench.reports.reading import read
 from tensorbench.reports.results import COLUMNS, NUMBER, Cell, Results

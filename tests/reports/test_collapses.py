@@ -16,8 +16,8 @@ from rich.console import Console
 from scipy import stats
 
 from tensorbench.cli.results import print_summary
-from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
+from tensorbench.records.stored_plan import Row
 from tensorbench.reports import guards
 from tensorbench.reports.analysis import Analysis, Block, analyse
 from tensorbench.reports.blocks import Entrant

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from tensorbench.cli.results import print_summary
-from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
+from tensorbench.records.stored_plan import Row
 from tensorbench.reports import figures
 from tensorbench.reports.analysis import analyse
 from tensorbench.reports.drawing import Drawn

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 
 from tensorbench.methods import UserError
-from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
+from tensorbench.records.stored_plan import Row
 from tensorbench.reports.advice import rate_advice, stored_advice
 from tensorbench.reports.analysis import Analysis, analyse
 from tensorbench.reports.answers import answer

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tensorbench.methods import UserError
-from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
+from tensorbench.records.stored_plan import Row
 from tensorbench.reports import recipes
 from tensorbench.reports.analysis import analyse
 from tensorbench.reports.reading import read

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from tensorbench.methods import UserError
-from tensorbench.records.stored_plan import PlannedRow
+from tensorbench.records.stored_plan import Row
 from tensorbench.reports.analysis import analyse
 from tensorbench.reports.reading import read
 from tensorbench.reports.selection import Selection
@@ -77,8 +77,8 @@ def test_missing_rows_are_refused(rich: str, selection: Selection, reason: str) 
 
 
 def test_rows_of_fixed_size_are_named_as_in_tables() -> None:
-    def row(method: str, budget: str | None, *ranks: int) -> PlannedRow:
-        return PlannedRow.model_construct(method=method, budget=budget, ranks=ranks)
+    def row(method: str, budget: str | None, *ranks: int) -> Row:
+        return Row.model_construct(method=method, budget=budget, ranks=ranks)
 
     assert row("LoRA (targets=qkvo)", None, 3).table_name == "LoRA (targets=qkvo) r=3"
     assert row("TensLoRA att", "isorank 2", 2, 2).table_name == "TensLoRA att"

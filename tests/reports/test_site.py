@@ -19,8 +19,8 @@ import pytest
 
 from tensorbench.machine.outputs import Files, put_files
 from tensorbench.methods import UserError
-from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
+from tensorbench.records.stored_plan import Row
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.answers import answer
 from tensorbench.reports.site import build

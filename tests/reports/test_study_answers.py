@@ -13,8 +13,8 @@ import pytest
 from scipy import stats
 
 import tensorbench
-from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
+from tensorbench.records.stored_plan import Row
 from tensorbench.reports.advice import rate_advice
 from tensorbench.reports.analysis import Analysis, analyse
 from tensorbench.reports.blocks import Block

@@ -13,9 +13,10 @@ import pytest
 from rich.console import Console
 
 from tensorbench.cli.results import print_summary
-from tensorbench.plan.rows import Plan, Row
+from tensorbench.plan.rows import Plan
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
+from tensorbench.records.stored_plan import Row
 from tensorbench.reports.analysis import analyse
 from tensorbench.reports.answers import answer, window_advice
 from tensorbench.reports.blocks import Block

@@ -20,9 +20,9 @@ from selenium.webdriver.common.by import By
 
 import tensorbench
 from tensorbench.methods import UserError
-from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
+from tensorbench.records.stored_plan import Row
 from tensorbench.reports.analysis import Analysis, analyse
 from tensorbench.reports.answers import (
     answer,

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from tensorbench.methods import UserError
-from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
+from tensorbench.records.stored_plan import Row
 from tensorbench.reports.analysis import Analysis, Block, analyse
 from tensorbench.reports.answers import answer
 from tensorbench.reports.blocks import Comparison, Entrant

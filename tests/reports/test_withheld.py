@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 
 from tensorbench.cli.results import print_summary
-from tensorbench.plan.rows import Row
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
+from tensorbench.records.stored_plan import Row
 from tensorbench.reports.blocks import Block
 from tensorbench.reports.loading import LoadedResults, load_results
 from tensorbench.reports.report import write_report

@@ -24,10 +24,10 @@ import yaml
 
 from tensorbench.methods.validation import validate
 from tensorbench.plan.make import make_plan
-from tensorbench.plan.rows import Row
 from tensorbench.plan.suite import Suite
 from tensorbench.plan.suite_file import load_suite
 from tensorbench.plan.trial import Trial
+from tensorbench.records.stored_plan import Row
 from tests.stored import Result, write
 
 SCALES = [1.0, 2.0, 4.0, 8.0, 16.0]

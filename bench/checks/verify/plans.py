@@ -17,7 +17,7 @@ from tensorbench.plan.cells import REFERENCE_RANK, RateWindow, offsets
 from tensorbench.plan.choosing import Studies, Window
 from tensorbench.plan.suite import Suite
 from tensorbench.plan.trial import Trial
-from tensorbench.records.stored_plan import PlannedRow, PlannedTrial, StoredPlan, StudyTrial
+from tensorbench.records.stored_plan import PlannedTrial, Row, StoredPlan, StudyTrial
 from tensorbench.records.words import Tag
 from tensorbench.store.access import Access
 from tensorbench.store.source import Source
@@ -65,7 +65,7 @@ def _trial(findings: Examined, planned: PlannedTrial) -> Trial | None:
 
 
 def _check_row(
-    findings: Examined, row: PlannedRow, trials: Mapping[str, Trial | None], access: Access | None
+    findings: Examined, row: Row, trials: Mapping[str, Trial | None], access: Access | None
 ) -> PlacedRow | None:
     """Checks a row, and returns it with its first trial. None if no trial of it has the right id."""
     where = _where(row)
@@ -90,7 +90,7 @@ def _check_row(
     return PlacedRow(where, row, first, resolved.info.geometry)
 
 
-def _where(row: PlannedRow) -> str:
+def _where(row: Row) -> str:
     return " · ".join(filter(None, (f"plan, row {row.method}", row.budget, row.task, row.backbone)))
 
 
@@ -139,7 +139,7 @@ def _check_results(findings: Examined, source: Source, plan: StoredPlan, settled
         findings.notes.append(f"{plan.suite} holds {held} of {of:,} planned")
 
 
-def _part_of(row: PlannedRow, seed: int) -> str:
+def _part_of(row: Row, seed: int) -> str:
     place = row.studies and row.studies.trials.get(seed)
     return f"study {place.study}" if place else f"seed {seed}"
 
@@ -152,7 +152,7 @@ def _listed(studies: Sequence[int]) -> str:
     return f"studies {first_few(list(map(str, studies)), MOST_LISTED)}"
 
 
-def _shared(trial: Trial, row: PlannedRow) -> dict[str, Any]:
+def _shared(trial: Trial, row: Row) -> dict[str, Any]:
     """The fields that are the same in all trials of a row. Backbone and task are compared by hashes."""
     content = trial.model_dump(mode="json", exclude={"backbone", "task", "seed", "forgetting"})
     if row.studies:
@@ -162,7 +162,7 @@ def _shared(trial: Trial, row: PlannedRow) -> dict[str, Any]:
     return content | {"sizes": trial.task.sizes}
 
 
-def _check_studies(findings: Examined, where: str, row: PlannedRow, trials: Mapping[int, Trial]) -> None:
+def _check_studies(findings: Examined, where: str, row: Row, trials: Mapping[int, Trial]) -> None:
     """Checks the seed, study, point, offset and rates of every trial against the formulas for them."""
     studies = row.studies
     assert studies is not None
@@ -188,7 +188,7 @@ def _check_studies(findings: Examined, where: str, row: PlannedRow, trials: Mapp
         findings.compare(f"{where}: rates of trial {trial.id}", rates_of_trial, (lr, studies.head_lr or lr))
 
 
-def _check_counts(findings: Examined, where: str, row: PlannedRow, resolved: Resolved) -> None:
+def _check_counts(findings: Examined, where: str, row: Row, resolved: Resolved) -> None:
     reference = create("lora", rank=REFERENCE_RANK).count(resolved.info.geometry)
     findings.compare(f"{where}: ranks", row.ranks, resolved.method.size or ())
     findings.compare(f"{where}: parameters", row.parameters, resolved.count)

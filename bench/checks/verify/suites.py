@@ -24,7 +24,7 @@ from tensorbench.plan.suite_rows import Budget, MethodRow, TaskRow
 from tensorbench.plan.trial import Trial
 from tensorbench.plan.yaml_text import parse
 from tensorbench.records.origin import StoredConfig
-from tensorbench.records.stored_plan import PlannedRow, StoredSuite
+from tensorbench.records.stored_plan import Row, StoredSuite
 from tensorbench.records.words import Artifact, RunKind, Tag
 from tensorbench.store.source import Source
 
@@ -91,7 +91,7 @@ class PlacedRow:
     """A row of a plan with the first of its trials. The others differ from it in seeds and studied rates."""
 
     where: str
-    row: PlannedRow
+    row: Row
     trial: Trial
     #: The backbone's geometry. None if the backbone could not be described here.
     geometry: Geometry | None = None

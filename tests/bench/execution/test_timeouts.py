@@ -25,7 +25,6 @@ from tensorbench.execution.worker import Slot
 from tensorbench.methods import UserError
 from tensorbench.methods.validation import validate
 from tensorbench.plan.make import cells_of
-from tensorbench.plan.rows import Plan
 from tensorbench.plan.settings import Setting
 from tensorbench.plan.suite import Suite
 from tensorbench.plan.suite_rows import TaskRow
@@ -161,7 +160,7 @@ def test_times_of_stored_trials_limit_those_of_other_settings() -> None:
     for rate in (1e-3, 1e-2):
         setting = Setting(lr=rate)
         batch.add(cell, [cell.trial(9, "validation", setting=setting)], note=setting.label)
-    made = Plan(suite=made.suite, rows=tuple(batch.rows), trials=tuple(batch.trials))
+    made = made.model_copy(update={"rows": tuple(batch.rows), "trials": tuple(batch.trials)})
     first, second = made.rows
     tags = {"method": first.method, "backbone": first.backbone, "task": first.task, **ON_H100}
     stored = Record("r", "t", Status.FINISHED, 0, tags, {"cost/seconds": 20.0, "cost/steps": 10.0})

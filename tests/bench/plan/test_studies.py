@@ -13,9 +13,9 @@ from tensorbench.methods.validation import validate
 from tensorbench.plan.cells import offsets
 from tensorbench.plan.choosing import Studies, Window
 from tensorbench.plan.make import make_plan
-from tensorbench.plan.rows import Part, Plan, Row
+from tensorbench.plan.rows import Part, Plan
 from tensorbench.plan.suite import Suite
-from tensorbench.records.stored_plan import PlannedRow, StoredPlan, StudyPlan
+from tensorbench.records.stored_plan import Row, StoredPlan, StudyPlan
 
 from ...messages import naming
 from ..toy_suites import DIGITS, VISION
@@ -227,4 +227,4 @@ def test_the_stored_plan_says_of_each_seed_its_study_and_plans_without_are_read_
     stored = StoredPlan.model_validate_json(plan().stored().model_dump_json())
     assert [row.studies and row.studies.trials[11_002].study for row in stored.rows] == [1] * 4
     before = stored.rows[0].model_dump(exclude={"studies"})
-    assert PlannedRow.model_validate(before).studies is None
+    assert Row.model_validate(before).studies is None

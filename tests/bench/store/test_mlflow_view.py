@@ -11,10 +11,11 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from tensorbench.execution.place import Place
-from tensorbench.plan.rows import Part, Row
+from tensorbench.plan.rows import Part
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.record import Record, failed
+from tensorbench.records.stored_plan import Row
 from tensorbench.records.words import RunKind, Status, Tag
 from tensorbench.run.suites import run_suite
 from tensorbench.store.queries import find_runs
