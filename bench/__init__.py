@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tensorbench.execution.place import Place
     from tensorbench.plan.make import make_plan
     from tensorbench.plan.rows import Part
-    from tensorbench.plan.suite_file import load_suite
+    from tensorbench.plan.suite import load_suite
     from tensorbench.reports.loading import load_results
     from tensorbench.reports.report import write_report
     from tensorbench.reports.selection import Selection
@@ -43,7 +43,7 @@ __all__ = [
 _HOMES = {
     "Part": "tensorbench.plan.rows",
     "Place": "tensorbench.execution.place",
-    "load_suite": "tensorbench.plan.suite_file",
+    "load_suite": "tensorbench.plan.suite",
     "make_forecast": "tensorbench.run.forecast",
     "make_plan": "tensorbench.plan.make",
     "run_suite": "tensorbench.run.suites",

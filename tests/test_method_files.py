@@ -12,7 +12,7 @@ import pytest
 from tensorbench.execution.place import Place
 from tensorbench.methods import METHODS, UserError, load_methods
 from tensorbench.plan.make import make_plan
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite import load_suite
 from tensorbench.records.words import Status, Tag
 from tensorbench.run.suites import run_suite
 from tensorbench.store.store import Store

@@ -24,7 +24,7 @@ import yaml
 import tensorbench
 from tensorbench.backbones import describe, kinds
 from tensorbench.cli.program import app
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite import load_suite
 from tensorbench.records.words import Tag
 from tensorbench.store.store import Store
 from tensorbench.tasks import Task, prepare
@@ -169,7 +169,7 @@ def test_the_first_python_of_a_newcomer_runs(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "suites").mkdir()
     (tmp_path / "suites" / "quickstart.yaml").write_text(yaml.safe_dump(suite), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tensorbench.plan.suite_file.PACKAGED", tmp_path / "suites")
+    monkeypatch.setattr("tensorbench.plan.suite.PACKAGED", tmp_path / "suites")
     names: dict[str, object] = {}
     run_code("docs/start.md", names)
     assert names["run"].complete  # type: ignore[attr-defined]

@@ -373,7 +373,7 @@ def suite_and_part(file: Path, data: Path | None, part: Part) -> tuple[Suite, Pa
     """
     from dataclasses import replace
 
-    from tensorbench.plan.suite_file import load_suite
+    from tensorbench.plan.suite import load_suite
 
     suite = load_suite(file, data=data)
     names = {name for spec in suite.backbones for name in (spec.label, spec.name, spec.hub_name)}
@@ -430,7 +430,7 @@ def experiment_of(name: str) -> str:
     """The name of the suite in the file `name`. A name that is not a suite's file is returned unchanged."""
     if not name.endswith(SUITE_ENDINGS):
         return name
-    from tensorbench.plan.suite_file import load_suite
+    from tensorbench.plan.suite import load_suite
 
     return load_suite(Path(name)).name
 

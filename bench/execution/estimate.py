@@ -24,7 +24,7 @@ from tensorbench.machine.cache import cache_dir
 from tensorbench.machine.memory import MIB, available_mib
 from tensorbench.machine.precision import computes_bf16
 from tensorbench.methods import METHODS, Geometry, UserError
-from tensorbench.plan.choosing import AXES
+from tensorbench.plan.recipe import AXES
 from tensorbench.plan.rows import Plan
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure

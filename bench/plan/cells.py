@@ -5,22 +5,28 @@ A cell is one method under one budget on one task and backbone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal
 
-from tensorbench.backbones import BackboneInfo, BackboneSpec
-from tensorbench.backbones.inputs import ModelInput, TextInput
-from tensorbench.methods import Geometry, Method, UserError, create
-from tensorbench.plan.choosing import Studies
-from tensorbench.plan.recipe import Recipe
-from tensorbench.plan.settings import Grids, Setting
-from tensorbench.plan.suite import Suite
-from tensorbench.plan.suite_rows import Budget, TaskRow
+from tensorbench.methods import METHODS, Geometry, Method, UserError, create
+from tensorbench.methods.errors import cut
+from tensorbench.methods.validation import MOST_SAID
+from tensorbench.plan.choosing import Grids, Studies
+from tensorbench.plan.pairs import Pairing, pairs
+from tensorbench.plan.recipe import OF_FORWARD, Recipe, Setting
+from tensorbench.plan.rows import EVERYTHING, Part
+from tensorbench.plan.suite import FLOORS, Suite
+from tensorbench.plan.suite_rows import Budget, MethodRow
 from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import Names, Row, StudyPlan, StudyTrial
-from tensorbench.tasks import Task
+from tensorbench.tasks import check_use
+
+#: The largest number of trials in a suite. Even a study of all methods and tasks has only thousands.
+MOST_TRIALS = 100_000
 
 #: The rank at which LoRA, on query, key and value, counts as 100% of parameters in tables and in the paper.
 REFERENCE_RANK = 4
@@ -34,6 +40,185 @@ LARGEST_RATE = 1.0
 #: The numbers of decimals to which offsets and the mantissas of learning rates are rounded. Rounding makes
 #: rates and ids equal on every machine.
 DECIMALS, MANTISSA = 4, 3
+
+
+def cells(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Iterator[tuple[int, PlanCell]]:
+    """Yields the cells of a suite, each with the index of its pair of task and backbone.
+
+    `part` is as in `make_plan`. Raises UserError for invalid names, ranks, budgets, sizes and pairings, and
+    for too many trials.
+    """
+    # Check every row's options once, even if no pair of task and backbone uses them.
+    methods: list[tuple[int, MethodRow, Method]] = []
+    for number, row in enumerate(suite.methods):
+        with _naming(number):
+            methods += [(number, *variant) for variant in row.variants()]
+    paired = pairs(suite, part)
+    check_number(suite, len(paired), [row for _, row, _ in methods])
+    for place, pair in enumerate(paired):
+        data, geometry, examples = pair.identity(), pair.info.geometry, pair.examples
+        # Studies share one split, independent of their seeds.
+        dealing = dict.fromkeys(pair.task.split_seed(seed) for seed in suite.seeds or (0,))
+        check_use(pair.definition, pair.task.sizes, tuple(dealing))
+        of_pair = list(methods)
+        if suite.lacks_floor:
+            floor = MethodRow(method=FLOORS[not pair.has_head])
+            of_pair.append((len(suite.methods), floor, create(floor.method)))
+        _check_labels(of_pair)
+        for number, row, template in of_pair:
+            with _naming(number), METHODS.blaming(row.method):
+                written = suite.recipe(pair.task, row)
+                _check_training(template, row, written, pair)
+                recipe = written.resolved(device, pair.spec.dtype)
+                if not template.has_core:
+                    recipe = recipe.model_copy(update={"core_lr": 1.0})
+                sized = _sized(template, row, suite, geometry)
+                for budget, method in sized:
+                    _check_ranks(method, budget, geometry)
+                    method.check(geometry, pair.info.projections)
+                    method.check_quantisation(pair.spec.quantise)
+                    for section in (None, suite.search, suite.allocation):
+                        trained = Setting().recipe(recipe, section.epochs if section else None)
+                        if trained.steps or examples is not None:
+                            method.check_steps(trained.step_count(examples or 0))
+            if recipe.augmentation and pair.definition.modality != "vision":
+                raise UserError(
+                    f"task '{pair.task.task}' is {pair.definition.modality}: augmentation applies to images "
+                    "only"
+                )
+            if examples is not None:
+                recipe.check_batch(pair.task.task, examples)
+            shared: dict[str, Any] = {
+                **vars(pair),
+                "suite": suite,
+                "data": data,
+                "number": number,
+                "method_row": row,
+                "recipe": recipe,
+                "head_follows": written.head_lr is None,
+            }
+            for budget, method in sized:
+                yield place, PlanCell(**shared, budget=budget, method=method)
+
+
+@contextmanager
+def _naming(row: int) -> Iterator[None]:
+    """Prefixes a UserError that is raised in this context with the index of the suite's method row."""
+    try:
+        yield
+    except UserError as error:
+        lines = str(error).splitlines()
+        raise UserError("\n".join(f"methods.{row}: {cut(line, MOST_SAID)}" for line in lines)) from error
+
+
+def check_number(suite: Suite, pairs: int, methods: Sequence[MethodRow]) -> None:
+    """Raises UserError for too many trials. Counts every budget of a method, even one of fixed size."""
+    seeds = suite.tuning.studies * suite.tuning.points if suite.tuning else len(suite.seeds)
+    budgets = [suite.budgets if row.budgets is None else row.budgets for row in methods]
+    sizes = sum(max(1, len(of_row)) for of_row in budgets)
+    if (trials := pairs * sizes * seeds) > MOST_TRIALS:
+        raise UserError(
+            f"suite '{suite.name}' would be {trials:,} trials, accepted are at most {MOST_TRIALS:,}: {pairs} "
+            f"pairs of task and backbone × {sizes:,} methods under a budget × {seeds:,} trials of each"
+        )
+
+
+def _check_labels(methods: Sequence[tuple[int, MethodRow, Method]]) -> None:
+    """Raises UserError for a label that equals the label or name of another method."""
+    named = Counter(row.label or method.label for _, row, method in methods)
+    for number, row, _ in methods:
+        if row.label and named[row.label] > 1:
+            raise UserError(f"methods.{number}.label: '{row.label}' is what another method is called too")
+
+
+def _check_training(method: Method, row: MethodRow, recipe: Recipe, pair: Pairing) -> None:
+    """Raises UserError for what a row says of a training that its method does not have on this backbone.
+
+    A fitted head has neither a centre nor what only a training loop reads, and needs a backbone with a head.
+    A method without core has no rate of it, and one without adapter has the head's rate alone: rows that
+    differ in a rate without effect would be equal trainings.
+    """
+    label, fields = method.label, row.training.keys()
+    if method.fits_head and not pair.has_head:
+        raise UserError(
+            f"{label} fits a head, and backbone '{pair.info.name}' answers task '{pair.task.task}' in words: "
+            "leave it out"
+        )
+    if method.fits_head and row.centre is not None:
+        raise UserError(f"centre: {label} is fitted without a learning rate: leave it out")
+    if method.fits_head and (idle := sorted(fields - OF_FORWARD)):
+        raise UserError(
+            f"training: {', '.join(idle)}: {label} is fitted without a training step; accepted are "
+            f"{', '.join(sorted(OF_FORWARD))}"
+        )
+    if "core_lr" in fields and not method.has_core:
+        raise UserError(f"core_lr is the rate of a core, which {label} has none of: leave it out")
+    adapts = method.sizeable or method.count(pair.info.geometry)
+    if "lr" in fields and recipe.head_lr is not None and not adapts:
+        raise UserError(
+            f"training.lr: {label} trains the head alone, at head_lr {recipe.head_lr:g}: give head_lr in its "
+            "place, or leave it out"
+        )
+    if method.trains_weights and pair.spec.dtype != "float32":
+        raise UserError(f"{label} trains the backbone's own weights, and so takes no dtype {pair.spec.dtype}")
+
+
+def _sized(
+    template: Method, row: MethodRow, suite: Suite, geometry: Geometry
+) -> list[tuple[Budget | None, Method]]:
+    """Returns a row's method under each of its budgets, with ranks that keep the budget."""
+    if not template.sizeable or template.size is not None:
+        if row.budgets and (not template.sizeable or any(budget.isorank for budget in row.budgets)):
+            raise UserError(f"method '{template.label}' has its size already; budgets do not apply to it")
+        # A row with ranks of its own is compared under the budgets that it names.
+        return [(budget, template) for budget in row.budgets or (None,)]
+    budgets = suite.budgets if row.budgets is None else row.budgets
+    if not budgets:
+        raise UserError(f"method '{template.label}' has free ranks: give them, or budgets to the suite")
+    sized: list[tuple[Budget | None, Method]] = []
+    for budget in budgets:
+        if budget.isorank:
+            method = template.isorank(budget.isorank)
+        else:
+            parameters = requested_parameters(budget, geometry)
+            assert parameters is not None
+            method = template.fit(geometry, parameters, uneven=budget.parameters is not None)
+        sized.append((budget, method))
+    return sized
+
+
+def requested_parameters(budget: Budget | None, geometry: Geometry) -> int | None:
+    """Returns the number of adapter parameters that a budget requests.
+
+    None if there is no budget, or if it sets the ranks instead.
+    """
+    if budget is None:
+        return None
+    return _lora_parameters(budget.isoparameters, geometry) if budget.isoparameters else budget.parameters
+
+
+def _lora_parameters(rank: int, geometry: Geometry) -> int:
+    return create("lora", rank=rank).count(geometry)
+
+
+def _check_ranks(method: Method, budget: Budget | None, geometry: Geometry) -> None:
+    """Raises UserError for ranks so large that smaller ranks are as powerful on this backbone.
+
+    A rank may not exceed the size of its mode. The limit is looser if a budget sets the ranks, or if all
+    ranks are equal, as in the paper's isorank. It is then the size of the largest mode.
+    """
+    ranks, limits = method.size or (), method.rank_limits(geometry)
+    if budget is not None or len(set(ranks)) == 1:
+        largest = [limit for limit in limits if limit is not None]
+        limits = (max(largest) if largest and len(largest) == len(limits) else None,) * len(limits)
+    for name, rank, limit in zip(method.rank_names, ranks, limits, strict=True):
+        if limit is not None and rank > limit:
+            prefix = f"{budget.label}: " if budget else ""
+            mode = "rank" if len(ranks) == 1 else f"rank of {name}"
+            raise UserError(
+                f"{prefix}{method.label}: {mode} is {rank:,}, accepted is at most {limit:,}: "
+                f"more gains nothing on a backbone of {geometry}"
+            )
 
 
 @dataclass(frozen=True)
@@ -70,35 +255,22 @@ def offsets(studies: Studies, study: int, setting: str) -> list[float]:
 
 
 @dataclass(frozen=True)
-class PlanCell:
+class PlanCell(Pairing):
     """A cell: one method under one budget on one task and backbone, with all that its trials share."""
 
     suite: Suite
-    task: TaskRow
-    #: The task named by `task`, with the suite's changes.
-    definition: Task
-    spec: BackboneSpec
-    info: BackboneInfo
-    #: The form of the examples that the backbone receives.
-    model_input: ModelInput
-    #: The number of training examples. None if known only after loading the data.
-    examples: int | None
     #: Everything that the examples depend on, as in `Trial.data`.
     data: dict[str, Any]
+    #: The method's row without `each`, and the index of the row in the suite. A floor that the suite does not
+    #: name has the index after the last.
+    method_row: MethodRow
+    number: int
     budget: Budget | None
     method: Method
     recipe: Recipe
     #: Whether the suite's recipe gives no learning rate for the head. The head then has the adapter's rate,
     #: or the rate that studies give it.
     head_follows: bool
-    #: The labels that the suite gives to method, backbone and task.
-    labels: tuple[str | None, str | None, str | None] = (None, None, None)
-    #: The recipe fields that the method's row sets, as text for the label: `lr=0.001, warmup=0.0`.
-    overrides: str = ""
-    #: The centre of the studies' learning rates that the method's row gives. None if it gives none.
-    centre: float | None = None
-    #: The index of the method's row in the suite.
-    number: int = 0
 
     @property
     def target_count(self) -> int | None:
@@ -106,20 +278,23 @@ class PlanCell:
         return requested_parameters(self.budget, self.info.geometry)
 
     @property
-    def has_head(self) -> bool:
-        """Whether a head is trained. A language model that answers in words has no head."""
-        return not (isinstance(self.model_input, TextInput) and self.model_input.answers_by_words)
-
-    @property
     def own(self) -> Names:
         """The names of method, backbone and task, without the suite's labels."""
-        method = f"{self.method.label} [{self.overrides}]" if self.overrides else self.method.label
+        # The recipe fields that the row sets distinguish it from other rows of the method.
+        overrides = []
+        for key in self.method_row.training:
+            value = getattr(self.recipe, key)
+            overrides.append(
+                f"{key}=" + (f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value))
+            )
+        method = f"{self.method.label} [{', '.join(overrides)}]" if overrides else self.method.label
         return Names(method, self.info.name, self.task.task)
 
     @property
     def shown(self) -> Names:
         """The names of method, backbone and task in tables, where labels replace names."""
-        return Names(*(label or own for label, own in zip(self.labels, self.own, strict=True)))
+        labels = self.method_row.label, self.spec.label, self.task.label
+        return Names(*(label or own for label, own in zip(labels, self.own, strict=True)))
 
     def trial(
         self,
@@ -256,7 +431,9 @@ class PlanCell:
         adapts = method.count(self.info.geometry) > 0
         default = centre_of(studies, method, head_lr, adapts=adapts)
         decades = studies.lr.decades
-        rates = RateWindow(self.centre or default, decades, head_lr if adapts and self.has_head else None)
+        rates = RateWindow(
+            self.method_row.centre or default, decades, head_lr if adapts and self.has_head else None
+        )
         lowest, highest = rates.rate(-decades / 2), rates.rate(decades / 2)
         if lowest <= self.recipe.lr_floor or highest > LARGEST_RATE:
             raise UserError(
@@ -279,17 +456,3 @@ def centre_of(studies: Studies, method: Method, head_lr: float, *, adapts: bool)
     if not adapts:
         return head_lr
     return CENTRE_OF_WEIGHTS if method.trains_weights else studies.lr.around
-
-
-def requested_parameters(budget: Budget | None, geometry: Geometry) -> int | None:
-    """Returns the number of adapter parameters that a budget requests.
-
-    None if there is no budget, or if it sets the ranks instead.
-    """
-    if budget is None:
-        return None
-    return _lora_parameters(budget.isoparameters, geometry) if budget.isoparameters else budget.parameters
-
-
-def _lora_parameters(rank: int, geometry: Geometry) -> int:
-    return create("lora", rank=rank).count(geometry)

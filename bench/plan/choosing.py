@@ -5,6 +5,7 @@ They are `tuning` (by studies), `search`, `allocation` and `pilot`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -14,12 +15,8 @@ from pydantic import (
 )
 
 from tensorbench.methods.validation import LARGEST_SCALE, Frozen, refuse_repeats
-from tensorbench.plan.recipe import Epochs
+from tensorbench.plan.recipe import AXES, Epochs
 from tensorbench.records.words import By
-
-#: The hyper-parameters besides ranks that can be tuned, called axes. They are the learning rate of the
-#: adapter, the scale of the method, the learning rate of the head, and the core's rate as a factor of `lr`.
-AXES = ("lr", "scale", "head_lr", "core_lr")
 
 #: The largest seed of a search. Optuna's samplers take 32 bits at most.
 MAX_SEED = 2**31
@@ -41,6 +38,10 @@ Points = Annotated[int, Field(gt=0, le=100_000)]
 SelectionSeeds = Annotated[tuple[int, ...], Field(min_length=1)]
 
 Modes = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+#: The values to try for each axis (see `AXES`). An absent axis keeps the suite's value.
+Grids = Mapping[str, Sequence[float]]
 
 
 class ChoosingSection(Frozen):
@@ -65,8 +66,8 @@ class ChoosingSection(Frozen):
         return tuple(sorted(grid)) if grid else grid
 
     @property
-    def grids(self) -> dict[str, tuple[float, ...]]:
-        """The values to try for each axis, in the order of AXES. An absent axis keeps the suite's value."""
+    def grids(self) -> Grids:
+        """The values to try, in the order of AXES."""
         return {axis: grid for axis in AXES if (grid := getattr(self, axis, None))}
 
 

@@ -1,9 +1,9 @@
-"""The recipe: hyper-parameters of a trial's training."""
+"""The recipe of a trial's training, and the rates and scale that replace those of a suite's recipe."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -13,8 +13,16 @@ from pydantic import (
     model_validator,
 )
 
-from tensorbench.methods import UserError
-from tensorbench.methods.validation import Frozen, refuse_repeats
+from tensorbench.methods import Method, UserError
+from tensorbench.methods.validation import Frozen, refuse_repeats, validate
+
+#: The hyper-parameters besides ranks that can be tuned, called axes. They are the learning rate of the
+#: adapter, the scale of the method, the learning rate of the head, and the core's rate as a factor of `lr`.
+AXES = ("lr", "scale", "head_lr", "core_lr")
+
+#: The axes whose values are factors. A value of `scale` multiplies the method's own scale, and a value of
+#: `core_lr` multiplies `lr`.
+RATIOS = ("scale", "core_lr")
 
 #: Bounds against typing errors such as an extra zero.
 MAX_EPOCHS, MAX_STEPS = 100_000, 10**9
@@ -145,4 +153,44 @@ class Recipe(Frozen):
                 "epochs": self.epochs or (None if self.steps else 10),
                 "precision": precision,
             }
+        )
+
+
+class Setting(Frozen):
+    """A choice of learning rates and scale, such as a point of a search. None keeps the suite's value."""
+
+    lr: float | None = None
+    #: A factor of the method's scale in the suite (by default the published scale).
+    scale: float | None = None
+    head_lr: float | None = None
+    #: The core's rate as a multiple of `lr`.
+    core_lr: float | None = None
+
+    def recipe(self, recipe: Recipe, epochs: int | None = None, *, head_follows: bool = False) -> Recipe:
+        """Returns the recipe with these rates and, if given, another number of epochs.
+
+        If this setting has no `head_lr`, the head keeps the recipe's rate or, if `head_follows` is true, gets
+        the adapter's rate. Raises UserError for a rate below the recipe's `lr_floor`.
+        """
+        lr = self.lr or recipe.lr
+        update: dict[str, Any] = {
+            "lr": lr,
+            "head_lr": self.head_lr or (lr if head_follows else recipe.head_lr),
+            "core_lr": self.core_lr or recipe.core_lr,
+        }
+        if epochs is not None:
+            update |= {"epochs": epochs, "steps": None}
+        return validate(Recipe, recipe.model_dump() | update, f"training with {self.label}")
+
+    def method(self, method: Method) -> Method:
+        """Returns the method with its scale multiplied by this scale."""
+        if self.scale is None or self.scale == 1:
+            return method
+        return method.model_copy(update={"scale": getattr(method, "scale") * self.scale})  # noqa: B009
+
+    @property
+    def label(self) -> str:
+        shown = ((axis, getattr(self, axis)) for axis in AXES)
+        return ", ".join(
+            f"{axis} {'×' * (axis in RATIOS)}{value:g}" for axis, value in shown if value is not None
         )

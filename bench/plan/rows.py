@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from pydantic import Field
 
@@ -17,9 +16,6 @@ from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import TEXT_COLUMNS, PlannedTrial, Row, StoredPlan, rate_text, row_texts
 from tensorbench.records.words import budget_names
 from tensorbench.tasks import Task
-
-Entry = TypeVar("Entry")
-
 
 #: The fields of a part, each with its noun in the singular.
 SINGULAR = {
@@ -196,8 +192,3 @@ class Plan(ShowsOverview, Frozen, arbitrary_types_allowed=True):
             rows=self.rows,
             trials=tuple(PlannedTrial(id=trial.id, **trial.model_dump(mode="json")) for trial in self.trials),
         )
-
-
-def in_order(entries: Iterable[tuple[tuple[int, ...], Entry]]) -> tuple[Entry, ...]:
-    """Sorts entries by their keys. The sort is stable."""
-    return tuple(entry for _, entry in sorted(entries, key=lambda keyed: keyed[0]))

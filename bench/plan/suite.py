@@ -1,10 +1,10 @@
-"""The suite that a user writes, validated completely before any work starts."""
+"""The suite that a user writes, read from its file and validated before any work starts."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -21,12 +21,13 @@ from pydantic import (
 from tensorbench.backbones import BackboneSpec
 from tensorbench.backbones.spec import refuse_unknown_home
 from tensorbench.machine.files import sha256_of
-from tensorbench.methods import UserError
+from tensorbench.methods import UnknownNameError, UserError, load_methods
 from tensorbench.methods.validation import Frozen, refuse_repeats, validate
+from tensorbench.plan import PACKAGED
 from tensorbench.plan.choosing import Allocation, Pilot, Search, Studies
 from tensorbench.plan.recipe import Recipe
 from tensorbench.plan.suite_rows import MAX_ROWS, NAME, NAME_RULE, Budget, MethodRow, TaskRow
-from tensorbench.plan.yaml_text import written
+from tensorbench.plan.yaml_text import parse, read_text, written
 from tensorbench.records.origin import SourceFile
 from tensorbench.tasks import DataSource
 from tensorbench.tasks.hub import HubTask
@@ -34,6 +35,9 @@ from tensorbench.tasks.plain_text import TextName
 
 #: The registered names of methods without adapter, which every adapter should beat.
 FLOORS = ("converged_head", "head_only")
+
+#: The fields of a backbone that a checkpoint in its place keeps.
+KEPT = ("dtype", "quantise", "image_size")
 
 #: Parts of a suite that may refer to a folder on this machine.
 Located = TypeVar("Located", BackboneSpec, DataSource | None)
@@ -341,17 +345,6 @@ class Suite(Frozen):
         assert self.source.local is not None
         return row.model_copy(update={"source": task.beneath(self.source.local)})
 
-    def check_paths(self) -> None:
-        """Raises UserError if a `local:` of a backbone or task source is missing on this machine."""
-        paths = [("backbone", spec.local) for spec in self.backbones]
-        paths += [(f"task '{row.task}'", row.source.local) for row in self.tasks if row.source]
-        for field, path in paths:
-            if path is not None and not path.expanduser().exists():
-                raise UserError(
-                    f"suite '{self.name}', {field}, local: there is no {path} on this machine "
-                    "(a relative path in a suite's file begins at the folder of that file)"
-                )
-
     def recipe(self, task: TaskRow, method: MethodRow) -> Recipe:
         """Returns the suite's recipe with the overrides of the task, and then those of the method.
 
@@ -376,3 +369,103 @@ class Suite(Frozen):
 def source_text(name: str, text: str) -> SourceFile:
     """Returns a file's name and text with the text's SHA-256."""
     return SourceFile(name=name, sha256=sha256_of(text.encode()), text=text)
+
+
+def suite_path(source: Path | str) -> Path:
+    """Returns the path of a suite's file. `source` is the path, or the name of a packaged suite.
+
+    A file of the user's comes first. Raises UserError if there is neither.
+    """
+    path = Path(source)
+    if path.is_file() or path.suffix or path.name != str(source):
+        return path
+    packaged = {file.stem: file for file in PACKAGED.glob("*.yaml")}
+    if path.name not in packaged:
+        raise UnknownNameError("file or packaged suite", path.name, packaged)
+    return packaged[path.name]
+
+
+def load_suite(
+    source: Path | str | Mapping[str, Any],
+    *,
+    data: Path | str | None = None,
+    backbones: Sequence[Path | str] = (),
+) -> Suite:
+    """Reads and validates a suite.
+
+    Args:
+        source: A suite's file, the name of a packaged suite, or a dictionary of a suite's fields. Relative
+            paths in a file start at the file's folder, and those in a dictionary at the working folder. Files
+            that its methods name are run.
+        data: A folder that replaces the suite's `source`.
+        backbones: Folders of checkpoints that replace the suite's backbones. They keep `dtype`, `quantise`
+            and `image_size`. A suite of one timm model takes its safetensors file.
+
+    Raises:
+        UserError: with the file, field, value and accepted values.
+    """
+    if isinstance(source, Mapping):
+        fields = _replaced(source, data, backbones)
+        suite = validate(Suite, _with_methods(fields, Path.cwd(), "suite"), "suite")
+        # Keep the paths as the author wrote them, since `beside` makes them absolute on this machine.
+        return suite.beside(Path.cwd()).read_from(suite.file)
+    path = suite_path(source)
+    try:
+        text = read_text(path)
+        values = parse(text)
+    except OSError as error:
+        raise UserError(f"cannot read suite {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a suite is a mapping with the fields {', '.join(Suite.model_fields)}")
+    if (replaced := _replaced(values, data, backbones)) != values:
+        values, text = replaced, written(replaced)
+    values = _with_methods(values, path.parent, str(path))
+    suite = validate(Suite, values, str(path)).beside(path.parent)
+    return suite.read_from(source_text(path.name, text))
+
+
+def _replaced(
+    values: Mapping[str, Any], data: Path | str | None, backbones: Sequence[Path | str]
+) -> dict[str, Any]:
+    """Returns a suite's fields with another `source` and other `backbones`, as `load_suite` takes them.
+
+    Raises UserError if the suite's backbones differ in what the new ones would keep.
+    """
+    replaced = dict(values)
+    if data is not None:
+        replaced["source"] = {"local": str(Path(data).expanduser().absolute())}
+    if backbones:
+        rows = [row if isinstance(row, dict) else {} for row in values.get("backbones") or ()]
+        kept = [{key: row[key] for key in ("timm", *KEPT) if key in row} for row in rows] or [{}]
+        if any(row != kept[0] for row in kept):
+            raise UserError(f"its backbones differ in timm, {', '.join(KEPT)}: edit the suite instead")
+        places = [str(Path(place).expanduser().absolute()) for place in backbones]
+        replaced["backbones"] = [{**kept[0], "local": place} for place in places]
+    return replaced
+
+
+def _with_methods(values: dict[str, Any], folder: Path, where: str) -> dict[str, Any]:
+    """Runs the files that rows of methods name, and gives each row the name of its file's method.
+
+    Relative paths start at `folder`. Raises UserError as `load_methods` does, and for a file with several
+    methods if the row names none.
+    """
+    rows = values.get("methods")
+    if not isinstance(rows, list):
+        return values
+    named = []
+    for number, row in enumerate(rows):
+        if isinstance(row, dict) and isinstance(row.get("file"), str):
+            try:
+                names = load_methods(folder / Path(row["file"]).expanduser())
+                if "method" not in row and len(names) > 1:
+                    raise UserError(f"it defines {', '.join(names)}: name one as method")
+                if (name := row.get("method", names[0])) not in names:
+                    raise UnknownNameError("method of it", str(name), names)
+            except UserError as error:
+                raise UserError(f"{where}: methods.{number}.file: {error}") from error
+            row = {"method": name, **row}
+        named.append(row)
+    return {**values, "methods": named}

@@ -99,7 +99,7 @@ class Row(Wired):
     #: The names without the suite's labels, which select a part of a plan too. Not stored.
     own: Names = Field(Names(), exclude=True, repr=False)
     #: The experiment, where an earlier one in the same tables has a row of the same name. Not stored.
-    apart: str = Field("", exclude=True, repr=False)
+    apart: str = Field(default="", exclude=True, repr=False)
 
     @property
     def table_name(self) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tensorbench.backbones import describe, load
 from tensorbench.backbones.inputs import TextInput
 from tensorbench.plan.make import make_plan
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite import load_suite
 from tensorbench.tasks import prepare
 from tensorbench.tasks.plain_text import plain_tokens
 

@@ -23,8 +23,7 @@ from tensorbench.methods.validation import validate
 from tensorbench.plan.choosing import Search
 from tensorbench.plan.make import cells_of, make_plan
 from tensorbench.plan.rows import EVERYTHING, Part, Plan
-from tensorbench.plan.suite import Limit, Suite
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite import Limit, Suite, load_suite
 from tensorbench.plan.trial import Trial
 from tensorbench.records.record import Record, latest
 from tensorbench.records.text import message

@@ -96,7 +96,7 @@ def _check(pilot: Pilot, cells: Sequence[PlanCell]) -> None:
                 f"pilot.centres: they are chosen on the first task, '{suite.tasks[0].task}', which is not in "
                 "this part of the suite; name another in pilot.centres.task"
             )
-        for number in sorted({cell.number for cell in _adapted(cells) if cell.centre is None}):
+        for number in sorted({cell.number for cell in _adapted(cells) if cell.method_row.centre is None}):
             if (row := suite.methods[number]).each:
                 raise UserError(
                     f"pilot.centres: methods.{number} ('{row.method}') stands for several methods, but "
@@ -175,7 +175,7 @@ def _choose_centres(section: Centres, cells: Sequence[PlanCell], choices: Choice
     step, names, multiples = _Step("centres"), {}, _multiples(section, cells)
     task = section.task or cells[0].suite.tasks[0].task
     for cell in _adapted(cells):
-        if cell.task.task == task and cell.centre is None:
+        if cell.task.task == task and cell.method_row.centre is None:
             names[cell.number] = cell.shown.method
             for rate in section.rates:
                 rate = float(f"{rate * multiples.get(cell.number, 1.0):.{MANTISSA}e}")

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from tensorbench.metrics import METRICS
 from tensorbench.plan.cells import PlanCell
 from tensorbench.plan.choosing import Search
-from tensorbench.plan.settings import Setting
+from tensorbench.plan.recipe import Setting
 from tensorbench.records.record import Record
 from tensorbench.search.chooser import Batch
 from tensorbench.search.ranks import CellPoints, RankPoint, Tries

@@ -13,7 +13,7 @@ from tensorbench.methods.errors import cut
 from tensorbench.methods.validation import MOST_OF_LABEL
 from tensorbench.plan.cells import PlanCell
 from tensorbench.plan.choosing import Allocation, Search
-from tensorbench.plan.settings import Setting
+from tensorbench.plan.recipe import Setting
 from tensorbench.records.record import Record, latest, results
 from tensorbench.records.words import OWN_SIZE
 from tensorbench.search.chooser import Batch, Choices, Steps
@@ -138,7 +138,7 @@ class CellPoints:
         best = points[choice.ranked[0]]
         rows = choices.methods.setdefault(self.cell.number, [])
         size = "" if alone or not self.cell.budget else f", {self.cell.budget.label}"
-        label = self.cell.labels[0]
+        label = self.cell.method_row.label
         rows.append(self._row(RankPoint(self.heuristic, best.setting), label and _ending(label, size)))
         for point in chosen:
             if point.ranks != self.heuristic or point.setting != best.setting:
@@ -156,12 +156,12 @@ class CellPoints:
             if getattr(method, key) != fields[key].get_default(call_default_factory=True)
         }
         recipe = cell.recipe.model_dump(mode="json")
-        training = {key: recipe[key] for key in sorted(cell.suite.methods[cell.number].recipe_fields)}
+        training = {key: recipe[key] for key in sorted(cell.method_row.training)}
         rates = setting.model_dump(exclude={"scale"}, exclude_none=True)
-        centre = cell.centre
+        centre = cell.method_row.centre
         if cell.suite.tuning:
             centre = rates.pop("lr", centre)
-        file = cell.suite.methods[cell.number].file
+        file = cell.method_row.file
         row: dict[str, Any] = {"method": method.name, **({"file": str(file)} if file else {}), **options}
         if cell.budget and not cell.budget.isorank:
             row["budgets"] = [cell.budget.model_dump(mode="json", exclude_unset=True)]

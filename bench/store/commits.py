@@ -8,7 +8,7 @@ from functools import partial
 
 from tensorbench.backbones import BackboneSpec, describe
 from tensorbench.methods import UserError
-from tensorbench.plan.make import hub_revision
+from tensorbench.plan.pairs import hub_revision
 from tensorbench.plan.suite import Suite
 from tensorbench.tasks import Task
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from tensorbench.plan.suite import Suite
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite import Suite, load_suite
 from tensorbench.run.first_suite import DESIGNS, HOUR
 
 from ..messages import naming

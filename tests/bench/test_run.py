@@ -18,7 +18,7 @@ from tensorbench.backbones import load
 from tensorbench.execution.driver import pending
 from tensorbench.machine.files import sha256
 from tensorbench.methods import from_identity
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite import load_suite
 from tensorbench.records.origin import StoredConfig
 from tensorbench.records.record import Record
 from tensorbench.records.words import Artifact, RunKind

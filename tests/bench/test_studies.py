@@ -18,7 +18,7 @@ import tensorbench
 from tensorbench.execution.perform import Event, Report
 from tensorbench.methods import UserError
 from tensorbench.plan.rows import Part, Plan
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite import load_suite
 from tensorbench.records.record import latest
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.results import Cell, kept_trials, lines_of

@@ -24,8 +24,7 @@ import yaml
 
 from tensorbench.methods.validation import validate
 from tensorbench.plan.make import make_plan
-from tensorbench.plan.suite import Suite
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite import Suite, load_suite
 from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import Row
 from tests.stored import Result, write

@@ -20,7 +20,7 @@ from typing import TypeVar
 import numpy as np
 
 from tensorbench.plan.make import make_plan
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite import load_suite
 from tensorbench.records.predictions import read_predictions
 from tensorbench.records.words import Artifact
 from tensorbench.reports.loading import load_results

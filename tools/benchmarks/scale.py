@@ -35,7 +35,7 @@ from tensorbench.execution.perform import Event, Report, ended
 from tensorbench.execution.place import Place
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.rows import Part, Plan
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite import load_suite
 from tensorbench.plan.trial import Trial
 from tensorbench.records.record import Progress
 from tensorbench.run.suites import Audience, run_suite

@@ -24,7 +24,7 @@ import torch
 from tensorbench.backbones.indexed import minilm_l6_folder
 from tensorbench.methods import from_identity
 from tensorbench.plan.make import make_plan
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite import load_suite
 from tensorbench.plan.trial import Trial
 from tensorbench.tasks.splits import Split, TextSplit
 from tensorbench.training.trial import Resources, run_trial

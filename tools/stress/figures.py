@@ -13,7 +13,7 @@ from tensorbench.execution.session import session
 from tensorbench.execution.worker import Slot
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.rows import Plan
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite import load_suite
 from tensorbench.store.store import Store
 
 from .scenarios import Report, sqlite, write_suite

@@ -18,7 +18,7 @@ from typing import Any
 
 from tensorbench.execution import local, worker
 from tensorbench.plan.make import make_plan
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite import load_suite
 
 
 def main(how: str, suite: Path, file: Path) -> None:

@@ -20,7 +20,7 @@ import psutil
 import yaml
 
 from tensorbench.plan.make import make_plan
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite import load_suite
 from tensorbench.records.record import Record
 from tensorbench.store.store import Store
 from tests.bench.programs import Program

@@ -16,8 +16,7 @@ from tensorbench.checks.verify.examples import answers_in_words
 from tensorbench.checks.verify.findings import Examined
 from tensorbench.methods import Geometry, Method, UserError, create
 from tensorbench.methods.errors import first_few
-from tensorbench.plan.cells import centre_of, requested_parameters
-from tensorbench.plan.make import check_number
+from tensorbench.plan.cells import centre_of, check_number, requested_parameters
 from tensorbench.plan.recipe import Recipe
 from tensorbench.plan.suite import FLOORS, Suite
 from tensorbench.plan.suite_rows import Budget, MethodRow, TaskRow

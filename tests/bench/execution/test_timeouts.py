@@ -25,7 +25,7 @@ from tensorbench.execution.worker import Slot
 from tensorbench.methods import UserError
 from tensorbench.methods.validation import validate
 from tensorbench.plan.make import cells_of
-from tensorbench.plan.settings import Setting
+from tensorbench.plan.recipe import Setting
 from tensorbench.plan.suite import Suite
 from tensorbench.plan.suite_rows import TaskRow
 from tensorbench.records.measures import Measure

@@ -11,7 +11,7 @@ import pytest
 from tensorbench.backbones import load
 from tensorbench.methods import UserError
 from tensorbench.plan.make import make_plan
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite import load_suite
 from tensorbench.store.store import Store
 from tensorbench.tasks import DataSource
 

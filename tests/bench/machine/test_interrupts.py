@@ -324,7 +324,7 @@ floor: none
                 "tensorbench.cli.suite_commands",
             )
         ),
-        *((module, "SIGINT") for module in ("tensorbench.plan.suite_file", "pydantic", "numpy", "torch")),
+        *((module, "SIGINT") for module in ("tensorbench.plan.suite", "pydantic", "numpy", "torch")),
         *((module, "SIGTERM") for module in ("typer", "numpy")),
     ],
 )

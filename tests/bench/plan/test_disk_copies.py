@@ -15,7 +15,7 @@ from tensorbench.execution.place import Place
 from tensorbench.methods import UnknownNameError, UserError
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.rows import Part
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite import load_suite
 from tensorbench.run.suites import Audience, run_suite
 from tensorbench.store.store import Store
 

@@ -26,7 +26,7 @@ from tensorbench.methods.registry import PythonFile
 from tensorbench.methods.validation import Frozen, _leaves, plain
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.recipe import OF_FORWARD, Recipe
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite import load_suite
 from tensorbench.plan.suite_rows import TaskRow
 from tensorbench.plan.trial import PROTOCOL, SIZES, Trial
 from tensorbench.records.stored_plan import StoredPlan

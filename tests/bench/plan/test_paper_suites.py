@@ -12,7 +12,7 @@ from tensorbench.methods import UserError
 from tensorbench.methods.tenslora import VARIANTS
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.rows import Plan
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite import load_suite
 from tensorbench.records.stored_plan import Row
 
 from ..hub_stand_in import client, serve

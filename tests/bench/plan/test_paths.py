@@ -14,7 +14,7 @@ import yaml
 from tensorbench.methods import UserError
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.rows import Plan
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite import load_suite
 
 from ...messages import naming
 from ..hub_stand_in import write_glue

@@ -13,8 +13,7 @@ from tensorbench.methods import UserError
 from tensorbench.methods.tenslora import VARIANTS
 from tensorbench.methods.validation import validate
 from tensorbench.plan.recipe import Recipe
-from tensorbench.plan.suite import Suite
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite import Suite, load_suite
 from tensorbench.plan.yaml_text import parse, written
 
 from ...messages import naming

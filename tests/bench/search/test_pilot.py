@@ -17,7 +17,7 @@ import tensorbench.training.loop
 import tensorbench.training.trial
 from tensorbench.methods import UserError
 from tensorbench.plan.make import make_plan
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite import load_suite
 from tensorbench.plan.trial import Trial
 from tensorbench.search.chooser import Choices, check_target, filled_in
 from tensorbench.search.pilot import vertex

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tensorbench.methods import METHODS, UserError
-from tensorbench.plan.make import cells, cells_of, make_plan
-from tensorbench.plan.suite import Suite
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.cells import cells
+from tensorbench.plan.make import cells_of, make_plan
+from tensorbench.plan.suite import Suite, load_suite
 from tensorbench.plan.trial import Trial
 from tensorbench.search.allocation import CellAllocation, log_spaced, path
 from tensorbench.search.chooser import Choices, write_suite

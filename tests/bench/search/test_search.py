@@ -13,7 +13,7 @@ import pytest
 import tensorbench.execution.inline
 import tensorbench.execution.perform
 from tensorbench.execution import driver
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite import load_suite
 from tensorbench.records.record import lost
 from tensorbench.records.words import RunKind, Tag
 from tensorbench.store.store import Store

@@ -9,10 +9,8 @@ import optuna
 import pytest
 
 from tensorbench.methods import Geometry, Method, UserError, create
-from tensorbench.plan.choosing import AXES
 from tensorbench.plan.make import cells_of
-from tensorbench.plan.recipe import Recipe
-from tensorbench.plan.settings import Setting
+from tensorbench.plan.recipe import AXES, Recipe, Setting
 from tensorbench.search.space import RankSpace
 
 from ...messages import naming

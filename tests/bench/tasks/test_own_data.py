@@ -16,8 +16,7 @@ import pytest
 from tensorbench.methods.errors import UserError
 from tensorbench.methods.validation import validate
 from tensorbench.plan.make import make_plan
-from tensorbench.plan.suite import Suite
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite import Suite, load_suite
 from tensorbench.plan.suite_rows import TaskRow
 from tensorbench.plan.trial import Trial
 from tensorbench.tasks import data_key, prepare

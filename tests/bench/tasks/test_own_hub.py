@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tensorbench.methods.errors import UserError
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite import load_suite
 from tensorbench.tasks import TASKS, DataSource, data_key, prepare
 
 from ...messages import naming

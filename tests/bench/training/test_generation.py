@@ -20,7 +20,7 @@ from tensorbench.backbones.inputs import TextInput, Writing
 from tensorbench.backbones.random_weights import byte_tokenizer
 from tensorbench.checks.conformance.subject import tiny
 from tensorbench.methods import Geometry, UserError, create, from_identity
-from tensorbench.plan.suite_file import load_suite
+from tensorbench.plan.suite import load_suite
 from tensorbench.records.measures import Measure
 from tensorbench.records.words import Artifact
 from tensorbench.tasks import DataSource, TextSplit, prepare
