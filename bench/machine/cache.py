@@ -11,30 +11,20 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from filelock import FileLock
 from platformdirs import user_cache_dir
 from pydantic import TypeAdapter, ValidationError
 
-from tensorbench.machine.files import written_whole
+from tensorbench.machine.files import version, written_whole
 from tensorbench.methods.errors import UserError
 
-
-class _File(NamedTuple):
-    """The hash of a file. It need not be computed again while `size` and `changed` stay the same."""
-
-    sha256: str
-    size: int
-    #: The time of the last change, in nanoseconds.
-    changed: int
-
-
-#: The hashes of a folder's files, by relative path. A manifest stores them.
-Contents = dict[str, _File]
+#: The SHA-256, the size in bytes and the time of the last change in nanoseconds of a folder's files, by
+#: relative path. A file need not be read again while size and time stay the same. A manifest stores them.
+Contents = dict[str, tuple[str, int, int]]
 
 _CONTENTS: TypeAdapter[Contents] = TypeAdapter(Contents)
 
@@ -50,13 +40,7 @@ def digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def look(folder: Path) -> Contents:
-    """Hashes all files of a folder."""
-    return {name: _File(digest(file), *_version(file)) for name, file in _files(folder)}
-
-
-def save(contents: Contents, target: Path) -> None:
-    """Writes a manifest to `target`. Only one process at a time may do so."""
+def _save(contents: Contents, target: Path) -> None:
     with written_whole(target) as unfinished:
         unfinished.write_bytes(_CONTENTS.dump_json(contents))
 
@@ -68,13 +52,26 @@ def check(folder: Path, *, every: bool = False) -> Contents | None:
     sizes or times differ although contents are the same, otherwise None. Raises UserError for a file that
     changed, is missing or is new, and for a broken manifest.
     """
-    recorded, files = _read(manifest(folder)), dict(_files(folder))
-    for name in sorted(recorded.keys() ^ files.keys()):
-        raise UserError(_fault(folder, name, "it is missing" if name in recorded else "it is new"))
-    now = {name: _File(recorded[name].sha256, *_version(file)) for name, file in files.items()}
-    for name, file in files.items():
-        if (every or now[name] != recorded[name]) and (actual := digest(file)) != recorded[name].sha256:
-            raise UserError(_fault(folder, name, f"its sha256 was {recorded[name].sha256} and is {actual}"))
+    try:
+        recorded, files = _CONTENTS.validate_json(manifest(folder).read_bytes()), dict(_files(folder))
+    except (OSError, ValidationError) as error:
+        raise UserError(
+            f"{manifest(folder)}, with the hashes of what lies beside it, cannot be read; remove it and that "
+            "folder"
+        ) from error
+    now = {}
+    for name in sorted(recorded.keys() | files.keys()):
+        fault = "it is missing" if name not in files else "it is new" if name not in recorded else ""
+        if not fault:
+            sha256, *_ = recorded[name]
+            now[name] = (sha256, *version(files[name]))
+            if (every or now[name] != recorded[name]) and (actual := digest(files[name])) != sha256:
+                fault = f"its sha256 was {sha256} and is {actual}"
+        if fault:
+            raise UserError(
+                f"{folder / name} in the cache is not as it was made: {fault}. Results that used it since "
+                f"may be wrong; remove {folder}, which is made anew when it is needed"
+            )
     return None if now == recorded else now
 
 
@@ -82,27 +79,6 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     for file in sorted(folder.rglob("*")):
         if file.is_file():
             yield file.relative_to(folder).as_posix(), file
-
-
-def _version(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-def _read(file: Path) -> Contents:
-    try:
-        return _CONTENTS.validate_json(file.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise UserError(
-            f"{file}, with the hashes of what lies beside it, cannot be read; remove it and that folder"
-        ) from error
-
-
-def _fault(folder: Path, name: str, what: str) -> str:
-    return (
-        f"{folder / name} in the cache is not as it was made: {what}. Results that used it since may be "
-        f"wrong; remove {folder}, which is made anew when it is needed"
-    )
 
 
 #: Error numbers of failures that a user can fix, such as a full disk. Any other OSError keeps its traceback.
@@ -169,20 +145,6 @@ def key_digest(key: dict[str, Any]) -> str:
     return hashlib.sha256(_canonical(key).encode()).hexdigest()[:32]
 
 
-@contextmanager
-def _mendable(folder: Path) -> Iterator[None]:
-    """A context that converts errors in writing to `folder` to UserError, if a user can fix them."""
-    try:
-        yield
-    except OSError as error:
-        # `build` also reads files elsewhere, such as a user's own data.
-        path = Path(error.filename) if isinstance(error.filename, str) else folder
-        elsewhere = not (path.is_relative_to(folder.parent) or folder.is_relative_to(path))
-        if error.errno not in _MENDABLE or elsewhere:
-            raise
-        raise _unwritable(folder, error) from error
-
-
 def _unwritable(folder: Path, error: OSError) -> UserError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return UserError(
@@ -196,46 +158,39 @@ def folder_once(folder: Path, build: Callable[[Path], None]) -> Path:
 
     Raises UserError for a folder that cannot be written, or has changed since it was built.
     """
+    lock = FileLock(folder.with_name(folder.name + ".lock"))
     if folder.is_dir():
-        _unchanged(folder)
+        if (contents := check(folder)) is not None:
+            # A read-only cache cannot keep hashes, so files are read each time.
+            with suppress(OSError), lock:
+                _save(contents, manifest(folder))
         return folder
-    with _mendable(folder):
+    try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder):
+        with lock:
             if folder.is_dir():
                 return folder
             with written_whole(folder) as unfinished:
                 unfinished.mkdir()
                 build(unfinished)
-                save(look(unfinished), manifest(folder))
+                made = {name: (digest(file), *version(file)) for name, file in _files(unfinished)}
+                _save(made, manifest(folder))
+    except OSError as error:
+        # `build` also reads files elsewhere, such as a user's own data.
+        path = Path(error.filename) if isinstance(error.filename, str) else folder
+        elsewhere = not (path.is_relative_to(folder.parent) or folder.is_relative_to(path))
+        if error.errno not in _MENDABLE or elsewhere:
+            raise
+        raise _unwritable(folder, error) from error
     return folder
 
 
-def _lock(folder: Path) -> FileLock:
-    return FileLock(folder.with_name(folder.name + ".lock"))
+def check_cache() -> tuple[int, list[str]]:
+    """Checks every folder against the hashes in its manifest. Reads all files, changes none.
 
-
-def _unchanged(folder: Path) -> None:
-    """Raises UserError for a folder that has changed since it was built, or that has no manifest."""
-    if (contents := check(folder)) is not None:
-        # A read-only cache cannot keep hashes, so files are read each time.
-        with suppress(OSError), _lock(folder):
-            save(contents, manifest(folder))
-
-
-@dataclass(frozen=True)
-class CacheCheck:
-    """The result of a full check of the cache."""
-
-    #: The number of files that were checked.
-    files: int
-    #: A description for each faulty folder: its first changed, missing or new file, or its manifest that is
-    #: broken or missing.
-    faults: list[str]
-
-
-def check_cache() -> CacheCheck:
-    """Checks every folder against the hashes in its manifest. Reads all files, changes none."""
+    Returns the number of files, and a description for each faulty folder: its first changed, missing or new
+    file, or its manifest that is broken or missing.
+    """
     kinds = [cache_dir() / kind for kind in ("assets", "prepared")]
     # The names of folders under construction begin with a dot.
     made = [path for kind in kinds for path in kind.glob("[!.]*") if path.is_dir()]
@@ -245,5 +200,4 @@ def check_cache() -> CacheCheck:
             check(folder, every=True)
         except UserError as error:
             faults.append(str(error))
-    files = sum(file.is_file() for folder in made for file in folder.rglob("*"))
-    return CacheCheck(files, faults)
+    return sum(1 for folder in made for _ in _files(folder)), faults

@@ -10,13 +10,16 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
-#: A file's path, its size in bytes, and the time of its last change in nanoseconds.
-_Version = tuple[Path, int, int]
+
+def version(file: Path) -> tuple[int, int]:
+    """Returns a file's size in bytes and the time of its last change in nanoseconds."""
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def sha256(file: Path) -> str:
     """Returns the hex SHA-256 of a file's content. A file is read again only if its size or time changed."""
-    return _digest((_version(file),), sized=False)
+    return _digest(((file, *version(file)),), sized=False)
 
 
 def sha256_of(content: bytes) -> str:
@@ -26,17 +29,12 @@ def sha256_of(content: bytes) -> str:
 
 def sha256_of_all(*files: Path) -> str:
     """Returns the hex SHA-256 over the sizes and contents of files in this order. Names do not matter."""
-    return _digest(tuple(map(_version, files)), sized=True)
-
-
-def _version(file: Path) -> _Version:
-    status = file.stat()
-    return file, status.st_size, status.st_mtime_ns
+    return _digest(tuple((file, *version(file)) for file in files), sized=True)
 
 
 # A plan needs the hash of the same weights many times, so read them again only if they changed.
 @lru_cache(maxsize=4096)
-def _digest(files: tuple[_Version, ...], *, sized: bool) -> str:
+def _digest(files: tuple[tuple[Path, int, int], ...], *, sized: bool) -> str:
     digest = hashlib.sha256()
     for file, size, _ in files:
         if sized:

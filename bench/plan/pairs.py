@@ -17,7 +17,7 @@ from tensorbench.plan.rows import Part
 from tensorbench.plan.suite import Suite
 from tensorbench.plan.suite_rows import TaskRow
 from tensorbench.tasks import DataSource, Task, data_key
-from tensorbench.tasks.hub import HubTask
+from tensorbench.tasks.data_tasks import HubTask
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from tensorbench.plan.suite_rows import MAX_ROWS, NAME, NAME_RULE, Budget, Metho
 from tensorbench.plan.yaml_text import parse, read_text, written
 from tensorbench.records.origin import SourceFile
 from tensorbench.tasks import DataSource
-from tensorbench.tasks.hub import HubTask
+from tensorbench.tasks.data_tasks import HubTask
 from tensorbench.tasks.plain_text import TextName
 
 #: The registered names of methods without adapter, which every adapter should beat.

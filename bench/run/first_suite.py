@@ -21,8 +21,8 @@ from tensorbench.plan.yaml_text import parse
 from tensorbench.records.stored_plan import duration
 from tensorbench.tasks import TASKS, Task, resolve, split_count
 from tensorbench.tasks.description import SPLIT_WORDS, Description
-from tensorbench.tasks.own_rows import NUMBER
-from tensorbench.tasks.table_files import read_csv
+from tensorbench.tasks.rows import NUMBER
+from tensorbench.tasks.tables import read_csv
 from tensorbench.tasks.task import SPLITS
 
 #: The longest time of a first suite in seconds.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from tensorbench.tasks.data_tasks import resolve
 from tensorbench.tasks.objective import Objective, objective
-from tensorbench.tasks.own_tasks import resolve
 from tensorbench.tasks.pool import check_use, mean_words, split_count, split_sizes
 from tensorbench.tasks.preparing import data_key, prepare
 from tensorbench.tasks.registered_tasks import TASKS

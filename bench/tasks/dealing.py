@@ -157,6 +157,7 @@ def strata(task: Task, labels: Sequence[Any]) -> list[tuple[int, ...]]:
 
 
 def blocks(
+    task: Task,
     labels: Sequence[Any],
     contents: Sequence[Hashable] | NDArray[Any],
     groups: Sequence[Hashable] | NDArray[Any] | None,
@@ -167,7 +168,7 @@ def blocks(
     A block is a set of examples that go to the same split: duplicates, or a group. `contents` has equal
     values for duplicates, and `groups` has equal values for a group. Duplicates with different classes are
     dropped, unless the data have official `splits`. Regression targets and written answers of duplicates may
-    differ.
+    differ. Raises UserError if no example is left.
     """
     kept = np.arange(len(labels))
     keyings = [first_places(keying) for keying in (contents, groups) if keying is not None]
@@ -176,6 +177,11 @@ def blocks(
         disagree = np.zeros(len(labels), dtype=bool)
         disagree[same[label != label[same]]] = True
         kept = kept[~disagree[same]]
+    if not len(kept) and len(labels):
+        raise UserError(
+            f"task '{task.name}': all of its {len(labels):,} examples are left out, since each is the "
+            "duplicate of one with another label"
+        )
     return kept, _linked([first_places(keying[kept]) for keying in keyings])
 
 
@@ -200,12 +206,7 @@ def deal(
     add up to 100, if a suite gives fractions for official splits, and if no example is left because every one
     has a duplicate with another label.
     """
-    kept, numbers = blocks(labels, contents, groups, splits)
-    if not len(kept) and len(labels):
-        raise UserError(
-            f"task '{task.name}': all of its {len(labels):,} examples are left out, since each is the "
-            "duplicate of one with another label"
-        )
+    kept, numbers = blocks(task, labels, contents, groups, splits)
     ids = np.asarray(ids, dtype=np.int64)
     dealt = {split: np.zeros(0, dtype=np.int64) for split in SPLITS}
     if splits is not None:

@@ -166,12 +166,8 @@ class Description(Frozen):
             raise ValueError("classes should have different names")
         if self.split_by is not None and any(isinstance(getattr(self, f), dict) for f in FORMATS):
             raise ValueError("give a file for each split or split_by, not both")
-        if self.hub is not None and self.target == "single label" and self.classes is None:
+        if self.hub is not None and self.target.endswith("label") and not (several or self.classes):
             raise ValueError("hub needs classes: the names of its labels in the order of their numbers")
-        if self.hub is not None and self.target == "multi-label":
-            raise ValueError(
-                "hub takes single labels and regressions; load others and save them with datasets"
-            )
 
     def _check_generation(self) -> None:
         own = ("template", "loss_on", "new_tokens", "answer_after")
@@ -179,8 +175,8 @@ class Description(Frozen):
             if set_ := [name for name in own if getattr(self, name) != type(self).model_fields[name].default]:
                 raise ValueError(f"{', '.join(set_)}: goes with prompt and answer")
             return
-        if not (isinstance(self.text, str) and isinstance(self.label, str)) or self.hub is not None:
-            raise ValueError("a generation has one column of prompts and one of answers, and no hub")
+        if not (isinstance(self.text, str) and isinstance(self.label, str)):
+            raise ValueError("a generation has one column of prompts and one of answers")
         if "{prompt}" not in self.template:
             raise ValueError("template should have {prompt} in it")
 
@@ -191,7 +187,7 @@ class Description(Frozen):
     @property
     def names(self) -> tuple[str, ...]:
         """The class names in their order. Empty if the description does not list them."""
-        classes = self.classes or ()
+        classes = self.label if isinstance(self.label, tuple) else self.classes or ()
         return tuple(dict.fromkeys(classes.values())) if isinstance(classes, dict) else classes
 
     @property

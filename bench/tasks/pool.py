@@ -1,6 +1,6 @@
 """Deals a task's examples into splits, and checks a suite's sizes against them.
 
-Deals are computed once and cached, so that plans and trials share them.
+What is read and dealt is cached, so that plans and trials share it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from safetensors.numpy import load_file, save
 
 from tensorbench.machine.cache import is_prepared, prepared
 from tensorbench.methods.errors import UserError
-from tensorbench.metrics import METRICS
 from tensorbench.records.measures import SplitSizes
 from tensorbench.tasks.dealing import blocks, deal, first_places
 from tensorbench.tasks.images import EncodedImages
@@ -29,14 +28,37 @@ from tensorbench.tasks.reading import image_content, read_examples, read_images,
 from tensorbench.tasks.task import SPLITS, Examples, SplitName, Task
 
 #: The version of the form in which deals and pools are stored.
-_VERSION = 1
+_VERSION = 2
 
 #: The numbers of examples to use from train, validation and test. None means all.
 Sizes = tuple[int | None, int | None, int | None]
 
+#: The positions of each split's examples in a pool.
+Parts = dict[SplitName, NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The M examples that are dealt into splits: all but duplicates with different labels.
+
+    - `kept`: int64 (M,), positions among all examples.
+    - `numbers`: int64 (M,), the block of each example (see `dealing.blocks`).
+    - `same`: int64 (M,), the first position in the pool at which an example's content occurs.
+    - `labels`: (M, …), in the form that `as_tensor` returns.
+    - `ids`: int64 (M,), the ids of the examples.
+    - `splits`: int64 (M,), official splits as indices into SPLITS. None if the data have no official splits.
+    """
+
+    kept: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+    same: NDArray[np.int64]
+    labels: NDArray[Any]
+    ids: NDArray[np.int64]
+    splits: NDArray[np.int64] | None = None
+
 
 class ExampleSource:
-    """A task and its examples, which are read on first use."""
+    """A task with its examples and their pool, which are read on first use."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -53,99 +75,68 @@ class ExampleSource:
             return as_contents(text_content(text, self.task.rules) for text in texts)
         return as_contents(map(image_content, read_images(self.task, self.examples)))
 
+    @cached_property
+    def pool(self) -> Pool:
+        """The task's pool. It is cached. Raises UserError for examples that cannot be read or dealt."""
+
+        def build(folder: Path) -> None:
+            of = self.examples
+            kept, numbers = blocks(self.task, of.labels, self.contents, of.groups, of.splits)
+            arrays = {"kept": kept, "numbers": numbers, "same": first_places(self.contents[kept])}
+            arrays["labels"] = as_tensor(self.task, list(of.labels)).numpy()[kept]
+            arrays["ids"] = np.asarray(of.ids, np.int64)[kept]
+            if of.splits is not None:
+                arrays["splits"] = np.array([SPLITS.index(of.splits[i]) for i in kept])
+            (folder / "pool.safetensors").write_bytes(save(arrays))
+
+        folder = prepared(f"pool-{self.task.name}", _key(self.task), build)
+        return Pool(**load_file(folder / "pool.safetensors"))
+
+    def deal(self, seed: int | None) -> Parts:
+        """Deals the splits of a seed. None means the deal that all seeds share, which is cached.
+
+        Raises UserError for examples that cannot be read, and as `dealing.deal` does.
+        """
+        pool, official = self.pool, None
+        if pool.splits is not None:
+            official = [SPLITS[code] for code in pool.splits.tolist()]
+
+        def dealt(labels: list[Any]) -> Parts:
+            return deal(self.task, labels, pool.ids, pool.ids, pool.numbers, official, seed)
+
+        def build(folder: Path) -> None:
+            # Not the pool's labels, since float32 may join targets that differ.
+            parts = dealt([self.examples.labels[i] for i in pool.kept])
+            arrays = {str(split): part for split, part in parts.items()}
+            (folder / "deal.safetensors").write_bytes(save(arrays))
+
+        if seed is not None:
+            return dealt(as_labels(self.task, torch.from_numpy(pool.labels)))
+        folder = prepared(f"deal-{self.task.name}", _deal_key(self.task), build)
+        parts = load_file(folder / "deal.safetensors")
+        return {split: parts[split] for split in SPLITS}
+
+    def used(self, sizes: Sizes, seed: int | None) -> Parts:
+        """Returns the first examples of each split, by `sizes`.
+
+        Raises UserError for a size beyond a split, and as `deal` does.
+        """
+        parts = self.deal(seed)
+        for (split, part), size in zip(parts.items(), sizes, strict=True):
+            check_size(self.task, split, size, len(part), seed)
+            parts[split] = part[:size]
+        return parts
+
+    def split_sizes(self, parts: Parts) -> SplitSizes:
+        """Returns the sizes of these parts, and how many of the test examples are also in train."""
+        train, validation, test = (parts[split] for split in SPLITS)
+        repeated = int(np.isin(self.pool.same[test], self.pool.same[train]).sum())
+        return SplitSizes(len(train), len(validation), len(test), repeated)
+
 
 def as_contents(digests: Iterable[bytes]) -> NDArray[np.bytes_]:
     """Converts N hashes of 16 bytes to an array (N,)."""
     return np.fromiter(digests, dtype="S16")
-
-
-def dealt(source: ExampleSource) -> dict[SplitName, NDArray[np.int64]]:
-    """Returns the positions of each split's examples in the deal that all seeds share. The deal is cached.
-
-    Raises UserError for examples that cannot be read, and as `dealing.deal` does.
-    """
-
-    def build(folder: Path) -> None:
-        of = source.examples
-        dealt_parts = deal(source.task, of.labels, of.ids, source.contents, of.groups, of.splits)
-        parts = {str(split): chosen for split, chosen in dealt_parts.items()}
-        (folder / "deal.safetensors").write_bytes(save(parts))
-
-    folder = prepared(f"deal-{source.task.name}", _deal_key(source.task), build)
-    same_contents(source)
-    parts = load_file(folder / "deal.safetensors")
-    return {split: parts[split] for split in SPLITS}
-
-
-def same_contents(source: ExampleSource) -> dict[str, NDArray[np.int64]]:
-    """Returns which of a task's N examples have the same content, as two int64 arrays (N,). They are cached.
-
-    `ids` has the id of each example. `same` has the first position at which its content occurs. Raises
-    UserError for examples that cannot be read.
-    """
-
-    def build(folder: Path) -> None:
-        arrays = {"ids": np.asarray(source.examples.ids, np.int64), "same": first_places(source.contents)}
-        (folder / "contents.safetensors").write_bytes(save(arrays))
-
-    folder = prepared(f"contents-{source.task.name}", _key(source.task), build)
-    return load_file(folder / "contents.safetensors")
-
-
-def contents_at_hand(task: Task, *, per_seed: bool | None = None) -> bool:
-    """Whether the cache has the result of `same_contents` for a task.
-
-    If `per_seed` is True, the cache must also have the task's pool. If it is False, the cache must also have
-    the deal that all seeds share.
-    """
-    keys = {f"contents-{task.name}": _key(task)}
-    if per_seed is not None:
-        keys |= {f"pool-{task.name}": _key(task)} if per_seed else {f"deal-{task.name}": _deal_key(task)}
-    return all(is_prepared(kind, key) for kind, key in keys.items())
-
-
-@dataclass(frozen=True)
-class Pool:
-    """The M examples from which each seed deals its own splits.
-
-    - `kept`: int64 (M,), positions among all examples.
-    - `numbers`: int64 (M,), the block of each example (see `dealing.blocks`).
-    - `labels`: (M, …), in the form that `as_tensor` returns.
-    - `ids`: int64 (M,), the ids of the examples.
-    - `splits`: int64 (M,), official splits as indices into SPLITS. None if the data have no official splits.
-    """
-
-    kept: NDArray[np.int64]
-    numbers: NDArray[np.int64]
-    labels: NDArray[Any]
-    ids: NDArray[np.int64]
-    splits: NDArray[np.int64] | None
-
-    def deal(self, task: Task, seed: int) -> dict[SplitName, NDArray[np.int64]]:
-        """Deals the splits of `seed`. Returns the positions of each split's examples in this pool.
-
-        Raises UserError as `dealing.deal` does.
-        """
-        labels = as_labels(task, torch.from_numpy(self.labels))
-        splits = None if self.splits is None else [SPLITS[code] for code in self.splits.tolist()]
-        return deal(task, labels, self.ids, self.ids, self.numbers, splits, seed)
-
-
-def pool_of(source: ExampleSource) -> Pool:
-    """Returns the pool of a task. It is cached. Raises UserError for examples that cannot be read."""
-
-    def build(folder: Path) -> None:
-        of = source.examples
-        kept, numbers = blocks(of.labels, source.contents, of.groups, of.splits)
-        labels = as_tensor(source.task, list(of.labels)).numpy()[kept]
-        arrays = {"kept": kept, "numbers": numbers, "labels": labels, "ids": np.asarray(of.ids)[kept]}
-        if of.splits is not None:
-            arrays["splits"] = np.array([SPLITS.index(of.splits[i]) for i in kept])
-        (folder / "pool.safetensors").write_bytes(save(arrays))
-
-    arrays = load_file(prepared(f"pool-{source.task.name}", _key(source.task), build) / "pool.safetensors")
-    same_contents(source)
-    return Pool(arrays["kept"], arrays["numbers"], arrays["labels"], arrays["ids"], arrays.get("splits"))
 
 
 def _key(task: Task) -> dict[str, Any]:
@@ -172,13 +163,9 @@ def check_use(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
                 f"{split}_size must be at most {task.total * share // 100} or so, {share} % of the "
                 f"{task.total} examples of task '{task.name}', got {size}"
             )
-    if not task.at_hand:
-        return
     # Finding duplicate images requires decoding all of them, which a plan does only if sizes are given.
-    if task.modality == "text" or any(sizes):
-        _check_splits(task, sizes, seeds)
-    else:
-        _check_images(task)
+    if task.at_hand:
+        _check_data(task, sizes, seeds if task.modality == "text" or any(sizes) else ())
 
 
 def split_count(task: Task, split: SplitName) -> int | None:
@@ -194,46 +181,34 @@ def split_count(task: Task, split: SplitName) -> int | None:
 
 @lru_cache(maxsize=32)
 def _dealt_counts(task: Task) -> dict[SplitName, int]:
-    return {split: len(chosen) for split, chosen in dealt(ExampleSource(task)).items()}
+    return {split: len(part) for split, part in ExampleSource(task).deal(None).items()}
 
 
 @lru_cache(maxsize=32)
-def _check_images(task: Task) -> None:
-    """Raises UserError for an image that cannot be read. The cache remembers that a task was checked."""
+def _check_data(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
+    """Raises UserError for splits smaller than `sizes`, and for labels that cannot be scored or learned.
+
+    Without seeds, only raises UserError for an image that cannot be read. The cache remembers what was
+    checked, since several rows of a plan may have the same splits.
+    """
     source = ExampleSource(task)
 
     def check(folder: Path) -> None:
         if isinstance(inputs := source.examples.inputs, EncodedImages):
             inputs.check()
 
-    prepared(f"checked-{task.name}", _key(task), check)
-
-
-@lru_cache(maxsize=32)
-def _check_splits(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
-    """Raises UserError for splits smaller than `sizes`, and for labels that cannot be scored or learned.
-
-    The result is remembered, since several rows of a plan may have the same splits.
-    """
-    source = ExampleSource(task)
+    if not seeds:
+        prepared(f"checked-{task.name}", _key(task), check)
     for seed in seeds:
-        if seed is None:
-            parts = dealt(source)
-        else:
-            pool = pool_of(source)
-            parts = {split: pool.kept[chosen] for split, chosen in pool.deal(task, seed).items()}
-        for (split, chosen), size in zip(parts.items(), sizes, strict=True):
-            check_size(task, split, size, len(chosen), seed)
-            if split != "train" and task.target == "generation":
-                answers, ids = source.examples.labels, source.examples.ids
-                used = chosen[:size].tolist()
-                check_answers(task, split, [str(answers[i]) for i in used], [ids[i] for i in used])
-            elif task.target == "regression" and split == "train":
-                targets = [source.examples.labels[i] for i in chosen[:size]]
-                objective(task).standardised(task.name, as_tensor(task, targets))
-            elif split != "train" and METRICS.get(task.metric).every_class:
-                labels = source.examples.labels
-                check_labels(task, split, as_tensor(task, [labels[i] for i in chosen[:size]]))
+        for split, part in source.used(sizes, seed).items():
+            labels = torch.from_numpy(source.pool.labels[part])
+            if task.target == "regression" and split == "train":
+                objective(task).standardised(task.name, labels)
+            elif task.target == "generation" and split != "train":
+                answers = [str(source.examples.labels[i]) for i in source.pool.kept[part]]
+                check_answers(task, split, answers, source.pool.ids[part].tolist())
+            elif split != "train":
+                check_labels(task, split, labels)
 
 
 def check_size(task: Task, split: str, size: int | None, available: int, seed: int | None = None) -> None:
@@ -258,7 +233,7 @@ def mean_words(task: Task) -> float | None:
     """
     if task.modality != "text" or task.target == "generation":
         return None
-    if not (task.at_hand or contents_at_hand(task)):
+    if not (task.at_hand or is_prepared(f"pool-{task.name}", _key(task))):
         return None
     texts = islice(read_texts(task, read_examples(task)), 1000)
     return fmean(len(" ".join([text] if isinstance(text, str) else text).split()) for text in texts)
@@ -270,32 +245,8 @@ def split_sizes(task: Task, sizes: Sizes, split_seed: int | None) -> SplitSizes 
     `split_seed` is the seed that deals the splits. None means the deal that all seeds share. Returns None if
     the cache lacks what is needed, because the task has not been prepared.
     """
-    if not contents_at_hand(task, per_seed=split_seed is not None):
-        return None
-    source = ExampleSource(task)
+    at_hand = is_prepared(f"pool-{task.name}", _key(task))
     if split_seed is None:
-        parts = dealt(source)
-    else:
-        pool = pool_of(source)
-        parts = {split: pool.kept[chosen] for split, chosen in pool.deal(task, split_seed).items()}
-    train, validation, test = (part[:size] for part, size in zip(parts.values(), sizes, strict=True))
-    repeated = _repeated(same_contents(source)["same"], train, test)
-    return SplitSizes(len(train), len(validation), len(test), repeated)
-
-
-def repeated_tests(task: Task, train: NDArray[np.int64], test: NDArray[np.int64]) -> int | None:
-    """Returns the number of test examples that also occur in train. None if the contents are not cached.
-
-    `train` and `test` are ids of examples. Texts are compared after normalisation by `Task.rules`, images by
-    their pixels.
-    """
-    if not contents_at_hand(task):
-        return None
-    contents = same_contents(ExampleSource(task))
-    order = np.argsort(contents["ids"], kind="stable")
-    train, test = (order[np.searchsorted(contents["ids"], ids, sorter=order)] for ids in (train, test))
-    return _repeated(contents["same"], train, test)
-
-
-def _repeated(same: NDArray[np.int64], train: NDArray[np.int64], test: NDArray[np.int64]) -> int:
-    return int(np.isin(same[test], same[train]).sum())
+        at_hand = at_hand and is_prepared(f"deal-{task.name}", _deal_key(task))
+    source = ExampleSource(task)
+    return source.split_sizes(source.used(sizes, split_seed)) if at_hand else None

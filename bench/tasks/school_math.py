@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ import numpy as np
 
 from tensorbench.machine.files import sha256
 from tensorbench.methods.errors import UserError
-from tensorbench.tasks.hub import HubTexts
-from tensorbench.tasks.table_files import Table
+from tensorbench.tasks.data_tasks import HubTask
+from tensorbench.tasks.description import Description
 from tensorbench.tasks.task import DataSource, Examples, SplitName
 
 #: The prompt. As in peft's comparison, the answer follows without a space.
-PROMPT = "Question: {question} Think step by step.\nAnswer:"
+PROMPT = "Question: {prompt} Think step by step.\nAnswer:"
 
 #: The phrases that precede the final number in an answer. If an answer has several, the first in this list
 #: counts.
@@ -27,33 +26,33 @@ PHRASES = ("The answer is: ", "The answer is ", "The final answer is: ", "The fi
 LONGEST = 1_300
 
 
-class Gsm8k(HubTexts):
-    """GSM8K (Cobbe et al., 2021): word problems with solutions.
-
-    7,473 are for training and validation, 1,319 for testing.
-    """
-
-    name = "gsm8k"
-    repository = "openai/gsm8k"
-    config = "main"
-    parts = {"train": "train", "test": "test"}
-    columns = ("question",)
-    label = "answer"
-    target = "generation"
-    metric = "exact_match"
-    #: Since version 2, the final answer may follow empty lines, and fractions are read as in peft.
-    version = 2
-    answer_after = PHRASES
-    new_tokens = 300
-    fractions = (90, 10, 0)
-    description = "word problems of grade-school mathematics, solved step by step"
-    license = "MIT"
-
-    def inputs(self, tables: Mapping[str, Table]) -> Sequence[Any]:
-        return [_prompt(question) for question in super().inputs(tables)]
+def _written(hub: str, prompt: str, answer: str, **fields: Any) -> Description:
+    return Description(
+        hub=hub,
+        text=prompt,
+        label=answer,
+        target="generation",
+        template=PROMPT,
+        answer_after=PHRASES,
+        new_tokens=300,
+        **fields,
+    )
 
 
-class MetaMath(HubTexts):
+#: Cobbe et al., 2021: word problems with solutions.
+GSM8K = HubTask(
+    "gsm8k",
+    _written("openai/gsm8k", "question", "answer", config="main"),
+    parts={"train": "train", "test": "test"},
+    fractions=(90, 10, 0),
+    # Since version 2, the final answer may follow empty lines, and fractions are read as in peft.
+    version=2,
+    description="word problems of grade-school mathematics, solved step by step",
+    license="MIT",
+)
+
+
+class MetaMath(HubTask):
     """MetaMathQA (Yu et al., 2023) as in peft's comparison of methods.
 
     The train split has the first 20,000 pairs of MetaMathQA with at most 1,300 characters. The validation
@@ -61,27 +60,11 @@ class MetaMath(HubTexts):
     split is GSM8K's. The loss includes the question's tokens.
     """
 
-    name = "metamath"
-    repository = "meta-math/MetaMathQA"
     file = "MetaMathQA-395K.json"
-    parts = {"train": "train"}
-    official = frozenset({"train", "validation", "test"})
-    columns = ("query",)
-    label = "response"
-    target = "generation"
-    metric = "exact_match"
-    #: Since version 2, the final answer may follow empty lines, and fractions are read as in peft.
-    version = 2
-    answer_after = PHRASES
-    loss_on = "all"
-    new_tokens = 300
-    fractions = (100, 0, 0)
     sizes = (20_000, 50, 1_319)
-    description = "problems from MetaMathQA to train on, and GSM8K's to be tested on"
-    license = "MIT"
 
     #: The source of validation and test problems. A suite cannot change it.
-    problems = Gsm8k().at(DataSource(revision="740312add88f781978c0658806c59bc2815b9866"))
+    problems = GSM8K.at(DataSource(revision="740312add88f781978c0658806c59bc2815b9866"))
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -102,7 +85,7 @@ class MetaMath(HubTexts):
     def examples(self) -> Examples:
         """Returns the examples of all three splits.
 
-        The id of a pair of MetaMathQA is its row. The id of a problem of GSM8K is -1 minus its id in `Gsm8k`.
+        The id of a pair of MetaMathQA is its row. The id of a problem of GSM8K is -1 minus its id in `GSM8K`.
         """
         rows = self._kept()
         problems = self._problems().examples()
@@ -114,7 +97,7 @@ class MetaMath(HubTexts):
         sizes: dict[SplitName, int] = {"train": len(rows), "validation": len(validated), "test": len(tested)}
         splits = [split for split, size in sizes.items() for _ in range(size)]
         scored: list[int] = [*validated, *tested]
-        prompts: list[Any] = [_prompt(query) for _, query, _ in rows]
+        prompts: list[Any] = [PROMPT.replace("{prompt}", query) for _, query, _ in rows]
         answers: list[Any] = [response for _, _, response in rows]
         return Examples(
             prompts + [problems.inputs[i] for i in scored],
@@ -123,7 +106,7 @@ class MetaMath(HubTexts):
             splits=splits,
         )
 
-    def _problems(self) -> Gsm8k:
+    def _problems(self) -> HubTask:
         """Returns GSM8K from the hub or, if the source is a local folder, from the folder gsm8k in it."""
         local = self.source.local
         return self.problems if local is None else self.problems.at(DataSource(local=local / "gsm8k"))
@@ -151,8 +134,13 @@ class MetaMath(HubTexts):
         return short[: self.sizes[0]]
 
 
-def _prompt(question: str) -> str:
-    return PROMPT.replace("{question}", question)
-
-
-GSM8K, METAMATH = Gsm8k(), MetaMath()
+METAMATH = MetaMath(
+    "metamath",
+    _written("meta-math/MetaMathQA", "query", "response", loss_on="all"),
+    parts={"train": "train", "validation": "validation", "test": "test"},
+    fractions=(100, 0, 0),
+    # Since version 2, the final answer may follow empty lines, and fractions are read as in peft.
+    version=2,
+    description="problems from MetaMathQA to train on, and GSM8K's to be tested on",
+    license="MIT",
+)

@@ -33,14 +33,14 @@ def write(file: Path, rows: int) -> None:
 
 
 def described_in(folder: Path) -> Task:
+    from tensorbench.tasks import resolve
     from tensorbench.tasks.description import Description
-    from tensorbench.tasks.own_tasks import described
 
     file = folder / "reviews.csv"
     description = Description.model_validate(
         {"csv": file, "text": "body", "label": "stars", "group": "author"}
     )
-    return described("reviews", description)
+    return resolve("reviews", description)
 
 
 def plan(folder: Path) -> None:

@@ -114,7 +114,7 @@ def _sources(uri: str, names: Sequence[str]) -> list[Source]:
 def _check_caches(watching: Callable[[str], None]) -> tuple[Examined, int]:
     """Checks the caches. Returns the findings and the number of files that were read."""
     watching("reading the caches")
-    cache, findings = check_cache(), Examined("cache")
-    for fault in cache.faults:
+    (files, faults), findings = check_cache(), Examined("cache")
+    for fault in faults:
         findings.broken("a file", "as it was made", fault)
-    return findings, cache.files
+    return findings, files

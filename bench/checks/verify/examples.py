@@ -24,7 +24,7 @@ from tensorbench.records.measures import Measure
 from tensorbench.records.predictions import Predictions
 from tensorbench.records.record import Record
 from tensorbench.tasks import TASKS, Objective
-from tensorbench.tasks.own_tasks import METRIC_OF
+from tensorbench.tasks.data_tasks import METRIC_OF
 from tensorbench.tasks.task import SPLITS
 
 #: The keys of `Trial.data` that determine the examples of a split.

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,7 +81,7 @@ def test_offline_file_gives_only_the_named_members_and_is_needed_once(
     folder = fetch("toy")
     assert files_below(folder) == ["toy/a.txt", "toy/deep/b.txt"]
     (offline / asset.filename).unlink()
-    monkeypatch.setattr(assets, "_pip_download", lambda *_: pytest.fail("asked pip for what is cached"))
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("asked pip for what is cached"))
     assert fetch("toy") == folder
 
 
@@ -95,84 +94,39 @@ def test_other_hash_or_members_are_another_folder(monkeypatch: pytest.MonkeyPatc
     assert files_below(first) == ["toy/a.txt", "toy/deep/b.txt"]
 
 
-def test_wrong_offline_file_is_refused_and_left_alone(
-    monkeypatch: pytest.MonkeyPatch, offline: Path, cache: Path
+Served = subprocess.CompletedProcess[str]
+
+
+def refused(expected: str, got: str) -> Served:
+    """What pip answers if the index has a file with another hash."""
+    said = "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.\n"
+    return Served([], 1, "", f"{said}  Expected sha256 {expected}\n       Got        {got}\n")
+
+
+@pytest.mark.parametrize("last", [TOY, b"2", None], ids=["right", "wrong", "refused by pip"])
+@pytest.mark.parametrize("first", [TOY[:-1], None], ids=["corrupt", "refused by pip"])
+def test_a_download_with_another_hash_is_repeated_once_past_the_cache_of_pip(
+    monkeypatch: pytest.MonkeyPatch, cache: Path, first: bytes | None, last: bytes | None
 ) -> None:
-    asset = register(monkeypatch, TOY)
-    (offline / asset.filename).write_bytes(b"something else")
-    with pytest.raises(UserError) as error:
-        fetch("toy")
-    for part in ("toy", asset.sha256, hashlib.sha256(b"something else").hexdigest(), str(offline)):
-        assert part in str(error.value)
-    assert (offline / asset.filename).read_bytes() == b"something else"
-    assert [path for path in cache.rglob("*") if path.suffix != ".lock"] == [cache / "assets"]
+    asset, commands = register(monkeypatch, TOY), list[list[str]]()
 
-
-def test_offline_folder_that_does_not_exist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    register(monkeypatch, TOY)
-    monkeypatch.setenv("TENSORBENCH_ASSETS", str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"TENSORBENCH_ASSETS.*nowhere"):
-        fetch("toy")
-
-
-def pip_serving(*contents: bytes) -> tuple[Callable[[Asset, Path, bool], Path], list[bool]]:
-    """Returns a fake download function, and a list of the values of `fresh` with which it was called.
-
-    Each call writes the next one of these contents.
-    """
-    calls: list[bool] = []
-
-    def download(asset: Asset, folder: Path, fresh: bool) -> Path:
-        assert not (folder / asset.filename).exists(), "the bad file was not deleted"
-        calls.append(fresh)
-        (folder / asset.filename).write_bytes(contents[len(calls) - 1])
-        return folder / asset.filename
-
-    return download, calls
-
-
-def test_corrupt_download_is_deleted_and_tried_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch, TOY)
-    download, calls = pip_serving(TOY[:-1], TOY)
-    monkeypatch.setattr(assets, "_pip_download", download)
-    assert files_below(fetch("toy")) == ["toy/a.txt", "toy/deep/b.txt"]
-    assert calls == [False, True]
-
-
-def test_second_wrong_download_is_an_error_with_both_hashes(
-    monkeypatch: pytest.MonkeyPatch, cache: Path
-) -> None:
-    asset = register(monkeypatch, TOY)
-    download, calls = pip_serving(b"1", b"2")
-    monkeypatch.setattr(assets, "_pip_download", download)
-    with pytest.raises(UserError) as error:
-        fetch("toy")
-    assert asset.sha256 in str(error.value)
-    assert hashlib.sha256(b"2").hexdigest() in str(error.value)
-    assert len(calls) == 2
-    assert [path for path in cache.rglob("*") if path.suffix != ".lock"] == [cache / "assets"]
-
-
-def fake_pip(monkeypatch: pytest.MonkeyPatch, stderr: str) -> list[list[str]]:
-    commands: list[list[str]] = []
-
-    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+    def run(command: list[str], **_: object) -> Served:
+        file = Path(command[command.index("-d") + 1]) / asset.filename
+        assert not file.exists(), "the bad file was not deleted"
         commands.append(command)
-        return subprocess.CompletedProcess(command, 1, stdout="", stderr=stderr)
+        if (content := (first, last)[len(commands) - 1]) is None:
+            return refused(asset.sha256, "0" * 64)
+        file.write_bytes(content)
+        return Served(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", run)
-    return commands
-
-
-def test_hash_that_pip_refuses_is_retried_past_its_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    asset = register(monkeypatch, TOY)
-    commands = fake_pip(
-        monkeypatch,
-        "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.\n"
-        f"        Expected sha256 {asset.sha256}\n             Got        {'0' * 64}\n",
-    )
-    with pytest.raises(UserError, match=f"expected {asset.sha256}, got {'0' * 64}"):
-        fetch("toy")
+    if last == TOY:
+        assert files_below(fetch("toy")) == ["toy/a.txt", "toy/deep/b.txt"]
+    else:
+        actual = hashlib.sha256(last).hexdigest() if last else "0" * 64
+        with pytest.raises(UserError, match=f"expected {asset.sha256}, got {actual}"):
+            fetch("toy")
+        assert [path for path in cache.rglob("*") if path.suffix != ".lock"] == [cache / "assets"]
     assert ["--no-cache-dir" in command for command in commands] == [False, True]
 
 
@@ -189,44 +143,57 @@ def test_no_index_says_what_to_put_where(monkeypatch: pytest.MonkeyPatch, tmp_pa
         assert part in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "name", ["../evil.txt", "/tmp/evil.txt", "toy/../../evil.txt", "toy\\..\\evil.txt", "C:evil.txt"]
-)
-def test_member_that_leads_out_of_the_folder_is_refused(
-    monkeypatch: pytest.MonkeyPatch, offline: Path, tmp_path: Path, name: str
+def sdist_with_link() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as sdist:
+        link = tarfile.TarInfo("toy/a.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        sdist.addfile(link)
+    return buffer.getvalue()
+
+
+def wheel_with_link() -> bytes:
+    buffer, entry = io.BytesIO(), zipfile.ZipInfo("toy/a.txt")
+    entry.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(entry, "/etc/passwd")
+    return buffer.getvalue()
+
+
+OUTSIDE = ["../evil.txt", "/tmp/evil.txt", "toy/../../evil.txt", "toy\\..\\evil.txt", "C:evil.txt"]
+
+#: A distribution file, what its asset says otherwise than TOY's, and what the message names.
+REFUSED: dict[str, tuple[bytes, dict[str, object], str]] = {
+    "another hash": (TOY, {"sha256": "0" * 64}, naming("toy", "0" * 64, hashlib.sha256(TOY).hexdigest())),
+    "a pattern without a member": (TOY, {"members": ("toy/*.txt", "toy/*.jpg")}, r"toy/\*\.jpg$"),
+    "a link in a wheel": (wheel_with_link(), {}, naming("toy/a.txt", "link")),
+    "a link in an sdist": (sdist_with_link(), {"source": "sdist"}, naming("toy/a.txt", "link")),
+    **{
+        name: (wheel_bytes({"toy/a.txt": b"A", name: b"evil"}), {"members": ("*.txt",)}, "leads out")
+        for name in OUTSIDE
+    },
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_distributions_are_refused_and_leave_nothing(
+    monkeypatch: pytest.MonkeyPatch, offline: Path, tmp_path: Path, cache: Path, case: str
 ) -> None:
-    content = wheel_bytes({"toy/a.txt": b"A", name: b"evil"})
-    asset = register(monkeypatch, content, members=("*.txt",))
+    content, changes, message = REFUSED[case]
+    asset = register(monkeypatch, content, **changes)
     (offline / asset.filename).write_bytes(content)
-    with pytest.raises(UserError, match="leads out"):
+    with pytest.raises(UserError, match=message):
         fetch("toy")
+    assert (offline / asset.filename).read_bytes() == content
+    assert [path for path in cache.rglob("*") if path.suffix != ".lock"] == [cache / "assets"]
     assert not list(tmp_path.rglob("*evil*"))
     assert not Path("/tmp/evil.txt").exists()
 
 
-@pytest.mark.parametrize("source", ["wheel", "sdist"])
-def test_link_is_refused(monkeypatch: pytest.MonkeyPatch, offline: Path, source: str) -> None:
-    buffer = io.BytesIO()
-    if source == "wheel":
-        with zipfile.ZipFile(buffer, "w") as archive:
-            entry = zipfile.ZipInfo("toy/a.txt")
-            entry.external_attr = 0o120777 << 16
-            archive.writestr(entry, "/etc/passwd")
-    else:
-        with tarfile.open(fileobj=buffer, mode="w:gz") as sdist:
-            link = tarfile.TarInfo("toy/a.txt")
-            link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-            sdist.addfile(link)
-    asset = register(monkeypatch, buffer.getvalue(), source=source)
-    (offline / asset.filename).write_bytes(buffer.getvalue())
-    with pytest.raises(UserError, match=naming("toy/a.txt", "link")):
-        fetch("toy")
-
-
-def test_pattern_without_a_member(monkeypatch: pytest.MonkeyPatch, offline: Path) -> None:
-    asset = register(monkeypatch, TOY, members=("toy/*.txt", "toy/*.jpg"))
-    (offline / asset.filename).write_bytes(TOY)
-    with pytest.raises(UserError, match=r"toy/\*\.jpg$"):
+def test_offline_folder_that_does_not_exist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    register(monkeypatch, TOY)
+    monkeypatch.setenv("TENSORBENCH_ASSETS", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"TENSORBENCH_ASSETS.*nowhere"):
         fetch("toy")
 
 
@@ -235,17 +202,12 @@ def test_unknown_asset_suggests_the_nearest() -> None:
         fetch("textiles")
 
 
-def test_cache_below_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for folder in (tmp_path / "file", tmp_path / "file" / "cache"):
-        monkeypatch.setenv("TENSORBENCH_CACHE", str(folder))
-        with pytest.raises(UserError, match="TENSORBENCH_CACHE"):
-            cache_dir()
-
-
-@pytest.mark.parametrize("folder", ["~no-such-user/x", "/proc/no-such-folder", "x" * 300])
+@pytest.mark.parametrize(
+    "folder", ["~no-such-user/x", "/proc/no-such-folder", "x" * 300, "file", "file/cache"]
+)
 def test_cache_that_cannot_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: str) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     monkeypatch.setenv("TENSORBENCH_CACHE", folder)
     with pytest.raises(UserError, match=naming(folder, "TENSORBENCH_CACHE")):
         cache_dir()

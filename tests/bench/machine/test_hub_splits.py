@@ -1,4 +1,4 @@
-"""Tests splits of hub tasks. Official splits stay, others are dealt once or for each seed."""
+"""Tests splits of hub tasks and of local copies. Official splits stay, others are dealt once or per seed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ import numpy as np
 import pytest
 import torch
 
+from tensorbench.methods import UserError
 from tensorbench.tasks import TASKS, DataSource, PreparedData
 
+from ...messages import naming
 from ..hub_stand_in import Hub
 from .paper_hub import (
+    GLUE,
     SIZES,
     ids,
     local_cola,
     parts,
     plan,
     prepared,
+    task_of,
 )
 
 
@@ -128,3 +132,29 @@ def test_a_split_per_seed_pairs_the_methods_of_a_seed(online: Hub, tmp_path: Pat
         for trial in made.trials
     ]
     assert seen[0] == seen[1] != seen[2] == seen[3]
+
+
+def test_a_local_folder_replaces_the_repository(online: Hub, tmp_path: Path) -> None:
+    source = DataSource(local=online.folders[GLUE])
+    on_hub, here = prepared("cola")[1], prepared("cola", source=source)[1]
+    assert parts(on_hub) == parts(here)
+    task = task_of("cola", source)
+    assert task.data_hash.startswith("sha256:")
+    assert task.identity_hash() != TASKS.get("cola").identity_hash()
+    text = local_cola(tmp_path, [(f"t {i}", i % 2) for i in range(40)], [("a", 0), ("b", 1)])
+    assert task_of("cola", text).identity_hash() != task.identity_hash()
+    row = {"task": "cola", "source": {"local": str(tmp_path)}}
+    (trial,) = plan(tasks=[row], backbones=["tiny-random-bert"]).trials
+    assert trial.data["data_hash"] == task_of("cola", text).data_hash
+
+
+def test_local_data_that_change_after_the_plan_are_refused(tmp_path: Path) -> None:
+    from tensorbench.training.trial import Resources
+
+    local_cola(tmp_path, [(f"t {i}", i % 2) for i in range(40)], [("a", 0), ("b", 1)])
+    row = {"task": "cola", "source": {"local": str(tmp_path)}}
+    (trial,) = plan(tasks=[row], backbones=["tiny-random-bert"]).trials
+    local_cola(tmp_path, [(f"u {i}", i % 2) for i in range(42)], [("a", 0), ("b", 1)])
+    resources = Resources("cpu")
+    with pytest.raises(UserError, match=naming("'cola'", "task_identity")):
+        resources.data(trial, resources.backbone(trial).info.input)

@@ -52,7 +52,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         requests.append(repository)
         raise UserError(f"{repository} can be neither reached nor found")
 
-    for name in ("tasks.hub.commit_of", "tasks.hub.snapshot", "backbones.huggingface.snapshot"):
+    for name in ("tasks.data_tasks.commit_of", "tasks.data_tasks.snapshot", "backbones.huggingface.snapshot"):
         monkeypatch.setattr(f"tensorbench.{name}", unreachable)
     return requests
 

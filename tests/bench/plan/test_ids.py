@@ -30,9 +30,8 @@ from tensorbench.plan.suite import load_suite
 from tensorbench.plan.suite_rows import TaskRow
 from tensorbench.plan.trial import PROTOCOL, SIZES, Trial
 from tensorbench.records.stored_plan import StoredPlan
+from tensorbench.tasks.data_tasks import READING_VERSION
 from tensorbench.tasks.description import Description
-from tensorbench.tasks.own_tasks import READING_VERSION
-from tensorbench.tasks.preparing import _ImageKey, _TextKey
 from tensorbench.tasks.task import PREPARATION_VERSION, Task
 
 from ..toy_suites import DIGITS, MOVIES, TEXT, VISION, plan
@@ -78,7 +77,6 @@ def test_the_defaults_of_every_version_are_pinned() -> None:
     now = {
         f"protocol {PROTOCOL}": defaults(Recipe) | {name: row[name] for name in SIZES},
         f"preparation {PREPARATION_VERSION}": {
-            **defaults(_TextKey, _ImageKey),
             **{name: plain(getattr(Task, name)) for name in of_task},
             "padding": row["padding"],
         },

@@ -82,16 +82,6 @@ def test_splits_that_are_dealt_share_nothing(own_cache: Path) -> None:
     assert "also in train" not in str(split_sizes(task, ALL, None))
 
 
-def test_data_of_an_earlier_version_have_no_overlap_count(own_cache: Path) -> None:
-    """The cache of an earlier version has splits and prepared texts, but no file that identifies contents."""
-    task = OfficialText()
-    prepare(task, TEXT)
-    for folder in (own_cache / "prepared").glob("contents-*"):
-        folder.rename(own_cache / folder.name)
-    assert prepare(task, TEXT).repeated is None
-    assert split_sizes(task, ALL, None) is None
-
-
 def test_sizes_are_shown_with_the_overlap_if_there_is_any() -> None:
     assert str(SplitSizes(1024, 400, 2000, 12)) == (
         "1,024 train / 400 validation / 2,000 test (12 test examples also in train)"

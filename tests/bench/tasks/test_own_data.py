@@ -14,10 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tensorbench.methods.errors import UserError
-from tensorbench.methods.validation import validate
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite import Suite, load_suite
-from tensorbench.plan.suite_rows import TaskRow
 from tensorbench.plan.trial import Trial
 from tensorbench.tasks import data_key, prepare
 
@@ -184,8 +182,16 @@ def test_several_labels_by_columns_and_in_one(tmp_path: Path, own_cache: Path) -
 
 
 COLUMNS = "body,stars\n"
+JSONL = {"csv": None, "jsonl": "r.jsonl"}
 
-BAD: dict[str, tuple[str, dict[str, Any], str]] = {
+
+def lines(*rows: Any) -> str:
+    """Writes rows as lines of JSON with empty lines between, the first of them on line 3."""
+    return "\n\n" + "\n\n".join(map(json.dumps, rows))
+
+
+#: The content of the file, what the suite's row says otherwise than `reviews`, and what the message names.
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "no such column": (CSV, {"text": "boby"}, "r.csv has no column 'boby': did you mean 'body'"),
     "one class": (COLUMNS + "a,1\nb,1\n", {}, "column 'stars' has one class only: every row has '1'"),
     "a hole in the text": (COLUMNS + 'a,1\n"b\nc",0\n,1\n', {}, "r.csv, line 5: no value in column 'body'"),
@@ -273,13 +279,78 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         "there is no .*s.csv .*; .*github.* says where to get vtab-1k",
     ),
     "a name that is taken": (CSV, {"name": "digits"}, "there is a registered task of this name"),
+    "a label without a value": (
+        lines({"body": "a", "stars": ["x"]}, {"body": "b", "stars": ["x", None]}),
+        JSONL | {"target": "multi-label"},
+        "line 5: .* in column 'stars' has a label without a value",
+    ),
+    "no object": (
+        lines({"body": "a", "stars": 1}, [1]),
+        JSONL,
+        "line 5: it should be a JSON object, got .1.",
+    ),
+    "no JSON": ("{", JSONL, "line 1: it is no JSON"),
+    "no text": (
+        lines({"body": "a", "stars": 1}, {"body": 5}),
+        JSONL,
+        "line 5: column 'body' should hold texts, got 5",
+    ),
+    "a hole in JSON": (
+        lines({"body": "a", "stars": 1}, {"body": "b"}),
+        JSONL,
+        "line 5: no value in column 'stars'",
+    ),
+    "no such column in JSON": (
+        lines({"bodi": "a", "stars": 1}),
+        JSONL,
+        "has no column 'body': did you mean 'bodi'",
+    ),
+    "half a character in a text": (
+        lines({"body": "a", "stars": 1}, {"body": "b\ud83d", "stars": 2}),
+        JSONL,
+        r"line 5: column 'body' has half a character, \\ud83d",
+    ),
+    "half a character in a label": (
+        lines({"body": "a", "stars": "x"}, {"body": "b", "stars": "\ud83d"}),
+        JSONL,
+        "line 5: column 'stars' has half a character",
+    ),
+    "two kinds": (
+        lines({"body": "a", "stars": 1}, {"body": "b", "stars": "x"}),
+        JSONL,
+        "line 5: column 'stars' should hold numbers, got 'x'",
+    ),
+    "groups of two kinds": (
+        lines({"body": "a", "stars": 1, "who": 3}, {"body": "b", "stars": 0, "who": "five"}),
+        JSONL | {"group": "who"},
+        "line 5: column 'who' should hold numbers, got 'five'",
+    ),
+    "a list for an answer": (
+        lines({"q": "a", "a": "1"}, {"q": "b", "a": [2]}),
+        JSONL | {"text": "q", "label": "a", "target": "generation"},
+        "line 5: column 'a' should hold texts, got .2.",
+    ),
+    "a number for a path": (
+        lines({"body": 5, "stars": 1}),
+        JSONL | {"text": None, "image": "body"},
+        "column 'body' should hold texts",
+    ),
+    "an unknown field": (CSV, {"txet": "body"}, "unknown field 'data.txet'; did you mean 'text'"),
+    "neither text nor image": (CSV, {"text": None}, "csv.* text and image"),
+    "no label column": (CSV, {"label": None}, "csv needs label"),
+    "two files": (CSV, {"jsonl": "x"}, "one of csv.*csv, jsonl"),
+    "a column of a folder": (CSV, {"csv": None, "images": "x", "text": None}, "label: .*images"),
+    "a hub without classes": (CSV, {"csv": None, "hub": "a/b"}, "hub needs classes"),
+    "one word for two splits": (CSV, {"splits": {"A": "train", " a": "test"}}, "splits: .* a.* duplicated"),
+    "a unit of classes": (CSV, {"unit": "kg"}, "unit"),
 }
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_bad_rows_are_refused_by_line(tmp_path: Path, case: str) -> None:
-    content, more, message = BAD[case]
+@pytest.mark.parametrize("case", REFUSED)
+def test_data_and_descriptions_are_refused_by_line_or_field(tmp_path: Path, case: str) -> None:
+    content, more, message = REFUSED[case]
     (tmp_path / "r.xlsx").touch()
+    (tmp_path / "r.jsonl").write_text(content)
     with pytest.raises(UserError, match=message):
         reviews(tmp_path, content, **more)
 
@@ -375,27 +446,6 @@ def test_a_plan_knows_every_split_of_own_data(tmp_path: Path, own_cache: Path) -
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"csv": "r.csv", "txet": "body", "label": "x"}, "unknown field 'data.txet'; did you mean 'text'"),
-        ({"csv": "r.csv", "label": "x"}, "csv.* text and image"),
-        ({"csv": "r.csv", "text": "x"}, "csv needs label"),
-        ({"csv": "r.csv", "jsonl": "x", "text": "x", "label": "y"}, naming("one of csv", "csv, jsonl")),
-        ({"images": "x", "label": "y"}, "label: .*images"),
-        ({"hub": "a/b", "text": "x", "label": "y"}, "hub needs classes"),
-        (
-            {"csv": "r.csv", "text": "x", "label": "y", "splits": {"A": "train", " a": "test"}},
-            "splits: .* a.* duplicated",
-        ),
-        ({"csv": "r.csv", "text": "x", "label": "y", "unit": "kg"}, "unit"),
-    ],
-)
-def test_a_description_that_contradicts_itself_is_refused(row: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        validate(TaskRow, {"name": "mine", **row}, "tasks.0")
-
-
-@pytest.mark.parametrize(
     ("files", "message"),
     [
         ({"train": "ab", "test": "abc"}, "train.* of c"),
@@ -411,6 +461,22 @@ def test_every_split_has_every_class(
     own = task(tmp_path, csv={s: f"{s}.csv" for s in files}, text="body", label="stars")
     with pytest.raises(UserError, match=message):
         prepare(own, TEXT)
+
+
+def test_lines_of_json_may_have_a_mark_and_groups_of_numbers(tmp_path: Path) -> None:
+    groups = (7, 8, 7.0, 8.5)
+    rows = [json.dumps({"body": f"w{i}", "stars": i % 2, "who": n}) for i, n in enumerate(groups)]
+    (tmp_path / "r.jsonl").write_text("\n".join(rows), encoding="utf-8-sig")
+    own = task(tmp_path, jsonl="r.jsonl", text="body", label="stars", group="who")
+    assert list(own.examples().groups or ()) == ["7", "8", "7", "8.5"]
+
+
+def test_answers_in_json_become_texts_as_written(tmp_path: Path) -> None:
+    values = [2, 2.5, True, "three", 4.0, False, "  x"]
+    rows = ({"q": f"what is {n}", "a": value} for n, value in enumerate(values))
+    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    own = task(tmp_path, jsonl="r.jsonl", prompt="q", answer="a")
+    assert list(own.examples().labels) == ["2", "2.5", "true", "three", "4.0", "false", "  x"]
 
 
 def test_the_suite_of_own_data_plans_every_kind() -> None:

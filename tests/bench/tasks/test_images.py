@@ -1,4 +1,4 @@
-"""Tests image files that a suite describes: which layouts are read, and what is refused."""
+"""Tests images in files and in tables of others: which layouts and formats are read, and what is refused."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,11 +23,16 @@ from PIL import Image
 from tensorbench.methods.errors import UserError
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite import Suite
-from tensorbench.tasks import Task, prepare
+from tensorbench.tasks import TASKS, DataSource, Examples, Task, prepare
 from tensorbench.tasks.images import decoded
 
 from ...messages import naming
+from ..hub_stand_in import encoded
 from .toy_tasks import IMAGES, pictures, splits, task
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8)
+
+GOOD = {"bytes": encoded(PIXELS), "path": None}
 
 
 def test_images_by_class_and_by_list(tmp_path: Path, own_cache: Path) -> None:
@@ -83,24 +89,31 @@ def test_images_in_hidden_folders_are_none(tmp_path: Path) -> None:
     assert len(task(tmp_path, images="x").examples().labels) == 24
 
 
-def test_images_lie_in_their_folder_and_are_images(tmp_path: Path, own_cache: Path) -> None:
+#: Paths in a list of images, and what the message names beside the list and its line.
+NO_PATHS: dict[str, str] = {
+    "../secret.png": "leads out",
+    "{secret}": "leads out",
+    "link.png": "leads out",
+    "a/missing.png": "no image",
+    "a": "no image",
+    "a/\0.png": "no path",
+}
+
+
+@pytest.mark.parametrize("name", NO_PATHS)
+@pytest.mark.parametrize("kind", ["image_list", "csv"])
+def test_paths_that_name_no_image_below_their_folder_are_refused(
+    tmp_path: Path, kind: str, name: str
+) -> None:
     pictures(tmp_path / "x", "a", "b")
     secret = tmp_path / "secret.png"
     shutil.copy(tmp_path / "x" / "a" / "0.png", secret)
     (tmp_path / "x" / "link.png").symlink_to(secret)
-    for name in ("../secret.png", str(secret), "link.png"):
-        (tmp_path / "x" / "l.txt").write_text(f"a/0.png 0\n{name} 1\n")
-        with pytest.raises(UserError, match=naming("l.txt", "line 2", "leads out")):
-            task(tmp_path, image_list="x/l.txt")
-    (tmp_path / "x" / "l.txt").write_text("a/0.png 0\n\na/missing.png 1\n")
-    with pytest.raises(UserError, match=naming("l.txt", "line 3", "no image")):
-        task(tmp_path, image_list="x/l.txt")
-    (tmp_path / "x" / "a" / "0.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=naming("a/0.png", "no image")):
-        prepare(task(tmp_path, images="x"), IMAGES)
-    Image.fromarray(np.full((8, 8), 4000, dtype=np.uint16)).save(tmp_path / "x" / "a" / "0.png")
-    with pytest.raises(UserError, match=naming("a/0.png", "8 bits")):
-        prepare(task(tmp_path, images="x"), IMAGES)
+    row, columns = name.format(secret=secret), {} if kind == "image_list" else {"image": "f", "label": "k"}
+    lines = f"a/0.png 0\n\n{row} 1\n" if kind == "image_list" else f"f,k\na/0.png,0\n{row},1\n"
+    (tmp_path / "x" / "l.txt").write_text(lines)
+    with pytest.raises(UserError, match=naming("l.txt", "line 3", NO_PATHS[name])):
+        task(tmp_path, **{kind: "x/l.txt"}, **columns)
 
 
 def test_folders_and_files_that_take_no_end_are_refused(tmp_path: Path) -> None:
@@ -150,15 +163,6 @@ def test_a_plan_finds_images_that_cannot_be_read(tmp_path: Path, own_cache: Path
             plan()
 
 
-def test_a_table_never_names_an_image_elsewhere(tmp_path: Path) -> None:
-    images = [
-        {"image": {"bytes": None if i else b"x", "path": "/etc/hostname"}, "label": i % 2} for i in range(4)
-    ]
-    pq.write_table(pa.Table.from_pylist(images), tmp_path / "i.parquet")
-    with pytest.raises(UserError, match=naming("i.parquet", "row 1", "paths")):
-        task(tmp_path, parquet="i.parquet", image="image", label="label")
-
-
 def png_of_16_bits() -> bytes:
     """Encodes a 16-bit RGB PNG, which PIL cannot write."""
 
@@ -173,24 +177,104 @@ def png_of_16_bits() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
-def test_colours_of_16_bits_are_refused_by_their_file(tmp_path: Path, own_cache: Path) -> None:
-    pictures(tmp_path / "x", "a", "b")
-    (tmp_path / "x" / "b" / "1.png").write_bytes(png_of_16_bits())
-    with pytest.raises(UserError, match=naming("b/1.png", "16 bits")):
-        prepare(task(tmp_path, images="x"), IMAGES)
+def saved(form: str, *images: np.ndarray, **options: Any) -> bytes:
+    buffer, (first, *others) = io.BytesIO(), [Image.fromarray(pixels) for pixels in images or (PIXELS,)]
+    options |= {"save_all": True, "append_images": others} if others else {}
+    first.save(buffer, form, **options)
+    return buffer.getvalue()
 
 
-@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])
-def test_several_pictures_in_a_file_are_refused(tmp_path: Path, own_cache: Path, form: str) -> None:
+TWO = [np.full((8, 8, 3), value, dtype=np.uint8) for value in (20, 200)]
+
+#: Contents of files that are no image, and what the message names.
+HOSTILE: dict[str, tuple[bytes, str]] = {
+    "text": (b"no image", "JPEG"),
+    "cut": (encoded(PIXELS)[:60], ""),
+    "empty": (b"", "JPEG"),
+    "a program": (saved("EPS"), "JPEG"),
+    "a bomb": (saved("PNG", np.zeros((700, 700), dtype=bool)), "pixels"),
+    "a larger bomb": (saved("PNG", np.zeros((1200, 1200), dtype=bool)), "pixels"),
+    "16 bits of grey": (saved("PNG", np.full((8, 8), 4000, dtype=np.uint16)), "8 bits"),
+    "16 bits of colours": (png_of_16_bits(), "16 bits"),
+    **{f"two pictures in {form}": (saved(form, *TWO), "pictures") for form in ("GIF", "PNG", "WEBP", "TIFF")},
+}
+
+
+def of_rows(folder: Path, *rows: Any) -> Examples:
+    """Returns the examples of a task with a valid train split and with these rows in the test split."""
+    for part, images in (("train", [GOOD, GOOD]), ("test", list(rows))):
+        table = pa.table({"image": images, "label": [0] * len(images)})
+        pq.write_table(table, folder / f"{part}.parquet")
+    return TASKS.get("eurosat").at(DataSource(local=folder)).examples()
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_images_are_refused_by_their_place(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600 * 600)
+    content, message = HOSTILE[case]
     pictures(tmp_path / "x", "a", "b")
-    first, second = (Image.fromarray(np.full((8, 8, 3), value, dtype=np.uint8)) for value in (20, 200))
-    first.save(tmp_path / "x" / "b" / "1.png", form, save_all=True, append_images=[second])
-    with pytest.raises(UserError, match=naming("b/1.png", "pictures")):
+    (tmp_path / "x" / "b" / "1.png").write_bytes(content)
+    with pytest.raises(UserError, match=naming("b/1.png", message)):
         prepare(task(tmp_path, images="x"), IMAGES)
+    examples = of_rows(tmp_path, GOOD, {"bytes": content, "path": None})
+    with pytest.raises(UserError, match=naming("'eurosat'", "test split", "row 1", message)):
+        examples.inputs[3]
 
 
 def test_a_photograph_with_a_preview_is_one_picture() -> None:
-    first, second = (Image.fromarray(np.full((8, 8, 3), value, dtype=np.uint8)) for value in (20, 200))
-    content = io.BytesIO()
-    first.save(content, "MPO", save_all=True, append_images=[second])
-    assert decoded(content.getvalue()).mean() == pytest.approx(20, abs=1)
+    assert decoded(saved("MPO", *TWO)).mean() == pytest.approx(20, abs=1)
+
+
+@pytest.mark.parametrize("kind", ["struct", "text"])
+@pytest.mark.parametrize("where", ["a file", "a URL"])
+def test_a_path_is_never_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: str
+) -> None:
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(encoded(PIXELS))
+    paths: list[str] = []
+    opened = Image.open
+
+    def recorded(file: Any, *args: Any, **options: Any) -> Any:
+        paths.append(str(file))
+        return opened(file, *args, **options)
+
+    monkeypatch.setattr(Image, "open", recorded)
+    monkeypatch.setattr(
+        "datasets.features.image.xopen", lambda path, *_, **__: paths.append(path) or secret.open("rb")
+    )
+    path = str(secret) if where == "a file" else "https://example.org/secret.png"
+    rows = [GOOD, {"bytes": None, "path": path}]
+    if kind == "text":
+        rows = [path, path]
+    with pytest.raises(UserError, match=r"test split.*embedded"):
+        list(of_rows(tmp_path, *rows).inputs)
+    assert not [path_read for path_read in paths if "secret" in path_read]
+
+
+def test_an_image_without_bytes_is_refused_by_its_row(tmp_path: Path) -> None:
+    rows = [GOOD, {"bytes": None, "path": "/etc/hostname"}]
+    pq.write_table(pa.table({"image": rows, "label": [0, 1]}), tmp_path / "i.parquet")
+    with pytest.raises(UserError, match=naming("i.parquet", "row 1", "paths")):
+        task(tmp_path, parquet="i.parquet", image="image", label="label")
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_images_are_decoded_as_datasets_does(tmp_path: Path, form: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = {} if form in ("BMP", "GIF") else {"exif": exif}
+    row = {"bytes": saved(form, **turned), "path": "ignored.png"}
+    image = of_rows(tmp_path, row).inputs[2]
+    assert np.array_equal(image, np.asarray(datasets.Image(mode="RGB").decode_example(row)))
+    assert image.shape == ((6, 8, 3) if turned else (8, 6, 3))
+
+
+def test_plain_bytes_are_images_too_and_grey_becomes_rgb(tmp_path: Path) -> None:
+    images = [GOOD["bytes"], encoded(PIXELS[..., 0])]
+    pq.write_table(pa.table({"image": images, "label": [0, 1]}), tmp_path / "train.parquet")
+    examples = TASKS.get("eurosat").at(DataSource(local=tmp_path)).examples()
+    assert np.array_equal(examples.inputs[0], PIXELS)
+    assert np.array_equal(examples.inputs[1], np.repeat(PIXELS[..., :1], 3, axis=2))
