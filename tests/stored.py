@@ -29,7 +29,6 @@ from tensorbench.records.stored_plan import Row
 from tensorbench.records.words import Status, Tag
 from tensorbench.store.store import Store
 from tensorbench.store.writer import TrialRun, begin_trial
-from tensorbench.training.ending import finished
 from tensorbench.training.loop import Evaluation, Trained
 from tensorbench.training.trial import Outcome
 
@@ -100,28 +99,26 @@ def begun(
 def usual_ending(parameters: int) -> Record:
     """Makes the record of a finished trial with made-up results and this many adapter parameters."""
     trained = Trained(2, 2, 0.5, 0.5, 10.0)
-    return finished(
-        Outcome(
-            trained,
-            Evaluation(torch.eye(2), 0.5, 0.5, np.arange(2)),
-            torch.arange(2),
-            torch.arange(2),
-            {},
-            {},
-            {
-                **dict.fromkeys((Measure.SCORE, Measure.SCORE_LOSS, Measure.ADAPTER_EFFECT), 0.5),
-                Measure.ADAPTER_PARAMETERS: parameters,
-                Measure.HEAD_PARAMETERS: 100,
-                Measure.SECONDS: 3600.0,
-                Measure.PEAK_MIB: 100.0,
-                Measure.ADAPTER_BYTES: 0,
-                Measure.FROZEN_BYTES: 0,
-                Measure.GUESSING_LOSS: 0.7,
-                **trained.measures,
-            },
-            {},
-        )
-    )
+    return Outcome(
+        trained,
+        Evaluation(torch.eye(2), 0.5, 0.5, np.arange(2)),
+        torch.arange(2),
+        torch.arange(2),
+        {},
+        {},
+        {
+            **dict.fromkeys((Measure.SCORE, Measure.SCORE_LOSS, Measure.ADAPTER_EFFECT), 0.5),
+            Measure.ADAPTER_PARAMETERS: parameters,
+            Measure.HEAD_PARAMETERS: 100,
+            Measure.SECONDS: 3600.0,
+            Measure.PEAK_MIB: 100.0,
+            Measure.ADAPTER_BYTES: 0,
+            Measure.FROZEN_BYTES: 0,
+            Measure.GUESSING_LOSS: 0.7,
+            **trained.measures,
+        },
+        {},
+    ).record()
 
 
 def _through_the_harness(store: Store, suite_run: str, trial: Trial, row: Row) -> str:

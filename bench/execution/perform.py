@@ -21,7 +21,6 @@ from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
 from tensorbench.records.record import Failure, Progress, Record, failed, lost
 from tensorbench.records.words import Status, Tag
-from tensorbench.training.ending import finished
 from tensorbench.training.loop import Diverged
 from tensorbench.training.measure import libraries, provenance
 from tensorbench.training.numerics import refused_precision
@@ -255,7 +254,7 @@ def _attempt(
     try:
         resources.data(trial, resources.backbone(trial).info.input)
         loading = False
-        return finished(run_trial(trial, resources, watched))
+        return run_trial(trial, resources, watched).record()
     except Diverged as error:
         ending = failed("diverged", str(error), traceback.format_exc())
     except (torch.OutOfMemoryError, MemoryError) as error:

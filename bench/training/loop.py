@@ -119,10 +119,6 @@ def rate(step: int, steps: int, warmup: int, peak: float, floor: float) -> float
     return floor + (peak - floor) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
-def _multiplier(peak: float, steps: int, warmup: int, floor: float) -> Callable[[int], float]:
-    return lambda step: rate(step, steps, warmup, peak, floor) / peak
-
-
 def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
     """Returns the context in which forward passes run: in bfloat16, TF32 or float32, as the recipe says."""
     if recipe.precision == "bf16":
@@ -152,7 +148,9 @@ def evaluate(
         for indices in batches(split, 2 * saving.size(recipe.batch_size), None):
             outputs = backbone.module(**split.batch(indices)).float()
             if isinstance(split, WrittenSplit):
-                answers = _writer(backbone).write(backbone.module.encoder, *split.prompt_batch(indices))
+                # `put_head` installed a `Writer`.
+                writer: Any = backbone.module.answers
+                answers = writer.write(backbone.module.encoder, *split.prompt_batch(indices))
                 outputs[:, 0] = torch.tensor(split.correct(indices, answers))
                 texts |= zip(indices.tolist(), answers, strict=True)
             parts.append(outputs)
@@ -165,21 +163,6 @@ def evaluate(
     # Logits that are not finite have no score; the loss shows that training diverged.
     score = objective.score(logits, labels) if math.isfinite(loss) else math.nan
     return Evaluation(logits, score, loss, answers, [texts[i] for i in range(len(split))] if texts else None)
-
-
-def _writer(backbone: Backbone) -> Any:
-    """Returns the object that writes answers, which `put_head` installed on the backbone."""
-    return backbone.module.answers
-
-
-@dataclass
-class _Selected:
-    """The best state so far: the result on validation, the epoch, and the state of adapter and head."""
-
-    result: Evaluation
-    epoch: int
-    adapter: dict[str, Tensor]
-    head: dict[str, Tensor]
 
 
 class _Course:
@@ -246,17 +229,21 @@ def train(
     course = _Course(recipe.step_count(len(data.train)), report)
     adapter.begin_training(course.steps)
     optimizer, scheduler = _optimizer(groups, recipe, course.steps)
-    order, feed = generator(seed, "data_order"), _feed(data.train, recipe, seed)
+    order, feed = generator(seed, "data_order"), data.train.batch
+    if recipe.augmentation:
+        assert isinstance(data.train, ImageSplit)
+        augment = augmenter(recipe.augmentation, generator(seed, "augmentation"))
+        feed = partial(data.train.batch, augment=augment)
     timer = StepTimer(device)
-    selected: _Selected | None = None
+    best: Evaluation | None = None
     while course.step < course.steps:
         course.epoch += 1
         backbone.module.train()
         for indices in batches(data.train, recipe.batch_size, order):
             with timer:
                 optimizer.zero_grad(set_to_none=True)
-                batch = _Batch(feed(indices), data.train.targets(indices), saving.size(recipe.batch_size))
-                loss = _backward(backbone, adapter, batch, recipe, data.objective)
+                targets, part = data.train.targets(indices), saving.size(recipe.batch_size)
+                loss = _backward(backbone, adapter, feed(indices), targets, part, recipe, data.objective)
                 if (extra := adapter.extra_loss()) is not None:
                     extra.backward()
                 if recipe.clip is not None:
@@ -270,16 +257,14 @@ def train(
         course.tell_losses()
         result = evaluate(backbone, adapter, data.validation, recipe, data.objective, saving)
         course.validated(result)
-        if adapter.settled and (
-            selected is None or _better(result, selected.result, recipe, data.objective.metric)
-        ):
-            selected = _Selected(result, course.epoch, adapter.state(), head_state(backbone))
-    if selected is None:
+        if adapter.settled and (best is None or _better(result, best, recipe, data.objective.metric)):
+            best, epoch = result, course.epoch
+            adapter_state, best_head = adapter.state(), head_state(backbone)
+    if best is None:
         raise RuntimeError(f"{type(adapter).__name__} was never settled, not even after the last step")
-    adapter.load(selected.adapter)
-    backbone.head.load_state_dict(selected.head)
-    chosen = selected.result
-    return Trained(course.steps, selected.epoch, chosen.metric, chosen.loss, timer.median_ms())
+    adapter.load(adapter_state)
+    backbone.head.load_state_dict(best_head)
+    return Trained(course.steps, epoch, best.metric, best.loss, timer.median_ms())
 
 
 def _better(later: Evaluation, earlier: Evaluation, recipe: Recipe, metric: Metric) -> bool:
@@ -291,34 +276,30 @@ def _better(later: Evaluation, earlier: Evaluation, recipe: Recipe, metric: Metr
     return metric.better(later.metric, earlier.metric)
 
 
-@dataclass
-class _Batch:
-    """The padded inputs of a batch and its targets."""
-
-    inputs: dict[str, Tensor]
-    targets: Tensor
-    #: The largest number of examples in one forward pass.
-    at_once: int
-
-
 def _backward(
-    backbone: Backbone, adapter: Adapter, batch: _Batch, recipe: Recipe, objective: Objective
+    backbone: Backbone,
+    adapter: Adapter,
+    batch: dict[str, Tensor],
+    targets: Tensor,
+    most: int,
+    recipe: Recipe,
+    objective: Objective,
 ) -> Tensor:
-    """Computes the mean loss of a batch and its gradients, in parts of at most `batch.at_once` examples.
+    """Computes the mean loss of a batch and its gradients, in parts of at most `most` examples.
 
     Order, augmentation, padding and the adapter's dropout are the same as for the undivided batch.
     """
-    size = len(batch.targets)
+    size = len(targets)
     losses: list[Tensor] = []
-    for start in range(0, size, batch.at_once):
-        stop = min(start + batch.at_once, size)
-        targets = batch.targets[start:stop]
-        inputs = {name: value[start:stop] for name, value in batch.inputs.items()}
+    for start in range(0, size, most):
+        stop = min(start + most, size)
+        inputs = {name: value[start:stop] for name, value in batch.items()}
         with adapter.part(start, stop, size), autocast(recipe, targets.device):
             logits = backbone.module(**inputs)
-            loss = objective.loss(logits.float(), targets)
+            loss = objective.loss(logits.float(), targets[start:stop])
         if stop - start < size:
-            loss = loss * (objective.terms(inputs, targets) / objective.terms(batch.inputs, batch.targets))
+            terms = objective.terms(inputs, targets[start:stop])
+            loss = loss * (terms / objective.terms(batch, targets))
         loss.backward()
         losses.append(loss.detach())
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
@@ -348,16 +329,11 @@ def _optimizer(
         [group | {"lr": peaks[group["name"]], "weight_decay": decays[group["name"]]} for group in groups],
         fused=True,
     )
-    multipliers = [_multiplier(peaks[group["name"]], steps, warmup, recipe.lr_floor) for group in groups]
-    return optimizer, LambdaLR(optimizer, multipliers)
 
+    def multiplier(peak: float) -> Callable[[int], float]:
+        return lambda step: rate(step, steps, warmup, peak, recipe.lr_floor) / peak
 
-def _feed(split: Split, recipe: Recipe, seed: int) -> Callable[[Tensor], dict[str, Tensor]]:
-    """Returns a function that makes a training batch from indices, augmented if the recipe says so."""
-    if not recipe.augmentation:
-        return split.batch
-    assert isinstance(split, ImageSplit)
-    return partial(split.batch, augment=augmenter(recipe.augmentation, generator(seed, "augmentation")))
+    return optimizer, LambdaLR(optimizer, [multiplier(peaks[group["name"]]) for group in groups])
 
 
 def head_state(backbone: Backbone) -> dict[str, Tensor]:

@@ -81,7 +81,9 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             return
-        _give_back()
+        with suppress(OSError, AttributeError):  # no glibc
+            # Return to the system the memory that glibc's allocator kept after earlier trials.
+            ctypes.CDLL(None).malloc_trim(0)
         try:
             # On Linux, writing 5 resets the peak resident set size (VmHWM).
             Path("/proc/self/clear_refs").write_text("5")
@@ -98,12 +100,6 @@ class PeakMemory:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 2**10
         return None
-
-
-def _give_back() -> None:
-    """Makes glibc's allocator return to the system the memory that it kept after earlier trials."""
-    with suppress(OSError, AttributeError):  # no glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 @cache

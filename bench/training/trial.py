@@ -12,29 +12,37 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from tensorbench.backbones import BackboneSpec, LoadedBackbone, load
-from tensorbench.backbones.answers import has_vocabulary, put_head
+from tensorbench.backbones.answers import has_vocabulary, put_head, token_logits, unembedding_of
 from tensorbench.backbones.inputs import ModelInput, TextInput
 from tensorbench.backbones.padding import ANY_SIDE, RIGHT, padded
+from tensorbench.backbones.pooling import decoded
 from tensorbench.methods import Adapter, UserError
 from tensorbench.plan.recipe import Recipe
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure, Measures, SplitSizes
-from tensorbench.records.record import Progress
-from tensorbench.records.words import Tag
+from tensorbench.records.predictions import Predictions
+from tensorbench.records.record import Progress, Record
+from tensorbench.records.text import storable
+from tensorbench.records.words import Artifact, Status, Tag
 from tensorbench.tasks import PreparedData, Split, data_key, prepare
 from tensorbench.tasks.plain_text import plain_tokens
 from tensorbench.training.converged import fit_head
-from tensorbench.training.effect import effect, outputs
-from tensorbench.training.forgetting import text_loss
 from tensorbench.training.inference import Forward, Inference, timed_sizes
 from tensorbench.training.loop import Diverged, Evaluation, Trained, autocast, evaluate, head_state, train
 from tensorbench.training.measure import PeakMemory
 from tensorbench.training.numerics import compiled, deterministic, frozen_in_bf16, take_device, tf32
 from tensorbench.training.saving import PLAIN, Saving, checkpointed
 from tensorbench.training.seeding import generator, stream_seed
+
+#: The largest number of tokens in a batch of several documents, including padding. It is small, since each
+#: token has logits over the whole vocabulary.
+TOKENS_AT_ONCE = 1024
 
 
 @dataclass
@@ -51,6 +59,26 @@ class Outcome:
     #: All measures. A measure that could not be taken is None or absent.
     measures: Measures
     tags: dict[str, str]
+
+    def record(self) -> Record:
+        """Returns the outcome as a record of plain values and bytes."""
+        tensors = {f"adapter.{name}": value for name, value in self.adapter.items()}
+        tensors |= {f"head.{name}": value for name, value in self.head.items()}
+        texts, logits = self.final.texts, self.final.logits.numpy()
+        predictions = Predictions(
+            self.example_ids.numpy(),
+            self.labels.numpy(),
+            self.final.answers,
+            logits,
+            logits.shape[1],
+            text=None if texts is None else tuple(map(storable, texts)),
+        )
+        return Record(
+            status=Status.FINISHED,
+            tags=self.tags,
+            metrics={key: float(value) for key, value in self.measures.items() if value is not None},
+            files={Artifact.PREDICTIONS: predictions.file(), Artifact.ADAPTER: save(tensors)},
+        )
 
 
 class Resources:
@@ -239,6 +267,11 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
                 **_of_data(model_input, data),
                 **_forgetting(trial, backbone, adapter, text, before),
             }
+            tags: dict[str, str] = {}
+            if ranks := adapter.final_ranks():
+                tags[Tag.FINAL_RANKS] = json.dumps(ranks, separators=(",", ":"))
+            if Measure.TEXT_LOSS in measures:
+                tags[Tag.TEXT] = str(trial.forgetting)
             outcome = Outcome(
                 trained=trained,
                 final=final,
@@ -247,7 +280,7 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
                 adapter=state,
                 head=head_state(backbone),
                 measures=measures,
-                tags=_tags(trial, adapter, measures),
+                tags=tags,
             )
             # Last, because it detaches the adapter.
             measures |= _in_use(trial, resources, backbone, adapter, data)
@@ -303,6 +336,32 @@ def _trained(
     return trained, final
 
 
+def text_loss(backbone: LoadedBackbone, text: Sequence[Tensor], recipe: Recipe) -> tuple[float, int]:
+    """Returns the mean loss over all tokens except the first of each document, and their number.
+
+    Its rise by an adapter measures forgetting. `text` has the token ids (tokens,) of each document. The
+    backbone is left in evaluation mode. If it has an adapter, call this inside `Adapter.hold`, so that the
+    adapter contracts its factors only once.
+    """
+    encoder, table = backbone.module.encoder, unembedding_of(backbone)
+    device = next(encoder.parameters()).device
+    backbone.module.eval()
+    total = torch.zeros((), dtype=torch.float64)
+    count = 0
+    size = max(1, TOKENS_AT_ONCE // max(map(len, text)))
+    with torch.inference_mode(), autocast(recipe, device):
+        for documents in (text[start : start + size] for start in range(0, len(text), size)):
+            ids = pad_sequence(list(documents), batch_first=True).to(device)
+            lengths = torch.tensor([len(document) for document in documents], device=device)
+            mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
+            predicted = mask[:, 1:].bool()
+            states = decoded(encoder, ids, mask)[:, :-1][predicted]
+            logits = token_logits(encoder, states, table)
+            total += F.cross_entropy(logits, ids[:, 1:][predicted], reduction="sum").double().cpu()
+            count += int(predicted.sum())
+    return float(total) / count, count
+
+
 def _forgetting(
     trial: Trial,
     backbone: LoadedBackbone,
@@ -327,15 +386,32 @@ def _in_use(
     """Measures the adapter's inference time and its effect on a few examples. Detaches the adapter."""
     sizes = [min(size, len(data.validation)) for size in timed_sizes(resources.device)]
     batches = [data.validation.batch(torch.arange(size)) for size in sizes]
-    batch, *_ = batches
     has_parameters = adapter.parameter_count > 0
+
+    @torch.inference_mode()
+    def outputs() -> Tensor:
+        backbone.module.eval()
+        with autocast(trial.recipe, resources.device):
+            return backbone.module(**batches[0]).float().cpu()
+
     with adapter.hold():
-        adapted = outputs(backbone, batch, trial.recipe)
+        adapted = outputs()
     measures = dict(resources.inference(trial, lambda: _inference(trial, backbone, adapter, batches)))
     adapter.detach()
     if has_parameters:
-        measures[Measure.ADAPTER_EFFECT] = effect(adapted, outputs(backbone, batch, trial.recipe))
+        measures[Measure.ADAPTER_EFFECT] = effect(adapted, outputs())
     return measures
+
+
+def effect(adapted: Tensor, bare: Tensor) -> float | None:
+    """Returns how much an adapter changes the outputs (N, outputs), relative to their spread over examples.
+
+    The change is the RMS difference of `adapted` (with the adapter) and `bare` (without it). The spread is
+    the RMS deviation of `adapted` from its mean over examples. 0 means that the adapter changes nothing.
+    Returns None if `adapted` is equal for all examples.
+    """
+    spread = (adapted - adapted.mean(0)).square().mean().sqrt().item()
+    return (adapted - bare).square().mean().sqrt().item() / spread if spread > 0 else None
 
 
 def _inference(
@@ -370,12 +446,3 @@ def _of_data(model_input: ModelInput, data: PreparedData) -> Measures:
         measures[Measure.CUT_PROMPTS] = sum(getattr(split, "cut", 0) for split in splits)
         measures[Measure.PROMPTS] = sum(map(len, splits))
     return measures
-
-
-def _tags(trial: Trial, adapter: Adapter, measures: Measures) -> dict[str, str]:
-    tags: dict[str, str] = {}
-    if ranks := adapter.final_ranks():
-        tags[Tag.FINAL_RANKS] = json.dumps(ranks, separators=(",", ":"))
-    if Measure.TEXT_LOSS in measures:
-        tags[Tag.TEXT] = str(trial.forgetting)
-    return tags

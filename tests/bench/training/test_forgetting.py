@@ -25,9 +25,7 @@ from tensorbench.records.measures import Measure
 from tensorbench.records.words import Tag
 from tensorbench.tasks import plain_text
 from tensorbench.tasks.plain_text import plain_tokens
-from tensorbench.training.ending import finished
-from tensorbench.training.forgetting import text_loss
-from tensorbench.training.trial import Resources, run_trial
+from tensorbench.training.trial import Resources, run_trial, text_loss
 
 from ...messages import naming
 from ..toy_runs import run
@@ -58,7 +56,7 @@ def test_the_loss_is_the_mean_of_all_tokens_together(
                 total, count = total - float(logits[place, token]), count + 1
     recipe = Recipe.model_validate({}).resolved("cpu")
     assert text_loss(backbone, text, recipe) == (pytest.approx(total / count, rel=1e-5), count)
-    monkeypatch.setattr("tensorbench.training.forgetting.TOKENS_AT_ONCE", 12)
+    monkeypatch.setattr("tensorbench.training.trial.TOKENS_AT_ONCE", 12)
     assert text_loss(backbone, text, recipe) == (pytest.approx(total / count, rel=1e-5), count)
 
 
@@ -79,7 +77,7 @@ def test_trials_measure_what_the_adapter_did_against_the_backbone_without_it(
     other = {"method": "tt_lora", "start": "published", "training": {"lr": 1e-6}}
     made = plan(DECODER, methods=["head_only", other, "lora"])
     resources = Resources("cpu")
-    records = [finished(run_trial(trial, resources, lambda _: None)) for trial in made.trials]
+    records = [run_trial(trial, resources, lambda _: None).record() for trial in made.trials]
     assert bare == [1, 0, 0]
     nothing, start, lora = (record.measure(Measure.FORGETTING) for record in records)
     assert nothing == 0.0

@@ -28,7 +28,6 @@ from tensorbench.tasks.objective import extracted, same
 from tensorbench.tasks.school_math import GSM8K, METAMATH, MetaMath
 from tensorbench.tasks.splits import WrittenSplit, answers_of
 from tensorbench.tasks.tokens import written
-from tensorbench.training.ending import finished
 from tensorbench.training.loop import evaluate
 from tensorbench.training.saving import Saving
 from tensorbench.training.trial import Resources, run_trial
@@ -228,7 +227,7 @@ def test_trials_of_described_data_train_and_head_only_is_zero_shot(
     assert (bare.trained.steps, *(bare.measures[count] for count in counts)) == (0, 0, 0)
     assert (lora.trained.steps, lora.head) == (4, {})
     assert lora.final.loss < bare.final.loss
-    table = frame_of(finished(lora).files[Artifact.PREDICTIONS])
+    table = frame_of(lora.record().files[Artifact.PREDICTIONS])
     assert len(table) == 9
     assert set(table.columns) == {"example", "label", "prediction", "text", *(f"logit_{i}" for i in range(3))}
     # The number of tokens of an answer such as "so #### 12", and one for the end of the text.

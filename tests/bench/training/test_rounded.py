@@ -1,17 +1,20 @@
-"""Tests bfloat16 backbones: trained parameters are float32, and results are close to those in float32."""
+"""Tests bfloat16, int8 and nf4 backbones: trained parameters are float32, results close to float32's."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
+from peft import PeftType
 
 from tensorbench.backbones import BackboneSpec, describe, load
 from tensorbench.backbones.random_weights import RandomBackbone
-from tensorbench.methods import UserError, create
+from tensorbench.methods import UserError, create, quantised
 from tensorbench.methods.errors import RoundedMerge
 from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
 from tensorbench.tools.export.original import Original
 from tensorbench.training.saving import Saving
 from tensorbench.training.trial import Outcome, Resources, run_trial
@@ -94,17 +97,32 @@ def test_full_fine_tuning_of_rounded_weights_is_refused() -> None:
         plan(TEXT, backbones=[ROUNDED], training={**TEXT["training"], "precision": "fp32"})
 
 
-def test_rounded_weights_are_others_by_name_hash_and_commit() -> None:
-    plain, rounded = describe("tiny-random-llama"), describe(BackboneSpec.model_validate(ROUNDED))
-    assert rounded.name == "tiny-random-llama bfloat16"
-    assert rounded.weights_hash == f"bfloat16 of {plain.weights_hash}"
-    assert load(ROUNDED).info.weights_hash == rounded.weights_hash
-    # A suite may compare both types.
-    assert len(plan(TEXT, backbones=["tiny-random-llama", ROUNDED]).trials) == 2
+@pytest.mark.parametrize(
+    ("fields", "name", "of"),
+    [
+        ({"dtype": "bfloat16"}, "bfloat16", "bfloat16 of"),
+        ({"quantise": "nf4"}, "nf4", "nf4 of"),
+        ({"dtype": "bfloat16", "quantise": "int8"}, "bfloat16 int8", "int8 of bfloat16 of"),
+    ],
+)
+def test_rounded_weights_are_others_by_name_hash_id_and_commit(
+    fields: dict[str, str], name: str, of: str
+) -> None:
+    spec = {"name": "tiny-random-llama", **fields}
+    plain, rounded = describe("tiny-random-llama"), describe(BackboneSpec.model_validate(spec))
+    assert rounded.name == f"tiny-random-llama {name}"
+    assert rounded.weights_hash == f"{of} {plain.weights_hash}"
+    assert rounded.geometry.encoder == plain.geometry.encoder
+    if "quantise" not in fields:
+        assert load(BackboneSpec.model_validate(spec)).info.weights_hash == rounded.weights_hash
+    # A suite may compare both.
+    made = plan(TEXT, backbones=["tiny-random-llama", spec])
+    assert len({trial.id for trial in made.trials}) == len(made.trials) == 2
+    assert len({row.parameters for row in made.rows}) == 1
     commit = "c" * 40
-    spec = BackboneSpec(hub="owner/model", dtype="bfloat16")
-    info = spec.described(replace(plain, weights_hash=f"hub:owner/model@{commit}"))
-    assert spec.pinned(info) == spec.model_copy(update={"revision": commit})
+    on_hub = BackboneSpec.model_validate({"hub": "owner/model", **fields})
+    info = on_hub.described(replace(plain, weights_hash=f"hub:owner/model@{commit}"))
+    assert on_hub.pinned(info) == on_hub.model_copy(update={"revision": commit})
 
 
 def test_an_output_layer_of_its_own_is_rounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,3 +143,43 @@ def test_a_rounded_backbone_has_no_export() -> None:
     backbone = load(spec)
     with pytest.raises(UserError, match=naming("exported", "bfloat16")):
         Original(backbone, spec, ["no", "yes"], backbone.info.input)
+
+
+NF4 = {"name": "tiny-random-llama", "quantise": "nf4"}
+
+
+@pytest.mark.skipif(
+    find_spec("bitsandbytes") is None,
+    reason="bitsandbytes is not installed: pip install 'tensorpeft-bench[quantised]'",
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_trials_train_adapters_in_float32(dtype: str) -> None:
+    training = {"batch_size": 16, "steps": 2, "lr": 1e-2}
+    options = {"methods": ["lora", "cara"], "training": training, "budgets": [{"isorank": 2}]}
+    spec = NF4 | {"dtype": dtype}
+    resources = Resources("cpu")
+    for trial in plan(TEXT, backbones=[spec], forgetting="none", **options).trials:
+        outcome = run_trial(trial, resources, lambda _: None)
+        tensors = (*outcome.adapter.values(), *outcome.head.values())
+        assert {tensor.dtype for tensor in tensors} == {torch.float32}
+        # Nothing is merged, so no merged forward is timed.
+        assert outcome.measures[Measure.ADAPTED_MS] is not None
+        assert outcome.measures[Measure.MERGED_MS] is None
+        assert resources.backbone(trial).fingerprint() == load(spec).fingerprint()
+
+
+#: A method that quantised backbones refuse. Empty for the oldest supported peft, which has no GLoRA.
+GLORA = [({"method": "peft", "type": "GLORA", "rank": 2}, "floating-point")] * hasattr(PeftType, "GLORA")
+
+
+@pytest.mark.parametrize(("method", "reason"), [("full", "trains"), *GLORA])
+def test_a_plan_refuses_methods_that_need_dense_weights(method: object, reason: str) -> None:
+    with pytest.raises(UserError, match=naming("methods.0", "quantise", "nf4", reason)):
+        plan(TEXT, backbones=[{"name": "tiny-random-bert", "quantise": "nf4"}], methods=[method])
+
+
+def test_without_the_library_loading_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantised, "find_spec", lambda _: None)
+    assert plan(TEXT, backbones=[NF4]).trials
+    with pytest.raises(UserError, match=naming("bitsandbytes", "[quantised]")):
+        load(NF4)
