@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -124,13 +125,8 @@ class Writer:
             # further position.
             positions = (positions[:, -1:] + 1).clamp(max=self.limit - 1)
         rows = torch.stack(written, 1).tolist() if written else [[] for _ in range(len(input_ids))]
-        return [
-            tokenizer.decode(_before(row, tokenizer.eos_token_id), skip_special_tokens=True) for row in rows
-        ]
-
-
-def _before(row: list[int], end: int) -> list[int]:
-    return row[: row.index(end)] if end in row else row
+        answers = (list(takewhile(lambda token: token != tokenizer.eos_token_id, row)) for row in rows)
+        return [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
 
 
 class Answers:
@@ -161,15 +157,9 @@ class Answers:
         for word in self.words:
             tokens = send(torch.tensor(word), input_ids.device)
             places = torch.arange(len(word), device=input_ids.device)
-            scores.append(self._likelihoods(encoder, states[word[:-1]])[:, places, tokens].sum(1))
+            logits = token_logits(encoder, states[word[:-1]], self.unembedding)
+            scores.append(F.log_softmax(logits, -1)[:, places, tokens].sum(1))
         return torch.stack(scores, 1)
-
-    def _likelihoods(self, encoder: Any, states: Tensor) -> Tensor:
-        """Returns log p of every token (batch, positions, vocabulary).
-
-        `states` are the hidden states (batch, positions, hidden).
-        """
-        return F.log_softmax(token_logits(encoder, states, self.unembedding), -1)
 
 
 def _after(encoder: nn.Module, ids: Tensor, mask: Tensor, lengths: Tensor, begun: tuple[int, ...]) -> Tensor:

@@ -232,7 +232,11 @@ class LoadedBackbone:
         encoder = self._module.encoder
         tensors = [*encoder.named_parameters(), *encoder.named_buffers()]
         sums: dict[torch.device, list[Tensor]] = {}
-        weights = {device: _odd_weights(device) for device in {tensor.device for _, tensor in tensors}}
+        # Odd, so that multiplying modulo 2^64 is invertible: the change of any single element is noticed.
+        weights = {
+            device: torch.arange(_CHUNK, device=device, dtype=torch.int64) * 0x9E3779B97F4A7C2 + 1
+            for device in {tensor.device for _, tensor in tensors}
+        }
         for name, tensor in tensors:
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
             sums.setdefault(tensor.device, []).append(_bit_sum(tensor, weights[tensor.device]))
@@ -358,11 +362,6 @@ def _fault(encoder: nn.Module, path: str, shape: tuple[int, int]) -> str | None:
 
 _CHUNK = 1 << 18
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _odd_weights(device: torch.device) -> Tensor:
-    # Odd, so that multiplying modulo 2^64 is invertible: the change of any single element is noticed.
-    return torch.arange(_CHUNK, device=device, dtype=torch.int64) * 0x9E3779B97F4A7C2 + 1
 
 
 def _bit_sum(tensor: Tensor, weights: Tensor) -> Tensor:

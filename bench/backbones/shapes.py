@@ -14,17 +14,21 @@ ATTENTION_ONLY = PROJECTIONS[:4]
 class Shape:
     """The names of the configuration fields that hold a geometry.
 
-    `gated` is the field that says whether the MLP is gated, or None if the MLP never is.
+    `kv_heads` and `head_size` are None if the other fields determine them. `gated` names the field that says
+    whether the MLP is gated, or is the same for all models of the kind.
     """
 
     hidden: str = "hidden_size"
     heads: str = "num_attention_heads"
     layers: str = "num_hidden_layers"
     mlp: str = "intermediate_size"
-    gated: str | None = None
+    kv_heads: str | None = None
+    head_size: str | None = None
+    gated: str | bool = False
 
     def geometry(self, config: Any, encoder: int | None = None) -> Geometry:
         """Reads the geometry from a configuration. `encoder` is the encoder's number of parameters."""
+        own = {"kv_heads": self.kv_heads, "head_size": self.head_size}
         return Geometry(
             hidden=getattr(config, self.hidden),
             heads=getattr(config, self.heads),
@@ -32,11 +36,13 @@ class Shape:
             mlp=self.width(config),
             encoder=encoder,
             gated=self.is_gated(config),
+            # Without a head size in the configuration, heads divide the hidden size evenly.
+            **{name: size for name, field in own.items() if field and (size := getattr(config, field, None))},
         )
 
     def is_gated(self, config: Any) -> bool:
         """Whether the MLP has a gate with a linear layer of its own."""
-        return bool(self.gated and getattr(config, self.gated))
+        return self.gated if isinstance(self.gated, bool) else bool(getattr(config, self.gated))
 
     def width(self, config: Any) -> int:
         """Returns the inner width of the MLP."""
@@ -51,20 +57,19 @@ class Shape:
 
         The field `gated` is not among them.
         """
-        return {
+        fields = {
             self.hidden: geometry.hidden,
             self.heads: geometry.heads,
             self.layers: geometry.layers,
             self.mlp: geometry.mlp,
+            self.kv_heads: geometry.kv_heads,
+            self.head_size: geometry.head_size,
         }
+        return {field: size for field, size in fields.items() if field is not None}
 
 
-@dataclass(frozen=True)
-class AlwaysGated(Shape):
-    """The shape of a kind whose MLPs are all gated."""
-
-    def is_gated(self, config: Any) -> bool:
-        return True
+#: The shape of a decoder with grouped key and value heads and a gated MLP.
+DECODER = Shape(kv_heads="num_key_value_heads", head_size="head_dim", gated=True)
 
 
 @dataclass(frozen=True)
@@ -88,32 +93,6 @@ class DinoShape(Shape):
 
 
 @dataclass(frozen=True)
-class DecoderShape(Shape):
-    """The shape of a decoder with grouped key and value heads and a gated MLP."""
-
-    def geometry(self, config: Any, encoder: int | None = None) -> Geometry:
-        # Without a head size in the configuration, heads divide the hidden size evenly.
-        own = {"head_size": size} if (size := getattr(config, "head_dim", None)) else {}
-        return Geometry(
-            hidden=config.hidden_size,
-            heads=config.num_attention_heads,
-            layers=config.num_hidden_layers,
-            mlp=config.intermediate_size,
-            encoder=encoder,
-            kv_heads=config.num_key_value_heads,
-            gated=True,
-            **own,
-        )
-
-    def projections(self, config: Any) -> tuple[str, ...]:
-        return GATED_PROJECTIONS
-
-    def settings(self, geometry: Geometry) -> dict[str, Any]:
-        own = {"num_key_value_heads": geometry.kv_heads, "head_dim": geometry.head_size}
-        return {**super().settings(geometry), **own}
-
-
-@dataclass(frozen=True)
 class T5Shape(Shape):
     """The shape of T5, whose configuration gives the head size, and whose MLP is gated since version 1.1."""
 
@@ -121,14 +100,14 @@ class T5Shape(Shape):
     heads: str = "num_heads"
     layers: str = "num_layers"
     mlp: str = "d_ff"
-    gated: str | None = "is_gated_act"
-
-    def geometry(self, config: Any, encoder: int | None = None) -> Geometry:
-        return replace(super().geometry(config, encoder), head_size=config.d_kv)
+    head_size: str | None = "d_kv"
+    gated: str | bool = "is_gated_act"
 
     def settings(self, geometry: Geometry) -> dict[str, Any]:
-        feed_forward = "gated-gelu" if geometry.gated else "relu"
-        return {**super().settings(geometry), "d_kv": geometry.head_size, "feed_forward_proj": feed_forward}
+        return {
+            **super().settings(geometry),
+            "feed_forward_proj": "gated-gelu" if geometry.gated else "relu",
+        }
 
 
 @dataclass(frozen=True)

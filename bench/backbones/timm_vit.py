@@ -138,17 +138,21 @@ class TimmBackbone:
                 encoder = blueprint.build()
         except Exception as error:  # timm may raise anything for the arguments of a config
             raise UserError(f"backbone '{name}': timm cannot build it: {error}") from error
-        native = _native_size(encoder, blueprint)
-        size = native if image_size is None else image_size
-        geometry, projections = _fit(encoder, name, size)
+        if image_size is None:
+            sides = getattr(getattr(encoder, "patch_embed", None), "img_size", None)
+            if not (sides := sides or (blueprint.settings.get("input_size") or ())[-1:]):
+                raise UserError(f"{blueprint.architecture}: neither config nor model has an image size")
+            image_size = int(sides[0])
+        geometry, projections = _fit(encoder, name, image_size)
         geometry = replace(geometry, encoder=sum(parameter.numel() for parameter in encoder.parameters()))
-        licence = blueprint.settings.get("license") or "licence not stated by timm"
+        settings = blueprint.settings
+        licence = settings.get("license") or "licence not stated by timm"
         info = BackboneInfo(
             name=name,
             kind="timm",
             geometry=geometry,
             projections=projections,
-            input=ImageInput(size, channels(blueprint.settings["mean"]), channels(blueprint.settings["std"])),
+            input=ImageInput(image_size, channels(settings["mean"]), channels(settings["std"])),
             weights_hash=self._weights_hash(blueprint),
             description=f"timm {blueprint.architecture}, {licence}"
             + ("" if self.weights is None else "; weights from a file of your own"),
@@ -156,11 +160,11 @@ class TimmBackbone:
         locate(info.name, info.geometry, info.projections, encoder, [PATHS])
         try:
             with torch.no_grad():
-                own_pooling(encoder, pixel_values=torch.empty(1, 3, size, size, device="meta"))
+                own_pooling(encoder, pixel_values=torch.empty(1, 3, image_size, image_size, device="meta"))
         except Exception as error:
             # BEiT and EVA, for example, read the fused layer's weight instead of calling the layer.
             raise UserError(
-                f"backbone '{name}' does not run at {size} pixels with its qkv split: {error}"
+                f"backbone '{name}' does not run at {image_size} pixels with its qkv split: {error}"
             ) from error
         return info
 
@@ -171,10 +175,10 @@ class TimmBackbone:
         folder = snapshot(repository, self.revision or revision, SMALL_FILES)
         weights_hash = f"hub:{repository}@{folder.name}"
         # Several architectures may share a repository, whose config names only one.
-        architecture = blueprint.architecture.partition(".")[0]
-        return (
-            weights_hash if architecture == _architecture(folder) else f"timm:{architecture}:{weights_hash}"
-        )
+        architecture, file = blueprint.architecture.partition(".")[0], folder / "config.json"
+        named = str(read_object(file).get("architecture", "")) if file.is_file() else ""
+        shared = architecture != named.partition(".")[0]
+        return f"timm:{architecture}:{weights_hash}" if shared else weights_hash
 
     def _weights_file(self, blueprint: Blueprint) -> Path:
         if self.weights is None:
@@ -246,22 +250,6 @@ class Blueprint:
 def _hub_name(model: str) -> tuple[str, str | None] | None:
     match = re.fullmatch(r"hf[_-]hub:([^@]+)(?:@(.+))?", model)
     return (match[1], match[2]) if match else None
-
-
-def _architecture(folder: Path) -> str | None:
-    """Reads the architecture, without its tag, from a snapshot's config.json. None if it names none."""
-    file = folder / "config.json"
-    named = read_object(file).get("architecture") if file.is_file() else None
-    return named.partition(".")[0] if isinstance(named, str) else None
-
-
-def _native_size(encoder: Any, blueprint: Blueprint) -> int:
-    sides = getattr(getattr(encoder, "patch_embed", None), "img_size", None)
-    if sides:
-        return int(sides[0])
-    if size := blueprint.settings.get("input_size"):
-        return int(size[-1])
-    raise UserError(f"{blueprint.architecture}: neither config nor model has an image size")
 
 
 def _load_weights(encoder: Any, blueprint: Blueprint, file: Path, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Tests every kind of backbone: it passes the checks, and gives the same features as transformers."""
+"""Tests every kind of backbone: it passes the checks, and gives the same features as its library."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from tensorbench.backbones import BackboneSpec, describe, load, pooling
+from tensorbench.backbones.fused import Split
 from tensorbench.backbones.kinds import KINDS, NAMES
 from tensorbench.checks.conformance import check_kind
 from tensorbench.checks.conformance.subject import tiny
 from tensorbench.methods import create
-from tensorbench.methods.backbone import GATED_PROJECTIONS, PROJECTIONS, Site
+from tensorbench.methods.backbone import GATED_PROJECTIONS, PROJECTIONS, Geometry, Site
 from tensorbench.methods.errors import UserError
 
 from ...messages import naming
@@ -76,13 +78,14 @@ def test_a_saved_model_gives_the_features_of_transformers(kind: str, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "kind", ["deit", "dinov2_with_registers", "vit_mae", "clip_vision_model", "dinov3_vit"]
+    "kind",
+    ["vit", "dinov2", "deit", "dinov2_with_registers", "vit_mae", "clip_vision_model", "dinov3_vit"],
 )
 def test_another_image_size_is_that_of_transformers(kind: str, tmp_path: Path) -> None:
     model, inputs = model_of(kind), inputs_of(kind, size=32)
     model.save_pretrained(tmp_path)
     backbone = load(BackboneSpec(local=tmp_path, image_size=32))
-    more = {} if kind in ("dinov2_with_registers", "beit") else {"interpolate_pos_encoding": True}
+    more = {} if kind.startswith("dinov2") else {"interpolate_pos_encoding": True}
     torch.testing.assert_close(features(backbone, inputs), expected(kind, model, inputs, **more))
 
 
@@ -194,6 +197,7 @@ def test_masks_that_an_older_transformers_stored_are_passed_over(tmp_path: Path)
 
 
 HEADS = {
+    "roberta": ("Roberta", "classifier.dense", "classifier.out_proj"),
     "xlm-roberta": ("XLMRoberta", "classifier.dense", "classifier.out_proj"),
     "electra": ("Electra", "classifier.dense", "classifier.out_proj"),
     "distilbert": ("DistilBert", "pre_classifier", "classifier"),
@@ -214,6 +218,8 @@ def test_heads_of_texts_are_those_of_transformers_classifiers(kind: str, tmp_pat
     head.out_proj.load_state_dict(classifier.get_submodule(last).state_dict())
     with torch.no_grad():
         torch.testing.assert_close(backbone.module(**inputs), classifier(**inputs).logits)
+    # RoBERTa's positions begin behind the padding token's id.
+    assert backbone.info.input.max_tokens == 16
 
 
 @pytest.mark.parametrize("kind", ["distilbert", "t5"])
@@ -222,3 +228,79 @@ def test_models_without_segments_ignore_them(kind: str, tmp_path: Path) -> None:
     inputs = inputs_of(kind)
     with_segments = features(backbone, inputs | {"token_type_ids": torch.ones_like(inputs["input_ids"])})
     assert torch.equal(with_segments, features(backbone, inputs))
+
+
+def test_timm_outputs_do_not_change_by_the_split(timm_file: tuple[Any, Path]) -> None:
+    model, file = timm_file
+    backbone = load(BackboneSpec(timm="test_vit", local=file))
+    inputs = batch("timm", size=160)
+    with torch.no_grad():
+        states = model.forward_features(inputs["pixel_values"])
+        expected = model.forward_head(states, pre_logits=True)
+    torch.testing.assert_close(features(backbone, inputs), expected, atol=1e-5, rtol=0)
+    assert backbone.projections == PROJECTIONS
+    assert backbone.geometry == Geometry(64, 2, 6, 192)
+    assert backbone.info == describe(BackboneSpec(timm="test_vit", local=file))
+    linears: list[Any] = [
+        backbone.module.get_submodule(backbone.path(Site(3, projection)))
+        for projection in ("query", "key", "value")
+    ]
+    assert torch.equal(torch.cat([linear.weight for linear in linears]), model.blocks[3].attn.qkv.weight)
+    assert len({linear.weight.untyped_storage().data_ptr() for linear in linears}) == 3
+
+
+def test_split_without_bias() -> None:
+    fused = nn.Linear(6, 18, bias=False)
+    x = torch.randn(2, 5, 6)
+    torch.testing.assert_close(Split(fused)(x), fused(x))
+
+
+def test_timm_at_another_image_size(timm_file: tuple[Any, Path]) -> None:
+    model, file = timm_file
+    backbone = load(BackboneSpec(timm="test_vit", local=file, image_size=96))
+    model.set_input_size(img_size=(96, 96))
+    inputs = batch("timm", size=96)
+    with torch.no_grad():
+        expected = model.forward_head(model.forward_features(inputs["pixel_values"]), pre_logits=True)
+    torch.testing.assert_close(features(backbone, inputs), expected, atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match=naming(97, "divisible by patch size")):
+        describe(BackboneSpec(timm="test_vit", local=file, image_size=97))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("swin_tiny_patch4_window7_224", "SwinTransformer"),
+        ("convnext_atto", "ConvNeXt"),
+        ("eva02_tiny_patch14_224", "224 pixels"),
+        ("vit_bse_patch16_224", naming("'vit_bse_patch16_224'", "vit_base_patch16_224")),
+    ],
+)
+def test_other_timm_models_are_refused(timm_file: tuple[Any, Path], model: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        describe(BackboneSpec(timm=model, local=timm_file[1]))
+
+
+@pytest.mark.parametrize("model", ["swin_tiny_patch4_window7_224", "convnext_atto.d2_in1k"])
+def test_a_timm_model_of_another_design_is_refused_before_the_hub_is_asked(
+    monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    monkeypatch.setattr("tensorbench.backbones.timm_vit.snapshot", pytest.fail)
+    with pytest.raises(UserError, match="is no plain vision transformer"):
+        describe(BackboneSpec(timm=model))
+
+
+def test_a_gated_timm_mlp_leaves_four_projections(timm_file: tuple[Any, Path]) -> None:
+    info = describe(BackboneSpec(timm="vit_giant_patch14_dinov2", local=timm_file[1]))
+    assert info.projections == PROJECTIONS[:4]
+
+
+def test_timm_weights_that_do_not_fit(timm_file: tuple[Any, Path], tmp_path: Path) -> None:
+    state = load_file(timm_file[1])
+    del state["blocks.2.attn.qkv.weight"]
+    file = tmp_path / "other.safetensors"
+    save_file({**state, "blocks.9.norm1.bias": torch.zeros(2)}, file)
+    with pytest.raises(UserError, match=naming("missing", "blocks.2.attn.qkv.weight", "blocks.9")):
+        load(BackboneSpec(timm="test_vit", local=file))
+    with pytest.raises(UserError, match=naming("safetensors")):
+        describe(BackboneSpec(timm="test_vit", local=tmp_path / "none.safetensors"))

@@ -11,14 +11,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
-from torch import nn
 
 from tensorbench.backbones import BackboneSpec, describe, load
 from tensorbench.backbones.inputs import ImageInput, TextInput
 from tensorbench.backbones.random_weights import byte_tokenizer
 from tensorbench.machine.files import sha256_of_all
-from tensorbench.methods.backbone import PROJECTIONS, Geometry, Site
+from tensorbench.methods.backbone import Site
 from tensorbench.methods.errors import UserError
 
 from ...messages import naming
@@ -49,24 +47,6 @@ def test_checkpoints_of_transformers_4_and_5_load_right(
     assert backbone.module(**inputs).shape == (2, 2)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_site_is_a_frozen_linear_of_its_own(tmp_path: Path, kind: str) -> None:
-    backbone = load(local(write(tmp_path / "model", kind, encoder(kind))))
-    sites = [Site(layer, projection) for layer in range(2) for projection in PROJECTIONS]
-    modules = [backbone.module.get_submodule(backbone.path(site)) for site in sites]
-    assert backbone.projections == PROJECTIONS
-    assert backbone.geometry == Geometry(16, 2, 2, 32 if kind == "dinov2" else 24)
-    assert len({id(module) for module in modules}) == 12
-    for site, module in zip(sites, modules, strict=True):
-        assert isinstance(module, nn.Linear)
-        assert tuple(module.weight.shape) == backbone.geometry.shape(site.projection)
-    assert not any(parameter.requires_grad for parameter in backbone.module.encoder.parameters())
-    assert all(parameter.requires_grad for parameter in backbone.head.parameters())
-    assert not any(module.training for module in backbone.module.modules())
-    with pytest.raises(UserError, match=r"no site 2\.query"):
-        backbone.path(Site(2, "query"))
-
-
 def test_query_key_and_value_are_not_exchanged(tmp_path: Path) -> None:
     model = encoder("vit")
     backbone = load(local(write(tmp_path / "model", "vit", model, version=4)))
@@ -80,41 +60,34 @@ def test_query_key_and_value_are_not_exchanged(tmp_path: Path) -> None:
     for projection, path in by_size.items():
         linear: Any = backbone.module.get_submodule(backbone.path(Site(1, projection)))
         assert torch.equal(linear.weight, own[f"{path}.weight"])
+    with pytest.raises(UserError, match=r"no site 2\.query"):
+        backbone.path(Site(2, "query"))
 
 
-@pytest.mark.parametrize(
-    ("kind", "version", "drop", "named"),
-    [
-        ("vit", 4, "1.attention.attention.query.weight", "layers.1.attention.q_proj.weight"),
-        ("vit", 5, "0.attention.o_proj.bias", "layers.0.attention.o_proj.bias"),
-        ("dinov2", 4, "mlp.fc1.weight", "encoder.layer.0.mlp.fc1.weight"),
-        ("bert", 4, "attention.self.value", "encoder.layer.0.attention.self.value.bias"),
-        ("roberta", 5, "embeddings.position_embeddings", "embeddings.position_embeddings.weight"),
-    ],
-)
-def test_a_missing_weight_is_refused_by_name(
-    tmp_path: Path, kind: str, version: int, drop: str, named: str
+#: The kind and version of a checkpoint, the weights that are removed, those that are added, and the message.
+BROKEN: list[tuple[str, int, str, dict[str, torch.Tensor], str]] = [
+    ("vit", 4, "1.attention.attention.query.weight", {}, "lacks .* random: layers.1.attention.q_proj.weight"),
+    ("vit", 5, "0.attention.o_proj.bias", {}, "lacks .* random: layers.0.attention.o_proj.bias"),
+    ("dinov2", 4, "mlp.fc1.weight", {}, "lacks .* random: encoder.layer.0.mlp.fc1.weight"),
+    ("bert", 4, "attention.self.value", {}, "random: encoder.layer.0.attention.self.value.bias"),
+    ("roberta", 5, "position_embeddings", {}, "random: embeddings.position_embeddings.weight"),
+    ("dinov2", 5, "attention.", {"layer.0.attn.q.bias": torch.zeros(16)}, r"weights.*k_proj.* \d+ more"),
+    (
+        *("bert", 5, ""),
+        {"encoder.layer.0.attention.self.distance_embedding.weight": torch.zeros(3, 8)},
+        naming("encoder.layer.0", "distance_embedding"),
+    ),
+    ("bert", 5, "", {"encoder.layer.0.output.dense.weight": torch.zeros(16, 25)}, "does not load"),
+]
+
+
+@pytest.mark.parametrize(("kind", "version", "drop", "add", "message"), BROKEN)
+def test_weights_that_do_not_fit_are_refused_by_name(
+    tmp_path: Path, kind: str, version: int, drop: str, add: dict[str, torch.Tensor], message: str
 ) -> None:
     folder = write(tmp_path / "model", kind, encoder(kind), version=version)
-    edit(folder, drop=drop)
-    message = f"lacks weights, which would stay random: {re.escape(named)}"
+    edit(folder, drop=drop, add=add)
     with pytest.raises(UserError, match=message):
-        load(local(folder))
-
-
-def test_misnamed_attention_is_refused(tmp_path: Path) -> None:
-    folder = write(tmp_path / "model", "dinov2", encoder("dinov2"))
-    state = load_file(folder / "model.safetensors")
-    renamed = {key.replace("attention.", "attn."): tensor for key, tensor in state.items()}
-    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"weights.*k_proj.* \d+ more"):
-        load(local(folder))
-
-
-def test_weights_that_no_layer_takes_are_refused(tmp_path: Path) -> None:
-    folder = write(tmp_path / "model", "bert", encoder("bert"))
-    edit(folder, add={"encoder.layer.0.attention.self.distance_embedding.weight": torch.zeros(3, 8)})
-    with pytest.raises(UserError, match=naming("encoder.layer.0", "distance_embedding")):
         load(local(folder))
 
 
@@ -124,17 +97,25 @@ def test_only_the_mask_token_may_be_missing(tmp_path: Path) -> None:
     load(local(folder))
 
 
+@pytest.mark.parametrize(
+    ("settings", "mean", "std"),
+    [
+        ({"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]}, (0.1, 0.2, 0.3), (1.0, 1.0, 1.0)),
+        ({"do_normalize": False, "do_rescale": True, "image_mean": [0.5] * 3}, (0.0,) * 3, (1.0,) * 3),
+    ],
+)
+def test_preprocessing_is_read_from_the_folder(
+    tmp_path: Path, settings: dict[str, Any], mean: Any, std: Any
+) -> None:
+    folder = write(tmp_path / "model", "vit", encoder("vit"))
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    assert describe(local(folder)).input == ImageInput(32, mean, std)
+
+
 def test_outputs_have_names_whatever_the_config_says(tmp_path: Path) -> None:
     folder = write(tmp_path / "model", "bert", encoder("bert", return_dict=False))
     assert json.loads((folder / "config.json").read_text())["return_dict"] is False
     assert load(local(folder)).module(**batch("bert")).shape == (2, 2)
-
-
-def test_a_weight_of_another_shape_is_refused(tmp_path: Path) -> None:
-    folder = write(tmp_path / "model", "bert", encoder("bert"))
-    edit(folder, add={"encoder.layer.0.output.dense.weight": torch.zeros(16, 25)})
-    with pytest.raises(UserError, match="does not load"):
-        load(local(folder))
 
 
 def test_half_precision_checkpoints_are_used_in_float32(tmp_path: Path) -> None:
@@ -143,56 +124,12 @@ def test_half_precision_checkpoints_are_used_in_float32(tmp_path: Path) -> None:
     assert {parameter.dtype for parameter in backbone.module.parameters()} == {torch.float32}
 
 
-def test_a_gated_mlp_leaves_four_projections(tmp_path: Path) -> None:
-    model = encoder("dinov2", use_swiglu_ffn=True)
-    backbone = load(local(write(tmp_path / "model", "dinov2", model)))
-    assert backbone.projections == PROJECTIONS[:4]
-    torch.testing.assert_close(
-        features(backbone, batch("dinov2")), model(**batch("dinov2")).last_hidden_state[:, 0]
-    )
-
-
-@pytest.mark.parametrize("kind", ["vit", "dinov2"])
-def test_another_image_size_interpolates_the_position_embeddings(tmp_path: Path, kind: str) -> None:
-    model = encoder(kind)
-    spec = local(write(tmp_path / "model", kind, model), image_size=48)
-    backbone = load(spec)
-    inputs = batch(kind, size=48)
-    more = {"interpolate_pos_encoding": True} if kind == "vit" else {}
-    with torch.no_grad():
-        expected = model(**inputs, **more).last_hidden_state[:, 0]
-    torch.testing.assert_close(features(backbone, inputs), expected)
-    assert backbone.info.input == describe(spec).input
-    assert load(local(tmp_path / "model")).module(**batch(kind)).shape == (2, 2)
-
-
 def test_dropout_stays_as_in_the_checkpoint(tmp_path: Path) -> None:
     backbone = load(local(write(tmp_path / "model", "vit", encoder("vit"))))
     inputs = batch("vit")
     assert torch.equal(backbone.module(**inputs), backbone.module(**inputs))
     backbone.module.train()
     assert not torch.equal(backbone.module(**inputs), backbone.module(**inputs))
-
-
-def test_roberta_keeps_its_own_head(tmp_path: Path) -> None:
-    backbone = load(local(write(tmp_path / "model", "roberta", encoder("roberta"))))
-    inputs = batch("roberta")
-    states = features(backbone, inputs)
-    head: Any = backbone.head
-    expected = head.out_proj(torch.tanh(head.dense(states)))
-    torch.testing.assert_close(backbone.module(**inputs), expected)
-    assert head.dropout.p == 0.25
-    text = backbone.info.input
-    assert isinstance(text, TextInput)
-    assert text.max_tokens == 32
-
-
-def test_preprocessing_is_read_from_the_folder(tmp_path: Path) -> None:
-    folder = write(tmp_path / "model", "vit", encoder("vit"))
-    (folder / "preprocessor_config.json").write_text(
-        json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]})
-    )
-    assert describe(local(folder)).input == ImageInput(32, (0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
 
 
 def test_preprocessing_is_read_from_where_transformers_writes_it_beside_a_tokenizer(tmp_path: Path) -> None:
@@ -206,14 +143,6 @@ def test_preprocessing_is_read_from_where_transformers_writes_it_beside_a_tokeni
         assert (image_input.mean, image_input.std) == ((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
         # Like transformers, nested settings take precedence over a separate preprocessor file.
         (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}')
-
-
-def test_a_checkpoint_whose_pixels_are_not_normalised_gets_them_so(tmp_path: Path) -> None:
-    folder = write(tmp_path / "model", "vit", encoder("vit"))
-    (folder / "preprocessor_config.json").write_text(
-        json.dumps({"do_normalize": False, "do_rescale": True, "image_mean": [0.5, 0.5, 0.5]})
-    )
-    assert describe(local(folder)).input == ImageInput(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 @pytest.mark.parametrize(
