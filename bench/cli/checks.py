@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tensorbench.checks.conformance.cases import CheckResult
-from tensorbench.checks.conformance.findings import Finding, Status
+from tensorbench.checks.conformance.subject import Finding, Status
 from tensorbench.checks.verify import Fault, Unchecked, Verification
 from tensorbench.cli.tables import plain_table
 from tensorbench.methods.errors import first_few

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from tensorbench.checks.conformance.findings import judge
-from tensorbench.checks.conformance.subject import Subject, scatter
+from tensorbench.checks.conformance.subject import Subject, judge, scatter
 from tensorbench.execution.perform import Event
 from tensorbench.methods import METHODS
 from tensorbench.records.measures import Measure

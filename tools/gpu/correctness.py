@@ -16,15 +16,16 @@ from tensorbench.backbones import BackboneSpec, LoadedBackbone, load
 from tensorbench.backbones.backbone import BackboneKind
 from tensorbench.checks.conformance.cases import conformance_cases
 from tensorbench.checks.conformance.checks import CHECKS
-from tensorbench.checks.conformance.findings import judge, undisturbed
 from tensorbench.checks.conformance.subject import (
     NotApplicable,
     Subject,
     expect,
     expect_equal,
     gradients,
+    judge,
     outputs,
     scatter,
+    undisturbed,
 )
 from tensorbench.methods import METHODS, Adapter, Method, NotLowRank
 from tensorbench.tools.export import write_export

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tensorbench.backbones import LoadedBackbone, load
+from tensorbench.plan.recipe import Recipe
 from tensorbench.tools import perf
 
 from . import tables
@@ -54,6 +55,7 @@ def speed(
         "mode": "compiled" if compiled else "eager",
         "batch": batch,
     }
+    recipe = Recipe.model_validate({"precision": about["precision"], "compile": compiled})
     chosen.sort(key=lambda contender: contender.label in SLOW_STARTS)
     measured: dict[perf.Contender, list[perf._Round]] = {}
     needed = chosen[:2]
@@ -61,7 +63,7 @@ def speed(
         for contender in _turned(chosen, index):
             try:
                 earlier = measured.get(contender, ())
-                timing = perf._round(contender, loaded, inputs, labels, bf16, compiled, earlier)
+                timing = perf._round(contender, loaded, inputs, labels, recipe, earlier)
             except Exception as error:
                 if contender in needed:
                     raise

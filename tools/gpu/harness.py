@@ -21,8 +21,7 @@ import torch
 
 import tensorbench.execution.perform
 from tensorbench.backbones.backbone import BackboneKind
-from tensorbench.checks.conformance.findings import judge
-from tensorbench.checks.conformance.subject import NotApplicable, expect
+from tensorbench.checks.conformance.subject import NotApplicable, expect, judge
 from tensorbench.execution.health import LEAST_FREE, answers, refusal
 from tensorbench.execution.local import Local
 from tensorbench.execution.perform import Event, perform

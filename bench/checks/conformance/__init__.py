@@ -34,8 +34,7 @@ from tensorbench.checks.conformance.cases import (
     variations,
 )
 from tensorbench.checks.conformance.checks import CHECKS
-from tensorbench.checks.conformance.findings import Finding
-from tensorbench.checks.conformance.subject import BACKBONES, UNEQUAL, CheckFailed, NotApplicable
+from tensorbench.checks.conformance.subject import BACKBONES, UNEQUAL, CheckFailed, Finding, NotApplicable
 from tensorbench.checks.conformance.tasks import check_task
 
 __all__ = [

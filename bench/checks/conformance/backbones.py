@@ -12,16 +12,18 @@ from torch import Tensor, nn
 from tensorbench.backbones import BACKBONES, BackboneInfo, BackboneKind, LoadedBackbone, describe, load
 from tensorbench.backbones.inputs import TextInput
 from tensorbench.checks.conformance.checks import CHECKS
-from tensorbench.checks.conformance.findings import Finding, judge, undisturbed
 from tensorbench.checks.conformance.subject import (
     CLASSES,
+    Finding,
     LoadedSubject,
     expect,
     expect_equal,
+    judge,
     load_tiny,
     outputs,
     snapshot,
     tiny,
+    undisturbed,
 )
 from tensorbench.methods import Method, create
 from tensorbench.methods.backbone import Site
@@ -61,9 +63,14 @@ def _check(
 ) -> list[Finding]:
     with undisturbed():
         info, backbone = described(), loaded()
+
+        def loaded_again() -> None:
+            same = loaded().fingerprint() == backbone.fingerprint()
+            expect(same, "loaded twice, its weights are others")
+
         findings = [
             judge("described", lambda: _described(name, info, described(), backbone)),
-            judge("loaded again", lambda: _loaded_again(loaded(), backbone)),
+            judge("loaded again", loaded_again),
             judge("frozen", lambda: _frozen(backbone)),
             judge("head", lambda: _head(backbone)),
         ]
@@ -90,10 +97,6 @@ def _described(name: str, info: BackboneInfo, second: BackboneInfo, backbone: Lo
     # Loading has already checked that every site is a Linear of the described shape.
     sites = len(info.geometry.sites(info.projections))
     return f"{info.kind}, {info.geometry}, {sites} sites: {', '.join(info.projections)}"
-
-
-def _loaded_again(second: LoadedBackbone, backbone: LoadedBackbone) -> None:
-    expect(second.fingerprint() == backbone.fingerprint(), "loaded twice, its weights are others")
 
 
 def _frozen(backbone: LoadedBackbone) -> str:

@@ -11,16 +11,18 @@ from typing import Any, Literal, get_args, get_origin
 
 from tensorbench.backbones.backbone import BackboneKind
 from tensorbench.checks.conformance.checks import CHECKS
-from tensorbench.checks.conformance.findings import Status, judge, undisturbed
 from tensorbench.checks.conformance.subject import (
     BACKBONES,
     GEOMETRY,
     RANK,
     UNEQUAL,
     CheckFailed,
+    Finding,
     NotApplicable,
     Subject,
+    judge,
     tiny,
+    undisturbed,
 )
 from tensorbench.methods import METHODS, Method
 from tensorbench.methods.errors import UserError, WrongCountError
@@ -39,18 +41,11 @@ class Case:
 
 
 @dataclass(frozen=True)
-class CheckResult:
-    """The result of a case.
+class CheckResult(Finding):
+    """The result of a case. `preset` is the label of the method."""
 
-    `message` is the reason of a failure, the reason why the check does not apply, or a remark.
-    """
-
-    #: The label of the method.
     preset: str
     backbone: BackboneKind
-    check: str
-    status: Status
-    message: str
     seconds: float
 
 
@@ -203,7 +198,7 @@ def run_case(case: Case) -> CheckResult:
     began = time.perf_counter()
     finding = judge(case.check, lambda: check_case(case))
     seconds = time.perf_counter() - began
-    return CheckResult(case.method.label, case.backbone, case.check, finding.status, finding.message, seconds)
+    return CheckResult(**vars(finding), preset=case.method.label, backbone=case.backbone, seconds=seconds)
 
 
 def run_checks(

@@ -1,13 +1,14 @@
-"""Gives each check of a method its own copy of a tiny random backbone. Also compares tensors for checks."""
+"""Runs checks. Gives each check of a method its own copy of a tiny random backbone, and compares tensors."""
 
 from __future__ import annotations
 
 import copy
 import unittest
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,9 @@ RANK = 4
 
 Gradients = dict[str, Tensor | None]
 
+#: The status of a check.
+Status = Literal["passed", "failed", "not applicable"]
+
 
 class CheckFailed(AssertionError):  # noqa: N818 - reads as the outcome that it is
     """Raised by a check if the method does not do what its interface promises."""
@@ -94,6 +98,47 @@ def expect_equal(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], w
 
 def same_bits(first: Tensor, second: Tensor) -> bool:
     return first.dtype == second.dtype and torch.equal(first, second)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of a check.
+
+    `message` is the reason of a failure, the reason why the check does not apply, or a remark.
+    """
+
+    check: str
+    status: Status
+    message: str
+
+
+def judge(check: str, run: Callable[[], str | None]) -> Finding:
+    """Runs a check and returns its result: "not applicable" for NotApplicable, "failed" for other errors."""
+    try:
+        return Finding(check, "passed", run() or "")
+    except NotApplicable as reason:
+        return Finding(check, "not applicable", str(reason))
+    except (AssertionError, UserError) as failure:
+        return Finding(check, "failed", str(failure))
+    except Exception as error:
+        return Finding(check, "failed", f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Context in which torch uses one thread and starts from random seed 0.
+
+    The number of threads and the random state are restored at the end.
+    """
+    threads = torch.get_num_threads()
+    # Several threads make such small tensors many times slower if other processes run.
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def tiny(kind: BackboneKind, geometry: Geometry | None = None) -> RandomBackbone:

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tensorbench.checks.conformance.findings import Finding, judge
-from tensorbench.checks.conformance.subject import NotApplicable, expect
+from tensorbench.checks.conformance.subject import Finding, NotApplicable, expect, judge
 from tensorbench.tasks import TASKS, Task
 from tensorbench.tasks.dealing import deal, first_places
 from tensorbench.tasks.reading import image_content, read_examples, read_images, read_texts, text_content

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from tensorbench.checks.verify.examples import Splits
 from tensorbench.checks.verify.findings import Examined, Fault, Rerun, Unchecked, Verification
@@ -12,7 +12,6 @@ from tensorbench.checks.verify.trials import check_selected, examine
 from tensorbench.machine.cache import check_cache
 from tensorbench.methods import UserError
 from tensorbench.records.measures import Measure
-from tensorbench.records.record import Record
 from tensorbench.records.words import RunKind, Status
 from tensorbench.store.access import Access, is_foreign
 from tensorbench.store.addresses import shown_uri
@@ -51,7 +50,11 @@ def verify(
     trial at all and `caches` is False.
     """
     access, splits = Access(opened), Splits()
-    sources = _sources(uri, names)
+    try:
+        every = [] if names else [s for s in Store.every(uri) if s.records(RunKind.SUITE) or s.records()]
+    except BROKEN_STORE as error:
+        raise UserError(shown_uri(f"{uri} cannot be read: {error}")) from error
+    sources: Sequence[Source] = open_results(uri, names) if names else every
     plans: list[Examined] = []
     trials: list[Examined] = []
     candidates: list[Candidate] = []
@@ -64,7 +67,11 @@ def verify(
             foreign = any(is_foreign(source, run) for run in (*suites, *source.records()))
             plans.append(examine_plan(source, access if foreign else None, settled))
         finished = [run for run in source.records() if run.status in (Status.FINISHED, Status.DUPLICATE)]
-        losses = _validation_losses(source, finished)
+        #: Each run's validation losses by epoch.
+        losses: dict[str, dict[float, float]] = {record.run_id: {} for record in finished}
+        points = source.curves(Measure.VALIDATION_LOSS, losses)
+        for run_id, epoch, loss in points[["run_id", "step", "value"]].itertuples(index=False):
+            losses[run_id][epoch] = loss
         for number, record in enumerate(finished, 1):
             watching(f"{source.name}: trial {number:,} of {len(finished):,}")
             findings, trial = examine(source, record, access, splits)
@@ -77,8 +84,14 @@ def verify(
         places = ", ".join(shown_uri(source.where) for source in sources) or shown_uri(uri)
         raise UserError(f"{places} holds no finished trial: there is nothing to verify")
     reran = list(run_again(chosen(candidates, reruns, sample_seed), tolerance, access, watching))
-    cache, cached_files = _check_caches(watching) if caches else (None, None)
-    examined = [*plans, *trials, *([cache] if cache else [])]
+    examined = [*plans, *trials]
+    cached_files: int | None = None
+    if caches:
+        watching("reading the caches")
+        (cached_files, faults), findings = check_cache(), Examined("cache")
+        for fault in faults:
+            findings.broken("a file", "as it was made", fault)
+        examined = [*examined, findings]
     bare = sum(findings.without_adapter for findings in trials)
     return Verification(
         looked_at=len(trials),
@@ -90,31 +103,3 @@ def verify(
         notes=[note for findings in plans for note in findings.notes]
         + [f"{bare:,} trials were packed without their adapters, which were not checked"] * bool(bare),
     )
-
-
-def _validation_losses(source: Source, records: Sequence[Record]) -> Mapping[str, Mapping[float, float]]:
-    """Each run's validation losses by epoch, by run id. Empty for a run that stores none."""
-    losses: dict[str, dict[float, float]] = {record.run_id: {} for record in records}
-    points = source.curves(Measure.VALIDATION_LOSS, losses)
-    for run_id, epoch, loss in points[["run_id", "step", "value"]].itertuples(index=False):
-        losses[run_id][epoch] = loss
-    return losses
-
-
-def _sources(uri: str, names: Sequence[str]) -> list[Source]:
-    """The named experiments and packs, or all experiments of the store."""
-    if names:
-        return open_results(uri, names)
-    try:
-        return [store for store in Store.every(uri) if store.records(RunKind.SUITE) or store.records()]
-    except BROKEN_STORE as error:
-        raise UserError(shown_uri(f"{uri} cannot be read: {error}")) from error
-
-
-def _check_caches(watching: Callable[[str], None]) -> tuple[Examined, int]:
-    """Checks the caches. Returns the findings and the number of files that were read."""
-    watching("reading the caches")
-    (files, faults), findings = check_cache(), Examined("cache")
-    for fault in faults:
-        findings.broken("a file", "as it was made", fault)
-    return findings, files

@@ -64,23 +64,14 @@ def answers_in_words(row: TaskRow) -> bool:
     return row.verbalizer is not None or (row.data or TASKS.get(row.task)).target == "generation"
 
 
-def split_size(trial: Trial) -> int | None:
-    """Returns the number of examples of the split on which the trial was scored.
-
-    None if only the data tell this number.
-    """
-    number, row = SPLITS.index(trial.evaluate), trial.task
-    if (size := row.sizes[number]) is not None:
-        return size
-    if row.data is not None or row.source is not None or row.fractions is not None or row.split != "fixed":
-        return None
-    sizes = TASKS.get(row.task).sizes
-    return None if sizes is None else sizes[number]
-
-
 def check_rows(findings: Examined, record: Record, trial: Trial, stored: Predictions) -> None:
     """Compares the number of stored examples with that of the split, and reports repeated examples."""
-    if (size := split_size(trial)) is not None:
+    split, row = SPLITS.index(trial.evaluate), trial.task
+    size, own = row.sizes[split], row.data or row.source or row.fractions
+    if size is None and own is None and row.split == "fixed" and (sizes := TASKS.get(row.task).sizes):
+        size = sizes[split]
+    # Otherwise only the data tell the number.
+    if size is not None:
         findings.compare("examples of the split", len(stored.example), size)
     measure = Measure.TEST_EXAMPLES if trial.evaluate == "test" else Measure.VALIDATION_EXAMPLES
     if (counted := record.measure(measure)) is not None:
@@ -113,7 +104,12 @@ class Splits:
         values = np.column_stack([np.asarray(outputs)])[order]
         # Trials that learned nothing may agree. They give all examples of a class the same outputs.
         alike = values[(content[:, 1:] == content[0, 1:]).all(1)]
-        if (alike != alike[0]).any() and _depends_on_seed(findings, trial):
+        if not (alike != alike[0]).any():
+            return
+        # Outputs do not depend on the seed if nothing is trained, or only a head is fitted.
+        method = str(trial.method.get("method"))
+        fitted = method in METHODS and METHODS.get(method).fits_head
+        if not fitted and findings.record is not None and any(map(findings.record.measure, TRAINED)):
             self._outputs[split, _digest(values)].append((findings, trial))
 
     def compare(self) -> None:
@@ -137,13 +133,6 @@ class Splits:
             for findings, trial in equal:
                 if copy := next((other.id for _, other in equal if other.seed != trial.seed), None):
                     findings.broken("outputs", f"those of trial {copy}", f"those of seed {trial.seed}")
-
-
-def _depends_on_seed(findings: Examined, trial: Trial) -> bool:
-    """Whether outputs depend on the seed: not if nothing is trained, or only a head is fitted."""
-    method = str(trial.method.get("method"))
-    fitted = method in METHODS and METHODS.get(method).fits_head
-    return not fitted and findings.record is not None and any(map(findings.record.measure, TRAINED))
 
 
 def _digest(values: NDArray[Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -103,15 +103,20 @@ def _run(candidate: Candidate, resources: Resources, tolerance: float | None) ->
     record, findings = candidate.record, candidate.findings
     reports: list[Progress] = []
     ending = perform(candidate.trial, resources, reports.append, (KeyboardInterrupt,))
-    elsewhere = _elsewhere(ending.files) if tolerance is None else tolerance
-    allowed, reason = _allowed(candidate, str(resources.device), elsewhere)
+    if tolerance is None:
+        predictions = ending.files.get(Artifact.PREDICTIONS)
+        share = EXAMPLES / len(read_predictions(predictions).example) if predictions else 0.0
+        tolerance = max(ELSEWHERE, share)
+    allowed, reason = _allowed(candidate, str(resources.device), tolerance)
     score = ending.metrics.get(Measure.SCORE)
     if score is None:
         findings.broken("score of another run", record.score, ending.failure)
     else:
         findings.near(f"score of another run, to {allowed:.3g}", record.score, score, allowed)
-        if allowed == SAME:
-            _compare_losses(findings, record, ending.metrics.get(Measure.SELECTED_LOSS))
+        stored, repeated = record.measure(Measure.SELECTED_LOSS), ending.metrics.get(Measure.SELECTED_LOSS)
+        if allowed == SAME and stored is not None and repeated is not None:
+            most = SAME_LOSS * max(1.0, abs(stored))
+            findings.near("validation loss of another run", stored, repeated, most)
         _compare_curves(candidate, reports, same=allowed == SAME)
         _compare_examples(findings, candidate, ending.files[Artifact.PREDICTIONS])
         _compare_adapter(
@@ -127,13 +132,6 @@ def _run(candidate: Candidate, resources: Resources, tolerance: float | None) ->
         allowed,
         reason,
     )
-
-
-def _compare_losses(findings: Examined, record: Record, repeated: float | None) -> None:
-    """Compares the validation losses at the selected epoch."""
-    stored = record.measure(Measure.SELECTED_LOSS)
-    if stored is not None and repeated is not None:
-        findings.near("validation loss of another run", stored, repeated, SAME_LOSS * max(1.0, abs(stored)))
 
 
 def _compare_curves(candidate: Candidate, reports: Sequence[Progress], *, same: bool) -> None:
@@ -163,12 +161,6 @@ def _compare_curves(candidate: Candidate, reports: Sequence[Progress], *, same: 
                 what = f"{key} of another run at {step}, to {allowed:.3g}"
                 candidate.findings.broken(what, before if step in stored else None, value)
                 break
-
-
-def _elsewhere(files: Mapping[Artifact, bytes]) -> float:
-    """The default tolerance for scores on other hardware. It depends on the number of predictions."""
-    predictions = files.get(Artifact.PREDICTIONS)
-    return max(ELSEWHERE, EXAMPLES / len(read_predictions(predictions).example)) if predictions else ELSEWHERE
 
 
 def _compare_examples(findings: Examined, candidate: Candidate, repeated: bytes) -> None:

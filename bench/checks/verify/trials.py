@@ -30,7 +30,6 @@ from tensorbench.records.words import YES, Artifact, Tag
 from tensorbench.store.access import Access, is_foreign
 from tensorbench.store.artifacts import ChangedError, hashes
 from tensorbench.store.source import Source
-from tensorbench.tasks import Objective
 
 #: The artifacts that every finished trial should have.
 LEFT = (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.ADAPTER)
@@ -81,8 +80,11 @@ def examine(source: Source, record: Record, access: Access, splits: Splits) -> t
         if trial is None:
             return findings, None
         if (predictions := files.get(Artifact.PREDICTIONS)) is not None:
-            stored = _predictions(findings, predictions)
-            if stored is not None:
+            try:
+                stored = read_predictions(predictions.read_bytes())
+            except (OSError, ValueError) as error:
+                findings.broken(Artifact.PREDICTIONS, "outputs and labels of every example", f"{error}")
+            else:
                 _check_scores(findings, record, trial, stored)
                 splits.add(findings, trial, stored)
         if (resolved := resolve(findings, trial, access if is_foreign(source, record) else None)) is not None:
@@ -257,14 +259,6 @@ def _tensor_sizes(file: Path) -> dict[str, int]:
         }
 
 
-def _predictions(findings: Examined, file: Path) -> Predictions | None:
-    try:
-        return read_predictions(file.read_bytes())
-    except (OSError, ValueError) as error:
-        findings.broken(Artifact.PREDICTIONS, "outputs and labels of every example", f"{error}")
-        return None
-
-
 def _check_scores(findings: Examined, record: Record, trial: Trial, stored: Predictions) -> None:
     """Recomputes score, loss and answers from the stored outputs, and compares them with the stored ones."""
     try:
@@ -280,16 +274,27 @@ def _check_scores(findings: Examined, record: Record, trial: Trial, stored: Pred
     if goal.scale:
         centre, spread = record.metrics.get(Measure.TARGET_MEAN), record.metrics.get(Measure.TARGET_SD)
         goal = replace(goal, centre=centre or 0.0, spread=spread or math.nan)
+    # The largest difference that rounding of the stored outputs can make in the loss.
+    rounding = 0.0
     try:
-        recomputed = (_recomputed_compact if stored.logit is None else _recomputed)(goal, stored)
+        if stored.logit is None:
+            if goal.kind != "single label" or goal.metric.reads != "answers":
+                raise ValueError(f"metric '{goal.metric.name}' needs logits")
+            score = goal.score_of(stored.prediction, stored.label)
+            loss = -float(stored.log_probability.mean())
+            wrong, rounding = contradicted(stored), STEP / 2
+        else:
+            labels, outputs = torch.tensor(stored.label), torch.tensor(stored.logit)
+            score = goal.score(outputs, labels)
+            loss = goal.loss(outputs, labels.to(outputs) if labels.ndim > 1 else labels).item()
+            wrong = int((stored.prediction != goal.answers(outputs)).sum())
     except (UserError, ValueError, TypeError, RuntimeError, IndexError) as error:
         findings.broken(Artifact.PREDICTIONS, "outputs and labels of every example", f"{error}")
         return
-    score, loss = recomputed.score, recomputed.loss
     findings.near("score", record.metrics.get(Measure.SCORE), score, SCORES_AGREE * max(1.0, abs(score)))
-    allowed = LOSSES_AGREE * max(1.0, abs(loss)) + recomputed.rounding if math.isfinite(loss) else 0.0
+    allowed = LOSSES_AGREE * max(1.0, abs(loss)) + rounding if math.isfinite(loss) else 0.0
     findings.near("loss", record.metrics.get(Measure.SCORE_LOSS), loss, allowed)
-    findings.compare("predictions that their outputs do not give", 0, recomputed.wrong)
+    findings.compare("predictions that their outputs do not give", 0, wrong)
 
 
 def check_selected(findings: Examined, record: Record, losses: Mapping[float, float]) -> None:
@@ -301,35 +306,3 @@ def check_selected(findings: Examined, record: Record, losses: Mapping[float, fl
     if losses and stored is not None and math.isfinite(stored):
         of_epoch = math.nan if epoch is None else losses.get(epoch, math.nan)
         findings.near("validation loss", stored, of_epoch, SCORES_AGREE * max(1.0, abs(stored)))
-
-
-@dataclass(frozen=True)
-class Recomputed:
-    """The score and loss that were recomputed from a trial's stored outputs."""
-
-    score: float
-    loss: float
-    #: The number of stored answers that contradict the stored outputs.
-    wrong: int
-    #: The largest difference that rounding of the stored outputs can make in the loss.
-    rounding: float = 0.0
-
-
-def _recomputed(goal: Objective, stored: Predictions) -> Recomputed:
-    labels, outputs = torch.tensor(stored.label), torch.tensor(stored.logit)
-    return Recomputed(
-        score=goal.score(outputs, labels),
-        loss=goal.loss(outputs, labels.to(outputs) if labels.ndim > 1 else labels).item(),
-        wrong=int((stored.prediction != goal.answers(outputs)).sum()),
-    )
-
-
-def _recomputed_compact(goal: Objective, stored: Predictions) -> Recomputed:
-    if goal.kind != "single label" or goal.metric.reads != "answers":
-        raise ValueError(f"metric '{goal.metric.name}' needs logits")
-    return Recomputed(
-        score=goal.score_of(stored.prediction, stored.label),
-        loss=-float(stored.log_probability.mean()),
-        wrong=contradicted(stored),
-        rounding=STEP / 2,
-    )

@@ -102,11 +102,11 @@ def test_random_state_and_threads_are_left_alone() -> None:
 
 def test_the_table_shows_every_outcome() -> None:
     results = [
-        CheckResult("A", "bert", "start", "passed", "", 0.1),
-        CheckResult("A", "vit", "start", "failed", "outputs [differ]", 0.1),
-        CheckResult("A", "bert", "scale", "passed", "", 0.1),
-        CheckResult("B", "bert", "scale", "not applicable", "has no scale", 0.1),
-        CheckResult("B", "bert", "merge", "not applicable", "has no scale", 0.1),
+        CheckResult("start", "passed", "", "A", "bert", 0.1),
+        CheckResult("start", "failed", "outputs [differ]", "A", "vit", 0.1),
+        CheckResult("scale", "passed", "", "A", "bert", 0.1),
+        CheckResult("scale", "not applicable", "has no scale", "B", "bert", 0.1),
+        CheckResult("merge", "not applicable", "has no scale", "B", "bert", 0.1),
     ]
     console = Console(width=80, record=True)
     print_checks(console, results)

@@ -22,7 +22,6 @@ from tensorbench.checks.conformance.subject import (
     snapshot,
     trained,
 )
-from tensorbench.methods.adapter import Adapter
 from tensorbench.methods.errors import NotLowRank, UserError
 
 
@@ -101,7 +100,17 @@ def factors(subject: Subject) -> str | None:
     """
     backbone, adapter = subject.randomised(torch.float64)
     if subject.method.not_mergeable:
-        return _no_weights(subject, adapter)
+        # Without a change of weights, `factors`, `delta` and `deltas` must raise NotLowRank.
+        site = next(iter(adapter.bases))
+        for name, call in (
+            ("factors", adapter.factors),
+            ("delta", lambda: adapter.delta(site)),
+            ("deltas", lambda: list(adapter.deltas())),
+        ):
+            with suppress(NotLowRank):
+                call()
+                raise AssertionError(f"{name}() gives weights, though not_mergeable says why there are none")
+        return f"no change of weights: {subject.method.not_mergeable}"
     deltas = {site: adapter.delta(site) for site in adapter.bases}
     for site, delta in adapter.deltas():
         expect_close(delta, deltas[site], 1e-12, f"deltas() of {site}")
@@ -124,30 +133,23 @@ def factors(subject: Subject) -> str | None:
     return None
 
 
-def _no_weights(subject: Subject, adapter: Adapter) -> str:
-    # Without a change of weights, `factors`, `delta` and `deltas` must raise NotLowRank.
-    site = next(iter(adapter.bases))
-    for name, call in (
-        ("factors", adapter.factors),
-        ("delta", lambda: adapter.delta(site)),
-        ("deltas", lambda: list(adapter.deltas())),
-    ):
-        try:
-            call()
-        except NotLowRank:
-            continue
-        raise AssertionError(f"{name}() gives weights, though not_mergeable says why there are none")
-    return f"no change of weights: {subject.method.not_mergeable}"
-
-
 def merge(subject: Subject) -> None:
     """Checks that merging does not change outputs, and that `unmerge` restores the weights bit for bit.
 
     If the method gives a reason in `not_mergeable`, checks that `merge` refuses and changes nothing.
     """
     if reason := subject.method.not_mergeable:
-        _merge_refuses(subject)
-        raise NotApplicable(reason)
+        backbone, adapter = subject.randomised()
+        before, adapted = snapshot(backbone), outputs(backbone, subject.batch())
+        try:
+            adapter.merge()
+        except UserError:
+            expect(not adapter.merged, "merged is True after merge() refused")
+            expect_equal(snapshot(backbone), before, "after merge() refused")
+            same = same_bits(outputs(backbone, subject.batch()), adapted)
+            expect(same, "outputs differ after merge() refused")
+            raise NotApplicable(reason) from None
+        raise AssertionError("merges, though not_mergeable says why it cannot")
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
         backbone, batch = subject.backbone(dtype), subject.batch(dtype)
         bare = outputs(backbone, batch)
@@ -171,19 +173,6 @@ def merge(subject: Subject) -> None:
         expect(not adapter.merged, "merged is True after unmerge()")
         expect_equal(snapshot(backbone), before, f"unmerged in {dtype}")
         expect(same_bits(outputs(backbone, batch), adapted), f"unmerged outputs differ in {dtype}")
-
-
-def _merge_refuses(subject: Subject) -> None:
-    backbone, adapter = subject.randomised()
-    before, adapted = snapshot(backbone), outputs(backbone, subject.batch())
-    try:
-        adapter.merge()
-    except UserError:
-        expect(not adapter.merged, "merged is True after merge() refused")
-        expect_equal(snapshot(backbone), before, "after merge() refused")
-        expect(same_bits(outputs(backbone, subject.batch()), adapted), "outputs differ after merge() refused")
-    else:
-        raise AssertionError("merges, though not_mergeable says why it cannot")
 
 
 def scale(subject: Subject) -> None:
