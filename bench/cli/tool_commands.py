@@ -72,9 +72,6 @@ def perf(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile with torch.compile, again in every round.")
     ] = False,
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw the ratios to this .png, .svg or .pdf file.")
-    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time a training step and a forward of every method, side by side in one process, with memory.
@@ -85,12 +82,9 @@ def perf(
     from tensorbench.cli.measured import inference_table, step_table
     from tensorbench.cli.tables import fitted, progress_bars
     from tensorbench.execution import choose_device
-    from tensorbench.machine.outputs import prepare_plot
     from tensorbench.tools import perf as timing
     from tensorbench.training.measure import device_name
 
-    if plot is not None:
-        prepare_plot(plot)
     chosen = choose_device(device)
     shape = backbone or ("vit-base" if chosen.startswith("cuda") else "vit-small")
     name = shape if shape in BACKBONES else f"random-{shape}"
@@ -123,8 +117,6 @@ def perf(
                 raise
             stopped = True
     title = f"{name}, batch {batch}, {device_name(chosen)}, {done} of {rounds} rounds"
-    if plot is not None:
-        timing.plot(rows, title, plot)
     if as_json:
         echo_json(list(map(asdict, rows)))
     else:

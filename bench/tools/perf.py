@@ -1,32 +1,37 @@
 """Step time and memory of every method, side by side in one process on one backbone.
 
+Times are also compared with two lower bounds: training one bias, and the method's multiplications.
+
 Rounds are interleaved: in each round, every method is put on the same backbone, warmed up, timed and
 detached. So disturbances of the machine affect all methods alike, and ratios are paired by round.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from tensorbench.backbones import BACKBONES, LoadedBackbone, load
 from tensorbench.backbones.inputs import ImageInput
-from tensorbench.methods import METHODS, Adapter, Backbone, Method, UnknownNameError, UserError, create
+from tensorbench.methods import METHODS, Adapter, Backbone, Method, Site, UnknownNameError, UserError, create
 from tensorbench.methods.sizes import ANY_TARGETS, AnyTargets
 from tensorbench.methods.tenslora import VARIANTS
 from tensorbench.plan.recipe import Recipe
-from tensorbench.tools.floor import OneBias, autocast, multiplications, training_loss
 from tensorbench.training import numerics
 from tensorbench.training.inference import Forward, Inference
+from tensorbench.training.loop import autocast
 from tensorbench.training.measure import PeakMemory
 from tensorbench.training.trial import computing
 
@@ -131,6 +136,45 @@ class _Round:
         return self.forward_ms + self.backward_ms + self.optimizer_ms
 
 
+def _product(_: Sequence[int], left: Sequence[int], right: Sequence[int], **__: Any) -> int:
+    """Counts the operations of a matrix product by the shapes of its factors. Called by torch's counter."""
+    return 2 * math.prod(left) * right[-1]
+
+
+#: In-place products, which torch's counter does not know.
+IN_PLACE = {torch.ops.aten.addmm_: _product, torch.ops.aten.baddbmm_: _product}
+
+
+class OneBias(Adapter):
+    """An adapter that trains only one bias, the first in the backbone. No adapter can cost less.
+
+    If no projection has a bias, as in Llama, the first projection gets one until the adapter is detached.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__(backbone, [Site(0, name) for name in backbone.projections])
+        biases = [base.bias for base in self.bases.values() if base.bias is not None]
+        self._first: nn.Linear | None = None
+        if biases:
+            self._bias = biases[0]
+        else:
+            self._first = next(iter(self.bases.values()))
+            self._bias = nn.Parameter(self._first.weight.new_zeros(self._first.out_features))
+            self._first.bias = self._bias
+        self._bias.requires_grad_(True)
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        return {"bias": self._bias}
+
+    def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
+        return {}
+
+    def detach(self) -> None:
+        if self._first is not None:
+            self._first.register_parameter("bias", None)
+        super().detach()
+
+
 def contenders(names: Sequence[str], rank_modes: Sequence[str], backbone: LoadedBackbone) -> list[Contender]:
     """Returns the floor, the LoRAs to compare with, and every named method in every rank mode.
 
@@ -204,13 +248,14 @@ def measure(
     backbone.reset(CLASSES, torch.Generator().manual_seed(0))
     inputs, labels = _batch(backbone, batch, device)
     chosen = contenders(names, rank_modes, backbone)
+    recipe = Recipe.model_validate({"precision": "bf16" if bf16 else "fp32", "compile": compiled})
     measured: dict[Contender, list[_Round]] = {contender: [] for contender in chosen}
     for index in range(rounds):
         # Start with another contender in every round, so that none always follows the same neighbour.
         turned = chosen[index % len(chosen) :] + chosen[: index % len(chosen)]
         for place, contender in enumerate(turned, index * len(chosen)):
             notify(place, rounds * len(chosen), contender.label)
-            timed = _round(contender, backbone, inputs, labels, bf16, compiled, measured[contender])
+            timed = _round(contender, backbone, inputs, labels, recipe, measured[contender])
             measured[contender].append(timed)
             if not index:
                 first(contender.label, contender.rank_mode, timed.step_ms)
@@ -223,8 +268,7 @@ def _round(
     backbone: LoadedBackbone,
     inputs: dict[str, Tensor],
     labels: Tensor,
-    bf16: bool,
-    compiled: bool,
+    recipe: Recipe,
     earlier: Sequence[_Round] = (),
 ) -> _Round:
     """Puts a method's adapter on the backbone, warms it up, times it and detaches it.
@@ -242,11 +286,10 @@ def _round(
             adapter.begin_training(TRAINING)
             products = multiplications(backbone.module, adapter, inputs, labels)
         memory = PeakMemory(labels.device)
-        recipe = Recipe.model_validate({"precision": "bf16" if bf16 else "fp32", "compile": compiled})
         with computing(backbone.module.encoder, recipe):
-            steps = list(_steps(backbone.module, adapter, inputs, labels, bf16, WARMUP + TIMED))[WARMUP:]
+            steps = list(_steps(backbone.module, adapter, inputs, labels, recipe, WARMUP + TIMED))[WARMUP:]
         peak = memory.mib()
-        plain = Forward(backbone.module, inputs, lambda: autocast(labels.device.type, bf16))
+        plain = Forward(backbone.module, inputs, lambda: autocast(recipe, labels.device))
         adapted, merged = plain.with_adapter(adapter)
         stored = sum(tensor.nbytes for tensor in adapter.state().values())
         carried = {**adapter.named_parameters(), **{f"frozen.{k}": v for k, v in adapter.frozen().items()}}
@@ -275,6 +318,8 @@ def _timings(measured: Mapping[Contender, Sequence[_Round]]) -> list[Timing]:
         low, high = _interval(total / lora)
         quartiles = np.percentile(total, [25, 75])
         peaks = [each.peak_mib for each in rounds if each.peak_mib is not None]
+        inference = [each.inference for each in rounds]
+        merged = [(each.merged, each.bare) for each in inference if each.merged is not None]
         timings.append(
             Timing(
                 method=contender.label,
@@ -293,48 +338,16 @@ def _timings(measured: Mapping[Contender, Sequence[_Round]]) -> list[Timing]:
                 multiplications=(products := rounds[-1].multiplications),
                 ratio_to_own_floor=float(np.median(total / floor)) * least / products,
                 peak_mib=statistics.median(peaks) if peaks else None,
-                **_at_inference([each.inference for each in rounds]),
+                bare_ms=statistics.median(each.bare for each in inference),
+                adapted_ms=statistics.median(each.adapted for each in inference),
+                merged_ms=statistics.median(ms for ms, _ in merged) if merged else None,
+                ratio_adapted=statistics.median(each.adapted / each.bare for each in inference),
+                ratio_merged=statistics.median(ms / bare for ms, bare in merged) if merged else None,
                 adapter_bytes=rounds[-1].adapter_bytes,
                 loaded_bytes=rounds[-1].loaded_bytes,
             )
         )
     return timings
-
-
-def _at_inference(rounds: Sequence[Inference]) -> dict[str, Any]:
-    """Returns the fields of a `Timing` about forward passes in evaluation mode."""
-    merged = [(each.merged, each.bare) for each in rounds if each.merged is not None]
-    return {
-        "bare_ms": statistics.median(each.bare for each in rounds),
-        "adapted_ms": statistics.median(each.adapted for each in rounds),
-        "merged_ms": statistics.median(ms for ms, _ in merged) if merged else None,
-        "ratio_adapted": statistics.median(each.adapted / each.bare for each in rounds),
-        "ratio_merged": statistics.median(ms / bare for ms, bare in merged) if merged else None,
-    }
-
-
-def plot(rows: Sequence[Timing], title: str, path: Path) -> None:
-    """Draws each method's step time relative to LoRA's, with its interval, and its peak memory."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 1.2 + 0.24 * len(rows)), layout="constrained")
-    time_axes, memory_axes = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
-    positions = range(len(rows), 0, -1)
-    ratios = np.array([row.ratio_to_lora for row in rows])
-    ends = np.array([(row.ratio_to_lora_low, row.ratio_to_lora_high) for row in rows])
-    distances = np.abs(ends.T - ratios)
-    time_axes.errorbar(ratios, positions, xerr=distances, fmt="o", markersize=4, color="#0072b2", capsize=2)
-    time_axes.axvline(1.0, color="#888888", linewidth=0.8)
-    time_axes.set_xlabel("step time / LoRA's (median, 95% interval)")
-    time_axes.set_yticks(positions, [f"{row.method} · {row.rank_mode}" for row in rows], fontsize=8)
-    peaks = [np.nan if row.peak_mib is None else row.peak_mib for row in rows]
-    memory_axes.plot(peaks, positions, "o", markersize=4, color="#0072b2")
-    memory_axes.set_xlabel("peak memory, MiB")
-    for axes in (time_axes, memory_axes):
-        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=150)
 
 
 def _templates(names: Sequence[str]) -> list[Method]:
@@ -372,8 +385,40 @@ def _batch(backbone: LoadedBackbone, size: int, device: str) -> tuple[dict[str, 
     return {name: value.to(device) for name, value in inputs.items()}, labels.to(device)
 
 
+def training_loss(
+    module: nn.Module, adapter: Adapter, inputs: dict[str, Tensor], labels: Tensor, recipe: Recipe
+) -> Tensor:
+    """Computes the loss of a batch, including the method's own term if it has one."""
+    with autocast(recipe, labels.device):
+        loss = F.cross_entropy(module(**inputs).float(), labels)
+    return loss if (extra := adapter.extra_loss()) is None else loss + extra
+
+
+def multiplications(module: nn.Module, adapter: Adapter, inputs: dict[str, Tensor], labels: Tensor) -> int:
+    """Counts the multiplications of all matrix products and convolutions in a training step.
+
+    The forward and the backward pass count. Attention counts as its two products, whatever kernel runs it.
+    Elementwise work (sums, norms, dropout, the optimizer) does not count. No gradient is left on a parameter.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping=dict(IN_PLACE))
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        training_loss(
+            module, adapter, inputs, labels, Recipe.model_validate({"precision": "fp32"})
+        ).backward()
+    for group in adapter.parameter_groups():
+        for parameter in group["params"]:
+            parameter.grad = None
+    # The counter counts a multiplication and the addition after it as two operations.
+    return counter.get_total_flops() // 2
+
+
 def _steps(
-    module: nn.Module, adapter: Adapter, inputs: dict[str, Tensor], labels: Tensor, bf16: bool, number: int
+    module: nn.Module,
+    adapter: Adapter,
+    inputs: dict[str, Tensor],
+    labels: Tensor,
+    recipe: Recipe,
+    number: int,
 ) -> Iterator[tuple[float, float, float]]:
     """Yields the times (forward, backward, optimizer) of each step, in milliseconds."""
     optimizer = torch.optim.AdamW(adapter.parameter_groups(), lr=1e-4, fused=True)
@@ -389,7 +434,7 @@ def _steps(
     for step in range(1, number + 1):
         optimizer.zero_grad(set_to_none=True)
         start = now()
-        loss = training_loss(module, adapter, inputs, labels, bf16)
+        loss = training_loss(module, adapter, inputs, labels, recipe)
         forward = now()
         loss.backward()
         backward = now()

@@ -14,11 +14,10 @@ they belong to components.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -206,71 +205,45 @@ def squared_norms(adapter: Adapter, geometry: Geometry) -> dict[Site, Tensor]:
     return norms
 
 
-class Plain(NamedTuple):
-    """The weight and bias of a linear layer."""
+@contextmanager
+def merged(adapter: Adapter, device: str) -> Iterator[Callable[[Component], AbstractContextManager[None]]]:
+    """Moves the backbone to `device`, and merges the update for the duration of this context.
 
-    weight: Tensor
-    bias: nn.Parameter | None
-
-    def put(self, layer: nn.Linear) -> None:
-        layer.weight.data = self.weight
-        layer.register_parameter("bias", self.bias)
-
-
-@dataclass(frozen=True)
-class MergedBackbone:
-    """A backbone with merged update, from which a component of the update can be removed temporarily.
-
-    A trained bias is removed with its site, but not with a single head.
+    Yields a function that makes contexts without a component of the update. A trained bias is removed with
+    its site, but not with a single head.
     """
+    geometry, bases = adapter.backbone.geometry, dict(adapter.bases)
+    adapter.backbone.module.to(device)
+    before = {site: (base.weight.data, base.bias) for site, base in bases.items()}
+    adapter.merge()
+    after = {site: (base.weight.data, base.bias) for site, base in bases.items()}
 
-    geometry: Geometry
-    bases: Mapping[Site, nn.Linear]
-    #: The weights of every site without the update, and with it.
-    before: Mapping[Site, Plain]
-    after: Mapping[Site, Plain]
+    def put(site: Site, weight: Tensor, bias: nn.Parameter | None) -> None:
+        bases[site].weight.data = weight
+        bases[site].register_parameter("bias", bias)
 
     @contextmanager
-    def without(self, component: Component) -> Iterator[None]:
-        changed = [site for site in self.bases if component.has(site)]
-        for site in changed:
-            self._rest(site, component.head).put(self.bases[site])
+    def without(component: Component) -> Iterator[None]:
+        sites = [site for site in bases if component.has(site)]
+        for site in sites:
+            if component.head is None:
+                put(site, *before[site])
+            elif site.projection in ATTENTION and heads_of(site, geometry) == geometry.heads:
+                weight, start = after[site][0].clone(), component.head * geometry.head_size
+                rows = slice(start, start + geometry.head_size)
+                head = (slice(None), rows) if site.projection == "output" else (rows,)
+                weight[head] = before[site][0][head]
+                put(site, weight, after[site][1])
         try:
             yield
         finally:
-            for site in changed:
-                self.after[site].put(self.bases[site])
+            for site in sites:
+                put(site, *after[site])
 
-    def _rest(self, site: Site, head: int | None) -> Plain:
-        if head is None:
-            return self.before[site]
-        if site.projection not in ATTENTION or heads_of(site, self.geometry) != self.geometry.heads:
-            return self.after[site]
-        size = self.geometry.head_size
-        rows = slice(head * size, (head + 1) * size)
-        mixed, before = self.after[site].weight.clone(), self.before[site].weight
-        if site.projection == "output":
-            mixed[:, rows] = before[:, rows]
-        else:
-            mixed[rows] = before[rows]
-        return Plain(mixed, self.after[site].bias)
-
-
-@contextmanager
-def merged(adapter: Adapter, device: str) -> Iterator[MergedBackbone]:
-    """Moves the backbone to `device`, and merges the update for the duration of this context."""
-    adapter.backbone.module.to(device)
-    before = _plain(adapter)
-    adapter.merge()
     try:
-        after = _plain(adapter)
-        yield MergedBackbone(adapter.backbone.geometry, dict(adapter.bases), before, after)
+        yield without
     finally:
         adapter.unmerge()
-
-
-def _plain(adapter: Adapter) -> dict[Site, Plain]:
-    return {site: Plain(base.weight.data, base.bias) for site, base in adapter.bases.items()}
 
 
 def analyse(
@@ -334,10 +307,10 @@ def _drops(stored: StoredTrial, parts: Sequence[Component], device: str) -> dict
         return evaluate(backbone, adapter, data.validation, trial.recipe, data.objective).metric
 
     drops = {}
-    with merged(adapter, device) as backbone_with_update:
+    with merged(adapter, device) as without:
         complete = metric()
         for part in parts:
-            with backbone_with_update.without(part):
+            with without(part):
                 drops[part] = sign * (complete - metric())
     return drops
 

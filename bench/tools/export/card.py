@@ -11,7 +11,6 @@ from huggingface_hub import EvalResult, ModelCardData
 from tensorbench.backbones.answers import Answers, Writer
 from tensorbench.backbones.inputs import ImageInput
 from tensorbench.machine.visible import markdown_text, visible
-from tensorbench.tools.export.images import description, differences
 from tensorbench.tools.export.original import HEAD, ORIGINAL, Original, TimmOriginal
 
 #: For each quantisation, how transformers rounds weights the same way, and what to know about it.
@@ -96,7 +95,12 @@ def card(
             f"# {'A fine-tuned model' if merged else 'A PEFT checkpoint'}, written by tensorpeft-bench",
             "",
             *("| | |", "|---|---|", *rows, ""),
-            "Run in this folder. `batch` holds what enters the model: " + _batch(original),
+            "Run in this folder. `batch` holds what enters the model: "
+            + (
+                "images as `pixel_values` (batch, 3, height, width)."
+                if isinstance(original.model_input, ImageInput)
+                else "what the tokenizer returns, as tensors."
+            ),
             "",
             f"```python\n{code(original, merged)}\n```",
             "",
@@ -113,7 +117,7 @@ def facts_of(original: Original) -> dict[str, str]:
     facts = {} if isinstance(original.answers, Writer) else {"classes": classes}
     model_input = original.model_input
     if isinstance(model_input, ImageInput):
-        return {**facts, "input": description(model_input)}
+        return {**facts, "input": _description(model_input)}
     facts["input"] = f"token ids of the backbone's own tokenizer, at most {model_input.max_tokens}"
     if model_input.prompt is not None:
         facts["input"] += f", of the prompt {json.dumps(model_input.prompt.template, ensure_ascii=False)}"
@@ -169,12 +173,6 @@ with torch.no_grad():
     )
 
 
-def _batch(original: Original) -> str:
-    if isinstance(original.model_input, ImageInput):
-        return "images as `pixel_values` (batch, 3, height, width)."
-    return "what the tokenizer returns, as tensors."
-
-
 def _notes(original: Original, merged: bool) -> list[str]:
     images = original.model_input if isinstance(original.model_input, ImageInput) else None
     timm = isinstance(original, TimmOriginal)
@@ -185,7 +183,7 @@ def _notes(original: Original, merged: bool) -> list[str]:
         if images and not beside:
             notes.append('`transformers.pipeline("image-classification", model=".")` takes images.')
         if images:
-            notes += differences(images, "timm" if timm else "transformers")
+            notes += _differences(images, "timm" if timm else "transformers")
     else:
         notes.append(_origin(original))
         if original.spec.quantise:
@@ -216,3 +214,33 @@ def _origin(original: Original) -> str:
         f"The frozen model is {place} of the Hugging Face hub, at commit {original.revision}. "
         f"`peft.{original.target.loader}.from_pretrained` finds it by itself."
     )
+
+
+def _description(images: ImageInput) -> str:
+    if images.resize is None:
+        resized = f"the central square, resized to {images.size}×{images.size} pixels (bicubic)"
+    else:
+        resized = (
+            f"squashed to {images.resize}×{images.resize} pixels (bilinear), of which the central "
+            f"{images.size}×{images.size} are cut out"
+        )
+    return f"RGB, {resized}; pixels in [0, 1], mean {images.mean}, std {images.std}"
+
+
+def _differences(images: ImageInput, library: str) -> list[str]:
+    """Returns notes on how the pixels that a library prepares differ from those in training."""
+    notes = []
+    if library == "transformers":
+        notes.append(
+            'Training resized images with PIL, as transformers does with `backend="pil"`. With its default, '
+            "torchvision, a pixel is off by at most one of 255 levels."
+        )
+    if images.resize is None:
+        notes.append(
+            "Training cut the central square out of an image and then resized it; the preprocessor resizes "
+            "first. Square images come out the same, others shifted by up to a pixel: where that matters, "
+            "cut the square out yourself."
+        )
+    elif library == "timm" and (images.resize - images.size) % 4 == 3:
+        notes.append("timm cuts the centre out one pixel lower and further right than training did.")
+    return notes

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,7 +29,6 @@ from tensorbench.backbones.inputs import ImageInput, ModelInput
 from tensorbench.backbones.kinds import KINDS
 from tensorbench.backbones.timm_vit import TimmBackbone
 from tensorbench.methods import Site, UserError
-from tensorbench.tools.export.images import processor, timm_settings
 
 #: The file with the state of a head that fits no module of the model.
 HEAD = "head.safetensors"
@@ -373,6 +373,45 @@ class TimmOriginal(Original):
     def logits(self, model: Any, folder: Path, batch: Mapping[str, Tensor]) -> Tensor:
         logits: Tensor = model(batch["pixel_values"])
         return logits
+
+
+def processor(images: ImageInput) -> dict[str, Any]:
+    """The content of `preprocessor_config.json`, which prepares images as they were prepared in training.
+
+    It configures the `BitImageProcessor` of transformers. This processor resizes either the shortest edge or
+    the whole image to a square, and then crops the centre.
+    """
+    squashed = images.resize is not None
+    side = {"height": images.resize, "width": images.resize} if squashed else {"shortest_edge": images.size}
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": side,
+        "resample": int(Image.Resampling.BILINEAR if squashed else Image.Resampling.BICUBIC),
+        "do_center_crop": True,
+        "crop_size": {"height": images.size, "width": images.size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(images.mean),
+        "image_std": list(images.std),
+    }
+
+
+def timm_settings(images: ImageInput) -> dict[str, Any]:
+    """The `pretrained_cfg` in timm's `config.json`: how images are prepared."""
+    squashed = images.resize is not None
+    # timm resizes to ⌊size / crop_pct⌋: adding a half makes this exactly the intended integer.
+    share = images.size / (images.resize + 0.5) if images.resize is not None else 1.0
+    return {
+        "input_size": [3, images.size, images.size],
+        "interpolation": "bilinear" if squashed else "bicubic",
+        "crop_mode": "squash" if squashed else "center",
+        "crop_pct": share,
+        "mean": list(images.mean),
+        "std": list(images.std),
+    }
 
 
 def _source(backbone: LoadedBackbone, spec: BackboneSpec) -> tuple[str | None, str | None]:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tensorbench.backbones import BackboneSpec, LoadedBackbone, load
-from tensorbench.backbones.answers import put_head
+from tensorbench.backbones.answers import Writer, put_head
 from tensorbench.backbones.kinds import KINDS
 from tensorbench.backbones.random_weights import byte_tokenizer
 from tensorbench.baselines.full import FullFineTuning
@@ -69,7 +69,13 @@ class Case:
         return adapter
 
     def export(self, adapter: Adapter, **options: Any) -> Exported:
-        return write_export(self.backbone, adapter, self.spec, self.folder, CLASSES, **options)
+        """Exports the adapter, and checks that this leaves backbone and adapter as they were."""
+        writes = isinstance(self.backbone.module.answers, Writer)
+        before, fingerprint = None if writes else self.logits(), self.backbone.fingerprint()
+        exported = write_export(self.backbone, adapter, self.spec, self.folder, CLASSES, **options)
+        assert self.backbone.fingerprint() == fingerprint
+        assert before is None or torch.equal(self.logits(), before)
+        return exported
 
     def inputs(self, seed: int = 5) -> dict[str, Tensor]:
         """A batch of two examples. If they are texts, the second is padded on the right."""

@@ -53,6 +53,15 @@ def test_pefts_loader_finds_the_original(case: Callable[..., Case], source: str,
             close(outputs.logits, made.logits())
 
 
+def test_pefts_loader_finds_a_language_model(case: Callable[..., Case]) -> None:
+    made = case("llama", prompt=Prompt("{text}", ("no", "yes", "nay")))
+    made.export(made.attach(METHODS["qkv_depth"]))
+    model = assert_same_logits(made)
+    with made.beside(), torch.no_grad():
+        by_peft = peft.AutoPeftModelForCausalLM.from_pretrained(".").eval()
+        close(by_peft(**made.inputs()).logits, model(**made.inputs()).logits)
+
+
 @pytest.mark.parametrize("source", ["roberta", "bert", "vit"])
 def test_a_checkpoint_of_half_precision_computes_in_float32(case: Callable[..., Case], source: str) -> None:
     spec = case(source).spec

@@ -19,80 +19,55 @@ from tensorbench.tools.export.original import Update, fuse
 from ...messages import naming
 from .cases import METHODS, ByHand, Case, assert_same_logits, close
 
+#: peft's own types, each with a rank.
+TYPES = {"DORA": 2, "LOKR": 2, "LOHA": 2, "VERA": 4, "IA3": None, "HRA": 2}
+if hasattr(peft.PeftType, "GLORA"):  # missing from the oldest supported peft
+    TYPES["GLORA"] = 2
 
-@pytest.mark.parametrize(
-    ("source", "name"),
-    [
-        *(("vit", name) for name in METHODS),
-        *((source, name) for source in ("bert", "gpt2") for name in ("qkv_depth", "cara", "lorta")),
-    ],
-)
-def test_a_low_rank_update_is_a_lora_checkpoint(case: Callable[..., Case], source: str, name: str) -> None:
-    made = case(source)
-    made.export(made.attach(METHODS[name]))
-    model = assert_same_logits(made)
-    with torch.no_grad():
-        outputs = model(**made.inputs())[0]
-        close(model.merge_and_unload()(**made.inputs())[0], outputs)
-
-
-TYPES = [("DORA", 2), ("LOKR", 2), ("LOHA", 2), ("VERA", 4), ("IA3", None), ("HRA", 2)]
-# Missing from the oldest supported peft.
-TYPES += [("GLORA", 2)] * hasattr(peft.PeftType, "GLORA")
-
-
-@pytest.mark.parametrize(
-    ("source", "type_", "rank"),
-    [
-        *((source, *type_) for source in ("vit", "tiny-random-bert") for type_ in TYPES),
-        ("llama", "DORA", 2),
-        ("llama", "LOKR", 2),
-    ],
-)
-def test_an_own_type_of_peft_is_its_own_checkpoint(
-    case: Callable[..., Case], source: str, type_: str, rank: int | None
-) -> None:
-    made = case(source)
-    adapter = made.attach(Peft(type=type_, rank=rank, targets="qkvo+mlp"), 0.05)
-    before, fingerprint = made.logits(), made.backbone.fingerprint()
-    made.export(adapter)
-    assert torch.equal(made.logits(), before)
-    assert made.backbone.fingerprint() == fingerprint
-    assert made.config()["peft_type"] == ("LORA" if type_ == "DORA" else type_)
-    model = assert_same_logits(made)
-    assert sum(p.numel() for p in adapter.named_parameters().values()) == sum(
-        p.numel() for name, p in model.named_parameters() if model.prefix in name
-    )
-
-
-MERGED: dict[str, Method] = {
-    **{name: METHODS[name] for name in ("cara", "lora", "att_qkv_depth")},
+OWN: dict[str, Method] = {
+    name: Peft(type=name, rank=rank, targets="qkvo+mlp") for name, rank in TYPES.items()
+}
+FURTHER: dict[str, Method] = {
     "full": FullFineTuning(),
     "head_only": create("head_only"),
     "quanta": create("quanta", axes=(4, 4)),
-    **{name: Peft(type=name, rank=2, targets="qkvo+mlp") for name in ("DORA", "LOKR")},
-    "IA3": Peft(type="IA3", targets="qkvo+mlp"),
 }
+#: The form of an export, the backbone, and the method.
+FORMS = [
+    *(("LORA", "vit", name) for name in METHODS),
+    *(("LORA", source, name) for source in ("bert", "gpt2") for name in ("qkv_depth", "cara", "lorta")),
+    *(("own", source, name) for source in ("vit", "tiny-random-bert") for name in OWN),
+    *(("own", "llama", name) for name in ("DORA", "LOKR")),
+    *(
+        ("merged", "bert", name)
+        for name in ("cara", "lora", "att_qkv_depth", "full", "head_only", "DORA", "LOKR", "IA3")
+    ),
+    *(("merged", "timm", name) for name in ("lora", "full", "IA3", "head_only")),
+    *(("merged", "tiny-random-vit", name) for name in ("cara", "DORA", "full")),
+    ("merged", "vit", "quanta"),
+]
 
 
-@pytest.mark.parametrize(
-    ("source", "name"),
-    [
-        *(("bert", name) for name in MERGED if name != "quanta"),
-        *(("timm", name) for name in ("lora", "full", "IA3", "head_only")),
-        *(("tiny-random-vit", name) for name in ("cara", "DORA", "full")),
-        ("vit", "quanta"),
-    ],
-)
-def test_a_linear_update_is_merged(case: Callable[..., Case], source: str, name: str) -> None:
+@pytest.mark.parametrize(("form", "source", "name"), FORMS)
+def test_an_update_is_exported_in_its_form(
+    case: Callable[..., Case], form: str, source: str, name: str
+) -> None:
     made = case(source)
-    adapter = made.attach(MERGED[name], 0.05)
-    before, fingerprint = made.logits(), made.backbone.fingerprint()
-    made.export(adapter, merged=True)
-    assert torch.equal(made.logits(), before)
-    assert made.backbone.fingerprint() == fingerprint
-    assert not isinstance(assert_same_logits(made), peft.PeftModel)
-    assert not list(made.folder.glob("adapter*"))
+    adapter = made.attach({**METHODS, **OWN, **FURTHER}[name], 0.2 if form == "LORA" else 0.05)
+    made.export(adapter, merged=form == "merged")
+    model = assert_same_logits(made)
+    if form == "merged":
+        assert not isinstance(model, peft.PeftModel)
+        assert not list(made.folder.glob("adapter*"))
+        return
+    assert made.config()["peft_type"] == ("LORA" if name == "DORA" or form == "LORA" else name)
+    if form == "LORA":
+        with torch.no_grad():
+            outputs = model(**made.inputs())[0]
+            close(model.merge_and_unload()(**made.inputs())[0], outputs)
+    else:
+        own = (p.numel() for name, p in model.named_parameters() if model.prefix in name)
+        assert sum(own) == sum(p.numel() for p in adapter.named_parameters().values())
 
 
 # --- ranks, biases, fused layers ---

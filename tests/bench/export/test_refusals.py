@@ -18,62 +18,55 @@ from tensorbench.backbones.random_weights import RandomBackbone
 from tensorbench.baselines.full import FullFineTuning
 from tensorbench.baselines.peft_types import Peft
 from tensorbench.machine.outputs import output_folder
-from tensorbench.methods import Geometry, NotLowRank, UserError, create
+from tensorbench.methods import Geometry, Method, NotLowRank, UserError, create
+from tensorbench.methods.quantised import Quantisation
 from tensorbench.tools.export.original import Original
 
 from ...messages import naming
 from .cases import METHODS, Case, assert_same_logits
 
+LOKR = Peft(type="LOKR", rank=2)
+
 # --- what cannot be exported ---
 
 
-@pytest.mark.parametrize("kind", ["gpt_neox", "modernbert"])
-def test_pefts_types_on_fused_layers_are_referred_to_merged(case: Callable[..., Case], kind: str) -> None:
-    made = case(kind)
-    with pytest.raises(UserError, match=naming(kind, "query, key and value", "--merged")):
-        made.export(made.attach(Peft(type="LOKR", rank=2)))
-    assert not made.folder.exists()
+#: The backbone, the quantisation of its weights, the method, whether the export is merged, and what the
+#: refusal names.
+REFUSED: list[tuple[str, Quantisation | None, Method, bool, tuple[str, ...]]] = [
+    ("gpt_neox", None, LOKR, False, ("gpt_neox", "query, key and value", "--merged")),
+    ("modernbert", None, LOKR, False, ("modernbert", "query, key and value", "--merged")),
+    ("vit", None, FullFineTuning(), False, ("full fine-tuning", "--merged")),
+    ("vit", None, create("head_only"), False, ("no adapter", "--merged")),
+    ("vit", None, create("quanta", axes=(4, 4)), False, ("QuanTA", "--merged")),
+    ("vit", None, create("loretta_adp", rank=2), False, ("LoRETTA-adp",)),
+    ("vit", None, create("loretta_adp", rank=2), True, ("bottleneck",)),
+    # A plug-in's timm model has no name to load it by.
+    ("mine", None, METHODS["lora"], True, ("'mine'", "timm")),
+    # What is one layer in the original was quantised in another layout.
+    ("timm", "nf4", METHODS["lora"], True, ("exported", "layer")),
+    ("gpt2", "int8", METHODS["lora"], False, ("exported", "layer")),
+    ("llama", "nf4", METHODS["lora"], True, ("--merged", "nf4", "checkpoint")),
+]
 
 
-def test_full_fine_tuning_and_a_lone_head_are_referred_to_merged(case: Callable[..., Case]) -> None:
-    made = case("vit")
-    adapter = made.attach(FullFineTuning())
-    with pytest.raises(NotLowRank, match=r"full fine-tuning.*--merged"):
-        made.export(adapter)
-    adapter.detach()
-    with pytest.raises(UserError, match=naming("no adapter", "--merged")):
-        made.export(made.attach(create("head_only")))
-
-
-def test_updates_that_are_no_pairs_or_weights_are_refused(case: Callable[..., Case]) -> None:
-    made = case("vit")
-    adapter = made.attach(create("quanta", axes=(4, 4)))
-    with pytest.raises(NotLowRank, match=naming("QuanTA", "--merged")):
-        made.export(adapter)
-    adapter.detach()
-    adapter = made.attach(create("loretta_adp", rank=2))
-    with pytest.raises(NotLowRank, match="LoRETTA-adp"):
-        made.export(adapter)
-    with pytest.raises(UserError, match="bottleneck"):
-        made.export(adapter, merged=True)
-
-
-def test_a_timm_model_of_a_plugin_has_no_name_to_load_it_by(
-    case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("source", "quantise", "method", "merged", "names"), REFUSED)
+def test_what_cannot_be_exported_is_refused(
+    case: Callable[..., Case],
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    quantise: Quantisation | None,
+    method: Method,
+    merged: bool,
+    names: tuple[str, ...],
 ) -> None:
     entry = RandomBackbone("mine", "timm", Geometry(32, 4, 2, 128), image_size=32, patch=8)
     monkeypatch.setattr(registered_backbones, "mine", entry, raising=False)
     monkeypatch.setitem(BACKBONES._targets, "mine", f"{registered_backbones.__name__}:mine")
-    made = case("mine")
-    with pytest.raises(UserError, match=naming("'mine'", "timm")):
-        made.export(made.attach(METHODS["lora"]), merged=True)
-
-
-def test_quantised_layers_of_timm_are_in_another_layout(case: Callable[..., Case]) -> None:
-    made = case("timm")
-    made.spec = made.spec.model_copy(update={"quantise": "nf4"})
-    with pytest.raises(UserError, match=naming("exported", "layer")):
-        made.export(made.attach(METHODS["lora"]), merged=True)
+    made = case(source)
+    made.spec = made.spec.model_copy(update={"quantise": quantise})
+    with pytest.raises((UserError, NotLowRank), match=naming(*names)):
+        made.export(made.attach(method), merged=merged)
+    assert not made.folder.exists()
 
 
 def test_the_attention_of_a_configuration_is_passed_over(case: Callable[..., Case]) -> None:

@@ -123,15 +123,15 @@ def test_a_part_is_taken_from_the_weights_and_given_back() -> None:
     def unchanged() -> bool:
         return all(torch.allclose(difference(site), delta, atol=1e-6) for site, delta in deltas.items())
 
-    with merged(adapter, "cpu") as backbone:
+    with merged(adapter, "cpu") as without:
         assert unchanged()
-        with backbone.without(Component(layer=1)):
+        with without(Component(layer=1)):
             assert not difference(Site(1, "query")).any()
             assert difference(Site(0, "query")).any()
-        with backbone.without(Component(projection="fc1")):
+        with without(Component(projection="fc1")):
             assert not difference(Site(2, "fc1")).any()
             assert difference(Site(2, "fc2")).any()
-        with backbone.without(Component(head=1)):
+        with without(Component(head=1)):
             assert not difference(Site(0, "key"))[size:].any()
             assert difference(Site(0, "key"))[:size].any()
             assert not difference(Site(0, "output"))[:, size:].any()
@@ -151,14 +151,14 @@ def test_a_trained_bias_is_taken_with_its_site(bias: bool) -> None:
     scatter(adapter.named_parameters())
     before = {site: base.bias for site, base in adapter.bases.items()}
     fc1 = adapter.bases[Site(1, "fc1")]
-    with merged(adapter, "cpu") as changed:
+    with merged(adapter, "cpu") as without:
         after = fc1.bias
-        with changed.without(Component()):
+        with without(Component()):
             assert all(base.bias is before[site] for site, base in adapter.bases.items())
-        with changed.without(Component(layer=0)):
+        with without(Component(layer=0)):
             assert fc1.bias is after
             assert adapter.bases[Site(0, "fc1")].bias is before[Site(0, "fc1")]
-        with changed.without(Component(head=1)):
+        with without(Component(head=1)):
             assert fc1.bias is after
         assert fc1.bias is after is not before[Site(1, "fc1")]
 
@@ -168,7 +168,7 @@ def test_a_shared_head_is_part_of_no_query_head() -> None:
     parts = components(list(adapter.bases), SHARED)
     assert sum(part.projection == "key" and part.head is not None for part in parts) == 2 * SHARED.layers
     before = {site: base.weight.detach().clone() for site, base in adapter.bases.items()}
-    with merged(adapter, "cpu") as backbone, backbone.without(Component(head=3)):
+    with merged(adapter, "cpu") as without, without(Component(head=3)):
         changed = {site: adapter.bases[site].weight.data - plain for site, plain in before.items()}
         assert not changed[Site(0, "query")][9:].any()
         assert changed[Site(0, "key")].any(1).all()
