@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tensorbench.checks.conformance.checks import counts, numerics, states, traces, updates
+from tensorbench.checks.conformance.checks import counts, numerics, states, updates
 from tensorbench.checks.conformance.subject import Subject
 
 
@@ -45,10 +45,10 @@ CHECKS = {
         Check(updates.training),
         Check(updates.factors, of_shapes=True),
         Check(updates.merge, of_shapes=True),
-        Check(traces.detach),
-        Check(traces.interruption),
-        Check(traces.transients),
-        Check(traces.hold, on_each=False),
+        Check(states.detach),
+        Check(states.interruption),
+        Check(states.transients),
+        Check(states.hold, on_each=False),
         Check(states.state),
         Check(states.seeds, on_each=False),
         Check(updates.gradcheck, on_each=False),
