@@ -1,20 +1,31 @@
-"""Writes the table of exports by kind of backbone: `python docs/export_table.py`.
+"""Writes the tables of exports, by kind of backbone and by method: `python docs/export_table.py`.
 
-The table is in docs/guides/export.md.
+The tables are in docs/guides/export.md.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from marked import replaced
 
 from tensorbench.backbones.kinds import KINDS, NAMES, TIMM
+from tensorbench.methods import METHODS, Geometry, NotLowRank, UserError, attach, create
+from tensorbench.methods.skeleton import SkeletonBackbone
 from tensorbench.tools.export.original import target_of
 
 PAGE = Path(__file__).parent / "guides" / "export.md"
 
 BEGIN, END = "<!-- The exports, by docs/export_table.py. -->", "<!-- The end of the exports. -->"
+
+RANKS_BEGIN, RANKS_END = "<!-- The ranks, by docs/export_table.py. -->", "<!-- The end of the ranks. -->"
+
+#: The size of ViT-B, and the rank of the LoRA whose number of parameters all methods in the table have.
+GEOMETRY, RANK = Geometry(768, 12, 12, 3072, encoder=1), 4
+#: The largest deviation of a method's number of parameters from that of LoRA, as a share.
+NEAR = 0.05
 
 HEADINGS = ("kind", "the original model", "the head", "peft's loader", "one layer there")
 
@@ -28,8 +39,37 @@ def rewritten(text: str) -> str:
     for cells, kinds in rows.items():
         names, models = ((", ".join(dict.fromkeys(column))) for column in zip(*kinds, strict=True))
         lines.append((names, models, *cells))
+    text = replaced(text, BEGIN, END, _table(lines))
+    return replaced(text, RANKS_BEGIN, RANKS_END, _table(_ranks()))
+
+
+def _table(lines: Iterable[Sequence[str]]) -> str:
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return replaced(text, BEGIN, END, f"\n\n{table}\n\n")
+    return f"\n\n{table}\n\n"
+
+
+def _ranks() -> Iterator[tuple[str, ...]]:
+    """A line for each low-rank method that has as many parameters as the LoRA of rank `RANK`."""
+    yield "method", "its parameters", "rank as LoRA", "parameters as LoRA"
+    yield "---", "---:", "---:", "---:"
+    backbone, ranks = SkeletonBackbone.random(GEOMETRY), dict[str, tuple[int, int, int]]()
+    budget = create("lora", rank=RANK).count(GEOMETRY)
+    for template in (each for name in METHODS for each in METHODS.get(name).listed() if each.sizeable):
+        try:
+            method = template.fit(GEOMETRY, budget)
+            close = abs(method.count(GEOMETRY) / budget - 1) <= NEAR
+        except UserError:
+            close = False
+        if not close:
+            continue
+        adapter = attach(backbone, method)
+        with suppress(NotLowRank):
+            pairs = adapter.factors().values()
+            written = sum(down.numel() + up.numel() for down, up in pairs)
+            ranks[method.label] = method.count(GEOMETRY), max(len(down) for down, _ in pairs), written
+        adapter.detach()
+    for label, (count, rank, written) in sorted(ranks.items(), key=lambda item: item[1][1]):
+        yield label, f"{count:,}", str(rank), f"{written:,}"
 
 
 def _row(name: str) -> tuple[str, ...]:
