@@ -16,7 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 PROJECT = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
-DEPENDENCIES = sorted(set(PROJECT["dependencies"]).union(*PROJECT["optional-dependencies"].values()))
+REQUIRED = set(PROJECT["dependencies"]).union(*PROJECT["optional-dependencies"].values())
+# An extra that builds on another names the project itself.
+DEPENDENCIES = sorted(each for each in REQUIRED if not each.startswith(PROJECT["name"]))
 TRIED = Path(".ci/floors.txt")
 
 

@@ -6,6 +6,7 @@ This module offers the names that notebooks need. Each is imported when it is fi
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -72,4 +73,16 @@ def __getattr__(name: str) -> Any:
         return import_module("tensorbench.methods")
     if name not in _HOMES:
         raise AttributeError(f"module 'tensorbench' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if (why := missing_extra(error)) is None:
+            raise
+        raise ModuleNotFoundError(why, name=error.name) from None
+
+
+def missing_extra(error: ModuleNotFoundError) -> str | None:
+    """What to install, if the packages that run trials are not. None if they are."""
+    if find_spec("torch") is not None:
+        return None
+    return f"{error.name} is not installed, and this needs it: pip install 'tensorpeft-bench[run]'"

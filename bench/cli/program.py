@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
-from tensorbench import __version__
+from tensorbench import __version__, missing_extra
 from tensorbench.cli import list_commands, result_commands, suite_commands, tool_commands
 from tensorbench.cli.options import err
 from tensorbench.machine import interrupts
@@ -65,6 +65,10 @@ class Program(Group):
             if error.errno != errno.ENAMETOOLONG or ctx.params["debug"]:
                 raise
             _end(ctx, 2, f"{error.strerror}: {error.filename}")
+        except ModuleNotFoundError as error:
+            if (why := missing_extra(error)) is None or ctx.params["debug"]:
+                raise
+            _end(ctx, 2, why)
         except Exception as error:
             # If the class is not imported yet, the error is no instance of it. So usage and help stay quick.
             errors = sys.modules.get("tensorbench.methods.errors")

@@ -1,0 +1,75 @@
+"""Tests what works where only the packages for reading results are installed, without the extra `run`."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from importlib.metadata import packages_distributions, requires
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+PACK = Path(__file__).parent.parent / "results" / "smollm2_quantised.tensorbench.zip"
+
+
+def of_run() -> list[str]:
+    """The names by which the packages of the extra `run` are imported, except those that others bring."""
+    needed = map(Requirement, requires("tensorpeft-bench") or ())
+    names = {each.name.lower() for each in needed if each.marker and each.marker.evaluate({"extra": "run"})}
+    packages = packages_distributions().items()
+    modules = {module for module, owners in packages if names & {owner.lower() for owner in owners}}
+    # matplotlib brings pillow.
+    return sorted(modules - {"PIL"})
+
+
+HIDDEN = """
+import sys
+from importlib.machinery import PathFinder
+
+NAMES = sys.argv.pop(1).split(",")
+
+class Hidden(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in NAMES else PathFinder.find_spec(name, path, target)
+
+sys.meta_path = [Hidden if finder is PathFinder else finder for finder in sys.meta_path]
+"""
+MAIN = "from tensorbench.__main__ import main; main()"
+
+
+def program(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in a Python that finds nothing of what the extra `run` installs."""
+    command = [sys.executable, "-c", HIDDEN + code, ",".join(of_run()), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=600)
+
+
+def test_a_pack_is_read_and_reported_without_torch(tmp_path: Path) -> None:
+    assert {"torch", "mlflow", "transformers", "peft"} <= {*of_run()}
+    code = "import tensorbench; print(len(tensorbench.load_results(sys.argv[1]).cells))"
+    read = program(code, str(PACK))
+    assert read.returncode == 0, read.stderr
+    assert int(read.stdout) > 0
+    packs = tmp_path / "packs"
+    packs.mkdir()
+    shutil.copy(PACK, packs)
+    for command in (["report", str(PACK)], ["tools", "site", str(packs)]):
+        ended = program(MAIN, *command, "--out", str(tmp_path / command[0]))
+        assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "report" / "index.html").is_file()
+
+
+@pytest.mark.parametrize("command", [["run", "quickstart"], ["plan", "quickstart"]])
+def test_what_runs_trials_says_what_to_install(command: list[str]) -> None:
+    ended = program(MAIN, *command)
+    assert ended.returncode == 2
+    assert "pip install 'tensorpeft-bench[run]'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_python_says_what_to_install() -> None:
+    ended = program("import tensorbench; tensorbench.run_suite")
+    assert ended.stderr.splitlines()[-1].startswith("ModuleNotFoundError: ")
+    assert "pip install 'tensorpeft-bench[run]'" in ended.stderr
