@@ -80,8 +80,8 @@ class Analysis:
         """Whether a trial failed: it diverged, or its score is far below that of its cell's best trial.
 
         The best trial is the one with the lowest validation loss. Far means at least `FAILED` points (see
-        `tensorbench.reports.inference.studies`). In a cell without a complete study, and without tuning, only
-        divergence counts.
+        `tensorbench.reports.inference.studies`). Only divergence counts in a cell that was not tuned, or that
+        has no complete study.
         """
         studies = self.studies.get(seed.cell)
         if seed.score is None or studies is None or not studies.tuned:

@@ -16,12 +16,12 @@ ANY_SIDE, RIGHT = ATTENTION, "sdpa_padded_on_the_right"
 
 @contextmanager
 def padded(encoder: Any, side: str) -> Iterator[None]:
-    """A context in which an encoder reads texts that are padded on this side.
+    """A context in which an encoder reads texts that are padded on `side`: `RIGHT` or `ANY_SIDE`.
 
-    transformers asks the device in each forward pass whether a token is masked, to leave out a mask that
-    masks none, and the host waits for the answer. If padding is on the `RIGHT`, decoders need no such mask:
-    no token sees a later one, and no output of padding is read. ModernBERT then keeps its mask, unasked.
-    Outputs are the same up to rounding. Encoders with another attention stay as they are.
+    In each forward pass, transformers drops a mask that masks no token. To find out, it reads the mask from
+    the device, and the host has to wait. `RIGHT` avoids this. Decoders then get no padding mask, since no
+    token sees a later one and no output of padding is read. ModernBERT always keeps its mask. Outputs are the
+    same up to rounding. Encoders whose attention is not transformers' `sdpa` stay as they are.
     """
     config = getattr(encoder, "config", None)
     before = getattr(config, "_attn_implementation", None)

@@ -43,10 +43,11 @@ def path(start: Ranks, end: Ranks, count: int) -> list[Ranks]:
 
 
 class CellAllocation(CellPoints):
-    """The ways in which an allocation shares one cell's budget among the modes of its method.
+    """The rank vectors that an allocation tries in one cell: ways to share the budget among the modes.
 
-    Raises UserError for an unknown mode, for a budget below the smallest ranks, and for a path that would
-    begin with more parameters than it ends with.
+    These are the heuristic's ranks, sweeps of single modes, and a path from small equal ranks to the
+    heuristic's. Raises UserError for an unknown mode, for a budget below the smallest ranks, and if the path
+    would begin with more parameters than it ends with.
     """
 
     name_of_section = "allocation"

@@ -110,7 +110,10 @@ class Source(ABC):
         return None
 
     def commits(self) -> dict[str, str]:
-        """Returns the commits at which earlier starts used the hub, as in `StoredSuite.commits`."""
+        """Returns the commit of each branch and tag of the hub that the suite used, over all its starts.
+
+        The keys are those of `StoredSuite.commits`.
+        """
         commits: dict[str, str] = {}
         for run in self.records(RunKind.SUITE):
             if stored := self.content(run, Artifact.SUITE, StoredSuite):

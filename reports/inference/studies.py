@@ -143,7 +143,7 @@ class CompleteStudies:
 
     @cached_property
     def fall(self) -> float:
-        """The mean amount by which failed trials score below `best`.
+        """The mean amount by which failed trials score below `best`, in the metric's unit.
 
         If no trial failed, the amount by which `chance` lies below `best`, at least 0.
         """

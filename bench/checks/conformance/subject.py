@@ -268,7 +268,7 @@ class LoadedSubject(Subject):
 
 
 def scatter(adapter: Adapter, amount: float = 0.1, seed: int = 5) -> None:
-    """Adds normal noise to every adapter parameter."""
+    """Adds normal noise of standard deviation `amount` to every adapter parameter."""
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in adapter.named_parameters().values():
