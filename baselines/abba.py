@@ -38,8 +38,8 @@ class HadamardMethod(OneRank, Targeted, LowRankMethod):
         At this rank, every update can have full rank. If ⌈√n⌉ exceeds the smallest side of any adapted
         weight, returns this side: ABBA starts from `rank` singular values of each weight.
         """
-        sides = list(map(min, self.adapted(geometry).values()))
-        return (min(min(sides), math.isqrt(max(sides) - 1) + 1),)
+        smallest = min(map(min, self.adapted(geometry).values()))
+        return (min(smallest, math.isqrt(geometry.full_rank(self.projections) - 1) + 1),)
 
 
 class HadamardPairs(OwnPairs):

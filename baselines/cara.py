@@ -12,7 +12,7 @@ from tensorbench.methods.backbone import GATED_PROJECTIONS, SHARED_INPUT, Geomet
 from tensorbench.methods.factorizations import cp_limit, khatri_rao
 from tensorbench.methods.lowrank import Contracted, Diagonal, DropoutAt, Parametrisation, StackedMethod
 from tensorbench.methods.sizes import OneRank
-from tensorbench.methods.slices import Slices, by_site, cut_inputs, cut_outputs
+from tensorbench.methods.slices import CUT_INPUTS, CUT_OUTPUTS, Slices, by_site, cut_sites
 
 #: The projections in the second tensor. Each has one trained bias shared by all layers.
 BIASED = ("output", "gate", "fc1", "fc2")
@@ -69,7 +69,7 @@ class CaRA(OneRank, StackedMethod):
         return (matrices, geometry.hidden, geometry.heads, geometry.head_size)
 
     def mlp_shape(self, geometry: Geometry) -> tuple[int, ...]:
-        slices = Slices.of(BIASED, geometry)
+        slices = Slices(BIASED, geometry)
         return (len(slices) * geometry.layers, geometry.hidden, slices.width)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
@@ -104,7 +104,8 @@ class _TwoTensors(Parametrisation):
         downs = dict.fromkeys(SHARED_INPUT, 0) | {"output": 1, "gate": 3, "fc1": 3, "fc2": 2}
         sites = geometry.sites(GATED_PROJECTIONS)
         self.down_of = {site: downs[site.projection] for site in sites}
-        self.input_slices, self.output_slices = cut_inputs(sites, geometry), cut_outputs(sites, geometry)
+        self.input_slices = cut_sites(sites, geometry, CUT_INPUTS)
+        self.output_slices = cut_sites(sites, geometry, CUT_OUTPUTS)
 
     def contract(self) -> Contracted:
         slices, inputs, heads, channels = self.attention.factors
@@ -113,7 +114,7 @@ class _TwoTensors(Parametrisation):
             self._weighted(slices, self.attention.weights), 1
         )
         slices, second, third = self.mlp.factors
-        diagonals |= Slices.of(BIASED, self.geometry).split(self._weighted(slices, self.mlp.weights), 1)
+        diagonals |= Slices(BIASED, self.geometry).split(self._weighted(slices, self.mlp.weights), 1)
         ups = dict.fromkeys(SHARED_INPUT, split) | dict.fromkeys(BIASED, second) | {"fc2": third}
         biases = {name: bias * self.scale for name, bias in self.biases.items()}
         width, hidden = self.geometry.attention_width, self.geometry.hidden

@@ -10,20 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tensorbench.methods.backbone import GATED_PROJECTIONS, Geometry
-from tensorbench.methods.lowrank import Contracted, DropoutAt, Matrix, Parametrisation, StackedMethod
+from tensorbench.methods.backbone import GATED_PROJECTIONS, MLP, Geometry
+from tensorbench.methods.lowrank import Contracted, DropoutAt, Matrix, SharedEnds, StackedMethod
 from tensorbench.methods.sizes import OneRank
-from tensorbench.methods.slices import (
-    CUT_INPUTS,
-    CUT_OUTPUTS,
-    Slices,
-    by_site,
-    cut_inputs,
-    cut_outputs,
-    joined,
-    mlp_slices,
-    turned,
-)
+from tensorbench.methods.slices import by_site, joined, mlp_slices
 
 
 class _FacT(OneRank, StackedMethod):
@@ -45,9 +35,6 @@ class _FacT(OneRank, StackedMethod):
     #: The probability of dropout on Σ·U·x, which has width `rank` (for gate and fc1, per slice). 0.1 in the
     #: reference code.
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
-
-    def slices(self, geometry: Geometry) -> Slices:
-        return Slices.of(GATED_PROJECTIONS, geometry)
 
     def ends(self, geometry: Geometry) -> int:
         """Returns the number of entries of U and V together at rank 1."""
@@ -72,7 +59,7 @@ class FacTTT(_FacT):
         """Counts (d + max(d, H·h))·r + S·L·r² for S slices of a layer, in the letters of `Geometry`."""
         return self.ends(geometry) * rank + len(self.slices(geometry)) * geometry.layers * rank**2
 
-    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
+    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> _TensorTrain:
         return _TensorTrain(self, geometry, generator)
 
 
@@ -101,22 +88,11 @@ class FacTTK(_FacT):
         """Counts (d + max(d, H·h) + S·L)·r + r³ for S slices of a layer, in the letters of `Geometry`."""
         return (self.ends(geometry) + len(self.slices(geometry)) * geometry.layers) * rank + rank**3
 
-    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
+    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> _Tucker:
         return _Tucker(self, geometry, generator)
 
 
-class _Slices(Parametrisation):
-    def __init__(self, method: _FacT, geometry: Geometry) -> None:
-        super().__init__()
-        self.scale = method.scale
-        self.layers = geometry.layers
-        self.slices = method.slices(geometry)
-        #: H·h if `output` uses its slice transposed (V is then its down, U its up factor), otherwise 0.
-        self.turned = geometry.attention_width if turned(geometry) else 0
-        sites = geometry.sites(GATED_PROJECTIONS)
-        self.down_of = {site: int(bool(self.turned) and site.projection == "output") for site in sites}
-        self.input_slices, self.output_slices = cut_inputs(sites, geometry), cut_outputs(sites, geometry)
-
+class _Slices(SharedEnds):
     @abstractmethod
     def parts(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Returns U (d, r), V (max(d, H·h), r), and each projection's Σ (layers, slices, r out, r in)."""
@@ -184,8 +160,7 @@ class _Tucker(_Slices):
         mixed = (self.tensor.core @ mixture.T).movedim(-1, 0).unflatten(0, (self.layers, -1))
         sigmas = self.slices.split(mixed, 1)
         if self.interleaved:
-            cut = self.slices.geometry.having((*CUT_OUTPUTS, *CUT_INPUTS))
-            sigmas |= {name: _interleaved(sigmas[name]) for name in cut}
+            sigmas |= {name: _interleaved(sigma) for name, sigma in sigmas.items() if name in MLP}
         # Contiguous, since the rounding of a product depends on its operands' memory layout.
         turned = {name: sigma.mT.contiguous() for name, sigma in sigmas.items() if name != "fc2"}
         return inputs, outputs, sigmas | turned

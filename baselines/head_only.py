@@ -1,4 +1,4 @@
-"""The head alone, without an adapter: the floor of every comparison."""
+"""The head alone, without an adapter: the floor of every comparison, by training or by scikit-learn."""
 
 from __future__ import annotations
 
@@ -23,6 +23,18 @@ class HeadOnly(Unsized):
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> LowRankAdapter:
         return LowRankAdapter(backbone, _Nothing())
+
+
+class ConvergedHead(HeadOnly):
+    """Logistic regression on the frozen features, or ridge regression for numeric targets.
+
+    A trial fits the head to the training examples without augmentation and chooses the penalty by validation
+    loss (`tensorbench.training.converged`). It has no learning rate or number of epochs to tune.
+    """
+
+    name: ClassVar[str] = "converged_head"
+    title: ClassVar[str] = "converged head"
+    fits_head: ClassVar[bool] = True
 
 
 class _Nothing(Parametrisation):

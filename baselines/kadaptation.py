@@ -60,8 +60,7 @@ class KAdaptation(OneRank, Targeted, LowRankMethod):
 
         At this rank, every update can have full rank.
         """
-        largest = max(map(min, self.adapted(geometry).values()))
-        return (-(-largest // self.products),)
+        return (-(-geometry.full_rank(self.projections) // self.products),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> _Rules:
         return _Rules(self, geometry, generator)

@@ -43,8 +43,7 @@ class LoRA(OneRank):
         return geometry.layers * rank * sum(sum(geometry.shape(name)) for name in projections)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """Returns the highest rank that any update can have: the smaller side of the largest weight."""
-        return (max(min(geometry.shape(name)) for name in self.projections),)
+        return (geometry.full_rank(self.projections),)
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> PeftAdapter:
         from peft import LoraConfig

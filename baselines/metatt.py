@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from tensorbench.methods.backbone import MLP, Geometry
-from tensorbench.methods.lowrank import Contracted, CutMethod, Matrix, Parametrisation
+from tensorbench.methods.lowrank import Contracted, CutMethod, Matrix, SharedEnds
 from tensorbench.methods.lowrank.cutting import TrainCores
 from tensorbench.methods.sizes import OneRank, Targeted
-from tensorbench.methods.slices import Slices, by_site, cut_inputs, cut_outputs, joined, turned
+from tensorbench.methods.slices import by_site, joined
 from tensorbench.methods.trains import chain, train_count
 
 
@@ -49,10 +49,6 @@ class MetaTT(OneRank, Targeted, CutMethod):
     @property
     def title(self) -> str:
         return f"MetaTT-{self.modes.upper()}"
-
-    def slices(self, geometry: Geometry) -> Slices:
-        """Returns the slices of a layer's projections."""
-        return Slices.of(self.projections, geometry)
 
     def shape(self, geometry: Geometry) -> tuple[int, ...]:
         """Returns the size of every mode."""
@@ -92,17 +88,13 @@ class MetaTT(OneRank, Targeted, CutMethod):
         """
         return (max(geometry.hidden, self.slices(geometry).width),)
 
-    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
+    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> _OneTrain:
         return _OneTrain(self, geometry)
 
 
-class _OneTrain(Parametrisation):
+class _OneTrain(SharedEnds):
     def __init__(self, method: MetaTT, geometry: Geometry) -> None:
-        super().__init__()
-        self.scale, self.layers = method.scale, geometry.layers
-        self.slices = method.slices(geometry)
-        #: H·h if `output` uses its slice transposed, otherwise 0. The last core is then its down factor.
-        self.turned = geometry.attention_width if turned(geometry) else 0
+        super().__init__(method, geometry)
         first, *middle, last = method.shape(geometry)
         # All bonds start with the same rank.
         rank, *_ = method.start_ranks(geometry)
@@ -110,9 +102,6 @@ class _OneTrain(Parametrisation):
         cores = [torch.zeros(1, first, rank), *identities, torch.eye(rank, last).unsqueeze(-1)]
         self.cores = nn.ParameterList(cores)
         self.cutting = method.cutting(geometry, TrainCores(list(self.cores)))
-        sites = geometry.sites(method.projections)
-        self.down_of = {site: int(bool(self.turned) and site.projection == "output") for site in sites}
-        self.input_slices, self.output_slices = cut_inputs(sites, geometry), cut_outputs(sites, geometry)
 
     def contract(self) -> Contracted:
         first, layers, stack, *last = self.cores

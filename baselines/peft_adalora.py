@@ -206,8 +206,7 @@ class AdaLoRA(PeftMethod):
             )
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """Returns the highest rank that any update can have: the smaller side of the largest weight."""
-        return (max(min(geometry.shape(name)) for name in self.projections),)
+        return (geometry.full_rank(self.projections),)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """Counts rank · Σ (in + out + 1), with the sum over all sites: the number at the end of training."""

@@ -120,7 +120,19 @@ class PeftAdapter(Adapter):
         return moved
 
     def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
-        return {site: _lora_factors(layer) for site, layer in self._adapted.items()}
+        factors = {}
+        for site, adapted in self._adapted.items():
+            layer: Any = adapted
+            # Variants of LoRA such as DoRA have LoRA's parameters but another update.
+            module = type(layer).__module__
+            if module != "peft.tuners.lora.layer" or NAME in layer.lora_variant:
+                raise NotLowRank(f"peft's {module.split('.')[-2]} has no low-rank factors")
+            if layer.lora_B[NAME].bias is not None:
+                raise NotLowRank(
+                    "a LoRA with lora_bias also changes the layer's bias, which factors cannot express"
+                )
+            factors[site] = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight * layer.scaling[NAME]
+        return factors
 
     def detach(self) -> None:
         super().detach()
@@ -162,12 +174,3 @@ class PeftAdapter(Adapter):
             for name, parameter in base.named_parameters():
                 parameter.data = stored[name]
         return weight, bias
-
-
-def _lora_factors(layer: Any) -> tuple[Tensor, Tensor]:
-    # Variants of LoRA such as DoRA have LoRA's parameters but another update.
-    if type(layer).__module__ != "peft.tuners.lora.layer" or NAME in layer.lora_variant:
-        raise NotLowRank(f"peft's {type(layer).__module__.split('.')[-2]} has no low-rank factors")
-    if layer.lora_B[NAME].bias is not None:
-        raise NotLowRank("a LoRA with lora_bias also changes the layer's bias, which factors cannot express")
-    return layer.lora_A[NAME].weight, layer.lora_B[NAME].weight * layer.scaling[NAME]

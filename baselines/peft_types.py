@@ -139,7 +139,7 @@ class Peft(PeftMethod):
         """
         if self.peft_type != "LORA":
             return super().rank_limits(geometry)
-        return (max(min(geometry.shape(name)) for name in self.projections),)
+        return (geometry.full_rank(self.projections),)
 
     def type_options(self, targets: Mapping[str, Site]) -> dict[str, Any]:
         if self.type == "IA3":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import combinations
+from itertools import combinations, count
 from typing import Annotated, ClassVar, Self
 
 import torch
@@ -12,11 +12,38 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from tensorbench.baselines.shapes import equal_axes, quanta_axes
 from tensorbench.methods.added import AddedAdapter, Addition
 from tensorbench.methods.backbone import Backbone, Geometry
-from tensorbench.methods.errors import UserError
-from tensorbench.methods.sizes import StartKept, Targeted, check_ranks, nearest_fit
+from tensorbench.methods.errors import UserError, too_small
+from tensorbench.methods.sizes import StartKept, Targeted, check_ranks, nearest
+from tensorbench.methods.trains import factorisations
+
+#: The largest number of axes, and the largest prime factor of their product.
+MOST_AXES, MOST_PRIME = 8, 7
+
+
+def all_axes(size: int) -> list[tuple[int, ...]]:
+    """Returns every way to write `size` as a product of two to `MOST_AXES` axes, the largest axis first.
+
+    If `size` has a prime factor above 7, the product is the next larger number without such a factor (our
+    rule).
+    """
+    padded = next(number for number in count(size) if _largest_prime(number) <= MOST_PRIME)
+    return [axes[::-1] for axes in factorisations(padded, MOST_AXES) if len(axes) > 1]
+
+
+def equal_axes(label: str, axis: int, size: int) -> tuple[int, ...]:
+    """Returns the fewest axes of size `axis` whose product is at least `size`.
+
+    Raises UserError, with a message that begins with `label`, unless `axis` is above 1 and below `size`.
+    """
+    if not 1 < axis < size:
+        raise UserError(f"{label}: axes of {axis} cannot make up {size}; accepted is 2 to {size - 1}")
+    return (axis,) * next(number for number in count(2) if axis**number >= size)
+
+
+def _largest_prime(size: int) -> int:
+    return max(factorisations(size, size.bit_length()), key=len)[-1]
 
 
 class QuanTA(Targeted, StartKept):
@@ -82,10 +109,16 @@ class QuanTA(Targeted, StartKept):
         """Returns the same method with the axes whose count is nearest to the budget.
 
         The product of the axes is the largest side of a weight. If that side has a prime factor above 7, the
-        product is the next larger number without such a factor (our rule).
+        product is the next larger number without such a factor (our rule). Raises UserError if there are no
+        such axes, or if all of them exceed the budget.
         """
-        choices = [self.with_size(axes) for axes in quanta_axes(self._largest(geometry))]
-        return nearest_fit(self.label, choices, geometry, budget)
+        choices = [self.with_size(axes) for axes in all_axes(self._largest(geometry))]
+        if not choices:
+            raise UserError(f"{self.label}: there is no size for a backbone of {geometry}")
+        smallest = min(choice.count(geometry) for choice in choices)
+        if smallest > budget:
+            raise too_small(self.label, budget, smallest, "")
+        return nearest(choices, lambda choice: choice.count(geometry), budget)
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> AddedAdapter:
         axes = self.shape(backbone.geometry)

@@ -2,17 +2,63 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tensorbench.baselines.shapes import TRACCores, trac_cores
 from tensorbench.methods.backbone import Geometry
 from tensorbench.methods.lowrank import Contracted, LowRankMethod, OwnPairs, Parametrisation
 from tensorbench.methods.sizes import OneRank, Targeted
+from tensorbench.methods.trains import balanced
 from tensorbench.methods.validation import Scale
+
+#: TRAC's modes (of A and B) and inner ranks (of A) by size, from its reference code. The inner ranks of B are
+#: three times those of A.
+PUBLISHED_CORES: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    768: ((8, 8, 12), (8, 12)),
+    1024: ((8, 8, 16), (8, 12)),
+    1280: ((8, 8, 20), (12, 24)),
+    4096: ((16, 16, 16), (12, 24)),
+    5120: ((16, 16, 20), (15, 30)),
+}
+MODES, WIDER = 3, 3
+
+
+class SideCores(NamedTuple):
+    """The sizes of the cores (1, n₁, ρ₁), (ρ₁, n₂, ρ₂) and (ρ₂, n₃, r) of A or B for one projection.
+
+    `modes` are n₁, n₂ and n₃. `inner` are ρ₁ and ρ₂.
+    """
+
+    modes: tuple[int, ...]
+    inner: tuple[int, ...]
+
+    @property
+    def own(self) -> int:
+        """The number of parameters that each layer has: the first core, and the third core's controllers."""
+        return self.modes[0] * self.inner[0] + self.inner[1] + self.modes[2]
+
+    @property
+    def frozen(self) -> int:
+        """The number of entries of the second core, which all layers share."""
+        return self.inner[0] * self.modes[1] * self.inner[1]
+
+
+def cores_of(size: int, *, output: bool) -> SideCores:
+    """Returns the cores of A (or, with `output`, of B) for a size, from TRAC's reference code.
+
+    For other sizes our rule is: the modes are three factors with the smallest sum, and the inner ranks are
+    those of the next smaller size in the table or, if there is none, of the table's smallest size. If a size
+    has fewer than three factors, the first modes are 1.
+    """
+    nearest = max((entry for entry in PUBLISHED_CORES if entry <= size), default=min(PUBLISHED_CORES))
+    modes, inner = PUBLISHED_CORES[nearest]
+    if size != nearest:
+        factors = balanced(size, MODES)
+        modes = (1,) * (MODES - len(factors)) + factors
+    return SideCores(modes, tuple(WIDER * rank for rank in inner) if output else inner)
 
 
 class TRAC(OneRank, Targeted, LowRankMethod):
@@ -37,17 +83,17 @@ class TRAC(OneRank, Targeted, LowRankMethod):
     #: option, all scales are one at the start.
     controllers: Literal["plain", "softmax"] = "plain"
 
-    def cores(self, geometry: Geometry) -> dict[str, tuple[TRACCores, TRACCores]]:
+    def cores(self, geometry: Geometry) -> dict[str, tuple[SideCores, SideCores]]:
         """Returns the sizes of the cores of A and of B for every projection."""
         shapes = self.adapted(geometry).items()
         return {
-            name: (trac_cores(in_, output=False), trac_cores(out, output=True)) for name, (out, in_) in shapes
+            name: (cores_of(in_, output=False), cores_of(out, output=True)) for name, (out, in_) in shapes
         }
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """Counts Σ (L·(n₁·ρ₁ + ρ₂ + n₃) + ρ₂·n₃·r), with the sum over A and B of every projection.
 
-        L is the number of layers. `TRACCores` explains n and ρ.
+        L is the number of layers. `SideCores` explains n and ρ.
         """
         sides = [side for pair in self.cores(geometry).values() for side in pair]
         return sum(geometry.layers * side.own + side.inner[1] * side.modes[2] * rank for side in sides)
@@ -55,13 +101,12 @@ class TRAC(OneRank, Targeted, LowRankMethod):
     def frozen_count(self, geometry: Geometry) -> int:
         """Counts Σ ρ₁·n₂·ρ₂, the second cores, with the sum over A and B of every projection.
 
-        `TRACCores` explains n and ρ. The second cores are recomputed from a seed.
+        `SideCores` explains n and ρ. The second cores are recomputed from a seed.
         """
         return sum(side.frozen for pair in self.cores(geometry).values() for side in pair)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """Returns the highest rank that any update can have: the smaller side of the largest weight."""
-        return (max(map(min, self.adapted(geometry).values())),)
+        return (geometry.full_rank(self.projections),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
         return _SharedCores(self, geometry, generator)

@@ -8,12 +8,39 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from tensorbench.baselines.shapes import Modes, tt_lora_modes
 from tensorbench.methods.backbone import Geometry
 from tensorbench.methods.errors import UserError
 from tensorbench.methods.lowrank import Contracted, LowRankMethod, OwnPairs, Parametrisation
-from tensorbench.methods.trains import Trains, TrainsOfSites, chain
+from tensorbench.methods.trains import Trains, TrainsOfSites, balanced, chain
 from tensorbench.methods.validation import Scale
+
+#: The modes of the input and of the output.
+Modes = tuple[tuple[int, ...], tuple[int, ...]]
+
+#: TT-LoRA's modes by (in, out), from its reference code.
+PUBLISHED_MODES: dict[tuple[int, int], Modes] = {
+    (768, 768): ((64, 4, 3), (3, 4, 64)),
+    (2048, 2048): ((16, 8, 4, 4), (4, 4, 8, 16)),
+    (2048, 512): ((16, 16, 4, 2), (2, 16, 16)),
+    (3072, 3072): ((16, 4, 4, 3, 2, 2), (2, 2, 3, 4, 4, 16)),
+    (3072, 1024): ((16, 4, 4, 3, 2, 2), (2, 2, 4, 4, 16)),
+    (4096, 4096): ((16, 4, 4, 4, 2, 2), (2, 2, 4, 4, 4, 16)),
+    (4096, 1024): ((16, 4, 4, 4, 2, 2), (2, 2, 4, 4, 16)),
+}
+#: The largest number of modes per side for sizes that are not in the table, and the size from which there may
+#: be one more.
+MOST_MODES, LARGE = 3, 2048
+
+
+def modes_of(in_: int, out: int) -> Modes:
+    """Returns the modes of input and output, from the table of TT-LoRA's reference code.
+
+    For other sizes our rule is: at most three factors per side with the smallest sum, and at most four for
+    sizes from 2,048 on. The largest factors are outermost. A prime size is a single mode.
+    """
+    sides = [balanced(size, MOST_MODES + (size >= LARGE)) for size in (in_, out)]
+    return PUBLISHED_MODES.get((in_, out)) or (sides[0][::-1], sides[1])
+
 
 #: The seed of the matrix that the reference code decomposes, independent of the run's seed.
 DECOMPOSED_SEED = 42
@@ -67,7 +94,7 @@ class TTLoRA(TrainsOfSites, LowRankMethod):
                     f"{self.label}: the form 'reconstruction' needs square weights, {name} is "
                     f"{out} × {in_} here; accepted is 'contraction'"
                 )
-        return [sum(tt_lora_modes(in_, out), ()) for out, in_ in shapes.values()]
+        return [sum(modes_of(in_, out), ()) for out, in_ in shapes.values()]
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
         return _WholeTrains(self, geometry, generator)
@@ -77,7 +104,7 @@ class _WholeTrains(OwnPairs):
     def __init__(self, method: TTLoRA, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__(geometry.sites(method.projections))
         self.scale, self.contracting = method.scale, method.form == "contraction"
-        self.modes = {name: tt_lora_modes(in_, out) for name, (out, in_) in method.adapted(geometry).items()}
+        self.modes = {name: modes_of(in_, out) for name, (out, in_) in method.adapted(geometry).items()}
         self.trains: Any = nn.ModuleDict()
         for name, modes in self.modes.items():
             trains = Trains(geometry.layers, sum(modes, ()), method.resolved_rank)

@@ -192,18 +192,28 @@ class Adapter(ABC):
                 "without `quantise`"
             )
         biases = self.biases()
-        rounding = _Rounding()
+        # Squared norms of the rounding errors and of the updates, over weights of low precision.
+        error = update = 0.0
         for site, delta in self.deltas():
             base = self.bases[site]
-            self._unmerged[site] = (base.weight.data, base.bias)
-            base.weight.data = (base.weight.data + delta).to(base.weight.dtype)
-            rounding.add(self._unmerged[site][0], delta, base.weight.data)
+            weight = base.weight.data
+            self._unmerged[site] = (weight, base.bias)
+            base.weight.data = merged = (weight + delta).to(weight.dtype)
+            if torch.promote_types(weight.dtype, torch.float32) != weight.dtype:
+                error += float((merged.float() - weight.float() - delta.float()).square().sum())
+                update += float(delta.float().square().sum())
             if site in biases:
                 moved = biases[site] if base.bias is None else base.bias + biases[site]
-                base.bias = nn.Parameter(moved.to(base.weight.dtype), False)
+                base.bias = nn.Parameter(moved.to(weight.dtype), False)
             self.backbone.module.set_submodule(self.backbone.path(site), base)
         self._unregister()
-        rounding.tell()
+        if error:
+            warnings.warn(
+                f"merged into {weight.dtype} weights, where rounding moves the update by "
+                f"{100 * (error / update) ** 0.5:.3g}% of its norm; unmerged it is exact",
+                RoundedMerge,
+                stacklevel=3,
+            )
 
     def unmerge(self) -> None:
         """Restores the weights from before `merge`, bit for bit. Does nothing if nothing is merged."""
@@ -277,29 +287,6 @@ class Adapter(ABC):
         for name, tensor in own.items():
             tensor.copy_(state[name])
         self.remake()
-
-
-class _Rounding:
-    def __init__(self) -> None:
-        self._lost = self._update = 0.0
-        self._dtype: torch.dtype | None = None
-
-    def add(self, weight: Tensor, delta: Tensor, merged: Tensor) -> None:
-        if torch.promote_types(merged.dtype, torch.float32) == merged.dtype:
-            return
-        self._dtype = merged.dtype
-        self._lost += float((merged.float() - weight.float() - delta.float()).square().sum())
-        self._update += float(delta.float().square().sum())
-
-    def tell(self) -> None:
-        if not self._lost:
-            return
-        warnings.warn(
-            f"merged into {self._dtype} weights, where rounding moves the update by "
-            f"{100 * (self._lost / self._update) ** 0.5:.3g}% of its norm; unmerged it is exact",
-            RoundedMerge,
-            stacklevel=4,
-        )
 
 
 class AdaptedLayer(nn.Module):

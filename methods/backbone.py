@@ -112,6 +112,10 @@ class Geometry:
             return self.hidden, self.mlp
         return self.mlp, self.hidden
 
+    def full_rank(self, projections: Iterable[str]) -> int:
+        """Returns the highest rank that any update can have: the smaller side of the largest weight."""
+        return max(min(self.shape(name)) for name in projections)
+
     def __str__(self) -> str:
         shared = f", K={self.kv_heads}" if self.kv_heads != self.heads else ""
         size = f", h={self.head_size}" if self.attention_width != self.hidden else ""

@@ -242,19 +242,15 @@ class Method(Frozen, ABC):
                     f"{self.label} would train {name} in {parameter.dtype}, where small steps are lost: it "
                     "takes a backbone in float32"
                 )
-        if adapter.parameter_count != (peak := self.peak_count(backbone.geometry)):
-            adapter.detach()
-            raise WrongCountError(
-                f"{self.label}: the formula counts {peak:,} parameters, "
-                f"the built adapter has {adapter.parameter_count:,}"
-            )
-        frozen, formula = adapter.frozen_count, self.frozen_count(backbone.geometry)
-        if frozen != formula:
-            adapter.detach()
-            raise WrongCountError(
-                f"{self.label}: the formula counts {formula:,} frozen numbers, "
-                f"the built adapter has {frozen:,}"
-            )
+        for formula, built, numbers in (
+            (self.peak_count(backbone.geometry), adapter.parameter_count, "parameters"),
+            (self.frozen_count(backbone.geometry), adapter.frozen_count, "frozen numbers"),
+        ):
+            if built != formula:
+                adapter.detach()
+                raise WrongCountError(
+                    f"{self.label}: the formula counts {formula:,} {numbers}, the built adapter has {built:,}"
+                )
         return adapter
 
 

@@ -226,8 +226,21 @@ def source_hash(point: EntryPoint) -> str:
 
     All Python files of the distribution count, since results may depend on any of them.
     """
-    files = {name: path for name, path in (_listed(point) or _located(point)).items() if path.is_file()}
-    return _hashed({name: file.read_bytes() for name, file in files.items()}) if files else ""
+    recorded = (point.dist.files if point.dist else None) or ()
+    files = {
+        file.as_posix(): Path(str(file.locate()))
+        for file in recorded
+        if file.suffix == ".py" and not file.name.startswith(FINDER)
+    }
+    # The record of an editable install lists no Python files: take those of the module or package.
+    spec = None if files else find_spec(point.module.partition(".")[0])
+    if spec is not None and spec.submodule_search_locations is not None:
+        for folder in map(Path, spec.submodule_search_locations):
+            files |= {path.relative_to(folder.parent).as_posix(): path for path in folder.rglob("*.py")}
+    elif spec is not None and spec.origin:
+        files = {Path(spec.origin).name: Path(spec.origin)}
+    contents = {name: path.read_bytes() for name, path in files.items() if path.is_file()}
+    return _hashed(contents) if contents else ""
 
 
 def _hashed(files: dict[str, bytes]) -> str:
@@ -236,32 +249,3 @@ def _hashed(files: dict[str, bytes]) -> str:
         digest.update(f"{name}\n{len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()
-
-
-def _listed(point: EntryPoint) -> dict[str, Path]:
-    """Returns the Python files that the record of the plug-in's distribution lists."""
-    files = (point.dist.files if point.dist else None) or ()
-    return {
-        file.as_posix(): Path(str(file.locate()))
-        for file in files
-        if file.suffix == ".py" and not file.name.startswith(FINDER)
-    }
-
-
-def _located(point: EntryPoint) -> dict[str, Path]:
-    """Returns the Python files of a plug-in's module or package.
-
-    This is for editable installs, whose record lists no Python files.
-    """
-    spec = find_spec(point.module.partition(".")[0])
-    if spec is None:
-        return {}
-    if spec.submodule_search_locations is None:
-        paths = [Path(spec.origin)] if spec.origin else []
-        return {path.name: path for path in paths}
-    folders = map(Path, spec.submodule_search_locations)
-    return {
-        path.relative_to(folder.parent).as_posix(): path
-        for folder in folders
-        for path in folder.rglob("*.py")
-    }

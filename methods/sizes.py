@@ -14,7 +14,6 @@ from tensorbench.methods.base import Method
 from tensorbench.methods.errors import UserError, too_small
 
 Choice = TypeVar("Choice")
-Sized = TypeVar("Sized", bound=Method)
 
 #: The choices of projections in `Targets`, and "qv", which is query and value.
 AnyTargets = Literal["qv", "qkv", "qkvo", "qkvo+mlp"]
@@ -122,19 +121,6 @@ class Unsized(Method):
 
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
         return self
-
-
-def nearest_fit(label: str, choices: Sequence[Sized], geometry: Geometry, budget: int) -> Sized:
-    """Returns the method of `choices` whose count is nearest to a budget. On a tie, the smaller count wins.
-
-    Raises UserError without choices, and if all choices exceed the budget.
-    """
-    if not choices:
-        raise UserError(f"{label}: there is no size for a backbone of {geometry}")
-    smallest = min(choice.count(geometry) for choice in choices)
-    if smallest > budget:
-        raise too_small(label, budget, smallest, "")
-    return nearest(choices, lambda choice: choice.count(geometry), budget)
 
 
 class Targeted(Method):

@@ -10,7 +10,6 @@ output, and fc2 along its input. The last slice is truncated to the remaining si
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from itertools import accumulate
 
 from torch import Tensor
@@ -21,31 +20,21 @@ from tensorbench.methods.backbone import MLP, Geometry, Site
 CUT_OUTPUTS, CUT_INPUTS = ("gate", "fc1"), ("fc2",)
 
 
-@dataclass(frozen=True)
 class Slices:
-    """The slices of one layer's projections, in the order in which a method stacks them."""
+    """The slices of one layer's projections, in the order in which a method stacks them.
 
-    projections: tuple[str, ...]
-    geometry: Geometry
+    `gate` is skipped if the MLP is not gated.
+    """
 
-    @classmethod
-    def of(cls, projections: Iterable[str], geometry: Geometry) -> Slices:
-        """Returns the slices of these projections. `gate` is skipped if the MLP is not gated."""
-        return cls(geometry.having(projections), geometry)
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """The number of slices of each projection."""
-        return tuple(mlp_slices(self.geometry) if name in MLP else 1 for name in self.projections)
-
-    @property
-    def width(self) -> int:
-        """The size of a slice along its side that is not d.
-
-        It is the attention's width. If projections of the MLP are among the slices, it is at least d.
-        """
-        attention = self.geometry.attention_width
-        return max(attention, self.geometry.hidden) if set(self.projections) & set(MLP) else attention
+    def __init__(self, projections: Iterable[str], geometry: Geometry) -> None:
+        self.projections = geometry.having(projections)
+        #: The number of slices of each projection.
+        self.counts = [mlp_slices(geometry) if name in MLP else 1 for name in self.projections]
+        #: The size of a slice along its side that is not d. It is the attention's width. If projections of
+        #: the MLP are among the slices, it is at least d.
+        self.width = geometry.attention_width
+        if set(self.projections) & set(MLP):
+            self.width = max(self.width, geometry.hidden)
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -76,14 +65,12 @@ def turned(geometry: Geometry) -> bool:
     return geometry.attention_width != geometry.hidden
 
 
-def cut_inputs(sites: Iterable[Site], geometry: Geometry) -> dict[Site, int]:
-    """Returns the number of slices of each site whose input is sliced (`Parametrisation.input_slices`)."""
-    return {site: mlp_slices(geometry) for site in sites if site.projection in CUT_INPUTS}
+def cut_sites(sites: Iterable[Site], geometry: Geometry, projections: tuple[str, ...]) -> dict[Site, int]:
+    """Returns the number of slices of each site that belongs to `projections`.
 
-
-def cut_outputs(sites: Iterable[Site], geometry: Geometry) -> dict[Site, int]:
-    """Returns the number of slices of each site whose output is sliced (`Parametrisation.output_slices`)."""
-    return {site: mlp_slices(geometry) for site in sites if site.projection in CUT_OUTPUTS}
+    For `CUT_INPUTS`, these are `Parametrisation.input_slices`; for `CUT_OUTPUTS`, `output_slices`.
+    """
+    return {site: mlp_slices(geometry) for site in sites if site.projection in projections}
 
 
 def joined(projection: str, matrices: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -20,9 +20,8 @@ from tensorbench.methods.errors import UserError, too_small
 from tensorbench.methods.factorizations import FACTORIZATIONS, Init
 from tensorbench.methods.lowrank import Contracted, CutMethod, Parametrisation
 from tensorbench.methods.lowrank.cutting import TuckerTensors
-from tensorbench.methods.sizes import check_ranks
-from tensorbench.methods.slices import CUT_INPUTS, Slices, cut_inputs, turned
-from tensorbench.methods.tenslora_ranks import even_ranks, tucker_ranks
+from tensorbench.methods.sizes import check_ranks, nearest, nearest_rank
+from tensorbench.methods.slices import CUT_INPUTS, cut_sites, turned
 
 Variant = Literal["att", "qkv", "depth", "att_qkv", "att_depth", "qkv_depth", "att_qkv_depth"]
 VARIANTS: tuple[Variant, ...] = Variant.__args__  # type: ignore[attr-defined]
@@ -103,13 +102,6 @@ class TensLoRA(CutMethod):
     def has_core(self) -> bool:  # type: ignore[override]
         return self.factorization == "tucker"
 
-    def slices(self, geometry: Geometry) -> Slices:
-        """Returns the slices of one layer, in the order in which the projection mode stacks them.
-
-        A projection of the MLP may have several slices. Every other projection has one.
-        """
-        return Slices.of(self.projections, geometry)
-
     @property
     def rank_names(self) -> tuple[str, ...]:
         return FACTORIZATIONS[self.factorization].rank_names(self.modes)
@@ -186,10 +178,6 @@ class TensLoRA(CutMethod):
         return self.count_with(geometry, self.resolved_ranks)
 
     @property
-    def cut_names(self) -> tuple[str, ...]:
-        return self.rank_names
-
-    @property
     def budget_ranks(self) -> tuple[int, ...]:
         return self.resolved_ranks
 
@@ -225,7 +213,7 @@ class TensLoRA(CutMethod):
         return self.model_copy(update={"ranks": tuple(ranks)})
 
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
-        """Returns the same variant with the ranks for the budget (see `tensorbench.methods.tenslora_ranks`).
+        """Returns the same variant with the ranks for the budget (see `tucker_ranks` and `even_ranks`).
 
         With `uneven`, r(input) may be one above r(output) in a Tucker tensor without a head mode, and the
         first ranks of a tensor train may be one above its other ranks. Raises UserError if ranks of 1 exceed
@@ -245,6 +233,67 @@ class TensLoRA(CutMethod):
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
         return _StackedTensors(self, geometry, generator)
+
+
+#: The largest ratio of the input's rank to the head size's rank, for tensors with a head mode. For these,
+#: many pairs of ranks come near a budget, and the nearest pair can be degenerate. So the ratio has to be
+#: above 1 and at most this number.
+LARGEST_RATIO = 5
+
+
+def even_ranks(
+    bonds: int, count: Callable[[tuple[int, ...]], int], budget: int, *, uneven: bool
+) -> tuple[int, ...]:
+    """Returns the equal ranks whose count is nearest to the budget, for CP and tensor trains.
+
+    The paper has no results for these. With `uneven`, the first bonds may have a rank that is one larger than
+    the rank of the others.
+    """
+    rank = nearest_rank(lambda r: count((r,) * bonds), budget)
+    even = [(rank,) * bonds]
+    steps = range(1, bonds) if uneven else ()
+    bent = [(r + 1,) * k + (r,) * (bonds - k) for r in (rank - 1, rank) if r for k in steps]
+    return nearest(even + bent, count, budget)
+
+
+def tucker_ranks(
+    sizes: Mapping[str, int], count: Callable[[tuple[int, ...]], int], budget: int, *, uneven: bool
+) -> tuple[int, ...]:
+    """Returns the ranks whose count is nearest to the budget, among those that the paper's heuristic allows.
+
+    `sizes` has the size of each mode. Equal modes have equal ranks, and larger modes have larger ranks. The
+    head, projection and layer modes have full ranks. If these exceed the budget even with the smallest other
+    ranks, they are capped: at the largest number that fits, or else at 1. With `uneven`, r(input) may be one
+    above r(output), unless there is a head mode.
+    """
+    heads = "head_size" in sizes
+    cap = max(size for mode, size in sizes.items() if mode in ("head", "projection", "layer"))
+
+    def ranks(wide: int, narrow: int) -> tuple[int, ...]:
+        free_ranks = {"input": wide, "output": narrow, "head_size": narrow}
+        return tuple(free_ranks.get(mode) or min(size, cap) for mode, size in sizes.items())
+
+    def nearest_wide(narrow: int) -> int:
+        low, high = (min(rank, sizes["input"]) for rank in (narrow + 1, LARGEST_RATIO * narrow))
+        return nearest_rank(lambda wide: count(ranks(wide, narrow)), budget, low, high)
+
+    # If heads are a mode, the smallest pair that the rule allows is (2, 1).
+    while cap > 1 and count(ranks(2 if heads else 1, 1)) > budget:
+        cap -= 1
+    if heads:
+        # If even a cap of 1 exceeds the budget, no smaller ranks are left.
+        pairs = [(1, 1)] if cap == 1 else []
+        for narrow in range(1, sizes["head_size"] + 1):
+            if narrow > 1 and count(ranks(narrow, narrow - 1)) > budget:
+                break
+            pairs.append((nearest_wide(narrow), narrow))
+    else:
+        size = min(sizes["input"], sizes["output"])
+        rank = nearest_rank(lambda r: count(ranks(r, r)), budget, high=size)
+        pairs = [(rank, rank)]
+        if uneven:
+            pairs += [(r + 1, r) for r in (rank - 1, rank) if 1 <= r < size]
+    return nearest((ranks(wide, narrow) for wide, narrow in pairs), count, budget)
 
 
 class _StackedTensors(Parametrisation):
@@ -285,7 +334,7 @@ class _StackedTensors(Parametrisation):
             site: next(own) if site in self._turned or len(set(sources)) > 1 else sources[0]
             for site, sources in self._sources.items()
         }
-        self.input_slices = cut_inputs(filter(self._shares_down, sites), geometry)
+        self.input_slices = cut_sites(filter(self._shares_down, sites), geometry, CUT_INPUTS)
 
     def _shares_down(self, site: Site) -> bool:
         return self.down_of[site] < len(self.tensors)

@@ -172,54 +172,40 @@ def explained(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """Returns a line for each wrong field. After `MOST_TOLD` lines, the last line counts the rest."""
     problems = error.errors()
     # For a list with a wrong item, pydantic also reports it as too short: keep only the item's problem.
-    problems = [
-        problem
-        for problem in problems
-        if problem["type"] != "too_short"
-        or not any(_inside(other["loc"], problem["loc"]) for other in problems)
-    ]
+    outer = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
+    problems = [item for item in problems if item["type"] != "too_short" or item["loc"] not in outer]
     lines = [_explain(problem, model) for problem in problems[:MOST_TOLD]]
     more = len(problems) - MOST_TOLD
     return lines + ([f"and {more:,} more such fields"] if more > 0 else [])
 
 
 def _explain(problem: Any, model: type[BaseModel]) -> str:
-    field = ".".join(cut(str(part)) for part in problem["loc"] if not _is_tag(part))
-    if problem["type"] == "extra_forbidden":
-        name = str(problem["loc"][-1])
+    """Returns the line about a wrong field, in the terms of YAML instead of Python."""
+    kind, value = problem["type"], problem["input"]
+    field = ".".join(cut(str(part)) for part in problem["loc"])
+    if kind == "extra_forbidden":
         accepted = _fields_beside(problem["loc"], model)
-        parts = [did_you_mean(name, accepted), f"accepted are {', '.join(accepted)}" if accepted else ""]
+        hint = did_you_mean(str(problem["loc"][-1]), accepted)
+        parts = [hint, f"accepted are {', '.join(accepted)}" if accepted else ""]
         return "; ".join([f"unknown field '{field}'", *filter(None, parts)])
-    message = cut(_message(problem), MOST_SAID)
-    if problem["type"] == "literal_error":
+    if kind == "missing":
+        return f"field '{field}' is required"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if kind in _LISTS:
+        # A suggestion, such as `[3]` for 3.
+        example = f", such as [{cut(str(value))}]" if isinstance(value, (str, int, float)) else ""
+        message = f"should be a list{example}"
+    elif kind in _MAPPINGS:
+        message = "should be a mapping of fields to values"
+    elif kind in ("too_short", "too_long"):
+        bound, key = ("least", "min_length") if kind == "too_short" else ("most", "max_length")
+        message = f"should list at {bound} {problem['ctx'][key]}"
+    message = cut(message, MOST_SAID)
+    if kind == "literal_error":
         # The quoted values in pydantic's "'fp32', 'bf16' or 'auto'".
         expected = problem["ctx"]["expected"].split("'")[1::2]
-        message = "; ".join(filter(None, [message, did_you_mean(str(problem["input"]), expected)]))
-    if problem["type"] == "missing":
-        return f"field '{field}' is required"
-    return f"{field}: {message} (got {shown(problem['input'])})" if field else message
-
-
-def _message(problem: Any) -> str:
-    """Returns pydantic's message about a problem, in the terms of YAML instead of Python."""
-    kind = problem["type"]
-    if kind in _LISTS:
-        return f"should be a list{_example(problem['input'])}"
-    if kind in _MAPPINGS:
-        return "should be a mapping of fields to values"
-    if kind in ("too_short", "too_long"):
-        bound, key = ("least", "min_length") if kind == "too_short" else ("most", "max_length")
-        return f"should list at {bound} {problem['ctx'][key]}"
-    return str(problem["msg"]).removeprefix("Value error, ")
-
-
-def _example(value: Any) -> str:
-    """Suggests the value as a list, such as `[3]` for 3, at the end of a message. Empty for other types."""
-    return f", such as [{cut(str(value))}]" if isinstance(value, (str, int, float)) else ""
-
-
-def _inside(loc: Sequence[int | str], outer: Sequence[int | str]) -> bool:
-    return len(loc) > len(outer) and tuple(loc[: len(outer)]) == tuple(outer)
+        message = "; ".join(filter(None, [message, did_you_mean(str(value), expected)]))
+    return f"{field}: {message} (got {shown(value)})" if field else message
 
 
 def _fields_beside(loc: Sequence[int | str], model: type[BaseModel]) -> list[str]:
@@ -228,25 +214,13 @@ def _fields_beside(loc: Sequence[int | str], model: type[BaseModel]) -> list[str
     The path begins at `model`. Its last part may be an unknown field. Empty if the parts before it lead to no
     model.
     """
-    inner = [model]
     for part in loc[:-1]:
         if isinstance(part, int):
             continue
-        if _is_tag(part):
-            inner = [leaf for leaf in inner if tag_of(leaf) == part]
-        else:
-            field = inner[0].model_fields.get(part)
-            inside = _leaves(field.annotation) if field else ()
-            inner = [leaf for leaf in inside if isinstance(leaf, type) and issubclass(leaf, BaseModel)]
-        if not inner:
+        field = model.model_fields.get(part)
+        inside = _leaves(field.annotation) if field else ()
+        models = [leaf for leaf in inside if isinstance(leaf, type) and issubclass(leaf, BaseModel)]
+        if not models:
             return []
-    return sorted(inner[0].model_fields)
-
-
-def tag_of(model: type[BaseModel]) -> str:
-    """The tag of a model in a discriminated union. Error messages omit it."""
-    return f"({model.__name__})"
-
-
-def _is_tag(part: int | str) -> bool:
-    return str(part).startswith("(")
+        model = models[0]
+    return sorted(model.model_fields)

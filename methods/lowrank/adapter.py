@@ -93,8 +93,7 @@ class LowRankAdapter(Adapter):
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Cuts ranks if a cut is due at this step (see `tensorbench.methods.lowrank.cutting`)."""
-        cutting = self.parametrisation.cutting
-        if cutting is not None:
+        if (cutting := self.parametrisation.cutting) is not None:
             cutting.after_step(step, optimizer)
 
     @property
@@ -165,10 +164,12 @@ class LowRankAdapter(Adapter):
         if not in_backward():
             raise RuntimeError("an adapted layer was called outside the forward of its backbone's module")
         # Own saved-tensor hooks, so that the checkpoint does not count these tensors as the layer's.
-        with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
+        with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
             contracted = self.contract()
         self._distribute(contracted.each(_value))
-        after_backward(self._drop)
+        # At the end of the backward pass of this thread, as torch's DDP does. A hook on a tensor would run as
+        # soon as the tensor's gradient arrives, while other layers may still be recomputed.
+        torch.autograd.Variable._execution_engine.queue_callback(self._drop)
 
     def _adapt(self, sites: list[Site], dropout_at: DropoutAt) -> None:
         method = self.parametrisation
@@ -178,7 +179,7 @@ class LowRankAdapter(Adapter):
             indices,
             readers=len(sites),
             input_slices=method.input_slices.get(sites[0], 0),
-            dropout=self._place(dropout_at == "input"),
+            dropout=self._place(dropout_at == "input", of_weight=False),
         )
         self._inputs.append(shared)
         for site in sites:
@@ -188,11 +189,10 @@ class LowRankAdapter(Adapter):
                 indices.index(method.down_of[site]),
                 output_slices=method.output_slices.get(site, 1),
                 dropout=self._place(dropout_at != "input", of_weight=dropout_at == "update"),
-                drops_update=dropout_at == "update" and self.masks is not None,
             )
             self.install(site, self._linears[site])
 
-    def _place(self, here: bool, *, of_weight: bool = False) -> DropoutSite | None:
+    def _place(self, here: bool, *, of_weight: bool) -> DropoutSite | None:
         return self.masks.place(of_weight=of_weight) if here and self.masks is not None else None
 
     def _begin_forward(self, *_: object) -> None:
@@ -242,10 +242,6 @@ def _by_input(sites: dict[Site, int]) -> list[list[Site]]:
     return list(groups.values())
 
 
-def _as_it_is(saved: Tensor) -> Tensor:
-    return saved
-
-
 def _value(factor: Tensor) -> Tensor:
     """Returns the factor's value as a leaf of autograd.
 
@@ -262,12 +258,3 @@ def _refuse_gradient(_: Tensor) -> None:
     raise RuntimeError(
         "reentrant gradient checkpointing would lose the adapter's gradients: use_reentrant=False"
     )
-
-
-def after_backward(call: Callable[[], None]) -> None:
-    """Runs `call` once, at the end of the backward pass that this thread is running.
-
-    torch's DDP does this in the same way. A hook on a tensor would run as soon as the tensor's gradient
-    arrives, while other layers may still be recomputed.
-    """
-    torch.autograd.Variable._execution_engine.queue_callback(call)

@@ -383,9 +383,9 @@ class _OrthogonalTrain:
         In every other core, the RMS norm of the slices along the left rank stays the same.
         """
         changes: list[CutParameter] = []
-        carried = after = self.rests[0].new_ones(1, 1)
+        carried, after = self.rests[-1], self.rests[0].new_ones(1, 1)
         for index in range(len(self.cores) - 1, 0, -1):
-            carried_core = _times(carried.T, self.orthogonal[index], 2) if changes else self._last()
+            carried_core = _times(carried.T, self.orthogonal[index], 2)
             u, s, vh = torch.linalg.svd(carried_core.flatten(1), full_matrices=False)
             rank, size, rest = ranks[index - 1], self.sizes[index], self.rests[index]
             u, s, vh = u[:, :rank], s[:rank], vh[:rank]
@@ -401,10 +401,6 @@ class _OrthogonalTrain:
             after = torch.linalg.pinv(s.diag()) @ u.T @ rest * size
         first = _times(carried.T, self.orthogonal[0], 2)
         return [CutParameter(self.cores[0], first, {2: after}), *changes[::-1]]
-
-    def _last(self) -> Tensor:
-        """The last core of the train, multiplied by the triangular factor at its right bond."""
-        return _times(self.rests[-1].T, self.orthogonal[-1], 2)
 
 
 @dataclass

@@ -86,7 +86,7 @@ class AdaptedLinear(AdaptedLayer):
     recomputes layers. Layers that read the same x share `shared`, which computes `down(x)` once for all of
     them. `position` is the position of this layer's down factor in `shared`. The output has `output_slices`
     slices, and the same up factor computes each. Dropout of the input is in `shared`. The layer's own
-    `dropout` applies before `up` or, with `drops_update`, to the entries of the update itself.
+    `dropout` applies before `up` or, if it is `of_weight`, to the entries of the update itself.
     """
 
     def __init__(
@@ -97,13 +97,11 @@ class AdaptedLinear(AdaptedLayer):
         *,
         output_slices: int,
         dropout: DropoutSite | None,
-        drops_update: bool = False,
     ) -> None:
         super().__init__(base)
         self.position = position
         self.output_slices = output_slices
         self.dropout = dropout
-        self.drops_update = drops_update
         self.up: Tensor | None = None
         self.middle: Middle | None = None
         self.bias_update: Tensor | None = None
@@ -124,8 +122,8 @@ class AdaptedLinear(AdaptedLayer):
             self.shared.recontract()
         # Two-dimensional, since autograd copies gradients for an in-place operation on a view.
         y = self._of_base(x.flatten(0, -2))
-        if self.drops_update and self.training:
-            y += self._update_by_entries(x).flatten(0, -2)
+        if self.training and self.dropout and self.dropout.of_weight:
+            y += self._by_entries(self.dropout, x).flatten(0, -2)
         else:
             y = self._with_update(y, *self._before_up(self.shared.project(x, self.training)[self.position]))
         if self.training and (dropout := self.dropout or self.shared.dropout):
@@ -153,7 +151,9 @@ class AdaptedLinear(AdaptedLayer):
         if out % len(up):
             y += F.linear(narrow, up).reshape(len(y), -1)[:, :out]
             return y
-        return reshaped(y, (-1, len(up))).addmm_(narrow, up.T)
+        # For autograd a view of `y` is an alias, and an in-place operation on it copies gradients. This one
+        # counts as independent, like a result of `matmul`, which is safe since nothing else references `y`.
+        return torch.ops.aten._unsafe_view(y, (-1, len(up))).addmm_(narrow, up.T)
 
     def _before_up(self, narrow: Tensor) -> tuple[Tensor, Tensor]:
         """Given the down-projection's output (N, r), returns the up-projection's input and weight."""
@@ -171,14 +171,14 @@ class AdaptedLinear(AdaptedLayer):
     def _dropped(self, narrow: Tensor) -> Tensor:
         return self.dropout.drop(narrow) if self.dropout and self.training else narrow
 
-    def _update_by_entries(self, x: Tensor) -> Tensor:
+    def _by_entries(self, dropout: DropoutSite, x: Tensor) -> Tensor:
+        """Multiplies x by the dense update, after dropping some of the update's entries."""
         assert self.up is not None
-        assert self.dropout is not None
         own = self.shared.own_down(self.position)
         shape = (self.base.out_features, self.base.in_features)
         slices = max(self.shared.input_slices, 1)
         down, up = pair(own, self.middle, self.up, shape, slices, self.output_slices)
-        return F.linear(x, self.dropout.drop(up @ down))
+        return F.linear(x, dropout.drop(up @ down))
 
 
 def _unregistered(factor: Tensor | None) -> Tensor | None:
@@ -200,12 +200,3 @@ def _by_slices(x: Tensor, weight: Tensor, slices: int) -> Tensor:
     *full, last = x.split(width, -1)
     narrow = F.linear(last, weight[:, :left])
     return torch.cat([_by_slices(torch.cat(full, -1), weight, slices - 1), narrow], -1) if full else narrow
-
-
-def reshaped(result: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Reshapes `result` for an in-place operation. Nothing else may reference `result`.
-
-    For autograd a view is an alias, and an in-place operation on it copies gradients. This function returns a
-    tensor that autograd takes for an independent one, as `matmul` does with its results.
-    """
-    return torch.ops.aten._unsafe_view(result, shape)

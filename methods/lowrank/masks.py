@@ -36,8 +36,6 @@ class Masks:
         self.probability = probability
         self._seeds = torch.Generator().manual_seed(seed)
         self._places = 0
-        #: Places that drop entries of a weight, not of an activation.
-        self._of_weights: set[int] = set()
         #: The part of a batch that the following forwards compute. None for the full batch.
         self.part: BatchPart | None = None
         #: The seeds of the latest forward. The first part of a batch draws them for all its parts.
@@ -52,10 +50,8 @@ class Masks:
 
         Places are numbered from 0.
         """
-        if of_weight:
-            self._of_weights.add(self._places)
         self._places += 1
-        return DropoutSite(self, self._places - 1)
+        return DropoutSite(self, self._places - 1, of_weight)
 
     def begin(self) -> None:
         """Marks the beginning of a forward of the backbone."""
@@ -68,8 +64,8 @@ class Masks:
             self._running.end = next_node()
             self._running = None
 
-    def drop(self, x: Tensor, place: int) -> Tensor:
-        """Sets random entries of `x` to zero and scales up all others. `place` is the number of a place.
+    def drop(self, x: Tensor, place: DropoutSite) -> Tensor:
+        """Sets random entries of `x` to zero and scales up all others.
 
         A layer that gradient checkpointing recomputes drops the same entries as in its first run. Raises
         RuntimeError if it is unclear to which forward the recomputed layer belongs.
@@ -79,9 +75,9 @@ class Masks:
         if x.device not in self._generators:
             self._generators[x.device] = torch.Generator(x.device)
         forward = self._forward()
-        generator = self._generators[x.device].manual_seed(forward.seeds[place])
+        generator = self._generators[x.device].manual_seed(forward.seeds[place.number])
         kept = 1 - self.probability
-        part = None if place in self._of_weights else forward.part
+        part = None if place.of_weight else forward.part
         if part is None:
             mask = torch.empty_like(x).bernoulli_(kept, generator=generator)
         else:
@@ -125,14 +121,18 @@ class Masks:
 
 @dataclass(frozen=True)
 class DropoutSite:
-    """A place where an adapter drops entries. `number` is the place's number in `masks`."""
+    """A place where an adapter drops entries of an activation or, with `of_weight`, of a weight.
+
+    `number` is the place's number in `masks`.
+    """
 
     masks: Masks
     number: int
+    of_weight: bool
 
     def drop(self, x: Tensor) -> Tensor:
         """Sets random entries of x to zero, as `Masks.drop` does, with the mask of this place."""
-        return self.masks.drop(x, self.number)
+        return self.masks.drop(x, self)
 
 
 @dataclass(eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -21,6 +21,7 @@ from tensorbench.methods.lowrank.contracted import Contracted, Parametrisation
 from tensorbench.methods.lowrank.cutting import Cuts, Cuttable, Cutting, Ranks
 from tensorbench.methods.lowrank.linear import DropoutAt
 from tensorbench.methods.lowrank.masks import Masks
+from tensorbench.methods.slices import Slices
 from tensorbench.methods.validation import Scale
 
 #: How key and value heads get their updates if several query heads share one. A method first computes updates
@@ -80,51 +81,43 @@ class StackedMethod(LowRankMethod):
 
     shared_heads: SharedHeads = "tied"
 
-    def fitting(self, geometry: Geometry) -> Fitting:
-        return Fitting(geometry, self.shared_heads)
+    def slices(self, geometry: Geometry) -> Slices:
+        """Returns the slices of one layer, in the order in which the method stacks them."""
+        return Slices(self.projections, geometry)
+
+    def fitting(self, geometry: Geometry) -> Fit:
+        return partial(_fitted, geometry, self.shared_heads == "tied")
 
 
-@dataclass(frozen=True)
-class Fitting:
-    """Converts the up factors of the model with full attention to the shapes of a backbone's sites.
+def _fitted(geometry: Geometry, tied: bool, contracted: Contracted, method: Parametrisation) -> Contracted:
+    """Reduces each up factor to the number of rows of its weight or, for sliced outputs, of a slice."""
+    rows = {
+        site: geometry.hidden if site in method.output_slices else geometry.shape(site.projection)[0]
+        for site in contracted.ups
+    }
+    wide = {site: up for site, up in contracted.ups.items() if len(up) > rows[site]}
+    if not wide:
+        return contracted
+    shared = {site: up for site, up in wide.items() if tied and site.projection in SHARED_HEADS}
+    means = _means(shared, geometry)
+    fitted = {site: up[: rows[site]] for site, up in wide.items() if site not in means}
+    return replace(contracted, ups=contracted.ups | fitted | means)
 
-    In that model, key and value have a head for every query head (see `tensorbench.methods.slices`).
+
+def _means(ups: Mapping[Site, Tensor], geometry: Geometry) -> dict[Site, Tensor]:
+    """Averages up factors over the query heads that share a head.
+
+    Sites may share an up factor, so each distinct one is averaged once.
     """
-
-    geometry: Geometry
-    shared_heads: SharedHeads
-
-    def __call__(self, contracted: Contracted, method: Parametrisation) -> Contracted:
-        """Reduces each up factor to the number of rows of its weight or, for sliced outputs, of a slice."""
-        rows = {
-            site: self.geometry.hidden
-            if site in method.output_slices
-            else self.geometry.shape(site.projection)[0]
-            for site in contracted.ups
-        }
-        wide = {site: up for site, up in contracted.ups.items() if len(up) > rows[site]}
-        if not wide:
-            return contracted
-        shared = {site: up for site, up in wide.items() if site.projection in SHARED_HEADS}
-        means = self._means(shared) if self.shared_heads == "tied" else {}
-        fitted = {site: up[: rows[site]] for site, up in wide.items() if site not in means}
-        return replace(contracted, ups=contracted.ups | fitted | means)
-
-    def _means(self, ups: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
-        """Averages up factors over the query heads that share a head.
-
-        Sites may share an up factor, so each distinct one is averaged once.
-        """
-        geometry = self.geometry
-        different = {id(up): up[: geometry.attention_width] for up in ups.values()}
-        if not different:
-            return {}
-        heads = torch.cat(list(different.values()), 1).unflatten(
-            0, (geometry.kv_heads, geometry.heads // geometry.kv_heads, geometry.head_size)
-        )
-        means = heads.mean(1).flatten(0, 1).split([up.shape[1] for up in different.values()], 1)
-        by_up = dict(zip(different, means, strict=True))
-        return {site: by_up[id(up)] for site, up in ups.items()}
+    different = {id(up): up[: geometry.attention_width] for up in ups.values()}
+    if not different:
+        return {}
+    heads = torch.cat(list(different.values()), 1).unflatten(
+        0, (geometry.kv_heads, geometry.heads // geometry.kv_heads, geometry.head_size)
+    )
+    means = heads.mean(1).flatten(0, 1).split([up.shape[1] for up in different.values()], 1)
+    by_up = dict(zip(different, means, strict=True))
+    return {site: by_up[id(up)] for site, up in ups.items()}
 
 
 class CutMethod(StackedMethod):
@@ -138,9 +131,9 @@ class CutMethod(StackedMethod):
     cuts: Cuts | None = None
 
     @property
-    @abstractmethod
     def cut_names(self) -> tuple[str, ...]:
-        """The names of a tensor's ranks: the mode or bond of each."""
+        """The names of a tensor's ranks: the mode or bond of each. By default, they are `rank_names`."""
+        return self.rank_names
 
     @property
     @abstractmethod
@@ -169,11 +162,8 @@ class CutMethod(StackedMethod):
         return self.cuts.start_ranks(self.budget_ranks, self.cut_limits(geometry), counted, self.label)
 
     def peak_count(self, geometry: Geometry) -> int:
-        return (
-            self.count(geometry)
-            if self.cuts is None
-            else self.count_with(geometry, self.start_ranks(geometry))
-        )
+        cuts = self.cuts is not None
+        return self.count_with(geometry, self.start_ranks(geometry)) if cuts else self.count(geometry)
 
     def count_left(self, geometry: Geometry, ranks: Mapping[str, Sequence[int]]) -> int:
         if self.cuts is None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tensorbench.methods import Geometry, Site, create
+from tensorbench.methods import Geometry, Site
 from tensorbench.methods.backbone import GATED_PROJECTIONS
 from tensorbench.methods.lowrank import LowRankAdapter, Masks
 
@@ -205,11 +205,3 @@ class TestTuckerOfTheReference(TestTucker):
     def sigmas(self, values: Values, geometry: Geometry) -> Tensor:
         self.geometry = geometry
         return super().sigmas(values, geometry)
-
-
-def test_labels() -> None:
-    assert create("fact_tt", rank=4).label == "FacT-TT"
-    # As in the reference code.
-    assert [create(name).stored()["dropout"] for name in ("fact_tt", "fact_tk", "cara")] == [0.1] * 3
-    label = create("fact_tk", rank=4, dropout=0.0, mlp_slices="reference").label
-    assert label == "FacT-TK (dropout=0.0, mlp_slices=reference)"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tensorbench.methods import PROJECTIONS, Geometry, create
+from tensorbench.methods import PROJECTIONS, Geometry
 
 from ..methods.oracle import (
     BASE,
@@ -86,9 +86,3 @@ class TestOutputHeads(TestLoRTA):
         for site, delta in adapter.deltas():
             torch.testing.assert_close(delta, reference.delta(site).T, **TOLERANCE)
             assert not torch.allclose(delta, reference.delta(site))
-
-
-def test_labels() -> None:
-    assert create("lorta", rank=4).label == "LoRTA"
-    label = create("lorta", rank=4, orientation="output_heads").label
-    assert label == "LoRTA (orientation=output_heads)"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tensorbench.methods import Geometry, create
+from tensorbench.methods import Geometry
 
 from ..methods.oracle import BASE, RANK, SCALE, SMOLLM2, StackedOracle, Values, factors, stacked
 
@@ -54,10 +54,3 @@ class TestSeparateTensors(TestLoTR):
         ({"rank": 4}, BASE, 6_528 + 2 * 768 * 4),
         ({"rank": 32}, BASE, 73_728 + 2 * 768 * 32),
     ]
-
-
-def test_labels() -> None:
-    assert create("lotr", rank=4).label == "LoTR"
-    assert create("lotr", rank=4, tensors="separate").label == "LoTR (tensors=separate)"
-    # There is no dropout in the reference code.
-    assert create("lotr").stored()["dropout"] == 0.0

@@ -385,9 +385,3 @@ def test_twenty_steps_of_the_bottleneck() -> None:
 @pytest.mark.parametrize("name", ["loretta_rep", "tt_lora", "trac", "lora_xs", "cp", "dota", "metatt"])
 def test_a_prime_size_is_a_mode_of_its_own(name: str) -> None:
     create(name, rank=2, targets="qv").attach(ToyBackbone(PRIME), torch.Generator())
-
-
-def test_labels() -> None:
-    assert create("metatt", rank=4, modes="5d").label == "MetaTT-5D"
-    assert create("quanta", axes=(4, 3, 2)).label == "QuanTA"
-    assert create("loretta_rep", rank=4, start="zero").label == "LoRETTA-rep (start=zero)"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from tensorbench.methods import Adapter, Geometry, Method, Site, UserError, attach, create
 
 from ..messages import naming
+from .oracle import UNEQUAL
 from .toy import ToyBackbone
 
 GEOMETRY = Geometry(12, 3, 2, 48)
@@ -54,6 +57,40 @@ def test_ranks_below_one_are_refused(method: Method, rank: int) -> None:
         method.with_size((rank,) * len(method.rank_names))
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "label"),
+    [
+        ("fact_tt", {}, "FacT-TT"),
+        (
+            "fact_tk",
+            {"dropout": 0.0, "mlp_slices": "reference"},
+            "FacT-TK (dropout=0.0, mlp_slices=reference)",
+        ),
+        ("lotr", {}, "LoTR"),
+        ("lotr", {"tensors": "separate"}, "LoTR (tensors=separate)"),
+        ("lorta", {}, "LoRTA"),
+        ("lorta", {"orientation": "output_heads"}, "LoRTA (orientation=output_heads)"),
+        ("metatt", {"modes": "5d"}, "MetaTT-5D"),
+        ("quanta", {"axes": (4, 3, 2)}, "QuanTA"),
+        ("loretta_rep", {"start": "zero"}, "LoRETTA-rep (start=zero)"),
+        ("cdka", {}, "CDKA"),
+        ("cdka", {"r2": 8}, "CDKA (r2=8)"),
+        ("abba", {}, "ABBA"),
+        ("loha_kr", {}, "LoHa-KR"),
+        ("kadaptation", {}, "KAdaptation"),
+        ("kradapter", {}, "KRAdapter"),
+    ],
+)
+def test_labels(name: str, options: dict[str, Any], label: str) -> None:
+    method = create(name, **options)
+    assert (method.isorank(4) if method.size is None else method).label == label
+
+
+def test_dropout_is_by_default_that_of_the_reference_code() -> None:
+    names = ("fact_tt", "fact_tk", "cara", "lotr")
+    assert [create(name).stored()["dropout"] for name in names] == [0.1, 0.1, 0.1, 0.0]
+
+
 def test_as_many_ranks_as_names_are_accepted() -> None:
     with pytest.raises(UserError, match=naming(3, 2)):
         create("tenslora", variant="qkv").with_size((2, 2))
@@ -63,3 +100,21 @@ def test_sites_come_layer_by_layer_in_the_order_asked_for() -> None:
     sites = [Site(0, "value"), Site(0, "fc1"), Site(1, "value"), Site(1, "fc1")]
     assert GEOMETRY.sites(("value", "fc1")) == sites
     assert list(map(str, sites)) == ["0.value", "0.fc1", "1.value", "1.fc1"]
+
+
+def test_sharing_is_refused_where_it_cannot_be() -> None:
+    with pytest.raises(UserError, match=r"9 query heads.* 2 key"):
+        Geometry(36, 9, 2, 30, kv_heads=2)
+    with pytest.raises(UserError, match=r"head_size .*0"):
+        Geometry(36, 9, 2, 30, head_size=0)
+
+
+def test_a_geometry_of_full_attention_is_what_it_was() -> None:
+    assert Geometry(24, 4, 3, 96) == Geometry(24, 4, 3, 96, kv_heads=4, head_size=6)
+    assert str(Geometry(24, 4, 3, 96)) == "d=24, H=4, L=3, mlp=96"
+    assert str(UNEQUAL[0]) == "d=24, H=9, K=3, h=4, L=2, mlp=60, gated"
+
+
+def test_sharing_is_in_an_identity_only_where_it_was_chosen() -> None:
+    assert "shared_heads" not in create("lotr", rank=2).identity()
+    assert create("lotr", rank=2, shared_heads="cut").identity()["shared_heads"] == "cut"

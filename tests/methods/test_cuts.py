@@ -15,7 +15,7 @@ from tensorbench.methods.lowrank import LowRankAdapter
 from tensorbench.methods.lowrank.cutting import Cuts, kept_ranks
 
 from ..messages import naming
-from .toy import ToyBackbone
+from .toy import ToyBackbone, scatter
 
 GEOMETRY = Geometry(12, 3, 4, 48)
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -47,10 +47,7 @@ def attached(method: Method) -> tuple[ToyBackbone, LowRankAdapter]:
 def scattered(method: Method, sd: float = 1.0) -> tuple[ToyBackbone, LowRankAdapter]:
     """A backbone with an adapter whose parameters are all random."""
     backbone, adapter = attached(method)
-    draws = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in adapter.named_parameters().values():
-            parameter.copy_(sd * torch.randn(parameter.shape, generator=draws, dtype=torch.float64))
+    scatter(adapter.named_parameters(), seed=1, sd=sd)
     return backbone, adapter
 
 

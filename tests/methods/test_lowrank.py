@@ -20,7 +20,6 @@ from tensorbench.methods.lowrank import (
     AdaptedLinear,
     Contracted,
     LowRankAdapter,
-    Masks,
     Matrix,
     Parametrisation,
 )
@@ -336,29 +335,6 @@ def test_a_deep_copy_of_the_module_runs_by_itself(dropout: float) -> None:
 
 
 # --- modes ---
-
-
-@pytest.mark.parametrize("variant", ["att", "qkv_depth"])
-def test_dropout_sits_on_the_input_and_sites_that_share_it_share_the_mask(
-    variant: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    backbone, adapter = attached(variant=variant, dropout=0.3)
-    calls: list[tuple[tuple[int, ...], float]] = []
-
-    def keep_first(masks: Masks, x: Tensor, place: int) -> Tensor:
-        calls.append((tuple(x.shape), masks.probability))
-        return x * (torch.arange(x.shape[-1]) == 0)
-
-    monkeypatch.setattr(Masks, "drop", keep_first)
-    seen: dict[str, Tensor] = {}
-    layer = backbone.module.get_submodule("layers.1.value")
-    layer.register_forward_hook(lambda m, args, out: seen.update(x=args[0], update=out - m.base(args[0])))
-    x = backbone.inputs()
-    backbone.module.train()
-    backbone.module(x)
-    assert calls == [(tuple(x.shape), 0.3)] * GEOMETRY.layers
-    delta = adapter.delta(Site(1, "value"))
-    torch.testing.assert_close(seen["update"], seen["x"][..., :1] @ delta.T[:1], rtol=1e-10, atol=1e-10)
 
 
 def test_a_mode_set_while_merged_is_the_adapters_after_unmerge() -> None:

@@ -64,6 +64,19 @@ class TestTucker(StackedOracle):
             SMOLLM2,
             4 * (576 + 576 + 13 + 30) + 4**4,
         ),
+        # Projection modes of 4 and of 12, and one tensor for each of 4 and of 12 slices.
+        ({"variant": "qkv", "ranks": (4,) * 3}, BASE, 12 * (4 * (768 * 2 + 4) + 64)),
+        (
+            {"variant": "qkv_depth", "ranks": (4,) * 4, "targets": "qkvo+mlp"},
+            BASE,
+            4 * (768 * 2 + 12 + 12) + 256,
+        ),
+        (
+            {"variant": "depth", "ranks": (4,) * 3, "targets": "qkvo+mlp"},
+            BASE,
+            12 * (4 * (768 * 2 + 12) + 64),
+        ),
+        ({"variant": "att", "ranks": (4,) * 3}, BASE, 48 * (4 * (768 + 64 + 12) + 64)),
     ]
     test_counts = test_fit_is_the_nearest = None  # of several ranks: test_tenslora_ranks.py
 
@@ -122,13 +135,25 @@ class TestCP(TestTucker):
         "scale": SCALE,
     }
     zero = "factor_0"
-    published = [({"variant": "qkv", "ranks": (7,), "targets": "qkv"}, BASE, 12 * 7 * (768 + 768 + 3))]
+    # R · Σ n.
+    published = [
+        ({"variant": "qkv", "ranks": (7,), "targets": "qkv"}, BASE, 12 * 7 * (768 + 768 + 3)),
+        ({"variant": "att_qkv_depth", "ranks": (4,), "targets": "qkv"}, BASE, 4 * (768 + 64 + 12 + 3 + 12)),
+    ]
 
 
 class TestTrain(TestTucker):
     options = {"variant": "depth", "factorization": "tt", "ranks": (3, 2), "scale": SCALE}
     zero = "factor_2"
-    published = [({"ranks": (4, 4)}, BASE, 3 * (768 * 4 + 4 * 12 * 4 + 4 * 768))]
+    # Σ r₋ · n · r₊ over input, layer, projection, head, and head size or output.
+    published = [
+        ({"ranks": (4, 4)}, BASE, 3 * (768 * 4 + 4 * 12 * 4 + 4 * 768)),
+        (
+            {"variant": "att_qkv_depth", "ranks": (2, 3, 4, 5)},
+            BASE,
+            768 * 2 + 2 * 12 * 3 + 3 * 3 * 4 + 4 * 12 * 5 + 5 * 64,
+        ),
+    ]
 
 
 @pytest.mark.parametrize(("variant", "factorization", "targets"), CONSTRUCTIONS)
@@ -214,29 +239,6 @@ def test_every_part_starts_by_init(factorization: str, init: str) -> None:
 )
 def test_isorank_counts_of_the_paper(variant: str, count: int) -> None:
     assert create("tenslora", variant=variant).isorank(4).count(BASE) == count
-
-
-@pytest.mark.parametrize(
-    ("options", "ranks", "count"),
-    [
-        # R · Σ n, and Σ r₋ · n · r₊ over input, layer, projection, head, head size.
-        ({"variant": "att_qkv_depth", "factorization": "cp"}, (4,), 4 * (768 + 64 + 12 + 3 + 12)),
-        (
-            {"variant": "att_qkv_depth", "factorization": "tt"},
-            (2, 3, 4, 5),
-            768 * 2 + 2 * 12 * 3 + 3 * 3 * 4 + 4 * 12 * 5 + 5 * 64,
-        ),
-        ({"variant": "depth", "factorization": "tt"}, (4, 4), 3 * (768 * 4 + 4 * 12 * 4 + 4 * 768)),
-        ({"variant": "qkv", "factorization": "cp"}, (7,), 12 * 7 * (768 + 768 + 3)),
-        # Projection modes of 4 and of 12, and one tensor for each of 4 and of 12 slices.
-        ({"variant": "qkv", "targets": "qkvo"}, (4, 4, 4), 12 * (4 * (768 * 2 + 4) + 64)),
-        ({"variant": "qkv_depth", "targets": "qkvo+mlp"}, (4, 4, 4, 4), 4 * (768 * 2 + 12 + 12) + 256),
-        ({"variant": "depth", "targets": "qkvo+mlp"}, (4, 4, 4), 12 * (4 * (768 * 2 + 12) + 64)),
-        ({"variant": "att", "targets": "qkvo"}, (4, 4, 4), 48 * (4 * (768 + 64 + 12) + 64)),
-    ],
-)
-def test_counts_beyond_the_paper(options: dict[str, Any], ranks: tuple[int, ...], count: int) -> None:
-    assert create("tenslora", **options, ranks=ranks).count(BASE) == count
 
 
 # --- messages ---

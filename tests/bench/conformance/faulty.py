@@ -27,8 +27,12 @@ class _Pairs(Parametrisation):
 
     def contract(self) -> Contracted:
         return Contracted(
-            [down * self.method.scale for down in self.downs], dict(zip(self.down_of, self.ups, strict=True))
+            [self.change(down * self.method.scale) for down in self.downs],
+            dict(zip(self.down_of, self.ups, strict=True)),
         )
+
+    def change(self, down: Tensor) -> Tensor:
+        return down
 
 
 class Pairs(OneRank, LowRankMethod):
@@ -106,9 +110,9 @@ class KeepsItsParameters(Pairs):
 class HasADeadParameter(Pairs):
     class parameters(_Pairs):  # noqa: N801
         def contract(self) -> Contracted:
-            return Contracted(
-                [self.downs[0].detach(), *self.downs[1:]], dict(zip(self.down_of, self.ups, strict=True))
-            )
+            contracted = super().contract()
+            contracted.downs[0] = contracted.downs[0].detach()
+            return contracted
 
 
 @fault("factors", "deltas.. of 0.query: differs")
@@ -242,11 +246,8 @@ class _WrongGradient(torch.autograd.Function):
 @fault("gradcheck", "gradients are wrong")
 class HasWrongGradients(Pairs):
     class parameters(_Pairs):  # noqa: N801
-        def contract(self) -> Contracted:
-            return Contracted(
-                [_WrongGradient.apply(down) for down in self.downs],
-                dict(zip(self.down_of, self.ups, strict=True)),
-            )
+        def change(self, down: Tensor) -> Tensor:
+            return _WrongGradient.apply(down)
 
 
 @fault("bfloat16", "would train .* in torch.bfloat16")
@@ -270,10 +271,8 @@ class AdaptsInFloat32Only(Pairs):
 @fault("checkpointing", "CheckpointError")
 class RecordsTheContractionAgain(Pairs):
     class parameters(_Pairs):  # noqa: N801
-        def contract(self) -> Contracted:
-            return Contracted(
-                [down.sin() for down in self.downs], dict(zip(self.down_of, self.ups, strict=True))
-            )
+        def change(self, down: Tensor) -> Tensor:
+            return down.sin()
 
     class adapter(LowRankAdapter):  # noqa: N801
         def recontract(self) -> None:
@@ -297,11 +296,12 @@ class AlwaysDrops(Pairs):
                 linear.forward = self._always(linear.forward)  # type: ignore[method-assign]
 
         def _always(self, forward: Any) -> Any:
-            return lambda x: self.masks.drop(forward(x), 0) if self.masks else forward(x)
+            dropout = self._inputs[0].dropout
+            return lambda x: dropout.drop(forward(x)) if dropout else forward(x)
 
 
 class _RunningOn(Masks):
-    def drop(self, x: Tensor, place: int) -> Tensor:
+    def drop(self, x: Tensor, place: Any) -> Tensor:
         mask = torch.empty_like(x).bernoulli_(1 - self.probability, generator=self._seeds)
         return x * mask / (1 - self.probability)
 
@@ -313,7 +313,7 @@ class DropsAnewWhenRecomputed(Pairs):
 
 
 class _Global(Masks):
-    def drop(self, x: Tensor, place: int) -> Tensor:
+    def drop(self, x: Tensor, place: Any) -> Tensor:
         return nn.functional.dropout(x, self.probability)
 
 
@@ -351,11 +351,8 @@ class ForgetsTheScaleInItsFactors(Pairs):
 @fault("compiled", "compiled outputs, step 0: differs")
 class DiffersWhenCompiled(Pairs):
     class parameters(_Pairs):  # noqa: N801
-        def contract(self) -> Contracted:
-            return Contracted(
-                [down * (1.5 if torch.compiler.is_compiling() else 1.0) for down in self.downs],
-                dict(zip(self.down_of, self.ups, strict=True)),
-            )
+        def change(self, down: Tensor) -> Tensor:
+            return down * (1.5 if torch.compiler.is_compiling() else 1.0)
 
 
 @fault("identity", "identity names 'another'")
