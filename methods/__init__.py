@@ -1,7 +1,6 @@
 """The `Method` interface, the code that methods share, and TensLoRA.
 
-Each name is imported when it is first used. Most names need torch, but the errors and the registry of methods
-do not.
+The names that need torch are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -11,12 +10,13 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tensorbench.methods.backbone import PROJECTIONS, Backbone, Geometry, Site
+from tensorbench.methods.catalog import METHODS, create, from_identity, load_methods
+from tensorbench.methods.errors import NotLowRank, UnknownNameError, UserError
+
 if TYPE_CHECKING:
     from tensorbench.methods.adapter import Adapter
-    from tensorbench.methods.backbone import PROJECTIONS, Backbone, Geometry, Site
     from tensorbench.methods.base import Method, attach
-    from tensorbench.methods.catalog import METHODS, create, from_identity, load_methods
-    from tensorbench.methods.errors import NotLowRank, UnknownNameError, UserError
 
 __all__ = [
     "METHODS",
@@ -43,22 +43,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
     lambda record: "kernels-community" not in record.getMessage()
 )
 
-_HOMES = {
-    "METHODS": "tensorbench.methods.catalog",
-    "PROJECTIONS": "tensorbench.methods.backbone",
-    "Adapter": "tensorbench.methods.adapter",
-    "Backbone": "tensorbench.methods.backbone",
-    "Geometry": "tensorbench.methods.backbone",
-    "Method": "tensorbench.methods.base",
-    "NotLowRank": "tensorbench.methods.errors",
-    "Site": "tensorbench.methods.backbone",
-    "UnknownNameError": "tensorbench.methods.errors",
-    "UserError": "tensorbench.methods.errors",
-    "attach": "tensorbench.methods.base",
-    "create": "tensorbench.methods.catalog",
-    "from_identity": "tensorbench.methods.catalog",
-    "load_methods": "tensorbench.methods.catalog",
-}
+_HOMES = {"Adapter": "adapter", "Method": "base", "attach": "base"}
 
 
 def __dir__() -> list[str]:
@@ -69,4 +54,4 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'tensorbench.methods' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(f"tensorbench.methods.{_HOMES[name]}"), name)

@@ -16,7 +16,6 @@ import tensorbench
 from tensorbench.methods import METHODS
 
 from .bench.programs import Program
-from .messages import naming
 
 Call = Callable[..., Any]
 
@@ -84,22 +83,3 @@ def test_a_plug_in_method_passes_the_conformance_checks(installed_plugin: Path, 
     checked = call("check", "shared_down", "--quick")
     assert checked.code == 0, checked.out + checked.err
     assert "shared_down" in checked.out
-
-
-def test_a_failing_import_is_named_and_other_plugins_work(
-    installed_plugin: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = tmp_path / "broken-1.0.dist-info"
-    package.mkdir()
-    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
-    (package / "entry_points.txt").write_text("[tensorbench.methods]\nbroken_one = no_such_module:Thing\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    listed = call("list", "methods")
-    assert listed.code == 0
-    assert "tenslora" in listed.out
-    options = ("--methods", "all", "--rounds", "1", "--rank-modes", "isorank")
-    timed = call("tools", "perf", "--backbone", "tiny-random-vit", *options)
-    assert timed.code == 0, timed.err
-    for ended in (listed, timed):
-        assert "shared_down" in ended.out
-        assert re.search(naming("'broken'", "'broken_one'", "import"), ended.err)

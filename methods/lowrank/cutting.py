@@ -190,16 +190,9 @@ class CutParameter:
             state[name] = moment.to(state[name]).contiguous()
 
 
-@dataclass(frozen=True)
-class RankSpectrum:
-    """The singular values of tensors: a descending vector (r,) for each rank.
-
-    `cut` truncates the tensors to smaller ranks, keeping the largest singular values. It returns the new
-    values of the parameters.
-    """
-
-    values: list[Tensor]
-    cut: Callable[[Ranks], list[CutParameter]]
+#: The singular values of tensors, and a function that truncates the tensors to smaller ranks. The values are
+#: a descending vector (r,) for each rank. The function keeps the largest of them and returns new parameters.
+Spectrum = tuple[list[Tensor], Callable[[Ranks], list[CutParameter]]]
 
 
 class Cuttable(ABC):
@@ -229,8 +222,8 @@ class Cuttable(ABC):
         """
 
     @abstractmethod
-    def spectrum(self) -> RankSpectrum:
-        """Computes the tensors' current singular values."""
+    def spectrum(self) -> Spectrum:
+        """Computes the tensors' current singular values, and the means to cut them."""
 
     def resized(self) -> None:  # noqa: B027 - most keep no note of their shapes
         """Updates the ranks that containers store, after their parameters have changed shape."""
@@ -264,15 +257,13 @@ class TuckerTensors(Cuttable):
         sizes = self.tensors[0].shape
         return tuple(min(size, math.prod(ranks) // rank) for size, rank in zip(sizes, ranks, strict=True))
 
-    def spectrum(self) -> RankSpectrum:
+    def spectrum(self) -> Spectrum:
         tensors = [_OrthogonalTucker(tensor) for tensor in self.tensors]
         values = [
             _padded(torch.stack([tensor.values[mode] for tensor in tensors]).square().sum(0).sqrt(), rank)
             for mode, rank in enumerate(self.ranks)
         ]
-        return RankSpectrum(
-            values, lambda ranks: [change for tensor in tensors for change in tensor.cut(ranks)]
-        )
+        return values, lambda ranks: [change for tensor in tensors for change in tensor.cut(ranks)]
 
     def resized(self) -> None:
         for tensor in self.tensors:
@@ -348,9 +339,9 @@ class TrainCores(Cuttable):
             min(left[bond] * sizes[bond], sizes[bond + 1] * right[bond + 1]) for bond in range(len(ranks))
         )
 
-    def spectrum(self) -> RankSpectrum:
+    def spectrum(self) -> Spectrum:
         train = _OrthogonalTrain(self.cores)
-        return RankSpectrum(train.values, train.cut)
+        return train.values, train.cut
 
 
 class _OrthogonalTrain:
@@ -441,10 +432,9 @@ class Cutting:
         parameters = self.tensor.shapes(self.tensor.ranks)
         if budget is None or not all(bool(parameter.isfinite().all()) for parameter in parameters):
             return
-        spectrum = self.tensor.spectrum()
-        values = [parameter.tolist() for parameter in spectrum.values]
-        ranks = kept_ranks(values, self.count, self.tensor.room, budget)
-        for change in spectrum.cut(ranks):
+        values, cut = self.tensor.spectrum()
+        spectra = [singular.tolist() for singular in values]
+        for change in cut(kept_ranks(spectra, self.count, self.tensor.room, budget)):
             change.apply(optimizer)
         self.tensor.resized()
 

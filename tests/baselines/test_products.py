@@ -190,7 +190,6 @@ class TestKRAdapter(DenseOracle):
         ({"targets": "qkvo+mlp"}, BASE, 12 * (4 * 43_008 + 2 * 108_288)),
     ]
     test_counts = None
-    test_fit_is_the_nearest = None
 
     def dense(self, values: Values, geometry: Geometry) -> Dense:
         updates: Dense = {}

@@ -306,7 +306,7 @@ class TestQuanTA(DenseOracle):
         ({"axes": (8, 8, 4, 4)}, LARGE, 48 * 8_448),
         ({"axes": (6, 6, 4, 4)}, SMOLLM2, 60 * (36**2 + 4 * 24**2 + 16**2)),
     ]
-    test_counts = test_fit_is_the_nearest = None  # It has axes instead of a rank.
+    test_counts = None  # It has axes instead of a rank.
 
     def dense(self, values: Values, geometry: Geometry) -> Dense:
         def circuit(gates: list[Tensor]) -> Tensor:

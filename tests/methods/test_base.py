@@ -113,8 +113,3 @@ def test_a_geometry_of_full_attention_is_what_it_was() -> None:
     assert Geometry(24, 4, 3, 96) == Geometry(24, 4, 3, 96, kv_heads=4, head_size=6)
     assert str(Geometry(24, 4, 3, 96)) == "d=24, H=4, L=3, mlp=96"
     assert str(UNEQUAL[0]) == "d=24, H=9, K=3, h=4, L=2, mlp=60, gated"
-
-
-def test_sharing_is_in_an_identity_only_where_it_was_chosen() -> None:
-    assert "shared_heads" not in create("lotr", rank=2).identity()
-    assert create("lotr", rank=2, shared_heads="cut").identity()["shared_heads"] == "cut"

@@ -136,9 +136,9 @@ def test_moments_turn_as_gradients_do(options: dict[str, Any]) -> None:
     backbone, adapter = scattered(made(options), sd=0.3)
     cutting = adapter.parametrisation.cutting
     assert cutting is not None
-    keep = cutting.tensor.spectrum()
-    values = [value.tolist() for value in keep.values]
-    ranks = kept_ranks(values, cutting.count, cutting.tensor.room, 10**9)
+    singular, cut = cutting.tensor.spectrum()
+    spectra = [values.tolist() for values in singular]
+    ranks = kept_ranks(spectra, cutting.count, cutting.tensor.room, 10**9)
     descended(backbone, adapter)
     optimizer = torch.optim.AdamW(adapter.parameter_groups(), lr=0.0, betas=(0.5, 0.5), weight_decay=0.0)
     optimizer.step()
@@ -147,7 +147,7 @@ def test_moments_turn_as_gradients_do(options: dict[str, Any]) -> None:
     torch.testing.assert_close(
         means, {name: parameter.grad for name, parameter in adapter.named_parameters().items()}, **EXACT
     )
-    for change in keep.cut(ranks):
+    for change in cut(ranks):
         change.apply(optimizer)
     descended(backbone, adapter)
     for parameter in adapter.named_parameters().values():
@@ -286,8 +286,3 @@ def test_cuts_have_to_fit_the_steps_and_the_ranks() -> None:
     full = made({**TUCKER, "ranks": (12, 4, 3, 3, 4)})
     with pytest.raises(UserError, match="12, 4, 3, 3, 4"):
         full.check(GEOMETRY, GEOMETRY.projections)
-
-
-def test_without_cuts_an_identity_is_what_it_was() -> None:
-    assert "cuts" not in create("tenslora", variant="qkv").identity()
-    assert "cuts" not in create("metatt").identity()

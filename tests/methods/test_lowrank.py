@@ -17,7 +17,6 @@ from tensorbench.methods import create
 from tensorbench.methods.backbone import Geometry, Site
 from tensorbench.methods.errors import UserError
 from tensorbench.methods.lowrank import (
-    AdaptedLinear,
     Contracted,
     LowRankAdapter,
     Matrix,
@@ -169,45 +168,6 @@ def test_training_builds_no_dense_update(options: dict[str, Any]) -> None:
 
 
 # --- gradient checkpointing ---
-
-
-@pytest.mark.parametrize("variant", ["att", "qkv_depth"])
-def test_recomputed_gradients_are_the_same_and_leave_nothing(variant: str) -> None:
-    results = []
-    for mode in ("", "non-reentrant"):
-        backbone, adapter = attached(variant=variant, targets="qkvo", scale=0.1, dropout=0.3)
-        backbone.module.train()
-        backbone.module.checkpoint = mode
-        results.append(gradients(backbone, adapter))
-    for name, gradient in results[0].items():
-        assert gradient is not None
-        assert gradient.any()
-        torch.testing.assert_close(results[1][name], gradient, rtol=1e-12, atol=1e-12)
-    layers = [module for module in backbone.module.modules() if isinstance(module, AdaptedLinear)]
-    assert len(layers) == 8
-    assert all(layer.up is None and layer.shared.down is None for layer in layers)
-
-
-def test_two_forwards_before_one_recomputed_backward() -> None:
-    backbone, adapter = attached(variant="att_qkv_depth")
-    single = gradients(backbone, adapter)
-    backbone.module.checkpoint = "non-reentrant"
-    for parameter in adapter.named_parameters().values():
-        parameter.grad = None
-    losses = [backbone.module(backbone.inputs()).square().sum() for _ in range(2)]
-    torch.stack(losses).sum().backward()
-    for name, parameter in adapter.named_parameters().items():
-        gradient = single[name]
-        assert gradient is not None
-        torch.testing.assert_close(parameter.grad, 2 * gradient, rtol=1e-12, atol=1e-12)
-
-
-def test_reentrant_checkpointing_is_refused_rather_than_train_nothing() -> None:
-    backbone, _ = attached(variant="qkv_depth")
-    backbone.module.checkpoint = "reentrant"
-    inputs = backbone.inputs().requires_grad_()
-    with pytest.raises(RuntimeError, match="use_reentrant=False"):
-        backbone.module(inputs).square().sum().backward()
 
 
 class _HalfFrozen(Parametrisation):

@@ -186,9 +186,9 @@ def test_two_forwards_in_one_checkpoint_are_refused() -> None:
         logits.square().sum().backward()
 
 
-@pytest.mark.parametrize("entire", [False, True])
-def test_reentrant_checkpointing_is_refused(entire: bool) -> None:
-    backbone, _ = training("" if entire else "reentrant", **DROPPING[0])
+@pytest.mark.parametrize(("entire", "dropout"), [(False, 0.3), (True, 0.3), (False, 0.0)])
+def test_reentrant_checkpointing_is_refused(entire: bool, dropout: float) -> None:
+    backbone, _ = training("" if entire else "reentrant", **DROPPING[0] | {"dropout": dropout})
     inputs = backbone.inputs().requires_grad_()
     logits = checkpoint(backbone.module, inputs, use_reentrant=True) if entire else backbone.module(inputs)
     with pytest.raises(RuntimeError, match="use_reentrant=False"):

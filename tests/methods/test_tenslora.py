@@ -78,7 +78,7 @@ class TestTucker(StackedOracle):
         ),
         ({"variant": "att", "ranks": (4,) * 3}, BASE, 48 * (4 * (768 + 64 + 12) + 64)),
     ]
-    test_counts = test_fit_is_the_nearest = None  # of several ranks: test_tenslora_ranks.py
+    test_counts = None  # of several ranks: test_tenslora_ranks.py
 
     def tensors(self, values: Values) -> dict[str, Tensor]:
         """Builds the tensors by definition from the bare parameters.

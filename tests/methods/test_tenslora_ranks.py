@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import pytest
 
 from tensorbench.methods import create
@@ -50,16 +52,6 @@ def test_the_first_bonds_of_a_train_may_be_one_larger(variant: str) -> None:
     for budget in range(LORA, LORA + 20_000, 1_999):
         best = min(abs(count - budget) for count in counts)
         assert abs(method.fit(BASE, budget, uneven=True).count(BASE) - budget) == best
-
-
-@pytest.mark.parametrize("variant", ["att", "att_qkv_depth"])
-def test_equal_ranks_of_input_and_head_size_are_passed_over(variant: str) -> None:
-    method = create("tenslora", variant=variant)
-    assert isinstance(method, TensLoRA)
-    for rank in range(2, 20):
-        budget = method.with_size((rank, rank, *method.shape(BASE)[2:])).count(BASE)
-        wide, narrow, *_ = method.fit(BASE, budget).size or ()
-        assert wide > narrow
 
 
 def test_rank_limits() -> None:
@@ -139,6 +131,18 @@ def test_small_modes_are_capped_for_the_smallest_pair_that_the_rule_allows(
     fitted = create("tenslora", variant=variant).fit(BASE, budget)
     assert fitted.size == size
     assert abs(fitted.count(BASE) / budget - 1) < 0.05
+
+
+def test_the_nearest_rank_is_the_nearest_of_all() -> None:
+    """For counts that grow unevenly, and stop growing at rank 20."""
+    counts = list(accumulate(1 + rank**2 % 7 for rank in range(20)))
+
+    def count(rank: int) -> int:
+        return counts[min(rank, len(counts)) - 1]
+
+    for budget in range(counts[-1] + 10):
+        best = min(range(1, 21), key=lambda rank: (abs(count(rank) - budget), count(rank)))
+        assert nearest_rank(count, budget) == best
 
 
 def test_a_tie_goes_to_the_smaller_count() -> None:
