@@ -116,15 +116,9 @@ class ABBA(HadamardMethod):
         adapter: Any = super().put(backbone, generator)
         pairs = adapter.parametrisation
         for site, base in adapter.bases.items():
-            left, right = _balanced(base.weight, self.resolved_rank)
+            # The reference code does not oversample. Since it sets no seed, its results vary between runs.
+            u, s, vh = singular(base.weight, self.resolved_rank)
             with torch.no_grad():
-                pairs.B1[site.projection][site.layer].copy_(left)
-                pairs.A1[site.projection][site.layer].copy_(right)
+                pairs.B1[site.projection][site.layer].copy_(u * s.sqrt())
+                pairs.A1[site.projection][site.layer].copy_(s.sqrt()[:, None] * vh)
         return adapter
-
-
-def _balanced(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Returns U·√Σ (out, rank) and √Σ·Vᵀ (rank, in) for the `rank` largest singular values of a weight."""
-    # The reference code does not oversample. Since it sets no seed, its results vary between runs.
-    u, s, vh = singular(weight, rank)
-    return u * s.sqrt(), s.sqrt()[:, None] * vh

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 from pydantic import PositiveInt
-from torch import Tensor, nn
+from torch import nn
 
 from tensorbench.methods.backbone import Geometry
 from tensorbench.methods.errors import UserError
@@ -86,15 +86,13 @@ class _Terms(OwnPairs):
             self.B[name] = nn.Parameter(torch.zeros(geometry.layers, rank, out // self.r1, self.r2))
 
     def contract(self) -> Contracted:
-        downs = {name: self._down(wide) for name, wide in self.A.items()}
-        return self.contracted(downs, {name: self._up(tall) for name, tall in self.B.items()})
-
-    def _down(self, wide: Tensor) -> Tensor:
-        """Returns the down factor (layers, rank·r2·r1, in): A_i[q, t] in row (i, v, q) and column (v, t)."""
-        same = torch.eye(self.r2, dtype=wide.dtype, device=wide.device)
-        return torch.einsum("liqt,vw->livqwt", wide, same).flatten(4).flatten(1, 3)
-
-    def _up(self, tall: Tensor) -> Tensor:
-        """Returns the up factor (layers, out, rank·r2·r1): B_i[u, v] in row (u, q) and column (i, v, q)."""
-        same = torch.eye(self.r1, dtype=tall.dtype, device=tall.device) * self.scale
-        return torch.einsum("liuv,qp->luqivp", tall, same).flatten(3).flatten(1, 2)
+        downs, ups = {}, {}
+        for name, wide in self.A.items():
+            # (layers, rank·r2·r1, in): A_i[q, t] is in row (i, v, q) and column (v, t).
+            same = torch.eye(self.r2, dtype=wide.dtype, device=wide.device)
+            downs[name] = torch.einsum("liqt,vw->livqwt", wide, same).flatten(4).flatten(1, 3)
+        for name, tall in self.B.items():
+            # (layers, out, rank·r2·r1): B_i[u, v] is in row (u, q) and column (i, v, q).
+            same = torch.eye(self.r1, dtype=tall.dtype, device=tall.device) * self.scale
+            ups[name] = torch.einsum("liuv,qp->luqivp", tall, same).flatten(3).flatten(1, 2)
+        return self.contracted(downs, ups)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -10,10 +10,8 @@ from torch import nn
 from tensorbench.methods.backbone import Geometry
 from tensorbench.methods.lowrank import Contracted, Parametrisation, StackedMethod
 from tensorbench.methods.sizes import OneRank
+from tensorbench.methods.trains import core_shapes
 from tensorbench.methods.validation import Scale
-
-if TYPE_CHECKING:
-    from tltorch import TTTensor
 
 
 class LoTR(OneRank, StackedMethod):
@@ -58,10 +56,15 @@ class _SharedEnds(Parametrisation):
         #: The sites of each tensor, in the order of its matrices.
         self.sites = [geometry.sites(group) for group in groups]
         self.down_of = {site: index for index, sites in enumerate(self.sites) for site in sites}
-        self.tensors = nn.ModuleList(
-            _tensor(geometry.hidden, len(sites), geometry.attention_width, rank, generator)
-            for sites in self.sites
-        )
+        self.tensors = nn.ModuleList()
+        from tltorch import TTTensor
+
+        for sites in self.sites:
+            shape = (geometry.hidden, len(sites), geometry.attention_width)
+            cores = [nn.Parameter(torch.zeros(core)) for core in core_shapes(shape, rank)]
+            for end in (cores[0], cores[-1]):
+                nn.init.normal_(end, generator=generator)
+            self.tensors.append(TTTensor(cores, shape=shape, rank=(1, rank, rank, 1)))
 
     def contract(self) -> Contracted:
         contracted = Contracted([], {})
@@ -71,13 +74,3 @@ class _SharedEnds(Parametrisation):
             contracted.downs.append(right[0].T)
             contracted.ups.update(zip(sites, ups.unbind(), strict=True))
         return contracted
-
-
-def _tensor(hidden: int, matrices: int, width: int, rank: int, generator: torch.Generator) -> TTTensor:
-    right, left = torch.empty(1, hidden, rank), torch.empty(rank, width, 1)
-    for end in (right, left):
-        nn.init.normal_(end, generator=generator)
-    cores = [nn.Parameter(core) for core in (right, torch.zeros(rank, matrices, rank), left)]
-    from tltorch import TTTensor
-
-    return TTTensor(cores, shape=(hidden, matrices, width), rank=(1, rank, rank, 1))

@@ -68,21 +68,18 @@ class PeftAdapter(Adapter):
         # Injection freezes everything else, including the head.
         for parameter in backbone.head.parameters():
             parameter.requires_grad_(True)
-        self._widen()
+        # In lower precision than float32, small steps would be lost.
+        own = {id(base) for base in self.bases.values()}
+        for adapted in self._adapted.values():
+            for part in adapted.modules():
+                if id(part) not in own:
+                    for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
+                        if tensor.is_floating_point():
+                            tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, torch.float32))
         self._parameters = self._trained()
         if not all(torch.equal(self.bases[site].weight, copy) for site, (_, copy) in before.items()):
             self._restore(before)
             raise UserError("peft: this start changes the backbone's own weights, which stay frozen here")
-
-    def _widen(self) -> None:
-        """Converts peft's tensors to float32, if the weights and so peft's tensors have a lower precision."""
-        own = {id(base) for base in self.bases.values()}
-        for layer in self._adapted.values():
-            for module in layer.modules():
-                if id(module) not in own:
-                    for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-                        if tensor.is_floating_point():
-                            tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, torch.float32))
 
     def _trained(self) -> dict[str, nn.Parameter]:
         head = {id(parameter) for parameter in self.backbone.head.parameters()}

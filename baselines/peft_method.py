@@ -262,12 +262,8 @@ def _check_value(name: str, value: Any) -> None:
         raise ValueError(f"config.{name}: should be a number, a word, or true or false (got {shown(value)})")
 
 
-class BuildLimitError(Exception):
-    """An adapter is too large to be built for counting."""
-
-
 class _BuildLimits(TorchDispatchMode):
-    """A context in which torch raises BuildLimitError beyond the limits for building an adapter."""
+    """A context in which torch raises UserError beyond the limits for building an adapter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -281,7 +277,7 @@ class _BuildLimits(TorchDispatchMode):
         late = time.process_time() > self._until
         if late or self._tensors > MOST_TENSORS or self._bytes > MOST_BYTES:
             limits = f"{MOST_TENSORS:,} tensors, {MOST_BYTES / 2**30:g} GiB or {MOST_SECONDS:g} s"
-            raise BuildLimitError(f"counting its parameters takes more than {limits}")
+            raise UserError(f"counting its parameters takes more than {limits}")
         return func(*args, **(kwargs or {}))
 
 

@@ -22,30 +22,6 @@ from tensorbench.methods.trains import factorisations
 MOST_AXES, MOST_PRIME = 8, 7
 
 
-def all_axes(size: int) -> list[tuple[int, ...]]:
-    """Returns every way to write `size` as a product of two to `MOST_AXES` axes, the largest axis first.
-
-    If `size` has a prime factor above 7, the product is the next larger number without such a factor (our
-    rule).
-    """
-    padded = next(number for number in count(size) if _largest_prime(number) <= MOST_PRIME)
-    return [axes[::-1] for axes in factorisations(padded, MOST_AXES) if len(axes) > 1]
-
-
-def equal_axes(label: str, axis: int, size: int) -> tuple[int, ...]:
-    """Returns the fewest axes of size `axis` whose product is at least `size`.
-
-    Raises UserError, with a message that begins with `label`, unless `axis` is above 1 and below `size`.
-    """
-    if not 1 < axis < size:
-        raise UserError(f"{label}: axes of {axis} cannot make up {size}; accepted is 2 to {size - 1}")
-    return (axis,) * next(number for number in count(2) if axis**number >= size)
-
-
-def _largest_prime(size: int) -> int:
-    return max(factorisations(size, size.bit_length()), key=len)[-1]
-
-
 class QuanTA(Targeted, StartKept):
     """y = W·x + b + T(x) - T₀(x), where T applies a full gate to every pair of the axes of x.
 
@@ -92,13 +68,20 @@ class QuanTA(Targeted, StartKept):
     def shape(self, geometry: Geometry) -> tuple[int, ...]:
         """Returns the sizes of all axes.
 
-        Raises UserError while the axes are free, or if `axes` is a single size that `equal_axes` refuses.
+        A single size stands for the fewest axes of this size whose product is at least the largest side of a
+        weight. Raises UserError while the axes are free, and unless a single size is above 1 and below this
+        side.
         """
         if self.axes is None:
             raise UserError(f"{self.label}: axes are free; give them, or a budget")
         if len(self.axes) > 1:
             return self.axes
-        return equal_axes(self.label, self.axes[0], self._largest(geometry))
+        (axis,), side = self.axes, self._largest(geometry)
+        if not 1 < axis < side:
+            raise UserError(
+                f"{self.label}: axes of {axis} cannot make up {side}; accepted is 2 to {side - 1}"
+            )
+        return (axis,) * next(number for number in count(2) if axis**number >= side)
 
     def count(self, geometry: Geometry) -> int:
         """Counts Σ (n·m)², with the sum over all pairs of axes, of sizes n and m, at all sites."""
@@ -112,7 +95,13 @@ class QuanTA(Targeted, StartKept):
         product is the next larger number without such a factor (our rule). Raises UserError if there are no
         such axes, or if all of them exceed the budget.
         """
-        choices = [self.with_size(axes) for axes in all_axes(self._largest(geometry))]
+        # The prime factors of each size, in ascending order.
+        primes = (
+            max(factorisations(size, size.bit_length()), key=len) for size in count(self._largest(geometry))
+        )
+        padded = next(math.prod(factors) for factors in primes if factors[-1] <= MOST_PRIME)
+        splits = (axes[::-1] for axes in factorisations(padded, MOST_AXES) if len(axes) > 1)
+        choices = [self.with_size(axes) for axes in splits]
         if not choices:
             raise UserError(f"{self.label}: there is no size for a backbone of {geometry}")
         smallest = min(choice.count(geometry) for choice in choices)

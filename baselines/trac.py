@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -26,24 +26,9 @@ PUBLISHED_CORES: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {
 MODES, WIDER = 3, 3
 
 
-class SideCores(NamedTuple):
-    """The sizes of the cores (1, n₁, ρ₁), (ρ₁, n₂, ρ₂) and (ρ₂, n₃, r) of A or B for one projection.
-
-    `modes` are n₁, n₂ and n₃. `inner` are ρ₁ and ρ₂.
-    """
-
-    modes: tuple[int, ...]
-    inner: tuple[int, ...]
-
-    @property
-    def own(self) -> int:
-        """The number of parameters that each layer has: the first core, and the third core's controllers."""
-        return self.modes[0] * self.inner[0] + self.inner[1] + self.modes[2]
-
-    @property
-    def frozen(self) -> int:
-        """The number of entries of the second core, which all layers share."""
-        return self.inner[0] * self.modes[1] * self.inner[1]
+#: The modes n₁, n₂, n₃ and the inner ranks ρ₁, ρ₂ of the cores (1, n₁, ρ₁), (ρ₁, n₂, ρ₂) and (ρ₂, n₃, r) of A
+#: or B for one projection.
+SideCores = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def cores_of(size: int, *, output: bool) -> SideCores:
@@ -58,7 +43,7 @@ def cores_of(size: int, *, output: bool) -> SideCores:
     if size != nearest:
         factors = balanced(size, MODES)
         modes = (1,) * (MODES - len(factors)) + factors
-    return SideCores(modes, tuple(WIDER * rank for rank in inner) if output else inner)
+    return modes, tuple(WIDER * rank for rank in inner) if output else inner
 
 
 class TRAC(OneRank, Targeted, LowRankMethod):
@@ -93,17 +78,22 @@ class TRAC(OneRank, Targeted, LowRankMethod):
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """Counts Σ (L·(n₁·ρ₁ + ρ₂ + n₃) + ρ₂·n₃·r), with the sum over A and B of every projection.
 
-        L is the number of layers. `SideCores` explains n and ρ.
+        L is the number of layers, and `SideCores` explains n and ρ. Each layer has a first core, and the
+        controllers of the third.
         """
         sides = [side for pair in self.cores(geometry).values() for side in pair]
-        return sum(geometry.layers * side.own + side.inner[1] * side.modes[2] * rank for side in sides)
+        return sum(
+            geometry.layers * (n1 * inner1 + inner2 + n3) + inner2 * n3 * rank
+            for (n1, _, n3), (inner1, inner2) in sides
+        )
 
     def frozen_count(self, geometry: Geometry) -> int:
         """Counts Σ ρ₁·n₂·ρ₂, the second cores, with the sum over A and B of every projection.
 
         `SideCores` explains n and ρ. The second cores are recomputed from a seed.
         """
-        return sum(side.frozen for pair in self.cores(geometry).values() for side in pair)
+        sides = [side for pair in self.cores(geometry).values() for side in pair]
+        return sum(inner1 * n2 * inner2 for (_, n2, _), (inner1, inner2) in sides)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
         return (geometry.full_rank(self.projections),)

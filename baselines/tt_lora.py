@@ -107,9 +107,17 @@ class _WholeTrains(OwnPairs):
         self.modes = {name: modes_of(in_, out) for name, (out, in_) in method.adapted(geometry).items()}
         self.trains: Any = nn.ModuleDict()
         for name, modes in self.modes.items():
-            trains = Trains(geometry.layers, sum(modes, ()), method.resolved_rank)
-            _start(trains, modes, method.start, generator)
-            self.trains[name] = trains
+            self.trains[name] = trains = Trains(geometry.layers, sum(modes, ()), method.resolved_rank)
+            if method.start == "decomposed":
+                drawn, own = (
+                    torch.empty(*map(math.prod, modes)),
+                    torch.Generator().manual_seed(DECOMPOSED_SEED),
+                )
+                trains.decompose(nn.init.kaiming_uniform_(drawn, a=math.sqrt(8), generator=own))
+                continue
+            trains.draw_unit(generator)
+            if method.start == "zero":
+                nn.init.zeros_(trains.cores[-1])
 
     def contract(self) -> Contracted:
         pairs = {
@@ -129,13 +137,3 @@ class _WholeTrains(OwnPairs):
         order = range(len(inputs), 0, -1)
         digits = left.unflatten(1, inputs).permute(0, *order, len(inputs) + 1)
         return digits.flatten(1, -2).mT, right.mT
-
-
-def _start(trains: Trains, modes: Modes, start: str, generator: torch.Generator) -> None:
-    if start == "decomposed":
-        drawn, own = torch.empty(*map(math.prod, modes)), torch.Generator().manual_seed(DECOMPOSED_SEED)
-        trains.decompose(nn.init.kaiming_uniform_(drawn, a=math.sqrt(8), generator=own))
-        return
-    trains.draw_unit(generator)
-    if start == "zero":
-        nn.init.zeros_(trains.cores[-1])

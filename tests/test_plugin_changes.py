@@ -5,10 +5,8 @@ Its earlier results are kept, and runs and reports mention the change.
 
 from __future__ import annotations
 
-import importlib
 import re
 import shutil
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +16,6 @@ import pytest
 
 from tensorbench.backbones import BACKBONES
 from tensorbench.methods import METHODS
-from tensorbench.metrics import METRICS
 from tensorbench.records.words import Status, Tag
 from tensorbench.reports.reading import read
 from tensorbench.store.changes import changed_plugins
@@ -28,7 +25,7 @@ from tensorbench.tasks import TASKS
 from .bench.toy_runs import SHORT
 from .bench.toy_suites import DIGITS, write
 from .messages import naming
-from .test_plugin_mistakes import METHOD
+from .test_plugin_mistakes import METHOD, Site
 
 Call = Callable[..., Any]
 
@@ -58,40 +55,10 @@ mine = mine_plugin:TASK
 MINE = {"methods": ["mine"], "backbones": ["mine"], "tasks": [{**DIGITS, "task": "mine"}]}
 
 
-class Site:
-    """A folder with an installed plug-in, from which this process can import."""
-
-    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
-        self.folder, self._patch = folder, patch
-        self.package = folder / "mine-1.0.dist-info"
-        self.package.mkdir(parents=True)
-        (self.package / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
-        (self.package / "entry_points.txt").write_text(POINTS)
-        (self.package / "RECORD").write_text("".join(f"{name},,\n" for name in SOURCES))
-        (folder / "mine_parts").mkdir()
-        for name, source in SOURCES.items():
-            (folder / name).write_text(source)
-        patch.syspath_prepend(folder)
-        self.look_again()
-
-    def look_again(self) -> None:
-        """Makes this process find the plug-in's current code, as a new process would."""
-        for registry in (METHODS, TASKS, BACKBONES, METRICS):
-            self._patch.setattr(registry, "_plugins", None)
-        importlib.invalidate_caches()
-        for name in [name for name in sys.modules if name.startswith("mine_p")]:
-            del sys.modules[name]
-
-    def change(self, name: str = "mine_parts/things.py") -> None:
-        with (self.folder / name).open("a") as file:
-            file.write("# another line\n")
-        self.look_again()
-
-
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     with monkeypatch.context() as patch:
-        made = Site(tmp_path / "site", patch)
+        made = Site(tmp_path / "site", patch, "mine", POINTS, SOURCES)
         yield made
     made.look_again()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -68,6 +69,38 @@ class MINE(LoRA):
 """
 
 
+class Site:
+    """A folder with an installed plug-in, from which this process can import."""
+
+    def __init__(
+        self, folder: Path, patch: pytest.MonkeyPatch, name: str, points: str, sources: dict[str, str]
+    ) -> None:
+        self.folder, self._patch = folder, patch
+        self.package = folder / f"{name}-1.0.dist-info"
+        self.package.mkdir(parents=True)
+        (self.package / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (self.package / "entry_points.txt").write_text(points)
+        (self.package / "RECORD").write_text("".join(f"{file},,\n" for file in sources))
+        for file, source in sources.items():
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_text(source)
+        patch.syspath_prepend(folder)
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Makes this process find the plug-in's current code, as a new process would."""
+        for registry in (METHODS, TASKS, BACKBONES, METRICS):
+            self._patch.setattr(registry, "_plugins", None)
+        importlib.invalidate_caches()
+        for name in [name for name in sys.modules if name.startswith("mine_p")]:
+            del sys.modules[name]
+
+    def change(self, name: str = "mine_parts/things.py") -> None:
+        with (self.folder / name).open("a") as file:
+            file.write("# another line\n")
+        self.look_again()
+
+
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Gives tests a function that installs a plug-in 'mistaken' with a given source for this process.
@@ -76,15 +109,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     """
 
     def put(group: str, source: str) -> None:
-        site = tmp_path / "site"
-        package = site / "mistaken-1.0.dist-info"
-        package.mkdir(parents=True)
-        (package / "METADATA").write_text("Metadata-Version: 2.1\nName: mistaken\nVersion: 1.0\n")
-        (package / "entry_points.txt").write_text(f"[tensorbench.{group}]\nmine = mine_plugin:MINE\n")
-        (site / "mine_plugin.py").write_text(dedent(source))
-        monkeypatch.syspath_prepend(site)
-        for registry in (METHODS, TASKS, BACKBONES, METRICS):
-            monkeypatch.setattr(registry, "_plugins", None)
+        points = f"[tensorbench.{group}]\nmine = mine_plugin:MINE\n"
+        Site(tmp_path / "site", monkeypatch, "mistaken", points, {"mine_plugin.py": dedent(source)})
 
     yield put
     sys.modules.pop("mine_plugin", None)

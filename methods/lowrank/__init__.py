@@ -9,17 +9,16 @@ dense update is built, unless dropout applies to the entries of the update (see 
 """
 
 from tensorbench.methods.lowrank.adapter import LowRankAdapter
-from tensorbench.methods.lowrank.contracted import (
-    Contracted,
-    Diagonal,
-    Matrix,
-    OwnPairs,
-    Parametrisation,
-    SharedEnds,
-)
+from tensorbench.methods.lowrank.contracted import Contracted, Diagonal, Matrix, OwnPairs, Parametrisation
 from tensorbench.methods.lowrank.linear import AdaptedLinear, DropoutAt
 from tensorbench.methods.lowrank.masks import Masks
-from tensorbench.methods.lowrank.method import CutMethod, LowRankMethod, SharedHeads, StackedMethod
+from tensorbench.methods.lowrank.method import (
+    CutMethod,
+    LowRankMethod,
+    SharedEnds,
+    SharedHeads,
+    StackedMethod,
+)
 
 __all__ = [
     "AdaptedLinear",

@@ -6,18 +6,14 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from tensorbench.methods.adapter import PartlyFrozen
-from tensorbench.methods.backbone import Geometry, Site
+from tensorbench.methods.backbone import Site
 from tensorbench.methods.lowrank.cutting import Cutting
-from tensorbench.methods.slices import CUT_INPUTS, CUT_OUTPUTS, by_site, cut_sites, turned
-
-if TYPE_CHECKING:
-    from tensorbench.methods.lowrank.method import StackedMethod
+from tensorbench.methods.slices import by_site
 
 
 @dataclass(frozen=True)
@@ -117,24 +113,6 @@ class OwnPairs(Parametrisation):
         """Returns the factors, given each projection's downs (layers, r, in) and ups (layers, out, r)."""
         of_sites = by_site(downs)
         return Contracted([of_sites[site] for site in self.down_of], by_site(ups))
-
-
-class SharedEnds(Parametrisation):
-    """A parametrisation by one tensor, whose input factor and output factor are shared by all sites.
-
-    The input factor is the first of `Contracted.downs`. If `output` uses its slice transposed, the tensor's
-    output factor is its down factor, and the second of them.
-    """
-
-    def __init__(self, method: StackedMethod, geometry: Geometry) -> None:
-        super().__init__()
-        self.scale, self.layers, self.slices = method.scale, geometry.layers, method.slices(geometry)
-        #: The attention's width if `output` uses its slice transposed, otherwise 0.
-        self.turned = geometry.attention_width if turned(geometry) else 0
-        sites = geometry.sites(method.projections)
-        self.down_of = {site: int(bool(self.turned) and site.projection == "output") for site in sites}
-        self.input_slices = cut_sites(sites, geometry, CUT_INPUTS)
-        self.output_slices = cut_sites(sites, geometry, CUT_OUTPUTS)
 
 
 def pair(

@@ -51,11 +51,6 @@ class SharedInput:
         self._narrow: tuple[Tensor, ...] = ()
         self._left = 0
 
-    def own_down(self, position: int) -> Tensor:
-        """Returns the down factor (r, in) at a position of `indices`."""
-        assert self.down is not None
-        return self.down.split(self.widths)[position]
-
     def project(self, x: Tensor, training: bool) -> tuple[Tensor, ...]:
         """Multiplies x by each down factor. Each result is (N, r), where N is the number of vectors in x.
 
@@ -174,7 +169,8 @@ class AdaptedLinear(AdaptedLayer):
     def _by_entries(self, dropout: DropoutSite, x: Tensor) -> Tensor:
         """Multiplies x by the dense update, after dropping some of the update's entries."""
         assert self.up is not None
-        own = self.shared.own_down(self.position)
+        assert self.shared.down is not None
+        own = self.shared.down.split(self.shared.widths)[self.position]
         shape = (self.base.out_features, self.base.in_features)
         slices = max(self.shared.input_slices, 1)
         down, up = pair(own, self.middle, self.up, shape, slices, self.output_slices)

@@ -108,7 +108,8 @@ class Masks:
         return forward
 
     def _recomputed(self) -> _Forward:
-        node = current_node()
+        # The number of the node whose gradient this thread is computing.
+        node = torch._C._current_autograd_node()._sequence_nr()
         candidates = [forward for forward in self._open if forward.start <= node < forward.end]
         # If a whole backbone is recomputed, one checkpoint may enclose several of its forwards.
         if len(candidates) != 1 or (self._running is not None and len(self._open) > 1):
@@ -164,11 +165,3 @@ def in_backward() -> bool:
 def next_node() -> int:
     """Returns the number that autograd will give to the next node created by this thread."""
     return torch._C._autograd._get_sequence_nr()
-
-
-def current_node() -> int:
-    """Returns the number of the node whose gradient this thread is computing.
-
-    Valid only inside a backward pass.
-    """
-    return torch._C._current_autograd_node()._sequence_nr()

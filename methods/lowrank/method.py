@@ -21,7 +21,7 @@ from tensorbench.methods.lowrank.contracted import Contracted, Parametrisation
 from tensorbench.methods.lowrank.cutting import Cuts, Cuttable, Cutting, Ranks
 from tensorbench.methods.lowrank.linear import DropoutAt
 from tensorbench.methods.lowrank.masks import Masks
-from tensorbench.methods.slices import Slices
+from tensorbench.methods.slices import CUT_INPUTS, CUT_OUTPUTS, Slices, cut_sites, turned
 from tensorbench.methods.validation import Scale
 
 #: How key and value heads get their updates if several query heads share one. A method first computes updates
@@ -118,6 +118,24 @@ def _means(ups: Mapping[Site, Tensor], geometry: Geometry) -> dict[Site, Tensor]
     means = heads.mean(1).flatten(0, 1).split([up.shape[1] for up in different.values()], 1)
     by_up = dict(zip(different, means, strict=True))
     return {site: by_up[id(up)] for site, up in ups.items()}
+
+
+class SharedEnds(Parametrisation):
+    """A parametrisation by one tensor, whose input factor and output factor are shared by all sites.
+
+    The input factor is the first of `Contracted.downs`. If `output` uses its slice transposed, the tensor's
+    output factor is its down factor, and the second of them.
+    """
+
+    def __init__(self, method: StackedMethod, geometry: Geometry) -> None:
+        super().__init__()
+        self.scale, self.layers, self.slices = method.scale, geometry.layers, method.slices(geometry)
+        #: The attention's width if `output` uses its slice transposed, otherwise 0.
+        self.turned = geometry.attention_width if turned(geometry) else 0
+        sites = geometry.sites(method.projections)
+        self.down_of = {site: int(bool(self.turned) and site.projection == "output") for site in sites}
+        self.input_slices = cut_sites(sites, geometry, CUT_INPUTS)
+        self.output_slices = cut_sites(sites, geometry, CUT_OUTPUTS)
 
 
 class CutMethod(StackedMethod):
