@@ -175,17 +175,13 @@ class TensLoRA(CutMethod):
         One tensor has Σ r·n + Π r parameters for Tucker, R·Σ n for CP, and Σ r₋·n·r₊ for a tensor train.
         Raises UserError while the ranks are free.
         """
-        return self.count_with(geometry, self.resolved_ranks)
-
-    @property
-    def budget_ranks(self) -> tuple[int, ...]:
-        return self.resolved_ranks
+        return self.count_with(geometry, self.budget_ranks)
 
     def cut_limits(self, geometry: Geometry) -> tuple[int, ...]:
         return self.shape(geometry)
 
     @property
-    def resolved_ranks(self) -> tuple[int, ...]:
+    def budget_ranks(self) -> tuple[int, ...]:
         """The ranks. Raises UserError while they are free."""
         if self.ranks is None:
             raise UserError(f"{self.label}: ranks are free; give them, or a budget")

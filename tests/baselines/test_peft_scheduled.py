@@ -138,23 +138,6 @@ def test_adalora_counts_what_is_left_and_stores_nothing_else() -> None:
         other.load(broken)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"rank": 4, "config": {"init_r": 4}}, "config.init_r"),
-        ({"config": {"total_step": 9}}, "config.total_step"),
-        ({"config": {"r": 9}}, "config.r cannot"),
-        ({"config": {"tinit": -1}}, "config.tinit.* at least 0"),
-        ({"type": "LILY", "config": {"num_B": 1}}, "config.num_B.* at least 2"),
-        ({"type": "LORA", "config": {"kasa_config": {}}}, "loss term"),
-        ({"type": "ADAMSS", "config": {"use_asa": True}}, "after every step"),
-    ],
-)
-def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        create("peft", **{"type": "ADALORA", **options})
-
-
 def test_a_budget_cannot_end_above_the_start() -> None:
     method = create("peft", type="ADALORA", config={"init_r": 3}).fit(GEOMETRY, 5_000)
     with pytest.raises(UserError, match=naming("config.init_r", 3)):

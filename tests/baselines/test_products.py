@@ -76,11 +76,6 @@ class TestCDKA(ProductOracle):
         bound = math.sqrt(8 / 768)
         assert 0.99 * bound < start["A.query"].abs().max() <= bound
 
-    @pytest.mark.parametrize("option", ["r1", "r2"])
-    def test_factors_that_do_not_divide_a_side_are_refused(self, option: str) -> None:
-        with pytest.raises(UserError, match=rf"{option} should divide .*got 7"):
-            create("cdka", rank=2, **{option: 7}).count(BASE)
-
     def test_uneven_divisors(self) -> None:
         geometry = Geometry(24, 4, 2, 96)
         _, adapter = self.attached(geometry, r1=3, r2=4, rank=2)
@@ -175,10 +170,6 @@ class TestKAdaptation(ProductOracle):
     def formula(self, geometry: Geometry, rank: int) -> int:
         shapes = [geometry.shape(name) for name in geometry.having(self.method().projections)]
         return geometry.layers * rank * sum(out + in_ for out, in_ in shapes) + 2 * len(shapes) * 2**2
-
-    def test_factors_that_do_not_divide_a_side_are_refused(self) -> None:
-        with pytest.raises(UserError, match=naming("products", 7)):
-            create("kadaptation", rank=2, products=7).count(BASE)
 
 
 class TestKRAdapter(DenseOracle):

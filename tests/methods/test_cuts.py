@@ -14,7 +14,6 @@ from tensorbench.methods import Geometry, Method, UserError, create
 from tensorbench.methods.lowrank import LowRankAdapter
 from tensorbench.methods.lowrank.cutting import Cuts, kept_ranks
 
-from ..messages import naming
 from .toy import ToyBackbone, scatter
 
 GEOMETRY = Geometry(12, 3, 4, 48)
@@ -255,22 +254,6 @@ def test_what_costs_least_for_each_parameter_goes_and_nothing_that_fits_is_left_
     assert kept_ranks(spectra, count, room, 3) == (1, 1)
     # Ranks above the limits set by the other ranks are dropped first.
     assert kept_ranks(spectra, count, lambda ranks: (9, ranks[0]), 99) == (3, 3)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"variant": "qkv", "factorization": "cp", "cuts": {}}, r"cuts: .* should be tucker \(got cp\)"),
-        ({"variant": "qkv", "factorization": "tt", "cuts": {}}, r"cuts: .* should be tucker \(got tt\)"),
-        ({"variant": "qkv", "cuts": {"start": 1}}, naming("cuts.start", 1, 1)),
-        ({"variant": "qkv", "cuts": {"first": 0.7}}, "first: .*0.6"),
-        ({"variant": "qkv", "cuts": {"begin": 2}}, r"unknown field 'cuts\.begin'.*accepted are first"),
-        ({"variant": "qkv", "cuts": 3}, "cuts: .*mapping"),
-    ],
-)
-def test_impossible_cuts_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        create("tenslora", **options)
 
 
 def test_cuts_have_to_fit_the_steps_and_the_ranks() -> None:
