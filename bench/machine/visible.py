@@ -14,12 +14,12 @@ _HIDDEN = re.compile(
 
 def visible(text: str) -> str:
     r"""Replaces control characters and invisible ones by codes such as `\u202e`. Tabs and newlines stay."""
-    return _HIDDEN.sub(_escaped, text)
 
+    def escaped(match: re.Match[str]) -> str:
+        code = ord(match[0])
+        return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
-def _escaped(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return _HIDDEN.sub(escaped, text)
 
 
 def markdown_text(text: str) -> str:

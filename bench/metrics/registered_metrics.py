@@ -20,13 +20,10 @@ def _check(name: str, metric: Any) -> None:
         raise UserError(f"{where}: kinds should be some of {', '.join(KINDS)}, got {shown(kinds)}")
     if getattr(metric, "name", None) != name:
         raise UserError(f"{where}: its `name` should be '{name}', got {shown(getattr(metric, 'name', None))}")
-    if not _is_range(metric.bounds):
-        raise UserError(f"{where}: bounds should be two numbers, the least first, got {shown(metric.bounds)}")
-
-
-def _is_range(bounds: Any) -> bool:
-    numbers = isinstance(bounds, tuple) and all(isinstance(bound, int | float) for bound in bounds)
-    return numbers and len(bounds) == 2 and bounds[0] < bounds[1]
+    match metric.bounds:
+        case (int() | float() as least, int() | float() as largest) if least < largest:
+            return
+    raise UserError(f"{where}: bounds should be two numbers, the least first, got {shown(metric.bounds)}")
 
 
 _CLASSES, _NUMBERS = "tensorbench.metrics.classification", "tensorbench.metrics.regression"

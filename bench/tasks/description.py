@@ -29,6 +29,9 @@ SPLIT_WORDS: dict[str, SplitName] = {
     "test": "test",
 }
 
+#: Fields that only a generation takes. They are documented in `Description` and `Task`.
+OF_GENERATION = ("template", "loss_on", "new_tokens", "answer_after")
+
 _Words = Annotated[str, Field(min_length=1)]
 
 
@@ -127,58 +130,49 @@ class Description(Frozen):
                 f"data come from one of {', '.join(FORMATS)} (got {', '.join(formats) or 'none'}); "
                 "a registered task is named by `task`"
             )
-        needs, takes = self._columns_of(formats[0])
+        takes = {"text", "image", "label", "group", "split_by"}
+        if formats[0] in ("images", "image_list"):
+            takes = set()
+        elif formats[0] == "hub":
+            takes = {"text", "image", "label", "config", "revision"}
         columns = {"text", "image", "label", "group", "split_by", "config", "revision"}
         there = {name for name in columns if getattr(self, name)}
-        if extra := sorted(there - needs - takes - {"text", "image"}):
+        if extra := sorted(there - takes - {"text", "image"}):
             raise ValueError(f"{', '.join(extra)}: does not apply to {formats[0]}")
         if "text" in takes and (self.text is None) == (self.image is None):
             raise ValueError(f"{formats[0]} needs one of text and image, the column of the inputs")
-        if "text" not in takes and there & {"text", "image"}:
+        if not takes and there:
             raise ValueError(f"{formats[0]} has images by their paths; text and image do not apply to it")
-        if lacking := sorted(needs - there):
-            raise ValueError(f"{formats[0]} needs {', '.join(lacking)}: the name of a column")
-        self._check_contradictions()
+        if "label" in takes - there:
+            raise ValueError(f"{formats[0]} needs label: the name of a column")
+        written = {name: type(self).model_fields[name].default for name in OF_GENERATION}
+        if self.target == "generation":
+            written = {}
+        if set_ := [name for name, default in written.items() if getattr(self, name) != default]:
+            raise ValueError(f"{', '.join(set_)}: goes with prompt and answer")
+        several, names = isinstance(self.label, tuple), self.names
+        contradictions = {
+            "a regression has no classes": self.target == "regression" and self.classes is not None,
+            "a generation has one column of prompts and one of answers": self.target == "generation"
+            and not (isinstance(self.text, str) and isinstance(self.label, str)),
+            "template should have {prompt} in it": "{prompt}" not in self.template,
+            "unit goes with target: regression": self.unit and self.target != "regression",
+            "several label columns go with target: multi-label, and name its classes": several
+            and (self.target != "multi-label" or self.classes is not None),
+            "a list of label columns should have at least two": several and len(names) < 2,
+            "a folder of images by class has a single label": self.images is not None
+            and self.target != "single label",
+            "classes should have different names": len(names) != len(set(names)),
+            "give a file for each split or split_by, not both": self.split_by is not None
+            and isinstance(getattr(self, formats[0]), dict),
+            "hub needs classes: the names of its labels in the order of their numbers": self.hub is not None
+            and self.target.endswith("label")
+            and not names,
+        }
+        for message, wrong in contradictions.items():
+            if wrong:
+                raise ValueError(message)
         return self
-
-    def _columns_of(self, kind: str) -> tuple[set[str], set[str]]:
-        """Returns the fields that a format requires, and the further fields that it accepts."""
-        if kind in ("images", "image_list"):
-            return set(), set()
-        if kind == "hub":
-            return {"label"}, {"text", "image", "config", "revision"}
-        return {"label"}, {"text", "image", "group", "split_by"}
-
-    def _check_contradictions(self) -> None:
-        if self.target == "regression" and self.classes is not None:
-            raise ValueError("a regression has no classes")
-        self._check_generation()
-        if self.unit and self.target != "regression":
-            raise ValueError("unit goes with target: regression")
-        several = isinstance(self.label, tuple)
-        if several and (self.target != "multi-label" or self.classes is not None):
-            raise ValueError("several label columns go with target: multi-label, and name its classes")
-        if several and len(self.label or ()) < 2:
-            raise ValueError("a list of label columns should have at least two")
-        if self.images is not None and self.target != "single label":
-            raise ValueError("a folder of images by class has a single label")
-        if self.classes is not None and len(names := self.names) != len(set(names)):
-            raise ValueError("classes should have different names")
-        if self.split_by is not None and any(isinstance(getattr(self, f), dict) for f in FORMATS):
-            raise ValueError("give a file for each split or split_by, not both")
-        if self.hub is not None and self.target.endswith("label") and not (several or self.classes):
-            raise ValueError("hub needs classes: the names of its labels in the order of their numbers")
-
-    def _check_generation(self) -> None:
-        own = ("template", "loss_on", "new_tokens", "answer_after")
-        if self.target != "generation":
-            if set_ := [name for name in own if getattr(self, name) != type(self).model_fields[name].default]:
-                raise ValueError(f"{', '.join(set_)}: goes with prompt and answer")
-            return
-        if not (isinstance(self.text, str) and isinstance(self.label, str)):
-            raise ValueError("a generation has one column of prompts and one of answers")
-        if "{prompt}" not in self.template:
-            raise ValueError("template should have {prompt} in it")
 
     @property
     def format(self) -> str:

@@ -5,7 +5,6 @@ What is read and dealt is cached, so that plans and trials share it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import islice
@@ -32,6 +31,9 @@ _VERSION = 2
 
 #: The numbers of examples to use from train, validation and test. None means all.
 Sizes = tuple[int | None, int | None, int | None]
+
+#: The type of hashes of 16 bytes.
+CONTENT = "S16"
 
 #: The positions of each split's examples in a pool.
 Parts = dict[SplitName, NDArray[np.int64]]
@@ -72,8 +74,8 @@ class ExampleSource:
         """A hash of 16 bytes per example (N,), equal for duplicates."""
         if self.task.modality == "text":
             texts = read_texts(self.task, self.examples)
-            return as_contents(text_content(text, self.task.rules) for text in texts)
-        return as_contents(map(image_content, read_images(self.task, self.examples)))
+            return np.fromiter((text_content(text, self.task.rules) for text in texts), CONTENT)
+        return np.fromiter(map(image_content, read_images(self.task, self.examples)), CONTENT)
 
     @cached_property
     def pool(self) -> Pool:
@@ -132,11 +134,6 @@ class ExampleSource:
         train, validation, test = (parts[split] for split in SPLITS)
         repeated = int(np.isin(self.pool.same[test], self.pool.same[train]).sum())
         return SplitSizes(len(train), len(validation), len(test), repeated)
-
-
-def as_contents(digests: Iterable[bytes]) -> NDArray[np.bytes_]:
-    """Converts N hashes of 16 bytes to an array (N,)."""
-    return np.fromiter(digests, dtype="S16")
 
 
 def _key(task: Task) -> dict[str, Any]:

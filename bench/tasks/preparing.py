@@ -21,7 +21,7 @@ from tensorbench.machine.cache import is_prepared, prepared
 from tensorbench.machine.memory import MIB, available_mib
 from tensorbench.methods.errors import UserError
 from tensorbench.tasks.objective import check_answers, check_labels, objective
-from tensorbench.tasks.pool import ExampleSource, Sizes, as_contents, check_size
+from tensorbench.tasks.pool import CONTENT, ExampleSource, Sizes, check_size
 from tensorbench.tasks.reading import image_content, read_images, read_texts
 from tensorbench.tasks.registered_tasks import TASKS
 from tensorbench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit, WrittenSplit, answers_of
@@ -246,7 +246,7 @@ def _resized(source: ExampleSource, model_input: ImageInput, file: Path) -> NDAr
             pixels[i] = np.asarray(_fitted(Image.fromarray(image), model_input)).transpose(2, 0, 1)
             yield image_content(image)
 
-    source.contents = as_contents(contents())
+    source.contents = np.fromiter(contents(), CONTENT)
     return pixels
 
 
