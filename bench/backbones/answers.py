@@ -212,6 +212,6 @@ def put_head(
         tokenizer = model_input.load_tokenizer()
         if model_input.prompt is not None:
             module.answers = Answers(model_input.prompt.word_tokens(tokenizer), table)
-        elif model_input.writing is not None:
-            module.answers = Writer(tokenizer, table, model_input.writing.new_tokens, model_input.max_tokens)
+        elif model_input.new_tokens is not None:
+            module.answers = Writer(tokenizer, table, model_input.new_tokens, model_input.max_tokens)
     module.head = nn.Identity()

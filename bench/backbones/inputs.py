@@ -90,13 +90,6 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Writing:
-    """Says that a language model writes its answers as free text of at most `new_tokens` tokens."""
-
-    new_tokens: int
-
-
-@dataclass(frozen=True)
 class TextInput:
     """The input of a backbone that reads texts as token ids."""
 
@@ -115,13 +108,13 @@ class TextInput:
     model_type: str = ""
     #: If given, a language model answers with the words of a class.
     prompt: Prompt | None = None
-    #: If given, a language model answers with free text.
-    writing: Writing | None = None
+    #: If given, a language model answers with free text of at most this many tokens.
+    new_tokens: int | None = None
 
     @property
     def answers_by_words(self) -> bool:
         """Whether a language model answers with words. Then there is no head."""
-        return self.prompt is not None or self.writing is not None
+        return self.prompt is not None or self.new_tokens is not None
 
 
 @dataclass(frozen=True)

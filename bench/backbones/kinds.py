@@ -228,7 +228,7 @@ def _t5(model_class: str, trained_tokens: int, remark: str) -> Kind:
     return Kind(
         model_class,
         (_OF_GATED_T5, _OF_T5),
-        pooling.mean_of_one_segment,
+        pooling.of_one_segment(pooling.mean_of_tokens),
         shape=T5Shape(),
         trained_tokens=trained_tokens,
         remark=remark,
@@ -269,7 +269,7 @@ KINDS: dict[str, Kind] = {
                 *("ffn.lin1", "ffn.lin2"),
             ),
         ),
-        pooling.first_token_of_one_segment,
+        pooling.of_one_segment(pooling.first_token),
         pooling.distilbert_head,
         shape=Shape(hidden="dim", heads="n_heads", layers="n_layers", mlp="hidden_dim"),
         may_exceed=("vocab_projector", "vocab_transform", "vocab_layer_norm"),

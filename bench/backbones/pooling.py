@@ -7,7 +7,7 @@ docs/reference/backbones.md shows the first line of each docstring: the features
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -17,37 +17,25 @@ from torch.nn import functional as F
 # --- pooling: features of shape (batch, hidden) ---
 
 
+def of_one_segment(pool: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Makes a pooling function for models without segments, whose tokenizers may still number them."""
+
+    @wraps(pool)
+    def pooled(encoder: nn.Module, *, token_type_ids: Tensor | None = None, **texts: Tensor) -> Tensor:
+        return pool(encoder, **texts)
+
+    return pooled
+
+
 def mean_of_tokens(encoder: nn.Module, *, attention_mask: Tensor, **texts: Tensor) -> Tensor:
     """the mean of the last hidden states over all tokens that are not padding"""
     states = encoder(attention_mask=_for_every_query(encoder, attention_mask), **texts).last_hidden_state
     return _mean(states, attention_mask)
 
 
-def mean_of_one_segment(
-    encoder: nn.Module, *, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-) -> Tensor:
-    """the mean of the last hidden states over all tokens that are not padding
-
-    This function is for models without segments. It ignores `token_type_ids`, which their tokenizers may
-    still return.
-    """
-    return mean_of_tokens(encoder, input_ids=input_ids, attention_mask=attention_mask)
-
-
 def first_token(encoder: nn.Module, *, attention_mask: Tensor, **texts: Tensor) -> Tensor:
     """the last hidden state of the first token"""
     return encoder(attention_mask=_for_every_query(encoder, attention_mask), **texts).last_hidden_state[:, 0]
-
-
-def first_token_of_one_segment(
-    encoder: nn.Module, *, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-) -> Tensor:
-    """the last hidden state of the first token
-
-    This function is for models without segments. It ignores `token_type_ids`, which their tokenizers may
-    still return.
-    """
-    return first_token(encoder, input_ids=input_ids, attention_mask=attention_mask)
 
 
 def first_token_as_masked(encoder: nn.Module, *, attention_mask: Tensor, **texts: Tensor) -> Tensor:

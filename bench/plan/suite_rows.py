@@ -25,7 +25,6 @@ from tensorbench.backbones.inputs import (
     Padding,
     Prompt,
     TextInput,
-    Writing,
 )
 from tensorbench.backbones.kinds import IMAGENET_MEAN, IMAGENET_STD
 from tensorbench.backbones.spec import refuse_unknown_home
@@ -236,11 +235,11 @@ class TaskRow(Frozen):
             model_input,
             padding=self.padding,
             prompt=self._prompt(model_input, task),
-            writing=self._writing(model_input, task),
+            new_tokens=self._new_tokens(model_input, task),
         )
 
-    def _writing(self, model_input: TextInput, task: Task) -> Writing | None:
-        """Returns how answers are written. None for a task without written answers.
+    def _new_tokens(self, model_input: TextInput, task: Task) -> int | None:
+        """Returns the largest number of tokens of a written answer. None for a task without written answers.
 
         Raises UserError if the task has written answers and the backbone is no decoder.
         """
@@ -248,7 +247,7 @@ class TaskRow(Frozen):
             return None
         if not model_input.decodes:
             raise UserError(f"task '{self.task}' needs a backbone that writes its answers, a decoder")
-        return Writing(task.new_tokens)
+        return task.new_tokens
 
     def _prompt(self, model_input: TextInput, task: Task) -> Prompt | None:
         """Returns the prompt of the row's verbalizer. None without a verbalizer.

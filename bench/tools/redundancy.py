@@ -41,10 +41,10 @@ HELD = 0.99
 
 @dataclass(frozen=True)
 class Pair:
-    """The update of an attention projection as a product of low rank, `split` @ `unsplit`.
+    """The update of a site as a product of low rank, `split` @ `unsplit`.
 
-    `split` (heads, head size, r) is the factor of the side that is split into heads. `unsplit` (r, d) is the
-    factor of the other side, which has the hidden size d.
+    `split` (heads, head size, r) is the factor of the side that is split into heads; in the MLP it is whole,
+    as if it were one head. `unsplit` (r, d) is the factor of the other side.
     """
 
     split: Tensor
@@ -52,21 +52,13 @@ class Pair:
 
 
 def pairs(adapter: Adapter, geometry: Geometry) -> dict[Site, Pair]:
-    """Returns the updates of the attention projections, in float64.
-
-    Raises NotLowRank for an adapter without factors, and UserError for an adapter that changes no attention
-    projection.
-    """
+    """Returns the updates of all sites, in float64. Raises NotLowRank for an adapter without factors."""
     updates = {}
     for site, (down, up) in adapter.factors().items():
-        if site.projection not in ATTENTION:
-            continue
         down, up = (factor.detach().double().cpu() for factor in (down, up))
         split, unsplit = (down.T, up.T) if site.projection == "output" else (up, down)
-        split = split.unflatten(0, (-1, geometry.head_size))
-        updates[site] = Pair(split.repeat_interleave(geometry.heads // len(split), 0), unsplit)
-    if not updates:
-        raise UserError("the adapter changes no attention projection, so that there is no tensor to look at")
+        groups = heads_of(site, geometry) if site.projection in ATTENTION else 1
+        updates[site] = Pair(split.unflatten(0, (groups, -1)), unsplit)
     return updates
 
 
@@ -146,9 +138,21 @@ def held_rank(values: Sequence[float]) -> int:
 
 
 def spectrum(adapter: Adapter, geometry: Geometry) -> dict[str, Spectrum]:
-    """Returns each mode's singular values, effective rank, and the rank with 99% of the squared norm."""
+    """Returns each mode's singular values, effective rank, and the rank with 99% of the squared norm.
+
+    Raises NotLowRank for an adapter without factors, and UserError for an adapter that changes no attention
+    projection.
+    """
+    updates = {
+        # A shared head occurs once for each query head.
+        site: Pair(pair.split.repeat_interleave(geometry.heads // len(pair.split), 0), pair.unsplit)
+        for site, pair in pairs(adapter, geometry).items()
+        if site.projection in ATTENTION
+    }
+    if not updates:
+        raise UserError("the adapter changes no attention projection, so that there is no tensor to look at")
     spectra = {}
-    for mode, gram in gram_matrices(pairs(adapter, geometry)).items():
+    for mode, gram in gram_matrices(updates).items():
         values = singular_values(gram)
         spectra[mode] = Spectrum(
             singular_values=tuple(values), effective_rank=effective_rank(values), rank_99=held_rank(values)
@@ -194,15 +198,10 @@ def heads_of(site: Site, geometry: Geometry) -> int:
 
 def squared_norms(adapter: Adapter, geometry: Geometry) -> dict[Site, Tensor]:
     """Computes ‖ΔW‖² of every site, as (heads,) for attention projections and as (1,) for the MLP's."""
-    norms = {}
-    for site, (down, up) in adapter.factors().items():
-        down, up = (factor.detach().double().cpu() for factor in (down, up))
-        split, unsplit = (down.T, up.T) if site.projection == "output" else (up, down)
-        # The squared norm of each row of the split side. A head has `head_size` rows.
-        rows = ((split @ (unsplit @ unsplit.T)) * split).sum(1)
-        groups = heads_of(site, geometry) if site.projection in ATTENTION else 1
-        norms[site] = rows.unflatten(0, (groups, -1)).sum(1)
-    return norms
+    return {
+        site: ((pair.split @ (pair.unsplit @ pair.unsplit.T)) * pair.split).sum((1, 2))
+        for site, pair in pairs(adapter, geometry).items()
+    }
 
 
 @contextmanager
@@ -254,7 +253,7 @@ def analyse(
     Every component gets its share of the update's squared norm. All components but the heads of single sites
     also get the drop of the validation metric when they are set to zero; `drops=False` skips this. `opened`
     lists the folders that a trial from a pack may open, or "hub". Raises UserError as `stored_trial` and
-    `pairs` do.
+    `spectrum` do.
     """
     with stored_trial(store, run, opened) as stored:
         geometry = stored.backbone.geometry

@@ -53,24 +53,11 @@ class Fit:
         return torch.from_numpy(features @ self.weight.T + self.bias)
 
 
-@dataclass(frozen=True)
-class Standardised:
-    """The features (N, features) of the training and validation splits, standardised.
-
-    `mean` and `sd`, both (features,), are those of the training split.
-    """
-
-    train: Floats
-    validation: Floats
-    mean: Floats
-    sd: Floats
-
-    @classmethod
-    def of(cls, train: Floats, validation: Floats) -> Standardised:
-        """Standardises the features of both splits. A constant feature becomes zero."""
-        mean, sd = train.mean(0), train.std(0)
-        sd[sd == 0] = 1.0
-        return cls((train - mean) / sd, (validation - mean) / sd, mean, sd)
+def scale(train: Floats) -> tuple[Floats, Floats]:
+    """Returns mean and deviation (features,) of features (N, features). That of a constant feature is 1."""
+    mean, sd = train.mean(0), train.std(0)
+    sd[sd == 0] = 1.0
+    return mean, sd
 
 
 def fit_head(
@@ -85,39 +72,44 @@ def fit_head(
     )
     if not (np.isfinite(train).all() and np.isfinite(validation).all()):
         raise Diverged(0, math.nan)
-    features = Standardised.of(train, validation)
-    best = choose(features, data.train.labels.cpu(), data.validation.labels.cpu(), data.objective)
+    mean, sd = scale(train)
+    train, validation = (train - mean) / sd, (validation - mean) / sd
+    labels = data.train.labels.cpu(), data.validation.labels.cpu()
+    best = choose(train, validation, *labels, data.objective)
     if not best.converged:
         warnings.warn(
             f"the head did not converge: Newton's method did not reach a gradient of {TOLERANCE:g} at C = "
             f"{best.c:g}, the best by validation loss",
             stacklevel=2,
         )
-    weight = best.weight / features.sd
+    weight = best.weight / sd
     with torch.no_grad():
         head = dict(backbone.head.named_parameters())
         head["weight"].copy_(torch.from_numpy(weight))
-        head["bias"].copy_(torch.from_numpy(best.bias - weight @ features.mean))
+        head["bias"].copy_(torch.from_numpy(best.bias - weight @ mean))
     result = evaluate(backbone, adapter, data.validation, recipe, data.objective, saving)
     return Trained(0, 0, result.metric, result.loss, None, head_c=best.c, head_converged=best.converged)
 
 
-def choose(features: Standardised, train: Tensor, validation: Tensor, objective: Objective) -> Fit:
+def choose(
+    train: Floats, validation: Floats, train_labels: Tensor, validation_labels: Tensor, objective: Objective
+) -> Fit:
     """Fits the head for each C in `GRID`, and returns the fit with the lowest validation loss.
 
-    On a tie, the strongest penalty is chosen. `train` and `validation` are the labels of these splits. The
-    search stops early after `PATIENCE` consecutive fits without a lower loss.
+    `train` and `validation` are the standardised features (N, features). On a tie, the strongest penalty is
+    chosen. The search stops early after `PATIENCE` consecutive fits without a lower loss.
     """
     if objective.kind == "regression":
-        fits = _ridge(features.train, ((train.double() - objective.centre) / objective.spread).numpy())
+        targets = (train_labels.double() - objective.centre) / objective.spread
+        fits = _ridge(train, targets.numpy())
     elif objective.kind == "multi-label":
-        fits = _several(features.train, train.long().numpy())
+        fits = _several(train, train_labels.long().numpy())
     else:
-        fits = _logistic(features.train, train.numpy(), objective.outputs)
+        fits = _logistic(train, train_labels.numpy(), objective.outputs)
     best: Fit | None = None
     least, worse = math.inf, 0
     for fit in fits:
-        loss = objective.loss(fit.outputs(features.validation), validation).item()
+        loss = objective.loss(fit.outputs(validation), validation_labels).item()
         if best is None or loss < least:
             best, least, worse = fit, loss, 0
         elif (worse := worse + 1) == PATIENCE:

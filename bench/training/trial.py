@@ -442,7 +442,7 @@ def _of_data(model_input: ModelInput, data: PreparedData) -> Measures:
     measures[Measure.GUESSING_LOSS] = data.objective.guessing_loss(data.validation.labels.cpu())
     if data.objective.scale is not None:
         measures[Measure.TARGET_MEAN], measures[Measure.TARGET_SD] = data.objective.scale
-    if isinstance(model_input, TextInput) and (model_input.prompt or model_input.writing):
+    if isinstance(model_input, TextInput) and model_input.answers_by_words:
         measures[Measure.CUT_PROMPTS] = sum(getattr(split, "cut", 0) for split in splits)
         measures[Measure.PROMPTS] = sum(map(len, splits))
     return measures

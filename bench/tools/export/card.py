@@ -34,7 +34,6 @@ _POOLED = "features = outputs.pooler_output"
 FEATURES = {
     "mean_of_tokens": _MEAN,
     "mean_of_windows": _MEAN,
-    "mean_of_one_segment": _MEAN,
     "last_token": """last = batch["attention_mask"].sum(1) - 1  # texts are padded on the right
 features = outputs.last_hidden_state[torch.arange(len(last)), last]""",
     "class_token": "features = outputs.last_hidden_state[:, 0]",

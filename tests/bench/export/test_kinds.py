@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from tensorbench.backbones import BackboneSpec, load
-from tensorbench.backbones.inputs import Prompt, Writing
+from tensorbench.backbones.inputs import Prompt
 from tensorbench.backbones.kinds import KINDS, TIMM
 from tensorbench.backbones.random_weights import byte_tokenizer
 from tensorbench.baselines.peft_types import Peft
@@ -147,7 +147,7 @@ def test_the_words_of_a_class(case: Callable[..., Case], kind: str, merged: bool
 
 @pytest.mark.parametrize("merged", [False, True])
 def test_written_answers(case: Callable[..., Case], merged: bool) -> None:
-    made = case("gpt2", writing=Writing(4))
+    made = case("gpt2", new_tokens=4)
     made.export(made.attach(METHODS["lora on all"]), merged=merged)
     assert "classes" not in made.config("export.json")
     prompts = {name: values.flip(1) for name, values in made.inputs().items()}

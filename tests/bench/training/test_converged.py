@@ -30,7 +30,7 @@ from tensorbench.store.trained import stored_trial
 from tensorbench.tasks import Objective, PreparedData, Split
 from tensorbench.tools.export import export_run
 from tensorbench.training import converged
-from tensorbench.training.converged import GRID, Fit, Standardised, choose
+from tensorbench.training.converged import GRID, Fit, choose, scale
 from tensorbench.training.loop import evaluate
 from tensorbench.training.trial import Outcome, Resources, run_trial
 
@@ -123,7 +123,8 @@ def test_every_fit_is_within_1e_8_of_its_minimum(classes: int) -> None:
     draws = np.random.default_rng(0)
     # Three directions hold most of the variance, as in the features of a backbone.
     features = draws.normal(size=(400, 3)) @ draws.normal(size=(3, 64)) + 0.1 * draws.normal(size=(400, 64))
-    features = Standardised.of(features, features).train
+    mean, sd = scale(features)
+    features = (features - mean) / sd
     labels = draws.integers(0, classes, 400)
     for fit in converged._logistic(features, labels, classes):
         assert fit.converged
@@ -141,22 +142,24 @@ def test_every_fit_is_within_1e_8_of_its_minimum(classes: int) -> None:
 # --- the choice of C ---
 
 
-def made_up(labels: Tensor, kind: Any, outputs: int) -> tuple[Standardised, Objective]:
+def made_up(labels: Tensor, kind: Any, outputs: int) -> tuple[tuple[NDArray[Any], NDArray[Any]], Objective]:
+    """Standardised features for training and for validation, and an objective."""
     draws = np.random.default_rng(0)
     train, validation = draws.normal(size=(2, len(labels), 6))
     train[:, 5] = validation[:, 5] = 3.0
     metric = METRICS.get("accuracy")
-    return Standardised.of(train, validation), Objective(metric, kind, outputs)
+    mean, sd = scale(train)
+    return ((train - mean) / sd, (validation - mean) / sd), Objective(metric, kind, outputs)
 
 
 def test_a_class_without_training_examples_is_unlikely_and_no_nan() -> None:
     labels = torch.arange(60) % 3
     features, objective = made_up(labels, "single label", 4)
-    chances = choose(features, labels, labels, objective).outputs(features.validation).softmax(1)
+    chances = choose(*features, labels, labels, objective).outputs(features[1]).softmax(1)
     assert bool(chances.isfinite().all())
     assert float(chances[:, 3].max()) < 1 / 60
-    alone = choose(features, torch.full((60,), 2), labels, objective)
-    assert bool((alone.outputs(features.validation).argmax(1) == 2).all())
+    alone = choose(*features, torch.full((60,), 2), labels, objective)
+    assert bool((alone.outputs(features[1]).argmax(1) == 2).all())
 
 
 def test_several_labels_are_a_regression_each() -> None:
@@ -164,16 +167,16 @@ def test_several_labels_are_a_regression_each() -> None:
     flags = torch.from_numpy(draws.integers(0, 2, (60, 3))).float()
     flags[:, 1] = 0
     features, objective = made_up(flags, "multi-label", 3)
-    fit = choose(features, flags, flags, objective)
-    model = LogisticRegression(C=fit.c, tol=1e-8).fit(features.train, flags[:, 0].numpy())
+    fit = choose(*features, flags, flags, objective)
+    model = LogisticRegression(C=fit.c, tol=1e-8).fit(features[0], flags[:, 0].numpy())
     np.testing.assert_allclose(fit.weight[0], model.coef_[0], atol=1e-4)
-    assert bool((fit.outputs(features.validation)[:, 1] < -4).all())
+    assert bool((fit.outputs(features[1])[:, 1] < -4).all())
 
 
 def test_a_constant_feature_counts_for_nothing() -> None:
     labels = torch.arange(60) % 2
     features, objective = made_up(labels, "single label", 2)
-    assert not choose(features, labels, labels, objective).weight[:, 5].any()
+    assert not choose(*features, labels, labels, objective).weight[:, 5].any()
 
 
 def test_the_search_ends_two_decades_after_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +191,7 @@ def test_the_search_ends_two_decades_after_the_best(monkeypatch: pytest.MonkeyPa
             yield fit
 
     monkeypatch.setattr(converged, "_logistic", watched)
-    best: Fit = choose(features, labels, labels, objective)
+    best: Fit = choose(*features, labels, labels, objective)
     assert tried == list(GRID[: GRID.index(best.c) + 1 + converged.PATIENCE])
 
 

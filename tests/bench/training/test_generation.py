@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from tensorbench.backbones import BackboneSpec, LoadedBackbone, load
 from tensorbench.backbones.answers import put_head
-from tensorbench.backbones.inputs import TextInput, Writing
+from tensorbench.backbones.inputs import TextInput
 from tensorbench.backbones.random_weights import byte_tokenizer
 from tensorbench.checks.conformance.subject import tiny
 from tensorbench.methods import Geometry, UserError, create, from_identity
@@ -60,7 +60,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def loaded(model: Any, new_tokens: int) -> LoadedBackbone:
     backbone = load(BackboneSpec(local=model.folder))
-    text_input = TextInput("", 64, lambda: byte_tokenizer(64), writing=Writing(new_tokens))
+    text_input = TextInput("", 64, lambda: byte_tokenizer(64), new_tokens=new_tokens)
     put_head(backbone, text_input, 3, torch.Generator())
     return backbone
 
