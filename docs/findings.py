@@ -15,8 +15,6 @@ from answers.answer import Answer, table
 from answers.decoder import of_decoder
 from marked import replaced
 
-from tensorbench.reports.reading import read
-
 DOCS = Path(__file__).parent
 PAGES, PACKS = DOCS / "results", DOCS.parent / "results"
 FINDINGS, STUDY, DECODER = PAGES / "findings.md", PAGES / "leaderboard.md", PAGES / "decoder.md"
@@ -64,14 +62,10 @@ def pages() -> dict[Path, str]:
         "questions": in_short(STUDY.read_text(encoding="utf-8"), questions),
         "advice": studies.of_advice(study).text,
     }
-    decoder, packed = {}, PACKS / "smollm2.tensorbench.zip"
-    # A pack of an earlier suite, whose rows have chosen rates of their own, compares nothing.
-    if packed.exists() and any(cell.studies for cell in read("", [str(packed)]).all_cells):
-        decoder = {DECODER: rewritten(DECODER, {"table": of_decoder(packed)})}
     return figures | {
         STUDY: rewritten(STUDY, {"answers": "\n\n".join(filter(None, parts))}),
         FINDINGS: rewritten(FINDINGS, contents),
-        **decoder,
+        DECODER: rewritten(DECODER, {"table": of_decoder(PACKS / "smollm2.tensorbench.zip")}),
     }
 
 

@@ -313,8 +313,6 @@ def test_a_figure_s_file_has_its_numbers(pack: Path, script: Script) -> None:
 def test_forgetting_is_compared_with_lora_by_the_trials_that_count(script: Script) -> None:
     decoder = script("answers.decoder")
     pack = Path(__file__).parents[2] / "results/smollm2.tensorbench.zip"
-    if not pack.exists():
-        pytest.skip("the decoder's suite is being run")
     results = read("", [str(pack)])
     cells = {cell.method: cell for cell in results.all_cells}
     own, lora = (
