@@ -1,6 +1,7 @@
 """Tensor PEFT Bench: tensor methods of parameter-efficient fine-tuning, compared under matched budgets.
 
-This module offers the names that notebooks need. Each is imported when it is first used.
+Every command of the program is a function here, with the types that it takes. Each name is imported when it
+is first used.
 """
 
 from __future__ import annotations
@@ -12,49 +13,114 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tensorbench import methods as methods
     from tensorbench.backbones.plain import wrap
+    from tensorbench.checks.conformance import check
+    from tensorbench.checks.verify import verify
+    from tensorbench.execution.perform import Event
     from tensorbench.execution.place import Place
     from tensorbench.plan.make import make_plan
-    from tensorbench.plan.rows import Part
-    from tensorbench.plan.suite import load_suite
+    from tensorbench.plan.rows import Part, Plan
+    from tensorbench.plan.suite import Suite, load_suite
+    from tensorbench.reports.advice import learning_rates
     from tensorbench.reports.loading import load_results
+    from tensorbench.reports.peft_comparison import write_peft_comparison
     from tensorbench.reports.report import write_report
     from tensorbench.reports.selection import Selection
+    from tensorbench.reports.site.build import check_site, write_site
+    from tensorbench.reports.stored import load_cell, load_trial
+    from tensorbench.run.fetch import fetch
+    from tensorbench.run.first_suite import write_first_suite
     from tensorbench.run.forecast import make_forecast
-    from tensorbench.run.suites import run_suite, search_suite
+    from tensorbench.run.listings import list_backbones, list_experiments, list_methods, list_tasks
+    from tensorbench.run.power import power
+    from tensorbench.run.suites import Audience, run_suite, search_suite
+    from tensorbench.store.claims import find_leftovers
     from tensorbench.store.opening import pack, unpack
+    from tensorbench.tools.export import export_run
+    from tensorbench.tools.perf import time_methods
+    from tensorbench.tools.redundancy import analyse_redundancy
+    from tensorbench.training.saving import Saving
 
 __version__: str
 
 __all__ = [
+    "Audience",
+    "Event",
     "Part",
     "Place",
+    "Plan",
+    "Saving",
     "Selection",
+    "Suite",
+    "analyse_redundancy",
+    "check",
+    "check_site",
+    "export_run",
+    "fetch",
+    "find_leftovers",
+    "learning_rates",
+    "list_backbones",
+    "list_experiments",
+    "list_methods",
+    "list_tasks",
+    "load_cell",
     "load_results",
     "load_suite",
+    "load_trial",
     "make_forecast",
     "make_plan",
     "pack",
+    "power",
     "run_suite",
     "search_suite",
+    "time_methods",
     "unpack",
+    "verify",
     "wrap",
+    "write_first_suite",
+    "write_peft_comparison",
     "write_report",
+    "write_site",
 ]
 
+#: The module of each name, in this package.
 _HOMES = {
-    "Part": "tensorbench.plan.rows",
-    "Place": "tensorbench.execution.place",
-    "load_suite": "tensorbench.plan.suite",
-    "make_forecast": "tensorbench.run.forecast",
-    "make_plan": "tensorbench.plan.make",
-    "run_suite": "tensorbench.run.suites",
-    "search_suite": "tensorbench.run.suites",
-    "pack": "tensorbench.store.opening",
-    "unpack": "tensorbench.store.opening",
-    "wrap": "tensorbench.backbones.plain",
-    "load_results": "tensorbench.reports.loading",
-    "write_report": "tensorbench.reports.report",
-    "Selection": "tensorbench.reports.selection",
+    "Audience": "run.suites",
+    "Event": "execution.perform",
+    "Part": "plan.rows",
+    "Place": "execution.place",
+    "Plan": "plan.rows",
+    "Saving": "training.saving",
+    "Selection": "reports.selection",
+    "Suite": "plan.suite",
+    "analyse_redundancy": "tools.redundancy",
+    "check": "checks.conformance",
+    "check_site": "reports.site.build",
+    "export_run": "tools.export",
+    "fetch": "run.fetch",
+    "find_leftovers": "store.claims",
+    "learning_rates": "reports.advice",
+    "list_backbones": "run.listings",
+    "list_experiments": "run.listings",
+    "list_methods": "run.listings",
+    "list_tasks": "run.listings",
+    "load_cell": "reports.stored",
+    "load_results": "reports.loading",
+    "load_suite": "plan.suite",
+    "load_trial": "reports.stored",
+    "make_forecast": "run.forecast",
+    "make_plan": "plan.make",
+    "pack": "store.opening",
+    "power": "run.power",
+    "run_suite": "run.suites",
+    "search_suite": "run.suites",
+    "time_methods": "tools.perf",
+    "unpack": "store.opening",
+    "verify": "checks.verify",
+    "wrap": "backbones.plain",
+    "write_first_suite": "run.first_suite",
+    "write_peft_comparison": "reports.peft_comparison",
+    "write_report": "reports.report",
+    "write_site": "reports.site.build",
 }
 
 
@@ -74,7 +140,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'tensorbench' has no attribute {name!r}")
     try:
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(f"tensorbench.{_HOMES[name]}"), name)
     except ModuleNotFoundError as error:
         if (why := missing_extra(error)) is None:
             raise

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from tensorbench.machine.table import Table
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import shown
 from tensorbench.records.pack_format import ENDING
@@ -49,6 +50,41 @@ class RateAdvice:
         """The range as text. An end beyond which no rate was tried has "≤" or "≥" before it."""
         below, above = "≤ " * self.is_lowest, "≥ " * self.is_highest
         return f"{below}{self.low:.2g} to {above}{self.high:.2g}"
+
+
+def learning_rates(*places: str) -> Table:
+    """The learning rates to start from, by all studies in these stores and packs, as a table.
+
+    The arguments and the errors are those of `stored_advice`.
+    """
+    advice = stored_advice(places)
+    several = len({each.experiment for each in advice}) > 1
+    lines = [
+        {"method": each.method}
+        | ({"experiment": each.experiment} if several else {})
+        | {
+            "budget": each.budget,
+            "task": each.task,
+            "backbone": each.backbone,
+            "start": f"{each.start:.2g}",
+            "within a point of the best": each.range,
+            "share": f"{each.share:.0%}",
+            "trials": each.trials,
+        }
+        for each in advice
+    ]
+    notes = [
+        "start: the lowest smoothed validation loss in the range. share: trials within a point of the best "
+        "rate that did not fail. ≤ and ≥: the range ends with the tried rates; rates beyond may be as good."
+    ]
+    return Table(
+        "Learning rates by studies",
+        lines,
+        notes,
+        ("method", "experiment", "budget", "task", "backbone"),
+        spare=("trials", "backbone"),
+        values=[asdict(each) for each in advice],
+    )
 
 
 def rate_advice(analysis: Analysis) -> Iterator[RateAdvice]:

@@ -70,9 +70,9 @@ def share_between(share: float, difference: Comparison) -> str:
     return f"{100 * low:.0f} to {100 * high:.0f}%"
 
 
-def answer(block: Block) -> str:
-    """Answers which method to use, in one sentence between those on guards and edges."""
-    return " ".join([*block.guards, _answer(block), *map(str, block.edges)])
+def answer(block: Block, *, guarded: bool = True) -> str:
+    """Answers which method to use, in one sentence between those on guards, if `guarded`, and on edges."""
+    return " ".join([*block.guards * guarded, _answer(block), *map(str, block.edges)])
 
 
 def withheld(block: Block) -> bool:
@@ -142,14 +142,18 @@ def answers(analysis: Analysis) -> list[str]:
 
     If there is no block, a sentence says that too few studies are complete.
     """
-    several = len(analysis.blocks) > 1
-    every = [f"{heading(block)}: {answer(block)}" if several else answer(block) for block in analysis.blocks]
+    every = [of_block(analysis, block) for block in analysis.blocks]
     if not every:
         tuned = any(cell.studies for cell in analysis.results.all_cells)
         lacking = "Too few studies are complete" if tuned else "Too few seeds have finished"
         none = "No study is complete." if tuned else "No seed has finished."
         every = [f"{lacking} to compare methods on the same tasks." if analysis.studies else none]
     return [*analysis.faults, *every]
+
+
+def of_block(analysis: Analysis, block: Block, *, guarded: bool = True) -> str:
+    """The answer of a block, after the block's heading if there are several blocks."""
+    return f"{heading(block)}: " * (len(analysis.blocks) > 1) + answer(block, guarded=guarded)
 
 
 def window_advice(analysis: Analysis) -> list[str]:

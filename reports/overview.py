@@ -31,15 +31,34 @@ def overview(
     cells, seeds = results.all_cells, results.all_seeds
     of_cell = grouped(seeds, lambda seed: seed.cell)
     tuned = any(cell.studies for cell in cells)
+    alike = grouped(cells, lambda cell: (cell.setting, cell.studies is not None))
     lines = [
         row_texts(cell, "cut" if cell.left else cell.ranks)
-        | {"measure": measured([cell]), "score": score(cell, of_cell[cell.number], score_of)}
+        | {
+            "measure": measured(alike[cell.setting, cell.studies is not None]) + _after(cell),
+            "score": score(cell, of_cell[cell.number], score_of),
+        }
         | ({"studies": studies(cell, of_cell[cell.number])} if tuned else {})
-        | {"trials": f"{cell.finished}/{cell.seeds}"}
+        | {"trials": f"{cell.finished}/{cell.seeds}" + f" ✗ {cell.failures}" * bool(cell.failed)}
         for cell in cells
     ]
     how_to_read = [legend(intervals=any("[" in line["score"] for line in lines))] if tuned else []
-    return Table(f"{name}: {counts(seeds)}", lines, [*notes, *how_to_read], (*TEXT_COLUMNS, "measure"))
+    if any(cell.studies is None and cell.finished > 1 for cell in cells):
+        how_to_read.append("Without studies, ± is the standard deviation over seeds.")
+    if missed := sum(cell.within is False for cell in cells):
+        how_to_read.append(f"{missed} row(s) marked ! miss their budget by more than its tolerance.")
+    return Table(
+        f"{name}: {counts(seeds)}",
+        lines,
+        [*notes, *how_to_read],
+        (*TEXT_COLUMNS, "measure"),
+        by=("task", "backbone", "measure", "budget"),
+        spare=("% LoRA", "params", "of budget", "ranks"),
+    )
+
+
+def _after(cell: Cell) -> str:
+    return f" after {cell.studies.points} trials of tuning" if cell.studies else ""
 
 
 def score(cell: Cell, seeds: Sequence[Seed], score_of: Callable[[int], Estimate | None] | None = None) -> str:

@@ -16,6 +16,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
+from tensorbench.machine.outputs import output_folder, replace_files
 from tensorbench.machine.table import Table
 from tensorbench.machine.visible import visible
 from tensorbench.methods import UserError
@@ -331,6 +332,21 @@ def _kendall(old: Sequence[float], new: Sequence[float]) -> float:
 
 def _gap(wave: dict[str, PeftRun], pair: tuple[str, str]) -> float:
     return wave[pair[0]].score - wave[pair[1]].score
+
+
+def write_peft_comparison(
+    folders: Sequence[Path], *, reference: str = "", out: Path | None = None, force: bool = False
+) -> dict[str, str]:
+    """Compares snapshots of peft's results, and returns the comparison as a page and as JSON, by file name.
+
+    Both files are written to the folder `out` if there is one. Raises UserError as `compare_peft` does, and
+    if the folder is not empty, unless `force` replaces an earlier report.
+    """
+    comparison = compare_peft(folders, reference)
+    files = {"comparison.md": as_markdown(comparison), "comparison.json": as_json(comparison)}
+    if out is not None:
+        replace_files(output_folder(out, "report", force=force), files, "files.json")
+    return files
 
 
 def as_json(comparison: PeftComparison) -> str:

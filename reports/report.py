@@ -15,6 +15,7 @@ from tensorbench.methods.errors import shown
 from tensorbench.records.words import RunKind
 from tensorbench.reports import figures, page, redundancy, tables
 from tensorbench.reports.analysis import Analysis, analyse
+from tensorbench.reports.answers import answers
 from tensorbench.reports.drawing import Drawn
 from tensorbench.reports.reading import read
 from tensorbench.reports.recipes import Mixture, find_mixtures, refuse_mixtures
@@ -51,6 +52,22 @@ class WrittenReport:
     logged: tuple[str, ...]
     #: The experiments on which the report could not be logged, because their store is read-only.
     read_only: tuple[str, ...]
+
+    @property
+    def answers(self) -> list[str]:
+        """The sentences with which the report answers which method to use."""
+        return answers(self.analysis)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the answers should know."""
+        collapsed = map(str, self.analysis.collapses.values())
+        notes = [side for side in collapsed if not any(side in sentence for sentence in self.answers)]
+        notes += [*self.analysis.notes, *map(str, self.mixtures)]
+        if self.read_only:
+            names = ", ".join(self.read_only)
+            notes.append(f"not on the suite run of {names}: the store can only be read.")
+        return notes
 
 
 def write_report(

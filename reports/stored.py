@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from tensorbench.machine.table import ShowsOverview, Table
 from tensorbench.methods import UserError
-from tensorbench.records.measures import Measure
+from tensorbench.records.measures import Measure, SplitSizes
 from tensorbench.records.record import Record, latest
 from tensorbench.records.stored_plan import Row, StoredPlan, StudyTrial
-from tensorbench.records.words import Artifact, RunKind, Status, Tag
+from tensorbench.records.words import OWN_SIZE, Artifact, RunKind, Status, Tag
 from tensorbench.reports.provenance import UNKNOWN, Provenance, provenance_of
 from tensorbench.reports.reading import read
 from tensorbench.reports.results import Cell, Seed, kept_trials
 from tensorbench.reports.selection import Selection
+from tensorbench.store import DEFAULT_STORE
 from tensorbench.store.addresses import shown_uri
 from tensorbench.store.connect import BROKEN_STORE
 from tensorbench.store.store import Store
 from tensorbench.store.trained import find_trial
+
+#: The sections of a trial's configuration that are shown: the prefixes of their keys.
+PARTS = ("method", "task", "recipe")
 
 
 @dataclass(frozen=True)
@@ -98,8 +104,8 @@ def _studies(rows: Sequence[Row], ended: Set[Any]) -> tuple[int | None, int | No
     return len(planned), len(planned - unfinished)
 
 
-@dataclass(frozen=True)
-class TrialContents:
+@dataclass(frozen=True, repr=False)
+class TrialContents(ShowsOverview):
     """Everything that a store contains about one trial."""
 
     experiment: str
@@ -119,6 +125,10 @@ class TrialContents:
     traceback: str
     #: The trial's other runs, oldest first, such as failures before a retry.
     others: tuple[Record, ...]
+
+    def overview(self) -> Table:
+        """The trial's identity, results, configuration and origin, with a line for each subject."""
+        return _subjects(self.record.name, (*_identity(self), *_outcome(self), *_surroundings(self)))
 
     def as_dict(self) -> dict[str, Any]:
         """The contents as JSON values."""
@@ -154,30 +164,30 @@ class TrialContents:
         return self.record.measure(measure)
 
 
-def trial_contents(uri: str, trial: str) -> TrialContents:
+def load_trial(trial: str, *, store: str = DEFAULT_STORE) -> TrialContents:
     """Reads the trial whose trial id or run id begins with `trial`.
 
     Raises UserError if no trial or several trials match, and for a store that cannot be read.
     """
     try:
-        store, record = find_trial(uri, trial)
-        trace = store.artifact(record, Artifact.TRACEBACK) if record.status == Status.FAILED else None
-        configuration, artifacts = store.details(record)
+        source, record = find_trial(store, trial)
+        trace = source.artifact(record, Artifact.TRACEBACK) if record.status == Status.FAILED else None
+        configuration, artifacts = source.details(record)
         return TrialContents(
-            experiment=store.name,
+            experiment=source.name,
             record=record,
-            row=_row(store.plan(), record.trial_id),
+            row=_row(source.plan(), record.trial_id),
             budgets=tuple(json.loads(record.tag(Tag.BUDGETS, "[]"))),
             configuration=configuration,
             artifacts=artifacts,
-            provenance=provenance_of(store, record),
+            provenance=provenance_of(source, record),
             traceback=trace.read_text(encoding="utf-8") if trace else "",
             others=tuple(
-                other for other in store.records(trial_id=record.trial_id) if other.run_id != record.run_id
+                other for other in source.records(trial_id=record.trial_id) if other.run_id != record.run_id
             ),
         )
     except BROKEN_STORE as error:
-        raise UserError(shown_uri(f"trial '{trial}' cannot be read from {uri}: {error}")) from error
+        raise UserError(shown_uri(f"trial '{trial}' cannot be read from {store}: {error}")) from error
 
 
 def _row(plan: StoredPlan | None, trial_id: str) -> Row | None:
@@ -185,8 +195,8 @@ def _row(plan: StoredPlan | None, trial_id: str) -> Row | None:
     return next((row for row in rows if trial_id in row.trials.values()), None)
 
 
-@dataclass(frozen=True)
-class CellContents:
+@dataclass(frozen=True, repr=False)
+class CellContents(ShowsOverview):
     """A cell of a report's tables, with the provenance of its seeds."""
 
     cell: Cell
@@ -200,6 +210,33 @@ class CellContents:
             return ()
         kept = kept_trials(self.cell.studies, (seed for seed, _ in self.seeds)).values()
         return {seed.trial_id for seed in kept if seed}
+
+    def overview(self) -> Table:
+        """The cell's score, the trial of each seed, and the origin of these numbers."""
+        cell = self.cell
+        mean = "–" if cell.mean is None else f"{cell.mean:.4f}"
+        spread = "" if cell.sd is None else f" ± {cell.sd:.4f}"
+        counted = f"{mean}{spread}, {cell.finished} of {cell.seeds} seeds"
+        if cell.studies:
+            counted = f"of {cell.finished} of {cell.seeds} trials"
+        lines = [
+            ("cell", f"{cell.number}, of experiment {cell.experiment}"),
+            (cell.evaluated or "score", f"{cell.metric} {counted}".lstrip()),
+            ("ranks", cell.ranks or "–"),
+            ("parameters", f"{cell.parameters:,}, {cell.percent_of_lora:.2f}% of LoRA r=4"),
+        ]
+        kept = self.kept
+        for seed, provenance in self.seeds:
+            score = seed.status.lower() if seed.score is None else f"{seed.score:.4f}"
+            when = f", {_span(provenance)}" if provenance else ""
+            run = f", run {seed.run_id}" if seed.run_id else ""
+            name = f"seed {seed.seed}"
+            if seed.study is not None:
+                name = f"study {seed.study:.0f}, point {seed.point:.0f}"
+                score += f" at rate {seed.lr:.3g}" + ", kept" * (seed.trial_id in kept)
+            lines.append((name, f"{score}, trial {seed.trial_id or 'not known yet'}{run}{when}"))
+        title = " · ".join((cell.method, cell.budget, cell.task, cell.backbone))
+        return _subjects(title, (*lines, *self.lines()))
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Yields (heading, text) for each subject of the seeds' provenance, except their random streams.
@@ -222,15 +259,15 @@ class CellContents:
         return plain
 
 
-def cell_contents(
-    uri: str, names: Sequence[str], number: int, selection: Selection | None = None
+def load_cell(
+    *experiments: str, number: int, store: str = DEFAULT_STORE, selection: Selection | None = None
 ) -> CellContents:
     """The cell with this number, and the provenance of its seeds.
 
     `number` is the cell's number in the file `cells.csv` of a report on the same experiments with the same
     selection. Raises UserError if no cell has the number, and as `tensorbench.reports.reading.read` does.
     """
-    results = read(uri, names, selection)
+    results = read(store, experiments, selection)
     if not 0 <= number < len(results.all_cells):
         raise UserError(f"--cell {number}: {results.title} has cells 0 to {len(results.all_cells) - 1}")
     seeds = []
@@ -239,3 +276,141 @@ def cell_contents(
         record = experiment.records.get(seed.trial_id)
         seeds.append((seed, provenance_of(experiment.source, record) if record else None))
     return CellContents(results.all_cells[number], seeds)
+
+
+def _subjects(title: str, lines: Iterable[tuple[str, str]]) -> Table:
+    """A table without headings: a line for each subject and its text."""
+    return Table(title, [{"": subject, " ": text} for subject, text in lines], texts=("", " "))
+
+
+def _identity(trial: TrialContents) -> Iterator[tuple[str, str]]:
+    record, row = trial.record, trial.row
+    yield "trial", record.trial_id
+    yield "run", f"{record.run_id}, in experiment {trial.experiment}"
+    yield "method", f"{record.tag(Tag.METHOD)} ({record.tag(Tag.FAMILY)})"
+    yield "ranks", record.tag(Tag.RANKS) or "–"
+    for budget in trial.budgets:
+        ratio = "" if budget["ratio"] is None else f", {budget['ratio']:.3f} of {budget['asked']:,}"
+        yield "budget", f"{budget['budget']}{ratio}" + ", missed" * (budget["within"] is False)
+    if not trial.budgets:
+        yield "budget", OWN_SIZE
+    adapter, head = trial.measure(Measure.ADAPTER_PARAMETERS), trial.measure(Measure.HEAD_PARAMETERS)
+    peak = trial.measure(Measure.PEAK_PARAMETERS)
+    count = adapter if row is None or peak is not None else row.parameters
+    if count is not None:
+        share = f", {row.percent_of_lora:.2f}% of LoRA r=4" if row else ""
+        before = "" if peak is None else f" (peak {peak:,.0f})"
+        yield "parameters", f"{count:,.0f}{before}{share}" + ("" if head is None else f"; head {head:,.0f}")
+    yield from _final_ranks(record)
+    yield "backbone", record.tag(Tag.BACKBONE)
+    yield "task", f"{record.tag(Tag.TASK)}, seed {record.tag(Tag.SEED)}"
+    if (place := trial.place) is not None:
+        where = f"{place.offset:+.2f} decades from the centre"
+        yield "study", f"{place.study}, point {place.point}, at rate {place.lr:g}, {where}"
+    if phase := record.tag(Tag.PHASE):
+        yield "part of", phase
+
+
+def _final_ranks(record: Record) -> Iterator[tuple[str, str]]:
+    # One line for all modes and bonds, and one line for each projection that has a rank per layer.
+    ranks: Mapping[str, Sequence[int]] = json.loads(record.tag(Tag.FINAL_RANKS, "{}"))
+    single = [f"{name} {left[0]}" for name, left in ranks.items() if len(left) == 1]
+    if single:
+        yield "final ranks", ", ".join(single)
+    for name, left in ranks.items():
+        if len(left) > 1:
+            yield f"final ranks, {name}", f"{' '.join(map(str, left))}, layer by layer"
+
+
+def _scored(record: Record, score: float) -> str:
+    unit = record.tag(Tag.UNIT)
+    return f"{record.tag(Tag.METRIC)} {score:.4f}" + (f" {unit}" if unit else "")
+
+
+def _outcome(trial: TrialContents) -> Iterator[tuple[str, str]]:
+    record = trial.record
+    yield "status", "✗ " * (record.status == Status.FAILED) + record.status.lower()
+    if record.status == Status.FAILED:
+        yield "failure", f"{record.tag(Tag.FAILURE)}: {record.tag(Tag.FAILURE_MESSAGE)}"
+    score, loss = trial.measure(Measure.SCORE), trial.measure(Measure.SCORE_LOSS)
+    if score is not None:
+        line = _scored(record, score) + ("" if loss is None else f", loss {loss:.4f}")
+        yield record.tag(Tag.EVALUATED, "score"), line
+    validation, epoch = trial.measure(Measure.SELECTED_VALIDATION), trial.measure(Measure.SELECTED_EPOCH)
+    if validation is not None:
+        at = "" if epoch is None else f", at epoch {epoch:.0f}"
+        yield "selected", f"validation {_scored(record, validation)}{at}"
+    if sizes := SplitSizes.of(record.metrics):
+        yield "examples", str(sizes)
+    if (c := trial.measure(Measure.HEAD_C)) is not None:
+        short = "" if trial.measure(Measure.HEAD_CONVERGED) else ", ✗ not converged"
+        yield "fitted head", f"C = {c:g}{short}"
+    seconds, steps = trial.measure(Measure.SECONDS), trial.measure(Measure.STEPS)
+    if seconds is not None:
+        step = trial.measure(Measure.STEP_MS)
+        each = "" if step is None else f" of {step:.1f} ms"
+        yield "time", f"{seconds:,.0f} s" + ("" if steps is None else f", {steps:.0f} steps{each}")
+    peak = trial.measure(Measure.PEAK_MIB)
+    if peak is not None:
+        yield "peak memory", f"{peak:,.0f} MiB"
+    yield from _inference(trial)
+    cut, prompts = trial.measure(Measure.CUT_PROMPTS), trial.measure(Measure.PROMPTS)
+    if cut is not None:
+        yield "prompts cut", f"{cut:,.0f} of {prompts:,.0f} in all splits"
+    if record.status == Status.FINISHED:
+        yield "forgetting", _forgetting(trial)
+
+
+def _inference(trial: TrialContents) -> Iterator[tuple[str, str]]:
+    stored, loaded = trial.measure(Measure.ADAPTER_BYTES), trial.measure(Measure.LOADED_BYTES)
+    if stored is not None:
+        frozen = "" if loaded is None else f", {loaded:,.0f} in memory including frozen tensors"
+        yield "adapter", f"{stored:,.0f} bytes on disk{frozen}"
+    bare, examples = trial.measure(Measure.BARE_MS), trial.measure(Measure.TIMED_EXAMPLES)
+    if bare is not None:
+        merged = trial.measure(Measure.MERGED_FORWARD)
+        line = "it cannot be merged" if merged is None else f"merged {merged:.2f} times"
+        yield (
+            "inference",
+            f"{trial.measure(Measure.ADAPTED_FORWARD):.2f} times the bare backbone's {bare:.1f} ms for "
+            f"{examples:.0f} examples; {line}",
+        )
+
+
+def _forgetting(trial: TrialContents) -> str:
+    change = trial.measure(Measure.FORGETTING)
+    if change is None:
+        return "not measured"
+    bare, adapted = trial.measure(Measure.TEXT_LOSS_BARE), trial.measure(Measure.TEXT_LOSS)
+    tokens, text = trial.measure(Measure.TEXT_TOKENS), trial.record.tag(Tag.TEXT)
+    line = f"{change:+.4f} nats a token, from {bare:.4f} to {adapted:.4f}"
+    return f"{line}, on {tokens:,.0f} tokens of {text}"
+
+
+def _surroundings(trial: TrialContents) -> Iterator[tuple[str, str]]:
+    record = trial.record
+    yield "ran", _span(trial.provenance)
+    for part in PARTS:
+        own = {
+            key.removeprefix(f"{part}."): value
+            for key, value in trial.configuration.items()
+            if key.startswith(f"{part}.")
+        }
+        if own:
+            yield f"{part} options", ", ".join(f"{key} {value}" for key, value in own.items())
+    yield from trial.provenance.lines()
+    for name, size in trial.artifacts.items():
+        yield "artifact", name + ("" if size is None else f", {size:,} bytes")
+    if trial.artifacts:
+        yield "artifacts at", shown_uri(record.artifacts)
+    for other in trial.others:
+        yield "other run", f"{other.run_id}, {other.status.lower()}, {_when(other.started)}"
+
+
+def _when(milliseconds: int) -> str:
+    # In this machine's time zone.
+    return datetime.fromtimestamp(milliseconds / 1000).strftime("%Y-%m-%d %H:%M")
+
+
+def _span(provenance: Provenance) -> str:
+    return _when(provenance.started) + ("" if provenance.ended is None else f" to {_when(provenance.ended)}")

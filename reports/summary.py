@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from tensorbench.machine.table import Table
 from tensorbench.records.record import Point, Record, latest
 from tensorbench.records.stored_plan import StoredPlan
+from tensorbench.records.words import Status
 from tensorbench.reports.cautions import guards
 from tensorbench.reports.overview import overview
 from tensorbench.reports.reading import tabulate
 from tensorbench.reports.recipes import find_mixtures, refuse_mixtures
-from tensorbench.reports.results import Experiment, Results
+from tensorbench.reports.results import Experiment, Results, distinct
 from tensorbench.store.store import Store
 
 if TYPE_CHECKING:
@@ -46,17 +47,73 @@ class Summary:
         return all(cell.complete for cell in self.results.all_cells)
 
     @property
+    def remarks(self) -> list[str]:
+        """What a reader should know beside the answer, up to the suite's closing text."""
+        from tensorbench.reports.answers import window_advice
+
+        lost = distinct(seed for seed in self.results.all_seeds if not seed.finished)
+        failed = [seed for seed in lost if seed.status == Status.FAILED]
+        remarks = []
+        if any(seed.study is not None for seed in failed):
+            remarks.append(
+                f"✗ {len(failed)} trial(s) failed. Diverged trials score as guessing does. Studies with "
+                "other failures are left out until `--retry-failed` has run them again."
+            )
+        elif failed:
+            remarks.append(
+                f"✗ {len(failed)} trial(s) failed; they enter no mean. `--retry-failed` runs them again."
+            )
+        if missing := len(lost) - len(failed):
+            remarks.append(
+                f"✗ {missing} trial(s) are missing; they enter no mean. A start without `--retry-failed` "
+                "runs them."
+            )
+        closing = [self.closing] * bool(self.closing)
+        return [*remarks, *window_advice(self.analysis), *self.warnings, *closing]
+
+    def overview(self, name: str) -> Table:
+        """The table of scores. Its notes are the answer, and what a reader should know beside it."""
+        from tensorbench.reports.answers import answers
+
+        return overview(name, self.results, [*answers(self.analysis), *self.remarks], self.analysis.score)
+
+    @property
     def failures(self) -> list[str]:
         """What comes before any answer: the guards of all blocks, and of cells in no block."""
         guards = (guard for block in self.analysis.blocks for guard in block.guards)
         return list(dict.fromkeys([*guards, *self.analysis.faults]))
 
-    def overview(self, name: str) -> Table:
-        """The table of scores. Its notes are the answer, warnings, and the suite's closing text."""
-        from tensorbench.reports.answers import answers, window_advice
+    def tables(self, name: str) -> list[Table]:
+        """The tables that a terminal shows: failures, scores, each answer with its differences, remarks."""
+        from tensorbench.reports.answers import answers, of_block, remarks
 
-        notes = [*answers(self.analysis), *window_advice(self.analysis), *self.warnings, self.closing]
-        return overview(name, self.results, list(filter(None, notes)), self.analysis.score)
+        analysis, columns = self.analysis, ("method", "verdict")
+        compared = [
+            Table(of_block(analysis, block, guarded=False), list(_claims(block)), remarks(block), columns)
+            for block in analysis.blocks
+        ]
+        return [
+            *(Table(failure, ()) for failure in self.failures),
+            overview(name, self.results, (), analysis.score),
+            *(compared or [Table(answers(analysis)[-1], ())]),
+            Table("", (), self.remarks),
+        ]
+
+
+def _claims(block: Block) -> Iterator[dict[str, str]]:
+    """Yields a line for each method that a block compares, if any difference has an interval."""
+    from tensorbench.reports.answers import between, in_words
+
+    comparisons = {entrant.method: entrant.differences[block.k] for entrant in block.claims}
+    if not any(comparison.interval for comparison in comparisons.values()):
+        return
+    for method, comparison in comparisons.items():
+        yield {
+            "method": method,
+            f"{block.unit.points} from {block.against}": block.unit.difference(comparison.effect.difference),
+            "simultaneous 95%": between(comparison, block.unit) if comparison.interval else "–",
+            "verdict": in_words(comparison.verdict, block.unit.size(block.threshold)),
+        }
 
 
 @dataclass(frozen=True)

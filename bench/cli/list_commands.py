@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from tensorbench.cli.options import (
-    DEFAULT_STORE,
-    AsJson,
-    StoreUri,
-    check_store,
-    echo_json,
-    err,
-    names_option,
-    out,
-)
-
-if TYPE_CHECKING:
-    from tensorbench.checks.conformance import Finding
+import tensorbench
+from tensorbench.cli.options import AsJson, StoreUri, names_option
+from tensorbench.cli.tables import echo_json, err, print_tables, progress_line
+from tensorbench.store import DEFAULT_STORE
 
 
 class Listed(StrEnum):
@@ -57,36 +45,20 @@ def list_(
     if advice and what is not Listed.METHODS:
         raise typer.BadParameter(f"--advice goes with `list methods`, not with {what}")
     if advice:
-        from tensorbench.cli.listings import print_advice
-        from tensorbench.reports.advice import stored_advice
-
-        rates = stored_advice(advice)
-        _print(as_json, [asdict(each) for each in rates], lambda: print_advice(out, rates))
+        table = tensorbench.learning_rates(*advice)
     elif what is Listed.STORED:
-        check_store(store)
-        from tensorbench.cli.listings import print_stored, stored_rows
+        from tensorbench.store.addresses import check_places
 
-        suites = stored_rows(store)
-        _print(as_json, suites, lambda: print_stored(out, store, suites))
+        check_places(store)
+        table = tensorbench.list_experiments(store)
     elif what is Listed.METHODS:
-        from tensorbench.cli.listings import count_methods, print_methods
-        from tensorbench.methods import Geometry
-
-        geometry = Geometry(hidden, heads, layers, 4 * hidden)
-        rows = count_methods(geometry)
-        _print(as_json, rows, lambda: print_methods(out, rows, geometry))
+        table = tensorbench.list_methods(hidden, heads, layers)
     else:
-        from tensorbench.cli.listings import backbone_rows, print_listing, task_rows
-
-        listing = task_rows() if what is Listed.TASKS else backbone_rows()
-        _print(as_json, listing, lambda: print_listing(out, what.capitalize(), listing))
-
-
-def _print(as_json: bool, content: Any, show: Callable[[], None]) -> None:
+        table = tensorbench.list_tasks() if what is Listed.TASKS else tensorbench.list_backbones()
     if as_json:
-        echo_json(content)
+        echo_json(table.records())
     else:
-        show()
+        print_tables(table)
 
 
 def check(
@@ -104,47 +76,8 @@ def check(
 
     For a task the examples are read, for a backbone the weights. Missing ones are downloaded.
     """
-    from tensorbench.backbones import BACKBONES
-    from tensorbench.checks.conformance import check_backbone, check_task
-    from tensorbench.cli.checks import print_findings
-    from tensorbench.methods import METHODS, UnknownNameError, load_methods
-    from tensorbench.tasks import TASKS
-
-    methods = load_methods(name) if name.endswith(".py") else [name] * (name in METHODS)
-    if name == "all":
-        methods = [method for method, _ in METHODS.available()]
-    checks: dict[str, Callable[[str], list[Finding]]] = {}
-    if name in TASKS:
-        checks[f"task {name}"] = check_task
-    if name in BACKBONES:
-        checks[f"backbone {name}"] = check_backbone
-    if not (methods or checks):
-        raise UnknownNameError("method, task or backbone", name, {*METHODS, *TASKS, *BACKBONES})
-    failed = bool(methods) and _methods_fail(methods, quick)
-    for title, run in checks.items():
-        findings = run(name)
-        print_findings(out, title, findings)
-        failed |= any(finding.status == "failed" for finding in findings)
-    if failed:
+    with progress_line(err, "checking") as notify:
+        results = list(tensorbench.check(name, quick=quick, notify=notify))
+    print_tables(*(checked.table for checked in results))
+    if any(checked.failed for checked in results):
         raise typer.Exit(1)
-
-
-def _methods_fail(names: list[str], quick: bool) -> bool:
-    from tensorbench.checks.conformance import conformance_cases, run_case
-    from tensorbench.cli.checks import print_checks
-    from tensorbench.cli.tables import progress_bars
-    from tensorbench.methods import METHODS
-
-    cases = []
-    for name in names:
-        with METHODS.blaming(name):
-            cases += conformance_cases(name, quick=quick)
-    results = []
-    with progress_bars(err) as bar:
-        line = bar.add_task("checking", total=len(cases))
-        for case in cases:
-            bar.update(line, description=f"checking {escape(str(case))}")
-            results.append(run_case(case))
-            bar.advance(line)
-    print_checks(out, results)
-    return any(result.status == "failed" for result in results)

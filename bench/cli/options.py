@@ -1,64 +1,25 @@
-"""The consoles that commands print on, and the options that several commands share."""
+"""The options that several commands share, and the values that they stand for."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import update_wrapper
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
 
-from tensorbench.machine.visible import visible
-from tensorbench.store import DEFAULT_STORE as DEFAULT_STORE
+import tensorbench
 
-if TYPE_CHECKING:
-    from tensorbench.execution.place import Place
-    from tensorbench.plan.rows import Part
-    from tensorbench.plan.suite import Suite
-    from tensorbench.reports.selection import Selection
-
-#: Names of types in the signatures of commands, which are replaced by `object` when options are read. The
-#: modules with these types are imported only when a command runs, since that takes seconds.
-IMPORTED_LATE = dict.fromkeys(("Part", "Place", "Selection"), object)
+#: Names of types in the signatures of commands, which are replaced by `object` when options are read. Typer
+#: would import their modules, which takes seconds.
+IMPORTED_LATE = {"tensorbench": type("Late", (), dict.fromkeys(("Part", "Place", "Selection"), object))}
 
 Item = TypeVar("Item")
 
-
-class VisibleConsole(Console):
-    """A console that escapes control characters, so that no untrusted text controls the terminal.
-
-    The control codes of rich itself pass unchanged.
-    """
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        for segment in super().render(renderable, options):
-            text, style, control = segment
-            yield segment if control else Segment(visible(text), style)
-
-    def on_broken_pipe(self) -> None:
-        """Stops printing when the reader of a pipe, such as `head`, has ended. The command continues."""
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
-
-
-def _width(terminal: bool) -> int | None:
-    # None leaves the choice to rich.
-    return None if terminal or os.environ.get("COLUMNS", "").isdigit() else 120
-
-
-out = VisibleConsole(width=_width(sys.stdout.isatty()), emoji=False)
-err = VisibleConsole(stderr=True, width=_width(sys.stderr.isatty()), emoji=False)
-
-#: The endings of suites' files.
-SUITE_ENDINGS = (".yaml", ".yml")
 #: Matches a comma that is not a thousands separator.
 COMMA = re.compile(r",(?!\d{3}(?!\d))")
 #: Matches a pair of brackets with no brackets inside.
@@ -75,24 +36,18 @@ def split_names(text: str) -> list[str]:
 
 
 def split_numbers(text: str) -> list[int]:
-    """Parses integers separated by commas. Raises BadParameter for anything else."""
-    try:
-        return [int(number) for number in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"'{text}' is not an integer or a list of integers with commas") from None
-
-
-def split_ranges(text: str) -> list[int]:
     """Parses numbers and ranges that are separated by commas. For example `0-2,5` gives 0, 1, 2 and 5.
 
-    Raises BadParameter for anything else, and for a range that ends below its start.
+    Raises BadParameter for anything else, and for a range that ends below its start or has over 10,000
+    numbers.
     """
     numbers: list[int] = []
     for part in text.split(","):
-        ends = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part)
-        if ends is None or int(ends[2] or ends[1]) < int(ends[1]):
-            raise typer.BadParameter(f"'{part}' is neither a number nor a range, as 0-2")
-        numbers += range(int(ends[1]), int(ends[2] or ends[1]) + 1)
+        ends = re.fullmatch(r"\s*(\d{1,18})(?:-(\d{1,18}))?\s*", part)
+        first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
+        if not 0 <= last - first < 10_000:
+            raise typer.BadParameter(f"'{text}' is neither numbers nor ranges, as 0-2,5")
+        numbers += range(first, last + 1)
     return numbers
 
 
@@ -103,13 +58,14 @@ def joined(values: list[list[Item]] | None) -> list[Item] | None:
 
 def names_option(*options: str, help: str) -> Any:
     """Makes an option that takes several names. They are separated by commas, or the option is repeated."""
-    return typer.Option(
-        *options,
-        parser=split_names,
-        callback=joined,
-        metavar="NAME,…",
-        help=f"{help}; may be repeated.",
-    )
+    help = f"{help}; may be repeated."
+    return typer.Option(*options, parser=split_names, callback=joined, metavar="NAME,…", help=help)
+
+
+def numbers_option(*options: str, help: str) -> Any:
+    """Makes an option that takes several numbers or ranges of them."""
+    help = f"{help}; may be repeated."
+    return typer.Option(*options, parser=split_numbers, callback=joined, metavar="N,N-N,…", help=help)
 
 
 def split_thresholds(text: str) -> list[tuple[str, float]]:
@@ -138,9 +94,9 @@ def one_for_each(values: list[list[tuple[str, float]]] | None) -> float | dict[s
     pairs = joined(values) or []
     named = dict(pairs)
     if len(named) < len(pairs) or ("" in named and len(named) > 1):
-        from tensorbench.methods import UserError
-
-        raise UserError("--threshold: give one per metric, as accuracy=0.01 (got several)")
+        raise tensorbench.methods.UserError(
+            "--threshold: give one per metric, as accuracy=0.01 (got several)"
+        )
     return named.get("", named or None)
 
 
@@ -166,33 +122,7 @@ StoreUri = Annotated[
         "The default is a file in the working folder.",
     ),
 ]
-Device = Annotated[
-    str,
-    typer.Option(help="auto, cpu, cuda or cuda:N."),
-]
-ScoreSd = Annotated[
-    float | None,
-    typer.Option(
-        min=1e-6,
-        max=1,
-        help="With --power: the standard deviation of a score over seeds, .007 say. Default: that "
-        "of stored runs of the suite, otherwise several.",
-    ),
-]
-MicroBatch = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        metavar="N",
-        help="How many examples of a batch are computed at once: less memory, the same result. Default: all.",
-    ),
-]
-Checkpointing = Annotated[
-    bool,
-    typer.Option(
-        "--checkpointing", help="Recompute activations in the backward pass: less memory, the same result."
-    ),
-]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Tasks = Annotated[list[str] | None, names_option("--task", help="Only this task")]
 Methods = Annotated[
     list[str] | None,
@@ -245,9 +175,7 @@ def place_options(
     workers: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            metavar="N",
-            help="How many trials at once. Default: every slot of the executor.",
+            min=1, metavar="N", help="How many trials at once. Default: every slot of the executor."
         ),
     ] = None,
     slots_per_device: Annotated[
@@ -278,8 +206,22 @@ def place_options(
             "such trials took, as 5x. Default: the suite's limit, or none."
         ),
     ] = None,
-    micro_batch: MicroBatch = None,
-    checkpointing: Checkpointing = False,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="How many examples of a batch are computed at once: less memory, the same result. "
+            "Default: all.",
+        ),
+    ] = None,
+    checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--checkpointing",
+            help="Recompute activations in the backward pass: less memory, the same result.",
+        ),
+    ] = False,
     shrink_batch: Annotated[
         bool,
         typer.Option(
@@ -287,37 +229,26 @@ def place_options(
             help="Restart a trial that runs out of memory, with half as many examples computed at once.",
         ),
     ] = False,
-) -> Place:
-    from tensorbench.execution.place import Place
-    from tensorbench.methods import UserError
-    from tensorbench.training.saving import Saving
-
+) -> tensorbench.Place:
     slots: int | Literal["auto"] | None = None
     if slots_per_device == "auto":
         slots = "auto"
     elif slots_per_device is not None:
         if not slots_per_device.isdecimal() or not int(slots_per_device):
-            raise UserError(f"--slots-per-device {slots_per_device}: accepted are auto and numbers from 1")
+            raise tensorbench.methods.UserError(
+                f"--slots-per-device {slots_per_device}: accepted are auto and numbers from 1"
+            )
         slots = int(slots_per_device)
-    saving = Saving(micro_batch, checkpointing, shrink_batch)
-    return Place(
-        executor,
-        device,
-        workers,
-        slots,
-        ray_address,
-        worker_memory,
-        trial_timeout,
-        saving,
+    saving = tensorbench.Saving(micro_batch, checkpointing, shrink_batch)
+    return tensorbench.Place(
+        executor, device, workers, slots, ray_address, worker_memory, trial_timeout, saving
     )
 
 
 def cell_options(
     task: Tasks = None, method: Methods = None, backbone: Backbones = None, budget: Budgets = None
-) -> Part:
-    from tensorbench.plan.rows import Part
-
-    return Part(task or (), method or (), backbone or (), budget or ())
+) -> tensorbench.Part:
+    return tensorbench.Part(task or (), method or (), backbone or (), budget or ())
 
 
 def part_options(
@@ -325,30 +256,12 @@ def part_options(
     method: Methods = None,
     backbone: Backbones = None,
     budget: Budgets = None,
-    seed: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--seed",
-            parser=split_numbers,
-            callback=joined,
-            metavar="N,…",
-            help="Only this seed; may be repeated.",
-        ),
-    ] = None,
+    seed: Annotated[list[int] | None, numbers_option("--seed", help="Only these seeds")] = None,
     studies: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--studies",
-            parser=split_ranges,
-            callback=joined,
-            metavar="N-N,…",
-            help="Only these studies, counted from 0; may be repeated.",
-        ),
+        list[int] | None, numbers_option("--studies", help="Only these studies, counted from 0")
     ] = None,
-) -> Part:
-    from tensorbench.plan.rows import Part
-
-    return Part(task or (), method or (), backbone or (), budget or (), seed or (), studies or ())
+) -> tensorbench.Part:
+    return tensorbench.Part(task or (), method or (), backbone or (), budget or (), seed or (), studies or ())
 
 
 def report_part_options(
@@ -360,31 +273,27 @@ def report_part_options(
         str | None,
         typer.Option(metavar="METHOD", help="The method that others are compared with. Default: LoRA."),
     ] = None,
-) -> Selection:
-    from tensorbench.reports.selection import Selection
-
-    return Selection(method or (), task or (), backbone or (), budget or (), reference or "")
+) -> tensorbench.Selection:
+    return tensorbench.Selection(method or (), task or (), backbone or (), budget or (), reference or "")
 
 
-def suite_and_part(file: Path, data: Path | None, part: Part) -> tuple[Suite, Part]:
+def suite_and_part(
+    file: Path, data: Path | None, part: tensorbench.Part
+) -> tuple[tensorbench.Suite, tensorbench.Part]:
     """Loads a suite with its data and backbones from folders, and returns it with the rest of the part.
 
     `part.backbones` may be the folders, unless they are names of the suite.
     """
-    from dataclasses import replace
-
-    from tensorbench.plan.suite import load_suite
-
-    suite = load_suite(file, data=data)
+    suite = tensorbench.load_suite(file, data=data)
     names = {name for spec in suite.backbones for name in (spec.label, spec.name, spec.hub_name)}
     folders = [name for name in part.backbones if name not in names and Path(name).expanduser().exists()]
     if not folders:
         return suite, part
     if len(folders) < len(part.backbones):
-        from tensorbench.methods import UserError
-
-        raise UserError(f"--backbone: give names or folders, not both (got {', '.join(part.backbones)})")
-    return load_suite(file, data=data, backbones=folders), replace(part, backbones=())
+        raise tensorbench.methods.UserError(
+            f"--backbone: give names or folders, not both (got {', '.join(part.backbones)})"
+        )
+    return tensorbench.load_suite(file, data=data, backbones=folders), replace(part, backbones=())
 
 
 def with_options(
@@ -424,44 +333,3 @@ def with_options(
         return run
 
     return decorate
-
-
-def experiment_of(name: str) -> str:
-    """The name of the suite in the file `name`. A name that is not a suite's file is returned unchanged."""
-    if not name.endswith(SUITE_ENDINGS):
-        return name
-    from tensorbench.plan.suite import load_suite
-
-    return load_suite(Path(name)).name
-
-
-def check_store(uri: str, *names: str) -> None:
-    """Raises UserError if a SQLite store is missing, or if a file in `names` is neither a pack nor a suite.
-
-    If all `names` are packs, the store need not exist. The store's own module finds these mistakes too, but
-    takes seconds to import.
-    """
-    from tensorbench.records.pack_format import ENDING
-
-    for name in names:
-        if name.endswith(".zip") and not name.endswith(ENDING):
-            from tensorbench.methods.errors import UserError
-
-            raise UserError(f"{name}: the name of a pack ends with {ENDING}; rename the file")
-        endings = (ENDING, *SUITE_ENDINGS)
-        if Path(name).suffix and Path(name).is_file() and not name.endswith(endings):
-            from tensorbench.methods.errors import UserError
-
-            raise UserError(
-                f"{name} is neither a pack nor a suite, whose names end with {', '.join(endings)}"
-            )
-    file = uri.removeprefix("sqlite:///")
-    packs = bool(names) and all(name.endswith(ENDING) for name in names)
-    if file != uri and not packs and "?" not in file and not Path(file or ".").exists():
-        from tensorbench.methods.errors import UserError
-
-        raise UserError(f"there is no store at {file}; run a suite first, or name it with --store")
-
-
-def echo_json(content: Any) -> None:
-    typer.echo(json.dumps(content, indent=1))

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
-from tensorbench import __version__, missing_extra
+import tensorbench
 from tensorbench.cli import list_commands, result_commands, suite_commands, tool_commands
-from tensorbench.cli.options import err
+from tensorbench.cli.tables import err, say
 from tensorbench.machine import interrupts
 
 
@@ -66,7 +65,7 @@ class Program(Group):
                 raise
             _end(ctx, 2, f"{error.strerror}: {error.filename}")
         except ModuleNotFoundError as error:
-            if (why := missing_extra(error)) is None or ctx.params["debug"]:
+            if (why := tensorbench.missing_extra(error)) is None or ctx.params["debug"]:
                 raise
             _end(ctx, 2, why)
         except Exception as error:
@@ -79,7 +78,7 @@ class Program(Group):
 
 def _end(ctx: Any, code: int, why: str) -> None:
     err.print("[bold red]error:[/bold red]", end=" ")
-    err.print(why, markup=False, highlight=False, soft_wrap=True)
+    say(why, console=err)
     ctx.exit(code)
 
 
@@ -117,7 +116,7 @@ app.add_typer(
 
 def _version(requested: bool) -> None:
     if requested:
-        typer.echo(f"tensorbench {__version__}")
+        typer.echo(f"tensorbench {tensorbench.__version__}")
         raise typer.Exit
 
 
@@ -137,16 +136,14 @@ def _options(
 ) -> None:
     """Reads the global options, of which `Program` reads `debug`."""
     if method_file:
-        from tensorbench.methods import load_methods
-
         for file in method_file:
-            load_methods(file)
+            tensorbench.methods.load_methods(file)
 
 
 def main() -> None:
     """Runs the command that the program's arguments name."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.showwarning = lambda message, *_: err.print(f"[yellow]warning:[/yellow] {escape(str(message))}")
+    warnings.showwarning = lambda message, *_: say(f"warning: {message}", console=err, style="yellow")
     # Python crashes if an interrupt arrives while it evaluates a string, such as an annotation here.
     with interrupts.deferred():
         program = typer.main.get_command(app)

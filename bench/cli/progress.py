@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,18 +12,8 @@ from rich.progress import Progress as Bars
 from rich.progress import TaskID, TextColumn
 from rich.table import Column
 
-from tensorbench.cli.tables import joined, progress_bars
-from tensorbench.plan.rows import Plan
-from tensorbench.records.measures import Measure
-from tensorbench.records.stored_plan import Row
-from tensorbench.run.suites import Audience
-from tensorbench.search.chooser import Choices
-
-if TYPE_CHECKING:
-    from tensorbench.execution.perform import Event
-    from tensorbench.execution.watch import Silence
-    from tensorbench.records.record import Progress
-from tensorbench.records.words import Status
+import tensorbench
+from tensorbench.cli.tables import err, out, print_tables, progress_bars, say
 
 #: On terminals with at least this many columns a trial's line has all details.
 WIDE = 110
@@ -47,21 +37,9 @@ class RunDisplay:
     If the console is not a terminal, it prints a line when a trial has ended or falls silent.
     """
 
-    def __init__(self, console: Console, plan: Plan, trials: int, workers: int = 1) -> None:
+    def __init__(self, console: Console, plan: tensorbench.Plan, trials: int, workers: int = 1) -> None:
         self._console = console
-        several = len({row.backbone for row in plan.rows}) > 1
-        self._names = {
-            id_: " · ".join(
-                [
-                    f"{row.method} {joined(row.ranks)}".rstrip(),
-                    row.task,
-                    *[row.backbone] * several,
-                    _which(row, seed),
-                ]
-            )
-            for row in plan.rows
-            for seed, id_ in row.trials.items()
-        }
+        self._names = plan.trial_names
         #: Maps each trial's id to its study as text, such as "study 2 of 0–4". Empty without studies.
         self._studies = {
             id_: f"study {row.studies.trials[seed].study} of 0–{row.studies.studies - 1}"
@@ -95,7 +73,7 @@ class RunDisplay:
     ) -> None:
         self._live.stop()
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: tensorbench.Event) -> None:
         name, id_ = escape(self._names[event.trial.id]), event.trial.id
         if event.kind == "started":
             self._introduce(event)
@@ -103,7 +81,7 @@ class RunDisplay:
             self._shares[id_] = 0
             self._show(event.worker, name, "")
         elif event.silence is not None:
-            said = _quiet(event.silence)
+            said = str(event.silence)
             self._show(event.worker, name, f"[yellow]{said}[/yellow]")
             if id_ not in self._silent and not self._console.is_terminal:
                 self._console.print(f"… {name}: {said}", highlight=False, soft_wrap=True)
@@ -123,7 +101,7 @@ class RunDisplay:
         done = self._done + sum(self._shares.values())
         self._bar.update(self._all, completed=done, description=self._told_all())
 
-    def _introduce(self, event: Event) -> None:
+    def _introduce(self, event: tensorbench.Event) -> None:
         """Prints the GPU of a worker that starts its first trial."""
         facts = event.provenance or {}
         if not facts.get("gpu") or event.worker in self._lines:
@@ -143,14 +121,7 @@ class RunDisplay:
         self._workers.update(self._lines[worker], description=where + what, detail=detail)
 
 
-def _which(row: Row, seed: int) -> str:
-    if row.studies is None:
-        return f"seed {seed}"
-    trial = row.studies.trials[seed]
-    return f"study {trial.study}, point {trial.point}"
-
-
-def _progress_text(progress: Progress, width: int) -> str:
+def _progress_text(progress: Any, width: int) -> str:
     parts = [f"epoch {progress.epoch}", f"{100 * progress.step / progress.steps:.0f}%"]
     if progress.losses and width >= MEDIUM:
         parts.append(f"loss {progress.losses[-1][1]:.3f}")
@@ -159,58 +130,38 @@ def _progress_text(progress: Progress, width: int) -> str:
     return " · ".join(parts)
 
 
-def _quiet(silence: Silence) -> str:
-    said = f"{'no progress' if silence.answers else 'its worker does not answer'}: {silence.seconds:.0f} s"
-    return f"preparing: {said}" if silence.preparing else said
-
-
-def _ended(name: str, event: Event) -> str:
+def _ended(name: str, event: tensorbench.Event) -> str:
     # Enough of the id for other commands to find the trial.
-    id_ = f"[dim]{event.trial.id[:8]}[/dim]"
-    if event.kind == "elsewhere":
-        return f"[dim]–[/dim] {name}: settled by another driver"
-    ending = event.ending
-    assert ending is not None
-    if ending.status != Status.FINISHED:
-        return f"[red]✗[/red] {name}: {escape(ending.failure)} {id_}"
-    metrics = ending.metrics
-    step = f", {metrics[Measure.STEP_MS]:.0f} ms a step" if Measure.STEP_MS in metrics else ""
-    scores = f"validation {metrics[Measure.SELECTED_VALIDATION]:.4f}"
-    if event.trial.evaluate == "test":
-        scores = f"test {metrics[Measure.SCORE]:.4f}, {scores}"
-    return f"[green]✓[/green] {name}: {scores} ({metrics[Measure.SECONDS]:.0f} s{step}) {id_}"
+    id_ = f" [dim]{event.trial.id[:8]}[/dim]" * (event.kind != "elsewhere")
+    mark = {"elsewhere": "[dim]–[/dim]", "finished": "[green]✓[/green]"}.get(event.kind, "[red]✗[/red]")
+    return f"{mark} {name}: {escape(event.outcome)}{id_}"
 
 
-class Terminal(Audience):
-    """Prints the progress and the results of a command on the console `out`, and notes on `err`."""
-
-    def __init__(self, out: Console, err: Console) -> None:
-        self._out, self._err = out, err
+class Terminal(tensorbench.Audience):
+    """Prints the progress and the results of a command, and notes on standard error."""
 
     def opened(self, sent: int, closed: int) -> None:
         if sent:
-            self._out.print(f"Sent {sent} record(s) that an earlier start could not store.")
+            say(f"Sent {sent} record(s) that an earlier start could not store.")
         if closed:
-            self._out.print(
-                f"Closed {closed} unfinished run(s) of a process that died; their trials run again."
-            )
+            say(f"Closed {closed} unfinished run(s) of a process that died; their trials run again.")
 
-    def starting(self, plan: Plan, waiting: int, device: str) -> None:
+    def starting(self, plan: tensorbench.Plan, waiting: int, device: str) -> None:
         studies = f" ({plan.studies_label})" if plan.suite.tuning else ""
-        count = f"{len(plan.trials)} trials{studies}, {waiting} to run on {device}"
-        self._out.print(f"[bold]{plan.suite.name}[/bold]: {count}")
+        say(f"{plan.suite.name}: {len(plan.trials)} trials{studies}, {waiting} to run on {device}")
 
-    def watch(self, plan: Plan, count: int, slots: int) -> RunDisplay:
-        return RunDisplay(self._out, plan, count, slots)
+    def watch(self, plan: tensorbench.Plan, count: int, slots: int) -> RunDisplay:
+        return RunDisplay(out, plan, count, slots)
 
     def trying(self, title: str, trials: int, following: int) -> None:
         after = f", at most {following} after them" if following else ""
-        self._out.print(f"[bold]{escape(title)}[/bold]: {trials} trials{after}", highlight=False)
+        say(f"{title}: {trials} trials{after}")
 
-    def chosen(self, choices: Choices) -> None:
+    def chosen(self, choices: Any) -> None:
         # The tables of ranks have the lines as notes.
-        for text in map(str, choices.ranks or choices.lines):
-            self._out.print(escape(text), highlight=False, soft_wrap=True)
+        print_tables(*(ranks.overview() for ranks in choices.ranks))
+        if not choices.ranks:
+            say(*choices.lines)
 
     def note(self, text: str) -> None:
-        self._err.print(text)
+        say(text, console=err)

@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
+import tensorbench
 from tensorbench.cli.options import (
-    DEFAULT_STORE,
     AsJson,
     Opened,
     StoreUri,
     Threshold,
-    check_store,
-    echo_json,
-    err,
-    experiment_of,
     names_option,
     one_for_each,
-    out,
     report_part_options,
     with_options,
 )
+from tensorbench.cli.tables import echo_json, err, print_tables, progress_line, say
 from tensorbench.machine.memory import MIB
 from tensorbench.machine.visible import visible
-
-if TYPE_CHECKING:
-    from tensorbench.reports.selection import Selection
+from tensorbench.store import DEFAULT_STORE
 
 #: The exit code of `verify` if nothing is broken, but something could not be checked.
 NOT_CHECKABLE = 3
+
+Experiments = Annotated[
+    list[str], typer.Argument(help="Experiments of one store, their suites' files, or packs.")
+]
+
+
+def experiments_of(names: Sequence[str], store: str) -> list[str]:
+    """Replaces suites' files among names of experiments and packs by the names of the suites.
+
+    Raises UserError if the store or a file is missing, before slow imports.
+    """
+    from tensorbench.store.addresses import SUITE_ENDINGS, check_places
+
+    check_places(store, *names)
+    return [tensorbench.load_suite(name).name if name.endswith(SUITE_ENDINGS) else name for name in names]
 
 
 @with_options(part=report_part_options)
@@ -45,7 +54,7 @@ def show(
             help="A trial id or an MLflow run id, or the start of one; with --cell, experiments or packs.",
         ),
     ],
-    part: Selection,
+    part: tensorbench.Selection,
     cell: Annotated[
         int | None,
         typer.Option(
@@ -62,19 +71,16 @@ def show(
 
     A report on a part numbers its cells anew: give the options of that report (--method, --budget, ...).
     """
-    check_store(store, *what)
-    from tensorbench.cli.stored import print_cell, print_trial
-    from tensorbench.reports.stored import cell_contents, trial_contents
-
     if suite and (as_json or cell is not None):
         raise typer.BadParameter("--suite prints the suite of one trial: without --cell and --json")
+    experiments = experiments_of(what, store)
     if cell is not None:
         selection = None if part.everything else part
-        contents = cell_contents(store, [experiment_of(name) for name in what], cell, selection)
+        contents = tensorbench.load_cell(*experiments, number=cell, store=store, selection=selection)
         if as_json:
             echo_json(contents.as_dict())
         else:
-            print_cell(out, contents)
+            print_tables(contents.overview())
         return
     if not part.everything:
         raise typer.BadParameter(
@@ -82,22 +88,21 @@ def show(
         )
     if len(what) > 1:
         raise typer.BadParameter(f"one trial at a time, or --cell with experiments; got {', '.join(what)}")
-    trial = trial_contents(store, what[0])
+    trial = tensorbench.load_trial(what[0], store=store)
     if suite:
         text = trial.provenance.suite_text().replace("\r\n", "\n")
         typer.echo(visible(text), nl=False)
     elif as_json:
         echo_json(trial.as_dict())
     else:
-        print_trial(out, trial)
+        print_tables(trial.overview())
+        say(*filter(None, [trial.traceback.rstrip()]))
 
 
 @with_options(part=report_part_options)
 def report(
-    experiment: Annotated[
-        list[str], typer.Argument(help="Experiments of one store, their suites' files, or packs.")
-    ],
-    part: Selection,
+    experiment: Experiments,
+    part: tensorbench.Selection,
     folder: Annotated[
         Path | None, typer.Option("--out", help="Where to write; must be empty or absent.")
     ] = None,
@@ -131,54 +136,31 @@ def report(
     if peft_results:
         if not replace(part, reference="").everything or formats or threshold or mixed:
             raise typer.BadParameter("--peft-results takes --out, --reference, --force and --json alone")
-        _compare_peft([Path(name) for name in experiment], part.reference, folder, as_json, force=force)
+        folders = [Path(name) for name in experiment]
+        files = tensorbench.write_peft_comparison(folders, reference=part.reference, out=folder, force=force)
+        if folder is not None:
+            say(f"Wrote {', '.join(files)} to {folder}.")
+        else:
+            typer.echo(files["comparison.json" if as_json else "comparison.md"], nl=False)
         return
     if folder is None or as_json:
         raise typer.BadParameter("give --out FOLDER for a report; --json goes with --peft-results")
-    check_store(store, *experiment)
-    from tensorbench.reports.answers import answers
-    from tensorbench.reports.report import FORMATS, write_report
-
-    done = write_report(
+    names = experiments_of(experiment, store)
+    done = tensorbench.write_report(
         store,
-        [experiment_of(name) for name in experiment],
+        names,
         folder,
-        formats or FORMATS,
+        *([formats] if formats else []),
         threshold=one_for_each(threshold),
         mixed=mixed,
         force=force,
         log=log,
         selection=None if part.everything else part,
     )
-    first = answers(done.analysis)
-    for sentence in first:
-        out.print(f"[bold]{escape(sentence)}[/bold]", highlight=False, soft_wrap=True)
-    collapsed = map(str, done.analysis.collapses.values())
-    notes = [side for side in collapsed if not any(side in sentence for sentence in first)]
-    notes += [*done.analysis.notes, *map(str, done.mixtures)]
-    if done.read_only:
-        notes.append(f"not on the suite run of {', '.join(done.read_only)}: the store can only be read.")
-    for note in notes:
-        out.print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
+    say(*done.answers, style="bold")
+    say(*(f"note: {note}" for note in done.notes))
     where = f", and on the suite run of {', '.join(done.logged)}" if done.logged else ""
-    out.print(f"Wrote {len(done.files)} files to {folder}{where}.", markup=False, soft_wrap=True)
-
-
-def _compare_peft(
-    folders: list[Path], reference: str, target: Path | None, as_json: bool, *, force: bool
-) -> None:
-    from tensorbench.machine.outputs import output_folder, replace_files
-    from tensorbench.reports.peft_comparison import as_json as peft_json
-    from tensorbench.reports.peft_comparison import as_markdown, compare_peft
-
-    comparison = compare_peft(folders, reference)
-    page, content = as_markdown(comparison), peft_json(comparison)
-    if target is not None:
-        files = {"comparison.md": page, "comparison.json": content}
-        replace_files(output_folder(target, "report", force=force), files, "files.json")
-        out.print(f"Wrote {', '.join(files)} to {target}.", markup=False, soft_wrap=True)
-    else:
-        typer.echo(content if as_json else page, nl=False)
+    say(f"Wrote {len(done.files)} files to {folder}{where}.")
 
 
 def export(
@@ -196,51 +178,36 @@ def export(
 ) -> None:
     """Write a trained adapter as a PEFT checkpoint, or as a merged model."""
     if run.endswith(".zip"):
-        from tensorbench.methods import UserError
-
-        raise UserError(
+        raise tensorbench.methods.UserError(
             f"{run} is a pack, and export takes the id of one trial: `tensorbench unpack {run}` puts its "
             "trials into a store, with their adapters if it was written with --adapters; reports name the ids"
         )
-    check_store(store)
-    from tensorbench.tools.export import export_run
-
-    done = export_run(store, run, folder, merged=merged, opened=opened or (), force=force)
-    for line in (
+    experiments_of((), store)
+    done = tensorbench.export_run(store, run, folder, merged=merged, opened=opened or (), force=force)
+    say(
         f"Wrote {', '.join(done.files)} to {done.folder}.",
         f"Loaded again, it gives the trial's logits to {done.difference:.1e}; README.md shows how.",
-    ):
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
-    if done.size:
-        out.print(f"As LoRA, {done.size}.", markup=False, highlight=False, soft_wrap=True)
-    for doubt in done.doubts:
-        out.print(f"[yellow]note:[/yellow] {escape(doubt)}.", highlight=False, soft_wrap=True)
+        *[f"As LoRA, {done.size}."] * bool(done.size),
+        *(f"note: {doubt}." for doubt in done.doubts),
+    )
 
 
 def pack(
-    experiment: Annotated[
-        list[str], typer.Argument(help="Experiments of one store, their suites' files, or packs.")
-    ],
+    experiment: Experiments,
     file: Annotated[Path, typer.Option("--out", help="The file to write: NAME.tensorbench.zip.")],
     store: StoreUri = DEFAULT_STORE,
     adapters: Annotated[bool, typer.Option(help="Include the trained adapters, and all logits.")] = False,
     force: Annotated[bool, typer.Option(help="Replace an earlier pack.")] = False,
 ) -> None:
     """Write results into one file, which `report` reads anywhere and `unpack` merges into other stores."""
-    check_store(store, *experiment)
-    from tensorbench.store import opening
-
-    names = [experiment_of(name) for name in experiment]
-    done = opening.pack(*names, out=file, store=store, adapters=adapters, force=force)
+    names = experiments_of(experiment, store)
+    done = tensorbench.pack(*names, out=file, store=store, adapters=adapters, force=force)
     held = ", ".join(f"{trials:,} trials of {name}" for name, trials in done.trials.items())
-    out.print(f"Wrote {held} to {file} ({done.bytes / MIB:.1f} MiB).", markup=False, soft_wrap=True)
-    notes = {
-        "trial(s) are still running and are not in it": done.running,
-        "finished trial(s) have no stored adapter": done.without_adapter,
-    }
-    for said, count in notes.items():
-        if count:
-            out.print(f"[yellow]note:[/yellow] {count:,} {said}.", highlight=False, soft_wrap=True)
+    say(f"Wrote {held} to {file} ({done.bytes / MIB:.1f} MiB).")
+    if done.running:
+        say(f"note: {done.running:,} trial(s) are still running and are not in it.")
+    if done.without_adapter:
+        say(f"note: {done.without_adapter:,} finished trial(s) have no stored adapter.")
 
 
 def unpack(
@@ -248,20 +215,10 @@ def unpack(
     store: StoreUri = DEFAULT_STORE,
 ) -> None:
     """Merge packs into a store. Stored trials stay; missing adapters are added, contradictions refused."""
-    from tensorbench.cli.tables import progress_bars
-    from tensorbench.store import opening
-
-    with progress_bars(err) as bars:
-        task = bars.add_task("trials", total=None)
-        experiments = opening.unpack(
-            *file, store=store, listener=lambda done, of: bars.update(task, completed=done, total=of)
-        )
+    with progress_line(err, "trials") as notify:
+        experiments = tensorbench.unpack(*file, store=store, listener=notify)
     for merged in experiments:
-        out.print(
-            f"{merged.name}: {merged.written:,} trials written, {merged.there:,} were there.",
-            markup=False,
-            soft_wrap=True,
-        )
+        say(f"{merged.name}: {merged.written:,} trials written, {merged.there:,} were there.")
 
 
 def verify(
@@ -321,11 +278,7 @@ def verify(
         raise typer.BadParameter(f"one store at a time, got {', '.join(map(shown_uri, addresses))}")
     names = [name for name in names if name not in addresses]
     uri = addresses[0] if addresses else store
-    check_store(uri, *names)
-    from tensorbench.checks.verify import verify as verify_results
-    from tensorbench.cli.checks import print_verification
-
-    experiments = [experiment_of(name) for name in names]
+    experiments = experiments_of(names, uri)
     if leftovers:
         if rerun or caches or as_json or opened or tolerance is not None:
             raise typer.BadParameter("--leftovers takes no --rerun, --tolerance, --caches, --open or --json")
@@ -336,7 +289,7 @@ def verify(
     if tolerance is not None and not rerun:
         raise typer.BadParameter("--tolerance needs --rerun")
     with err.status("") as status:
-        verification = verify_results(
+        verification = tensorbench.verify(
             uri,
             experiments,
             reruns=rerun,
@@ -349,36 +302,22 @@ def verify(
     if as_json:
         echo_json({"ok": verification.ok, **asdict(verification)})
     else:
-        print_verification(out, verification)
+        say(*verification.sentences())
     if not verification.ok:
         raise typer.Exit(1 if verification.faults else NOT_CHECKABLE)
 
 
 def _print_leftovers(uri: str, names: list[str], delete: bool) -> None:
-    from tensorbench.store.claims import experiments, leftovers
-    from tensorbench.store.store import Store
-
     def waiting(name: str, count: int) -> None:
-        err.print(
-            f"{escape(name)}: waiting for a sign of life of {count} driver(s) …",
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(f"{name}: waiting for a sign of life of {count} driver(s) …", console=err)
 
     removable = 0
-    for name in names or experiments(uri):
-        left = leftovers(Store.existing(uri, name), partial(waiting, name), delete=delete)
-        lines = [f"claims on trial {trial}" for trial in left.claims]
-        lines += [f"open run {run.run_id}: {run.name}" for run in left.runs]
-        lines += [f"sign of life of dead driver {driver}" for driver in left.drivers]
-        removable += len(lines)
-        lines += [f"record that the next start sends: {path}" for path in left.waiting]
-        lines += [f"record that the store refused: {path}" for path in left.refused]
-        for line in lines:
-            out.print(f"{escape(name)}: {escape(line)}", highlight=False, soft_wrap=True)
+    for left in tensorbench.find_leftovers(*names, store=uri, watching=waiting, delete=delete):
+        removable += len(left.removable)
+        say(*(f"{left.experiment}: {line}" for line in left.lines))
     if not removable:
-        out.print("The store has no leftovers.")
+        say("The store has no leftovers.")
     elif delete:
-        out.print(f"Deleted or closed {removable}.")
+        say(f"Deleted or closed {removable}.")
     else:
-        out.print(f"{removable} to be deleted or closed: with --delete.")
+        say(f"{removable} to be deleted or closed: with --delete.")

@@ -4,34 +4,28 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+import tensorbench
 from tensorbench.cli.options import (
-    DEFAULT_STORE,
     AsJson,
     DataFolder,
     Device,
-    ScoreSd,
     StoreUri,
     SuiteFile,
     Threshold,
     cell_options,
-    echo_json,
-    err,
     names_option,
     one_for_each,
-    out,
     part_options,
     place_options,
     suite_and_part,
     with_options,
 )
-
-if TYPE_CHECKING:
-    from tensorbench.execution.place import Place
-    from tensorbench.plan.rows import Part
+from tensorbench.cli.tables import echo_json, err, print_tables, say
+from tensorbench.store import DEFAULT_STORE
 
 
 def init(
@@ -49,27 +43,20 @@ def init(
     device: Device = "auto",
 ) -> None:
     """Write a suite that compares methods on a table of yours, sized for an hour on this machine."""
-    from tensorbench.execution import choose_device
-    from tensorbench.run.first_suite import write_first_suite
-
-    file = suite or Path(table.with_suffix(".yaml").name)
-    for line in write_first_suite(table, file, text or (), label, choose_device(device)):
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    say(*tensorbench.write_first_suite(table, suite, texts=text or (), label=label, device=device))
 
 
 def _say_reading(suite: Path, **_: Any) -> None:
     # From Python they may be there already.
     if "torch" not in sys.modules:
-        err.print(
-            f"reading {suite}, importing torch and MLflow …", markup=False, highlight=False, soft_wrap=True
-        )
+        say(f"reading {suite}, importing torch and MLflow …", console=err)
 
 
 @with_options(_say_reading, place=place_options, part=part_options)
 def run(
     suite: SuiteFile,
-    place: Place,
-    part: Part,
+    place: tensorbench.Place,
+    part: tensorbench.Part,
     source: DataFolder = None,
     store: StoreUri = DEFAULT_STORE,
     retry_failed: Annotated[
@@ -81,16 +68,12 @@ def run(
     Several starts on one store share the work.
     """
     from tensorbench.cli.progress import Terminal
-    from tensorbench.run.suites import run_suite
 
     loaded, part = suite_and_part(suite, source, part)
-    done = run_suite(
-        loaded, store=store, place=place, part=part, retry_failed=retry_failed, audience=Terminal(out, err)
+    done = tensorbench.run_suite(
+        loaded, store=store, place=place, part=part, retry_failed=retry_failed, audience=Terminal()
     )
-    # Imported after the trials, since it takes a second.
-    from tensorbench.cli.results import print_summary
-
-    print_summary(out, done.summary)
+    print_tables(*done.summary.tables(loaded.name))
     if not done.complete:
         raise typer.Exit(1)
 
@@ -98,8 +81,8 @@ def run(
 @with_options(_say_reading, place=place_options, part=cell_options)
 def search(
     suite: SuiteFile,
-    place: Place,
-    part: Part,
+    place: tensorbench.Place,
+    part: tensorbench.Part,
     source: DataFolder = None,
     store: StoreUri = DEFAULT_STORE,
     trials: Annotated[int | None, typer.Option(min=1, help="Replaces search.trials.")] = None,
@@ -128,13 +111,9 @@ def search(
     starts on one store share the work.
     """
     from tensorbench.cli.progress import Terminal
-    from tensorbench.machine.outputs import prepare_plot
-    from tensorbench.run.suites import search_suite
 
     loaded, part = suite_and_part(suite, source, part)
-    if plot is not None:
-        prepare_plot(plot)
-    done = search_suite(
+    done = tensorbench.search_suite(
         loaded,
         store=store,
         place=place,
@@ -142,14 +121,10 @@ def search(
         trials=trials,
         sampler_seed=sampler_seed,
         out=chosen or suite.with_name(f"{loaded.name}_chosen.yaml"),
+        plot=plot,
         retry_failed=retry_failed,
-        audience=Terminal(out, err),
+        audience=Terminal(),
     )
-    if plot is not None:
-        from tensorbench.reports.figures.choice import draw
-
-        draw([choice for choices in done.choices for choice in choices.ranks], plot)
-        err.print(f"Drawn in {plot}.")
     if not done.complete:
         raise typer.Exit(1)
 
@@ -157,14 +132,22 @@ def search(
 @with_options(part=part_options)
 def plan(
     suite: SuiteFile,
-    part: Part,
+    part: tensorbench.Part,
     source: DataFolder = None,
     store: StoreUri = DEFAULT_STORE,
     device: Device = "auto",
     power: Annotated[
         bool, typer.Option("--power", help="Also show the smallest differences that the suite could find.")
     ] = False,
-    sd: ScoreSd = None,
+    sd: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6,
+            max=1,
+            help="With --power: the standard deviation of a score over seeds, .007 say. Default: that of "
+            "stored runs of the suite, otherwise several.",
+        ),
+    ] = None,
     threshold: Threshold = None,
     as_json: AsJson = False,
 ) -> None:
@@ -173,42 +156,22 @@ def plan(
     It also counts the trials of a search, an allocation or a pilot. It estimates their time from stored
     trials of the suite, or from operations if there are none.
     """
-    from tensorbench.cli.plans import print_forecast, print_plan, print_power
-    from tensorbench.execution import choose_device
-    from tensorbench.methods import METHODS, UserError
-    from tensorbench.plan.make import make_plan
-    from tensorbench.run.forecast import make_forecast
+    for option, value in (("--sd", sd), ("--threshold", threshold)):
+        if value and not power:
+            raise tensorbench.methods.UserError(f"{option} needs --power")
+    thresholds = one_for_each(threshold)
+    from tensorbench.machine.cards import choose_device
     from tensorbench.store.commits import held
 
-    if sd is not None and not power:
-        raise UserError("--sd needs --power")
-    if threshold and not power:
-        raise UserError("--threshold needs --power")
-    thresholds = one_for_each(threshold)
     device = choose_device(device, elsewhere=True)
     loaded, part = suite_and_part(suite, source, part)
     loaded, notes = held(loaded, store)
-    made = make_plan(loaded, device, part).select(part)
-    expected = make_forecast(made, store, device, notes)
-    powers = []
-    if power:
-        # Imported late, since it takes seconds.
-        from tensorbench.run.power import power as suite_power
-
-        powers = suite_power(made, store, sd, thresholds)
+    made = tensorbench.make_plan(loaded, device, part).select(part)
+    forecast = tensorbench.make_forecast(made, store, device, notes)
+    found = tensorbench.power(made, store, sd, thresholds) if power else None
     if as_json:
-        content = made.stored().model_dump(mode="json") | {
-            "windows": [
-                {name: getattr(row, name) for name in ("task", "backbone", "budget", "method")}
-                | {"lr": row.studies.ends, "published_lr": METHODS.get(row.family).published_lr}
-                for row in made.rows
-                if row.studies
-            ],
-            "forecast": expected.model_dump(mode="json"),
-        }
-        echo_json(content | ({"power": [row.as_dict() for row in powers]} if power else {}))
-        return
-    print_plan(out, made)
-    print_forecast(out, expected)
-    if power:
-        print_power(out, powers)
+        content = made.stored().model_dump(mode="json") | {"windows": made.windows}
+        content["forecast"] = forecast.model_dump(mode="json")
+        echo_json(content | ({"power": found.records()} if found else {}))
+    else:
+        print_tables(made.overview(), forecast.overview(), *([found] if found else []))

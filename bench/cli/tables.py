@@ -1,145 +1,173 @@
-"""Tables, progress bars and formatted numbers that several commands print."""
+"""Prints tables, sentences, JSON and progress bars at the terminal."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
-from copy import copy
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
+import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bars
-from rich.table import Column, Table
+from rich.segment import Segment
+from rich.table import Column
+from rich.table import Table as Grid
 from rich.text import Text
 
-from tensorbench.methods import UserError
-from tensorbench.methods.registry import Registry
-from tensorbench.records.stored_plan import Row, row_texts
-from tensorbench.records.words import OWN_SIZE
+from tensorbench.machine.table import Table, cell_text, duration
+from tensorbench.machine.visible import visible
 
-if TYPE_CHECKING:
-    from tensorbench.reports.results import Cell
+#: A line of a table.
+Line = Mapping[str, Any]
 
 #: The remaining time is estimated from the progress in this many past seconds.
 PACE = 300.0
-
-Shown = TypeVar("Shown")
-
-
-def plain_table(
-    title: str,
-    *headings: str,
-    texts: Collection[str] = ("mode",),
-    unbroken: Collection[str] = (),
-    folded: Collection[str] = (),
-) -> Table:
-    """Makes an empty table with a column for each heading.
-
-    The first column and the columns in `texts` contain text. All other columns contain numbers. If the
-    terminal is narrow, cells of columns in `unbroken` stay on one line, and cells of columns in `folded`
-    continue on the next line. All other cells are shortened.
-    """
-    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for heading in headings:
-        table.add_column(
-            escape(heading),
-            justify="left" if heading in (headings[0], *texts) else "right",
-            no_wrap=heading in unbroken,
-            overflow="fold" if heading in folded else "ellipsis",
-        )
-    return table
+#: Texts of up to this many characters stay on one line, however narrow the terminal is.
+UNBROKEN = 15
+#: The colours of texts that contain a mark.
+COLOURS = {"✗": "red", "✓": "green"}
 
 
-def fitted(console: Console, table: Table, *spare: str) -> Table:
-    """Returns the table without some columns, if it is wider than the terminal.
+class VisibleConsole(Console):
+    """A console that escapes control characters, so that no untrusted text controls the terminal.
 
-    The columns with the headings `spare` are left out one after the other, until the table fits.
-    """
-    for heading in spare:
-        if Measurement.get(console, console.options.update(max_width=1000), table).maximum <= console.width:
-            break
-        kept = [column for column in table.columns if column.header != heading]
-        table = copy(table)
-        table.columns = [replace(column, _index=index) for index, column in enumerate(kept)]
-    return table
-
-
-class RowTable:
-    """A table with one line for each method, in groups by budget. It shows a plan's rows or a run's cells.
-
-    `measured` are the headings of further columns.
+    The control codes of rich itself pass unchanged.
     """
 
-    def __init__(self, title: str, *measured: str) -> None:
-        numbers = ("params", "% LoRA", "budget", *measured)
-        # A seed's failures are words, which may continue on the next line.
-        unbroken = [heading for heading in ("ranks", *numbers) if heading != "seeds"]
-        self.table = plain_table(title, "method", "ranks", *numbers, texts=("ranks",), unbroken=unbroken)
-        self.table.columns[0].min_width = 15
-        self._block: str | None = ""
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control else Segment(visible(text), style)
 
-    def add(self, row: Row | Cell, *measured: str) -> None:
-        if row.budget != self._block:
-            self.table.add_row(f"[bold]{row.budget or OWN_SIZE}[/bold]")
-            self._block = row.budget
-        # Ranks that training cuts differ between seeds.
-        ranks = joined(row.ranks) if isinstance(row, Row) else "cut" if row.left else row.ranks
-        ratio = "–" if row.ratio is None else f"{row.ratio:.3f}" + " !" * (row.within is False)
-        texts = row_texts(row, ranks)
-        sizes = (texts[column] for column in ("ranks", "params", "% LoRA"))
-        self.table.add_row(escape(row.method), *sizes, ratio, *measured)
+    def on_broken_pipe(self) -> None:
+        """Stops printing when the reader of a pipe, such as `head`, has ended. The command continues."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
-def print_missed(console: Console, rows: int) -> None:
-    if rows:
-        console.print(
-            f"[yellow]{rows} row(s) marked ! miss their budget by more than its tolerance.[/yellow]"
-        )
+def _width(terminal: bool) -> int | None:
+    # None leaves the choice to rich.
+    return None if terminal or os.environ.get("COLUMNS", "").isdigit() else 120
 
 
-def print_warnings(console: Console, warnings: Iterable[str]) -> None:
-    for warning in warnings:
-        console.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False)
+out = VisibleConsole(width=_width(sys.stdout.isatty()), emoji=False)
+err = VisibleConsole(stderr=True, width=_width(sys.stderr.isatty()), emoji=False)
 
 
-def each_of(registry: Registry, show: Callable[[str, Any], Shown]) -> Iterator[Shown]:
-    """Calls `show` with each name of a registry and the class or object of that name, and yields the results.
+def say(*sentences: str, console: Console = out, style: str = "") -> None:
+    """Prints untrusted sentences, each on a line of any length. Marks have their colours."""
+    for sentence in sentences:
+        console.print(Text(sentence, style or _colour(sentence)), soft_wrap=True)
 
-    A plug-in for which this fails is skipped with a warning.
+
+def echo_json(content: Any) -> None:
+    typer.echo(json.dumps(content, indent=1))
+
+
+def print_tables(*tables: Table, console: Console = out) -> None:
+    """Prints tables: the title of each, its lines in groups (see `Table.by`), and its notes.
+
+    If the terminal is too narrow, columns in `Table.spare` are left out, and long texts continue on the next
+    line.
     """
-    for name, target in registry.available():
-        try:
-            with registry.blaming(name):
-                shown = show(name, target)
-        except UserError as error:
-            warnings.warn(str(error), stacklevel=2)
-        else:
-            yield shown
+    for table in tables:
+        if table.title:
+            say(table.title, console=console, style="bold")
+        _print_lines(table, console)
+        say(*table.notes, console=console)
 
 
-def joined(numbers: Iterable[int]) -> str:
-    return ",".join(map(str, numbers))
+def _print_lines(table: Table, console: Console) -> None:
+    *titles, _ = table.by or ("",)
+    for title, lines in _grouped(table.lines, *titles).items():
+        columns = [name for name in table.columns if name not in table.by]
+        spare = [name for name in table.spare if name in columns]
+        heads = _grouped(lines, *table.by[-1:])
+        while (widths := _widths(table, columns, lines, heads, console.width)) is None and spare:
+            columns.remove(spare.pop(0))
+        headed = any(map(str.strip, columns))
+        grid = Grid(box=SIMPLE_HEAD, show_header=headed, pad_edge=False, title_justify="left")
+        grid.title = Text(" · ".join(title)) if title else None
+        for index, name in enumerate(columns):
+            side: JustifyMethod = "left" if name in table.texts else "right"
+            width = widths[index] if widths else None
+            grid.add_column(Text(visible(name)), justify=side, width=width, overflow="fold")
+        for head, group in heads.items():
+            if head:
+                grid.add_row(Text(head[0], "bold"))
+            for line in group:
+                cells = [_cell(line, name) for name in columns]
+                grid.add_row(*(Text(cell, _colour(cell)) for cell in cells))
+        console.print(grid)
 
 
-def duration(seconds: float) -> str:
-    """Formats a number of seconds, as in `2 h 05 m`, `3 m 20 s` or `7 s`."""
-    rounded = round(seconds)
-    if rounded >= 3600:
-        return f"{rounded // 3600} h {rounded // 60 % 60:02} m"
-    return f"{rounded // 60} m {rounded % 60:02} s" if rounded >= 60 else f"{rounded} s"
+def _widths(
+    table: Table, columns: Sequence[str], lines: Sequence[Line], heads: Iterable[tuple[str, ...]], width: int
+) -> list[int] | None:
+    """The widths of columns with which a table fits into `width` characters. None if it cannot.
+
+    Numbers and short texts stay on one line. Longer texts and headings continue on the next line.
+    """
+    least, most = [], []
+    for name in columns:
+        # Headings of lines stand in the first column.
+        above = [text for head in heads for text in head] if name == columns[0] else []
+        longest = max(map(cell_len, [*above, *(_cell(line, name) for line in lines)]))
+        words = max(map(cell_len, visible(name).split()), default=0)
+        least.append(max(words, min(longest, UNBROKEN) if name in table.texts else longest))
+        most.append(max(longest, cell_len(visible(name))))
+    # Three characters part two columns.
+    left = width - 3 * len(columns) + 1 - sum(least)
+    if left < 0:
+        return None
+    while left and (growing := [i for i in range(len(columns)) if least[i] < most[i]]):
+        least[min(growing, key=least.__getitem__)] += 1
+        left -= 1
+    return least
+
+
+def _grouped(lines: Sequence[Line], *names: str) -> dict[tuple[str, ...], list[Line]]:
+    """The lines by their cells in the columns `names`."""
+    groups: dict[tuple[str, ...], list[Line]] = {}
+    for line in lines:
+        groups.setdefault(tuple(_cell(line, name) for name in names), []).append(line)
+    return groups
+
+
+def _cell(line: Line, name: str) -> str:
+    # Escaped before it is measured.
+    return visible(cell_text(line.get(name)))
+
+
+def _colour(text: str) -> str:
+    return next((colour for mark, colour in COLOURS.items() if mark in text), "")
 
 
 class TimeLeft(ProgressColumn):
-    """A column with the remaining time, as in `3 m 20 s left`."""
+    """A column with the remaining time, as in `3 min left`."""
 
     def render(self, task: Task) -> Text:
         seconds = None if task.finished else task.time_remaining
         return Text("" if seconds is None else f"{duration(seconds)} left", style="cyan")
+
+
+@contextmanager
+def progress_line(console: Console, doing: str) -> Iterator[Callable[..., None]]:
+    """Context with a progress bar. Yields a function that takes the numbers done and of all, and a name."""
+    with progress_bars(console) as bars:
+        line = bars.add_task(doing, total=None)
+
+        def notify(done: int, total: int, name: str = doing) -> None:
+            bars.update(line, completed=done, total=total, description=escape(name))
+
+        yield notify
 
 
 def progress_bars(console: Console) -> Bars:

@@ -2,70 +2,40 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from tensorbench.cli.options import (
-    DEFAULT_STORE,
-    AsJson,
-    Device,
-    Opened,
-    StoreUri,
-    SuiteFile,
-    check_store,
-    echo_json,
-    err,
-    names_option,
-    out,
-)
+import tensorbench
+from tensorbench.cli.options import AsJson, Device, Opened, StoreUri, SuiteFile, names_option
+from tensorbench.cli.tables import echo_json, err, print_tables, progress_line, say
 from tensorbench.machine.memory import MIB
-
-#: `perf` measures at least this many rounds, however long they take, since an interval needs some.
-FEWEST_ROUNDS = 3
-
-TimedBackbone = Annotated[
-    str | None,
-    typer.Option(
-        help="A shape (vit-base, vit-small, roberta-base, llama-1b) or a registered backbone; default: "
-        "vit-base on a GPU, vit-small on a CPU",
-    ),
-]
-TimedMethods = Annotated[
-    list[str] | None,
-    names_option(
-        "--method",
-        "--methods",
-        help="Names or variants of TensLoRA; default: all",
-    ),
-]
-RankModes = Annotated[
-    list[str] | None,
-    names_option(
-        "--rank-mode",
-        "--rank-modes",
-        help="isorank or isoparameters; default: isoparameters",
-    ),
-]
+from tensorbench.store import DEFAULT_STORE
 
 
 def perf(
-    backbone: TimedBackbone = None,
-    method: TimedMethods = None,
-    rank_mode: RankModes = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="A shape (vit-base, vit-small, roberta-base, llama-1b) or a registered backbone; default: "
+            "vit-base on a GPU, vit-small on a CPU",
+        ),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        names_option("--method", "--methods", help="Names or variants of TensLoRA; default: all"),
+    ] = None,
+    rank_mode: Annotated[
+        list[str] | None,
+        names_option("--rank-mode", "--rank-modes", help="isorank or isoparameters; default: isoparameters"),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Examples of a step.")] = 4,
     rounds: Annotated[
         int, typer.Option(min=1, metavar="N", help="Interleaved rounds at most; ratios are paired by round.")
     ] = 15,
     minutes: Annotated[
-        float,
-        typer.Option(
-            min=0, metavar="N", help=f"Start no round after this time, after {FEWEST_ROUNDS} rounds."
-        ),
+        float, typer.Option(min=0, metavar="N", help="Start no round after this time, after 3 rounds.")
     ] = 2,
     device: Device = "auto",
     bf16: Annotated[bool, typer.Option(help="bf16 autocast.")] = False,
@@ -78,53 +48,29 @@ def perf(
 
     If interrupted, it shows the complete rounds.
     """
-    from tensorbench.backbones import BACKBONES
-    from tensorbench.cli.measured import inference_table, step_table
-    from tensorbench.cli.tables import fitted, progress_bars
-    from tensorbench.execution import choose_device
-    from tensorbench.tools import perf as timing
-    from tensorbench.training.measure import device_name
 
-    chosen = choose_device(device)
-    shape = backbone or ("vit-base" if chosen.startswith("cuda") else "vit-small")
-    name = shape if shape in BACKBONES else f"random-{shape}"
-    rows: list[timing.Timing] = []
-    done, end, stopped = 0, time.monotonic() + 60 * minutes, False
-    with progress_bars(err) as bar:
-        line = bar.add_task("loading the backbone", total=None)
-        try:
-            rounds_so_far = timing.measure(
-                name,
-                method or timing.ALL,
-                rank_mode or ["isoparameters"],
-                batch=batch,
-                rounds=rounds,
-                device=chosen,
-                bf16=bf16,
-                compiled=compiled,
-                notify=lambda done, total, label: bar.update(
-                    line, completed=done, total=total, description=escape(label)
-                ),
-                first=lambda label, mode, ms: err.print(
-                    f"{escape(label)}, {mode}: {ms:.1f} ms a step", highlight=False
-                ),
-            )
-            for done, rows in enumerate(rounds_so_far, 1):  # noqa: B007 - both are used after the loop
-                if done >= FEWEST_ROUNDS and time.monotonic() > end:
-                    break
-        except KeyboardInterrupt:
-            if not rows:
-                raise
-            stopped = True
-    title = f"{name}, batch {batch}, {device_name(chosen)}, {done} of {rounds} rounds"
+    def first(label: str, mode: str, ms: float) -> None:
+        say(f"{label}, {mode}: {ms:.1f} ms a step", console=err)
+
+    with progress_line(err, "loading the backbone") as notify:
+        timings = tensorbench.time_methods(
+            method or ["all"],
+            rank_mode or ["isoparameters"],
+            backbone=backbone,
+            batch=batch,
+            rounds=rounds,
+            minutes=minutes,
+            device=device,
+            bf16=bf16,
+            compiled=compiled,
+            notify=notify,
+            first=first,
+        )
     if as_json:
-        echo_json(list(map(asdict, rows)))
+        echo_json(timings.overview().records())
     else:
-        spare = ("forward", "backward", "of floor", "MiB", "same sites", "own floor", "params")
-        out.print(fitted(out, step_table(rows, title), *spare))
-        at_inference = "At inference: a forward over the bare backbone's"
-        out.print(fitted(out, inference_table(rows, at_inference), "rank mode", "bare ms"))
-    if stopped:
+        print_tables(timings.overview(), timings.inference())
+    if timings.interrupted:
         raise typer.Exit(130)
 
 
@@ -142,29 +88,20 @@ def redundancy(
     as_json: AsJson = False,
 ) -> None:
     """Show how redundant trained adapters are: singular values of each mode, and which parts matter."""
-    check_store(store)
-    from tensorbench.cli.measured import print_redundancy
-    from tensorbench.execution import choose_device
-    from tensorbench.machine.outputs import prepare_plot
-    from tensorbench.store.trained import find_finished
-    from tensorbench.tools.redundancy import analyse, draw
+    from tensorbench.store.addresses import check_places
 
-    if plot is not None:
-        prepare_plot(plot)
-    chosen = choose_device(device)
-    for run in runs[1:]:
-        # Refuse wrong ids before measuring the first adapter, which takes a while.
-        find_finished(store, run)
+    check_places(store)
     analyses = []
-    for run in runs:
-        analyses.append(analyse(store, run, chosen, drops=drops, opened=opened or ()))
+    for analysis in tensorbench.analyse_redundancy(
+        *runs, store=store, device=device, drops=drops, opened=opened or (), plot=plot
+    ):
+        analyses.append(analysis)
         if not as_json:
-            print_redundancy(out, analyses[-1])
+            print_tables(*analysis.tables())
     if as_json:
         echo_json([analysis.model_dump(mode="json") for analysis in analyses])
     if plot is not None:
-        draw(analyses, plot)
-        err.print(f"Drawn in {plot}.")
+        say(f"Drawn in {plot}.", console=err)
 
 
 def site(
@@ -181,26 +118,17 @@ def site(
     force: Annotated[bool, typer.Option(help="Write into a folder that contains other files.")] = False,
 ) -> None:
     """Write a static site of all results in a folder of packs: an index, and pages of suites and methods."""
-    from tensorbench.reports.site.build import check_site, write_site
-
-    if check:
-        differences = check_site(results, folder, docs)
-        for line in differences:
-            out.print(line, markup=False, highlight=False, soft_wrap=True)
-        if differences:
-            err.print(
-                f"{folder} differs from what {results} gives: "
-                f"tensorbench tools site {results} --out {folder} writes it.",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
-            raise typer.Exit(1)
-        out.print(f"{folder} is what {results} gives.", markup=False, soft_wrap=True)
-        return
-    files = write_site(results, folder, docs=docs, force=force)
-    size = sum(len(content) for content in files.values()) / MIB
-    out.print(f"Wrote {len(files)} files ({size:.1f} MiB) to {folder}.", markup=False, soft_wrap=True)
+    if not check:
+        files = tensorbench.write_site(results, folder, docs=docs, force=force)
+        size = sum(map(len, files.values())) / MIB
+        say(f"Wrote {len(files)} files ({size:.1f} MiB) to {folder}.")
+    elif differences := tensorbench.check_site(results, folder, docs):
+        say(*differences)
+        writes = f"tensorbench tools site {results} --out {folder} writes it."
+        say(f"{folder} differs from what {results} gives: {writes}", console=err)
+        raise typer.Exit(1)
+    else:
+        say(f"{folder} is what {results} gives.")
 
 
 def fetch(suite: SuiteFile) -> None:
@@ -208,12 +136,6 @@ def fetch(suite: SuiteFile) -> None:
 
     Shows the commit of each hub repository. An experiment keeps the commits of its first start.
     """
-    from tensorbench.run.fetch import fetch as fetch_suite
-
-    def notify(step: str) -> None:
-        err.print(f"{step} …", markup=False, highlight=False)
-
-    commits = fetch_suite(suite, notify)
-    lines = [f"{revision}: {commit}" for revision, commit in commits.items()]
-    for line in (*lines, f"Everything that {suite} needs is on this machine."):
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    commits = tensorbench.fetch(suite, lambda step: say(f"{step} …", console=err))
+    say(*(f"{revision}: {commit}" for revision, commit in commits.items()))
+    say(f"Everything that {suite} needs is on this machine.")

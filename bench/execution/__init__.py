@@ -65,31 +65,3 @@ def make_executor(place: Place) -> Executor:
 
 def _flag(option: str) -> str:
     return f"--{option.replace('_', '-')}"
-
-
-def choose_device(device: str, *, elsewhere: bool = False) -> str:
-    """Resolves `auto` to `cuda` or `cpu`, and returns any other device unchanged.
-
-    Raises UserError for a device that is unknown, or that this machine lacks. It may lack a GPU that is used
-    `elsewhere`.
-    """
-    import torch
-
-    from tensorbench.methods.errors import UserError
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    accepted = UserError(f"--device {device}: accepted are auto, cpu, cuda and cuda:N")
-    try:
-        kind = torch.device(device)
-    except RuntimeError:
-        raise accepted from None
-    if device != "cpu" and kind.type != "cuda":
-        raise accepted
-    if kind.type == "cuda" and not torch.cuda.is_available():
-        if elsewhere:
-            return device
-        raise UserError(f"--device {device}: this machine has no CUDA device; use --device cpu")
-    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA device(s)")
-    return device

@@ -23,12 +23,13 @@ from tensorbench.backbones.inputs import ImageInput
 from tensorbench.machine.cache import cache_dir
 from tensorbench.machine.memory import MIB, available_mib
 from tensorbench.machine.precision import computes_bf16
+from tensorbench.machine.table import duration
 from tensorbench.methods import METHODS, Geometry, UserError
 from tensorbench.plan.recipe import AXES
 from tensorbench.plan.rows import Plan
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
-from tensorbench.records.stored_plan import Row, duration
+from tensorbench.records.stored_plan import Row
 from tensorbench.records.words import PROVENANCE, Status, Tag
 from tensorbench.tasks import mean_words
 from tensorbench.training.measure import provenance

@@ -7,11 +7,10 @@ from typing import Self
 
 import torch
 
-from tensorbench.execution import choose_device
 from tensorbench.execution.executor import Executor
 from tensorbench.execution.perform import Event, Report, ended, perform, prepare_all, started
 from tensorbench.execution.place import Place
-from tensorbench.machine.cards import cards
+from tensorbench.machine.cards import cards, choose_device
 from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
 from tensorbench.training.saving import PLAIN, Saving

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import psutil
 
-from tensorbench.execution import choose_device
 from tensorbench.execution.estimate import activation_mib, worker_mib
 from tensorbench.execution.executor import Executor
 from tensorbench.execution.perform import Event, Report, ended, overdue, preparing
@@ -27,7 +26,7 @@ from tensorbench.execution.place import Place
 from tensorbench.execution.watch import Watch
 from tensorbench.execution.worker import Slot, serve
 from tensorbench.machine.cache import cache_dir
-from tensorbench.machine.cards import VISIBLE, cards, free_mib
+from tensorbench.machine.cards import VISIBLE, cards, choose_device, free_mib
 from tensorbench.machine.guard import Guard, kill_group
 from tensorbench.machine.mps import service
 from tensorbench.methods import UserError

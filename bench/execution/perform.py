@@ -19,6 +19,7 @@ from tensorbench.execution.watch import Silence, Watch, too_long
 from tensorbench.machine.memory import MIB
 from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
 from tensorbench.records.record import Failure, Progress, Record, failed, lost
 from tensorbench.records.words import Status, Tag
 from tensorbench.training.loop import Diverged
@@ -62,6 +63,20 @@ class Event:
     #: At the end of a trial: whether the worker's device is unusable in its process from now on, as after an
     #: illegal access to a GPU's memory. The worker must then be ended.
     broken: bool = False
+
+    @property
+    def outcome(self) -> str:
+        """What came of a trial that has ended, in words: its scores, or why it failed."""
+        if self.ending is None:
+            return "settled by another driver"
+        if self.ending.status != Status.FINISHED:
+            return self.ending.failure
+        metrics = self.ending.metrics
+        step = f", {metrics[Measure.STEP_MS]:.0f} ms a step" if Measure.STEP_MS in metrics else ""
+        scores = f"validation {metrics[Measure.SELECTED_VALIDATION]:.4f}"
+        if self.trial.evaluate == "test":
+            scores = f"test {metrics[Measure.SCORE]:.4f}, {scores}"
+        return f"{scores} ({metrics[Measure.SECONDS]:.0f} s{step})"
 
 
 #: Receives events as they happen.

@@ -45,6 +45,10 @@ class Silence:
     #: Whether the worker is still preparing trials.
     preparing: bool = False
 
+    def __str__(self) -> str:
+        why = "no progress" if self.answers else "its worker does not answer"
+        return f"{'preparing: ' * self.preparing}{why}: {self.seconds:.0f} s"
+
 
 class Watch:
     """Measures how long a trial has run, and how long its worker has been silent.

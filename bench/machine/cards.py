@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from tensorbench.machine.cache import cache_dir
+from tensorbench.methods.errors import UserError
 
 #: The variable that names the GPUs that a process sees.
 VISIBLE = "HIP_VISIBLE_DEVICES" if torch.version.hip else "CUDA_VISIBLE_DEVICES"
@@ -81,3 +82,27 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def choose_device(device: str, *, elsewhere: bool = False) -> str:
+    """Resolves `auto` to `cuda` or `cpu`, and returns any other device unchanged.
+
+    Raises UserError for a device that is unknown, or that this machine lacks. It may lack a GPU that is used
+    `elsewhere`.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    accepted = UserError(f"--device {device}: accepted are auto, cpu, cuda and cuda:N")
+    try:
+        kind = torch.device(device)
+    except RuntimeError:
+        raise accepted from None
+    if device != "cpu" and kind.type != "cuda":
+        raise accepted
+    if kind.type == "cuda" and not torch.cuda.is_available():
+        if elsewhere:
+            return device
+        raise UserError(f"--device {device}: this machine has no CUDA device; use --device cpu")
+    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+    return device

@@ -38,6 +38,13 @@ class Table:
     texts: Sequence[str] = ()
     #: The names of all columns in order. By default those of the lines.
     columns: Sequence[str] = field(default=())
+    #: The columns that a narrow terminal leaves out, the first one first.
+    spare: Sequence[str] = ()
+    #: Columns that a terminal shows once above the lines that share their contents: the last one in a line of
+    #: its own, the others as a title.
+    by: Sequence[str] = ()
+    #: The values of the lines for programs. Empty if the cells themselves are values.
+    values: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
         if not self.columns:
@@ -121,11 +128,9 @@ class Table:
         return file.getvalue()
 
     def records(self) -> list[dict[str, Any]]:
-        """The lines as JSON values. Numbers that JSON lacks become null."""
-        return [
-            {name: None if _unknown(line.get(name)) else line.get(name) for name in self.columns}
-            for line in self.lines
-        ]
+        """The lines as JSON values, or `values` if there are any. Numbers that JSON lacks become null."""
+        lines = self.values or ({name: line.get(name) for name in self.columns} for line in self.lines)
+        return [{name: None if _unknown(value) else value for name, value in line.items()} for line in lines]
 
     def json(self) -> str:
         """The title, the lines and the notes as JSON."""
@@ -134,7 +139,7 @@ class Table:
 
     def _cells(self, shown: Callable[[str], str], most: int | None = None) -> list[list[str]]:
         """The names of the columns, then the cells of the first lines, at most `most` of them."""
-        lines = [[_text(line.get(name)) for name in self.columns] for line in self.lines[:most]]
+        lines = [[cell_text(line.get(name)) for name in self.columns] for line in self.lines[:most]]
         limit = (lambda text: cut(text, MOST_LETTERS)) if most else str
         return [list(map(shown, self.columns)), *([limit(shown(cell)) for cell in line] for line in lines)]
 
@@ -150,13 +155,23 @@ def _unknown(value: Any) -> bool:
     return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
-def _text(value: Any) -> str:
-    """The text of a cell. Numbers have six digits."""
-    if isinstance(value, str):
-        return value
+def cell_text(value: Any) -> str:
+    """The text of a cell. Fractions have six digits, and whole numbers a comma between thousands."""
+    if isinstance(value, str | bool):
+        return str(value)
     if value is None or value != value:
         return NOTHING
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """A time in words, in the largest unit of which it has at least two."""
+    for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _line(text: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import Field
 
@@ -15,7 +16,7 @@ from tensorbench.plan.suite import Suite
 from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import TEXT_COLUMNS, PlannedTrial, Row, StoredPlan, rate_text, row_texts
 from tensorbench.records.words import budget_names
-from tensorbench.tasks import Task
+from tensorbench.tasks import Task, split_sizes
 
 #: The fields of a part, each with its noun in the singular.
 SINGULAR = {
@@ -154,9 +155,57 @@ class Plan(ShowsOverview, Frozen, arbitrary_types_allowed=True):
         return {"lr": self.rate(row)} | shown
 
     @property
+    def windows(self) -> list[dict[str, Any]]:
+        """The window of learning rates of each row with studies, and the rate that the method's paper states.
+
+        These are JSON values.
+        """
+        return [
+            {name: getattr(row, name) for name in ("task", "backbone", "budget", "method")}
+            | {"lr": row.studies.ends, "published_lr": METHODS.get(row.family).published_lr}
+            for row in self.rows
+            if row.studies
+        ]
+
+    @property
+    def trial_names(self) -> dict[str, str]:
+        """The name of each trial, by its id: "LoRA 4 · cola · seed 0"."""
+        several = len({row.backbone for row in self.rows}) > 1
+        names = {}
+        for row in self.rows:
+            method = f"{row.method} {_joined(row.ranks)}".rstrip()
+            of_row = [method, row.task, *[row.backbone] * several]
+            for seed, id_ in row.trials.items():
+                trial = row.studies and row.studies.trials[seed]
+                which = f"study {trial.study}, point {trial.point}" if trial else f"seed {seed}"
+                names[id_] = " · ".join([*of_row, which])
+        return names
+
+    @property
+    def splits(self) -> list[str]:
+        """The split sizes of tasks that have been prepared on this machine, as texts."""
+        trials = {trial.id: trial for trial in self.trials}
+        of_task = {row.task: trials[id_] for row in self.rows for id_ in row.trials.values() if id_ in trials}
+        texts = []
+        for name, trial in of_task.items():
+            split_seed = trial.task.split_seed(trial.seed)
+            if sizes := split_sizes(self.tasks[name], trial.task.sizes, split_seed):
+                dealt = "" if split_seed is None else f", as seed {split_seed} deals them"
+                texts.append(f"{name}: {sizes}{dealt}")
+        return texts
+
+    @property
     def notes(self) -> list[str]:
-        """What a reader of the plan should know about rows that the suite does not describe."""
-        notes = []
+        """What a reader of the plan should know about its rows."""
+        notes = self.splits
+        if shared := sum(len(row.trials) for row in self.rows) - len(self.trials):
+            notes.append(f"{shared} trial(s) belong to more than one row and run once.")
+        if missed := sum(row.within is False for row in self.rows):
+            notes.append(f"{missed} row(s) marked ! miss their budget by more than its tolerance.")
+        head_rates = dict.fromkeys((row.task, row.studies.head_lr) for row in self.rows if row.studies)
+        for task, rate in head_rates:
+            if rate:
+                notes.append(f"{task}: the head's learning rate is {rate_text(rate)}.")
         if any(row.studies and METHODS.get(row.family).trains_weights for row in self.rows):
             notes.append(
                 "Full fine-tuning has a window of its own: it trains the backbone's weights, which take "
@@ -171,17 +220,16 @@ class Plan(ShowsOverview, Frozen, arbitrary_types_allowed=True):
 
     def overview(self) -> Table:
         """Returns the rows with their sizes, rates and numbers of trials."""
-        missed = sum(row.within is False for row in self.rows)
         return Table(
             f"{self.suite.name}: {self.counts}",
             [
-                row_texts(row, ",".join(map(str, row.ranks)))
-                | self.rates(row)
-                | {"trials": str(len(row.trials))}
+                row_texts(row, _joined(row.ranks)) | self.rates(row) | {"trials": len(row.trials)}
                 for row in self.rows
             ],
-            [*[f"{missed} row(s) miss their budget by more than its tolerance."] * bool(missed), *self.notes],
+            self.notes,
             TEXT_COLUMNS,
+            by=("task", "backbone", "budget"),
+            spare=("trials", "% LoRA", "paper lr", "params", "lr"),
         )
 
     def stored(self) -> StoredPlan:
@@ -192,3 +240,7 @@ class Plan(ShowsOverview, Frozen, arbitrary_types_allowed=True):
             rows=self.rows,
             trials=tuple(PlannedTrial(id=trial.id, **trial.model_dump(mode="json")) for trial in self.trials),
         )
+
+
+def _joined(numbers: Iterable[int]) -> str:
+    return ",".join(map(str, numbers))

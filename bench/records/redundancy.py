@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tensorbench.machine.table import Table
 from tensorbench.records import Wired
 
 
@@ -48,3 +49,31 @@ class Redundancy(Wired):
     norm: float
     modes: Mapping[str, Spectrum]
     components: tuple[ComponentWorth, ...]
+
+    def tables(self) -> list[Table]:
+        """The effective rank of each mode, and the worth of each layer, projection and head."""
+        modes = [
+            {
+                "mode": mode,
+                "size": len(spectrum.singular_values),
+                "effective rank": f"{spectrum.effective_rank:.2f}",
+                "rank of 99%": spectrum.rank_99,
+                "largest singular values": " ".join(f"{value:.3g}" for value in spectrum.singular_values[:6]),
+            }
+            for mode, spectrum in self.modes.items()
+        ]
+        parts = [
+            {
+                "kind": kinds[0] if kinds else "all",
+                "part": str(getattr(part, kinds[0])) if kinds else "all",
+                "share of ‖ΔW‖²": f"{part.share:.4f}",
+                f"drop of validation {self.metric}": None if part.drop is None else f"{part.drop:+.4f}",
+            }
+            for part in self.components
+            if len(kinds := part.singled) < 2
+        ]
+        ranks = ",".join(map(str, self.ranks))
+        return [
+            Table(f"{self.method} {ranks} · trial {self.trial_id}", modes, texts=("mode",)),
+            Table(f"‖ΔW‖ = {self.norm:.3g}", parts, texts=("kind", "part"), by=("kind",)),
+        ]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 from pydantic import Field
 
-from tensorbench.machine.table import ShowsOverview, Table
+from tensorbench.machine.table import ShowsOverview, Table, duration
 from tensorbench.records import Wired
 from tensorbench.records.words import OWN_SIZE
 
@@ -134,6 +134,10 @@ class TableLine(Protocol):
     def peak(self) -> int | None: ...
     @property
     def percent_of_lora(self) -> float | None: ...
+    @property
+    def ratio(self) -> float | None: ...
+    @property
+    def within(self) -> bool | None: ...
 
 
 #: The columns of `row_texts` that hold text, not numbers.
@@ -154,6 +158,8 @@ def row_texts(row: TableLine, ranks: str) -> dict[str, str]:
         "params": f"{row.parameters:,}" + (f" (peak {row.peak:,.0f})" if row.peak else ""),
         # Rows of peft's results have no such percentage.
         "% LoRA": "–" if row.percent_of_lora is None else f"{row.percent_of_lora:.2f}",
+        # A mark stands for a missed budget.
+        "of budget": "–" if row.ratio is None else f"{row.ratio:.3f}" + " !" * (row.within is False),
     }
 
 
@@ -223,14 +229,6 @@ class Forecast(ShowsOverview, Wired):
                 }
             )
         return Table("Estimate", lines, [self.basis, *self.notes, *self.advice], ("by",))
-
-
-def duration(seconds: float) -> str:
-    """A time in words, in the largest unit of which it has at least two."""
-    for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 class StoredSuite(Wired):

@@ -12,13 +12,14 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from tensorbench.execution.estimate import Pace, seconds_per_operation, workloads
+from tensorbench.machine.cards import choose_device
+from tensorbench.machine.table import duration
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import first_few
 from tensorbench.methods.validation import validate
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite import Suite
 from tensorbench.plan.yaml_text import parse
-from tensorbench.records.stored_plan import duration
 from tensorbench.tasks import TASKS, Task, resolve, split_count
 from tensorbench.tasks.description import SPLIT_WORDS, Description
 from tensorbench.tasks.rows import NUMBER
@@ -82,16 +83,23 @@ class _Column(NamedTuple):
 
 
 def write_first_suite(
-    table: Path, file: Path, texts: Sequence[str], label: str | None, device: str
+    table: Path,
+    file: Path | None = None,
+    *,
+    texts: Sequence[str] = (),
+    label: str | None = None,
+    device: str = "auto",
 ) -> list[str]:
     """Writes a suite for a CSV table to `file`. Returns lines on what it chose, and the next commands.
 
-    `texts` and `label` are names of columns. What is missing is guessed. The suite is the largest of DESIGNS
-    that takes at most an hour on this machine's `device`, or the smallest. Raises UserError for a table that
+    By default the file has the table's name, in the working folder. `texts` and `label` are names of columns.
+    What is missing is guessed. The suite is the largest of DESIGNS that takes at most an hour on this
+    machine's `device`, or the smallest. Raises UserError for a table that
     cannot be read or is ambiguous, and for a file that exists.
     """
     if table.suffix.lower() not in (".csv", ".tsv"):
         raise UserError(f"{table}: init takes a table in .csv or .tsv; for other data write a suite yourself")
+    file = file or Path(table.with_suffix(".yaml").name)
     if file.exists() or not file.parent.is_dir() or not str(file).isprintable():
         raise UserError(f"cannot write {file}: it exists, or its folder does not. Name another with --out")
     columns = _columns(table)
@@ -108,7 +116,7 @@ def write_first_suite(
     name = f"my-{name}" if name in TASKS else name
     task = resolve(name, validate(Description, data, str(table)))
     data["csv"] = os.path.relpath(table, file.parent)
-    text, trials, time = _fitted(task, data, file, device)
+    text, trials, time = _fitted(task, data, file, choose_device(device))
     file.write_text(text, encoding="utf-8")
     kind = f"{len(task.classes)} classes" if task.classes else "numbers"
     return [

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
+from tensorbench.machine.table import Table
 from tensorbench.methods import UserError
 from tensorbench.metrics import METRICS
 from tensorbench.plan.choosing import Studies
@@ -23,6 +24,8 @@ from tensorbench.reports.inference.power import Design, Response, of_assumed, of
 from tensorbench.reports.reading import read
 from tensorbench.reports.results import NO_ADAPTERS, OWN_SIZE, REFERENCE, grouped
 from tensorbench.reports.thresholds import DEFAULT, CustomThresholds, thresholds
+from tensorbench.reports.units import PERCENT, unit_of
+from tensorbench.store import DEFAULT_STORE
 
 #: The standard deviations over seeds that are assumed for a run's score if no run is stored.
 ASSUMED = (0.003, 0.005, 0.007, 0.01, 0.02)
@@ -90,7 +93,68 @@ class Power:
         }
 
 
-def power(plan: Plan, store: str, sd: float | None = None, threshold: CustomThresholds = None) -> list[Power]:
+def power(
+    plan: Plan, store: str = DEFAULT_STORE, sd: float | None = None, threshold: CustomThresholds = None
+) -> Table:
+    """The table of the smallest differences that a plan can find. Its notes say what was assumed of scores.
+
+    The arguments and the errors are those of `powers`.
+    """
+    results = powers(plan, store, sd, threshold)
+    tuning = plan.suite.tuning
+    unit, plural = ("study", "studies") if tuning else ("run", "seeds")
+    lines = []
+    for result in results:
+        design, scale = result.design, PERCENT if result.share else unit_of(result.metric)
+        measured = f"{result.metric} on {result.task}" if result.task else result.metric
+        needed = design.needs(result.threshold)
+        lines.append(
+            {
+                "budget": result.budget,
+                "metric": measured + ", share of it" * result.share,
+                "tasks": design.settings,
+                plural: design.seeds,
+                "compared": design.claims,
+                f"sd of a {unit}": scale.score(result.sd) + " (stored)" * result.stored,
+                "detectable": scale.score(design.finds),
+                "equivalent": scale.score(design.margin),
+                f"{plural} needed": f"{'–' if needed is None else needed} for "
+                f"{scale.factor * result.threshold:.3g}",
+            }
+        )
+    notes = [
+        "Detectable: a difference of this size has a simultaneous interval without zero. Equivalent: the "
+        f"smallest threshold within which equal methods are shown to be equivalent. {plural.capitalize()} "
+        "needed: those that detect the threshold."
+    ]
+    if not all(result.stored for result in results):
+        disagree = f"two methods disagree on {DISAGREEMENT:.1%} of the test examples whatever their seeds"
+        response = Response()
+        notes.append(
+            f"Assumed: scores fall {100 * response.curvature:g} points a decade² from a best rate within "
+            f"{response.optima:g} decade of the centre; seeds have a standard deviation of "
+            f"{100 * response.seeds:g} points, unless --sd gives another; {disagree}; no trial fails."
+            if tuning
+            else f"Assumed: {disagree}; no run collapses. Otherwise power is lower."
+        )
+    if uncounted := dict.fromkeys(task for result in results for task in result.uncounted):
+        notes.append(
+            f"The number of test examples of {', '.join(uncounted)} is unknown: only seeds count there."
+        )
+    after = f" after {tuning.points} trials of tuning" if tuning else ""
+    return Table(
+        f"Power: differences in points{after}, 80% of the time",
+        lines,
+        notes,
+        ("budget", "metric"),
+        spare=("tasks", "compared", plural),
+        values=[result.as_dict() for result in results],
+    )
+
+
+def powers(
+    plan: Plan, store: str, sd: float | None = None, threshold: CustomThresholds = None
+) -> list[Power]:
     """The smallest differences that a plan can find, for each budget and metric.
 
     A metric with units gives one result per task, because the units of tasks differ. In a suite with studies,
@@ -120,7 +184,7 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: CustomThre
     matters = thresholds((metrics[row.task] for row in rows), threshold)
     stored_designs = _stored(plan, store) if sd is None else {}
     budgets = block_budgets(map(_budget, rows))
-    powers: list[Power] = []
+    results: list[Power] = []
     for budget, of_budget in grouped(rows, lambda row: budgets[_budget(row)]).items():
         blocks = grouped(of_budget, lambda row: measured(metrics[row.task], row.task))
         for (metric, task), of_block in blocks.items():
@@ -149,11 +213,11 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: CustomThre
                 noises = ASSUMED if sd is None else (sd,)
                 designs = [of_runs(noise, len(settings), seeds, claims, added) for noise in noises]
             least, k = matters.get(metric, least), tuning.points if tuning else None
-            powers += [
+            results += [
                 Power(budget, metric, task, design, stored is not None, uncounted, least, k)
                 for design in designs
             ]
-    return powers
+    return results
 
 
 def _of_examples(plan: Plan, metric: str, rows: Sequence[Row]) -> tuple[float, tuple[str, ...]]:

@@ -17,6 +17,7 @@ from tensorbench.execution.executor import Executor
 from tensorbench.execution.perform import Report
 from tensorbench.execution.place import HERE, Place
 from tensorbench.execution.session import Session, session, suite_run
+from tensorbench.machine.outputs import prepare_plot
 from tensorbench.machine.table import ShowsOverview, Table
 from tensorbench.methods import UserError
 from tensorbench.methods.validation import validate
@@ -271,6 +272,7 @@ def search_suite(
     trials: int | None = None,
     sampler_seed: int | None = None,
     out: Path | str | None = None,
+    plot: Path | None = None,
     retry_failed: bool = False,
     audience: Audience | None = None,
 ) -> SearchRun:
@@ -290,6 +292,7 @@ def search_suite(
         out: The file for the suite with the choices. None: NAME_chosen.yaml beside the suite's file, or in
             the working folder if the suite has none. If ranks are chosen for several tasks or backbones, the
             name of each file ends with theirs.
+        plot: A .png, .svg or .pdf file in which scores by rank and the importance of modes are drawn.
         retry_failed: Whether to run failed trials again.
         audience: Is told what happens. None: nobody.
 
@@ -298,6 +301,8 @@ def search_suite(
     """
     if part.seeds or part.studies:
         raise UserError("seeds, studies: a search has its own seeds; leave them out of the part")
+    if plot is not None:
+        prepare_plot(plot)
     audience = audience or Audience()
     loaded = _with_search(_loaded(suite, store, audience), trials, sampler_seed)
     if out is None:
@@ -327,6 +332,11 @@ def search_suite(
                     write_suite(loaded, chooser, made, targets[name])
                     written.append(targets[name])
                     audience.note(f"The suite with these choices is in {targets[name]}.")
+    if plot is not None:
+        from tensorbench.reports.figures.choice import draw
+
+        draw([choice for made in choices for choice in made.ranks], plot)
+        audience.note(f"Drawn in {plot}.")
     return SearchRun(tuple(choices), tuple(written))
 
 

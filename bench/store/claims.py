@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mlflow.entities.model_registry import RegisteredModel
@@ -24,6 +25,7 @@ from mlflow.exceptions import MlflowException
 from tensorbench.machine.alive import dead, owner
 from tensorbench.records.record import Record, latest
 from tensorbench.records.words import Status, Tag
+from tensorbench.store import DEFAULT_STORE
 from tensorbench.store.connect import StoreError, insisting
 from tensorbench.store.outbox import Outbox
 from tensorbench.store.queries import PAGE, every_page
@@ -297,10 +299,39 @@ class Leftovers:
     waiting: list[Path]
     refused: list[Path]
 
+    @property
+    def removable(self) -> list[str]:
+        """A line for each claim, open run and sign of life. Only these can be deleted or closed."""
+        return [
+            *(f"claims on trial {trial}" for trial in self.claims),
+            *(f"open run {run.run_id}: {run.name}" for run in self.runs),
+            *(f"sign of life of dead driver {driver}" for driver in self.drivers),
+        ]
 
-def experiments(uri: str) -> list[str]:
-    """Returns the names of a store's experiments, without the experiment Default that MLflow creates."""
-    return [store.name for store in Store.every(uri) if store.name != "Default"]
+    @property
+    def lines(self) -> list[str]:
+        """A line for each leftover."""
+        return [
+            *self.removable,
+            *(f"record that the next start sends: {path}" for path in self.waiting),
+            *(f"record that the store refused: {path}" for path in self.refused),
+        ]
+
+
+def find_leftovers(
+    *experiments: str,
+    store: str = DEFAULT_STORE,
+    watching: Callable[[str, int], None] = lambda *_: None,
+    delete: bool = False,
+) -> Iterator[Leftovers]:
+    """Yields what dead drivers left behind in each experiment, or in all of the store (see `leftovers`).
+
+    `watching` is called with the experiment and the number of drivers that the search waits for.
+    """
+    # MLflow itself creates the experiment Default.
+    every = (each.name for each in Store.every(store) if each.name != "Default")
+    for name in experiments or every:
+        yield leftovers(Store.existing(store, name), partial(watching, name), delete=delete)
 
 
 def leftovers(store: Store, watching: Callable[[int], None], *, delete: bool) -> Leftovers:

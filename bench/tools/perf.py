@@ -13,7 +13,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tensorbench.backbones import BACKBONES, LoadedBackbone, load
 from tensorbench.backbones.inputs import ImageInput
+from tensorbench.machine.cards import choose_device
+from tensorbench.machine.table import ShowsOverview, Table
 from tensorbench.methods import METHODS, Adapter, Backbone, Method, Site, UnknownNameError, UserError, create
 from tensorbench.methods.sizes import ANY_TARGETS, AnyTargets
 from tensorbench.methods.tenslora import VARIANTS
@@ -32,12 +34,15 @@ from tensorbench.plan.recipe import Recipe
 from tensorbench.training import numerics
 from tensorbench.training.inference import Forward, Inference
 from tensorbench.training.loop import autocast
-from tensorbench.training.measure import PeakMemory
+from tensorbench.training.measure import PeakMemory, device_name
 from tensorbench.training.trial import computing
 
 #: The numbers of untimed and of timed steps in every round. The untimed steps come first: they compile, and
 #: allocate memory that later steps reuse. More than one step is needed for that.
 WARMUP, TIMED = 3, 2
+
+#: At least this many rounds are measured, however long they take, since an interval needs some.
+FEWEST_ROUNDS = 3
 
 #: The length in steps of the training whose first steps are timed. It is so long that the timed steps include
 #: nothing that a method does late in training.
@@ -100,6 +105,61 @@ class Timing:
     #: The adapter's size in bytes, on disk and in memory. Its frozen tensors count in memory.
     adapter_bytes: int
     loaded_bytes: int
+
+
+@dataclass(frozen=True, repr=False)
+class Timings(ShowsOverview):
+    """The measurements of all timed methods over the complete rounds."""
+
+    #: The backbone, the batch, the device and the number of rounds.
+    title: str
+    rows: Sequence[Timing]
+    #: Whether an interrupt ended the rounds.
+    interrupted: bool = False
+
+    def overview(self) -> Table:
+        """The times and the memory of a training step.
+
+        Further columns are the ratios of the times to those of LoRA, and to those of a backbone of which only
+        one bias is trained. The rank mode is a dash for a method of fixed size.
+        """
+        lines = [
+            {
+                "method": row.method,
+                "rank mode": row.rank_mode,
+                "params": row.parameters,
+                "forward": f"{row.forward_ms:.1f}",
+                "backward": f"{row.backward_ms:.1f}",
+                "step ms": f"{row.step_ms:.1f} ± {row.spread_ms:.1f}",
+                "of LoRA": f"{row.ratio_to_lora:.3f} "
+                f"({row.ratio_to_lora_low:.2f}–{row.ratio_to_lora_high:.2f})",
+                "same sites": f"{row.ratio_to_lora_on_sites:.3f}",
+                "of floor": f"{row.ratio_to_floor:.3f}",
+                "own floor": f"{row.ratio_to_own_floor:.3f}",
+                "MiB": None if row.peak_mib is None else f"{row.peak_mib:,.0f}",
+            }
+            for row in self.rows
+        ]
+        spare = ("forward", "backward", "of floor", "MiB", "same sites", "own floor", "params")
+        values = [asdict(row) for row in self.rows]
+        return Table(self.title, lines, texts=("method", "rank mode"), spare=spare, values=values)
+
+    def inference(self) -> Table:
+        """The times of a forward pass over those of the bare backbone, and the sizes of adapters."""
+        lines = [
+            {
+                "method": row.method,
+                "rank mode": row.rank_mode,
+                "bare ms": f"{row.bare_ms:.1f}",
+                "adapted": f"{row.ratio_adapted:.3f}",
+                "merged": "does not merge" if row.ratio_merged is None else f"{row.ratio_merged:.3f}",
+                "bytes on disk": row.adapter_bytes,
+                "with all frozen": row.loaded_bytes,
+            }
+            for row in self.rows
+        ]
+        title = "At inference: a forward over the bare backbone's"
+        return Table(title, lines, texts=("method", "rank mode"), spare=("rank mode", "bare ms"))
 
 
 @dataclass(frozen=True)
@@ -215,6 +275,68 @@ def _targets(method: Method) -> AnyTargets:
     # Methods without projections of their own, such as the head alone, are compared with the usual LoRA.
     own = {*method.projections} or {*ANY_TARGETS["qkv"]}
     return next(name for name, projections in ANY_TARGETS.items() if own <= {*projections})
+
+
+def time_methods(
+    methods: Sequence[str] = ALL,
+    rank_modes: Sequence[str] = ("isoparameters",),
+    *,
+    backbone: str | None = None,
+    batch: int = 4,
+    rounds: int = 15,
+    minutes: float = 2,
+    device: str = "auto",
+    bf16: bool = False,
+    compiled: bool = False,
+    notify: Callable[[int, int, str], None] = lambda *_: None,
+    first: Callable[[str, str, float], None] = lambda *_: None,
+) -> Timings:
+    """Times a training step and a forward pass of every method, side by side in one process, with memory.
+
+    Args:
+        methods: Names of methods or variants of TensLoRA, or `["all"]`.
+        rank_modes: isorank, isoparameters or both.
+        backbone: A registered backbone, or the shape of a random one, such as "vit-base". None: "vit-base" on
+            a GPU, "vit-small" on a CPU.
+        batch: The number of examples of a step.
+        rounds: The largest number of rounds.
+        minutes: No round starts after this time, once `FEWEST_ROUNDS` rounds are complete.
+        device: The device: auto, cpu, cuda or cuda:N.
+        bf16: Whether to use bf16 autocast.
+        compiled: Whether to compile with torch.compile, again in every round.
+        notify: Called with the numbers of measurements done and of all, and the next method's label.
+        first: Called with the label, the rank mode and the milliseconds of each step of the first round.
+
+    If an interrupt arrives, the complete rounds are returned. Raises KeyboardInterrupt if there is none, and
+    UserError as `measure` does.
+    """
+    device = choose_device(device)
+    shape = backbone or ("vit-base" if device.startswith("cuda") else "vit-small")
+    name = shape if shape in BACKBONES else SHAPES + shape
+    rows: list[Timing] = []
+    done, end, interrupted = 0, time.monotonic() + 60 * minutes, False
+    try:
+        rounds_so_far = measure(
+            name,
+            methods,
+            rank_modes,
+            batch=batch,
+            rounds=rounds,
+            device=device,
+            bf16=bf16,
+            compiled=compiled,
+            notify=notify,
+            first=first,
+        )
+        for done, rows in enumerate(rounds_so_far, 1):  # noqa: B007 - both are used after the loop
+            if done >= FEWEST_ROUNDS and time.monotonic() > end:
+                break
+    except KeyboardInterrupt:
+        if not rows:
+            raise
+        interrupted = True
+    title = f"{name}, batch {batch}, {device_name(device)}, {done} of {rounds} rounds"
+    return Timings(title, rows, interrupted)
 
 
 def measure(

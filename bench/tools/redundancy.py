@@ -22,11 +22,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tensorbench.machine.cards import choose_device
+from tensorbench.machine.outputs import prepare_plot
 from tensorbench.methods import PROJECTIONS, Adapter, Geometry, Site, UserError
 from tensorbench.methods.backbone import SHARED_HEADS
 from tensorbench.records.redundancy import ComponentWorth, Redundancy, Spectrum
 from tensorbench.records.words import Artifact, Tag
-from tensorbench.store.trained import StoredTrial, stored_trial
+from tensorbench.store import DEFAULT_STORE
+from tensorbench.store.trained import StoredTrial, find_finished, stored_trial
 from tensorbench.training.loop import evaluate
 from tensorbench.training.trial import Resources
 
@@ -284,6 +287,33 @@ def analyse(
         )
         stored.keep(Artifact.REDUNDANCY, redundancy, Tag.REDUNDANCY)
     return redundancy
+
+
+def analyse_redundancy(
+    *runs: str,
+    store: str = DEFAULT_STORE,
+    device: str = "auto",
+    drops: bool = True,
+    opened: Sequence[str] = (),
+    plot: Path | None = None,
+) -> Iterator[Redundancy]:
+    """Analyses how redundant trained adapters are, and yields the analysis of each run as `analyse` does.
+
+    `runs` are ids of runs or trials, or the start of one. At the end the spectra are drawn to the file
+    `plot`. Raises UserError before the first analysis for an unknown run and for a file that cannot be
+    written, and later as `analyse` does.
+    """
+    if plot is not None:
+        prepare_plot(plot)
+    device = choose_device(device)
+    for run in runs:
+        find_finished(store, run)
+    analyses = []
+    for run in runs:
+        analyses.append(analyse(store, run, device, drops=drops, opened=opened))
+        yield analyses[-1]
+    if plot is not None:
+        draw(analyses, plot)
 
 
 def _norm(norms: Mapping[Site, Tensor], part: Component, geometry: Geometry) -> float:

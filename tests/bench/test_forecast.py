@@ -16,12 +16,13 @@ import torch
 from rich.console import Console
 
 import tensorbench.run.forecast
-from tensorbench.cli.plans import print_forecast
+from tensorbench.cli.tables import print_tables
 from tensorbench.execution.estimate import step_count
 from tensorbench.execution.perform import Report
 from tensorbench.execution.place import Place
+from tensorbench.machine.table import duration
 from tensorbench.plan.rows import Part, Plan
-from tensorbench.records.stored_plan import Forecast, Share, duration
+from tensorbench.records.stored_plan import Forecast, Share
 from tensorbench.records.words import PROVENANCE
 from tensorbench.run.forecast import make_forecast
 from tensorbench.run.suites import Audience, run_suite
@@ -218,13 +219,10 @@ def test_the_command_prints_the_forecast_and_has_it_in_its_json(call: Call, tmp_
     ("seconds", "shown_time"),
     [(0, "0 s"), (100, "100 s"), (150, "2 min"), (7300, "2 h"), (200_000, "2 days")],
 )
-def test_times_have_a_suitable_unit(
-    seconds: float, shown_time: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_times_have_a_suitable_unit(seconds: float, shown_time: str) -> None:
     part = Share(part="final", command="run", points=1, trials=1, open=1, seconds=seconds)
     estimate = Forecast(parts=(part,), based_on="operations")
-    print_forecast(Console(width=120), estimate)
-    assert shown_time in capsys.readouterr().out
+    assert [line["time"] for line in estimate.overview().lines] == [shown_time]
 
 
 def test_run_says_what_it_leaves_out_and_which_command_does_it(
@@ -253,7 +251,7 @@ def test_run_says_what_it_leaves_out_and_which_command_does_it(
 def test_a_notebook_shows_what_the_terminal_prints(tmp_path: Path) -> None:
     expected = make_forecast(plan(**SEARCHED), nowhere(tmp_path))
     out = io.StringIO()
-    print_forecast(Console(file=out, width=400), expected)
+    print_tables(expected.overview(), console=Console(file=out, width=400))
     printed = out.getvalue()
     texts = [cell for line in expected.overview().lines for cell in line.values()]
     assert len(texts) == 5 * len(expected.parts) == 10

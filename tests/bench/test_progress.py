@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tensorbench.cli import progress
 from tensorbench.cli.progress import RunDisplay
-from tensorbench.cli.tables import duration, progress_bars
+from tensorbench.cli.tables import progress_bars
 from tensorbench.execution.perform import Event
 from tensorbench.records.record import Progress, failed
 
@@ -83,11 +83,3 @@ def test_nothing_moves_off_a_terminal() -> None:
     with progress_bars(console) as bar:
         bar.add_task("checking", total=1)
     assert console.file.getvalue() == ""  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0 s"), (59.4, "59 s"), (61, "1 m 01 s"), (3599.6, "1 h 00 m"), (90_061, "25 h 01 m")],
-)
-def test_durations_have_two_units(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

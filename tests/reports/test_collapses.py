@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from tensorbench.cli.results import print_summary
+from tensorbench.cli.tables import print_tables
 from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import Row
 from tensorbench.reports import guards
@@ -245,7 +245,7 @@ def test_a_reference_below_the_head_alone_is_named_first(stored: Callable[..., s
     opened = Store.existing(uri, "small")
     plan = opened.plan()
     assert plan is not None
-    print_summary(Console(file=printed, width=300), summarise(opened, plan))
+    print_tables(*summarise(opened, plan).tables("toy"), console=Console(file=printed, width=300))
     assert printed.getvalue().startswith(failure)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tensorbench.cli.results import print_summary
+from tensorbench.cli.tables import print_tables
 from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import Row
 from tensorbench.reports import figures
@@ -85,8 +85,8 @@ def test_the_converged_head_comes_first_where_no_adapter_beats_it(
     printed = io.StringIO()
     plan = opened.plan()
     assert plan is not None
-    print_summary(Console(file=printed, width=200), summarise(opened, plan))
-    assert printed.getvalue().index(sentence) < printed.getvalue().index("mean ± standard deviation")
+    print_tables(*summarise(opened, plan).tables("toy"), console=Console(file=printed, width=200))
+    assert printed.getvalue().index(sentence) < printed.getvalue().index("± is the standard deviation")
     write_report(uri, ["small"], tmp_path / "out", ["html", "md"], log=False)
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.index(sentence) < page.index("<table")

@@ -20,7 +20,7 @@ import pytest
 from rich.console import Console
 
 import tensorbench
-from tensorbench.cli.results import print_summary
+from tensorbench.cli.tables import print_tables
 from tensorbench.methods import UnknownNameError, UserError
 from tensorbench.plan.rows import Plan
 from tensorbench.records.words import RunKind
@@ -70,7 +70,7 @@ class Shown:
         """The text of each view for readers, without markup."""
         printed = io.StringIO()
         summary = summarise(Store.existing(self.uri, NAME), self.plan.stored())
-        print_summary(Console(file=printed, width=400), summary)
+        print_tables(*summary.tables("toy"), console=Console(file=printed, width=400))
         plain: dict[str, Callable[[str], str]] = {
             "index.html": lambda text: html.unescape(re.sub(r"<[^>]*>", " ", text)),
             "tables/tables.md": lambda text: text.replace("\\", ""),
@@ -111,7 +111,11 @@ def test_every_view_shows_every_comparison_and_the_answer(shown: Shown) -> None:
         for entrant in block.compared:
             for claim in claims(block, entrant):
                 assert claim in text, (name, entrant.method)
-        if name != "tables/tables.tex":
+        if name == "terminal":
+            # Guards come first there, and only there.
+            assert answer(block, guarded=False) in text
+            assert [text.count(guard) for guard in block.guards] == [1] * len(block.guards)
+        elif name != "tables/tables.tex":
             assert answer(block) in text, name
 
 

@@ -8,21 +8,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tensorbench.cli.plans import print_plan
-from tensorbench.cli.stored import print_trial
+from tensorbench.cli.tables import print_tables
+from tensorbench.machine.table import Table
 from tensorbench.records.measures import Measure, SplitSizes
 from tensorbench.reports.reading import read
 from tensorbench.reports.report import write_report
-from tensorbench.reports.stored import trial_contents
+from tensorbench.reports.stored import load_trial
 from tensorbench.store.store import Store
 
 from ..bench.toy_runs import SHORT, run_inline
 from ..bench.toy_suites import plan
 
 
-def printed(show: Callable[[Console], None]) -> str:
+def printed(table: Table) -> str:
     text = io.StringIO()
-    show(Console(file=text, width=120))
+    print_tables(table, console=Console(file=text, width=120))
     return " ".join(text.getvalue().split())
 
 
@@ -33,9 +33,9 @@ def test_sizes_are_in_plans_records_and_reports(tmp_path: Path, new_store: Calla
     assert SplitSizes.of(record.metrics) == SplitSizes(60, 30, 40, 0)
     store.client.log_metric(record.run_id, Measure.REPEATED_EXAMPLES, 3)
     sizes = str(SplitSizes(60, 30, 40, 3))
-    assert f"digits: {SplitSizes(60, 30, 40, 0)}" in printed(lambda console: print_plan(console, made))
-    contents = trial_contents(store.uri, record.trial_id)
-    assert f"examples {sizes}" in printed(lambda console: print_trial(console, contents))
+    assert f"digits: {SplitSizes(60, 30, 40, 0)}" in printed(made.overview())
+    contents = load_trial(record.trial_id, store=store.uri)
+    assert f"examples {sizes}" in printed(contents.overview())
     assert read(store.uri, ["toy"]).split_sizes() == {"digits": [sizes]}
     write_report(store.uri, ["toy"], tmp_path / "out", ["html"], log=False)
     assert f"digits: {sizes}" in (tmp_path / "out" / "index.html").read_text()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tensorbench.cli.results import print_summary
+from tensorbench.cli.tables import print_tables
 from tensorbench.plan.rows import Plan
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
@@ -67,7 +67,7 @@ def summary_of(uri: str) -> tuple[Summary, str]:
     plan = store.plan()
     assert plan is not None
     summary = summarise(store, plan)
-    print_summary(Console(file=printed, width=300), summary)
+    print_tables(*summary.tables("toy"), console=Console(file=printed, width=300))
     return summary, printed.getvalue()
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from tensorbench.cli.results import print_summary
+from tensorbench.cli.tables import print_tables
 from tensorbench.methods.validation import validate
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite import Suite
@@ -120,20 +120,20 @@ def test_a_summary_is_complete_only_with_every_seed_of_every_row(summary: Summar
 
 def test_the_table_shows_scores_losses_and_the_closing_line(summary: Summary) -> None:
     shown = io.StringIO()
-    print_summary(Console(file=shown, width=140), summary)
+    print_tables(*summary.tables("toy"), console=Console(file=shown, width=140))
     lines = {row.split("  ")[0].strip(): row for row in shown.getvalue().splitlines() if row.strip()}
     assert "0.6500 ± 0.1500" in lines["LoRA"]
     assert "3/3" in lines["LoRA"]
     assert "50.00" in lines["LoRA"]
     # Step times on a shared machine are not comparable.
     assert "ms/step" not in shown.getvalue()
-    assert "2/3 (diverged)" in lines["head only"]
+    assert "2/3 ✗ diverged" in lines["head only"]
     assert "0.4000" in lines["TensLoRA att"]
     assert "±" not in lines["TensLoRA att"]
     assert "1/3" in lines["TensLoRA qkv"]
     assert "±" not in lines["TensLoRA depth"]
-    assert "0/3 (diverged, out of memory)" in lines["TensLoRA depth"]
-    assert "test accuracy, mean ±" in shown.getvalue()
+    assert "0/3 ✗ diverged, out of memory" in lines["TensLoRA depth"]
+    assert "digits · tiny-random-vit · test accuracy" in shown.getvalue()
     assert re.search("5 trial.* failed.*`--retry-failed`", shown.getvalue())
     assert re.search("3 trial.* missing", shown.getvalue())
     assert "That is [all]." in shown.getvalue()
@@ -141,8 +141,8 @@ def test_the_table_shows_scores_losses_and_the_closing_line(summary: Summary) ->
 
 def test_a_narrow_terminal_shows_names_and_scores_whole(summary: Summary) -> None:
     shown = io.StringIO()
-    print_summary(Console(file=shown, width=80), summary)
-    for text in ("TensLoRA depth", "0.6500 ± 0.1500", "2/3 (diverged)"):
+    print_tables(*summary.tables("toy"), console=Console(file=shown, width=80))
+    for text in ("TensLoRA depth", "0.6500 ± 0.1500", "2/3 ✗ diverged"):
         assert text in shown.getvalue()
 
 
@@ -154,6 +154,6 @@ def test_missing_trials_shared_by_two_budgets_count_once(tmp_path: Path, new_sto
     run = begun(store, first, [plan.rows[0]])
     store.client.set_terminated(run.run_id, "FINISHED")  # though without a score
     shown = io.StringIO()
-    print_summary(Console(file=shown, width=120), summarise(store, plan.stored()))
+    print_tables(*summarise(store, plan.stored()).tables("toy"), console=Console(file=shown, width=120))
     assert "1 trial(s) failed" in shown.getvalue()
     assert re.search("2 trial.* missing", shown.getvalue())

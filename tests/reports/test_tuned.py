@@ -524,17 +524,17 @@ def test_own_sizes_join_the_only_budget() -> None:
 
 
 def test_power_of_studies_is_stored_or_assumed(uri: str, analysis: Analysis, tmp_path: Path) -> None:
-    from tensorbench.run.power import power
+    from tensorbench.run.power import powers
 
-    (stored,) = power(plan_of(), uri)
-    (assumed,) = power(plan_of(), f"sqlite:///{tmp_path}/none.db")
+    (stored,) = powers(plan_of(), uri)
+    (assumed,) = powers(plan_of(), f"sqlite:///{tmp_path}/none.db")
     assert (stored.stored, assumed.stored) == (True, False)
     assert stored.as_dict()["studies"] == 4
     assert stored.as_dict()["comparisons"] == assumed.as_dict()["comparisons"] == 3
     for noise in (stored, assumed):
         assert noise.k == 4
         assert noise.design.finds is not None
-    (noisier,) = power(plan_of(), uri, sd=0.03)
+    (noisier,) = powers(plan_of(), uri, sd=0.03)
     assert (noisier.design.finds or 0) > (assumed.design.finds or 0)
     with pytest.raises(UserError, match="studies: 2"):
-        power(plan_of(tuning={"studies": 2, "points": 4}), uri)
+        powers(plan_of(tuning={"studies": 2, "points": 4}), uri)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tensorbench.cli.results import print_summary
+from tensorbench.cli.tables import print_tables
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.stored_plan import Row
@@ -80,7 +80,7 @@ def views(results: LoadedResults, folder: Path) -> dict[str, str]:
     opened, printed = Store.existing(experiment.where, "small"), io.StringIO()
     plan = opened.plan()
     assert plan is not None
-    print_summary(Console(file=printed, width=300), summarise(opened, plan))
+    print_tables(*summarise(opened, plan).tables("toy"), console=Console(file=printed, width=300))
     write_report(experiment.where, ["small"], folder / "out", ["html", "md"], log=False)
     page = (folder / "out" / "index.html").read_text()
     return {
@@ -230,7 +230,7 @@ def test_a_method_without_adapter_is_compared_everywhere(tmp_path: Path, new_sto
 
     opened, printed = write(uri, plan, result), io.StringIO()
     summary = summarise(opened, plan.stored())
-    print_summary(Console(file=printed, width=300), summary)
+    print_tables(*summary.tables("toy"), console=Console(file=printed, width=300))
     told = [
         text for text in suite_answer(summary.analysis).sentences if text.startswith("Full fine-tuning: ")
     ]

@@ -30,7 +30,7 @@ def main() -> int:
     print(wheels.instructions(lacking), flush=True)
     if lacking:
         return 2
-    from tensorbench.execution import choose_device
+    from tensorbench.machine.cards import choose_device
     from tensorbench.methods.errors import UserError
 
     try:

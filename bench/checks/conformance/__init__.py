@@ -33,6 +33,7 @@ from tensorbench.checks.conformance.cases import (
     run_checks,
     variations,
 )
+from tensorbench.checks.conformance.checked import Checked, check
 from tensorbench.checks.conformance.checks import CHECKS
 from tensorbench.checks.conformance.subject import BACKBONES, UNEQUAL, CheckFailed, Finding, NotApplicable
 from tensorbench.checks.conformance.tasks import check_task
@@ -44,8 +45,10 @@ __all__ = [
     "Case",
     "CheckFailed",
     "CheckResult",
+    "Checked",
     "Finding",
     "NotApplicable",
+    "check",
     "check_backbone",
     "check_case",
     "check_kind",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,6 +108,36 @@ class Verification:
     def ok(self) -> bool:
         """Whether everything could be checked and nothing is broken."""
         return not self.faults and not self.unchecked
+
+    def sentences(self) -> Iterator[str]:
+        """Yields a sentence for each finding, and a summary."""
+        for fault in self.faults:
+            values = f"stored {fault.stored}, recomputed {fault.recomputed}"
+            yield f"✗ broken  {_whose(fault)}: {fault.what}: {values}"
+        for item in self.unchecked:
+            yield f"not checkable  {_whose(item)}: {item.what}: {item.why}"
+        for rerun in self.reruns:
+            stored, now = ("no score" if s is None else f"{s:.6f}" for s in (rerun.stored, rerun.score))
+            yield (
+                f"run again  {rerun.experiment} · trial {rerun.trial} ({rerun.name}): stored {stored}, now "
+                f"{now}; {rerun.allowed:g} allowed, since {rerun.reason}"
+            )
+        yield from (f"note: {note}" for note in self.notes)
+        if self.cached_files is not None:
+            yield f"{self.cached_files:,} files of the caches were read."
+        broken = {fault.run for fault in self.faults if fault.run}
+        unchecked = {item.run for item in self.unchecked if item.run} - broken
+        of_none = sum(not fault.run for fault in self.faults)
+        yield (
+            f"{self.looked_at:,} finished trial{'s' * (self.looked_at != 1)}: {self.verified:,} verified, "
+            f"{len(broken):,} broken, {len(unchecked):,} not checkable"
+            + f"; {of_none:,} fault{'s' * (of_none != 1)} in plans or caches" * bool(of_none)
+            + "."
+        )
+
+
+def _whose(item: Fault | Unchecked) -> str:
+    return item.experiment + f" · trial {item.trial}, run {item.run}" * bool(item.trial)
 
 
 def _shown(value: Any) -> str:

@@ -20,7 +20,8 @@ from tensorbench.checks.conformance import (
     run_checks,
     variations,
 )
-from tensorbench.cli.checks import print_checks
+from tensorbench.checks.conformance.checked import of_methods
+from tensorbench.cli.tables import print_tables
 from tensorbench.methods import METHODS, create
 from tensorbench.methods.errors import UnknownNameError, UserError
 
@@ -109,7 +110,7 @@ def test_the_table_shows_every_outcome() -> None:
         CheckResult("merge", "not applicable", "has no scale", "B", "bert", 0.1),
     ]
     console = Console(width=80, record=True)
-    print_checks(console, results)
+    print_tables(of_methods(results), console=console)
     text = console.export_text()
     assert [line.split() for line in text.splitlines() if line.startswith((" ✗", " ✓"))] == [
         ["✗", "A", "2", "1", "–"],

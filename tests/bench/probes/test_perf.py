@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from tensorbench.backbones import LoadedBackbone, load
 from tensorbench.backbones.random_weights import RandomBackbone
-from tensorbench.cli.tool_commands import FEWEST_ROUNDS
 from tensorbench.methods import METHODS, Geometry, Site, UnknownNameError, UserError, create
 from tensorbench.tools import perf
 from tensorbench.tools.perf import OneBias, multiplications
@@ -168,7 +167,7 @@ def test_an_interrupt_shows_the_rounds_that_are_complete(
 def test_no_round_begins_after_the_time_is_up(call: Callable[..., Any]) -> None:
     ended = call("tools", "perf", *TINY, "--methods", "qkv_depth", "--rank-mode", "isorank", "--minutes", 0)
     assert ended.code == 0
-    assert f"{FEWEST_ROUNDS} of 15 rounds" in ended.out
+    assert f"{perf.FEWEST_ROUNDS} of 15 rounds" in ended.out
 
 
 def test_the_interval_of_the_median_covers_it() -> None:

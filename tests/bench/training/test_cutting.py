@@ -14,14 +14,13 @@ import torch
 from rich.console import Console
 
 from tensorbench.checks.verify import verify
-from tensorbench.cli.stored import print_trial
-from tensorbench.cli.tables import RowTable
+from tensorbench.cli.tables import print_tables
 from tensorbench.methods import UserError
 from tensorbench.plan.rows import Plan
 from tensorbench.records.measures import Measure
+from tensorbench.records.stored_plan import row_texts
 from tensorbench.records.words import Artifact, Tag
-from tensorbench.reports.results import Cell, lines_of
-from tensorbench.reports.stored import trial_contents
+from tensorbench.reports.stored import load_trial
 from tensorbench.reports.summary import summarise
 from tensorbench.store.store import Store
 from tensorbench.store.trained import stored_trial
@@ -109,7 +108,9 @@ def test_a_trial_is_shown_with_its_final_ranks(made: tuple[Store, Plan]) -> None
     shown = []
     for trial in planned.trials:
         printed = io.StringIO()
-        print_trial(Console(file=printed, width=120), trial_contents(store.uri, trial.id))
+        print_tables(
+            load_trial(trial.id, store=store.uri).overview(), console=Console(file=printed, width=120)
+        )
         shown.append(" ".join(printed.getvalue().split()))
     adalora, lily, tucker, _ = shown
     assert re.search(r"final ranks, query (\d+ )+\d+, layer by layer final ranks, key", adalora)
@@ -119,19 +120,15 @@ def test_a_trial_is_shown_with_its_final_ranks(made: tuple[Store, Plan]) -> None
 
 def test_the_table_of_results_shows_no_ranks_that_training_cut(made: tuple[Store, Plan]) -> None:
     store, planned = made
-    table, cells = RowTable(""), lines_of(summarise(store, planned.stored()).results.cells, Cell)
-    for cell in cells:
-        table.add(cell)
-    shown = [str(ranks) for ranks in table.table.columns[1].cells if ranks]
+    shown = [line["ranks"] for line in summarise(store, planned.stored()).overview("toy").lines]
     assert [ranks == "cut" for ranks in shown] == [row.title in CUTTING for row in planned.rows]
 
 
 @pytest.mark.parametrize("kind", [int, float], ids=["planned", "from a frame"])
 def test_a_table_shows_both_counts(kind: type) -> None:
     (row,) = plan(VISION, methods=[ADALORA]).rows
-    table = RowTable("")
-    table.add(row.model_copy(update={"peak": kind(row.peak or 0)}))
-    assert list(table.table.columns[2].cells)[-1] == f"{row.parameters:,} (peak {row.peak:,})"
+    texts = row_texts(row.model_copy(update={"peak": kind(row.peak or 0)}), "")
+    assert texts["params"] == f"{row.parameters:,} (peak {row.peak:,})"
 
 
 @pytest.mark.parametrize("training", [{"epochs": 1}, {"steps": 4}], ids=["epochs of a known length", "steps"])
