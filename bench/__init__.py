@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tensorbench.reports.selection import Selection
     from tensorbench.reports.site.build import check_site, write_site
     from tensorbench.reports.stored import load_cell, load_trial
-    from tensorbench.run.fetch import fetch
+    from tensorbench.run.suites import fetch
     from tensorbench.run.first_suite import write_first_suite
     from tensorbench.run.forecast import make_forecast
     from tensorbench.run.listings import list_backbones, list_experiments, list_methods, list_tasks
@@ -96,7 +96,7 @@ _HOMES = {
     "check": "checks.conformance",
     "check_site": "reports.site.build",
     "export_run": "tools.export",
-    "fetch": "run.fetch",
+    "fetch": "run.suites",
     "find_leftovers": "store.claims",
     "learning_rates": "reports.advice",
     "list_backbones": "run.listings",

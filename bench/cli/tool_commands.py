@@ -131,11 +131,12 @@ def site(
         say(f"{folder} is what {results} gives.")
 
 
-def fetch(suite: SuiteFile) -> None:
+def fetch(suite: SuiteFile, store: StoreUri = DEFAULT_STORE) -> None:
     """Download everything that a suite needs. Afterwards it runs without a network.
 
-    Shows the commit of each hub repository. An experiment keeps the commits of its first start.
+    Shows the commit of each hub repository. An experiment keeps the commits of its first start: if the store
+    has the suite's, those are downloaded.
     """
-    commits = tensorbench.fetch(suite, lambda step: say(f"{step} …", console=err))
+    commits = tensorbench.fetch(suite, lambda step: say(step, console=err), store=store)
     say(*(f"{revision}: {commit}" for revision, commit in commits.items()))
     say(f"Everything that {suite} needs is on this machine.")

@@ -132,27 +132,21 @@ class Plan(ShowsOverview, Frozen, arbitrary_types_allowed=True):
         part = "" if len(planned) == studies.studies else f"{len(planned)} of "
         return f"{part}{studies.studies} studies of {studies.points} points"
 
-    def rate(self, row: Row) -> str:
-        """Returns the learning rate of a row's trials, or the window of its studies, as text.
-
-        Returns "–" for a fitted head, which has no learning rate.
-        """
-        if row.studies:
-            return row.studies.window
-        if METHODS.get(row.family).fits_head:
-            return "–"
-        id_ = next(iter(row.trials.values()))
-        return f"{next(trial.recipe.lr for trial in self.trials if trial.id == id_):g}"
-
     def rates(self, row: Row) -> dict[str, str]:
         """Returns what a plan shows of a row's learning rates, by heading.
 
-        It is the text of `rate`, and with studies the rate that the method's paper states, which decides
-        nothing.
+        It is the rate of its trials or the window of its studies, and "–" for a fitted head, which has none.
+        With studies, it is also the rate that the method's paper states, which decides nothing.
         """
-        published = METHODS.get(row.family).published_lr
-        shown = {"paper lr": rate_text(published) if published else "–"} if self.suite.tuning else {}
-        return {"lr": self.rate(row)} | shown
+        method, rate = METHODS.get(row.family), "–"
+        if row.studies:
+            rate = row.studies.window
+        elif not method.fits_head:
+            id_ = next(iter(row.trials.values()))
+            rate = f"{next(trial.recipe.lr for trial in self.trials if trial.id == id_):g}"
+        if self.suite.tuning is None:
+            return {"lr": rate}
+        return {"lr": rate, "paper lr": rate_text(method.published_lr) if method.published_lr else "–"}
 
     @property
     def windows(self) -> list[dict[str, Any]]:

@@ -231,23 +231,15 @@ class TaskRow(Frozen):
             return replace(model_input, resize=self.resize)
         self._refuse(("resize", "normalise"), "texts")
         task = task or self.lookup()
+        writes = task.target == "generation"
+        if writes and not model_input.decodes:
+            raise UserError(f"task '{self.task}' needs a backbone that writes its answers, a decoder")
         return replace(
             model_input,
             padding=self.padding,
             prompt=self._prompt(model_input, task),
-            new_tokens=self._new_tokens(model_input, task),
+            new_tokens=task.new_tokens if writes else None,
         )
-
-    def _new_tokens(self, model_input: TextInput, task: Task) -> int | None:
-        """Returns the largest number of tokens of a written answer. None for a task without written answers.
-
-        Raises UserError if the task has written answers and the backbone is no decoder.
-        """
-        if task.target != "generation":
-            return None
-        if not model_input.decodes:
-            raise UserError(f"task '{self.task}' needs a backbone that writes its answers, a decoder")
-        return task.new_tokens
 
     def _prompt(self, model_input: TextInput, task: Task) -> Prompt | None:
         """Returns the prompt of the row's verbalizer. None without a verbalizer.

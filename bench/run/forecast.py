@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from tensorbench.execution.estimate import (
-    Workload,
-    pace_on,
-    sizing,
-    workload_of,
-    workloads,
-)
+from tensorbench.execution.estimate import Workload, pace_on, sizing, workload_of, workloads
 from tensorbench.machine.cards import cards
 from tensorbench.machine.memory import MIB
 from tensorbench.machine.precision import computes_bf16
@@ -24,28 +18,25 @@ from tensorbench.plan.make import cells_of
 from tensorbench.plan.rows import Plan
 from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import Forecast, Share
+from tensorbench.search.chooser import Batch
+from tensorbench.search.ranks import choosers_of
 from tensorbench.store import DEFAULT_STORE
 
 if TYPE_CHECKING:
     # Imported only if needed, since MLflow takes seconds.
     from tensorbench.records.record import Record
-    from tensorbench.search.chooser import Batch
     from tensorbench.store.store import Store
-
-
-@dataclass(frozen=True)
-class _Job:
-    trial: Trial
-    workload: Workload
-    #: Whether `trial` is the trial that would run. If that is not known yet, `trial` is a similar one.
-    resolved: bool
 
 
 @dataclass
 class _Part:
+    """The trials that one command would start."""
+
     command: Literal["run", "search"]
     points: int = 0
-    jobs: list[_Job] = field(default_factory=list)
+    trials: int = 0
+    #: The trials without a stored result. A trial that is not known yet is like one before it.
+    open: list[tuple[Trial, Workload]] = field(default_factory=list)
 
 
 def make_forecast(
@@ -61,18 +52,18 @@ def make_forecast(
     opened, faults = _opened(store, plan.suite.name)
     notes = [*notes, *faults]
     records: list[Record] = []
-    settled: set[str] = set()
     if opened is not None:
-        from tensorbench.records.record import latest
         from tensorbench.store.changes import changed_trials
 
         records = opened.records()
         notes += changed_trials(plan, opened, records)
-        settled = {id_ for id_, record in latest(records).items() if record.settled}
-    parts = [_run_part(plan)]
+    settled = {record.trial_id for record in records if record.settled}
+    work = workloads(plan)
+    points = sum(len(row.trials) if row.studies else 1 for row in plan.rows)
+    to_run = [(trial, work[trial.id]) for trial in plan.trials if trial.id not in settled]
+    parts = [_Part("run", points, len(plan.trials), to_run)]
     if plan.suite.searched:
-        parts.append(_search_part(plan, device, records, notes))
-    parts = [part for part in parts if part.jobs]
+        parts.append(_search_part(plan, device, records, settled, notes))
     pace = pace_on(device, plan, records)
     if device.startswith("cuda") and not torch.cuda.is_available():
         notes.append(
@@ -81,23 +72,22 @@ def make_forecast(
         )
     elif device.startswith("cuda"):
         notes.append(_gpus(device))
-    open_ = {part.command: _open(part, settled) for part in parts}
-    jobs = [job for part in parts for job in part.jobs]
-    remaining = [(job.trial, job.workload) for open_jobs in open_.values() for job in open_jobs]
+    remaining = [job for part in parts for job in part.open]
     return Forecast(
         parts=tuple(
             Share(
                 command=part.command,
                 points=part.points,
-                trials=len(part.jobs),
-                open=len(open_[part.command]),
-                seconds=sum(pace.seconds(job.trial, job.workload) for job in open_[part.command]),
+                trials=part.trials,
+                open=len(part.open),
+                seconds=sum(pace.seconds(*job) for job in part.open),
             )
             for part in parts
+            if part.trials
         ),
         based_on="stored trials" if pace.stored else "operations",
         notes=tuple(notes),
-        advice=tuple(filter(None, (sizing(remaining, pace), _bf16([job.trial for job in jobs], device)))),
+        advice=tuple(filter(None, (sizing(remaining, pace), _bf16(plan.trials, device)))),
     )
 
 
@@ -124,10 +114,8 @@ def _opened(store: str, name: str) -> tuple[Store | None, list[str]]:
         return None, [str(error)]
 
 
-def _bf16(trials: list[Trial], device: str) -> str:
-    if device != "cpu" or any(trial.recipe.precision == "bf16" for trial in trials):
-        return ""
-    if not computes_bf16():
+def _bf16(trials: Sequence[Trial], device: str) -> str:
+    if device != "cpu" or any(trial.recipe.precision == "bf16" for trial in trials) or not computes_bf16():
         return ""
     return (
         "This processor computes bf16: 'training: {precision: bf16}' took .4 to .8 of the time where it was "
@@ -135,52 +123,35 @@ def _bf16(trials: list[Trial], device: str) -> str:
     )
 
 
-def _open(part: _Part, settled: set[str]) -> list[_Job]:
-    return [job for job in part.jobs if not (job.resolved and job.trial.id in settled)]
-
-
-def _run_part(plan: Plan) -> _Part:
-    part = _Part("run")
-    part.points = sum(len(row.trials) if row.studies else 1 for row in plan.rows)
-    work = workloads(plan)
-    part.jobs = [_Job(trial, work[trial.id], resolved=True) for trial in plan.trials]
-    return part
-
-
-def _search_part(plan: Plan, device: str, records: Sequence[Record], notes: list[str]) -> _Part:
+def _search_part(
+    plan: Plan, device: str, records: Sequence[Record], settled: Set[str], notes: list[str]
+) -> _Part:
     """The trials of the suite's search, allocation or pilot.
 
     It repeats the choosers' steps from the stored records. Trials that depend on results which are not there
-    are counted as trials like the last one before them. Appends a note to `notes` if a chooser refuses the
-    plan.
+    are counted as trials like the last one before them. `settled` has the ids of trials with a result.
+    Appends a note to `notes` if a chooser refuses the plan.
     """
-    # Imported only if needed, since Optuna takes seconds.
-    from tensorbench.search.chooser import run_steps
-    from tensorbench.search.choosers import choosers_of
-
     part = _Part("search")
+
+    def results(batch: Batch) -> list[Record] | None:
+        work = {id_: workload_of(row) for row in batch.rows for id_ in row.trials.values()}
+        trials = {trial.id: (trial, work[trial.id]) for trial in batch.trials}
+        part.points += len(batch.rows)
+        part.trials += len(trials)
+        part.open += [job for id_, job in trials.items() if id_ not in settled]
+        if not batch.following or trials.keys() <= settled:
+            return [record for record in records if record.trial_id in trials]
+        part.points += batch.following // len(batch.rows[-1].trials)
+        part.trials += batch.following
+        part.open += batch.following * [list(trials.values())[-1]]
+        return None
+
     try:
-        choosers = choosers_of(plan.suite, cells_of(plan, device))
+        choosers = choosers_of(cells_of(plan, device))
     except UserError as error:
         notes.append(str(error))
         return part
-
-    def results(batch: Batch) -> list[Record] | None:
-        trials = {trial.id: trial for trial in batch.trials}
-        answer = [record for record in records if record.trial_id in trials]
-        part.points += len(batch.rows)
-        part.jobs += [
-            _Job(trials[id_], workload_of(row), resolved=True)
-            for row in batch.rows
-            for id_ in row.trials.values()
-            if id_ is not None
-        ]
-        if not batch.following or trials.keys() <= {record.trial_id for record in answer if record.settled}:
-            return answer
-        part.points += batch.following // len(batch.rows[-1].trials)
-        part.jobs += batch.following * [replace(part.jobs[-1], resolved=False)]
-        return None
-
     for chooser in choosers.values():
-        run_steps(chooser, results)
+        chooser.run(results)
     return part

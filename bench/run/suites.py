@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tensorbench.backbones import describe, load
+from tensorbench.backbones.inputs import TextInput
 from tensorbench.execution import make_executor
 from tensorbench.execution.driver import execute, failures, patiently, pending
 from tensorbench.execution.estimate import check_disk, check_memory, time_advice
@@ -29,12 +32,14 @@ from tensorbench.plan.trial import Trial
 from tensorbench.records.record import Record, latest
 from tensorbench.records.text import message
 from tensorbench.records.words import RunKind, Status, Tag
-from tensorbench.search.chooser import Batch, Choices, check_target, run_steps, write_suite
-from tensorbench.search.choosers import choosers_of
+from tensorbench.search.chooser import Batch, Choices
+from tensorbench.search.ranks import choosers_of
 from tensorbench.store import DEFAULT_STORE
 from tensorbench.store.changes import changed_trials
 from tensorbench.store.commits import held
 from tensorbench.store.store import Store
+from tensorbench.tasks import prepare
+from tensorbench.tasks.plain_text import plain_tokens
 
 if TYPE_CHECKING:
     # Statistics take a second to import, and trials need none.
@@ -230,7 +235,7 @@ def run_suite(
     """
     audience = audience or Audience()
     with make_executor(place) as executor:
-        loaded = _limited(_loaded(suite, store, audience), place, executor, audience)
+        loaded = _limited(_loaded(suite, store, audience.note), place, executor, audience)
         full_plan = _planned(loaded, executor.device, part, audience)
         plan = full_plan.select(part)  # refuses a part that the suite lacks before a store is made
         opened = Store.create(store, loaded.name)
@@ -304,7 +309,7 @@ def search_suite(
     if plot is not None:
         prepare_plot(plot)
     audience = audience or Audience()
-    loaded = _with_search(_loaded(suite, store, audience), trials, sampler_seed)
+    loaded = _with_search(_loaded(suite, store, audience.note), trials, sampler_seed)
     if out is None:
         folder = Path() if isinstance(suite, Suite) else Path(suite).parent
         out = folder / f"{loaded.name}_chosen.yaml"
@@ -312,24 +317,24 @@ def search_suite(
         limited = _limited(loaded, place, executor, audience)
         full_plan = _planned(limited, executor.device, part, audience)
         plan = full_plan.select(part)
-        choosers = choosers_of(loaded, cells_of(plan, executor.device))
+        choosers = choosers_of(cells_of(plan, executor.device))
         targets = {name: _target(Path(out), name) for name in choosers}
         for name, chooser in choosers.items():
-            check_target(loaded, chooser, targets[name])
+            chooser.check_target(targets[name])
         choices, written = [], []
         with session(Store.create(store, loaded.name)) as driver, suite_run(driver, full_plan) as run_id:
             audience.opened(driver.sent, driver.closed)
             work = _Work(driver, executor, audience)
             results = partial(work.run_batch, full_plan=full_plan, run_id=run_id, retry_failed=retry_failed)
             for name, chooser in choosers.items():
-                made = run_steps(chooser, results)
+                made = chooser.run(results)
                 assert made is not None
                 choices.append(made)
                 audience.chosen(made)
                 for missing in made.missing:
                     audience.note(missing)
                 if made.complete:
-                    write_suite(loaded, chooser, made, targets[name])
+                    chooser.write(made, targets[name])
                     written.append(targets[name])
                     audience.note(f"The suite with these choices is in {targets[name]}.")
     if plot is not None:
@@ -338,6 +343,37 @@ def search_suite(
         draw([choice for made in choices for choice in made.ranks], plot)
         audience.note(f"Drawn in {plot}.")
     return SearchRun(tuple(choices), tuple(written))
+
+
+def fetch(
+    suite: Suite | Path | str, notify: Callable[[str], None], *, store: str = DEFAULT_STORE
+) -> Mapping[str, str]:
+    """Downloads everything that a suite needs, so that it can run on machines without a network.
+
+    It takes the commits of the hub that the suite's experiment in the store has, if it has started. Every
+    backbone is loaded and every data set is prepared, so that errors show now. `notify` is called with each
+    step and note. Returns the commits of the suite's hub repositories, as in `Suite.commits`. Raises
+    UserError if something is not available.
+    """
+    loaded = _loaded(suite, store, notify)
+    notify("its plan …")
+    plan = make_plan(loaded)
+    infos = {}
+    for spec in dict.fromkeys(trial.backbone for trial in plan.trials):
+        infos[spec] = describe(spec)
+        notify(f"weights of {infos[spec].name} …")
+        load(spec)
+        gc.collect()
+    for trial in {(trial.task.task, trial.backbone): trial for trial in plan.trials}.values():
+        row, info = trial.task, infos[trial.backbone]
+        notify(f"data of {row.task} for {info.name} …")
+        task = row.lookup()
+        model_input = row.input(info.input, task)
+        if trial.forgetting is not None and isinstance(model_input, TextInput):
+            plain_tokens(trial.forgetting, model_input)
+        prepare(task, model_input, row.max_tokens, *row.sizes, split_seed=row.split_seed(trial.seed))
+        gc.collect()
+    return loaded.commits
 
 
 def _target(out: Path, name: str) -> Path:
@@ -359,11 +395,11 @@ def _planned(suite: Suite, device: str, part: Part, audience: Audience) -> Plan:
         return plan
 
 
-def _loaded(suite: Suite | Path | str, store: str, audience: Audience) -> Suite:
+def _loaded(suite: Suite | Path | str, store: str, notify: Callable[[str], None]) -> Suite:
     """The suite at the commits of the hub that its experiment in the store has."""
     loaded, notes = held(suite if isinstance(suite, Suite) else load_suite(suite), store)
     for note in notes:
-        audience.note(note)
+        notify(note)
     return loaded
 
 

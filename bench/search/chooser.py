@@ -1,4 +1,4 @@
-"""The interface of choosers, which run trials, choose on validation, and end with a suite.
+"""The shape of choosers, which run trials, choose on validation, and end with a suite.
 
 There are three: the search and the allocation, which choose ranks, and the pilot, which chooses rates and
 epochs for studies.
@@ -6,10 +6,12 @@ epochs for studies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tensorbench.machine.files import written_whole
 from tensorbench.methods import UserError
@@ -20,8 +22,9 @@ from tensorbench.plan.suite import Suite
 from tensorbench.plan.suite_rows import NAME, NAME_RULE
 from tensorbench.plan.trial import Trial
 from tensorbench.plan.yaml_text import parse, written
-from tensorbench.records.record import Record
+from tensorbench.records.record import Record, results
 from tensorbench.records.stored_plan import Row
+from tensorbench.records.words import By
 
 if TYPE_CHECKING:
     # Imported late, since it takes a second.
@@ -39,11 +42,17 @@ class Batch:
     #: The number of trials that the chooser needs afterwards and that depend on these results.
     following: int = 0
 
-    def add(self, cell: PlanCell, trials: Sequence[Trial], **options: Any) -> dict[int, str]:
-        """Adds a row of trials, with these `options` of `PlanCell.row`. Returns their ids by seed."""
+    def add(self, cell: PlanCell, trials: Sequence[Trial], **options: Any) -> list[str]:
+        """Adds a row of trials, with these `options` of `PlanCell.row`. Returns their ids."""
         self.rows.append(cell.row(trials, **options))
         self.trials += trials
-        return self.rows[-1].trials
+        return [trial.id for trial in trials]
+
+
+def mean_result(records: Mapping[str, Record], ids: Collection[str], by: By) -> float | None:
+    """Returns the mean validation result of trials. None unless each of them has one."""
+    values = results(records, ids, by)
+    return fmean(values) if len(values) == len(ids) else None
 
 
 @dataclass
@@ -72,118 +81,119 @@ class Choices:
 Steps = Generator[Batch, Sequence[Record], Choices]
 
 
-class Chooser(Protocol):
-    """Chooses on validation what a suite leaves open.
+class Chooser(ABC):
+    """Chooses on validation what a suite leaves open in one of its sections, and writes a suite with it.
 
-    Constructing a chooser checks its section of the suite, and raises UserError before any trial runs. A
-    chooser keeps nothing between starts: it repeats its steps, and finds stored trials by their ids.
+    Constructing a chooser checks the section, and raises UserError before any trial runs. A chooser keeps
+    nothing between starts: it repeats its steps, and finds stored trials by their ids.
     """
 
     #: The name of its section in the suite.
-    section: str
-    #: The indices of the task and of the backbone for which it chooses. None: all of the suite.
-    pair: tuple[int, int] | None
+    section: ClassVar[str]
 
+    def __init__(self, suite: Suite, pair: tuple[int, int] | None = None) -> None:
+        self.suite = suite
+        #: The indices of the task and of the backbone for which it chooses. None: all of the suite.
+        self.pair = pair
+
+    @abstractmethod
     def steps(self) -> Steps:
         """Makes the choices. The same records always lead to the same batches and choices."""
-        ...
 
+    def run(self, results: Callable[[Batch], Sequence[Record] | None]) -> Choices | None:
+        """Goes through all steps, and returns the choices.
 
-def run_steps(chooser: Chooser, results: Callable[[Batch], Sequence[Record] | None]) -> Choices | None:
-    """Runs a chooser to its end, and returns its choices.
+        `results` is called with every batch, and returns the records of its trials. None ends the chooser,
+        whose choices are then None.
+        """
+        steps = self.steps()
+        records: Sequence[Record] | None = None
+        while True:
+            try:
+                batch = next(steps) if records is None else steps.send(records)
+            except StopIteration as end:
+                choices: Choices = end.value
+                return choices
+            if (records := results(batch)) is None:
+                return None
 
-    `results` is called with every batch, and returns the records of its trials. None ends the chooser, whose
-    choices are then None.
-    """
-    steps = chooser.steps()
-    records: Sequence[Record] | None = None
-    while True:
+    def check_target(self, out: Path) -> None:
+        """Raises UserError if the chooser's suite cannot be written to `out`.
+
+        The file must be NAME.yaml or NAME.yml, where NAME is a valid name that differs from the suite's.
+        Relative paths in the suite must lead to the same folders and files if they start at the folder of
+        `out`. A file that exists must be one that this chooser wrote.
+        """
+        if not NAME.fullmatch(out.stem) or out.suffix not in (".yaml", ".yml"):
+            raise UserError(f"--out {out}: a suite's file is NAME.yaml, and its name {NAME_RULE}")
+        if out.stem == self.suite.name:
+            raise UserError(
+                f"--out {out}: the suite itself is '{self.suite.name}'; give the file another name"
+            )
+        if not out.parent.is_dir():
+            raise UserError(f"--out {out}: there is no folder {out.parent}")
+        if out.exists() and not out.read_bytes().startswith(self._first_line.encode()):
+            raise UserError(
+                f"--out {out}: there is a file that this {self.section} did not write; give another name"
+            )
+        made = validate(Suite, self.filled_in(Choices(), out.stem), str(out)).beside(out.parent)
+        tasks, backbones = self._of_pair(self.suite.tasks, self.suite.backbones)
+        if _paths(made.tasks, made.backbones) != _paths(tasks, backbones):
+            raise UserError(
+                f"--out {out}: paths in the suite begin at its folder; put the file there, or make them "
+                "absolute"
+            )
+
+    def filled_in(self, choices: Choices, name: str) -> dict[str, Any]:
+        """Returns the fields of the suite as its author wrote them, with the choices filled in.
+
+        The suite gets the name `name`, and the chooser's section is left out.
+        """
+        values: dict[str, Any] = parse(self.suite.file.text)
+        values = {key: value for key, value in values.items() if key != self.section} | {"name": name}
+        tasks: list[dict[str, Any]] = [
+            {"task": row} if isinstance(row, str) else dict(row) for row in values["tasks"]
+        ]
+        for task in tasks:
+            # A task described in the suite has `name` instead of `task`.
+            if chosen := choices.training.get(task["task"] if "task" in task else task["name"]):
+                task["training"] = task.get("training", {}) | chosen
+        methods: list[dict[str, Any]] = []
+        for number, row in enumerate(values["methods"]):
+            row = {"method": row} if isinstance(row, str) else dict(row)
+            if number in choices.centres:
+                row["centre"] = choices.centres[number]
+            methods += choices.methods.get(number, [row])
+        tasks, backbones = self._of_pair(tasks, values["backbones"])
+        return values | {"tasks": tasks, "methods": methods, "backbones": backbones}
+
+    def write(self, choices: Choices, out: Path) -> None:
+        """Writes the suite with the choices. Comments at its top list what each choice is based on.
+
+        Raises UserError if the file cannot be written.
+        """
+        values = self.filled_in(choices, out.stem)
+        validate(Suite, values, str(out))
+        text = self._first_line + "".join(f"# {line}\n" for line in choices.lines) + written(values)
         try:
-            batch = next(steps) if records is None else steps.send(records)
-        except StopIteration as end:
-            choices: Choices = end.value
-            return choices
-        records = results(batch)
-        if records is None:
-            return None
+            with written_whole(out) as unfinished:
+                unfinished.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--out {shown(str(out))}: cannot write there: {error.strerror}") from error
+
+    @property
+    def _first_line(self) -> str:
+        by = f"the {self.section} '{self.suite.name}' on validation alone"
+        return f"# Chosen by {by}; `tensorbench search` wrote this file.\n"
+
+    def _of_pair(self, tasks: Sequence[Any], backbones: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """Returns those of a suite's tasks and backbones for which the chooser chooses."""
+        if self.pair is None:
+            return list(tasks), list(backbones)
+        return [tasks[self.pair[0]]], [backbones[self.pair[1]]]
 
 
-def check_target(suite: Suite, chooser: Chooser, out: Path) -> None:
-    """Raises UserError if the suite that a chooser makes cannot be written to `out`.
-
-    The file must be NAME.yaml or NAME.yml, where NAME is a valid name that differs from the suite's. Relative
-    paths in the suite must lead to the same folders and files if they start at the folder of `out`. A file
-    that exists must be one that this chooser wrote.
-    """
-    if not NAME.fullmatch(out.stem) or out.suffix not in (".yaml", ".yml"):
-        raise UserError(f"--out {out}: a suite's file is NAME.yaml, and its name {NAME_RULE}")
-    if out.stem == suite.name:
-        raise UserError(f"--out {out}: the suite itself is '{suite.name}'; give the file another name")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}")
-    if out.exists() and not out.read_bytes().startswith(_first_line(suite, chooser).encode()):
-        raise UserError(
-            f"--out {out}: there is a file that this {chooser.section} did not write; give another name"
-        )
-    made = validate(Suite, filled_in(suite, chooser, Choices(), out.stem), str(out)).beside(out.parent)
-    if _paths(made, None) != _paths(suite, chooser.pair):
-        raise UserError(
-            f"--out {out}: paths in the suite begin at its folder; put the file there, or make them absolute"
-        )
-
-
-def _paths(suite: Suite, pair: tuple[int, int] | None) -> list[object]:
-    """Returns the paths on this machine that the suite gives for a pair, or None where it gives none."""
-    tasks, backbones = _of_pair(suite.tasks, 0, pair), _of_pair(suite.backbones, 1, pair)
+def _paths(tasks: Sequence[Any], backbones: Sequence[Any]) -> list[object]:
+    """Returns the paths on this machine that rows of a suite give, or None where they give none."""
     sources = [row.source and row.source.local for row in tasks]
     return [spec.local for spec in backbones] + sources + [row.data and row.data.paths for row in tasks]
-
-
-def _of_pair(values: Sequence[Any], place: int, pair: tuple[int, int] | None) -> list[Any]:
-    return list(values) if pair is None else [values[pair[place]]]
-
-
-def filled_in(suite: Suite, chooser: Chooser, choices: Choices, name: str) -> dict[str, Any]:
-    """Returns the fields of the suite as its author wrote them, with a chooser's choices filled in.
-
-    The suite gets the name `name`, and the chooser's section is left out.
-    """
-    values: dict[str, Any] = parse(suite.file.text)
-    values = {key: value for key, value in values.items() if key != chooser.section} | {"name": name}
-    tasks: list[dict[str, Any]] = [
-        {"task": row} if isinstance(row, str) else dict(row) for row in values["tasks"]
-    ]
-    for task in tasks:
-        # A task described in the suite has `name` instead of `task`.
-        chosen = choices.training.get(task["task"] if "task" in task else task["name"])
-        if chosen:
-            task["training"] = task.get("training", {}) | chosen
-    methods: list[dict[str, Any]] = []
-    for number, row in enumerate(values["methods"]):
-        row = {"method": row} if isinstance(row, str) else dict(row)
-        if number in choices.centres:
-            row["centre"] = choices.centres[number]
-        methods += choices.methods.get(number, [row])
-    changed = {"tasks": _of_pair(tasks, 0, chooser.pair), "methods": methods}
-    return values | changed | {"backbones": _of_pair(values["backbones"], 1, chooser.pair)}
-
-
-def _first_line(suite: Suite, chooser: Chooser) -> str:
-    """The first line of the file that a chooser writes."""
-    by = f"the {chooser.section} '{suite.name}' on validation alone"
-    return f"# Chosen by {by}; `tensorbench search` wrote this file.\n"
-
-
-def write_suite(suite: Suite, chooser: Chooser, choices: Choices, out: Path) -> None:
-    """Writes the suite with a chooser's choices. Comments at its top list what each choice is based on.
-
-    Raises UserError if the file cannot be written.
-    """
-    values = filled_in(suite, chooser, choices, out.stem)
-    validate(Suite, values, str(out))
-    text = _first_line(suite, chooser) + "".join(f"# {line}\n" for line in choices.lines) + written(values)
-    try:
-        with written_whole(out) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--out {shown(str(out))}: cannot write there: {error.strerror}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -12,9 +12,8 @@ from typing import Any
 from tensorbench.methods import UnknownNameError, UserError
 from tensorbench.plan.cells import MANTISSA, PlanCell
 from tensorbench.plan.choosing import Centres, HeadRates, Lengths, Pilot
-from tensorbench.records.measures import Measure
 from tensorbench.records.record import Record, latest, scores
-from tensorbench.search.chooser import Batch, Choices, Steps
+from tensorbench.search.chooser import Batch, Choices, Chooser, Steps, mean_result
 
 #: The registered name of the method that trains only the head.
 HEAD = "head_only"
@@ -24,48 +23,134 @@ _Steps = Generator[Batch, Sequence[Record], None]
 
 
 class _Step(Batch):
-    """A step of a pilot. The subject of a choice is a task's name, or the index of a method's row."""
+    """A step of a pilot, with the choices of earlier steps.
 
-    def __init__(self, title: str) -> None:
+    The subject of a choice is a task's name, or the index of a method's row.
+    """
+
+    def __init__(self, title: str, seeds: Sequence[int], choices: Choices) -> None:
         super().__init__(title)
-        #: The ids of the trials that try a value for a subject.
-        self.ids: defaultdict[tuple[Any, float], list[str]] = defaultdict(list)
+        self.seeds, self.choices = seeds, choices
+        #: The ids of the trials that try a value, by subject and value.
+        self.tried: defaultdict[Any, defaultdict[float, list[str]]] = defaultdict(lambda: defaultdict(list))
 
     def try_value(
-        self,
-        subject: Any,
-        value: float,
-        cell: PlanCell,
-        rate: float,
-        seeds: Iterable[int],
-        choices: Choices,
-        epochs: int | None = None,
+        self, subject: Any, value: float, cell: PlanCell, rate: float, epochs: int | None = None
     ) -> list[str]:
         """Adds trials of a cell at this learning rate, one for each seed. Returns their ids.
 
         `value` is the value that these trials try for `subject`. The trials have the head's rate and the
         epochs that earlier steps chose for the cell's task. If given, `epochs` replaces the chosen number.
         """
-        chosen = choices.training.get(cell.task.task, {})
+        chosen = self.choices.training.get(cell.task.task, {})
         rates = cell.window()
         if rates.head_lr is not None:
             rates = replace(rates, head_lr=chosen.get("head_lr", rates.head_lr))
         epochs = epochs or int(chosen.get("epochs", 0)) or None
         setting = rates.setting(rate)
-        trials = [cell.trial(seed, "validation", setting=setting, epochs=epochs) for seed in seeds]
-        note = setting.label + (f", epochs {epochs}" if epochs else "")
-        ids = list(self.add(cell, trials, note=note).values())
-        self.ids[subject, value] += ids
+        trials = [cell.trial(seed, "validation", setting=setting, epochs=epochs) for seed in self.seeds]
+        ids = self.add(cell, trials, note=setting.label + (f", epochs {epochs}" if epochs else ""))
+        self.tried[subject][value] += ids
         return ids
 
-    def losses(self, records: Mapping[str, Record]) -> dict[Any, dict[float, float]]:
-        """Returns the mean validation loss of each value, by subject. Infinite if a trial has no loss."""
-        means: dict[Any, dict[float, float]] = defaultdict(dict)
-        for (subject, value), ids in self.ids.items():
-            stored = [records[id_].measure(Measure.SELECTED_LOSS) for id_ in ids if id_ in records]
-            losses = [loss for loss in stored if loss is not None]
-            means[subject][value] = fmean(losses) if len(losses) == len(ids) else math.inf
-        return {subject: dict(sorted(by_value.items())) for subject, by_value in means.items()}
+    def chosen(
+        self,
+        records: Mapping[str, Record],
+        words: Callable[[Any], str],
+        choose: Callable[[Mapping[float, float]], float] | None = None,
+    ) -> Iterator[tuple[Any, float]]:
+        """Yields each subject with its choice, and adds a line on it to the choices.
+
+        `words` names a subject. `choose` takes the mean validation loss of each value, which is infinite if a
+        trial has none. Without it, the value with the lowest loss is the choice. A subject without any finite
+        loss is noted as missing.
+        """
+        for subject, by_value in self.tried.items():
+            means = {value: mean_result(records, ids, "loss") for value, ids in sorted(by_value.items())}
+            losses = {value: math.inf if mean is None else mean for value, mean in means.items()}
+            if not any(map(math.isfinite, losses.values())):
+                self.choices.missing.append(
+                    f"{words(subject)}: at every tried value a trial has no validation loss"
+                )
+                continue
+            lowest = min(losses, key=lambda value: losses[value])
+            choice = choose(losses) if choose else lowest
+            values = ", ".join(f"{value:g} → {loss:.4f}" for value, loss in losses.items())
+            edge = "; the lowest is at an edge of the tried values" * (lowest in (min(losses), max(losses)))
+            self.choices.lines.append(f"{words(subject)} {choice:g} (mean validation loss: {values}{edge})")
+            yield subject, choice
+
+
+class PilotChooser(Chooser):
+    """The chooser of head rates, epochs and centres. The test split is not used.
+
+    Raises UserError for a step that does not fit the cells.
+    """
+
+    section = "pilot"
+
+    def __init__(self, pilot: Pilot, cells: Sequence[PlanCell]) -> None:
+        super().__init__(cells[0].suite)
+        _check(pilot, cells)
+        self.pilot, self.cells = pilot, cells
+
+    def steps(self) -> Steps:
+        """Runs the steps of the pilot, each with the choices of earlier steps."""
+        choices, pilot = Choices(), self.pilot
+        if pilot.head_lr is not None:
+            yield from self._head_rates(pilot.head_lr, choices)
+        if pilot.epochs is not None:
+            yield from self._epochs(pilot.epochs, choices)
+        if pilot.centres is not None:
+            yield from self._centres(pilot.centres, choices)
+        return choices
+
+    def _head_rates(self, section: HeadRates, choices: Choices) -> _Steps:
+        step = _Step("head rates", section.seeds, choices)
+        for cell in self.cells:
+            if cell.method.name == HEAD:
+                for rate in section.rates:
+                    step.try_value(cell.task.task, rate, cell, rate)
+        for task, rate in step.chosen(latest((yield step)), "{}: head_lr".format):
+            choices.training.setdefault(task, {})["head_lr"] = rate
+
+    def _epochs(self, section: Lengths, choices: Choices) -> _Steps:
+        step, rows = _Step("epochs", section.seeds, choices), _rows_of_lengths(section, self.cells)
+        by_method: defaultdict[tuple[str, float], dict[str, list[str]]] = defaultdict(dict)
+        fitted: dict[str, dict[str, list[str]]] = {}
+        for cell in self.cells:
+            if cell.number in rows:
+                assert cell.recipe.epochs is not None
+                task = cell.task.task
+                lengths = {max(1, round(times * cell.recipe.epochs)) for times in section.times}
+                for epochs in sorted({1, *lengths}):
+                    ids = step.try_value(task, epochs, cell, section.lr, epochs)
+                    by_method[task, epochs].setdefault(cell.shown.method, []).extend(ids)
+        for cell in self.cells:
+            # Adapters should beat the fitted head, so its score is shown as well.
+            if cell.method.fits_head:
+                ids = step.add(cell, [cell.trial(section.seeds[0], "validation")])
+                fitted.setdefault(cell.task.task, {})[cell.shown.method] = ids
+        records = latest((yield step))
+        for task, length in step.chosen(records, "{}: epochs".format):
+            choices.training.setdefault(task, {})["epochs"] = int(length)
+            compared = by_method[task, length] | fitted.get(task, {})
+            of_methods = {method: scores(records, ids) for method, ids in compared.items()}
+            means = (f"{name} {fmean(own):.4f}" if own else f"{name} –" for name, own in of_methods.items())
+            choices.lines.append(f"{task}: validation scores at this length: {', '.join(means)}")
+
+    def _centres(self, section: Centres, choices: Choices) -> _Steps:
+        step, multiples = _Step("centres", section.seeds, choices), _multiples(section, self.cells)
+        task, names = section.task or self.suite.tasks[0].task, {}
+        for cell in _centred(self.cells):
+            if cell.task.task == task:
+                names[cell.number] = cell.shown.method
+                for rate in section.rates:
+                    rate = float(f"{rate * multiples.get(cell.number, 1.0):.{MANTISSA}e}")
+                    step.try_value(cell.number, rate, cell, rate)
+        records = latest((yield step))
+        for number, centre in step.chosen(records, lambda row: f"{names[row]} on {task}: centre", vertex):
+            choices.centres[number] = centre
 
 
 def _check(pilot: Pilot, cells: Sequence[PlanCell]) -> None:
@@ -96,97 +181,12 @@ def _check(pilot: Pilot, cells: Sequence[PlanCell]) -> None:
                 f"pilot.centres: they are chosen on the first task, '{suite.tasks[0].task}', which is not in "
                 "this part of the suite; name another in pilot.centres.task"
             )
-        for number in sorted({cell.number for cell in _adapted(cells) if cell.method_row.centre is None}):
+        for number in sorted({cell.number for cell in _centred(cells)}):
             if (row := suite.methods[number]).each:
                 raise UserError(
                     f"pilot.centres: methods.{number} ('{row.method}') stands for several methods, but "
                     "has one centre: write them as rows of their own"
                 )
-
-
-class PilotChooser:
-    """The chooser of head rates, epochs and centres. The test split is not used.
-
-    Raises UserError for a step that does not fit the cells.
-    """
-
-    section = "pilot"
-    pair: tuple[int, int] | None = None
-
-    def __init__(self, pilot: Pilot, cells: Sequence[PlanCell]) -> None:
-        _check(pilot, cells)
-        self.pilot, self.cells = pilot, cells
-
-    def steps(self) -> Steps:
-        """Runs the steps of the pilot, each with the choices of earlier steps."""
-        choices, pilot = Choices(), self.pilot
-        if pilot.head_lr is not None:
-            yield from _choose_head_rates(pilot.head_lr, self.cells, choices)
-        if pilot.epochs is not None:
-            yield from _choose_epochs(pilot.epochs, self.cells, choices)
-        if pilot.centres is not None:
-            yield from _choose_centres(pilot.centres, self.cells, choices)
-        return choices
-
-
-def _choose_head_rates(section: HeadRates, cells: Sequence[PlanCell], choices: Choices) -> _Steps:
-    step = _Step("head rates")
-    for cell in cells:
-        if cell.method.name == HEAD:
-            for rate in section.rates:
-                step.try_value(cell.task.task, rate, cell, rate, section.seeds, choices)
-    for task, losses in step.losses(latest((yield step))).items():
-        subject = f"{task}: head_lr"
-        if _any_ended(subject, losses, choices):
-            best = min(losses, key=lambda rate: losses[rate])
-            choices.training.setdefault(task, {})["head_lr"] = best
-            choices.lines.append(_line(subject, best, losses, _edge(best, losses)))
-
-
-def _choose_epochs(section: Lengths, cells: Sequence[PlanCell], choices: Choices) -> _Steps:
-    step, rows = _Step("epochs"), _rows_of_lengths(section, cells)
-    by_method: defaultdict[tuple[str, float], dict[str, list[str]]] = defaultdict(dict)
-    fitted: dict[str, dict[str, list[str]]] = {}
-    for cell in cells:
-        if cell.number in rows:
-            assert cell.recipe.epochs is not None
-            task = cell.task.task
-            lengths = {max(1, round(times * cell.recipe.epochs)) for times in section.times}
-            for epochs in sorted({1, *lengths}):
-                ids = step.try_value(task, epochs, cell, section.lr, section.seeds, choices, epochs)
-                by_method[task, epochs].setdefault(cell.shown.method, []).extend(ids)
-    for cell in cells:
-        # Adapters should beat the fitted head, so its score is shown as well.
-        if cell.method.fits_head:
-            ids = list(step.add(cell, [cell.trial(section.seeds[0], "validation")]).values())
-            fitted.setdefault(cell.task.task, {})[cell.shown.method] = ids
-    records = latest((yield step))
-    for task, losses in step.losses(records).items():
-        subject = f"{task}: epochs"
-        if _any_ended(subject, losses, choices):
-            best = min(losses, key=lambda epochs: losses[epochs])
-            choices.training.setdefault(task, {})["epochs"] = int(best)
-            choices.lines.append(_line(subject, best, losses, _edge(best, losses)))
-            compared = by_method[task, best] | fitted.get(task, {})
-            choices.lines.append(_scores(task, compared, records))
-
-
-def _choose_centres(section: Centres, cells: Sequence[PlanCell], choices: Choices) -> _Steps:
-    step, names, multiples = _Step("centres"), {}, _multiples(section, cells)
-    task = section.task or cells[0].suite.tasks[0].task
-    for cell in _adapted(cells):
-        if cell.task.task == task and cell.method_row.centre is None:
-            names[cell.number] = cell.shown.method
-            for rate in section.rates:
-                rate = float(f"{rate * multiples.get(cell.number, 1.0):.{MANTISSA}e}")
-                step.try_value(cell.number, rate, cell, rate, section.seeds, choices)
-    for number, losses in step.losses(latest((yield step))).items():
-        subject = f"{names[number]} on {task}: centre"
-        if _any_ended(subject, losses, choices):
-            centre = vertex(losses)
-            choices.centres[number] = centre
-            best = min(losses, key=lambda rate: losses[rate])
-            choices.lines.append(_line(subject, centre, losses, _edge(best, losses)))
 
 
 def vertex(losses: Mapping[float, float]) -> float:
@@ -216,24 +216,6 @@ def _lowest_point(left: tuple[float, float], mid: tuple[float, float], right: tu
     return x1 - 0.5 * ((x1 - x0) * rise - (x1 - x2) * fall) / (rise - fall)
 
 
-def _any_ended(subject: str, losses: Mapping[float, float], choices: Choices) -> bool:
-    """Whether all trials of at least one value ended with a loss. If not, notes this in `choices.missing`."""
-    if any(map(math.isfinite, losses.values())):
-        return True
-    choices.missing.append(f"{subject}: at every tried value a trial has no validation loss")
-    return False
-
-
-def _edge(best: float, losses: Mapping[float, float]) -> bool:
-    return best in (min(losses), max(losses))
-
-
-def _line(subject: str, choice: float, losses: Mapping[float, float], edge: bool) -> str:
-    values = ", ".join(f"{value:g} → {loss:.4f}" for value, loss in losses.items())
-    at_edge = "; the lowest is at an edge of the tried values" * edge
-    return f"{subject} {choice:g} (mean validation loss: {values}{at_edge})"
-
-
 def _rows_of_lengths(section: Lengths, cells: Sequence[PlanCell]) -> set[int]:
     """Returns the indices of the rows whose losses choose the epochs.
 
@@ -250,16 +232,14 @@ def _multiples(section: Centres, cells: Sequence[PlanCell]) -> dict[int, float]:
     return {number: section.multiples[name] for name, rows in named.items() for number in rows}
 
 
-def _scores(task: str, by_method: Mapping[str, Sequence[str]], records: Mapping[str, Record]) -> str:
-    """Returns a line with the mean validation score of each method."""
-    values = {method: scores(records, ids) for method, ids in by_method.items()}
-    means = (f"{method} {fmean(own):.4f}" if own else f"{method} –" for method, own in values.items())
-    return f"{task}: validation scores at this length: {', '.join(means)}"
-
-
 def _adapted(cells: Sequence[PlanCell]) -> Iterator[PlanCell]:
     """Returns the cells that train an adapter or the backbone, not only the head."""
     return (cell for cell in cells if cell.method.count(cell.info.geometry) > 0)
+
+
+def _centred(cells: Sequence[PlanCell]) -> Iterator[PlanCell]:
+    """Returns the cells that train an adapter or the backbone and whose rows give no centre."""
+    return (cell for cell in _adapted(cells) if cell.method_row.centre is None)
 
 
 def _rows_named(where: str, name: str, cells: Sequence[PlanCell]) -> set[int]:

@@ -44,6 +44,23 @@ def test_fetched_once_a_suite_runs_without_network(
     assert "moved" not in again.err
 
 
+def test_what_an_experiment_holds_is_fetched_and_not_todays_branch(
+    moved: Callable[[], None], online: Hub, tmp_path: Path, call: Call, new_store: Callable[[Path], str]
+) -> None:
+    file, uri = suite_file(tmp_path, **TEXT), new_store(tmp_path)
+    held = make_plan(load_suite(file))
+    Store.create(uri, "hub").begin_suite(held)
+    commit = online.commit(ROBERTA)
+    moved()
+    ended = call("tools", "fetch", file, "--store", uri)
+    assert ended.code == 0, ended.err
+    assert f"model me/tiny-roberta at main: {commit}" in ended.out
+    assert f"moved to {online.commit(ROBERTA)}" in ended.err
+    (tmp_path / "other").mkdir()
+    elsewhere = call("tools", "fetch", file, "--store", new_store(tmp_path / "other"))
+    assert f"model me/tiny-roberta at main: {online.commit(ROBERTA)}" in elsewhere.out
+
+
 @pytest.fixture
 def moved(online: Hub) -> Iterator[Callable[[], None]]:
     """Yields a function that adds a commit to the model's and to GLUE's repository."""

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Any
 
-import pytest
-
-from tensorbench.methods import UserError
 from tensorbench.plan.rows import Part
 
 from ..local_checkpoints import encoder
@@ -88,47 +83,3 @@ def test_each_sweeps_fields_of_the_recipe_beside_options() -> None:
     assert plan(methods=[{"method": "lora", "training": {"clip": 1}, "each": flat}]).rows == made.rows
     labelled = plan(methods=[{"method": "lora", "rank": 2, "each": {"training.lr": [1e-3]}, "label": "ours"}])
     assert [row.method for row in labelled.rows] == ["ours [lr=0.001]"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {
-                "methods": [{"method": "lora", "rank": 2, "each": {"training": {"lr": [1e-3]}}}],
-                "search": {"trials": 2, "lr": [1e-3, 1e-2]},
-            },
-            "'lora' sets lr",
-        ),
-        (
-            {"methods": [{"method": "lora", "training": {"lr": 1e-3}, "each": {"training": {"lr": [1e-3]}}}]},
-            "training.lr",
-        ),
-        (
-            {"methods": [{"method": "lora", "rank": 2, "each": {"training": {"lrr": [1e-3]}}}]},
-            "methods.0: training of lora: unknown field 'lrr'; did you mean 'lr'?",
-        ),
-        (
-            {"methods": [{"method": "lora", "rank": 2, "each": {"training": {"lr": 1e-3}}}]},
-            "each.training.lr: should be a list, such as [0.001]",
-        ),
-        (
-            {"methods": [{"method": "lora", "rank": 2, "label": "x"}, {"method": "head_only", "label": "x"}]},
-            "'x'",
-        ),
-        (
-            {"methods": [{"method": "head_only", "label": "LoRA"}, {"method": "lora", "rank": 2}]},
-            "methods.0.label: 'LoRA'",
-        ),
-        (
-            {"methods": ["lora", {"method": "lora", "scale": 1.0, "label": "again"}]},
-            "methods.1.label: 'again' has the same trials as methods.0",
-        ),
-        ({"tasks": [{**DIGITS, "label": "two\nlines"}]}, "label: should be one line of text"),
-        ({"tasks": [{**DIGITS, "label": " "}]}, "label: should be one line of text"),
-        ({"backbones": ["tiny-random-vit", {"name": "tiny-random-vit", "label": "again"}]}, "backbones: "),
-    ],
-)
-def test_labels_and_sweeps_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=re.escape(message)):
-        plan(**changes)

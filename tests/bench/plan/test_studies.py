@@ -17,7 +17,6 @@ from tensorbench.plan.rows import Part, Plan
 from tensorbench.plan.suite import Suite
 from tensorbench.records.stored_plan import Row, StoredPlan, StudyPlan
 
-from ...messages import naming
 from ..toy_suites import DIGITS, VISION
 
 ROWS: list[Any] = ["head_only", "lora", {"method": "lotr", "centre": 2e-2}, "full"]
@@ -87,8 +86,6 @@ def test_every_method_has_the_same_seeds_and_offsets_about_a_centre_of_its_own()
 def test_a_method_may_have_two_centres_if_a_label_tells_them_apart() -> None:
     made = make_plan(suite(methods=["lora", {"method": "lora", "centre": 2e-2, "label": "wide"}]))
     assert {row.method: of(row).centre for row in made.rows} == {"LoRA": 1e-3, "wide": 2e-2}
-    with pytest.raises(UserError, match="lora is duplicated"):
-        suite(methods=["lora", {"method": "lora", "centre": 2e-2}])
 
 
 @pytest.mark.parametrize(("points", "decades"), [(8, 1.0), (5, 2.0)])
@@ -143,8 +140,6 @@ def test_a_fitted_head_is_a_single_trial_in_the_first_study() -> None:
     assert (list(row.trials), row.studies) == ([10_000], None)
     assert len(made.select(Part(studies=[0])).rows) == 2
     assert [row.family for row in made.select(Part(studies=[1])).rows] == ["lora"]
-    with pytest.raises(UserError, match=r"methods.0: centre"):
-        make_plan(suite(methods=[{"method": "converged_head", "centre": 1e-3}]))
 
 
 def test_a_task_has_a_head_rate_of_its_own() -> None:
@@ -166,45 +161,7 @@ def test_k_goes_up_to_the_trials_that_a_jackknife_leaves(studies: int, points: i
     assert Studies(studies=studies, points=points).ks == ks
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"seeds": [0]}, "seeds: "),
-        ({"tuning": {"studies": 1, "points": 8}}, "tuning.studies: .*no interval"),
-        ({"tuning": {"studies": 3, "points": 1}}, "tuning.points: "),
-        ({"tuning": {"studies": 3, "trials": 8}}, "'tuning.trials'"),
-        ({"tuning": {"studies": 3, "lr": {"around": "published"}}}, "tuning.lr.around: .*'published'"),
-        ({"tuning": {"studies": 3, "lr": {"decades": 0}}}, "tuning.lr.decades: "),
-        ({"methods": [{"method": "lora", "centre": 0}]}, "methods.0.centre: "),
-        ({"training": {"lr": 1e-3}}, "training sets lr"),
-        ({"training": {"head_lr": 1e-3}}, "training sets head_lr"),
-        ({"tasks": [{**DIGITS, "training": {"lr": 1e-3}}]}, "task 'digits', training sets lr"),
-        ({"methods": [{"method": "lora", "training": {"head_lr": 1e-3}}]}, naming("'lora'", "head_lr")),
-        ({"methods": [{"method": "lora", "each": {"training": {"lr": [1, 2]}}}]}, "'lora', training sets lr"),
-        ({"tasks": [{**DIGITS, "split": "per_seed"}]}, naming("'digits'", "per_seed")),
-        ({"tuning": "none", "seeds": [0], "pilot": {}}, "pilot: "),
-        (
-            {"tuning": None, "seeds": [0], "methods": [{"method": "lora", "centre": 1e-3}]},
-            "'lora' sets centre",
-        ),
-        ({"search": {"trials": 2, "head_lr": [1e-3]}}, "search.head_lr"),
-    ],
-)
-def test_impossible_options_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        suite(**changes)
-
-
-@pytest.mark.parametrize(("centre", "decades"), [(1e-6, 1.0), (0.9, 1.0), (1e-3, 6.0)])
-def test_a_window_outside_of_what_adamw_takes_is_refused(centre: float, decades: float) -> None:
-    tuning = {"studies": 2, "points": 2, "lr": {"around": centre, "decades": decades}}
-    with pytest.raises(UserError, match=naming("tuning.lr", "LoRA", "'digits'")):
-        make_plan(suite(tuning=tuning))
-
-
-def test_too_many_trials_are_refused() -> None:
-    with pytest.raises(UserError, match="at most 100,000"):
-        make_plan(suite(tuning={"studies": 1000, "points": 1000}))
+def test_the_budgets_of_rows_count_towards_too_many_trials() -> None:
     own_budgets = {"method": "lora", "budgets": [{"isorank": rank} for rank in range(1, 201)]}
     with pytest.raises(UserError, match="at most 100,000"):
         make_plan(suite(methods=[own_budgets], tuning={"studies": 40, "points": 40}))

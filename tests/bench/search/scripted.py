@@ -10,8 +10,8 @@ from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.record import Record
 from tensorbench.records.words import Status
-from tensorbench.search.chooser import Batch, Choices, Chooser, run_steps
-from tensorbench.search.choosers import choosers_of
+from tensorbench.search.chooser import Batch, Choices, Chooser
+from tensorbench.search.ranks import choosers_of
 
 #: The validation loss and score of a trial. None: it failed.
 Scripted = Callable[[Trial], tuple[float, float] | None]
@@ -35,13 +35,13 @@ def steps(
         batches.append(batch.trials)
         return [each for trial in batch.trials for each in records_of(trial)]
 
-    choices = run_steps(chooser, results)
+    choices = chooser.run(results)
     assert choices is not None
     return choices, batches
 
 
 def only_chooser(suite: Suite) -> Chooser:
-    (chooser,) = choosers_of(suite, cells_of(make_plan(suite), "cpu")).values()
+    (chooser,) = choosers_of(cells_of(make_plan(suite), "cpu")).values()
     return chooser
 
 

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from tensorbench.methods import UserError
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite import load_suite
 from tensorbench.plan.trial import Trial
-from tensorbench.search.chooser import Choices, check_target, filled_in
+from tensorbench.search.chooser import Choices, Chooser, Steps
 from tensorbench.search.pilot import vertex
 from tensorbench.store.store import Store
 from tensorbench.tasks.splits import PreparedData
@@ -140,6 +139,16 @@ def choose(base: dict[str, Any], loss: Callable[[Trial], float | None]) -> tuple
     return scripted.choose(load_suite(base), result)
 
 
+class Nothing(Chooser):
+    """Chooses nothing."""
+
+    section = "pilot"
+
+    def steps(self) -> Steps:
+        yield from ()
+        return Choices()
+
+
 def best_at(head: float, epochs: int, lr: float) -> Callable[[Trial], float]:
     def loss(trial: Trial) -> float:
         recipe = trial.recipe
@@ -229,7 +238,7 @@ def test_a_pilots_suite_keeps_the_authors_fields() -> None:
     base = {**PILOT, "description": "as written", "tasks": [{**DIGITS, "training": {"warmup": 0.2}}]}
     suite = load_suite(base)
     choices = Choices({"digits": {"head_lr": 1e-2, "epochs": 3}}, {1: 1e-3})
-    values = filled_in(suite, scripted.only_chooser(suite), choices, "chosen")
+    values = scripted.only_chooser(suite).filled_in(choices, "chosen")
     assert values["tasks"] == [{**DIGITS, "training": {"warmup": 0.2, "head_lr": 1e-2, "epochs": 3}}]
     assert values["methods"] == [
         {"method": "head_only"},
@@ -243,7 +252,7 @@ def test_a_pilot_comes_before_a_search_which_its_suite_still_has() -> None:
     suite = load_suite({**PILOT, "search": {"trials": 2}})
     chooser = scripted.only_chooser(suite)
     assert chooser.section == "pilot"
-    values = filled_in(suite, chooser, Choices(), "chosen")
+    values = chooser.filled_in(Choices(), "chosen")
     assert ("pilot" in values, values["search"]) == (False, {"trials": 2})
     assert scripted.only_chooser(load_suite(values)).section == "search"
 
@@ -286,10 +295,10 @@ def test_paths_that_begin_at_the_suite_s_folder_would_be_lost_elsewhere(tmp_path
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
     suite = load_suite(write(tmp_path / "one", {**PILOT, "backbones": [{"local": "here"}]}))
-    chooser: Any = SimpleNamespace(section="pilot", pair=None)
-    check_target(suite, chooser, tmp_path / "one" / "chosen.yaml")
+    chooser = Nothing(suite)
+    chooser.check_target(tmp_path / "one" / "chosen.yaml")
     with pytest.raises(UserError, match="--out"):
-        check_target(suite, chooser, tmp_path / "other" / "chosen.yaml")
+        chooser.check_target(tmp_path / "other" / "chosen.yaml")
 
 
 def test_a_file_that_the_pilot_did_not_write_is_kept(tmp_path: Path) -> None:

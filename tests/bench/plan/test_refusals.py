@@ -1,0 +1,164 @@
+"""Refusals of suites as tables: what is changed in a valid suite, and what the message names, in order.
+
+It names the field, the value, and what is accepted or the nearest name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tensorbench.methods import UserError
+from tensorbench.plan.yaml_text import parse
+
+from ...messages import naming
+from ..search.scripted import only_chooser
+from ..toy_suites import VISION, plan, suite
+
+OF_SEEDS = r"""
+# unknown names, with the nearest
+sedes: [0] | 'sedes' … 'seeds'
+training: {lrr: 1e-3} | 'training.lrr'; did you mean 'lr'? … weight_decay
+training: {select: lst} | training.select … did you mean 'last'
+tasks: [digit] | 'digit' … 'digits'
+tasks: [{task: digits, trian_size: 9}] | 'tasks.0.trian_size'; did you mean 'train_size'
+tasks: [{task: digits, training: {stesp: 9}}] | 'digits' … 'steps'
+budgets: [{isornak: 2}] | 'budgets.0.isornak'; did you mean 'isorank'
+backbones: [{hbu: a/b}] | 'backbones.0.hbu'; did you mean 'hub'
+backbones: [tiny-random-vitt] | backbone … 'tiny-random-vit'
+methods: [tenslra] | 'tenslra' … 'tenslora'
+methods: [{method: lora, rnak: 4}] | 'rnak' … 'rank'
+methods: [{method: lora, bugdets: []}] | 'bugdets' … 'budgets'
+methods: [{method: lora, name: x}] | 'lora' … 'name'
+methods: [{method: lora, training: {clpi: 1}}] | training of lora … did you mean 'clip'
+methods: [{method: tenslora, variant: qkv_dept}] | 'qkv_depth'
+methods: [{method: lora, each: {rnak: [1]}}] | 'rnak' … 'rank'
+methods: [{method: lora, each: {training: {lrr: [1e-3]}}}] | methods.0: training of lora … 'lrr' … 'lr'
+# values of a wrong kind
+name: a/b | name … 128 … 'a/b'
+name: "{long}" | name … 128
+seeds: 3 | seeds … [3] … 3
+seeds: 0, 1 | seeds … [0, 1]
+seeds: null | seeds: should be a list (got None)
+methods: lora | methods … [lora]
+methods: [] | methods … 1 … []
+methods: [{rank: 1}] | 'methods.0.method'
+budgets: {isorank: 3} | budgets: should be a list (got
+training: 3 | training … 3
+training: null | training:
+methods: [{method: lora, each: {training: [{lr: 1e-3}]}}] | methods.0.each: training: … mapping
+methods: [{method: lora, each: {training: {lr: 1e-3}}}] | each.training.lr: should be a list, such as [0.001]
+# values out of their limits
+training: {lr: -1e-3} | training.lr: … greater than 0
+training: {lr: .inf} | training.lr: … finite
+tasks: [{task: digits, max_tokens: 0}] | tasks.0.max_tokens: … greater than 0
+methods: [{method: lora, rank: 0}] | rank … 0
+methods: [{method: tenslora, variant: qkv, ranks: [2, 0, 1]}] | ranks.1: … than 0
+methods: [{method: tenslora, variant: qkv_depth, ranks: [2, 2]}] | 4 … input, output … layer … got 2
+methods: [{method: tenslora, variant: att, ranks: [2, 2, 2, 2]}] | 3 … head_size … 4
+methods: [{method: tenslora, variant: att, scale: 1e300}] | scale: … got 1e
+methods: [{method: tenslora, each: {variant: []}}] | each.variant: … at least 1
+seeds: [] | seeds: … at least 1
+budgets: [] | 'LoRA' … ranks
+search: {trials: 2, scale: [1, 1e300]} | search.scale … 1000000000 … 1e+300
+search: {trials: 4, modes: []} | search.modes: … at least 1
+search: {trials: 4, seed: -1} | search.seed: … greater than or equal to 0
+allocation: {modes: []} | allocation.modes: … at least 1
+# repetitions
+seeds: [0, 1, 0] | seeds … 0
+tasks: [{task: digits, train_size: 60}, digits] | tasks: digits
+backbones: [tiny-random-vit, tiny-random-vit] | backbones: … tiny-random-vit
+backbones: [tiny-random-vit, {name: tiny-random-vit, label: b}] | backbones:
+budgets: [{isorank: 2}, {isorank: 2}] | budgets … 2
+budgets: [{isoparameters: 4}, {isoparameters: 4, tolerance: .2}] | budgets … 4
+methods: [{method: lora, budgets: [{isorank: 2}, {isorank: 2}]}] | methods.0.budgets: isorank 2
+methods: [lora, {method: lora, scale: 1.0, label: again}] | methods.1.label: 'again' has … methods.0
+methods: [{method: lora, each: {training.lr: [.1], training: {lr: [.2]}}}] | methods.0.each: training.lr
+# fields that exclude each other
+budgets: [{}] | one of isorank, isoparameters, parameters; got none
+budgets: [{isorank: 1, isoparameters: 1}] | one of … got ['isorank', 'isoparameters']
+training: {steps: 1, epochs: 1} | epochs or steps
+methods: [{method: lora, rank: 1, options: {}}] | rank … 'options'
+methods: [{method: lora, rank: 1, budgets: [{isorank: 2}]}] | size already
+methods: [{method: lora, each: {budgets: [[{isorank: 1}]]}}] | methods.0.each: … budgets
+methods: [{method: tenslora, variant: att, each: {variant: [qkv]}}] | variant … 'each'
+methods: [{method: lora, training: {lr: 1e-3}, each: {training: {lr: [1e-3]}}}] | training.lr
+{search: {trials: 4, lr: [1e-3]}, methods: [{method: lora, training: {lr: 5e-3}}]} | 'lora' sets lr
+{search: {trials: 2, lr: [1e-3]}, methods: [{method: lora, each: {training: {lr: [1e-3]}}}]} | 'lora' sets lr
+# labels
+tasks: [{task: digits, label: "two\nlines"}] | label: should be one line of text
+tasks: [{task: digits, label: " "}] | label: should be one line of text
+methods: [{method: lora, label: x}, {method: head_only, label: x}] | 'x'
+methods: [{method: head_only, label: LoRA}, lora] | methods.0.label: 'LoRA'
+# places
+backbones: [{local: ~no-such-user/x}] | backbones.0.local: ~no-such-user is no user's home
+tasks: [{task: mrpc, source: {local: ~no-such-user/x}}] | tasks.0.source: ~no-such-user
+"""
+
+OF_STUDIES = """
+seeds: [0] | seeds:
+tuning: {studies: 1, points: 8} | tuning.studies: … no interval
+tuning: {studies: 3, points: 1} | tuning.points:
+tuning: {studies: 3, trials: 8} | 'tuning.trials'
+tuning: {studies: 3, lr: {around: published}} | tuning.lr.around: … 'published'
+tuning: {studies: 3, lr: {decades: 0}} | tuning.lr.decades:
+tuning: {studies: 1000, points: 1000} | at most 100,000
+tuning: {studies: 2, points: 2, lr: {around: 1e-6, decades: 1}} | tuning.lr … LoRA … 'digits'
+tuning: {studies: 2, points: 2, lr: {around: .9, decades: 1}} | tuning.lr … LoRA … 'digits'
+tuning: {studies: 2, points: 2, lr: {around: 1e-3, decades: 6}} | tuning.lr … LoRA … 'digits'
+{tuning: none, seeds: [0], pilot: {}} | pilot:
+{tuning: null, seeds: [0], methods: [{method: lora, centre: 1e-3}]} | 'lora' sets centre
+methods: [{method: lora, centre: 0}] | methods.0.centre:
+methods: [{method: converged_head, centre: 1e-3}] | methods.0: centre
+methods: [lora, {method: lora, centre: 2e-2}] | lora is duplicated
+training: {lr: 1e-3} | training sets lr
+training: {head_lr: 1e-3} | training sets head_lr
+tasks: [{task: digits, training: {lr: 1e-3}}] | task 'digits', training sets lr
+tasks: [{task: digits, split: per_seed}] | 'digits' … per_seed
+methods: [{method: lora, training: {head_lr: 1e-3}}] | 'lora' … head_lr
+methods: [{method: lora, each: {training: {lr: [1, 2]}}}] | 'lora', training sets lr
+search: {trials: 2, head_lr: [1e-3]} | search.head_lr
+"""
+
+OF_CHOOSERS = """
+search: {trials: 3, modes: [head]} | TensLoRA qkv_depth … head
+search: {trials: 3, seed: 4294967296} | search.seed … 2147483648
+search: {trials: 3, seeds: [0]} | search.seeds … 0
+{search: {trials: 3}, budgets: [{parameters: 20}]} | 20 … smallest
+{search: {trials: 3}, methods: [head_only]} | no rank … head only
+{search: {trials: 3}, allocation: {}} | search … allocation … one of them
+{allocation: {}, methods: [lora]} | allocation … a single mode … LoRA
+allocation: {isorank: 8} | at rank 8 throughout has … parameters, more than the 755
+"""
+
+
+def lines(table: str) -> list[Any]:
+    """The changes to a suite and the words of the message, of each line of a table."""
+    params = []
+    for line in table.replace("{long}", "a" * 129).strip().splitlines():
+        if not line.startswith("#"):
+            changes, _, words = line.partition(" | ")
+            parts = [int(word) if word.isdigit() else word for word in words.strip().split(" … ")]
+            params.append(pytest.param(parse(changes), naming(*parts), id=changes.strip()[:70]))
+    return params
+
+
+@pytest.mark.parametrize(("changes", "message"), lines(OF_SEEDS))
+def test_suites_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plan(**changes)
+
+
+@pytest.mark.parametrize(("changes", "message"), lines(OF_STUDIES))
+def test_suites_with_studies_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
+    studied = {"seeds": [], "training": {"batch_size": 16}, "tuning": {"studies": 3, "points": 4}}
+    with pytest.raises(UserError, match=message):
+        plan(VISION | studied, **changes)
+
+
+@pytest.mark.parametrize(("changes", "message"), lines(OF_CHOOSERS))
+def test_sections_that_do_not_fit_the_methods_are_refused(changes: dict[str, Any], message: str) -> None:
+    methods = [{"method": "tenslora", "variant": "qkv_depth"}]
+    with pytest.raises(UserError, match=message):
+        only_chooser(suite(**{"methods": methods, **changes}))
