@@ -114,6 +114,8 @@ class Tag(StrEnum):
     VERDICT = "verdict"
     #: JSON: the measures of a trial that are not among MLflow's metrics, where each would be a chart.
     MEASURES = "measures"
+    #: JSON: the commits of the hub at which the start that made a suite's run planned (see `StoredSuite`).
+    COMMITS = "commits"
     # MLflow's own tags.
     PARENT = "mlflow.parentRunId"
     NAME = "mlflow.runName"

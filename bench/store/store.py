@@ -299,27 +299,22 @@ class Store(Source):
     # --- writing ---
 
     @insisting
-    def begin(self, kind: RunKind, name: str, tags: Mapping[Tag, str], driver: str) -> str:
-        """Reopens the newest run of this kind with these tags, or opens a new run. Returns the run's id."""
+    def begin(self, name: str, driver: str = "", commits: Mapping[str, str] = {}) -> Record:
+        """Reopens the suite's newest run, or opens a new run with these commits. Returns its record."""
         whose = {Tag.OWNER: owner(), Tag.DRIVER: driver}
-
-        def same() -> list[Record]:
-            return [run for run in self.records(kind) if tags.items() <= run.tags.items()]
-
-        if not (there := same()):
-            every = {Tag.KIND: str(kind), **tags, **whose}
+        if not (there := self.records(RunKind.SUITE)):
+            every = {Tag.KIND: str(RunKind.SUITE), Tag.COMMITS: json.dumps(commits), **whose}
             made = self.client.create_run(self.experiment.experiment_id, tags=every, run_name=run_name(name))
             own: str = made.info.run_id
             # Drivers that begin at the same time may each have made a run; all continue with the first.
-            first = min(same(), key=lambda run: (run.started, run.run_id)).run_id
-            if first != own:
+            first = min(self.records(RunKind.SUITE), key=lambda run: (run.started, run.run_id))
+            if first.run_id != own:
                 self.client.delete_run(own)
             return first
-        run_id = there[-1].run_id
-        self.client.update_run(run_id, status=Status.RUNNING)
+        self.client.update_run(there[-1].run_id, status=Status.RUNNING)
         for key, value in whose.items():
-            self.client.set_tag(run_id, key, value)
-        return run_id
+            self.client.set_tag(there[-1].run_id, key, value)
+        return there[-1]
 
     def begin_suite(self, plan: Plan, driver: str = "") -> str:
         """Opens the run that holds the plan, and stores the plan. Returns the run's id.
@@ -329,16 +324,22 @@ class Store(Source):
         commit, since the planned trials would then mix two.
         """
         suite, stored = plan.suite, plan.stored()
-        commits = self.commits() if suite.commits else {}
-        for revision in commits.keys() & suite.commits.keys():
-            if commits[revision] != suite.commits[revision]:
-                raise UserError(
-                    f"{revision} is {suite.commits[revision]}, but another start of '{suite.name}' took "
-                    f"{commits[revision]}: start again to take that too"
-                )
+
+        def refuse_other(commits: Mapping[str, str]) -> None:
+            for revision in commits.keys() & suite.commits.keys():
+                if commits[revision] != suite.commits[revision]:
+                    raise UserError(
+                        f"{revision} is {suite.commits[revision]}, but another start of '{suite.name}' took "
+                        f"{commits[revision]}: start again to take that too"
+                    )
+
+        refuse_other(commits := self.commits() if suite.commits else {})
         if plan.partial and (earlier := self.plan()):
             stored = stored.completed(earlier)
-        run_id = self.begin(RunKind.SUITE, suite.name, {}, driver)
+        run = self.begin(suite.name, driver, suite.commits)
+        # Another start may have made the run in the same moment, before either stored its commits.
+        refuse_other(json.loads(run.tag(Tag.COMMITS, "{}")))
+        run_id = run.run_id
         self.keep(run_id, Artifact.PLAN, stored)
         fields = suite.model_dump(mode="json", exclude_unset=True)
         self.keep(run_id, Artifact.SUITE, StoredSuite(suite=fields, commits=commits | suite.commits))

@@ -112,9 +112,13 @@ def test_an_experiment_keeps_the_commits_of_its_first_start(
 
 
 def test_two_starts_cannot_take_two_commits(
-    moved: Callable[[], None], online: Hub, tmp_path: Path, new_store: Callable[[Path], str]
+    moved: Callable[[], None],
+    online: Hub,
+    tmp_path: Path,
+    new_store: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Both plan before either has stored its commits, and the branch moves between them."""
+    """The branch moves between their plans. The second looks before or after the first stored its commits."""
     file, store = suite_file(tmp_path, **TEXT), Store.create(new_store(tmp_path), "hub")
     first = make_plan(load_suite(file))
     commit = online.commit(ROBERTA)
@@ -124,6 +128,10 @@ def test_two_starts_cannot_take_two_commits(
     store.begin_suite(first)
     with pytest.raises(UserError, match=naming("at main", "another start of 'hub'")):
         store.begin_suite(second)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "commits", dict)
+        with pytest.raises(UserError, match=naming("at main", "another start of 'hub'")):
+            store.begin_suite(second)
     assert store.commits()["model me/tiny-roberta at main"] == commit
 
 

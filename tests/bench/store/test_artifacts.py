@@ -175,7 +175,7 @@ def test_the_suggested_fix_repairs_a_plan(call: Call, ran: Ran, broken: Any, tmp
 
 
 def test_two_processes_may_store_a_file_in_one_moment(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_id = store.begin(RunKind.SUITE, "toy", {}, "")
+    run_id = store.begin("toy").run_id
     copy = shutil.copyfile
 
     def while_another_stores(*paths: Any) -> None:

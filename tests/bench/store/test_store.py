@@ -196,7 +196,7 @@ def test_drivers_that_begin_in_one_moment_share_a_run(store: Store, monkeypatch:
 
 
 def test_drivers_that_write_a_new_tag_in_one_moment_both_succeed(store: Store) -> None:
-    run_id = store.begin(RunKind.SUITE, "toy", {}, "")
+    run_id = store.begin("toy").run_id
 
     def another_driver_writes(session: Session, *_: object) -> None:
         # Between MLflow's look, which finds no such tag, and its insertion.
