@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tensorbench.backbones import describe, load
 from tensorbench.backbones.inputs import TextInput
@@ -144,13 +144,22 @@ class _Work:
             self.audience.starting(plan, 0, executor.device)
             store.end(store.begin_suite(full_plan, self.driver.claims.driver), Status.FINISHED)
             return
-        check_disk(plan, trials, store)
-        _check_memory(trials, executor)
+        starting = partial(self.audience.starting, plan, len(trials), executor.device)
+        self._execute(full_plan, plan, trials, starting, retried=failed, records=records)
+
+    def _execute(
+        self, full_plan: Plan, plan: Plan, trials: list[Trial], announce: Callable[[], None], **options: Any
+    ) -> None:
+        executor = self.executor
+        check_disk(plan, trials, self.store)
+        # The nodes of a cluster check their own memory.
+        if executor.on_this_machine:
+            check_memory(trials, executor.slots)
         with self.audience.watch(plan, len(trials), executor.slots) as report:
             executor.prepare(trials, report, full_plan.suite.trial_timeout)
             # Announce the trials when nothing can prevent them any more.
-            self.audience.starting(plan, len(trials), executor.device)
-            execute(full_plan, trials, self.driver, executor, report, retried=failed, records=records)
+            announce()
+            execute(full_plan, trials, self.driver, executor, report, **options)
 
     def keep_answer(self, plan: Plan, analysis: Analysis) -> tuple[str, ...]:
         """Stores the answer of a complete suite in the note and the metrics of its run, and returns it."""
@@ -182,22 +191,11 @@ class _Work:
         waiting = [*pending(plan, stored), *(trials[id_] for id_ in trials if id_ in failed)]
         self.driver.warn_of_changed_plugins(record for record in stored if record.trial_id in trials)
         if waiting:
-            check_disk(plan, waiting, self.store)
-            _check_memory(waiting, self.executor)
-            with self.audience.watch(plan, len(waiting), self.executor.slots) as report:
-                self.executor.prepare(waiting, report, plan.suite.trial_timeout)
-                self.audience.trying(batch.title, len(waiting), batch.following)
-                execute(
-                    plan,
-                    waiting,
-                    self.driver,
-                    self.executor,
-                    report,
-                    parent=run_id,
-                    tags={Tag.PHASE: "search"},
-                    retried=failed,
-                    records=stored,
-                )
+            trying = partial(self.audience.trying, batch.title, len(waiting), batch.following)
+            tags = {Tag.PHASE: "search"}
+            self._execute(
+                plan, plan, waiting, trying, parent=run_id, tags=tags, retried=failed, records=stored
+            )
             stored = patiently(self.store, self.store.records)
         records = [record for record in stored if record.trial_id in trials]
         if lost := trials.keys() - {record.trial_id for record in records if record.settled}:
@@ -434,9 +432,3 @@ def _with_search(suite: Suite, trials: int | None, seed: int | None) -> Suite:
     update = {field: value for field, value in values.items() if value is not None}
     search = validate(Search, suite.search.model_dump() | update, "--trials, --sampler-seed")
     return suite.model_copy(update={"search": search})
-
-
-def _check_memory(trials: list[Trial], executor: Executor) -> None:
-    # The nodes of a cluster check their own memory.
-    if executor.on_this_machine:
-        check_memory(trials, executor.slots)
