@@ -185,19 +185,11 @@ def latest(records: Iterable[Record]) -> dict[str, Record]:
     return chosen
 
 
-def scores(records: Mapping[str, Record], ids: Iterable[str]) -> list[float]:
-    """Returns the scores of the trials with these ids. Trials without a score are left out."""
-    scores = (records[id_].score for id_ in ids if id_ in records)
-    return [score for score in scores if score is not None]
-
-
 def results(records: Mapping[str, Record], ids: Iterable[str], by: By) -> list[float]:
     """Returns the scores of the trials with these ids or, if `by` is "loss", their losses on the same split.
 
     Trials without a score are left out. If `by` is "loss", so are trials whose loss is missing or not finite.
     """
-    if by == "score":
-        return scores(records, ids)
-    trials = (records[id_] for id_ in ids if id_ in records)
-    losses = [trial.measure(Measure.SCORE_LOSS) for trial in trials if trial.score is not None]
-    return [loss for loss in losses if loss is not None and math.isfinite(loss)]
+    trials = [record for id_ in ids if (record := records.get(id_)) and record.score is not None]
+    values = [trial.score if by == "score" else trial.measure(Measure.SCORE_LOSS) for trial in trials]
+    return [value for value in values if value is not None and math.isfinite(value)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tensorbench.methods.errors import cut
+
 #: The longest message in characters, MLflow's limit for tags.
 LONGEST = 5000
 #: The longest run name in characters, the limit of databases other than SQLite.
@@ -20,16 +22,12 @@ def storable(text: str) -> str:
 
 def message(text: str) -> str:
     """Makes a text storable and cuts it to `LONGEST` characters."""
-    return _cut(storable(text), LONGEST)
+    return cut(storable(text), LONGEST)
 
 
 def run_name(text: str) -> str:
     """Makes a run's name storable and cuts it to `LONGEST_NAME` characters."""
-    return _cut(storable(text), LONGEST_NAME)
-
-
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+    return cut(storable(text), LONGEST_NAME)
 
 
 def all_storable(content: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 from tensorbench.methods import UnknownNameError, UserError
 from tensorbench.plan.cells import MANTISSA, PlanCell
 from tensorbench.plan.choosing import Centres, HeadRates, Lengths, Pilot
-from tensorbench.records.record import Record, latest, scores
+from tensorbench.records.record import Record, latest, results
 from tensorbench.search.chooser import Batch, Choices, Chooser, Steps, mean_result
 
 #: The registered name of the method that trains only the head.
@@ -135,7 +135,7 @@ class PilotChooser(Chooser):
         for task, length in step.chosen(records, "{}: epochs".format):
             choices.training.setdefault(task, {})["epochs"] = int(length)
             compared = by_method[task, length] | fitted.get(task, {})
-            of_methods = {method: scores(records, ids) for method, ids in compared.items()}
+            of_methods = {method: results(records, ids, "score") for method, ids in compared.items()}
             means = (f"{name} {fmean(own):.4f}" if own else f"{name} –" for name, own in of_methods.items())
             choices.lines.append(f"{task}: validation scores at this length: {', '.join(means)}")
 

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from tensorbench.methods import UserError
 from tensorbench.plan.rows import Plan
-from tensorbench.records.record import Progress, Record, failed, latest, scores
+from tensorbench.records.record import Progress, Record, failed, latest, results
 from tensorbench.records.words import RunKind, Status, Tag
 from tensorbench.store import claims, connect
 from tensorbench.store.connect import StoreError, storing
@@ -102,7 +102,7 @@ def test_only_what_finished_with_a_finite_number_has_a_score() -> None:
     records["none"] = Record("", "none", Status.FINISHED, 0, {}, {})
     records["zero"] = Record("", "zero", Status.FINISHED, 0, {}, {"score": 0.0})
     assert [record.score for record in records.values()] == [0.5, None, None, None, None, None, 0.0]
-    assert scores(records, ["zero", "missing", None, *records]) == [0.0, 0.5, 0.0]
+    assert results(records, ["zero", "missing", *records], "score") == [0.0, 0.5, 0.0]
 
 
 # --- opening ---
