@@ -1,4 +1,4 @@
-"""Reads and writes the YAML of suites and locks. Limits of size and depth keep out hostile files."""
+"""Reads and writes the YAML of suites. Limits of size and depth keep out hostile files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tensorbench.methods.errors import cut
 #: The deepest nesting. A suite needs a few levels; without a limit, a file of brackets exhausts the stack.
 MAX_DEPTH = 50
 
-#: The largest file in bytes. A lock with the hashes of thousands of files has some hundred thousand.
+#: The largest file in bytes. A suite has some thousand.
 MAX_BYTES = 2**20
 
 #: The largest number of keys and values with every alias expanded. Nested aliases can mean billions.
@@ -106,11 +106,6 @@ def _yaml() -> YAML:
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # declared as None alone
     yaml.width = 200
     return yaml
-
-
-def read(path: Path) -> Any:
-    """Reads the values of a YAML file. Raises OSError and ValueError as `read_text` and `parse` do."""
-    return parse(read_text(path))
 
 
 def read_text(path: Path) -> str:

@@ -175,7 +175,7 @@ class SplitSizes:
 
     @classmethod
     def of(cls, metrics: Mapping[str, float]) -> SplitSizes | None:
-        """Reads the sizes from a trial's metrics. Returns None for trials of versions that stored none."""
+        """Reads the sizes from a trial's metrics. Returns None if one is missing."""
         sizes = (Measure.TRAIN_EXAMPLES, Measure.VALIDATION_EXAMPLES, Measure.TEST_EXAMPLES)
         if not all(key in metrics for key in sizes):
             return None

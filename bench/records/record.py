@@ -52,7 +52,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """The record of a run, which belongs to a trial, holds a suite's plan, or holds a search's result.
+    """The record of a run, which belongs to a trial or holds a suite's plan.
 
     A record on its way into the store holds what the store still lacks. A record that was read from the store
     has no curves and no artifacts: they are read from its `Source`.

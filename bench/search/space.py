@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from tensorbench.methods import Geometry, Method, UnknownNameError
@@ -159,11 +158,8 @@ class RankSpace:
         }
         return shares | ({"parameters at most": self.count(ranks)} if self.below else {})
 
-    def vectors(self) -> Iterator[Ranks]:
-        """Yields every vector of the space."""
-        yield from self._vectors({})
-
-    def _vectors(self, chosen: dict[int, int]) -> Iterator[Ranks]:
+    def vectors(self, chosen: Mapping[int, int] = {}) -> Iterator[Ranks]:
+        """Yields every vector of the space. `chosen` are the ranks of the first modes that vary, by index."""
         index = self.free[len(chosen)]
         last = len(chosen) == len(self.free) - 1
         most = self._largest(chosen, index, self.limits[index])
@@ -179,11 +175,7 @@ class RankSpace:
             if last:
                 yield self._with({**chosen, index: rank})
             else:
-                yield from self._vectors({**chosen, index: rank})
-
-    def size(self, most: int) -> int:
-        """Counts the vectors of the space, up to `most`."""
-        return sum(1 for _ in islice(self.vectors(), most))
+                yield from self.vectors({**chosen, index: rank})
 
 
 def _raised(ranks: list[int], index: int) -> list[int]:

@@ -133,6 +133,23 @@ allocation: {isorank: 8} | at rank 8 throughout has … parameters, more than th
 """
 
 
+OF_PILOTS = """
+methods: [lora] | pilot.head_lr: … 'digits' … head_only
+training: {steps: 4, batch_size: 16} | pilot.epochs: … 'digits'
+methods: [head_only, {method: lora, training: {epochs: 5}}] | pilot.epochs: methods.1 … its own length
+methods: [head_only, {method: lora, each: {targets: [qkv, qkvo]}}] | pilot.centres: methods.1
+pilot: {epochs: {methods: [LoRRA]}} | pilot.epochs.methods: … 'LoRRA'
+pilot: {epochs: {seeds: [1, 1]}} | pilot.epochs.seeds: 1
+pilot: {centres: {task: digit}} | pilot.centres.task: … 'digit'
+pilot: {centres: {multiples: {nobody: 2}}} | pilot.centres.multiples: … 'nobody'
+pilot: {centres: {rates: [1e-3, 1e-2]}} | pilot.centres.rates: … at least 3
+pilot: {centres: {seeds: [10001]}} | pilot.centres.seeds: 10001
+"""
+
+#: What makes the toy suite one with studies.
+STUDIED = {"seeds": [], "training": {"batch_size": 16}, "tuning": {"studies": 3, "points": 4}}
+
+
 def lines(table: str) -> list[Any]:
     """The changes to a suite and the words of the message, of each line of a table."""
     params = []
@@ -152,9 +169,8 @@ def test_suites_that_cannot_be_are_refused(changes: dict[str, Any], message: str
 
 @pytest.mark.parametrize(("changes", "message"), lines(OF_STUDIES))
 def test_suites_with_studies_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
-    studied = {"seeds": [], "training": {"batch_size": 16}, "tuning": {"studies": 3, "points": 4}}
     with pytest.raises(UserError, match=message):
-        plan(VISION | studied, **changes)
+        plan(VISION | STUDIED, **changes)
 
 
 @pytest.mark.parametrize(("changes", "message"), lines(OF_CHOOSERS))
@@ -162,3 +178,9 @@ def test_sections_that_do_not_fit_the_methods_are_refused(changes: dict[str, Any
     methods = [{"method": "tenslora", "variant": "qkv_depth"}]
     with pytest.raises(UserError, match=message):
         only_chooser(suite(**{"methods": methods, **changes}))
+
+
+@pytest.mark.parametrize(("changes", "message"), lines(OF_PILOTS))
+def test_pilots_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        only_chooser(suite(VISION | STUDIED, **{"methods": ["head_only", "lora"], "pilot": {}, **changes}))

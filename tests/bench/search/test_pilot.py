@@ -257,34 +257,6 @@ def test_a_pilot_comes_before_a_search_which_its_suite_still_has() -> None:
     assert scripted.only_chooser(load_suite(values)).section == "search"
 
 
-@pytest.mark.parametrize(
-    ("base", "message"),
-    [
-        ({**PILOT, "methods": ["lora"]}, "pilot.head_lr: .*'digits'.*head_only"),
-        ({**PILOT, "training": {"steps": 4, "batch_size": 16}}, "pilot.epochs: .*'digits'"),
-        (changed(epochs={"methods": ["LoRRA"]}), "pilot.epochs.methods: .*'LoRRA'"),
-        (
-            {**PILOT, "methods": ["head_only", {"method": "lora", "training": {"epochs": 5}}]},
-            "pilot.epochs: methods.1 .*its own length",
-        ),
-        (changed(centres={"task": "digit"}), "pilot.centres.task: .*'digit'"),
-        (changed(centres={"multiples": {"nobody": 2}}), "pilot.centres.multiples: .*'nobody'"),
-        (changed(centres={"rates": [1e-3, 1e-2]}), "pilot.centres.rates: .*at least 3"),
-        (changed(centres={"seeds": [10_001]}), "pilot.centres.seeds: 10001"),
-        (changed(epochs={"seeds": [1, 1]}), "pilot.epochs.seeds: 1 "),
-        (
-            {**PILOT, "methods": ["head_only", {"method": "lora", "each": {"targets": ["qkv", "qkvo"]}}]},
-            "pilot.centres: methods.1 ",
-        ),
-    ],
-)
-def test_impossible_pilots_are_refused_before_any_trial(
-    base: dict[str, Any], message: str, tmp_path: Path, new_store: NewStore
-) -> None:
-    with pytest.raises(UserError, match=message):
-        tensorbench.search_suite(load_suite(base), store=new_store(tmp_path), out=tmp_path / "chosen.yaml")
-
-
 @pytest.mark.parametrize("out", ["toy.yaml", "chosen.txt", "a name.yaml", "nowhere/chosen.yaml"])
 def test_a_file_that_could_not_be_written_is_refused_before_any_trial(out: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--out"):

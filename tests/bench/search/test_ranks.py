@@ -23,7 +23,7 @@ from tensorbench.search.ranks import (
     path,
 )
 
-from ..toy_suites import DIGITS, MOVIES, VISION, suite
+from ..toy_suites import DIGITS, MOVIES, TEXT, VISION, suite
 from .scripted import Scripted, choose, only_chooser, record, steps
 
 QKV = {"method": "tenslora", "variant": "qkv_depth"}
@@ -145,6 +145,41 @@ def test_no_point_of_an_allocation_exceeds_the_budget(
     assert max(map(allocation.space.count, path(start, end, 8))) > 1.04 * allocation.budget
     assert {start, end} <= set(allocation.vectors)
     assert max(map(allocation.space.count, allocation.vectors)) <= allocation.budget
+
+
+# --- directions: every choice takes the lowest value of metrics for which lower is better ---
+
+DATA = Path(__file__).parents[2] / "data" / "similarity.csv"
+
+#: The better of the two values that each metric takes in these tests, 0.3 and 0.5.
+BEST = {"rmse": 0.3, "spearman": 0.5}
+
+
+def similarity(metric: str) -> dict[str, Any]:
+    columns = {"text": ["first", "second"], "label": "score", "target": "regression"}
+    return {"name": "similarity", "csv": str(DATA), **columns, "metric": metric, "train_size": 20}
+
+
+@pytest.mark.parametrize("metric", BEST)
+@pytest.mark.parametrize("objectives", ["metric", "metric and parameters"])
+def test_a_search_chooses_the_better_score(metric: str, objectives: str) -> None:
+    made = suite(
+        TEXT, tasks=[similarity(metric)], search={"trials": 2, "objectives": objectives, "by": "score"}
+    )
+    choices, _ = choose(made, lambda trial: (1.0, {1: 0.3, 2: 0.5}[trial.method["rank"]]))
+    (choice,) = choices.ranks
+    scores = [choice.tried[place].scores[0] for place in choice.chosen]
+    assert scores[-1] == BEST[metric]
+    # The table begins with the best point.
+    assert choice.overview().lines[0][metric] == {"rmse": "0.3", "spearman": "50.00"}[metric]
+    assert choice.merit(choice.tried[choice.ranked[0]]) > choice.merit(choice.tried[choice.ranked[1]])
+
+
+def test_a_search_by_loss_takes_the_lower_loss_whatever_the_score() -> None:
+    made = suite(TEXT, tasks=[similarity("spearman")], search={"trials": 2})
+    choices, _ = choose(made, lambda trial: {1: (0.9, 0.8), 2: (0.4, 0.3)}[trial.method["rank"]])
+    (choice,) = choices.ranks
+    assert [choice.tried[place].ranks for place in choice.chosen] == [(2,)]
 
 
 # --- failures ---
@@ -305,9 +340,6 @@ def test_a_written_row_is_the_method_with_the_points_ranks_and_scale(name: str, 
     ((_, again),) = cells(suite(methods=[written_row]))
     assert again.method == point.setting.method(cell.method.with_size(points.heuristic))
     assert again.trial(0, "test").id == cell.trial(0, "test", method=again.method).id
-
-
-# --- refusals ---
 
 
 def test_ranks_of_a_row_may_name_the_budgets_under_which_it_is_compared() -> None:

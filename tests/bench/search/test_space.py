@@ -76,9 +76,8 @@ def test_the_vectors_are_those_of_a_search_through_all(variant: str, below: bool
             ranks for ranks in fitting if not any(raised(ranks, i) in fitting for i in range(len(ranks)))
         }
     listed = list(rank_space.vectors())
-    assert len(listed) == len(set(listed)) == rank_space.size(10**6)
+    assert len(listed) == len(set(listed))
     assert set(listed) == fitting
-    assert rank_space.size(3) == 3
 
 
 @pytest.mark.parametrize("options", SIZED[:2] + SIZED[4:5], ids=str)
