@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from tensorbench.execution.perform import Event
     from tensorbench.execution.place import Place
     from tensorbench.plan.make import make_plan
-    from tensorbench.plan.rows import Part, Plan
+    from tensorbench.plan.pairs import Part
+    from tensorbench.plan.rows import Plan
     from tensorbench.plan.suite import Suite, load_suite
     from tensorbench.reports.advice import learning_rates
     from tensorbench.reports.loading import load_results
@@ -27,12 +28,11 @@ if TYPE_CHECKING:
     from tensorbench.reports.selection import Selection
     from tensorbench.reports.site.build import check_site, write_site
     from tensorbench.reports.stored import load_cell, load_trial
-    from tensorbench.run.suites import fetch
     from tensorbench.run.first_suite import write_first_suite
     from tensorbench.run.forecast import make_forecast
     from tensorbench.run.listings import list_backbones, list_experiments, list_methods, list_tasks
     from tensorbench.run.power import power
-    from tensorbench.run.suites import Audience, run_suite, search_suite
+    from tensorbench.run.suites import Audience, fetch, run_suite, search_suite
     from tensorbench.store.claims import find_leftovers
     from tensorbench.store.opening import pack, unpack
     from tensorbench.tools.export import export_run
@@ -86,7 +86,7 @@ __all__ = [
 _HOMES = {
     "Audience": "run.suites",
     "Event": "execution.perform",
-    "Part": "plan.rows",
+    "Part": "plan.pairs",
     "Place": "execution.place",
     "Plan": "plan.rows",
     "Saving": "training.saving",

@@ -10,19 +10,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tensorbench.methods import METHODS, Geometry, Method, UserError, create
 from tensorbench.methods.errors import cut
 from tensorbench.methods.validation import MOST_SAID
 from tensorbench.plan.choosing import Grids, Studies
-from tensorbench.plan.pairs import Pairing, pairs
+from tensorbench.plan.pairs import EVERYTHING, Pairing, Part, pairs
 from tensorbench.plan.recipe import OF_FORWARD, Recipe, Setting
-from tensorbench.plan.rows import EVERYTHING, Part
 from tensorbench.plan.suite import FLOORS, Suite
 from tensorbench.plan.suite_rows import Budget, MethodRow
 from tensorbench.plan.trial import Trial
-from tensorbench.records.stored_plan import Names, Row, StudyPlan, StudyTrial
+from tensorbench.records.stored_plan import Row, StudyPlan, StudyTrial
 from tensorbench.tasks import check_use
 
 #: The largest number of trials in a suite. Even a study of all methods and tasks has only thousands.
@@ -254,6 +253,14 @@ def offsets(studies: Studies, study: int, setting: str) -> list[float]:
     return [round(width * (stratum + draw()) - studies.lr.decades / 2, DECIMALS) for stratum in order]
 
 
+class Names(NamedTuple):
+    """The names of a cell's method, backbone and task."""
+
+    method: str
+    backbone: str
+    task: str
+
+
 @dataclass(frozen=True)
 class PlanCell(Pairing):
     """A cell: one method under one budget on one task and backbone, with all that its trials share."""
@@ -349,7 +356,6 @@ class PlanCell(Pairing):
             # Without a label, show the title, unless options distinguish the method from its plain form.
             title=shown.method if own.method == self.method.title else self.method.title,
             family=sized.name,
-            own=own,
             budget=self.budget.label if self.budget else None,
             backbone=shown.backbone,
             task=shown.task,

@@ -7,12 +7,12 @@ from operator import itemgetter
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import shown
 from tensorbench.plan.cells import PlanCell, cells
-from tensorbench.plan.rows import EVERYTHING, Part, Plan
+from tensorbench.plan.pairs import EVERYTHING, Part
+from tensorbench.plan.rows import Plan
 from tensorbench.plan.suite import Suite
 from tensorbench.plan.suite_rows import Budget
 from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import Row
-from tensorbench.tasks import Task
 
 
 def make_plan(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Plan:
@@ -28,9 +28,8 @@ def make_plan(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Pla
     """
     if device.partition(":")[0] not in ("cpu", "cuda"):
         raise UserError(f"device {shown(device)}: a plan is for cpu or cuda")
-    rows: list[tuple[tuple[int, ...], Row]] = []
+    rows: list[tuple[tuple[int, ...], Row, PlanCell]] = []
     trials: dict[str, tuple[tuple[int, ...], Trial]] = {}
-    tasks: dict[str, Task] = {}
     #: The cell that made each line of the plan.
     lines: dict[tuple[Budget | str | None, ...], PlanCell] = {}
     # Blocks in the order of tables: rows of a fixed size, then the suite's budgets.
@@ -53,26 +52,15 @@ def make_plan(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Pla
                 )
             continue
         lines[line] = cell
-        rows.append(((pair, block), row))
-        tasks[row.task] = cell.definition
+        rows.append(((pair, block), row, cell))
         for place, trial in enumerate(own):
             # Ordered by study, then by seed, so that a stopped run has treated all methods alike.
             study = row.studies.trials[trial.seed].study if row.studies else 0
             trials.setdefault(trial.id, ((study, pair, place), trial))
+    rows.sort(key=itemgetter(0))
     return Plan(
         suite=suite,
-        rows=tuple(row for _, row in sorted(rows, key=itemgetter(0))),
+        rows=tuple(row for _, row, _ in rows),
         trials=tuple(trial for _, trial in sorted(trials.values(), key=itemgetter(0))),
-        tasks=tasks,
+        cells=tuple(cell for _, _, cell in rows),
     )
-
-
-def cells_of(plan: Plan, device: str) -> list[PlanCell]:
-    """Returns the suite's cells (method, budget, task, backbone) that have a row in the plan."""
-    rows = {(row.method, row.backbone, row.task, row.budget, row.ranks) for row in plan.rows}
-    planned = Part(tasks=sorted({row.own.task for row in plan.rows}))
-    keyed = {
-        (*cell.shown, cell.budget.label if cell.budget else None, cell.method.size or ()): cell
-        for _, cell in cells(plan.suite, device, planned)
-    }
-    return [cell for key, cell in keyed.items() if key in rows]

@@ -12,12 +12,56 @@ from tensorbench.backbones import BackboneInfo, BackboneSpec, describe
 from tensorbench.backbones.inputs import ImageInput, ModelInput, TextInput
 from tensorbench.machine.hub import is_commit
 from tensorbench.methods import UnknownNameError, UserError
+from tensorbench.methods.errors import shown
 from tensorbench.methods.validation import identity
-from tensorbench.plan.rows import Part
 from tensorbench.plan.suite import Suite
 from tensorbench.plan.suite_rows import TaskRow
 from tensorbench.tasks import DataSource, Task, data_key
 from tensorbench.tasks.data_tasks import HubTask
+
+#: The fields of a part, each with its noun in the singular.
+SINGULAR = {
+    "tasks": "task",
+    "methods": "method",
+    "backbones": "backbone",
+    "budgets": "budget",
+    "seeds": "seed",
+    "studies": "study",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A selection of a suite's rows. An empty field selects everything.
+
+    Methods are given by registered name, title or label. Tasks and backbones are given by name or label, and
+    budgets by one of the names that `budget_names` returns. Raises UserError if a field is a string instead
+    of a list.
+    """
+
+    tasks: Sequence[str] = ()
+    methods: Sequence[str] = ()
+    backbones: Sequence[str] = ()
+    budgets: Sequence[str] = ()
+    seeds: Sequence[int] = ()
+    #: Numbers of studies, from 0.
+    studies: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        for kind in SINGULAR:
+            if isinstance(names := getattr(self, kind), str):
+                raise UserError(f"{kind}: accepted is a list of names, got {shown(names)}")
+
+    @property
+    def choices(self) -> dict[str, list[str]]:
+        """The fields that select something, as lists of names."""
+        return {kind: list(map(str, names)) for kind in SINGULAR if (names := getattr(self, kind))}
+
+    def __str__(self) -> str:
+        return "; ".join(f"{SINGULAR[kind]} {', '.join(names)}" for kind, names in self.choices.items())
+
+
+EVERYTHING = Part()
 
 
 @dataclass(frozen=True)

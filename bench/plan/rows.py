@@ -2,75 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
-
-from pydantic import Field
 
 from tensorbench.machine.table import ShowsOverview, Table
 from tensorbench.methods import METHODS, UnknownNameError, UserError
-from tensorbench.methods.errors import shown
-from tensorbench.methods.validation import Frozen
+from tensorbench.plan.cells import PlanCell
+from tensorbench.plan.pairs import SINGULAR, Part
 from tensorbench.plan.suite import Suite
 from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import TEXT_COLUMNS, PlannedTrial, Row, StoredPlan, rate_text, row_texts
 from tensorbench.records.words import budget_names
 from tensorbench.tasks import Task, split_sizes
 
-#: The fields of a part, each with its noun in the singular.
-SINGULAR = {
-    "tasks": "task",
-    "methods": "method",
-    "backbones": "backbone",
-    "budgets": "budget",
-    "seeds": "seed",
-    "studies": "study",
-}
 
-
-@dataclass(frozen=True)
-class Part:
-    """A selection of a suite's rows. An empty field selects everything.
-
-    Methods are given by registered name, title or label. Tasks and backbones are given by name or label, and
-    budgets by one of the names that `budget_names` returns. Raises UserError if a field is a string instead
-    of a list.
-    """
-
-    tasks: Sequence[str] = ()
-    methods: Sequence[str] = ()
-    backbones: Sequence[str] = ()
-    budgets: Sequence[str] = ()
-    seeds: Sequence[int] = ()
-    #: Numbers of studies, from 0.
-    studies: Sequence[int] = ()
-
-    def __post_init__(self) -> None:
-        for kind in SINGULAR:
-            if isinstance(names := getattr(self, kind), str):
-                raise UserError(f"{kind}: accepted is a list of names, got {shown(names)}")
-
-    @property
-    def choices(self) -> dict[str, list[str]]:
-        """The fields that select something, as lists of names."""
-        return {kind: list(map(str, names)) for kind in SINGULAR if (names := getattr(self, kind))}
-
-    def __str__(self) -> str:
-        return "; ".join(f"{SINGULAR[kind]} {', '.join(names)}" for kind, names in self.choices.items())
-
-
-EVERYTHING = Part()
-
-
-class Plan(ShowsOverview, Frozen, arbitrary_types_allowed=True):
+@dataclass(frozen=True, repr=False)
+class Plan(ShowsOverview):
     """The rows of a suite and the trials behind them, in the order in which they run."""
 
     suite: Suite
     rows: tuple[Row, ...]
     trials: tuple[Trial, ...]
-    #: The tasks of the rows, by their names in tables.
-    tasks: dict[str, Task] = Field(repr=False)
+    #: The cell of each row.
+    cells: tuple[PlanCell, ...]
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """The tasks of the rows, by their names in tables."""
+        return {row.task: cell.definition for row, cell in zip(self.rows, self.cells, strict=True)}
 
     def select(self, part: Part) -> Plan:
         """Restricts the plan to a part.
@@ -79,31 +40,32 @@ class Plan(ShowsOverview, Frozen, arbitrary_types_allowed=True):
         """
         if part.studies and not self.suite.tuning:
             raise UserError(f"studies: suite '{self.suite.name}' has seeds and no studies; select its seeds")
-        kept = list(self.rows)
-        names_of: dict[str, Callable[[Row], set[str]]] = {
-            "tasks": lambda row: {row.task, row.own.task},
-            "methods": lambda row: {row.title, row.method, row.family, row.own.method},
-            "backbones": lambda row: {row.backbone, row.own.backbone},
-            "budgets": lambda row: budget_names(row.budget),
-            "seeds": lambda row: set(map(str, row.trials)),
-            "studies": lambda row: set(map(str, map(self._study, row.trials))),
+        names_of: dict[str, Callable[[Row, PlanCell], set[str]]] = {
+            "tasks": lambda row, cell: {row.task, cell.own.task},
+            "methods": lambda row, cell: {row.title, row.method, row.family, cell.own.method},
+            "backbones": lambda row, cell: {row.backbone, cell.own.backbone},
+            "budgets": lambda row, _: budget_names(row.budget),
+            "seeds": lambda row, _: set(map(str, row.trials)),
+            "studies": lambda row, _: set(map(str, map(self._study, row.trials))),
         }
+        kept = entries = list(zip(self.rows, self.cells, strict=True))
         for kind, names in part.choices.items():
-            accepted: set[str] = set().union(*map(names_of[kind], self.rows))
+            accepted: set[str] = set().union(*(names_of[kind](*entry) for entry in entries))
             for name in names:
                 if name not in accepted:
                     raise UnknownNameError(f"{SINGULAR[kind]} of this suite", name, accepted)
-            kept = [row for row in kept if names_of[kind](row) & set(names)]
+            kept = [entry for entry in kept if names_of[kind](*entry) & set(names)]
         if part.seeds:
-            kept = [row.only(set(part.seeds)) for row in kept]
+            kept = [(row.only(part.seeds), cell) for row, cell in kept]
         if part.studies:
-            kept = [row.only({s for s in row.trials if self._study(s) in part.studies}) for row in kept]
-        kept = [row for row in kept if row.trials]
+            of_studies = [{s for s in row.trials if self._study(s) in part.studies} for row, _ in kept]
+            kept = [(row.only(seeds), cell) for (row, cell), seeds in zip(kept, of_studies, strict=True)]
+        kept = [entry for entry in kept if entry[0].trials]
         if self.rows and not kept:
             raise UserError(f"suite '{self.suite.name}' has no row of all of these: {part}")
-        ids = {id_ for row in kept for id_ in row.trials.values()}
-        trials = tuple(trial for trial in self.trials if trial.id in ids)
-        return self.model_copy(update={"rows": tuple(kept), "trials": trials})
+        rows, cells = zip(*kept, strict=True) if kept else ((), ())
+        ids = {id_ for row in rows for id_ in row.trials.values()}
+        return replace(self, rows=rows, cells=cells, trials=tuple(t for t in self.trials if t.id in ids))
 
     def _study(self, seed: int) -> int | None:
         """Returns the number of the study to which a seed belongs. None in a suite without studies."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
@@ -57,14 +57,6 @@ class StudyPlan(Wired):
         return " … ".join(map(rate_text, self.ends))
 
 
-class Names(NamedTuple):
-    """The names of a row's method, backbone and task."""
-
-    method: str = ""
-    backbone: str = ""
-    task: str = ""
-
-
 class Row(Wired):
     """A row of a plan and of the tables: a method under a budget on a backbone and a task, over all seeds."""
 
@@ -96,8 +88,6 @@ class Row(Wired):
     trials: dict[int, str]
     #: The studies to which the trials belong. None if the trials differ in their seeds only.
     studies: StudyPlan | None = None
-    #: The names without the suite's labels, which select a part of a plan too. Not stored.
-    own: Names = Field(Names(), exclude=True, repr=False)
     #: The experiment, where an earlier one in the same tables has a row of the same name. Not stored.
     apart: str = Field(default="", exclude=True, repr=False)
 

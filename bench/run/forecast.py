@@ -14,7 +14,6 @@ from tensorbench.machine.cards import cards
 from tensorbench.machine.memory import MIB
 from tensorbench.machine.precision import computes_bf16
 from tensorbench.methods import UserError
-from tensorbench.plan.make import cells_of
 from tensorbench.plan.rows import Plan
 from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import Forecast, Share
@@ -63,7 +62,7 @@ def make_forecast(
     to_run = [(trial, work[trial.id]) for trial in plan.trials if trial.id not in settled]
     parts = [_Part("run", points, len(plan.trials), to_run)]
     if plan.suite.searched:
-        parts.append(_search_part(plan, device, records, settled, notes))
+        parts.append(_search_part(plan, records, settled, notes))
     pace = pace_on(device, plan, records)
     if device.startswith("cuda") and not torch.cuda.is_available():
         notes.append(
@@ -123,9 +122,7 @@ def _bf16(trials: Sequence[Trial], device: str) -> str:
     )
 
 
-def _search_part(
-    plan: Plan, device: str, records: Sequence[Record], settled: Set[str], notes: list[str]
-) -> _Part:
+def _search_part(plan: Plan, records: Sequence[Record], settled: Set[str], notes: list[str]) -> _Part:
     """The trials of the suite's search, allocation or pilot.
 
     It repeats the choosers' steps from the stored records. Trials that depend on results which are not there
@@ -148,7 +145,7 @@ def _search_part(
         return None
 
     try:
-        choosers = choosers_of(cells_of(plan, device))
+        choosers = choosers_of(plan)
     except UserError as error:
         notes.append(str(error))
         return part

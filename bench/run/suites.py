@@ -25,8 +25,9 @@ from tensorbench.machine.table import ShowsOverview, Table
 from tensorbench.methods import UserError
 from tensorbench.methods.validation import validate
 from tensorbench.plan.choosing import Search
-from tensorbench.plan.make import cells_of, make_plan
-from tensorbench.plan.rows import EVERYTHING, Part, Plan
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.pairs import EVERYTHING, Part
+from tensorbench.plan.rows import Plan
 from tensorbench.plan.suite import Limit, Suite, load_suite
 from tensorbench.plan.trial import Trial
 from tensorbench.records.record import Record, latest
@@ -185,7 +186,7 @@ class _Work:
         choice without it could differ from the choice with it.
         """
         trials = {trial.id: trial for trial in batch.trials}
-        plan = full_plan.model_copy(update={"rows": tuple(batch.rows), "trials": tuple(trials.values())})
+        plan = Plan(full_plan.suite, tuple(batch.rows), tuple(trials.values()), tuple(batch.cells))
         stored = patiently(self.store, self.store.records)
         failed = failures(stored) if retry_failed else {}
         waiting = [*pending(plan, stored), *(trials[id_] for id_ in trials if id_ in failed)]
@@ -315,7 +316,7 @@ def search_suite(
         limited = _limited(loaded, place, executor, audience)
         full_plan = _planned(limited, executor.device, part, audience)
         plan = full_plan.select(part)
-        choosers = choosers_of(cells_of(plan, executor.device))
+        choosers = choosers_of(plan)
         targets = {name: _target(Path(out), name) for name in choosers}
         for name, chooser in choosers.items():
             chooser.check_target(targets[name])

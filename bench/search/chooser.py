@@ -33,11 +33,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Batch:
-    """Trials whose results a chooser needs before it goes on, with their rows."""
+    """Trials whose results a chooser needs before it goes on, with their rows and the cell of each."""
 
     #: The subject of the choice, in words.
     title: str
     rows: list[Row] = field(default_factory=list)
+    cells: list[PlanCell] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
     #: The number of trials that the chooser needs afterwards and that depend on these results.
     following: int = 0
@@ -45,6 +46,7 @@ class Batch:
     def add(self, cell: PlanCell, trials: Sequence[Trial], **options: Any) -> list[str]:
         """Adds a row of trials, with these `options` of `PlanCell.row`. Returns their ids."""
         self.rows.append(cell.row(trials, **options))
+        self.cells.append(cell)
         self.trials += trials
         return [trial.id for trial in trials]
 

@@ -18,6 +18,7 @@ from tensorbench.metrics import METRICS
 from tensorbench.plan.cells import PlanCell
 from tensorbench.plan.choosing import Allocation, Search
 from tensorbench.plan.recipe import Setting
+from tensorbench.plan.rows import Plan
 from tensorbench.records.record import Record, latest, results
 from tensorbench.records.words import OWN_SIZE
 from tensorbench.search.chooser import Batch, Choices, Chooser, Steps, mean_result
@@ -39,21 +40,20 @@ DRAWS = 100
 Tries = Generator[Batch, Sequence[Record], Sequence[Record]]
 
 
-def choosers_of(plan_cells: Iterable[PlanCell]) -> dict[str, Chooser]:
-    """Makes the choosers of the section `search`, `allocation` or `pilot` of a suite with these cells.
+def choosers_of(plan: Plan) -> dict[str, Chooser]:
+    """Makes the choosers of the section `search`, `allocation` or `pilot` of a plan's suite.
 
     Ranks are chosen for each task on each backbone, by a chooser that writes a suite of its own. The keys are
     the names of task and backbone, or empty if there is a single chooser. A pilot comes before a search or an
     allocation, which the suite that it writes still has. Raises UserError for a section that does not fit the
-    cells.
+    plan.
     """
-    cells = list(plan_cells)
-    if cells[0].suite.pilot is not None:
-        return {"": PilotChooser(cells[0].suite.pilot, cells)}
-    kind = RankSearch if cells[0].suite.search else RankAllocation
+    if plan.suite.pilot is not None:
+        return {"": PilotChooser(plan.suite.pilot, plan.cells)}
+    kind = RankSearch if plan.suite.search else RankAllocation
     pairs: dict[str, Chooser] = {
         f"{task}_{backbone}": kind(list(of_pair))
-        for (task, backbone), of_pair in groupby(cells, lambda cell: (cell.task.task, cell.info.name))
+        for (task, backbone), of_pair in groupby(plan.cells, lambda cell: (cell.task.task, cell.info.name))
     }
     return pairs if len(pairs) > 1 else dict.fromkeys([""], *pairs.values())
 

@@ -21,7 +21,8 @@ from tensorbench.execution.estimate import step_count
 from tensorbench.execution.perform import Report
 from tensorbench.execution.place import Place
 from tensorbench.machine.table import duration
-from tensorbench.plan.rows import Part, Plan
+from tensorbench.plan.pairs import Part
+from tensorbench.plan.rows import Plan
 from tensorbench.records.stored_plan import Forecast, Share
 from tensorbench.records.words import PROVENANCE
 from tensorbench.run.forecast import make_forecast

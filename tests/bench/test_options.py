@@ -12,7 +12,8 @@ import pytest
 
 from tensorbench.cli.options import split_names
 from tensorbench.methods import UserError
-from tensorbench.plan.rows import Part, Plan
+from tensorbench.plan.pairs import Part
+from tensorbench.plan.rows import Plan
 
 from .toy_suites import DIGITS, MOVIES, VISION, plan, write
 

@@ -17,7 +17,8 @@ import pytest
 import tensorbench
 from tensorbench.execution.perform import Event, Report
 from tensorbench.methods import UserError
-from tensorbench.plan.rows import Part, Plan
+from tensorbench.plan.pairs import Part
+from tensorbench.plan.rows import Plan
 from tensorbench.plan.suite import load_suite
 from tensorbench.records.record import latest
 from tensorbench.reports.analysis import Analysis

@@ -34,7 +34,8 @@ from tensorbench.execution.executor import Executor
 from tensorbench.execution.perform import Event, Report, ended
 from tensorbench.execution.place import Place
 from tensorbench.plan.make import make_plan
-from tensorbench.plan.rows import Part, Plan
+from tensorbench.plan.pairs import Part
+from tensorbench.plan.rows import Plan
 from tensorbench.plan.suite import load_suite
 from tensorbench.plan.trial import Trial
 from tensorbench.records.record import Progress

@@ -20,7 +20,6 @@ from tensorbench.backbones.random_weights import byte_tokenizer
 from tensorbench.checks.conformance.subject import tiny
 from tensorbench.execution.perform import prepare_all
 from tensorbench.methods import UserError, create
-from tensorbench.plan.make import cells_of
 from tensorbench.records.measures import Measure
 from tensorbench.records.record import Progress
 from tensorbench.tasks import TASKS, prepare
@@ -144,7 +143,7 @@ def test_a_head_that_is_not_there_is_not_searched() -> None:
     base = {**TEXT, "backbones": ["tiny-random-llama"], "tasks": [task], "floor": "none"}
     made = plan({**base, "methods": ["head_only", {"method": "lora", "rank": 2}]})
     grids = {"lr": (1e-3, 1e-2), "head_lr": (1e-3, 1e-2)}
-    assert [set(cell.tunable(grids)) for cell in cells_of(made, "cpu")] == [set(), {"lr"}]
+    assert [set(cell.tunable(grids)) for cell in made.cells] == [set(), {"lr"}]
 
 
 def test_a_long_prompt_is_cut_from_the_left_behind_its_beginning() -> None:

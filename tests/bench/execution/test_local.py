@@ -10,6 +10,7 @@ import termios
 import time
 from array import array
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,7 @@ def test_a_trial_beyond_its_worker_s_memory_fails_and_the_others_go_on(
     with Local([Slot("cpu/0", "cpu", 1, memory=2048)]) as place:
         place.prepare([head])
         (process,) = place.processes()
-        events = run(store, place, made.model_copy(update={"rows": rows, "trials": (hungry, head)}))
+        events = run(store, place, replace(made, rows=rows, trials=(hungry, head)))
         assert place.processes() == [process], "the worker died for it"
     assert [event.kind for event in events if event.ending] == ["failed", "finished"]
     failed, finished = store.records()

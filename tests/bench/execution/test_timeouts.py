@@ -24,8 +24,8 @@ from tensorbench.execution.watch import Limits, Silence, Watch
 from tensorbench.execution.worker import Slot
 from tensorbench.methods import UserError
 from tensorbench.methods.validation import validate
-from tensorbench.plan.make import cells_of
 from tensorbench.plan.recipe import Setting
+from tensorbench.plan.rows import Plan
 from tensorbench.plan.suite import Suite
 from tensorbench.plan.suite_rows import TaskRow
 from tensorbench.records.measures import Measure
@@ -155,12 +155,12 @@ def test_a_task_of_unstated_size_has_the_steps_of_its_trials(monkeypatch: pytest
 
 def test_times_of_stored_trials_limit_those_of_other_settings() -> None:
     made = plan(training={"batch_size": 16, "steps": 100})
-    (cell,) = cells_of(made, "cpu")
+    (cell,) = made.cells
     batch = Batch("toy")
     for rate in (1e-3, 1e-2):
         setting = Setting(lr=rate)
         batch.add(cell, [cell.trial(9, "validation", setting=setting)], note=setting.label)
-    made = made.model_copy(update={"rows": tuple(batch.rows), "trials": tuple(batch.trials)})
+    made = Plan(made.suite, tuple(batch.rows), tuple(batch.trials), tuple(batch.cells))
     first, second = made.rows
     tags = {"method": first.method, "backbone": first.backbone, "task": first.task, **ON_H100}
     stored = Record("r", "t", Status.FINISHED, 0, tags, {"cost/seconds": 20.0, "cost/steps": 10.0})

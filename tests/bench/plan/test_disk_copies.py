@@ -14,7 +14,7 @@ import yaml
 from tensorbench.execution.place import Place
 from tensorbench.methods import UnknownNameError, UserError
 from tensorbench.plan.make import make_plan
-from tensorbench.plan.rows import Part
+from tensorbench.plan.pairs import Part
 from tensorbench.plan.suite import load_suite
 from tensorbench.run.suites import Audience, run_suite
 from tensorbench.store.store import Store

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tensorbench.plan.rows import Part
+from tensorbench.plan.pairs import Part
 
 from ..local_checkpoints import encoder
 from ..local_checkpoints import write as checkpoint
@@ -64,7 +64,7 @@ def test_labels_distinguish_two_folders_of_one_name(tmp_path: Path) -> None:
         rows.append({"local": str(tmp_path / folder / "model"), "label": folder})
     made = plan(backbones=rows)
     assert [row.backbone for row in made.rows] == ["a", "b"]
-    assert [row.own.backbone for row in made.rows] == ["local:model (a)", "local:model (b)"]
+    assert [cell.own.backbone for cell in made.cells] == ["local:model (a)", "local:model (b)"]
 
 
 def test_each_sweeps_fields_of_the_recipe_beside_options() -> None:

@@ -18,7 +18,7 @@ from tensorbench.backbones import BACKBONES
 from tensorbench.backbones.registered_backbones import TINY_RANDOM_BERT
 from tensorbench.methods import UserError
 from tensorbench.methods.tenslora import VARIANTS
-from tensorbench.plan.rows import Part
+from tensorbench.plan.pairs import Part
 from tensorbench.plan.trial import Trial
 
 from ...messages import naming

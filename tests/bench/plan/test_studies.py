@@ -13,7 +13,8 @@ from tensorbench.methods.validation import validate
 from tensorbench.plan.cells import offsets
 from tensorbench.plan.choosing import Studies, Window
 from tensorbench.plan.make import make_plan
-from tensorbench.plan.rows import Part, Plan
+from tensorbench.plan.pairs import Part
+from tensorbench.plan.rows import Plan
 from tensorbench.plan.suite import Suite
 from tensorbench.records.stored_plan import Row, StoredPlan, StudyPlan
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tensorbench.plan.make import cells_of, make_plan
+from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite import Suite
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
@@ -41,7 +41,7 @@ def steps(
 
 
 def only_chooser(suite: Suite) -> Chooser:
-    (chooser,) = choosers_of(cells_of(make_plan(suite), "cpu")).values()
+    (chooser,) = choosers_of(make_plan(suite)).values()
     return chooser
 
 

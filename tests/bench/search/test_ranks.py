@@ -9,7 +9,7 @@ import pytest
 
 from tensorbench.methods import METHODS, UserError
 from tensorbench.plan.cells import cells
-from tensorbench.plan.make import cells_of, make_plan
+from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite import Suite, load_suite
 from tensorbench.plan.trial import Trial
 from tensorbench.search.chooser import Choices
@@ -275,8 +275,10 @@ def test_each_budget_and_variant_has_its_choice(tmp_path: Path) -> None:
     made = suite(methods=methods, budgets=budgets, search={"trials": 4})
     chosen, choices = written(made, tmp_path)
     assert len(choices.ranks) == 9
-    rows = make_plan(chosen).rows
-    assert {row.title for row in rows if row.own.method.startswith("TensLoRA depth")} >= {"TensLoRA depth"}
+    made = make_plan(chosen)
+    rows = made.rows
+    titles = {row.title for row, cell in zip(rows, made.cells, strict=True) if "depth" in cell.own.method}
+    assert titles >= {"TensLoRA depth"}
     assert {row.budget for row in rows} == {"isoparameters 2", "1,500 parameters", None}
     assert "mine chosen, isoparameters 2" in {row.method for row in rows}
     assert all(row.parameters <= choice.budget for row, choice in zip(rows[:1], choices.ranks, strict=False))
@@ -316,7 +318,7 @@ def test_each_task_on_each_backbone_has_a_suite_of_its_own(tmp_path: Path) -> No
         methods=[QKV],
         search={"trials": 4},
     )
-    choosers = choosers_of(cells_of(make_plan(made), "cpu"))
+    choosers = choosers_of(make_plan(made))
     assert list(choosers) == ["digits_tiny-random-vit", "movie-sentiment_tiny-random-bert"]
     chooser = choosers["movie-sentiment_tiny-random-bert"]
     choices, _ = steps(chooser, lambda trial: [record(trial, loss_of(trial))])

@@ -11,7 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from tensorbench.execution.place import Place
-from tensorbench.plan.rows import Part
+from tensorbench.plan.pairs import Part
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.record import Record, failed
