@@ -340,10 +340,10 @@ def path(start: Ranks, end: Ranks, count: int) -> list[Ranks]:
 
 
 class AllocationPoints(CellPoints):
-    """The ways in which an allocation shares one cell's budget among the modes of its method.
+    """The rank vectors that an allocation tries in one cell: ways to share the budget among the modes.
 
-    They are a sweep, which varies the rank of each mode in turn and scales the others to the budget, and a
-    path. Raises UserError for an unknown mode, for a budget below the smallest ranks, and for a path that
+    These are the heuristic's ranks, sweeps of single modes, and a path from small equal ranks to the
+    heuristic's. Raises UserError for an unknown mode, for a budget below the smallest ranks, and if the path
     would begin with more parameters than it ends with.
     """
 
