@@ -48,8 +48,9 @@ def test_what_an_experiment_holds_is_fetched_and_not_todays_branch(
     moved: Callable[[], None], online: Hub, tmp_path: Path, call: Call, new_store: Callable[[Path], str]
 ) -> None:
     file, uri = suite_file(tmp_path, **TEXT), new_store(tmp_path)
-    held = make_plan(load_suite(file))
-    Store.create(uri, "hub").begin_suite(held)
+    # The stand-in serves today's commit alone, so the earlier one is fetched while it is that.
+    assert call("tools", "fetch", file).code == 0
+    Store.create(uri, "hub").begin_suite(make_plan(load_suite(file)))
     commit = online.commit(ROBERTA)
     moved()
     ended = call("tools", "fetch", file, "--store", uri)

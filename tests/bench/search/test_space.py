@@ -122,7 +122,8 @@ def test_a_cell_is_searched_by_what_it_has(head_lr: float | None) -> None:
     rows = [core, {**core, "factorization": "cp"}, {"method": "peft", "type": "LOHA"}, none]
     made = plan(methods=rows, training={"batch_size": 16, "steps": 2, "head_lr": head_lr}, floor="none")
     grids = dict.fromkeys(AXES, (0.001, 0.01))
-    with_core, without, loha, head = made.cells
+    # Rows without a budget come first.
+    head, with_core, without, loha = made.cells
     assert set(with_core.tunable(grids)) == set(AXES)
     assert set(without.tunable(grids)) == {"lr", "scale", "head_lr"}
     assert set(loha.tunable(grids)) == {"lr", "head_lr"}
