@@ -331,9 +331,9 @@ def test_a_plan_shows_its_rows_with_rates_and_trials() -> None:
     overview = made.overview()
     lines = {line["method"]: line for line in overview.lines}
     assert {name: (line["lr"], line["trials"]) for name, line in lines.items()} == {
-        "LoRA": ("0.005", "3"),
-        "converged head": ("–", "3"),
-        label: ("0.005", "3"),
+        "LoRA": ("0.005", 3),
+        "converged head": ("–", 3),
+        label: ("0.005", 3),
     }
     assert [line["params"] for line in overview.lines] == [f"{row.parameters:,}" for row in made.rows]
     assert f"{len(made.trials)} trials" in overview.title
@@ -350,6 +350,6 @@ def test_a_plan_of_studies_shows_their_windows() -> None:
     rates = [trial.lr for trial in row.studies.trials.values()]
     low, high = map(float, line["lr"].split(" … "))
     assert low <= min(rates) < max(rates) <= high
-    assert line["trials"] == "12"
+    assert line["trials"] == 12
     assert "3 studies of 4 points" in made.overview().title
     assert "1 of 3 studies of 4 points" in made.select(Part(studies=[1])).overview().title
