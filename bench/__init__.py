@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tensorbench.checks.conformance import check
     from tensorbench.checks.verify import verify
     from tensorbench.execution.perform import Event
-    from tensorbench.execution.place import Place
+    from tensorbench.execution.place import Place, Saving
     from tensorbench.plan.make import make_plan
     from tensorbench.plan.pairs import Part
     from tensorbench.plan.rows import Plan
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from tensorbench.tools.export import export_run
     from tensorbench.tools.perf import time_methods
     from tensorbench.tools.redundancy import analyse_redundancy
-    from tensorbench.training.saving import Saving
 
 __version__: str
 
@@ -89,7 +88,7 @@ _HOMES = {
     "Part": "plan.pairs",
     "Place": "execution.place",
     "Plan": "plan.rows",
-    "Saving": "training.saving",
+    "Saving": "execution.place",
     "Selection": "reports.selection",
     "Suite": "plan.suite",
     "analyse_redundancy": "tools.redundancy",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tensorbench.training.saving import PLAIN, Saving
+from tensorbench.training.saving import PLAIN
+from tensorbench.training.saving import Saving as Saving
 
 
 @dataclass(frozen=True)

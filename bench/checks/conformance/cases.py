@@ -19,6 +19,7 @@ from tensorbench.checks.conformance.subject import (
     CheckFailed,
     Finding,
     NotApplicable,
+    Status,  # noqa: F401 - the type of an inherited field
     Subject,
     judge,
     tiny,
