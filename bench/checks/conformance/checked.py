@@ -105,11 +105,8 @@ def _refusals(results: Sequence[CheckResult]) -> list[str]:
 
 
 def of_findings(title: str, findings: Sequence[Finding]) -> Table:
-    """The findings about one task or backbone, with a line for each, and their counts as a note."""
-    lines = [
-        {"": MARKS[finding.status], "check": finding.check, "message": finding.message}
-        for finding in findings
-    ]
+    """The findings about one task or backbone and their counts, as notes, since messages may be long."""
+    width = max(len(finding.check) for finding in findings)
+    notes = [f"{MARKS[f.status]} {f.check:{width}}  {f.message}".rstrip() for f in findings]
     counts = Counter(finding.status for finding in findings)
-    note = ", ".join(f"{counts[status]} {status}" for status in STATUSES)
-    return Table(title, lines, [note], ("", "check", "message"))
+    return Table(title, (), [*notes, ", ".join(f"{counts[status]} {status}" for status in STATUSES)])
