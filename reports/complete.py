@@ -14,6 +14,7 @@ import numpy as np
 
 from tensorbench.methods.errors import first_few
 from tensorbench.metrics import METRICS
+from tensorbench.records.measures import Measure
 from tensorbench.records.words import Status
 from tensorbench.reports.collapses import DIVERGED
 from tensorbench.reports.evidence import Evidence
@@ -148,12 +149,16 @@ def _studies(evidence: Evidence, cell: Cell, numbers: Sequence[int], chance: flo
     shape = len(numbers), cell.studies.points
     every = list(chain.from_iterable(trials))
     runs = evidence.of_runs(cell.number, [seed.seed for seed in every if seed.finished])
-    by_example, test_set = None, None
+    by_example, losses_by_example, test_set = None, None, None
     if runs and len({run.test_set for run in runs}) == 1:
         test_set, examples = runs[0].test_set, len(runs[0].values)
         values = iter(runs)
         rows = [next(values).values if seed.finished else np.full(examples, chance) for seed in every]
         by_example = np.array(rows, dtype=np.float32).reshape(*shape, examples)
+        losses_of = iter([run.losses for run in runs if run.losses is not None])
+        if all(run.losses is not None for run in runs):
+            rows = [next(losses_of) if seed.finished else np.zeros(examples) for seed in every]
+            losses_by_example = np.array(rows, dtype=np.float32).reshape(*shape, examples)
     scores = [chance if seed.score is None else sign * seed.score for seed in every]
     losses = [np.inf if seed.validation_loss is None else seed.validation_loss for seed in every]
     return CompleteStudies(
@@ -162,10 +167,22 @@ def _studies(evidence: Evidence, cell: Cell, numbers: Sequence[int], chance: flo
         numbers=tuple(numbers),
         offsets=np.array([seed.offset for seed in every], dtype=float).reshape(shape),
         by_example=by_example,
+        losses_by_example=losses_by_example,
+        validation=_validation_examples(results, every),
         test_set=test_set,
         point=_point(results, cell),
         chance=chance,
     )
+
+
+def _validation_examples(results: Results, seeds: Sequence[Seed]) -> int:
+    """The number of validation examples of these seeds. 0 if it is not stored, or not the same for all."""
+    numbers = {
+        results.experiment(seed.experiment).records[seed.trial_id].measure(Measure.VALIDATION_EXAMPLES)
+        for seed in seeds
+        if seed.finished
+    }
+    return int(numbers.pop() or 0) if len(numbers) == 1 else 0
 
 
 def _chances(results: Results) -> dict[TaskAndBackbone, float]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensorbench.metrics import METRICS, Metric
-from tensorbench.records.predictions import read_predictions
+from tensorbench.records.predictions import compact, read_predictions
 from tensorbench.records.words import Artifact
 from tensorbench.reports.inference.intervals import Array
 from tensorbench.reports.results import Experiment
@@ -37,6 +37,8 @@ class Predictions:
     labels: NDArray[Any]
     #: The model's answers or its outputs, whichever the metric reads.
     responses: NDArray[Any]
+    #: The negative log-probability of each label in nats (examples,). None unless an example has one class.
+    losses: NDArray[np.float32] | None = None
 
 
 def predictions(experiment: Experiment, trial_ids: Iterable[str], metric: Metric) -> dict[str, Predictions]:
@@ -51,7 +53,7 @@ def predictions(experiment: Experiment, trial_ids: Iterable[str], metric: Metric
             stored = read_predictions(content)
         except ValueError:
             return None
-        label, responses = stored.label, stored.prediction
+        label, responses, short = stored.label, stored.prediction, compact(stored)
         if classes:
             label, responses = map(_integers, (label, responses))
         if metric.reads == "outputs":
@@ -59,7 +61,8 @@ def predictions(experiment: Experiment, trial_ids: Iterable[str], metric: Metric
                 return None
             responses = stored.logit
         order = np.argsort(stored.example, kind="stable")
-        return Predictions(stored.example[order], label[order], responses[order])
+        losses = None if short is None else -short.log_probability[order].astype(np.float32)
+        return Predictions(stored.example[order], label[order], responses[order], losses)
 
     ids = list(trial_ids)
     with ThreadPoolExecutor(READERS) as pool:
@@ -91,6 +94,8 @@ class ByExample:
     test_set: str
     #: The contributions (examples,).
     values: NDArray[np.float32]
+    #: The examples' losses (examples,), as in `Predictions`.
+    losses: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def contributions(experiments: Iterable[Experiment], runs: Mapping[str, Run]) ->
             of_metric = [id_ for id_, run in own.items() if run.metric == name]
             stored |= predictions(experiment, of_metric, METRICS.get(name))
     by_trial = {
-        id_: ByExample(_test_set(run.task, stored[id_]), values.astype(np.float32))
+        id_: ByExample(_test_set(run.task, stored[id_]), values.astype(np.float32), stored[id_].losses)
         for id_, run in runs.items()
         if id_ in stored and (values := _contributed(METRICS.get(run.metric), run, stored[id_])) is not None
     }

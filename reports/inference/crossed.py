@@ -28,8 +28,12 @@ class OnSetting:
     #: The squared standard error over seeds. None if there are fewer than `LEAST_SEEDS` pairs, or too few
     #: trials for the score after k trials.
     seeds: float | None
+    #: The variance that failed trials add.
+    failures: float = 0.0
     #: The variance that test examples add. 0 if the analysis covers seeds only.
     examples: float = 0.0
+    #: The variance that the choice by one validation sample adds. None if it is unknown.
+    validation: float | None = 0.0
     #: The number of test examples. None if the analysis covers seeds only.
     count: int | None = None
     #: The degrees of freedom of `seeds`. None means the number of pairs minus one.
@@ -49,7 +53,8 @@ class OnSetting:
         if self.seeds is None:
             return None
         freedom = self.pairs - 1 if self.freedom is None else self.freedom
-        return Error(self.seeds, freedom, self.examples, self.size, self.limit)
+        known = self.examples + (self.validation or 0.0)
+        return Error(self.seeds + self.failures, freedom, known, self.size, self.limit)
 
 
 def of_seeds(differences: Array) -> OnSetting:
@@ -69,27 +74,23 @@ def of_seeds_and_examples(differences: Array, by_example: Array, test_set: Any =
     Its first term S / ne is the squared standard error over seeds. The rest (E - R) / ne, at least 0, is the
     variance that examples add.
     """
-    alone = of_seeds(differences)
-    pairs, examples = by_example.shape
+    alone, examples = of_seeds(differences), by_example.shape[1]
     if alone.seeds is None or examples < 2:
         return replace(alone, count=examples)
-    of_example = by_example.mean(0)
-    added = max(0.0, float(of_example.var(ddof=1) / examples - _noise(by_example)))
-    return OnSetting(
-        pairs=pairs,
-        difference=alone.difference,
-        seeds=alone.seeds,
-        examples=added,
+    return replace(
+        alone,
+        examples=of_examples(by_example),
         count=examples,
-        by_example=of_example,
+        by_example=by_example.mean(0),
         test_set=test_set,
     )
 
 
-def _noise(by_example: Array) -> float:
-    """The residual variance R / ne in the formula of `of_seeds_and_examples`.
+def of_examples(by_example: Array) -> float:
+    """The variance (E - R) / ne that examples add to the mean of `by_example` (seeds, examples).
 
-    `by_example` is (seeds, examples). The residual is the part that neither seeds nor examples explain.
+    It is the formula of `of_seeds_and_examples`. The residual is the part that neither seeds nor examples
+    explain.
     """
     seeds, examples = by_example.shape
     of_seed, of_example = by_example.mean(1), by_example.mean(0)
@@ -99,14 +100,15 @@ def _noise(by_example: Array) -> float:
         - seeds * of_example @ of_example
         + seeds * examples * by_example.mean() ** 2
     )
-    return float(rest / ((seeds - 1) * (examples - 1)) / (seeds * examples))
+    residual = rest / ((seeds - 1) * (examples - 1)) / (seeds * examples)
+    return max(0.0, float(of_example.var(ddof=1) / examples - residual))
 
 
 def over_settings(parts: Sequence[OnSetting]) -> Error | None:
     """The error of the mean over settings. None if the error on any setting is unknown.
 
     Settings may share a test set, for example if one task runs on two backbones. Then their errors are
-    correlated, and the covariance is included.
+    correlated, and the covariance is included. That of a shared validation sample is small, and is not.
     """
     errors = [part.error for part in parts]
     complete = [error for error in errors if error is not None]

@@ -51,7 +51,7 @@ class Error:
     seeds: float
     #: The degrees of freedom of `seeds`.
     freedom: float
-    #: The variance that test examples add.
+    #: The variance that test examples add, and that of the choice by one validation sample.
     examples: float
     #: The typical size of scores.
     size: float = 1.0

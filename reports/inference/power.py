@@ -20,7 +20,8 @@ from tensorbench.reports.inference.intervals import (
     t_quantile,
     welch,
 )
-from tensorbench.reports.inference.studies import CompleteStudies, of_pair
+from tensorbench.reports.inference.moderation import share_and_freedom
+from tensorbench.reports.inference.studies import CompleteStudies, of_pair, pooled_failures
 
 #: The probability with which a difference should be detected.
 POWER = 0.8
@@ -63,7 +64,8 @@ class Design:
     def error(self) -> Error:
         """The error, with Welch's degrees of freedom: settings with more variance count more."""
         variances = [spread / self.seeds for spread in self.spreads]
-        return Error(*welch(variances, [self.seeds - 1] * self.settings), self.examples)
+        _, freedom = share_and_freedom(self.seeds - 1, self.claims)
+        return Error(*welch(variances, [freedom] * self.settings), self.examples)
 
     def of(self, seeds: int) -> Design:
         """This design with another number of seeds."""
@@ -103,16 +105,21 @@ class Design:
     def _halves(self) -> Array:
         """Half widths of the interval (draws,), one for each draw of the sample variances over seeds.
 
-        Each draw's degrees of freedom follow from its own variances, as they do in a report.
+        Variances are moderated by those of the other claims. Each draw's degrees of freedom follow from its
+        own variances, as they do in a report.
         """
-        even = stats.qmc.Sobol(self.settings, rng=0).random_base2(_LOG_DRAWS)
-        free = self.seeds - 1
-        shown = np.array(self.spreads) / self.seeds * stats.chi2.ppf(even, free) / free
+        even = stats.qmc.Sobol(2 * self.settings, rng=0).random_base2(_LOG_DRAWS)
+        free, others = self.seeds - 1, max(1, self.claims - 1) * (self.seeds - 1)
+        share, moderated = share_and_freedom(free, self.claims)
+        own = 1 - share + share / self.claims
+        drawn = own * stats.chi2.ppf(even[:, : self.settings], free) / free
+        drawn += (1 - own) * stats.chi2.ppf(even[:, self.settings :], others) / others
+        shown = np.array(self.spreads) / self.seeds * drawn
         total, squares = shown.sum(1), (shown**2).sum(1)
         # Without any variation all settings have equal weight.
         freedom = np.full_like(total, self.settings)
         np.divide(total**2, squares, out=freedom, where=squares > 0)
-        freedom *= free
+        freedom *= moderated
         tail = (1 + self.level) / 2
         of_seeds = t_quantile(tail, freedom) ** 2 * total / self.settings**2
         halves: Array = np.sqrt(of_seeds + special.ndtri(tail) ** 2 * self.examples)
@@ -146,7 +153,7 @@ def of_effect(effect: Effect, claims: int) -> Design | None:
     return Design(
         seeds=round(effect.pairs / len(effect.parts)),
         claims=claims,
-        spreads=tuple((part.seeds or 0.0) * part.pairs for part in effect.parts),
+        spreads=tuple(part.error.seeds * part.pairs for part in effect.parts if part.error),
         examples=effect.error.examples,
     )
 
@@ -265,16 +272,17 @@ def of_assumed(
         raise ValueError(f"studies: {studies}, expected at least {LEAST_SEEDS}")
     if not 1 <= k <= (studies - 1) * points:
         raise ValueError(f"k: {k}, expected 1 to {(studies - 1) * points}, the trials of all studies but one")
-    shown = partial(_variance, response, points, k)
+    shown = partial(_variance, response, (claims + 1) * tasks, points, k)
     return Design(studies, claims, (_TAILS * shown(studies),) * tasks, examples / tasks, shown=shown)
 
 
 @cache
-def _variance(response: Response, points: int, k: int, studies: int) -> float:
+def _variance(response: Response, cells: int, points: int, k: int, studies: int) -> float:
     """The mean over simulated comparisons of a study's variance, as the jackknife finds it after k trials.
 
     It decreases with the number of studies, mostly for few points: if no trial of a method failed, the fewer
-    they are, the more may fail.
+    they are, the more may fail. `cells` is the number of cells from which failures are learnt. They count as
+    like the two that are compared.
     """
     # Without one study, k trials have to remain.
     studies = max(min(studies, _MOST_TRIALS // points), -(-k // points) + 1, LEAST_SEEDS)
@@ -284,7 +292,9 @@ def _variance(response: Response, points: int, k: int, studies: int) -> float:
         offsets = stratified(numbers, studies, points, response.decades)
         optima = numbers.uniform(-response.optima, response.optima, 2)
         method, reference = (response.studies(numbers, offsets, optimum) for optimum in optima)
-        errors.append(of_pair(method, reference, k).seeds or 0.0)
+        failures = pooled_failures([method, reference] * (cells // 2))
+        part = of_pair(method, reference, k, failures)
+        errors.append((part.seeds or 0.0) + part.failures)
     return studies * fmean(errors)
 
 
@@ -302,6 +312,6 @@ def of_stored(
         claims=claims,
         spreads=tuple(_TAILS * spread for spread in spreads),
         examples=stored.examples * stored.settings / tasks,
-        shown=partial(_variance, response, points, points),
+        shown=partial(_variance, response, (claims + 1) * tasks, points, points),
     )
     return planned.of(studies)

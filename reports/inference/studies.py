@@ -23,15 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from tensorbench.reports.inference.crossed import OnSetting, of_seeds, of_seeds_and_examples
+from tensorbench.reports.inference.crossed import OnSetting, of_examples, of_seeds, of_seeds_and_examples
+from tensorbench.reports.inference.failures import Failures, pooled
 from tensorbench.reports.inference.intervals import LEAST_SEEDS, LEVEL, RESOLUTION, Array, Bounds
+from tensorbench.reports.inference.kept import kept_weights
+from tensorbench.reports.inference.validation import influences
 
 #: The values of k for which the score is shown.
 TRIALS = (1, 2, 4, 8, 16)
 #: A trial counts as failed if it diverged, or scores this many points or more below its method's best.
 FAILED = 10
-#: The variance due to failures is computed with this quantile in place of the observed share of failures.
-_OF_FAILURES = 0.75
 #: A rate counts as near the best if its score is at most this many points lower.
 NEAR = 1
 #: The smallest number of trials from whose smoothed curve anything is said, and of successful trials through
@@ -61,6 +62,11 @@ class CompleteStudies:
     #: Each test example's contribution to a trial's score (studies, points, examples), for example whether
     #: its answer is correct.
     by_example: NDArray[Any] | None = field(default=None, repr=False)
+    #: Each test example's contribution to the loss by which trials are chosen (studies, points, examples). It
+    #: stands for that of a validation example. 0 for a diverged trial.
+    losses_by_example: NDArray[Any] | None = field(default=None, repr=False)
+    #: The number of validation examples. 0 if it is unknown.
+    validation: int = 0
     #: A hashable identity of the test set. If each study has its own, a tuple of their identities.
     test_set: Any = None
     #: The size of a point in units of the score.
@@ -77,14 +83,14 @@ class CompleteStudies:
         if len(self.numbers) != shape[0] or len(set(self.numbers)) != shape[0]:
             raise ValueError(f"numbers: {self.numbers}, expected {shape[0]} different ones")
         for name, values in self._arrays.items():
-            if values.shape[:2] != shape or values.ndim != (3 if name == "by_example" else 2):
+            if values.shape[:2] != shape or values.ndim != (3 if "by_example" in name else 2):
                 raise ValueError(f"{name}: shape {values.shape} beside losses of shape {shape}")
             if name != "losses" and not np.isfinite(values).all():
                 raise ValueError(f"{name}: expected finite values")
 
     @property
     def _arrays(self) -> dict[str, NDArray[Any]]:
-        names = ("losses", "scores", "offsets", "by_example")
+        names = ("losses", "scores", "offsets", "by_example", "losses_by_example")
         return {name: values for name in names if (values := getattr(self, name)) is not None}
 
     @property
@@ -180,57 +186,6 @@ def paired(method: CompleteStudies, reference: CompleteStudies) -> tuple[Complet
 # --- the score after k trials ---
 
 
-def kept_weights(losses: Array, k: int, strata: NDArray[np.int64] | None = None) -> Array:
-    """Each trial's probability (trials,) to be kept: to have the lowest loss of k randomly drawn trials.
-
-    Without `strata`, every subset of k trials is equally likely. The trial with rank i of N (1 for the lowest
-    loss) then has probability C(N - i, k - 1) / C(N, k).
-
-    `strata` (trials,) numbers each trial's stratum from 0. Each study has one trial in each stratum, so plain
-    subsets of trials would cover the window too evenly. Instead, each of the k draws falls into a random
-    stratum, as a fresh rate would, and all trials of that stratum are equally likely.
-
-    Trials with equal loss share their probability. NaN counts as infinite. Raises ValueError unless 1 <= k <=
-    trials.
-    """
-    if not 1 <= k <= len(losses):
-        raise ValueError(f"k: {k}, expected 1 to {len(losses)}, the number of trials")
-    strata = np.zeros(len(losses), np.int64) if strata is None else strata
-    ranked = np.where(np.isnan(losses), np.inf, losses)
-    values, places, ties = np.unique(ranked, return_inverse=True, return_counts=True)
-    members = np.zeros((len(values) + 1, strata.max() + 1))
-    np.add.at(members, (places + 1, strata), 1)
-    # Row v counts the trials in each stratum whose loss is among the v lowest values.
-    avoided = _avoidance(members.cumsum(0), members.sum(0), k)
-    weights: Array = (-np.diff(avoided) / ties)[places]
-    return weights
-
-
-def _avoidance(barred: Array, sizes: Array, k: int) -> Array:
-    """The probability (cases,) that k randomly drawn trials include no barred trial.
-
-    `barred` (cases, strata) and `sizes` (strata,) count the barred trials and all trials of each stratum. The
-    numbers of trials drawn per stratum are multinomial, but no stratum gives more trials than it has. The
-    probability is therefore a coefficient, at k, of a product of generating functions, one for each stratum.
-    If b of a stratum's n trials are barred, j trials drawn from the stratum have the weight 1 / j!, and avoid
-    the barred ones with probability C(n - b, j) / C(n, j).
-    """
-    drawn = np.arange(1, min(k, int(sizes.max())) + 1)
-    left = sizes[:, None] - drawn + 1
-    free = (left - barred[:, :, None]).clip(0)
-    # The scale keeps coefficients near 1 for any k and cancels out.
-    steps = free / np.maximum(left, 1) * (k / (np.e * len(sizes)) / drawn)
-    coefficients = np.cumprod(np.concatenate([np.ones((*barred.shape, 1)), steps], axis=2), axis=2)
-    # All terms are positive, so that multiplying them out loses no digits, for any k.
-    product = np.eye(1, k + 1).repeat(len(barred), axis=0)
-    for factor in coefficients.swapaxes(0, 1):
-        before, product = product, np.zeros_like(product)
-        for power in range(factor.shape[1]):
-            product[:, power:] += factor[:, power, None] * before[:, : k + 1 - power]
-    avoided: Array = product[:, k] / product[0, k]
-    return avoided
-
-
 def score_after(studies: CompleteStudies, k: int) -> float:
     """The score after k trials: the test scores of all trials, weighted by `kept_weights`.
 
@@ -239,36 +194,49 @@ def score_after(studies: CompleteStudies, k: int) -> float:
     return float(kept_weights(studies.losses.ravel(), k, studies.strata) @ studies.scores.ravel())
 
 
-def of_method(studies: CompleteStudies, k: int) -> OnSetting:
+def of_method(studies: CompleteStudies, k: int, failures: Failures | None = None) -> OnSetting:
     """One method's score after k trials, in the field `difference`. Errors are as in `of_pair`."""
-    return _estimate([(1, studies)], k)
+    return _estimate([(1, studies)], k, failures)
 
 
-def of_pair(method: CompleteStudies, reference: CompleteStudies, k: int) -> OnSetting:
+def of_pair(
+    method: CompleteStudies, reference: CompleteStudies, k: int, failures: Failures | None = None
+) -> OnSetting:
     """The difference between two methods' scores after k trials on one task, paired by study.
 
-    Only studies that both methods have count. The squared standard error is a jackknife variance over studies
-    plus the variance of failures. Its degrees of freedom are the number of studies minus one. The error is
-    None for fewer than `LEAST_SEEDS` studies, or if fewer than k trials remain without one study. It covers
-    test examples if both methods have them, from the same test set. Raises the ValueErrors of `paired` and
-    `score_after`.
+    Only studies that both methods have count. The squared standard error over studies is a jackknife
+    variance. Its degrees of freedom are the number of studies minus one. The error is None for fewer than
+    `LEAST_SEEDS` studies, or if fewer than k trials remain without one study. `failures` are those of the
+    block, and by default those of these studies. The error covers test examples if both methods have them,
+    from the same test set. It covers validation examples if both were chosen by the same number of them and
+    have each example's loss. Raises the ValueErrors of `paired` and `score_after`.
     """
     method, reference = paired(method, reference)
-    return _estimate([(1, method), (-1, reference)], k)
+    return _estimate([(1, method), (-1, reference)], k, failures)
 
 
-def _estimate(sides: Sequence[tuple[int, CompleteStudies]], k: int) -> OnSetting:
+def pooled_failures(cells: Sequence[CompleteStudies]) -> Failures:
+    """The failures of all methods and tasks of a block."""
+    return pooled(
+        [int(studies.failed.sum()) for studies in cells],
+        [studies.trials for studies in cells],
+        [studies.fall for studies in cells],
+    )
+
+
+def _estimate(sides: Sequence[tuple[int, CompleteStudies]], k: int, failures: Failures | None) -> OnSetting:
     """The signed sum of the methods' scores after k trials, with errors as in `of_pair`."""
     score = sum(sign * score_after(studies, k) for sign, studies in sides)
     count, trials = sides[0][1].count, sides[0][1].trials
     if count < LEAST_SEEDS or trials - trials // count < k:
         return OnSetting(count, score, None)
-    values, by_example, failures = np.zeros(count), [], 0.0
+    failures = failures or pooled_failures([studies for _, studies in sides])
+    values, by_example, failed = np.zeros(count), [], 0.0
     for sign, studies in sides:
         weights = sign * _pseudo_weights(studies, k)
         # Failures are lifted to the level of other trials, since their variance is added separately.
-        values += weights @ (studies.scores + studies.fall * studies.failed).ravel()
-        failures += _variance_of_failures(studies, k) if studies.tuned else 0.0
+        values += weights @ _lifted(studies).ravel()
+        failed += _variance_of_failures(studies, k, failures) if studies.tuned else 0.0
         if studies.by_example is not None:
             by_example.append(weights @ studies.by_example.reshape(trials, -1))
     part = of_seeds(values)
@@ -278,7 +246,37 @@ def _estimate(sides: Sequence[tuple[int, CompleteStudies]], k: int) -> OnSetting
             part = replace(part, count=by_example[0].shape[1])
         else:
             part = of_seeds_and_examples(values, np.sum(by_example, axis=0), sides[0][1].test_set)
-    return replace(part, difference=score, seeds=(part.seeds or 0.0) + failures)
+    return replace(part, difference=score, failures=failed, validation=_variance_of_validation(sides, k))
+
+
+def _lifted(studies: CompleteStudies) -> Array:
+    return studies.scores + studies.fall * studies.failed
+
+
+def _variance_of_validation(sides: Sequence[tuple[int, CompleteStudies]], k: int) -> float | None:
+    """The variance that the choice by one validation sample adds. None if it is unknown.
+
+    The jackknife over studies has the part that differs between studies. What they share is estimated like
+    the variance of test examples, from the influences of examples on each study's pseudo-value.
+    """
+    if k == 1 or not sides[0][1].tuned or sides[0][1]._own_examples:
+        # Nothing is chosen, or each study chooses by its own examples.
+        return 0.0
+    influence = []
+    for sign, studies in sides:
+        losses = studies.losses_by_example
+        if losses is None or not studies.validation or studies.test_set != sides[0][1].test_set:
+            return None
+        rows = influences(
+            studies.losses.ravel(),
+            _lifted(studies).ravel(),
+            losses.reshape(studies.trials, -1),
+            studies.validation,
+            k,
+        )
+        influence.append(sign * studies.count * rows.reshape(*losses.shape).sum(1))
+    shared = np.sum(influence, axis=0)
+    return of_examples(shared) * shared.shape[1] / sides[0][1].validation
 
 
 def _pseudo_weights(studies: CompleteStudies, k: int) -> Array:
@@ -296,20 +294,18 @@ def _pseudo_weights(studies: CompleteStudies, k: int) -> Array:
     return pseudo
 
 
-def _variance_of_failures(studies: CompleteStudies, k: int) -> float:
+def _variance_of_failures(studies: CompleteStudies, k: int, failures: Failures) -> float:
     """The variance that failed trials add to the score after k trials.
 
     If a share p of trials fails, all k fail with probability p^k, and the score loses that share of `fall`.
-    By the delta method, the standard error is k p^(k - 1) times `fall` times the standard error of p over
-    studies. With few trials, the observed p and its error may be too small by chance. So p is set to
-    its one-sided upper limit of level `_OF_FAILURES` (Clopper and Pearson). Its standard error is set to at
-    least 0.5 / trials, or 1 / trials if no trial failed.
+    By the delta method, the standard error is k p^(k - 1) times `fall` times the standard error of p. With
+    few trials, the observed p and its error may be too small by chance. So p is the upper quartile of
+    `Failures.chance`. The variance of p is that of `Failures.chance` or over studies, whichever is larger.
     """
-    failed, trials = int(studies.failed.sum()), studies.trials
-    share = _most(_OF_FAILURES, failed, trials)
-    least = (0.5 if failed else 1.0) / trials
-    variance = max(studies.failed.mean(1).var(ddof=1) / studies.count, least**2)
-    return float((k * share ** (k - 1) * studies.fall) ** 2 * variance)
+    share, variance = failures.chance(int(studies.failed.sum()), studies.trials)
+    variance = max(studies.failed.mean(1).var(ddof=1) / studies.count, variance)
+    fall = studies.fall if failures.fall is None or studies.failed.any() else failures.fall
+    return float((k * share ** (k - 1) * fall) ** 2 * variance)
 
 
 def _most(level: float, failed: int, trials: int) -> float:
@@ -557,7 +553,7 @@ def sources(methods: Sequence[CompleteStudies], k: int) -> Sources:
     one rate, so that their only variance beside that of examples is that over seeds.
     """
     scores = [of_method(studies, k) for studies in methods]
-    noise, between = [part.seeds for part in scores if part.seeds is not None], None
+    noise, between = [part.error.seeds for part in scores if part.error is not None], None
     if len(noise) == len(scores) > 1:
         between = max(0.0, float(np.var([part.difference for part in scores], ddof=1) - np.mean(noise)))
     if methods[0].offsets is None:

@@ -16,6 +16,7 @@ from tensorbench.reports.blocks import Entrant
 from tensorbench.reports.inference.crossed import of_seeds_and_examples
 from tensorbench.reports.inference.effects import Answer, Verdict, verdict
 from tensorbench.reports.inference.intervals import simultaneous
+from tensorbench.reports.inference.moderation import moderated
 from tensorbench.reports.reading import read
 from tensorbench.reports.results import Results
 
@@ -89,9 +90,9 @@ def test_intervals_are_simultaneous_over_the_methods_and_on_tasks_over_both(anal
 def test_a_seed_is_a_study_of_one_point(analysis: Analysis, results: Results) -> None:
     (isorank,) = (each for each in analysis.blocks if each.title == "isorank 2")
     on = dict(zip(isorank.settings, isorank.reference.cells, strict=True))
-    for entrant in isorank.compared:
-        sides = zip(entrant.cells, entrant.settings, entrant.differences[1].effect.parts, strict=True)
-        for number, setting, part in sides:
+    alone = {}
+    for entrant in isorank.claims:
+        for number, setting in zip(entrant.cells, entrant.settings, strict=True):
             own, other = (results.of_cell(each) for each in (number, on[setting]))
             scores = [{seed.seed: seed.score for seed in seeds if seed.finished} for seeds in (own, other)]
             shared = sorted(scores[0].keys() & scores[1].keys())
@@ -99,11 +100,19 @@ def test_a_seed_is_a_study_of_one_point(analysis: Analysis, results: Results) ->
                 np.stack([run.values for run in analysis.evidence.of_runs(each, shared)]).astype(float)
                 for each in (number, on[setting])
             ]
-            alone = of_seeds_and_examples(
+            alone[number] = of_seeds_and_examples(
                 np.array([scores[0][seed] - scores[1][seed] for seed in shared]), np.subtract(*runs)
             )
-            for name in ("difference", "seeds", "examples"):
-                assert getattr(part, name) == pytest.approx(getattr(alone, name), rel=1e-9, abs=1e-15)
+    for setting, reference in on.items():
+        there = {n for n in alone if results.all_cells[n].setting == setting}
+        sound = [n for n in there if not {n, reference} & {*analysis.collapses}]
+        alone |= zip(sound, moderated([alone[n] for n in sound]), strict=True)
+    for entrant in isorank.claims:
+        parts = entrant.differences[1].effect.parts
+        for number, part in zip(entrant.cells, parts, strict=True):
+            for name in ("difference", "seeds", "examples", "freedom"):
+                expected = getattr(alone[number], name)
+                assert getattr(part, name) == (expected and pytest.approx(expected, rel=1e-9, abs=1e-15))
 
 
 def test_methods_without_adapter_are_compared_with_each_budgets_lora(analysis: Analysis) -> None:

@@ -37,6 +37,7 @@ from tensorbench.reports.figures import draw
 from tensorbench.reports.inference import studies as estimates
 from tensorbench.reports.inference.effects import effect, verdict
 from tensorbench.reports.inference.intervals import simultaneous
+from tensorbench.reports.inference.moderation import moderated
 from tensorbench.reports.page import render
 from tensorbench.reports.reading import read
 from tensorbench.reports.report import write_report
@@ -101,16 +102,22 @@ def test_studies_are_those_of_the_records(results: Results, analysis: Analysis) 
 def test_differences_are_those_of_the_statistics(analysis: Analysis) -> None:
     (block,) = analysis.blocks
     assert (block.k, block.against, len(block.compared)) == (4, "LoRA", 3)
-    reference = block.entrants[0]
-    for entrant in block.compared:
-        for k, difference in entrant.differences.items():
-            parts = [
-                estimates.of_pair(own, other, k)
-                for own, other in zip(entrant.studies, reference.studies, strict=True)
-            ]
-            expected = effect(parts)
-            assert difference.effect.difference == pytest.approx(expected.difference)
-            assert difference.interval == pytest.approx(expected.interval(simultaneous(3)))
+    reference, *rivals = block.entrants
+    failures = estimates.pooled_failures([each for entrant in block.entrants for each in entrant.studies])
+    for k in rivals[0].differences:
+        parts = {
+            number: estimates.of_pair(own, other, k, failures)
+            for rival in rivals
+            for number, own, other in zip(rival.cells, rival.studies, reference.studies, strict=True)
+        }
+        for place, of_reference in enumerate(reference.cells):
+            numbers = [rival.cells[place] for rival in rivals]
+            sound = [number for number in numbers if not {number, of_reference} & {*analysis.collapses}]
+            parts |= zip(sound, moderated([parts[number] for number in sound]), strict=True)
+        for rival in rivals:
+            expected = effect([parts[number] for number in rival.cells])
+            assert rival.differences[k].effect.difference == pytest.approx(expected.difference)
+            assert rival.differences[k].interval == pytest.approx(expected.interval(simultaneous(3)))
     for place, studies in enumerate(reference.studies):
         assert reference.scores[4][place].value == pytest.approx(estimates.score_after(studies, 4))
 

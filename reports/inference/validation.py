@@ -1,0 +1,69 @@
+"""The luck of the validation sample, by which all trials of a task are chosen."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy import special
+
+from tensorbench.reports.inference.intervals import Array
+
+#: F(x) below is interpolated between this many losses, from this many standard errors below the lowest.
+_POINTS, _REACH = 512, 5
+#: The number of nodes of the Gauss-Hermite quadrature of the integral below.
+_NODES = 7
+
+
+def influences(losses: Array, scores: Array, by_example: Array, validation: int, k: int) -> Array:
+    """The influence of each example, if it were one of validation, on the score after k trials.
+
+    A validation loss is a mean over `validation` examples, so that trial i's has a standard error e_i. Let
+    f_i(x) be the normal density with mean losses[i] and standard deviation e_i, and F(x) the mean over
+    trials of the chance to exceed x. The lowest two of k losses are those of trials i and j, and tie, with
+    density
+
+        a_ij = k (k - 1) / N² ∫ f_i(x) f_j(x) F(x)^(k - 2) dx
+
+    and then the score changes by y_i - y_j, whichever is kept. An example with losses h_i in place of their
+    means changes it by the sum over pairs of a_ij (y_i - y_j) (h_j - h_i). This is the linear term of the
+    score's expansion in the errors of the losses, which alone counts where trials of different studies share
+    the errors (the first term of the tetrachoric series).
+
+    The influence on all trials is split into the trials' own, as a U-statistic of degree two is into its
+    projections: row i has twice the pairs of i, less a share of the whole. Rows sum up to the influence.
+
+    Args:
+        losses: Validation losses (trials,). Those of diverged trials are infinite.
+        scores: Test scores (trials,).
+        by_example: Each trial's loss on each of a sample of examples (trials, examples), for example of test.
+        validation: The number of validation examples.
+        k: The number of trials of which one is kept.
+    """
+    trials = len(losses)
+    lasting = np.isfinite(losses)
+    rows = np.zeros_like(by_example, dtype=float)
+    if k < 2 or lasting.sum() < 2:
+        return rows
+    means, values = losses[lasting], scores[lasting]
+    off = by_example[lasting] - by_example[lasting].mean(1, keepdims=True)
+    # The error that all trials have in common changes no choice.
+    off = off - off.mean(0)
+    errors = np.sqrt((off**2).mean(1) * len(off) / (len(off) - 1) / validation)
+    if not errors.max():
+        return rows
+    errors = np.maximum(errors, 1e-6 * errors.max())
+    grid = np.linspace((means - _REACH * errors).min(), (means + _REACH * errors).max(), _POINTS)
+    beyond = 1 - special.ndtr((grid[:, None] - means) / errors).sum(1) / trials
+    # The product of two normal densities is a normal density in x, times one in the difference of the means.
+    squares = errors**2
+    both = np.add.outer(squares, squares)
+    middle = (np.outer(means, squares) + np.outer(squares, means)) / both
+    nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
+    within = middle[:, :, None] + np.sqrt(np.outer(squares, squares) / both)[:, :, None] * nodes
+    rest = np.interp(within, grid, beyond) ** (k - 2) @ (weights / weights.sum())
+    ties = np.exp(-(np.subtract.outer(means, means) ** 2) / both / 2) / np.sqrt(2 * math.pi * both) * rest
+    changes = k * (k - 1) / trials**2 * ties * np.subtract.outer(values, values).T
+    pairs = changes.sum(1)[:, None] * off - changes @ off
+    rows[lasting] = pairs - pairs.sum(0) / 2 / len(off)
+    return rows
