@@ -15,16 +15,18 @@ import argparse
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 
 from tensorbench.reports.inference import power
-from tensorbench.reports.inference.crossed import OnSetting, of_seeds, of_seeds_and_examples
-from tensorbench.reports.inference.effects import Answer, effect, verdict
+from tensorbench.reports.inference.crossed import OnSetting, of_seeds_and_examples
+from tensorbench.reports.inference.effects import Answer, Effect, effect, verdict
 from tensorbench.reports.inference.intervals import LEVEL, Array, simultaneous
+from tensorbench.reports.inference.moderation import moderated
 
 METHODS, THRESHOLD = 15, 0.01
 OF_RUNS, OF_EXAMPLES, OF_ANSWERS = 0.007, 0.105, 0.11
@@ -86,10 +88,24 @@ class Scenario:
         return table.astype(float)
 
 
-def parts(tables: Sequence[Table], method: int, reference: int = 0) -> list[OnSetting]:
-    """The differences of a method from the reference on each task, with errors over seeds and examples."""
-    differences = (table[method] - table[reference] for table in tables)
-    return [of_seeds_and_examples(by_example.mean(1), by_example) for by_example in differences]
+def effects(tables: Sequence[Table]) -> list[Effect]:
+    """The differences of all methods from the first, with errors over seeds and examples.
+
+    Variances are moderated on each task, but not where a run of the reference collapsed.
+    """
+    on_tasks = []
+    for table in tables:
+        differences = [each - table[0] for each in table[1:]]
+        parts = [of_seeds_and_examples(by_example.mean(1), by_example) for by_example in differences]
+        means = table.mean(2)
+        collapsed = np.ptp(means, axis=1) > COLLAPSE / 2
+        on_tasks.append(_moderated(parts, collapsed[1:] | collapsed[0]))
+    return [effect(list(parts)) for parts in zip(*on_tasks, strict=True)]
+
+
+def _moderated(parts: Sequence[OnSetting], collapsed: NDArray[np.bool_]) -> list[OnSetting]:
+    sound = iter(moderated([part for part, fell in zip(parts, collapsed, strict=True) if not fell]))
+    return [part if fell else next(sound) for part, fell in zip(parts, collapsed, strict=True)]
 
 
 #: Yields names of quantities with their values in one repeat: shares of cases, or numbers of points.
@@ -101,14 +117,14 @@ Rows = dict[str, list[float]]
 def comparisons(scenario: Scenario, numbers: Generator) -> Counted:
     """Compares 14 methods with a reference. All have the same true score."""
     tables = scenario.draw(numbers, np.zeros(METHODS))
-    effects = [effect(parts(tables, method)) for method in range(1, METHODS)]
-    errors = [contrast.error for contrast in effects if contrast.error is not None]
-    off, level = np.abs([contrast.difference for contrast in effects]), simultaneous(len(effects))
+    contrasts = effects(tables)
+    errors = [contrast.error for contrast in contrasts if contrast.error is not None]
+    off, level = np.abs([contrast.difference for contrast in contrasts]), simultaneous(len(contrasts))
     wide = np.array([error.half(level) for error in errors])
     yield "difference, one interval", float(np.mean(off <= [error.half() for error in errors]))
     yield "differences, all 14 at once", float(np.all(off <= wide))
     yield "*some method called better or worse, none is", float(np.any(off > wide))
-    fields = [part for contrast in effects for part in contrast.parts]
+    fields = [part for contrast in contrasts for part in contrast.parts]
     held = [_holds(part, simultaneous(len(fields))) for part in fields]
     yield "*some field of a heat map's tasks bold, none differs", float(not all(held))
     # Shifting the interval simulates methods with this true difference.
@@ -117,7 +133,7 @@ def comparisons(scenario: Scenario, numbers: Generator) -> Counted:
             verdict(
                 (truth + contrast.difference - half, truth + contrast.difference + half), THRESHOLD
             ).answer
-            for contrast, half in zip(effects, wide, strict=True)
+            for contrast, half in zip(contrasts, wide, strict=True)
         ]
         yield (
             f"*some method called within 1 point, all differ by {100 * truth:g}",
@@ -139,8 +155,8 @@ def finding(scenario: Scenario, numbers: Generator) -> Counted:
     comparisons.
     """
     tables = scenario.draw(numbers, np.zeros(METHODS))
-    stored = power.of_effects([effect(parts(tables, method)) for method in range(1, METHODS)], METHODS - 1)
-    contrast = effect(parts(scenario.draw(numbers, np.zeros(2)), 1))
+    stored = power.of_effects(effects(tables), METHODS - 1)
+    contrast = effects(scenario.draw(numbers, np.zeros(METHODS)))[0]
     assert contrast.error is not None
     for design, whose in ((_assumed(scenario), "assumed"), (stored, "stored")):
         assert design is not None
@@ -172,10 +188,9 @@ def examples_count(numbers: Generator, repeats: int) -> dict[str, list[float]]:
         scenario, held = Scenario(normal, 1, examples=examples), []
         for _ in range(repeats):
             tables = scenario.draw(numbers, np.zeros(METHODS))
-            for method in range(1, METHODS):
-                (part,) = parts(tables, method)
-                alone = of_seeds((tables[0][method] - tables[0][0]).mean(1))
-                held.append((_holds(part), _holds(alone)))
+            for contrast in effects(tables):
+                (part,) = contrast.parts
+                held.append((_holds(part), _holds(replace(part, examples=0.0))))
         coverages[f"{examples:,}"] = list(np.mean(held, axis=0))
     return coverages
 
