@@ -30,11 +30,15 @@ def rewritten(page: Path, contents: Mapping[str, str]) -> str:
 
 
 def in_short(protocol: str, answers: Mapping[str, Answer]) -> str:
-    """A table of the questions in the protocol with their answers."""
+    """A table of the questions in the protocol with their answers, beside those by the registered rule."""
     questions = dict(re.findall(r"^\| (\d) \| (.+?) \|", protocol, re.M))
+    registered = dict(re.findall(r"^### Question (\d)\n\n(.+)$", protocol, re.M))
     numbered = {title.split()[-1]: answer for title, answer in answers.items()}
-    rows = [[f"{number}. {questions[number]}", each.short or each.text] for number, each in numbered.items()]
-    return table(["question", "answer"], rows)
+    rows = [
+        [f"{number}. {questions[number]}", registered.get(number, "–"), each.short or each.text]
+        for number, each in numbered.items()
+    ]
+    return table(["question", "answer", "by the sharper rule, which came after the trials"], rows)
 
 
 def pages() -> dict[Path, str]:
@@ -48,7 +52,9 @@ def pages() -> dict[Path, str]:
     if fresh.exists():
         rest["Fresh tunings"] = studies.of_fresh_tunings(study, fresh)
     parts = [
-        part for title, each in (questions | rest).items() for part in (f"### {title}", each.short, each.text)
+        part
+        for title, each in (questions | rest).items()
+        for part in (f"### {title} by the sharper rule", each.short, each.text)
     ]
     figures, answer = {}, questions["Question 1"].text
     if questions["Question 1"].short:

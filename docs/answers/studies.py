@@ -370,7 +370,9 @@ def expected_of(studies: CompleteStudies, count: int, k: int) -> Bounds:
     """
     part = of_method(studies, k)
     assert part.seeds is not None, "there is an interval, so that studies have an error"
-    of_both = replace(part, seeds=part.seeds * (1 + studies.count / count), examples=0.0)
+    scale = 1 + studies.count / count
+    seeds, failures = part.seeds * scale, part.failures * scale
+    of_both = replace(part, seeds=seeds, failures=failures, examples=0.0, validation=0.0)
     interval = effect([of_both]).interval(simultaneous(1))
     assert interval is not None
     return interval
