@@ -67,7 +67,8 @@ class WrittenReport:
         if self.read_only:
             names = ", ".join(self.read_only)
             notes.append(f"not on the suite run of {names}: the store can only be read.")
-        return notes
+        # Rows of several budgets may share their trials.
+        return list(dict.fromkeys(notes))
 
 
 def write_report(
