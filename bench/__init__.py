@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tensorbench.reports.peft_comparison import write_peft_comparison
     from tensorbench.reports.report import write_report
     from tensorbench.reports.selection import Selection
-    from tensorbench.reports.site.build import check_site, write_site
+    from tensorbench.reports.site import check_site, write_site
     from tensorbench.reports.stored import load_cell, load_trial
     from tensorbench.run.first_suite import write_first_suite
     from tensorbench.run.forecast import make_forecast
@@ -93,7 +93,7 @@ _HOMES = {
     "Suite": "plan.suite",
     "analyse_redundancy": "tools.redundancy",
     "check": "checks.conformance",
-    "check_site": "reports.site.build",
+    "check_site": "reports.site",
     "export_run": "tools.export",
     "fetch": "run.suites",
     "find_leftovers": "store.claims",
@@ -119,7 +119,7 @@ _HOMES = {
     "write_first_suite": "run.first_suite",
     "write_peft_comparison": "reports.peft_comparison",
     "write_report": "reports.report",
-    "write_site": "reports.site.build",
+    "write_site": "reports.site",
 }
 
 

@@ -49,8 +49,7 @@ from tensorbench.reports.results import (
     grouped,
 )
 from tensorbench.reports.thresholds import DEFAULT, CustomThresholds, thresholds
-from tensorbench.reports.units import sign_note, unit_of
-from tensorbench.reports.words import listed, many
+from tensorbench.reports.units import listed, many, sign_note, unit_of
 
 
 @dataclass(frozen=True)
@@ -133,14 +132,15 @@ def _needed(results: Results) -> list[int]:
 
 def _extent(results: Results) -> Iterator[str]:
     """Yields notes on several metrics and, without tuning, on few seeds, a single task and missing seeds."""
-    cells = results.all_cells
+    cells: Sequence[Cell] = results.all_cells
     metrics = list(dict.fromkeys(cell.metric for cell in cells if cell.metric))
     if len(metrics) > 1:
         yield (
             f"Scores are of several metrics ({listed(metrics)}): they are not averaged, and each has its "
             "threshold."
         )
-    if any(cell.studies for cell in cells):
+    one_task = len({cell.task for cell in cells}) == 1
+    if not (cells := [cell for cell in cells if not results.is_tuned(cell)]):
         return
     most = max(cell.seeds for cell in cells)
     if most < LEAST_SEEDS:
@@ -153,7 +153,7 @@ def _extent(results: Results) -> Iterator[str]:
             f"{many(most, 'seed')} per cell at most: intervals are wide, and hardly any difference can be "
             "shown."
         )
-    if len({cell.task for cell in cells}) == 1:
+    if one_task:
         yield "One task: what is said holds for it, and nothing can be said of other tasks."
     if lost := sum(not cell.complete for cell in cells):
         yield (
@@ -279,7 +279,7 @@ def _block(
         left_out=left_out,
         levels=(),
         sources=(),
-        notes=(*filter(None, [sign_note(group.metric)]), *notes, *missing),
+        notes=tuple(filter(None, [sign_note(group.metric), *notes, *missing])),
     )
 
 

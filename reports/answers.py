@@ -11,8 +11,7 @@ from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.blocks import Block, Comparison, Entrant, Estimate, Level
 from tensorbench.reports.inference.effects import Answer, Verdict
 from tensorbench.reports.results import FLOOR, TaskAndBackbone
-from tensorbench.reports.units import Unit
-from tensorbench.reports.words import listed, many
+from tensorbench.reports.units import Unit, listed, many
 
 
 def trials_of_tuning(k: int) -> str:
@@ -291,9 +290,3 @@ def named_among(settings: Collection[TaskAndBackbone], setting: TaskAndBackbone)
     """The name of the task. If `settings` have the task on several backbones, also the backbone."""
     several = sum(other.task == setting.task for other in settings) > 1
     return str(setting) if several else setting.task
-
-
-def studies_of(entrant: Entrant) -> str:
-    """The number of a method's complete studies or seeds per setting, or a range if settings differ."""
-    counts = [each.count for each in entrant.studies]
-    return str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"

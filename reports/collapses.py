@@ -13,8 +13,8 @@ from scipy import stats
 from tensorbench.methods import UserError
 from tensorbench.metrics import METRICS, Metric
 from tensorbench.records.measures import Measure
+from tensorbench.reports.evidence import Predictions, predictions
 from tensorbench.reports.inference.intervals import LEVEL, RESOLUTION
-from tensorbench.reports.predictions import Predictions, predictions
 from tensorbench.reports.results import (
     FLOOR,
     NO_ADAPTERS,
@@ -26,7 +26,7 @@ from tensorbench.reports.results import (
     kept_trials,
 )
 from tensorbench.reports.thresholds import threshold_of, thresholds
-from tensorbench.reports.words import many
+from tensorbench.reports.units import many
 
 #: The failure reason of diverged trainings. All other reasons are faults of the machine or the program.
 DIVERGED = "diverged"
@@ -130,7 +130,7 @@ def untrained(results: Results, cells: Sequence[Cell]) -> list[TaskAndBackbone]:
         if not gains or len(gains) < len(adapters):
             continue
         metric = METRICS.get(adapters[0].metric)
-        guessing = _guessing(results, _runs(results, adapters), metric, spread=True)
+        guessing = _guessing(results, adapters, metric, spread=True)
         if max(gains) <= guessing if guessing is not None else _by_loss(results, adapters):
             settings.append(setting)
     return settings
@@ -198,7 +198,7 @@ def _levels(results: Results, cells: Sequence[Cell], metric_name: str) -> _Level
     heads = [gain for cell, gain in gains if cell.family == FLOOR]
     best = max((gain for _, gain in gains), default=-math.inf)
     far = POINTS * threshold_of(metric.name, thresholds([metric.name]), cells)
-    guessing = _guessing(results, _runs(results, cells), metric)
+    guessing = _guessing(results, cells, metric)
     return _Levels(
         fmean(heads) if heads else None,
         guessing if guessing is not None and best > guessing + far else None,
@@ -207,26 +207,31 @@ def _levels(results: Results, cells: Sequence[Cell], metric_name: str) -> _Level
 
 
 def _guessing(
-    results: Results, runs: Iterator[tuple[str, str]], metric: Metric, *, spread: bool = False
+    results: Results, cells: Sequence[Cell], metric: Metric, *, spread: bool = False
 ) -> float | None:
     """The score of the best constant answer plus `ERRORS` standard errors. Larger is better.
 
-    None if no run has predictions, or if the metric is undefined for constant answers. With `spread`, None
-    also if all examples contribute alike, as to a correlation, which is 0 by convention.
+    It is that on the examples of a finished run of these cells. None if no run has predictions, or if the
+    metric is undefined for constant answers. With `spread`, None also if all examples contribute alike, as to
+    a correlation, which is 0 by convention.
     """
-    for name, trial_id in runs:
-        stored = predictions(results.experiment(name), [trial_id], metric).get(trial_id)
+    for seed in (seed for cell in cells for seed in results.finished(cell.number)):
+        experiment, id_ = results.experiment(seed.experiment), seed.trial_id
+        stored = predictions(experiment, [id_], metric).get(id_)
         if stored is None or len(stored.labels) < 2:
             continue
-        levels = (_within(metric, stored, answers, spread=spread) for answers in _constant(metric, stored))
-        return max((level for level in levels if level is not None), default=None)
+        levels = []
+        for answers in _constant(metric, stored):
+            try:
+                with np.errstate(all="ignore"), METRICS.blaming(metric.name):
+                    of_examples = metric.sign * metric.contributions(stored.labels, answers)
+            except UserError:
+                continue
+            level = float(of_examples.mean() + ERRORS * of_examples.std() / math.sqrt(len(of_examples)))
+            if math.isfinite(level) and not (spread and not np.ptp(of_examples)):
+                levels.append(level)
+        return max(levels, default=None)
     return None
-
-
-def _runs(results: Results, cells: Sequence[Cell]) -> Iterator[tuple[str, str]]:
-    """Yields (experiment, trial id) for the finished runs of these cells."""
-    for cell in cells:
-        yield from ((seed.experiment, seed.trial_id) for seed in results.finished(cell.number))
 
 
 def _constant(metric: Metric, stored: Predictions) -> Iterator[np.ndarray]:
@@ -246,15 +251,3 @@ def _constant(metric: Metric, stored: Predictions) -> Iterator[np.ndarray]:
     elif labels.dtype.kind == "i":
         classes, counts = np.unique(labels, return_counts=True)
         yield from (np.full_like(labels, answer) for answer in classes[np.argsort(-counts)][:GUESSES])
-
-
-def _within(metric: Metric, stored: Predictions, answers: np.ndarray, *, spread: bool) -> float | None:
-    try:
-        with np.errstate(all="ignore"), METRICS.blaming(metric.name):
-            of_examples = metric.sign * metric.contributions(stored.labels, answers)
-    except UserError:
-        return None
-    if spread and not np.ptp(of_examples):
-        return None
-    level = float(of_examples.mean() + ERRORS * of_examples.std() / math.sqrt(len(of_examples)))
-    return level if math.isfinite(level) else None

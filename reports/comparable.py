@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from tensorbench.metrics import METRICS
 from tensorbench.records.words import OWN_SIZE
-from tensorbench.reports.recipes import Alike, Differences, Recipe, alike, difference, in_words
+from tensorbench.reports.recipes import Differences, Recipe, alike, difference, differs, in_words
 from tensorbench.reports.results import REFERENCE, Cell, Results, grouped
-from tensorbench.reports.words import listed
+from tensorbench.reports.units import listed
 
 
 @dataclass(frozen=True)
@@ -46,29 +47,27 @@ def comparable(
     """
     by_metric = grouped(cells, lambda cell: measured(results.metrics[cell.number], cell.task))
     for (metric, task), of_metric in by_metric.items():
-        groups = alike(of_cells, grouped(of_metric, lambda cell: cell.method))
-        for number, group in enumerate(groups, 1):
+        first, *rest = alike(of_cells, grouped(of_metric, lambda cell: cell.method))
+        for number, group in enumerate((first, *rest), 1):
             parts = [
                 budget,
                 *([f"{metric} on {task}" if task else metric] if len(by_metric) > 1 else []),
                 *([f"recipe {number}"] if number > 1 else []),
             ]
             title = " · ".join(part for part in parts if part)
-            yield Comparable(title, metric, task, group.methods, _apart(group, groups[0]))
+            note = ""
+            if number > 1:
+                words = in_words(differs(of_cells, chain.from_iterable(group.values()), first))
+                note = (
+                    f"Run with another recipe than {listed(list(first)[:3])} ({words}): shown apart, and no "
+                    "verdict compares them."
+                )
+            yield Comparable(title, metric, task, group, note)
 
 
 def measured(metric: str, task: str) -> tuple[str, str]:
     """Returns the metric and the task. The task is empty unless scores have the unit of its targets."""
     return metric, task if metric and METRICS.get(metric).in_units else ""
-
-
-def _apart(group: Alike, first: Alike) -> str:
-    if group is first:
-        return ""
-    return (
-        f"Run with another recipe than {listed(list(first.methods)[:3])} "
-        f"({in_words(first.differs(group.cells))}): shown apart, and no verdict compares them."
-    )
 
 
 def block_budgets(budgets: Iterable[str]) -> dict[str, str]:
@@ -100,7 +99,8 @@ def find_reference(
 ) -> tuple[Reference | None, list[str]]:
     """Finds the reference for a budget: LoRA or the selected method, with the same recipes and settings.
 
-    Returns the reference and an empty list, or None and a note that says why there is no reference.
+    Returns the reference and a note if its budget is another one, or None and a note that says why there is
+    no reference. Notes may be empty.
 
     A budget that has LoRA uses its own: plain LoRA (without options) if possible, otherwise a variant. Other
     budgets, and methods of fixed size, use the plain LoRA of the first budget that has it, or else a variant.
@@ -131,7 +131,9 @@ def find_reference(
             for setting, own_recipe in recipe.items():
                 differs |= difference(of_cells[on[setting].number], own_recipe)
             if not differs:
-                return Reference(method, place, tuple(on[setting].number for setting in recipe)), []
+                other = place != budget and len({*budgets} - {OWN_SIZE}) > 1
+                note = f"The reference is {method} under another budget, {place}." if other else ""
+                return Reference(method, place, tuple(on[setting].number for setting in recipe)), [note]
             rejected = rejected or differs
         # A budget with its own LoRA uses no other.
         if of_budget and place == budget != OWN_SIZE and candidates is lora:

@@ -27,7 +27,7 @@ from tensorbench.reports.results import (
     TaskAndBackbone,
     grouped,
 )
-from tensorbench.reports.words import listed, many
+from tensorbench.reports.units import listed, many
 
 
 def on_setting(results: Results, number: int, part: OnSetting) -> OnSetting:

@@ -17,12 +17,11 @@ from tensorbench.metrics import METRICS
 from tensorbench.records.measures import Measure
 from tensorbench.records.words import Status
 from tensorbench.reports.collapses import DIVERGED
-from tensorbench.reports.evidence import Evidence
+from tensorbench.reports.evidence import Evidence, predictions
 from tensorbench.reports.inference.studies import CompleteStudies
-from tensorbench.reports.predictions import predictions
 from tensorbench.reports.results import Cell, Results, Seed, TaskAndBackbone, grouped, kept_trials
 from tensorbench.reports.thresholds import DEFAULT
-from tensorbench.reports.words import listed, many
+from tensorbench.reports.units import listed, many
 
 #: The largest number of cells that a note on left-out studies names.
 MOST_NAMED = 6

@@ -1,16 +1,87 @@
-"""The evidence behind comparisons: each test example's contribution to the score of each run."""
+"""The evidence behind comparisons: stored predictions, and each test example's contribution to a score."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from tensorbench.reports.predictions import ByExample, Run, contributions
-from tensorbench.reports.results import Results
-from tensorbench.reports.words import many
+import numpy as np
+from numpy.typing import NDArray
 
-#: The largest number of runs whose predictions a report reads.
-MOST_PREDICTIONS = 4000
+from tensorbench.metrics import METRICS, Metric
+from tensorbench.records.predictions import compact, read_predictions
+from tensorbench.records.words import Artifact
+from tensorbench.reports.results import Cell, Experiment, Results, Seed, grouped
+from tensorbench.reports.units import many
+
+#: The largest number of runs whose predictions a report reads, and how many it reads at a time.
+MOST_PREDICTIONS, READERS = 4000, 8
+#: The largest accepted difference between the stored score and the score computed from stored predictions, as
+#: a share of the stored score or of the typical size of scores on the task, whichever is larger. It is not
+#: zero, since older stores have float32.
+AGREES = 1e-4
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The stored predictions of one run, sorted by example.
+
+    `labels` and `responses` are (examples,) or (examples, classes), as `tensorbench.metrics.Metric` says. In
+    an array of integers, -1 stands for a missing value.
+    """
+
+    examples: NDArray[np.integer[Any]]
+    labels: NDArray[Any]
+    #: The model's answers or its outputs, whichever the metric reads.
+    responses: NDArray[Any]
+    #: The negative log-probability of each label in nats (examples,). None unless an example has one class.
+    losses: NDArray[np.float32] | None = None
+
+
+def predictions(experiment: Experiment, trial_ids: Iterable[str], metric: Metric) -> dict[str, Predictions]:
+    """Reads stored predictions. Returns them by trial id, without trials whose predictions cannot be read."""
+    classes = metric.kinds != ("regression",)
+
+    def read(trial_id: str) -> Predictions | None:
+        content = experiment.source.read(experiment.records[trial_id], Artifact.PREDICTIONS)
+        if content is None:
+            return None
+        try:
+            stored = read_predictions(content)
+        except ValueError:
+            return None
+        label, responses, short = stored.label, stored.prediction, compact(stored)
+        if classes:
+            label, responses = (
+                np.nan_to_num(values, nan=-1, posinf=-1, neginf=-1).astype(np.int64)
+                for values in (label, responses)
+            )
+        if metric.reads == "outputs":
+            if stored.logit is None:
+                return None
+            responses = stored.logit
+        order = np.argsort(stored.example, kind="stable")
+        losses = None if short is None else -short.log_probability[order].astype(np.float32)
+        return Predictions(stored.example[order], label[order], responses[order], losses)
+
+    ids = list(trial_ids)
+    with ThreadPoolExecutor(READERS) as pool:
+        return {id_: stored for id_, stored in zip(ids, pool.map(read, ids), strict=True) if stored}
+
+
+@dataclass(frozen=True)
+class ByExample:
+    """The contributions of the examples to the score of one run."""
+
+    #: A hash of the examples. It is equal for runs that were evaluated on the same examples.
+    test_set: str
+    #: The contributions (examples,).
+    values: NDArray[np.float32]
+    #: The examples' losses (examples,), as in `Predictions`.
+    losses: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -18,7 +89,7 @@ class Evidence:
     """The contributions of test examples to the scores of runs."""
 
     results: Results
-    #: The contributions by trial id.
+    #: The contributions by trial id, for runs whose predictions give the stored score.
     by_trial: Mapping[str, ByExample] = field(repr=False)
     #: Limits of the evidence, shown in the report's notes.
     notes: Sequence[str]
@@ -36,43 +107,74 @@ class Evidence:
 
 
 def gather(results: Results, cells: Iterable[int]) -> Evidence:
-    """Reads the predictions of these cells' finished runs.
+    """Reads the predictions of these cells' finished runs, at most `MOST_PREDICTIONS`.
 
-    It reads at most `MOST_PREDICTIONS` runs. A note says if some were left out.
+    A note says if some were left out. Raises UserError if a plug-in's metric fails.
     """
-    numbers = list(dict.fromkeys(cells))
-    scored = [cell for number in numbers if (cell := results.all_cells[number]).metric]
-    runs: dict[str, Run] = {}
+    scored = [cell for number in dict.fromkeys(cells) if (cell := results.all_cells[number]).metric]
+    runs: dict[str, tuple[Cell, Seed]] = {}
     taken = 0
     for cell in scored:
-        size = results.size(cell.number)
-        more = {
-            seed.trial_id: Run(seed.experiment, cell.task, cell.metric, seed.score, size)
-            for seed in results.finished(cell.number)
-        }
+        more = {seed.trial_id: (cell, seed) for seed in results.finished(cell.number)}
         if len(runs | more) > MOST_PREDICTIONS:
             break
         runs |= more
         taken += 1
-    stored = contributions(results.experiments, runs)
-    notes = []
-    if taken < len(scored):
-        notes.append(
-            f"Test examples count in the first {taken:,} of {len(scored):,} cells: a report reads the "
+    stored: dict[str, Predictions] = {}
+    alike = grouped(runs, lambda id_: (runs[id_][1].experiment, runs[id_][0].metric))
+    for (experiment, metric), ids in alike.items():
+        stored |= predictions(results.experiment(experiment), ids, METRICS.get(metric))
+    by_trial = {
+        id_: each
+        for id_, (cell, seed) in runs.items()
+        if id_ in stored and (each := _by_example(results, cell, seed, stored[id_])) is not None
+    }
+    return Evidence(results, by_trial, list(_limits(len(scored), taken, runs, stored, by_trial)))
+
+
+def _by_example(results: Results, cell: Cell, seed: Seed, stored: Predictions) -> ByExample | None:
+    """The contributions of examples to the score of a run.
+
+    None if the run has no example or no stored score, or if the mean contribution is not the stored score.
+    """
+    if not len(stored.labels):
+        return None
+    metric = METRICS.get(cell.metric)
+    with METRICS.blaming(metric.name):
+        values = metric.contributions(stored.labels, stored.responses)
+    size, score = results.size(cell.number), seed.score
+    if score is None or abs(values.mean() - score) > AGREES * max(size, abs(score)):
+        return None
+    test_set = hashlib.sha256(stored.examples.tobytes() + stored.labels.tobytes()).hexdigest()
+    return ByExample(f"{cell.task} {test_set}", values.astype(np.float32), stored.losses)
+
+
+def _limits(
+    cells: int,
+    taken: int,
+    runs: Mapping[str, object],
+    stored: Mapping[str, Predictions],
+    by_trial: Mapping[str, ByExample],
+) -> Iterator[str]:
+    """Yields notes on runs whose predictions are not read or useless. `taken` of `cells` cells are read."""
+    if taken < cells:
+        yield (
+            f"Test examples count in the first {taken:,} of {cells:,} cells: a report reads the "
             f"predictions of {MOST_PREDICTIONS:,} runs at most. Intervals of the others are of seeds alone."
         )
     narrow = "intervals with them are of seeds alone, and narrower than they should be."
-    if stored.unreadable:
-        notes.append(
-            f"Predictions of {many(stored.unreadable, 'run')} are not stored or cannot be read: {narrow}"
-        )
-    if stored.wrong:
-        notes.append(
-            f"Predictions of {many(stored.wrong, 'run')} do not give the score that is stored: {narrow}"
-        )
-    if stored.silent:
-        notes.append(
-            f"Predictions of {many(stored.silent, 'run')} are partly NaN or missing: they count as wrong "
+    if unreadable := len(runs) - len(stored):
+        yield f"Predictions of {many(unreadable, 'run')} are not stored or cannot be read: {narrow}"
+    if wrong := len(stored) - len(by_trial):
+        yield f"Predictions of {many(wrong, 'run')} do not give the score that is stored: {narrow}"
+    if silent := sum(map(_is_silent, stored.values())):
+        yield (
+            f"Predictions of {many(silent, 'run')} are partly NaN or missing: they count as wrong "
             "answers, in the scores and in all that is claimed from them."
         )
-    return Evidence(results, stored.by_trial, notes)
+
+
+def _is_silent(stored: Predictions) -> bool:
+    """Whether some example has no answer, or an output that is NaN or infinite."""
+    responses = stored.responses
+    return bool((responses < 0).any() if responses.dtype.kind == "i" else (~np.isfinite(responses)).any())

@@ -31,8 +31,7 @@ from tensorbench.reports.results import (
     TaskAndBackbone,
     grouped,
 )
-from tensorbench.reports.units import unit_of
-from tensorbench.reports.words import listed
+from tensorbench.reports.units import listed, unit_of
 
 #: The heads that every adapter should beat: their families, with names for sentences.
 HEADS = {FLOOR: "the head alone", CONVERGED: "the converged head"}

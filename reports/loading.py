@@ -17,7 +17,8 @@ from tensorbench.records.record import Record, latest
 from tensorbench.records.words import OWN_SIZE, Artifact, Tag
 from tensorbench.reports import reading
 from tensorbench.reports.overview import overview
-from tensorbench.reports.peft_files import holds_peft_results, peft_results_of
+from tensorbench.reports.peft_comparison import holds_peft_results, peft_results_of
+from tensorbench.reports.recipes import find_mixtures, refuse_mixtures
 from tensorbench.reports.results import COLUMNS, Experiment, Results, grouped
 from tensorbench.reports.selection import Selection
 from tensorbench.store import DEFAULT_STORE
@@ -120,9 +121,10 @@ class LoadedResults(ShowsOverview, Results):
         """
         if not self.experiments:
             raise UserError("peft's results are of one seed and not tuned alike: nothing compares them")
-        from tensorbench.reports.report import analysis_of
+        from tensorbench.reports.analysis import analyse
 
-        return analysis_of(self)
+        refuse_mixtures(find_mixtures(self))
+        return analyse(self)
 
     @property
     def answer(self) -> str:
@@ -137,7 +139,7 @@ class LoadedResults(ShowsOverview, Results):
     @cached_property
     def tables(self) -> dict[str, pd.DataFrame]:
         """The report's tables, by the names of their CSV files. Raises UserError as `analysis` does."""
-        from tensorbench.reports.tables import tidy_tables
+        from tensorbench.reports.tidy import tidy_tables
 
         return {name: pd.DataFrame(table.lines) for name, table in tidy_tables(self.analysis).items()}
 

@@ -10,7 +10,7 @@ from tensorbench.machine.table import Table
 from tensorbench.records.stored_plan import TEXT_COLUMNS, row_texts
 from tensorbench.records.words import Status
 from tensorbench.reports.results import Cell, Results, Seed, distinct, grouped, kept_trials, measured
-from tensorbench.reports.words import many
+from tensorbench.reports.units import many
 
 if TYPE_CHECKING:
     # This import takes seconds.

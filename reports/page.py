@@ -2,47 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tensorbench.machine.visible import visible
-from tensorbench.records.words import Status, Tag
 from tensorbench.reports import answers, tables
 from tensorbench.reports.advice import rate_advice
 from tensorbench.reports.analysis import Analysis
-from tensorbench.reports.blocks import Block
-from tensorbench.reports.drawing import SERIES, Drawn
-from tensorbench.reports.figures.compared import ANCHOR
-from tensorbench.reports.inference.effects import Verdict
-from tensorbench.reports.inference.studies import LEAST_SMOOTHED, enough_to_smooth
+from tensorbench.reports.drawing import Drawn
+from tensorbench.reports.inference.studies import LEAST_SMOOTHED
 from tensorbench.reports.recipes import Mixture, provenance_counts
 from tensorbench.reports.redundancy import StoredRedundancy
-from tensorbench.reports.rendering import environment
-from tensorbench.reports.results import Results, Seed, distinct
+from tensorbench.reports.results import Results
 from tensorbench.reports.suite_lines import suite_lines
-from tensorbench.reports.units import Unit, unit_of
-from tensorbench.reports.words import listed, many
+from tensorbench.reports.units import listed, many
+from tensorbench.store.addresses import shown_uri
 
 #: The largest number of lines of a list in the page. The CSV files have all lines.
 MOST_LINES = 300
-
-
-class TrialLine(NamedTuple):
-    """A row of the table of trials."""
-
-    seed: Seed
-    #: The name of the task. If it occurs on several backbones, also the backbone.
-    setting: str
-    unit: Unit
-    failed: bool
-    #: Whether the trial's study is complete. A finished seed is a complete study.
-    complete: bool
-    #: The URL of the run's page. None if the run has no page.
-    link: str | None
 
 
 def render(
@@ -69,19 +50,22 @@ def render(
                 break
         else:
             figures[int(figure.name.rpartition("-")[2])][figure.kind] = figure
-    trials = list(_trials(analysis))
-    loader = environment(autoescape=True)
-    loader.globals |= {"inline": lambda figure: Markup(figure.inline())}
+    loader = environment(
+        inline=lambda figure: Markup(figure.inline()),
+        table=lambda shown, style="", most=None: Markup(shown.on_page(style, most)),
+    )
     text = loader.get_template("page.html").render(
         title=results.title,
         results=results,
+        facts=results.facts,
         analysis=analysis,
         blocks=list(zip(analysis.blocks, figures, strict=True)),
+        boards=[tables.board(results, block, number) for number, block in enumerate(analysis.blocks)],
+        advice={each.cell: each for each in rate_advice(analysis)},
+        tables=tables,
         costs=others["score-vs"],
         training=others["training"],
         redundancy=list(zip(analyses, of_analyses, strict=True)),
-        cost_table=Markup(tables.costs_table(results).html(most=None)),
-        facts=facts_of(results),
         plans=_plans(results),
         splits=results.split_sizes(),
         mixtures=mixtures,
@@ -90,47 +74,14 @@ def render(
             for key, counts in provenance_counts(results).items()
         ],
         made=when or datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        markdown=tables.markdown(analysis),
-        trials=trials,
-        lost=[line for line in trials if not line.seed.finished],
+        markdown=tables.markdown(analysis, mixtures),
+        lost=tables.lost_table(results),
         most=MOST_LINES,
         words=answers,
         suite=suite_lines(results),
-        advice={each.cell: each for each in rate_advice(analysis)},
-        verdict=_verdict,
-        incomplete=tables.incomplete,
-        anchor=ANCHOR,
-        colours=len(SERIES),
-        enough_to_smooth=enough_to_smooth,
         least_smoothed=LEAST_SMOOTHED,
     )
     return visible(text)
-
-
-def _trials(analysis: Analysis) -> Iterator[TrialLine]:
-    links = {
-        each.name: (each.source.link, {record.origin: record.run_id for record in each.records.values()})
-        for each in analysis.results.experiments
-    }
-    settings = {cell.setting for cell in analysis.results.all_cells}
-    # A trial that belongs to two rows runs once.
-    for seed in distinct(analysis.results.all_seeds):
-        link, run_ids = links[seed.experiment]
-        studies = analysis.studies.get(seed.cell)
-        cell = analysis.results.all_cells[seed.cell]
-        number = seed.seed if seed.study is None else seed.study
-        yield TrialLine(
-            seed,
-            answers.named_among(settings, cell.setting),
-            unit_of(cell.metric, cell.unit),
-            analysis.failed(seed),
-            studies is not None and number in studies.numbers,
-            f"{link}{run_ids.get(seed.run_id, seed.run_id)}" if link and seed.run_id else None,
-        )
-
-
-def _verdict(verdict: Verdict, block: Block) -> str:
-    return answers.in_words(verdict, block.unit.size(block.threshold))
 
 
 def _plans(results: Results) -> str:
@@ -144,36 +95,24 @@ def _plans(results: Results) -> str:
     return listed(plans)
 
 
-@dataclass(frozen=True)
-class Facts:
-    """The numbers of a report's trials."""
+def environment(**values: Any) -> Environment:
+    """The Jinja environment for the templates in reports/templates, with `values` as globals.
 
-    trials: int
-    finished: int
-    failed: int
-    methods: int
-    tasks: int
-    backbones: int
-    hours: float
-    #: The numbers of stored trials of searches and of earlier plans.
-    others: int
-
-    @property
-    def missing(self) -> int:
-        return self.trials - self.finished - self.failed
-
-
-def facts_of(results: Results) -> Facts:
-    cells = results.all_cells
-    trials = distinct(results.all_seeds)
-    records = [record for each in results.experiments for record in each.records.values()]
-    return Facts(
-        trials=len(trials),
-        finished=sum(seed.finished for seed in trials),
-        failed=sum(seed.status == Status.FAILED for seed in trials),
-        methods=len({cell.method for cell in cells}),
-        tasks=len({cell.task for cell in cells}),
-        backbones=len({cell.backbone for cell in cells}),
-        hours=sum(seed["seconds"] or 0.0 for seed in trials if seed.finished) / 3600,
-        others=sum(record.tag(Tag.PHASE, "final") != "final" for record in records),
+    In a template, an undefined name is an error, and a line that has only a statement leaves no blank line.
+    Texts are escaped.
+    """
+    loader = Environment(
+        loader=PackageLoader("tensorbench.reports"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=True,
     )
+    loader.filters |= {
+        "many": many,
+        "count": "{:,.0f}".format,
+        "number": lambda value, digits: f"{value:.{digits}f}",
+        "shown_uri": shown_uri,
+    }
+    loader.globals |= values
+    return loader

@@ -21,10 +21,14 @@ from tensorbench.machine.table import Table
 from tensorbench.machine.visible import visible
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import UnknownNameError, first_few, shown
+from tensorbench.records.measures import Measure
+from tensorbench.records.words import Status
 from tensorbench.reports.inference.families import dunnett, tukey
 from tensorbench.reports.inference.intervals import Bounds, t_quantile
 from tensorbench.reports.inference.reruns import RunNoise, run_noise
-from tensorbench.reports.words import listed
+from tensorbench.reports.reading import summed
+from tensorbench.reports.results import COLUMNS, Cell, Results, Seed
+from tensorbench.reports.units import listed
 
 #: The final metrics that are compared, by their names in peft's files. Each has the number of test questions
 #: (1,319 in GSM8K), or None if the score is not a share of right answers.
@@ -221,7 +225,11 @@ def compare_peft(folders: Sequence[Path], reference: str = "") -> PeftComparison
     reference = reference or REFERENCE
     if reference not in latest:
         raise UnknownNameError("reference", reference, latest)
-    noise = _noise(runs)
+    numbers = {name: number for number, name in enumerate(sorted({run.name for run in runs}))}
+    waves = [run.wave for run in runs]
+    noise = run_noise(
+        [numbers[run.name] for run in runs], waves, [run.score for run in runs], runs[0].questions
+    )
     compared = [row for row in rows if row.name != reference]
     best, *rest = rows
     any_pair = tukey(len(rows), _freedom(rows[0], noise)) if rest else math.inf
@@ -244,12 +252,6 @@ def compare_peft(folders: Sequence[Path], reference: str = "") -> PeftComparison
         reruns=list(_reruns(runs, folders, noise)),
         skipped=skipped,
     )
-
-
-def _noise(runs: Sequence[PeftRun]) -> RunNoise | None:
-    names = {name: number for number, name in enumerate(sorted({run.name for run in runs}))}
-    rows, waves = [names[run.name] for run in runs], [run.wave for run in runs]
-    return run_noise(rows, waves, [run.score for run in runs], runs[0].questions)
 
 
 def _variance(run: PeftRun, noise: RunNoise | None) -> float:
@@ -291,47 +293,32 @@ def _apart(rows: Sequence[PeftRun], noise: RunNoise | None, critical: float) -> 
 
 def _reruns(runs: Sequence[PeftRun], folders: Sequence[Path], noise: RunNoise | None) -> Iterator[RerunWave]:
     """Yields a comparison for each folder in which at least two configurations ran again."""
+    from scipy import stats
+
     before: dict[str, PeftRun] = {}
     for wave, folder in enumerate(folders):
         after = {run.name: run for run in runs if run.wave == wave}
-        common = sorted(before.keys() & after.keys())
-        if len(common) > 1:
-            yield _rerun(folder.name, common, before, after, noise)
+        names = sorted(before.keys() & after.keys())
+        if len(names) > 1:
+            old, new = ([each[name].score for name in names] for each in (before, after))
+            pairs, earlier = list(combinations(names, 2)), [before[name] for name in names]
+            called = _apart(earlier, noise, tukey(len(names), _freedom(earlier[0], noise)))
+            turned = {
+                (one, other)
+                for one, other in pairs
+                if (before[one].score - before[other].score) * (after[one].score - after[other].score) < 0
+            }
+            yield RerunWave(
+                folder=folder.name,
+                rows=len(names),
+                shift=sum(b - a for a, b in zip(old, new, strict=True)) / len(names),
+                kendall=float(stats.kendalltau(old, new).statistic) if len(names) > 2 else None,
+                called=len(called),
+                reversed=len(called & turned),
+                uncalled=len(pairs) - len(called),
+                uncalled_reversed=len(turned - called),
+            )
         before |= after
-
-
-def _rerun(
-    folder: str,
-    names: Sequence[str],
-    before: dict[str, PeftRun],
-    after: dict[str, PeftRun],
-    noise: RunNoise | None,
-) -> RerunWave:
-    old, new = ([runs[name].score for name in names] for runs in (before, after))
-    pairs = list(combinations(names, 2))
-    earlier = [before[name] for name in names]
-    called = _apart(earlier, noise, tukey(len(names), _freedom(earlier[0], noise)))
-    turned = {pair for pair in pairs if _gap(before, pair) * _gap(after, pair) < 0}
-    return RerunWave(
-        folder=folder,
-        rows=len(names),
-        shift=sum(b - a for a, b in zip(old, new, strict=True)) / len(names),
-        kendall=_kendall(old, new) if len(names) > 2 else None,
-        called=len(called),
-        reversed=len(called & turned),
-        uncalled=len(pairs) - len(called),
-        uncalled_reversed=len(turned - called),
-    )
-
-
-def _kendall(old: Sequence[float], new: Sequence[float]) -> float:
-    from scipy import stats
-
-    return float(stats.kendalltau(old, new).statistic)
-
-
-def _gap(wave: dict[str, PeftRun], pair: tuple[str, str]) -> float:
-    return wave[pair[0]].score - wave[pair[1]].score
 
 
 def write_peft_comparison(
@@ -360,7 +347,32 @@ def as_json(comparison: PeftComparison) -> str:
 
 def as_markdown(comparison: PeftComparison) -> str:
     """The comparison as a page: the answer, its certainty, the table, and the effect of reruns."""
-    tables = [_table(comparison), _rerun_table(comparison)]
+    against = {difference.row: difference for difference in comparison.against_reference}
+    rows, reruns = [], []
+    for row in comparison.rows:
+        difference = against.get(row.name)
+        rows.append(
+            {
+                "configuration": row.name,
+                f"{comparison.metric} %": _percent(row.score),
+                f"difference from {comparison.reference}": "" if difference is None else _points(difference),
+                "verdict": "reference" if difference is None else difference.verdict,
+                "trained": "" if row.parameters is None else f"{row.parameters:,}",
+                "forgetting": "" if row.forgetting is None else f"{row.forgetting:.3f}",
+            }
+        )
+    for rerun in comparison.reruns:
+        reruns.append(
+            {
+                "ran again in": rerun.folder,
+                "configurations": str(rerun.rows),
+                "mean change": f"{100 * rerun.shift:+.1f}",
+                "Kendall's τ": "" if rerun.kendall is None else f"{rerun.kendall:.2f}",
+                "order reversed, of pairs that differed": f"{rerun.reversed} of {rerun.called:,}",
+                "of undecided pairs": f"{rerun.uncalled_reversed} of {rerun.uncalled:,}",
+            }
+        )
+    tables = [Table("", rows, (), ("configuration", "verdict")), Table("", reruns, (), ("ran again in",))]
     shown = (f"\n{table.markdown()}" for table in tables if table.lines)
     return "\n".join([*_answer(comparison), *shown]) + "\n"
 
@@ -406,39 +418,6 @@ def _answer(comparison: PeftComparison) -> Iterator[str]:
         )
 
 
-def _table(comparison: PeftComparison) -> Table:
-    against = {difference.row: difference for difference in comparison.against_reference}
-    lines = []
-    for row in comparison.rows:
-        difference = against.get(row.name)
-        lines.append(
-            {
-                "configuration": row.name,
-                f"{comparison.metric} %": _percent(row.score),
-                f"difference from {comparison.reference}": "" if difference is None else _points(difference),
-                "verdict": "reference" if difference is None else difference.verdict,
-                "trained": "" if row.parameters is None else f"{row.parameters:,}",
-                "forgetting": "" if row.forgetting is None else f"{row.forgetting:.3f}",
-            }
-        )
-    return Table("", lines, (), ("configuration", "verdict"))
-
-
-def _rerun_table(comparison: PeftComparison) -> Table:
-    lines = [
-        {
-            "ran again in": rerun.folder,
-            "configurations": str(rerun.rows),
-            "mean change": f"{100 * rerun.shift:+.1f}",
-            "Kendall's τ": "" if rerun.kendall is None else f"{rerun.kendall:.2f}",
-            "order reversed, of pairs that differed": f"{rerun.reversed} of {rerun.called:,}",
-            "of undecided pairs": f"{rerun.uncalled_reversed} of {rerun.uncalled:,}",
-        }
-        for rerun in comparison.reruns
-    ]
-    return Table("", lines, (), ("ran again in",))
-
-
 def _code(name: str) -> str:
     return f"`{visible(name).replace('`', '').replace('|', '¦')}`"
 
@@ -453,3 +432,70 @@ def _points(difference: ConfigurationDifference) -> str:
         return mean
     low, high = difference.interval
     return f"{mean} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+# --- as results ---
+
+#: The text that tables show in place of a budget for peft's results, which have none.
+UNTUNED = "seed 0, not tuned alike"
+
+#: The names of peft's metrics, each with our name of the same metric. Empty if we have no such metric.
+SCORED_AS = {"test accuracy": "accuracy", "test dino_similarity": ""}
+
+
+def holds_peft_results(folder: Path) -> bool:
+    """Whether the path is a folder with at least one file named METHOD--NAME.json."""
+    return folder.is_dir() and next(folder.glob("*--*.json"), None) is not None
+
+
+def peft_results_of(folders: Sequence[Path]) -> Results:
+    """Reads peft's result files in these folders. Each run becomes a cell with a single seed.
+
+    These runs have no budget, so the field `budget` of each cell has the text `UNTUNED` instead. Raises
+    UserError as `read_peft_results` does, and if no file has a score.
+    """
+    runs, skipped, _ = read_peft_results(folders)
+    if not runs:
+        raise UserError(f"{', '.join(map(str, folders))}: no result file with a score")
+    seeds = tuple(_seed(number, run) for number, run in enumerate(runs))
+    notes = [f"peft's results are of {UNTUNED}: what ranks them holds the luck of rates and of one run."]
+    notes += [f"{name}: no score, left out." for name in skipped]
+    return Results((), tuple(map(_cell, seeds, runs)), seeds, tuple(notes))
+
+
+def _seed(number: int, run: PeftRun) -> Seed:
+    measures = {
+        Measure.SCORE.column: run.score,
+        Measure.ADAPTER_PARAMETERS.column: run.parameters,
+        Measure.SECONDS.column: run.seconds,
+        Measure.FORGETTING.column: run.forgetting,
+    }
+    return Seed(
+        cell=number,
+        task="image-gen" if run.questions is None else "MetaMathQA",
+        backbone=run.model,
+        budget=UNTUNED,
+        method=run.name,
+        experiment=run.file.partition("/")[0],
+        seed=run.seed,
+        study=None,
+        point=None,
+        offset=None,
+        lr=None,
+        trial_id=run.sha256[:16],
+        run_id=run.file,
+        status=Status.FINISHED,
+        failure="",
+        message="",
+        measures=dict.fromkeys(COLUMNS) | measures,
+    )
+
+
+def _cell(seed: Seed, run: PeftRun) -> Cell:
+    which = {name: getattr(seed, name) for name in ("experiment", "task", "backbone", "budget", "method")}
+    named = {"title": run.name, "family": run.name.partition("--")[0], "parameters": run.parameters}
+    scored = {"metric": SCORED_AS[run.metric], "evaluated": "test"}
+    unknown = dict.fromkeys(("peak", "asked", "ratio", "within", "percent_of_lora", "studies"))
+    empty = dict.fromkeys(("ranks", "unit", "left"), "")
+    fields: dict[str, Any] = which | named | scored | unknown | empty | summed([seed])
+    return Cell(number=seed.cell, **fields)

@@ -1,13 +1,15 @@
-"""Reads experiments into tables: the cells of their plans, and the seeds of each cell."""
+"""Reads experiments: the cells of their plans, and the seeds of each cell."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, TypeVar
+from math import fsum
+from statistics import fmean, median, stdev
+from typing import Annotated, Any
 
-import pandas as pd
 from pydantic import Field, TypeAdapter, ValidationError
 
 from tensorbench.methods import UserError
@@ -17,7 +19,7 @@ from tensorbench.records.record import Record, latest
 from tensorbench.records.stored_plan import Row, StudyTrial
 from tensorbench.records.words import RunKind, Status, Tag
 from tensorbench.reports.cautions import guards
-from tensorbench.reports.results import COLUMNS, OWN_SIZE, Experiment, Results
+from tensorbench.reports.results import COLUMNS, OWN_SIZE, Cell, Experiment, Results, Seed, grouped
 from tensorbench.reports.selection import Selection
 from tensorbench.store.addresses import shown_uri
 from tensorbench.store.changes import changed_plugins
@@ -29,8 +31,6 @@ ENDED_WELL = (Status.FINISHED, Status.DUPLICATE)
 
 #: The validator of the ranks that cutting leaves in each mode.
 FINAL_RANKS = TypeAdapter(dict[str, Annotated[list[int], Field(min_length=1)]])
-
-Stored = TypeVar("Stored")
 
 #: A run with its experiment. The run is None if the trial never started.
 Run = tuple[Experiment, Record | None]
@@ -52,21 +52,16 @@ def read_sources(sources: Sequence[Source], selection: Selection | None = None) 
     experiments = named_apart([read_experiment(source) for source in sources])
     selected = selection.of(experiments) if selection else experiments
     cells, seeds = tabulate(selected)
-    notes = [_of_selection(selection, selected, experiments)] if selection else []
+    notes = []
+    if selection:
+        rows, every = (sum(len(each.rows) for each in group) for group in (selected, experiments))
+        notes.append(
+            f"A part ({selection}): {rows} of {every} rows. Intervals are simultaneous for these methods "
+            "alone; redundancy and provenance are of all rows."
+        )
     notes += [note for each in selected for note in _notes(each)]
     notes += _cut_prompts(cells)
     return Results(selected, cells, seeds, tuple(notes), selection.reference if selection else "")
-
-
-def _of_selection(
-    selection: Selection, selected: Sequence[Experiment], experiments: Sequence[Experiment]
-) -> str:
-    """A note on what a selection leaves out."""
-    rows, every = (sum(len(each.rows) for each in group) for group in (selected, experiments))
-    return (
-        f"A part ({selection}): {rows} of {every} rows. Intervals are simultaneous for these methods alone; "
-        "redundancy and provenance are of all rows."
-    )
 
 
 def named_apart(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
@@ -134,20 +129,20 @@ def _notes(experiment: Experiment) -> Iterator[str]:
     yield from (f"{name}: {warning}" for warning in guards(experiment))
 
 
-def _cut_prompts(cells: pd.DataFrame) -> Iterator[str]:
-    cut_cells = cells[cells["cut_prompts"] > 0]
-    for (task, backbone), lines in cut_cells.groupby(["task", "backbone"], sort=False):
-        cut, prompts = lines["cut_prompts"].max(), lines["prompts"].max()
+def _cut_prompts(cells: Sequence[Cell]) -> Iterator[str]:
+    cut_cells = grouped((cell for cell in cells if cell["cut_prompts"]), lambda cell: cell.setting)
+    for (task, backbone), own in cut_cells.items():
+        cut, prompts = (max(cell[column] or 0 for cell in own) for column in ("cut_prompts", "prompts"))
         yield f"{task} on {backbone}: {cut:,.0f} of {prompts:,.0f} prompts were too long and were cut."
 
 
-def tabulate(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The cells and the seeds of these experiments, as two frames with the columns of `Cell` and `Seed`.
+def tabulate(experiments: Sequence[Experiment]) -> tuple[tuple[Cell, ...], tuple[Seed, ...]]:
+    """The cells and the seeds of these experiments.
 
     A row that several experiments planned with the same trials is one cell.
     """
-    cells: list[dict[str, Any]] = []
-    seeds: list[dict[str, Any]] = []
+    cells: list[Cell] = []
+    seeds: list[Seed] = []
     seen: set[tuple[str | None, ...]] = set()
     for experiment in experiments:
         own_first = sorted(experiments, key=lambda other: other is not experiment)
@@ -155,65 +150,73 @@ def tabulate(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFr
             if (key := (row.task, row.backbone, row.budget, row.name)) in seen:
                 continue
             seen.add(key)
-            runs = [_holder(own_first, trial_id) for trial_id in row.trials.values()]
-            seeds += [
-                {"cell": len(cells)} | _seed(row, seed, *run)
-                for seed, run in zip(row.trials, runs, strict=True)
-            ]
-            cells.append(_planned(experiment, row) | _from_runs(runs))
-    frame = pd.DataFrame(seeds).astype(dict.fromkeys([*StudyTrial.model_fields, *COLUMNS], float))
-    return summed(pd.DataFrame(cells), frame), frame
+            runs = {seed: _holder(own_first, trial_id) for seed, trial_id in row.trials.items()}
+            own = [_seed(len(cells), row, seed, *run) for seed, run in runs.items()]
+            cells.append(_cell(len(cells), experiment, row, list(runs.values()), own))
+            seeds += own
+    return tuple(cells), tuple(seeds)
 
 
-def _planned(experiment: Experiment, row: Row) -> dict[str, Any]:
-    """The columns of a cell that are known before a seed has run."""
+def _cell(number: int, experiment: Experiment, row: Row, runs: Sequence[Run], seeds: Sequence[Seed]) -> Cell:
     trials = (experiment.trials[id_] for id_ in row.trials.values() if id_ is not None)
-    return {
-        "experiment": experiment.name,
-        "task": row.task,
-        "backbone": row.backbone,
-        "budget": row.budget or OWN_SIZE,
-        "method": row.name,
-        "title": row.title,
-        "family": next((str(trial.method["method"]) for trial in trials), None) or row.family,
-        "ranks": ",".join(map(str, row.ranks)),
-        "parameters": row.parameters,
-        "peak": row.peak,
-        "asked": row.asked,
-        "ratio": row.ratio,
-        "within": row.within,
-        "percent_of_lora": row.percent_of_lora,
-        "studies": row.studies,
-    }
+    scored = [(each, record) for each, record in runs if record and record.score is not None]
+    first = scored[0][1] if scored else Record()
+    return Cell(
+        number=number,
+        experiment=experiment.name,
+        task=row.task,
+        backbone=row.backbone,
+        budget=row.budget or OWN_SIZE,
+        method=row.name,
+        title=row.title,
+        family=next((str(trial.method["method"]) for trial in trials), None) or row.family,
+        ranks=",".join(map(str, row.ranks)),
+        parameters=row.parameters,
+        peak=row.peak,
+        asked=row.asked,
+        ratio=row.ratio,
+        within=row.within,
+        percent_of_lora=row.percent_of_lora,
+        studies=row.studies,
+        metric=first.tag(Tag.METRIC),
+        evaluated=first.tag(Tag.EVALUATED),
+        unit=first.tag(Tag.UNIT),
+        left=_left(scored),
+        **summed(seeds),
+    )
 
 
-def _seed(row: Row, seed: int, experiment: Experiment, record: Record | None) -> dict[str, Any]:
-    """The columns of a seed, without the number of its cell. `record` is a run of `experiment`."""
-    trial_id = row.trials[seed]
+def _seed(cell: int, row: Row, seed: int, experiment: Experiment, record: Record | None) -> Seed:
+    """A seed of the cell with this number. `record` is a run of `experiment`."""
     status = record.status if record else Status.MISSING
     failure = record.tag(Tag.FAILURE) if record else ""
     message = record.tag(Tag.FAILURE_MESSAGE) if record else ""
     if record and status == Status.FINISHED and record.score is None:
         status, failure, message = Status.FAILED, "error", "stored as finished, without a score"
-    measures = {column: record.measure(measure) if record else None for column, measure in COLUMNS.items()}
+    measures = {column: _known(record.measure(m)) if record else None for column, m in COLUMNS.items()}
     if status != Status.FINISHED:
         measures[Measure.SCORE.column] = None
     place = row.studies.trials.get(seed) if row.studies else None
-    return {
-        "task": row.task,
-        "backbone": row.backbone,
-        "budget": row.budget or OWN_SIZE,
-        "method": row.name,
-        "experiment": experiment.name,
-        "seed": seed,
+    return Seed(
+        cell=cell,
+        task=row.task,
+        backbone=row.backbone,
+        budget=row.budget or OWN_SIZE,
+        method=row.name,
+        experiment=experiment.name,
+        seed=seed,
         **{name: getattr(place, name, None) for name in StudyTrial.model_fields},
-        "trial_id": trial_id or "",
-        "run_id": record.origin if record else "",
-        "status": str(status),
-        "failure": failure,
-        "message": message,
-        **measures,
-    }
+        trial_id=row.trials[seed] or "",
+        run_id=record.origin if record else "",
+        status=str(status),
+        failure=failure,
+        message=message,
+        measures=measures,
+    )
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
 
 
 def _holder(experiments: Sequence[Experiment], trial_id: str | None) -> Run:
@@ -227,77 +230,55 @@ def _holder(experiments: Sequence[Experiment], trial_id: str | None) -> Run:
     return next(iter(finished or runs), (experiments[0], None))
 
 
-def _from_runs(runs: Sequence[Run]) -> dict[str, str]:
-    """The columns of a cell that are known only from finished runs. All are "" if no run has finished."""
-    finished = [(experiment, record) for experiment, record in runs if record and record.score is not None]
-    if not finished:
-        return dict.fromkeys(("metric", "evaluated", "unit", "left"), "")
-    first = finished[0][1]
-    cut = [_tag(*run, Tag.FINAL_RANKS, FINAL_RANKS, "{}") for run in finished]
-    return {
-        "metric": first.tag(Tag.METRIC),
-        "evaluated": first.tag(Tag.EVALUATED),
-        "unit": first.tag(Tag.UNIT),
-        "left": _left(cut),
-    }
-
-
-def _tag(experiment: Experiment, record: Record, tag: Tag, form: TypeAdapter[Stored], absent: str) -> Stored:
-    """Parses the JSON in a tag. `absent` is the JSON for a run without the tag.
-
-    Raises UserError for malformed JSON.
-    """
-    text = record.tag(tag, absent)
-    try:
-        return form.validate_json(text)
-    except ValidationError as error:
-        where = f"tag {tag} of run {record.origin} ({record.name}) in {shown_uri(experiment.where)}"
-        raise UserError(f"{where} cannot be read: {shown(text)}") from error
-
-
-def _left(cut: Sequence[Mapping[str, Sequence[int]]]) -> str:
+def _left(runs: Sequence[tuple[Experiment, Record]]) -> str:
     """The ranks that cutting left in each mode, as text such as "input 30 to 31, layer 6".
 
-    A range is from the smallest to the largest rank over runs and layers.
+    A range is from the smallest to the largest rank over runs and layers. Raises UserError for a malformed
+    tag.
     """
     by_mode: defaultdict[str, list[int]] = defaultdict(list)
-    for of_run in cut:
-        for name, ranks in of_run.items():
+    for experiment, record in runs:
+        text = record.tag(Tag.FINAL_RANKS, "{}")
+        try:
+            left = FINAL_RANKS.validate_json(text)
+        except ValidationError as error:
+            run = f"run {record.origin} ({record.name}) in {shown_uri(experiment.where)}"
+            raise UserError(f"tag {Tag.FINAL_RANKS} of {run} cannot be read: {shown(text)}") from error
+        for name, ranks in left.items():
             by_mode[name] += ranks
     spans = {name: (min(ranks), max(ranks)) for name, ranks in by_mode.items()}
     return ", ".join(f"{name} {low}" + f" to {high}" * (high > low) for name, (low, high) in spans.items())
 
 
-def summed(cells: pd.DataFrame, seeds: pd.DataFrame) -> pd.DataFrame:
-    """Adds columns with the results of seeds to the planned cells, which then have all columns of `Cell`."""
-    planned, status = seeds.groupby("cell"), seeds["status"]
-    finished, failed = (
-        (status == state).groupby(seeds["cell"]).sum() for state in (Status.FINISHED, Status.FAILED)
-    )
-    failures = seeds[status == Status.FAILED].groupby("cell")["failure"].agg(_each_once)
-    done = seeds[status == Status.FINISHED]
+#: How a summary of a measure is computed from the values of a cell's finished seeds.
+SUMMARIES: Mapping[str, Callable[[list[float]], float]] = {
+    "mean": fmean,
+    "median": median,
+    "max": max,
+    "sum": fsum,
+}
+
+
+def summed(seeds: Sequence[Seed]) -> dict[str, Any]:
+    """The fields of a cell that are counts, means and summaries of its seeds."""
+    done, failed = ([seed for seed in seeds if seed.status == s] for s in (Status.FINISHED, Status.FAILED))
     # Trials of studies have different learning rates, so no mean over them is a result.
-    alike = done[done["study"].isna()]
-    scores = alike.groupby("cell")["score"]
-    mean, sd = scores.mean().reindex(cells.index), scores.std(ddof=1).reindex(cells.index)
-    return cells.assign(
-        seeds=planned.size(),
-        finished=finished,
-        failed=failed,
-        failures=failures.reindex(cells.index, fill_value=""),
-        missing=planned.size() - finished - failed,
-        complete=finished == planned.size(),
-        mean=mean,
-        sd=sd,
-        **{
-            column: (alike if measure.summary == "mean" else done)
-            .groupby("cell")[column]
-            .agg(measure.summary)
-            for column, measure in COLUMNS.items()
-            if measure.summary
-        },
-    )
-
-
-def _each_once(failures: pd.Series[str]) -> str:
-    return ", ".join(sorted(set(failures)))
+    alike = [seed for seed in done if seed.study is None]
+    scores = [seed.score for seed in alike if seed.score is not None]
+    measures: dict[str, float | None] = {}
+    for column, measure in COLUMNS.items():
+        if measure.summary:
+            own = (seed[column] for seed in (alike if measure.summary == "mean" else done))
+            values = [value for value in own if value is not None]
+            measures[column] = SUMMARIES[measure.summary](values) if values else None
+    return {
+        "seeds": len(seeds),
+        "finished": len(done),
+        "failed": len(failed),
+        "failures": ", ".join(sorted({seed.failure for seed in failed})),
+        "missing": len(seeds) - len(done) - len(failed),
+        "complete": len(done) == len(seeds),
+        "mean": fmean(scores) if scores else None,
+        "sd": stdev(scores) if len(scores) > 1 else None,
+        "measures": measures,
+    }

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import first_few
@@ -92,45 +93,36 @@ def in_words(differences: Differences) -> str:
     )
 
 
-class Alike:
-    """A group of methods. On every setting, the cells of all its methods have the same recipe."""
-
-    def __init__(self, of_cells: Mapping[int, Recipe]) -> None:
-        self._of_cells = of_cells
-        self.methods: dict[str, Sequence[Cell]] = {}
-        self._by_setting: dict[object, Recipe] = {}
-
-    @property
-    def cells(self) -> list[Cell]:
-        return [cell for cells in self.methods.values() for cell in cells]
-
-    def differs(self, cells: Sequence[Cell]) -> Differences:
-        """The fields in which the recipe of a cell differs from the group's recipe on the same setting.
-
-        Cells without a recipe are ignored, and so are cells on settings where the group has none.
-        """
-        differences: Differences = {}
-        for cell in cells:
-            if (recipe := self._by_setting.get(cell.setting)) is not None:
-                differences |= difference(self._of_cells.get(cell.number, recipe), recipe)
-        return differences
-
-    def add(self, method: str, cells: Sequence[Cell]) -> None:
-        self.methods[method] = cells
-        for cell in cells:
-            if cell.number in self._of_cells:
-                self._by_setting.setdefault(cell.setting, self._of_cells[cell.number])
+#: Methods with the cells of each, by name.
+Methods = Mapping[str, Sequence[Cell]]
 
 
-def alike(of_cells: Mapping[int, Recipe], methods: Mapping[str, Sequence[Cell]]) -> list[Alike]:
-    """Groups methods by recipe. The largest group comes first. `methods` has the cells of each method."""
-    groups: list[Alike] = []
+def differs(of_cells: Mapping[int, Recipe], cells: Iterable[Cell], group: Methods) -> Differences:
+    """The fields in which the recipe of a cell differs from the group's recipe on the same setting.
+
+    `of_cells` has the recipes by the cell's number. Cells without a recipe are ignored, and so are cells on
+    settings where the group has none.
+    """
+    of_group: dict[object, Recipe] = {}
+    for cell in chain.from_iterable(group.values()):
+        if cell.number in of_cells:
+            of_group.setdefault(cell.setting, of_cells[cell.number])
+    differences: Differences = {}
+    for cell in cells:
+        if (recipe := of_group.get(cell.setting)) is not None:
+            differences |= difference(of_cells.get(cell.number, recipe), recipe)
+    return differences
+
+
+def alike(of_cells: Mapping[int, Recipe], methods: Methods) -> list[Methods]:
+    """Groups methods by recipe. On every setting, all cells of a group have one. The largest comes first."""
+    groups: list[dict[str, Sequence[Cell]]] = []
     for method, cells in methods.items():
-        group = next((group for group in groups if not group.differs(cells)), None)
+        group = next((group for group in groups if not differs(of_cells, cells, group)), None)
         if group is None:
-            groups.append(group := Alike(of_cells))
-        group.add(method, cells)
-    return sorted(groups, key=lambda group: -len(group.methods))
+            groups.append(group := {})
+        group[method] = cells
+    return sorted(groups, key=lambda group: -len(group))
 
 
 # --- mixtures ---

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
 
-from tensorbench.records.record import Record
 from tensorbench.records.redundancy import ComponentWorth, Redundancy
 from tensorbench.records.words import Artifact, Tag
 from tensorbench.reports.results import Results
@@ -27,18 +25,6 @@ class StoredRedundancy:
     effective_ranks: dict[str, float]
     components: list[ComponentWorth]
 
-    def levels(self, most: int) -> list[tuple[str, list[ComponentWorth]]]:
-        """Groups the first `most` components by how much of the update one component covers.
-
-        Returns (heading, components) for each group. For example, each component under the heading
-        "Each layer" covers a single layer.
-        """
-
-        def heading(component: ComponentWorth) -> str:
-            return f"Each {' and '.join(cut)}" if (cut := component.singled) else "The whole update"
-
-        return [(level, list(group)) for level, group in groupby(self.components[:most], heading)]
-
 
 def read(results: Results) -> list[StoredRedundancy]:
     """Reads the redundancy analyses of all experiments in `results`.
@@ -47,25 +33,23 @@ def read(results: Results) -> list[StoredRedundancy]:
     """
     analyses = []
     for experiment in results.experiments:
-        for record in experiment.records.values():
-            # Checks the tag, which avoids looking for a file on every run.
-            if record.tag(Tag.REDUNDANCY):
-                analysis = experiment.source.content(record, Artifact.REDUNDANCY, Redundancy)
-                if analysis is not None:
-                    analyses.append(_of_run(record, analysis))
+        # Checking the tag avoids looking for a file on every run.
+        for record in (each for each in experiment.records.values() if each.tag(Tag.REDUNDANCY)):
+            content = experiment.source.content(record, Artifact.REDUNDANCY, Redundancy)
+            if content is None:
+                continue
+            analyses.append(
+                StoredRedundancy(
+                    name=f"{content.method}, seed {record.tag(Tag.SEED, '?')}",
+                    run_id=record.origin,
+                    method=content.method,
+                    task=record.tag(Tag.TASK),
+                    backbone=record.tag(Tag.BACKBONE),
+                    budget=record.tag(Tag.BUDGET),
+                    metric=content.metric,
+                    spectra={mode: list(each.singular_values) for mode, each in content.modes.items()},
+                    effective_ranks={mode: each.effective_rank for mode, each in content.modes.items()},
+                    components=list(content.components),
+                )
+            )
     return analyses
-
-
-def _of_run(record: Record, content: Redundancy) -> StoredRedundancy:
-    return StoredRedundancy(
-        name=f"{content.method}, seed {record.tag(Tag.SEED, '?')}",
-        run_id=record.origin,
-        method=content.method,
-        task=record.tag(Tag.TASK),
-        backbone=record.tag(Tag.BACKBONE),
-        budget=record.tag(Tag.BUDGET),
-        metric=content.metric,
-        spectra={mode: list(spectrum.singular_values) for mode, spectrum in content.modes.items()},
-        effective_ranks={mode: spectrum.effective_rank for mode, spectrum in content.modes.items()},
-        components=list(content.components),
-    )

@@ -22,6 +22,7 @@ from tensorbench.reports.recipes import Mixture, find_mixtures, refuse_mixtures
 from tensorbench.reports.results import Results
 from tensorbench.reports.selection import Selection
 from tensorbench.reports.thresholds import CustomThresholds
+from tensorbench.reports.tidy import tidy_tables
 from tensorbench.store.opening import stores_of
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def compose(
     }
     files: dict[str, str | bytes] = {NAMES[name]: text() for name, text in texts.items() if name in formats}
     if "csv" in formats:
-        tidy = tables.tidy_tables(analysis)
+        tidy = tidy_tables(analysis)
         files |= {f"tables/{name}.csv": table.csv() for name, table in tidy.items()}
     for figure in chain(drawn, *spectra):
         if "png" in formats:
@@ -181,12 +182,6 @@ def compose(
         if "svg" in formats:
             files[f"figures/{figure.name}.svg"] = figure.svg()
     return Composed(analysis, mixtures, files)
-
-
-def analysis_of(results: Results) -> Analysis:
-    """The analysis that the report of these experiments shows. Raises UserError as `write_report` does."""
-    refuse_mixtures(find_mixtures(results))
-    return analyse(results)
 
 
 def _log(stores: Sequence[Store], target: Path, files: Files) -> None:

@@ -6,10 +6,9 @@ cell. It belongs to one of the cell's studies or, without tuning, is a study of 
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,8 +18,8 @@ import pandas as pd
 from tensorbench.metrics import METRICS, direction
 from tensorbench.records.measures import Measure, SplitSizes
 from tensorbench.records.record import Record
-from tensorbench.records.stored_plan import PlannedTrial, Row, StudyPlan
-from tensorbench.records.words import OWN_SIZE, Status
+from tensorbench.records.stored_plan import PlannedTrial, Row, StudyPlan, StudyTrial
+from tensorbench.records.words import OWN_SIZE, Status, Tag
 from tensorbench.store.source import Source
 
 #: Registered names of the reference (LoRA), the floor (head alone) and the ceiling (full fine-tuning).
@@ -32,8 +31,6 @@ NO_ADAPTERS = (FLOOR, CONVERGED, CEILING)
 
 #: The measures that have a column in tables, by the column's name.
 COLUMNS = {measure.column: measure for measure in Measure if measure.column}
-#: The field of `Cell` that holds the index of the cell's line in `Results.cells`.
-NUMBER = "number"
 
 Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)
@@ -49,8 +46,8 @@ class TaskAndBackbone(NamedTuple):
         return f"{self.task} · {self.backbone}"
 
 
-class FrameLine:
-    """A line of a data frame. For example, `line["step_ms"]` is the number in the column `step_ms`."""
+class _Measured:
+    """A cell or a seed. For example, `cell["step_ms"]` is the number in the column `step_ms`."""
 
     #: The measured numbers, by `Measure.column`. None if unknown.
     measures: Mapping[str, float | None]
@@ -60,20 +57,19 @@ class FrameLine:
         return self.measures[column]
 
     def columns(self) -> dict[str, Any]:
-        """The values of all columns of the line, by the column's name."""
+        """The values of all columns of the line in the data frame, by the column's name."""
         own = {name: value for name, value in vars(self).items() if name != "measures"}
         return own | dict(self.measures)
 
 
 @dataclass(frozen=True)
-class Seed(FrameLine):
-    """A planned seed of a cell, with its run. It is a line of `Results.seeds`.
+class Seed(_Measured):
+    """A planned seed of a cell, with its run. `measures` has its measures by column.
 
-    Unknown numbers are None in this class and NaN in the frame. Only finished seeds have a score. `measures`
-    has the seed's measures by column (see `tensorbench.records.measures.Measure`).
+    Only finished seeds have a score.
     """
 
-    #: The number of the seed's cell: its index in `Results.cells`.
+    #: The number of the seed's cell.
     cell: int
     task: str
     backbone: str
@@ -125,14 +121,13 @@ class Seed(FrameLine):
 
 
 @dataclass(frozen=True)
-class Cell(FrameLine):
-    """A row of a plan with its results over seeds. Its `number` is the index of its line in `Results.cells`.
+class Cell(_Measured):
+    """A row of a plan with its results over seeds. Failed and missing seeds are counted, but are in no mean.
 
-    Unknown numbers are None in this class and NaN in the frame. Failed and missing seeds are counted, but are
-    in no mean. `measures` has one number per measure, which `Measure.summary` computes from the finished
-    seeds.
+    `measures` has one number per measure, which `Measure.summary` computes from the finished seeds.
     """
 
+    #: The number of the cell, from 0.
     number: int
     experiment: str
     task: str
@@ -238,24 +233,6 @@ def distinct(seeds: Iterable[Seed]) -> list[Seed]:
     return list({seed.trial_id: seed for seed in seeds}.values())
 
 
-Line = TypeVar("Line", Cell, Seed)
-
-
-def lines_of(frame: pd.DataFrame, form: type[Line]) -> tuple[Line, ...]:
-    """Converts lines of `Results.cells` or of `Results.seeds` to objects of the class `form`."""
-    own = {column.name for column in fields(form)}
-    lines = []
-    for values in frame.reset_index(names=NUMBER).to_dict("records"):
-        row = {str(name): _or_none(value) for name, value in values.items()}
-        measures = {column: row[column] for column in COLUMNS if column in row.keys() - own}
-        lines.append(form(**{name: row[name] for name in own & row.keys()}, measures=measures))
-    return tuple(lines)
-
-
-def _or_none(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
 @dataclass(frozen=True)
 class Experiment:
     """The plan of a suite, with its stored runs."""
@@ -286,31 +263,54 @@ class Experiment:
 
 
 @dataclass(frozen=True)
+class Facts:
+    """The numbers of a report's trials."""
+
+    trials: int
+    finished: int
+    failed: int
+    methods: int
+    tasks: int
+    backbones: int
+    hours: float
+    #: The numbers of stored trials of searches and of earlier plans.
+    others: int
+
+    @property
+    def missing(self) -> int:
+        return self.trials - self.finished - self.failed
+
+
+@dataclass(frozen=True)
 class Results:
     """The results of one or more experiments, from which all figures and tables of a report are made.
 
-    `cells` is a data frame with one line per cell. `seeds` is a data frame with one line per planned seed.
-    Its column `cell` refers to the index of `cells`. `Cell` and `Seed` document the columns. `all_cells` and
-    `all_seeds` have the same lines as objects of these classes.
+    The frames `cells` and `seeds` have the same lines as `all_cells` and `all_seeds`, with NaN for unknown
+    numbers. `Cell` and `Seed` document their columns.
     """
 
     experiments: tuple[Experiment, ...]
-    cells: pd.DataFrame
-    seeds: pd.DataFrame
+    #: The cells in the order of their numbers, from 0.
+    all_cells: tuple[Cell, ...]
+    #: The planned seeds, in the order of their cells.
+    all_seeds: tuple[Seed, ...]
     #: Notes for the reader on limits of the results.
     notes: tuple[str, ...]
     #: The name in tables of the method that replaces LoRA as the reference. Empty for LoRA.
     reference: str = ""
 
     @cached_property
-    def all_cells(self) -> tuple[Cell, ...]:
-        """The cells in the order of their numbers, from 0."""
-        return lines_of(self.cells, Cell)
+    def cells(self) -> pd.DataFrame:
+        """A data frame with one line per cell. The index is the cell's number."""
+        summarised = [column for column, measure in COLUMNS.items() if measure.summary]
+        frame = pd.DataFrame([cell.columns() for cell in self.all_cells]).drop(columns="number")
+        return frame.astype(dict.fromkeys(["mean", "sd", *summarised], float))
 
     @cached_property
-    def all_seeds(self) -> tuple[Seed, ...]:
-        """The planned seeds, in the order of `seeds`."""
-        return lines_of(self.seeds, Seed)
+    def seeds(self) -> pd.DataFrame:
+        """A data frame with one line per planned seed. Its column `cell` refers to the index of `cells`."""
+        frame = pd.DataFrame([seed.columns() for seed in self.all_seeds])
+        return frame.astype(dict.fromkeys([*StudyTrial.model_fields, *COLUMNS], float))
 
     @property
     def title(self) -> str:
@@ -390,6 +390,22 @@ class Results:
         """The cell of the converged head on a setting. None if it has no finished seed there."""
         cells = (cell for cell in self.all_cells if cell.setting == setting and cell.finished)
         return next((cell for cell in cells if cell.family == CONVERGED), None)
+
+    @cached_property
+    def facts(self) -> Facts:
+        """The numbers of trials. A trial of two cells counts once."""
+        cells, trials = self.all_cells, distinct(self.all_seeds)
+        records = [record for each in self.experiments for record in each.records.values()]
+        return Facts(
+            trials=len(trials),
+            finished=sum(seed.finished for seed in trials),
+            failed=sum(seed.status == Status.FAILED for seed in trials),
+            methods=len({cell.method for cell in cells}),
+            tasks=len({cell.task for cell in cells}),
+            backbones=len({cell.backbone for cell in cells}),
+            hours=sum(seed["seconds"] or 0.0 for seed in trials if seed.finished) / 3600,
+            others=sum(record.tag(Tag.PHASE, "final") != "final" for record in records),
+        )
 
     def split_sizes(self) -> dict[str, list[str]]:
         """The sizes of the splits as texts, by task. A task has several texts if sizes vary with the seed."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tensorbench.machine.visible import visible
-from tensorbench.records.stored_plan import PlannedTrial, StudyPlan
+from tensorbench.records.stored_plan import PlannedTrial
 from tensorbench.reports.results import Cell, Results, Seed, kept_trials
 from tensorbench.reports.units import unit_of
 
@@ -30,7 +30,8 @@ def suite_lines(results: Results) -> Callable[[Cell], str]:
     def lines(cell: Cell) -> str:
         seeds = [seed for seed in results.of_cell(cell.number) if seed.trial_id in trials]
         if cell.studies:
-            seeds = _kept(cell.studies, results.of_cell(cell.number))
+            kept = kept_trials(cell.studies, results.of_cell(cell.number)).values()
+            seeds = sorted(filter(None, kept), key=lambda seed: seed.validation_loss or 0.0)[:1]
         if not seeds:
             return "None: no trial of a complete study has finished."
         return _suite(cell, seeds, trials[seeds[0].trial_id])
@@ -38,23 +39,18 @@ def suite_lines(results: Results) -> Callable[[Cell], str]:
     return lines
 
 
-def _kept(studies: StudyPlan, seeds: Sequence[Seed]) -> list[Seed]:
-    """The trial with the lowest validation loss of all complete studies. An empty list if there is none."""
-    kept = [seed for seed in kept_trials(studies, seeds).values() if seed is not None]
-    return sorted(kept, key=lambda seed: seed.validation_loss or 0.0)[:1]
-
-
 def _suite(cell: Cell, seeds: Sequence[Seed], trial: PlannedTrial) -> str:
     options = {key: value for key, value in trial.method.items() if key != "version"}
     # A suite may set only the length of texts, and to no more than the backbone accepts.
-    tokens = trial.data.get("max_tokens")
-    task = _set_fields(trial.task | {"max_tokens": tokens}, "training", "label")
-    backbone = _set_fields(trial.backbone, "label")
+    task = {key: value for key, value in trial.task.items() if key not in ("training", "label")}
+    task["max_tokens"] = trial.data.get("max_tokens")
+    task = {key: value for key, value in task.items() if value is not None}
+    backbone = {key: value for key, value in trial.backbone.items() if value is not None and key != "label"}
     recipe = {key: value for key, value in trial.recipe.items() if value not in (None, [], False)}
     text = [
         *(f"# {visible(line)}" for line in _comments(cell, seeds)),
         f"# version {trial.method['version']} of method {trial.method['method']}: another gives other trials",
-        f"name: {_name(cell)}",
+        f"name: {re.sub('[^A-Za-z0-9]+', '-', f'{cell.family} {cell.task}').strip('-')[:128] or 'row'}",
         "tasks:",
         *_item(task),
         f"backbones: [{_flow(backbone.get('name') if backbone.keys() == {'name'} else backbone)}]",
@@ -77,30 +73,22 @@ def _suite(cell: Cell, seeds: Sequence[Seed], trial: PlannedTrial) -> str:
 def _comments(cell: Cell, seeds: Sequence[Seed]) -> list[str]:
     """The comments above a suite: the cell that it repeats, the cell's score or studies, and its trials."""
     where = f"{cell.method}, {cell.budget}, on {cell.task} with {cell.backbone}"
-    unit = unit_of(cell.metric, cell.unit)
+    unit, studies = unit_of(cell.metric, cell.unit), cell.studies
     of = f"trial{'s' * (len(seeds) > 1)} {', '.join(seed.trial_id for seed in seeds)}"
-    if cell.studies is None:
+    if studies is None:
         score = f"{cell.evaluated} {cell.metric} {unit.score(cell.mean)}{unit.mark}, mean of {cell.finished} "
         return [f"{where}: {score if cell.mean is not None else ''}{of}"]
+    tuning: dict[str, Any] = {
+        "studies": studies.studies,
+        "points": studies.points,
+        "lr": {"decades": studies.decades},
+    }
+    if studies.head_lr is not None:
+        tuning["head_lr"] = studies.head_lr
     return [
         f"{where}: {of}, the lowest validation loss of its studies, which tried",
-        f"centre: {cell.studies.centre!r} with tuning: {_flow(_tuning(cell.studies))}",
+        f"centre: {studies.centre!r} with tuning: {_flow(tuning)}",
     ]
-
-
-def _tuning(studies: StudyPlan) -> dict[str, Any]:
-    section = {"studies": studies.studies, "points": studies.points, "lr": {"decades": studies.decades}}
-    return section if studies.head_lr is None else section | {"head_lr": studies.head_lr}
-
-
-def _name(cell: Cell) -> str:
-    """A suite name made from the cell's method and task."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", f"{cell.family} {cell.task}").strip("-")[:128] or "row"
-
-
-def _set_fields(fields: Mapping[str, Any], *without: str) -> dict[str, Any]:
-    """The fields that are not None, except those named in `without`."""
-    return {key: value for key, value in fields.items() if value is not None and key not in without}
 
 
 def _rates_first(field: tuple[str, Any]) -> tuple[int, str]:

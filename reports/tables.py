@@ -1,285 +1,70 @@
-"""The tables of a report: tidy ones for CSV and JSON, and ones to read for pages, Markdown and LaTeX."""
+"""The tables of a report that people read, and its files in Markdown, LaTeX and JSON."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-import pandas as pd
 from pydantic_core import to_jsonable_python
 
-from tensorbench.machine.table import NOTHING, Table
+from tensorbench.machine.table import NOTHING, Entry, Table
 from tensorbench.machine.visible import markdown_text
+from tensorbench.methods.errors import cut
+from tensorbench.reports.advice import RateAdvice
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.answers import (
     answer,
     answers,
+    between,
     heading,
     in_words,
-    no_interval,
+    named_among,
     order_note,
     remarks,
     score_name,
     score_text,
     setting_name,
+    share_between,
 )
 from tensorbench.reports.blocks import Block, Comparison, Entrant, Level
-from tensorbench.reports.inference.intervals import Bounds
 from tensorbench.reports.inference.studies import (
     enough_to_smooth,
-    share_failed,
-    share_failed_interval,
-    share_near,
 )
 from tensorbench.reports.recipes import Mixture
 from tensorbench.reports.redundancy import StoredRedundancy
-from tensorbench.reports.results import Cell, Results
-from tensorbench.reports.units import Unit, unit_of
-
-Lines = Iterator[dict[str, Any]]
+from tensorbench.reports.results import Cell, Results, distinct
+from tensorbench.reports.tidy import tidy_tables
+from tensorbench.reports.units import minus, unit_of
 
 #: The mark of a cell with missing trials.
 INCOMPLETE = "†"
+#: What a block has several of, with tuning and without.
+SAMPLES = ("studies", "seeds")
+#: What comes before all else where trials of other protocols or data stand side by side.
+NOT_COMPARABLE = "These scores do not compare."
+#: The prefix of the HTML anchors of trials in their table.
+ANCHOR = "trial-"
+#: The number of colours of figures' series, and of their classes on the page: s0, s1 and so on.
+COLOURS = 8
 
 
-# --- tidy tables, with scores in stored units ---
+def scores_table(results: Results, block: Block, number: int = 0) -> Table:
+    """Methods × tasks: scores after `block.k` trials, and the difference from the reference.
 
-
-def tidy_tables(analysis: Analysis) -> dict[str, Table]:
-    """All tables that are not empty, by the name of their file. Numbers are not rounded or rescaled."""
-    by_block: dict[str, Callable[[Block], Lines]] = {
-        "differences": _differences,
-        "differences_by_task": _by_setting,
-        "scores": _scores,
-        "sensitivity": _sensitivity,
-        "transfer": _transfer,
-        "variance": _variance,
-        "levels": _levels,
-        "power": _power,
-    }
-    built = {
-        "cells": of_frame("cells", _cells(analysis.results)),
-        "trials": of_frame("trials", _trials(analysis)),
-    }
-    built["collapses"] = Table("collapses", list(_collapses(analysis)))
-    for name, lines in by_block.items():
-        every = [{"block": block.title, **line} for block in analysis.blocks for line in lines(block)]
-        built[name] = Table(name, every)
-    return {name: table for name, table in built.items() if table.lines}
-
-
-def of_frame(title: str, frame: pd.DataFrame) -> Table:
-    """A table with the lines of a data frame. Unknown numbers become None."""
-    values = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    return Table(title, [{str(name): value for name, value in line.items()} for line in values])
-
-
-def _cells(results: Results) -> pd.DataFrame:
-    """The cells with their numbers, as `tensorbench show --cell N` takes them, and their runs."""
-    runs = results.seeds[results.seeds["run_id"] != ""].groupby("cell")["run_id"].agg(";".join)
-    cells = results.cells.drop(columns=["studies", "title"]).astype({"peak": "Int64"})
-    return cells.assign(runs=runs).rename_axis("cell").reset_index()
-
-
-def _trials(analysis: Analysis) -> pd.DataFrame:
-    """Every planned trial. Two columns say whether its study is complete and whether the trial failed."""
-    trials = analysis.results.seeds.astype({"study": "Int64", "point": "Int64"})
-    every = analysis.results.all_seeds
-    complete = {number: set(studies.numbers) for number, studies in analysis.studies.items()}
-    return trials.assign(
-        complete=[(s.seed if s.study is None else s.study) in complete.get(s.cell, ()) for s in every],
-        bad=[analysis.failed(seed) for seed in every],
-    ).rename(columns={"bad": "failed"})
-
-
-def _differences(block: Block) -> Lines:
-    for entrant in (*block.entrants, *block.part):
-        for k, comparison in entrant.differences.items():
-            error = comparison.effect.error
-            yield {
-                "method": entrant.method,
-                "reference": block.against,
-                "k": k,
-                "primary": k == block.k,
-                "difference": comparison.effect.difference,
-                **_bounds(comparison.interval),
-                "threshold": block.threshold,
-                "verdict": in_words(comparison.verdict, block.unit.size(block.threshold)),
-                "studies": comparison.effect.fewest,
-                "lost_pairs": entrant.lost,
-                "settings": len(entrant.settings),
-                "error": error and error.total,
-                "error_of_seeds": error and error.seeds**0.5,
-            }
-
-
-def _by_setting(block: Block) -> Lines:
-    for entrant in (*block.entrants, *block.part):
-        for k, comparison in entrant.differences.items():
-            each = zip(
-                entrant.settings,
-                comparison.effect.parts,
-                comparison.intervals,
-                comparison.verdicts,
-                strict=True,
-            )
-            for setting, part, interval, verdict in each:
-                yield {
-                    "method": entrant.method,
-                    "reference": block.against,
-                    "task": setting.task,
-                    "backbone": setting.backbone,
-                    "k": k,
-                    "difference": part.difference,
-                    **_bounds(interval),
-                    "verdict": in_words(verdict, block.unit.size(block.threshold)),
-                    "studies": part.pairs,
-                    "examples": part.count,
-                }
-
-
-def _scores(block: Block) -> Lines:
-    for entrant in (*block.entrants, *block.part):
-        for k, scores in entrant.scores.items():
-            for setting, score, studies in zip(entrant.settings, scores, entrant.studies, strict=True):
-                yield {
-                    "method": entrant.method,
-                    "task": setting.task,
-                    "backbone": setting.backbone,
-                    "metric": block.metric,
-                    "k": k,
-                    "score": score.value,
-                    **_bounds(score.interval),
-                    "studies": studies.count,
-                    "parameters": entrant.parameters,
-                }
-
-
-def _sensitivity(block: Block) -> Lines:
-    for entrant in (entrant for entrant in block.entrants if entrant.sensitivity):
-        for setting, studies in zip(entrant.settings, entrant.studies, strict=True):
-            low, high = share_failed_interval(studies)
-            yield {
-                "method": entrant.method,
-                "task": setting.task,
-                "backbone": setting.backbone,
-                "share_near": share_near(studies) if enough_to_smooth(studies) else None,
-                "share_failed": share_failed(studies),
-                "failed_low": low,
-                "failed_high": high,
-                "trials": studies.trials,
-            }
-        sensitivity = entrant.sensitivity
-        if sensitivity and sensitivity.failed_difference:
-            yield {
-                "method": entrant.method,
-                "task": "all",
-                "share_near": sensitivity.near,
-                "share_failed": sensitivity.failed,
-                "trials": sensitivity.trials,
-                **_share("near", sensitivity.near_difference),
-                **_share("failed", sensitivity.failed_difference),
-            }
-
-
-def _share(name: str, compared: Comparison | None) -> dict[str, Any]:
-    low, high = (compared and compared.interval) or (None, None)
-    return {
-        f"{name}_difference": compared and compared.effect.difference,
-        f"{name}_difference_low": low,
-        f"{name}_difference_high": high,
-    }
-
-
-def _transfer(block: Block) -> Lines:
-    for entrant in block.entrants:
-        if (transfer := entrant.transfer) is not None:
-            yield {
-                "method": entrant.method,
-                "task": "all",
-                "transfer": transfer.mean,
-                **_bounds(transfer.interval),
-            }
-            for setting, cost in zip(entrant.settings, transfer.costs, strict=True):
-                yield {
-                    "method": entrant.method,
-                    "task": setting.task,
-                    "backbone": setting.backbone,
-                    "transfer": cost,
-                }
-
-
-def _variance(block: Block) -> Lines:
-    for setting, sources in zip(block.settings, block.sources, strict=True):
-        yield {"task": setting.task, "backbone": setting.backbone, "k": block.k, **vars(sources)}
-
-
-def _levels(block: Block) -> Lines:
-    for level in block.levels:
-        comparison = level.comparison
-        intervals = comparison.intervals if comparison else (None,) * len(block.settings)
-        each = zip(block.settings, level.scores, level.differences, intervals, strict=True)
-        for setting, score, difference, interval in each:
-            yield {
-                "method": level.method,
-                "task": setting.task,
-                "backbone": setting.backbone,
-                "score": score,
-                "difference": difference,
-                **_bounds(interval),
-            }
-        yield {
-            "method": level.method,
-            "task": "all",
-            "difference": level.difference,
-            **_bounds(comparison.interval if comparison else None),
-        }
-
-
-def _power(block: Block) -> Lines:
-    if (design := block.design) is not None:
-        yield {
-            "settings": design.settings,
-            "studies": design.seeds,
-            "comparisons": design.claims,
-            "threshold": block.threshold,
-            "finds": design.finds,
-            "margin": design.margin,
-            "seeds_for_threshold": None if block.tuned else design.needs(block.threshold),
-        }
-
-
-def _collapses(analysis: Analysis) -> Lines:
-    for number, side in analysis.collapses.items():
-        yield {
-            "cell": number,
-            "method": side.method,
-            "task": side.setting.task,
-            "backbone": side.setting.backbone,
-            "collapsed": side.count,
-            "runs": side.runs,
-            "chance_at_most": side.chance,
-        }
-
-
-def _bounds(interval: Bounds | None) -> dict[str, float | None]:
-    return dict(zip(("low", "high"), interval or (None, None), strict=True))
-
-
-# --- tables to read ---
-
-
-def scores_table(results: Results, block: Block) -> Table:
-    """Methods × tasks: scores after `block.k` trials, and the difference from the reference."""
+    On a page, names of methods lead to their suites. `number` is that of the block.
+    """
     against = f"difference from {block.against}" if block.against else "difference"
-    fixed = ["method", "parameters", "mean", against, "verdict"]
+    fixed = ["method", "parameters", "mean", against, "verdict", *SAMPLES]
     # A task may have the name of a column.
     names = [setting_name(block, setting) for setting in block.settings]
     names = [f"task {name}" if name in fixed else name for name in names]
-    heads = [*fixed[:2], *names, *fixed[2 if len(names) > 1 else 3 :]]
-    entrants = [_entrant_line(results, block, each) for each in (*block.entrants, *block.part)]
-    levels = [_level_line(results, block, level) for level in block.levels]
+    rows = [*block.entrants, *block.part]
+    lines = [
+        _entrant_line(results, block, entrant, names, f"#suites-{number}-{place}", place)
+        for place, entrant in enumerate(rows)
+    ]
+    lines += [_level_line(results, block, level, names) for level in block.levels]
     mark = f", {block.unit.mark}" if block.unit.mark else ""
     how = (
         f"after {block.k} trials of tuning: the expected score of the trial with the lowest validation loss"
@@ -290,44 +75,99 @@ def scores_table(results: Results, block: Block) -> Table:
         f"{block.evaluated.capitalize()} {block.metric}{mark}, {how}. Differences are in "
         f"{block.unit.points}, with simultaneous 95% intervals."
     )
-    if any(INCOMPLETE in text for line in (*entrants, *levels) for text in line):
+    if any(INCOMPLETE in text for line in lines for text in line.values()):
         legend += f" {INCOMPLETE} Seeds are missing: the mean is of those that are there."
     if block.without_examples:
         where = ", ".join(setting_name(block, setting) for setting in block.without_examples)
         legend += f" These intervals are too narrow: they lack test examples on {where}."
     notes = [legend, order_note(block), *block.notes, *map(str, block.collapsed)]
-    lines = [dict(zip(heads, line, strict=True)) for line in (*entrants, *levels)]
-    return Table(heading(block), lines, tuple(filter(None, notes)), ("method", "verdict"), heads)
-
-
-def _entrant_line(results: Results, block: Block, entrant: Entrant) -> list[str]:
-    places = {setting: place for place, setting in enumerate(entrant.settings)}
-    scores = [
-        score_text(block, entrant, places[setting], results.all_cells[entrant.cells[places[setting]]].sd)
-        + incomplete(results.all_cells[entrant.cells[places[setting]]])
-        if setting in places
-        else NOTHING
-        for setting in block.settings
+    named = [
+        {against if head == "difference" else head: text for head, text in line.items()} for line in lines
     ]
-    whole = len(entrant.settings) == len(block.settings)
-    mean = [score_text(block, entrant) if whole else NOTHING] * (len(block.settings) > 1)
-    comparison = entrant.differences.get(block.k)
-    compared = difference_text(comparison, block.unit) if comparison else ""
-    if comparison and not whole:
-        compared += f" on {len(entrant.settings)} of {len(block.settings)}"
-    verdict = in_words(comparison.verdict, block.unit.size(block.threshold)) if comparison else ""
-    name = f"{entrant.method} {INCOMPLETE}" if entrant.lost else entrant.method
-    return [name, f"{entrant.parameters:,}", *scores, *mean, compared, verdict]
+    columns = ["method", "parameters", *names, *["mean"] * (len(names) > 1), against, "verdict"]
+    return Table(heading(block), named, tuple(filter(None, notes)), ("method", "verdict"), columns)
 
 
-def _level_line(results: Results, block: Block, level: Level) -> list[str]:
-    comparison, unit = level.comparison, block.unit
-    mean = [""] * (len(block.settings) > 1)
-    compared = difference_text(comparison, unit) if comparison else unit.difference(level.difference)
-    verdict = in_words(comparison.verdict, unit.size(block.threshold)) if comparison else ""
+def board(results: Results, block: Block, number: int) -> Table:
+    """The same for a page, which has the answer and the notes elsewhere: what is claimed comes first."""
+    table = scores_table(results, block, number)
+    method, parameters, *tasks = table.columns[: 2 + len(block.settings)]
+    claims = table.columns[2 + len(block.settings) :]
+    columns = [method, *claims, *tasks, parameters, SAMPLES[not block.tuned]]
+    return replace(table, columns=columns, notes=())
+
+
+def _entrant_line(
+    results: Results, block: Block, entrant: Entrant, names: Sequence[str], link: str, place: int
+) -> dict[str, str]:
+    unit, comparison = block.unit, entrant.differences.get(block.k)
+    places = {setting: place for place, setting in enumerate(entrant.settings)}
+    whole = len(places) == len(block.settings)
+    scores: dict[str, str] = {}
+    for name, setting in zip(names, block.settings, strict=True):
+        if (own := places.get(setting)) is None:
+            scores[name] = NOTHING
+            continue
+        cell = results.all_cells[entrant.cells[own]]
+        text = score_text(block, entrant, own, cell.sd) + incomplete(cell)
+        if comparison is None:
+            scores[name] = text
+        else:
+            style = "sure-beneath" * bool(comparison.verdicts[own].side)
+            scores[name] = Entry(text, "", minus(between(comparison, unit, own)), style=style)
+    counts = {each.count for each in entrant.studies}
+    return {
+        "method": Entry(
+            f"{entrant.method} {INCOMPLETE}" if entrant.lost else entrant.method,
+            style=f"dot s{place % COLOURS}",
+            link=link,
+        ),
+        "parameters": f"{entrant.parameters:,}",
+        **scores,
+        "mean": score_text(block, entrant) if whole else NOTHING,
+        **(
+            _claim(block, comparison, "" if whole else f" on {len(places)} of {len(block.settings)}")
+            if comparison
+            else {
+                "difference": Entry("", "reference" if block.against == entrant.method else NOTHING),
+                "verdict": "",
+            }
+        ),
+        SAMPLES[not block.tuned]: " to ".join(map(str, sorted({min(counts), max(counts)}))),
+    }
+
+
+def _level_line(results: Results, block: Block, level: Level, names: Sequence[str]) -> dict[str, str]:
     marks = ("" if number is None else incomplete(results.all_cells[number]) for number in level.cells)
-    scores = (unit.score(score) + mark for score, mark in zip(level.scores, marks, strict=True))
-    return [level.method, "", *scores, *mean, compared, verdict]
+    scores = (block.unit.score(score) + mark for score, mark in zip(level.scores, marks, strict=True))
+    if level.comparison:
+        claim = _claim(block, level.comparison)
+    else:
+        difference = block.unit.difference(level.difference)
+        unknown = level.difference is None and block.against
+        why = "not on all tasks" if None in level.scores else "another recipe"
+        claim = {
+            "difference": Entry(difference, minus(difference)),
+            "verdict": Entry("", why * bool(unknown)),
+        }
+    first = {"method": Entry(level.method, "", "no adapter", style="level"), "parameters": "", "mean": ""}
+    return {**first, **dict(zip(names, scores, strict=True)), **claim, SAMPLES[not block.tuned]: ""}
+
+
+def _claim(block: Block, comparison: Comparison, extent: str = "") -> dict[str, str]:
+    """A difference from the reference, and its verdict. `extent` are the settings, if they are not all."""
+    unit, side = block.unit, comparison.verdict.side
+    difference, ends = unit.difference(comparison.effect.difference), between(comparison, unit)
+    said = in_words(comparison.verdict, unit.size(block.threshold))
+    return {
+        "difference": Entry(
+            f"{difference} ({ends}){extent}",
+            minus(difference),
+            minus(ends) + extent,
+            style="sure" * bool(side),
+        ),
+        "verdict": Entry(said, style=f"verdict {side}"),
+    }
 
 
 def incomplete(cell: Cell) -> str:
@@ -335,14 +175,184 @@ def incomplete(cell: Cell) -> str:
     return "" if cell.complete or cell.studies else f" {INCOMPLETE}"
 
 
-def difference_text(comparison: Comparison, unit: Unit) -> str:
-    """A difference from the reference, with its interval, as text."""
-    ends = (
-        " to ".join(map(unit.difference, comparison.interval))
-        if comparison.interval
-        else no_interval(comparison)
+# --- tables of the page alone ---
+
+
+def sensitivity_table(block: Block) -> Table:
+    """How forgiving each method of a tuned block is: shares of its trials, and the transfer of rates."""
+    near, failed, cost = "within a point of the best rate", "failed trials", "cost of a rate from other tasks"
+    several = len(block.settings) > 1
+    lines = []
+    for place, entrant in enumerate(block.entrants):
+        shares, transfer = entrant.sensitivity, entrant.transfer
+        assert shares is not None, "tuned methods have shares"
+        counted = f"{shares.failures} of {shares.trials}"
+        line = {
+            "method": _dotted(entrant, place),
+            near: NOTHING if shares.near is None else _shared(shares.near, shares.near_difference),
+            failed: _shared(shares.failed, shares.failed_difference, counted),
+        }
+        if several and transfer:
+            ends = " to ".join(minus(block.unit.difference(end)) for end in transfer.interval or ())
+            text = minus(block.unit.difference(transfer.mean))
+            line[cost] = Entry(text, "", ends or "no interval")
+        lines.append(line)
+    around = (
+        f"; beneath each share the simultaneous 95% interval of its difference from {block.against}, put "
+        f"around it; in bold, {block.against}'s share is outside"
+        if block.against
+        else ""
     )
-    return f"{unit.difference(comparison.effect.difference)} ({ends})"
+    notes = [
+        f"Means over tasks{around}. Within a point of the best rate: trials that succeed at rates whose "
+        "smoothed score is within a point of the best. Failed: diverged, or 10 points or more below the "
+        "trial that validation chooses."
+    ]
+    if several:
+        notes[0] += (
+            " Cost: the score at the rate that is best on the other tasks, less the score at the rate that "
+            "validation chooses here."
+        )
+    return Table("Sensitivity", lines, notes, ("method",), ["method", near, failed, *[cost] * several])
+
+
+def _shared(share: float, difference: Comparison | None, counted: str = "") -> Entry:
+    beneath = [share_between(share, difference)] if difference else []
+    sure = bool(difference and difference.verdict.side)
+    text = f"{100 * share:.0f}%"
+    return Entry(text, "", " · ".join(filter(None, [*beneath, counted])), style="sure" * sure)
+
+
+def _dotted(entrant: Entrant, place: int) -> Entry:
+    return Entry(entrant.method, style=f"dot s{place % COLOURS}")
+
+
+def rates_table(analysis: Analysis, block: Block, advice: Mapping[int, RateAdvice]) -> Table:
+    """The rate to start from, for each method of a tuned block on each task. `advice` is by cell."""
+    names = [setting_name(block, setting) for setting in block.settings]
+    lines = []
+    for place, entrant in enumerate(block.entrants):
+        line: dict[str, str] = {"method": _dotted(entrant, place)}
+        for name, number, studies in zip(names, entrant.cells, entrant.studies, strict=True):
+            if rates := advice.get(number):
+                line[name] = Entry(f"{rates.start:.2g}", "", rates.range)
+            else:
+                lacking = "most failed" if enough_to_smooth(studies) else "too few trials"
+                line[name] = "all failed" if studies.failed.all() else lacking
+        lines.append(line)
+    return Table("Rates to start from", lines, (), ("method",), ["method", *names])
+
+
+def variance_table(block: Block) -> Table:
+    """The standard deviation of scores by source, on each task."""
+    lines = []
+    for setting, sources in zip(block.settings, block.sources, strict=True):
+        found = {"method": (sources.method, "")}
+        if block.tuned:
+            found |= {"learning rate": (sources.rate, "all failed"), "seed": (sources.seed, "all failed")}
+        else:
+            found["seed"] = (sources.seed, "one seed")
+        found["test examples"] = (sources.examples, "not stored")
+        shown = {
+            name: unknown if variance is None else block.unit.score(variance**0.5)
+            for name, (variance, unknown) in found.items()
+        }
+        lines.append({"task": setting_name(block, setting), **shown})
+    of = (
+        "Learning rate: of the smoothed score over the window. Seed: of trials about it. Failed trials are "
+        "left out."
+        if block.tuned
+        else "Seed: of a method's seeds."
+    )
+    note = (
+        f"Standard deviations in {block.unit.points}. Method: of the methods' scores. {of} Test examples: of "
+        "a trial's score over test sets of this size."
+    )
+    return Table("Variance by source", lines, [note], ("task",))
+
+
+def lost_table(results: Results) -> Table:
+    """The trials that failed or are missing."""
+    settings = {cell.setting for cell in results.all_cells}
+    lines = [
+        {
+            "method": seed.method,
+            "task": named_among(settings, results.all_cells[seed.cell].setting),
+            "budget": seed.budget,
+            "seed": str(seed.seed),
+            "state": Entry(seed.failure or seed.status.lower(), style="warn"),
+            "message": Entry(cut(seed.message, 200), style="message"),
+            "run": Entry(seed.run_id or NOTHING, style="code"),
+        }
+        for seed in distinct(results.all_seeds)
+        if not seed.finished
+    ]
+    texts = ("method", "task", "budget", "state", "message", "run")
+    return Table("Failed and missing trials", lines, (), texts)
+
+
+def trials_table(analysis: Analysis) -> Table:
+    """All trials. A trial that belongs to two rows occurs once."""
+    results = analysis.results
+    links = {
+        each.name: (each.source.link, {record.origin: record.run_id for record in each.records.values()})
+        for each in results.experiments
+    }
+    settings = {cell.setting for cell in results.all_cells}
+    lines = []
+    for seed in distinct(results.all_seeds):
+        link, run_ids = links[seed.experiment]
+        cell, studies = results.all_cells[seed.cell], analysis.studies.get(seed.cell)
+        number = seed.seed if seed.study is None else seed.study
+        failed = analysis.failed(seed)
+        outcome = seed.failure or seed.status.lower()
+        if failed:
+            outcome = f"failed: {seed.failure}" if seed.failure else "failed"
+        if studies is None or number not in studies.numbers:
+            outcome += ", left out"
+        line = {"method": seed.method, "task": named_among(settings, cell.setting), "budget": seed.budget}
+        if seed.study is not None:
+            line |= {"study": f"{seed.study}", "point": f"{seed.point}", "rate": f"{seed.lr:.3g}"}
+        loss = seed.validation_loss
+        lines.append(
+            line
+            | {
+                "seed": str(seed.seed),
+                "validation loss": NOTHING if loss is None else minus(f"{loss:.4f}"),
+                "score": unit_of(cell.metric, cell.unit).score(seed.score),
+                "outcome": Entry(outcome, style="sure warn" * failed),
+                "trial": Entry(seed.trial_id, style="code", anchor=f"{ANCHOR}{seed.trial_id}"),
+                "run": Entry(
+                    seed.run_id,
+                    style="code",
+                    link=f"{link}{run_ids.get(seed.run_id, seed.run_id)}" if link and seed.run_id else "",
+                ),
+            }
+        )
+    tuned = any("study" in line for line in lines)
+    columns = ["method", "task", "budget", *["study", "point", "rate"] * tuned, "seed", "validation loss"]
+    texts = ("method", "task", "budget", "outcome", "trial", "run")
+    return Table("All trials", lines, (), texts, [*columns, "score", "outcome", "trial", "run"])
+
+
+def components_table(analysis: StoredRedundancy) -> Table:
+    """The components of an update, with the share of the update and the drop of the score without it."""
+    lines = [
+        {
+            "covers": f"each {' and '.join(each.singled)}" if each.singled else "the whole update",
+            "layer": "all" if each.layer is None else str(each.layer),
+            "projection": each.projection or "all",
+            "head": "all" if each.head is None else str(each.head),
+            "share of ΔW, %": f"{100 * each.share:.2f}",
+            "drop without it": minus(unit_of(analysis.metric).difference(each.drop)),
+        }
+        for each in analysis.components
+    ]
+    note = f"Drops are in {unit_of(analysis.metric).points}."
+    return Table(f"Components, {analysis.name}", lines, [note], ("covers", "projection"))
+
+
+# --- costs ---
 
 
 #: The costs in the table of costs: heading, column of `Cell`, and format.
@@ -409,6 +419,7 @@ def markdown(analysis: Analysis, mixtures: Sequence[Mixture] = ()) -> str:
     results = analysis.results
     text = [f"# {markdown_text(results.title)}"]
     text += [markdown_text(each.closing) for each in results.experiments if each.closing]
+    text += [f"**{NOT_COMPARABLE}** {markdown_text(str(mixed))}" for mixed in mixtures if mixed.serious]
     first = analysis.faults if analysis.blocks else answers(analysis)
     text += [f"**{markdown_text(sentence)}**" for sentence in first]
     for block in analysis.blocks:
@@ -418,7 +429,7 @@ def markdown(analysis: Analysis, mixtures: Sequence[Mixture] = ()) -> str:
         text.append(scores_table(results, block).markdown())
     costs = costs_table(results)
     text += [f"## {costs.title}", costs.markdown()]
-    if notes := [*analysis.notes, *map(str, mixtures)]:
+    if notes := [*analysis.notes, *(str(mixture) for mixture in mixtures if not mixture.serious)]:
         text += ["## Notes", "\n".join(f"- {markdown_text(note)}" for note in notes)]
     return "\n\n".join(text) + "\n"
 

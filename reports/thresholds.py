@@ -9,7 +9,7 @@ from tensorbench.methods import UnknownNameError, UserError
 from tensorbench.methods.errors import shown
 from tensorbench.metrics import METRICS
 from tensorbench.reports.results import REFERENCE, Cell
-from tensorbench.reports.words import listed
+from tensorbench.reports.units import listed
 
 #: The default threshold: one point of accuracy. `Metric.point` converts it to other metrics.
 DEFAULT = 0.01

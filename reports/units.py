@@ -1,8 +1,9 @@
-"""The display of scores: in percent and points, or in the unit of a task's targets."""
+"""The display of numbers: counts, and scores in percent and points or in the unit of a task's targets."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tensorbench.metrics import METRICS
@@ -66,3 +67,12 @@ def sign_note(metric: str) -> str:
 def minus(text: str) -> str:
     """Replaces the hyphen of a formatted number by a minus sign. A number that rounds to zero has no sign."""
     return text.replace("-", "−") if re.search("[1-9]", text) else text.lstrip("+-")
+
+
+def many(count: int, noun: str) -> str:
+    """The count with the noun, which is in the plural unless the count is 1."""
+    return f"{count:,} {noun}" + ("s" if count != 1 else "")
+
+
+def listed(things: Iterable[object]) -> str:
+    return ", ".join(map(str, things))

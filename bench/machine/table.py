@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any
+from typing import Any, Self
 
 from tensorbench.machine.visible import markdown_text, visible
 from tensorbench.methods.errors import cut
@@ -21,6 +21,35 @@ MOST_LINES, MOST_LETTERS = 60, 80
 MOST_ON_PAGE = 40
 #: The text of a cell without a value.
 NOTHING = "–"
+
+
+class Entry(str):
+    """The text of a cell that a page shows in another form: in two parts, as a link, or in a style."""
+
+    #: The text on a page, and a smaller text beneath it.
+    shown: str
+    beneath: str
+    #: The classes of the page's style sheet.
+    style: str
+    #: The address to which the text leads, and the id to which links may lead. Both may be empty.
+    link: str
+    anchor: str
+
+    def __new__(
+        cls,
+        text: str,
+        shown: str = "",
+        beneath: str = "",
+        *,
+        style: str = "",
+        link: str = "",
+        anchor: str = "",
+    ) -> Self:
+        """Makes a cell whose text is `text`, and on a page `shown` or, if this is empty, `text` as well."""
+        entry = super().__new__(cls, text)
+        entry.shown, entry.beneath, entry.style = shown or text, beneath, style
+        entry.link, entry.anchor = link, anchor
+        return entry
 
 
 @dataclass(frozen=True)
@@ -80,6 +109,35 @@ class Table:
         table = f"<table><thead>{row('th', heads)}</thead><tbody>{body}</tbody></table>" * bool(lines)
         notes = "".join(f"<p>{escape(_line(note))}</p>" for note in self._notes(most))
         return f"<div><p><b>{escape(_line(self.title))}</b></p>{table}{notes}</div>"
+
+    def on_page(self, style: str = "", most: int | None = None) -> str:
+        """The table as an HTML element of a page whose style sheet has the classes `style`.
+
+        It has no title, since the page has headings. Lines after the first `most` are counted in a note.
+        """
+
+        def cell(tag: str, name: str, value: Any) -> str:
+            entry = value if isinstance(value, Entry) else Entry(cell_text(value))
+            classes = " ".join(filter(None, [entry.style, "" if name in self.texts else "n"]))
+            # Sorting reads the attribute where a cell has more than its text.
+            attributes = {"id": entry.anchor, "class": classes, "data-v": entry.shown * bool(entry.beneath)}
+            text = escape(_line(entry.shown))
+            if entry.link:
+                text = f'<a href="{escape(visible(entry.link))}">{text}</a>'
+            if entry.beneath:
+                text += f"<small>{escape(_line(entry.beneath))}</small>"
+            given = "".join(f' {key}="{escape(_line(each))}"' for key, each in attributes.items() if each)
+            return f"<{tag}{given}>{text}</{tag.split()[0]}>"
+
+        heads = "".join(cell('th scope="col"', name, Entry(name)) for name in self.columns)
+        row, (first, *rest) = 'th scope="row"', self.columns
+        body = "".join(
+            f"<tr>{cell(row, first, line.get(first))}"
+            f"{''.join(cell('td', name, line.get(name)) for name in rest)}</tr>\n"
+            for line in self.lines[:most]
+        )
+        notes = "".join(f'<p class="quiet">{escape(_line(note))}</p>' for note in self._notes(most))
+        return f'<table class="{style}"><thead><tr>{heads}</tr></thead><tbody>\n{body}</tbody></table>{notes}'
 
     def markdown(self) -> str:
         """The table as Markdown, with its notes below it."""

@@ -23,7 +23,7 @@ from tensorbench.reports.inference.intervals import LEAST_SEEDS, Bounds, simulta
 from tensorbench.reports.inference.studies import CompleteStudies, of_method, score_after
 from tensorbench.reports.reading import read
 from tensorbench.reports.selection import Selection
-from tensorbench.reports.words import listed, many
+from tensorbench.reports.units import listed, many
 
 from .answer import Answer, Picture, bounds, points, table, with_interval
 

@@ -6,8 +6,8 @@ methods alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import starmap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,6 +20,7 @@ from matplotlib.ticker import (
     NullFormatter,
     NullLocator,
 )
+from matplotlib.transforms import blended_transform_factory
 
 from tensorbench.metrics import direction
 from tensorbench.reports.analysis import Analysis
@@ -32,79 +33,111 @@ from tensorbench.reports.answers import (
     settings_counted,
     trials_of_tuning,
 )
-from tensorbench.reports.blocks import Block, Entrant, Estimate, Level
-from tensorbench.reports.drawing import MUTED, SERIES, Drawn, Looks, Tips, panels
-from tensorbench.reports.figures.forest import DASHES, ForestRow, band, forest, height, reach
+from tensorbench.reports.blocks import Block, Entrant
+from tensorbench.reports.drawing import INK, MUTED, RULE, SERIES, Drawn, Looks, Tips, panels
 from tensorbench.reports.inference.intervals import Bounds
 from tensorbench.reports.inference.studies import FAILED, LEAST_SMOOTHED, smoothed, window
-from tensorbench.reports.results import Seed, TaskAndBackbone
-from tensorbench.reports.units import Unit, minus
+from tensorbench.reports.tables import ANCHOR
+from tensorbench.reports.units import minus
 
-#: The prefix of the HTML anchors of trials in their table. The dot of a trial links to its anchor.
-ANCHOR = "trial-"
 #: The panels of learning rates extend at most this many points below zero.
 DEPTH = 15
-
-#: The colour of each method, by name.
-Colours = Mapping[str, str]
+#: An outlier is farther from zero than this many times the threshold and than this many times the median
+#: distance from zero. Outliers are marked only at the edge.
+FAR = 6
+#: The dash patterns of the lines of methods without adapter, in order.
+DASHES = (":", "--", "-.")
 
 
 def compared(analysis: Analysis, looks: Looks) -> list[Drawn]:
     """The figures of all blocks."""
-    drawn: list[Drawn] = []
-    for number, block in enumerate(analysis.blocks):
-        # Several methods may share a family.
-        colours = {entrant.method: SERIES[i % len(SERIES)] for i, entrant in enumerate(block.entrants)}
-        if block.compared:
-            drawn.append(_differences(block, number, looks, colours))
-            if len(block.settings) > 1:
-                drawn.append(_by_task(block, number, looks, colours))
-        if block.tuned:
-            drawn += [_curves(block, number, looks, colours), _rates(analysis, block, number)]
-    return drawn
+    return [figure for number in range(len(analysis.blocks)) for figure in _of_block(analysis, number, looks)]
 
 
-# --- differences ---
+def _of_block(analysis: Analysis, number: int, looks: Looks) -> Iterator[Drawn]:
+    block = analysis.blocks[number]
+    # Several methods may share a family.
+    colours = {entrant.method: SERIES[i % len(SERIES)] for i, entrant in enumerate(block.entrants)}
+    if block.compared:
+        yield _differences(block, number, looks, colours)
+        if len(block.settings) > 1:
+            yield _by_task(block, number, looks, colours)
+    if block.tuned:
+        yield _curves(block, number, looks, colours)
+        yield _rates(analysis, block, number)
 
 
-def _differences(block: Block, number: int, looks: Looks, colours: Colours) -> Drawn:
-    rows = list(_rows(block, looks, colours))
-    levels = _inside(block, [level.difference for level in block.levels])
-    tips, limits = Tips(), reach(rows, block.unit.factor * block.threshold, levels.values())
-    figure, (ax,) = panels(1, height=0.4 + height(len(rows)))
-    _draw_forest(ax, block, rows, limits, levels, tips)
-    _label_lines(ax)
-    outside = [
-        f"{level.method} ({minus(block.unit.difference(level.difference))})"
-        for level in block.levels
-        if level.difference is not None and not limits[0] <= block.unit.factor * level.difference <= limits[1]
+def _lines_of_levels(block: Block) -> list[Line2D]:
+    """The handles of a legend for the methods without adapter."""
+    return [
+        Line2D([], [], color=MUTED, ls=DASHES[number % len(DASHES)], lw=1.1, label=level.method)
+        for number, level in enumerate(block.levels)
     ]
+
+
+# --- differences: forest plots with a row for each method ---
+
+
+@dataclass(frozen=True)
+class ForestRow:
+    """A row of a forest plot: a value with its interval in units of the axis, its look and its tooltip."""
+
+    name: str
+    value: float
+    interval: Bounds | None
+    colour: str
+    shape: str
+    tip: str
+
+
+def _height(rows: int) -> float:
+    """The height in inches of a forest with this many rows."""
+    return 0.9 + 0.23 * rows
+
+
+def _differences(block: Block, number: int, looks: Looks, colours: Mapping[str, str]) -> Drawn:
+    unit, tips = block.unit, Tips()
+    figure, (ax,) = panels(1, height=0.4 + _height(len(block.compared)))
+    limits = _forest_of(ax, block, looks, colours, None, tips)
+    # The name of each level is above its line. Neighbouring names alternate in height.
+    lines = [line for line in ax.lines if not str(line.get_label()).startswith("_")]
+    values = sorted((float(np.asarray(line.get_xdata())[0]), str(line.get_label())) for line in lines)
+    for place, (value, name) in enumerate(values):
+        at = (value - limits[0]) / (limits[1] - limits[0])
+        ax.annotate(
+            name,
+            (value, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 2 + 9 * (place % 2)),
+            textcoords="offset points",
+            ha="left" if at < 0.15 else "right" if at > 0.85 else "center",
+            fontsize=7.5,
+            color=MUTED,
+            annotation_clip=False,
+        )
+    outside = [
+        f"{level.method} ({minus(unit.difference(level.difference))})"
+        for level in block.levels
+        if level.difference is not None and not limits[0] <= unit.factor * level.difference <= limits[1]
+    ]
+    averaged = f"Mean over {settings_counted(block)} of the " if len(block.settings) > 1 else "The "
     caption = (
-        f"{_averaged(block)}{score_name(block)}, as a difference from {block.against}, with "
-        "simultaneous 95% intervals. The shaded band is practically "
-        f"equivalent: ±{block.unit.size(block.threshold)}. Lines are methods "
-        "without adapter." + f" Outside the frame: {', '.join(outside)}." * bool(outside)
+        f"{averaged}{score_name(block)}, as a difference from {block.against}, with simultaneous 95% "
+        f"intervals. The shaded band is practically equivalent: ±{unit.size(block.threshold)}. Lines are "
+        "methods without adapter." + f" Outside the frame: {', '.join(outside)}." * bool(outside)
     )
     alternative = "; ".join(
-        f"{e.method} {block.unit.difference(e.differences[block.k].effect.difference)}"
-        for e in block.compared
+        f"{e.method} {unit.difference(e.differences[block.k].effect.difference)}" for e in block.compared
     )
     title = f"{score_name(block).capitalize()}, {heading(block)}"
     return Drawn(f"differences-{number}", title, caption, alternative, figure, tips)
 
 
-def _averaged(block: Block) -> str:
-    return f"Mean over {settings_counted(block)} of the " if len(block.settings) > 1 else "The "
-
-
-def _by_task(block: Block, number: int, looks: Looks, colours: Colours) -> Drawn:
-    figure, axes = panels(len(block.settings), height=0.3 + height(len(block.compared)))
+def _by_task(block: Block, number: int, looks: Looks, colours: Mapping[str, str]) -> Drawn:
+    figure, axes = panels(len(block.settings), height=0.3 + _height(len(block.compared)))
     tips, texts = Tips(), []
     for place, (ax, setting) in enumerate(zip(axes, block.settings, strict=True)):
-        rows = list(_rows(block, looks, colours, place))
-        levels = _inside(block, [level.differences[place] for level in block.levels])
-        limits = reach(rows, block.unit.factor * block.threshold, levels.values())
-        _draw_forest(ax, block, rows, limits, levels, tips)
+        _forest_of(ax, block, looks, colours, place, tips)
         ax.set_title(setting_name(block, setting))
         values = [
             f"{entrant.method} "
@@ -113,8 +146,7 @@ def _by_task(block: Block, number: int, looks: Looks, colours: Colours) -> Drawn
         ]
         texts.append(f"{setting_name(block, setting)}: {', '.join(values)}")
     if block.levels:
-        handles = list(starmap(_level_line, enumerate(block.levels)))
-        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+        figure.legend(handles=_lines_of_levels(block), loc="outside lower center", ncols=3)
     return Drawn(
         f"differences-by-task-{number}",
         f"Task by task, {heading(block)}",
@@ -126,108 +158,137 @@ def _by_task(block: Block, number: int, looks: Looks, colours: Colours) -> Drawn
     )
 
 
-def _rows(block: Block, looks: Looks, colours: Colours, place: int | None = None) -> Iterator[ForestRow]:
-    """Yields the differences from the reference over all tasks, or on the task at index `place`."""
-    unit = block.unit
+def _forest_of(
+    ax: Axes, block: Block, looks: Looks, colours: Mapping[str, str], place: int | None, tips: Tips
+) -> Bounds:
+    """Draws the differences from the reference over all tasks, or on the task at index `place`.
+
+    Levels are lines across them. Returns the limits of the axis.
+    """
+    unit, rows = block.unit, []
     for entrant in block.compared:
-        compared = entrant.differences[block.k]
-        value, interval, verdict = compared.effect.difference, compared.interval, compared.verdict
+        found = entrant.differences[block.k]
+        value, interval, verdict = found.effect.difference, found.interval, found.verdict
         if place is not None:
-            value, interval = compared.effect.parts[place].difference, compared.intervals[place]
-            verdict = compared.verdicts[place]
-        difference = f"{unit.difference(value)} {unit.points} ({between(compared, unit, place)})"
-        words = in_words(verdict, unit.size(block.threshold))
-        yield ForestRow(
-            entrant.method,
-            unit.factor * value,
-            interval and (unit.factor * interval[0], unit.factor * interval[1]),
-            colours[entrant.method],
-            looks.shape(entrant.family),
-            f"{entrant.method}\n{difference}\n{words}",
+            value, interval = found.effect.parts[place].difference, found.intervals[place]
+            verdict = found.verdicts[place]
+        rows.append(
+            ForestRow(
+                entrant.method,
+                unit.factor * value,
+                interval and (unit.factor * interval[0], unit.factor * interval[1]),
+                colours[entrant.method],
+                looks.shape(entrant.family),
+                f"{entrant.method}\n{unit.difference(value)} {unit.points} ({between(found, unit, place)})\n"
+                f"{in_words(verdict, unit.size(block.threshold))}",
+            )
         )
-
-
-def _inside(block: Block, differences: Sequence[float | None]) -> dict[int, float]:
-    """The known differences by index, in units of the axis."""
-    return {
-        number: block.unit.factor * value for number, value in enumerate(differences) if value is not None
-    }
-
-
-def _draw_forest(
-    ax: Axes,
-    block: Block,
-    rows: Sequence[ForestRow],
-    limits: Bounds,
-    levels: Mapping[int, float],
-    tips: Tips,
-) -> None:
-    """Draws differences as a forest plot, and `levels` as lines across it."""
-    band(ax, block.unit.factor * block.threshold)
+    differences = [e.difference if place is None else e.differences[place] for e in block.levels]
+    levels = {i: unit.factor * value for i, value in enumerate(differences) if value is not None}
+    threshold = unit.factor * block.threshold
+    limits = reach(rows, threshold, levels.values())
+    # The band of differences that are too small to matter, and the line at zero.
+    ax.axvspan(-threshold, threshold, color=RULE, alpha=0.6, lw=0)
+    ax.axvline(0, color=MUTED, lw=0.8)
     forest(ax, rows, limits, tips)
     for number, value in levels.items():
         if limits[0] <= value <= limits[1]:
             line = ax.axvline(value, color=MUTED, lw=1.1, ls=DASHES[number % len(DASHES)], zorder=1)
             line.set_label(block.levels[number].method)
     side = "above" if direction(block.metric) > 0 else "below"
-    ax.set_xlabel(f"{block.unit.points} {side} {block.against}")
+    ax.set_xlabel(f"{unit.points} {side} {block.against}")
+    return limits
 
 
-def _label_lines(ax: Axes) -> None:
-    """Writes the name of each level above its line. Neighbouring names alternate in height."""
-    low, high = ax.get_xlim()
-    lines = [line for line in ax.lines if not str(line.get_label()).startswith("_")]
-    values = sorted((float(np.asarray(line.get_xdata())[0]), str(line.get_label())) for line in lines)
-    for number, (value, name) in enumerate(values):
-        at = (value - low) / (high - low)
-        ax.annotate(
-            name,
-            (value, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 2 + 9 * (number % 2)),
-            textcoords="offset points",
-            ha="left" if at < 0.15 else "right" if at > 0.85 else "center",
-            fontsize=7.5,
-            color=MUTED,
-            annotation_clip=False,
-        )
+def forest(ax: Axes, rows: Sequence[ForestRow], limits: Bounds, tips: Tips) -> None:
+    """Draws the rows from top to bottom.
+
+    If an interval continues outside the limits, an arrowhead marks that end. A value outside the limits is
+    written as a number.
+    """
+    low, high = limits
+    beside = blended_transform_factory(ax.transAxes, ax.transData)
+    for place, row in enumerate(rows):
+        y = -place
+        ends = row.interval or (row.value, row.value)
+        start, end = (min(max(bound, low), high) for bound in ends)
+        if end > start:
+            tips.put(ax.hlines(y, start, end, color=row.colour, lw=1.5), [row.tip])
+        for is_beyond, edge, arrow in ((ends[0] < low, low, "<"), (ends[1] > high, high, ">")):
+            if is_beyond:
+                ax.scatter(edge, y, s=20, marker=arrow, color=row.colour, lw=0, clip_on=False, zorder=4)
+        if low <= row.value <= high:
+            dot = ax.scatter(row.value, y, s=26, color=row.colour, marker=row.shape, lw=0, zorder=3)
+            tips.put(dot, [row.tip])
+        else:
+            at_left = row.value < low
+            ax.text(
+                0.02 if at_left else 0.98,
+                y,
+                f"{row.value:+.3g}".replace("-", "−"),
+                transform=beside,
+                ha="left" if at_left else "right",
+                va="bottom",
+                fontsize=7,
+                color=row.colour,
+            )
+    ax.set_xlim(low, high)
+    ax.set_yticks([-place for place in range(len(rows))], [row.name for row in rows])
+    ax.set_ylim(-len(rows) + 0.4, 0.6)
+    ax.tick_params(axis="y", labelcolor=INK)
+    ax.grid(visible=False, axis="y")
 
 
-def _level_line(number: int, level: Level) -> Line2D:
-    return Line2D([], [], color=MUTED, ls=DASHES[number % len(DASHES)], lw=1.1, label=level.method)
+def reach(rows: Sequence[ForestRow], threshold: float, levels: Iterable[float] = ()) -> Bounds:
+    """Limits of the axis that include zero, the band, all values except outliers, and most intervals.
+
+    `levels` are the positions of further lines. A level is included unless that would widen the axis by more
+    than half.
+    """
+    sizes = np.abs([row.value for row in rows])
+    farthest = FAR * max(float(np.median(sizes)), threshold)
+    within = [row for row in rows if abs(row.value) <= farthest]
+    # Most intervals fit, but a very wide one must not squeeze everything else.
+    largest = max((abs(row.value) for row in within), default=0.0)
+    bounds = [abs(bound) for row in within for bound in row.interval or ()]
+    usual = min(float(np.percentile(bounds, 90)), 4 * largest) if bounds else 0.0
+    widest = max(2.2 * largest, 2.5 * threshold, usual)
+    ends = [-1.5 * threshold, 1.5 * threshold]
+    for row in within:
+        ends += [min(max(bound, -widest), widest) for bound in (row.value, *(row.interval or ()))]
+    low, high = min(ends), max(ends)
+    beyond = (high - low) / 2
+    ends += [level for level in levels if low - beyond <= level <= high + beyond]
+    low, high = min(ends), max(ends)
+    pad = 0.04 * (high - low)
+    return low - pad, high + pad
 
 
 # --- curves over the number of trials ---
 
 
-def _curves(block: Block, number: int, looks: Looks, colours: Colours) -> Drawn:
+def _curves(block: Block, number: int, looks: Looks, colours: Mapping[str, str]) -> Drawn:
     figure, axes = panels(len(block.settings), height=2.5)
     unit, tips = block.unit, Tips()
     for place, (ax, setting) in enumerate(zip(axes, block.settings, strict=True)):
         for entrant in block.entrants:
-            ks = sorted(entrant.scores)
-            scores = [entrant.scores[k][place] for k in ks]
-            values = [unit.factor * score.value for score in scores]
-            width = 2.0 if entrant.method == block.against else 1.1
-            ax.plot(ks, values, color=colours[entrant.method], lw=width)
-            marks = ax.scatter(
-                ks,
-                values,
-                s=14,
-                color=colours[entrant.method],
-                marker=looks.shape(entrant.family),
-                lw=0,
-                zorder=3,
-            )
-            tips.put(
-                marks, [_score_tip(entrant, k, score, unit) for k, score in zip(ks, scores, strict=True)]
-            )
+            scores = {k: entrant.scores[k][place] for k in sorted(entrant.scores)}
+            values = [unit.factor * score.value for score in scores.values()]
+            colour, shape = colours[entrant.method], looks.shape(entrant.family)
+            ax.plot([*scores], values, color=colour, lw=2.0 if entrant.method == block.against else 1.1)
+            marks = ax.scatter([*scores], values, s=14, color=colour, marker=shape, lw=0, zorder=3)
+            texts = []
+            for k, score in scores.items():
+                ends = " to ".join(map(unit.score, score.interval or ()))
+                shown = unit.score(score.value) + f" ({ends})" * bool(ends)
+                texts.append(f"{entrant.method}\n{shown} after {trials_of_tuning(k)}")
+            tips.put(marks, texts)
         low, high = ax.get_ylim()
         near = 0.5 * (high - low)
         for i, level in enumerate(block.levels):
-            score = level.scores[place]
-            if score is not None and low - near <= unit.factor * score <= high + near:
-                ax.axhline(unit.factor * score, color=MUTED, lw=1.1, ls=DASHES[i % len(DASHES)], zorder=1)
+            own = level.scores[place]
+            if own is not None and low - near <= unit.factor * own <= high + near:
+                ax.axhline(unit.factor * own, color=MUTED, lw=1.1, ls=DASHES[i % len(DASHES)], zorder=1)
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_locator(FixedLocator(list(block.ks)))
         ax.xaxis.set_major_formatter(FixedFormatter(list(map(str, block.ks))))
@@ -239,8 +300,8 @@ def _curves(block: Block, number: int, looks: Looks, colours: Colours) -> Drawn:
         Line2D([], [], color=colours[e.method], marker=looks.shape(e.family), ms=4, label=e.method)
         for e in block.entrants
     ]
-    lines += starmap(_level_line, enumerate(block.levels))
-    figure.legend(handles=lines, loc="outside lower center", ncols=4)
+    handles = [*lines, *_lines_of_levels(block)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return Drawn(
         f"curves-{number}",
         f"Score by trials of tuning, {heading(block)}",
@@ -257,24 +318,25 @@ def _curves(block: Block, number: int, looks: Looks, colours: Colours) -> Drawn:
     )
 
 
-def _score_tip(entrant: Entrant, k: int, score: Estimate, unit: Unit) -> str:
-    bounds = (
-        f" ({unit.score(score.interval[0])} to {unit.score(score.interval[1])})" if score.interval else ""
-    )
-    return f"{entrant.method}\n{unit.score(score.value)}{bounds} after {trials_of_tuning(k)}"
-
-
 # --- scores against rates ---
 
 
 def _rates(analysis: Analysis, block: Block, number: int) -> Drawn:
     """A panel per method, with a dot for each trial of its complete studies. Crosses are failed trials."""
     figure, axes = panels(len(block.entrants), columns=3, height=2.1)
-    zeros, tips, smooth = _zeros(block), Tips(), False
-    bottom = min(_lowest(entrant, zeros) for entrant in block.entrants)
+    # Each panel's zero is the score of the reference on the setting or, without one, of the best method.
+    sign, places = direction(block.metric), range(len(block.settings))
+    own = [e for e in block.entrants if block.reference and e.cells == block.reference.cells]
+    zeros = [max(sign * e.scores[block.k][place].value for e in own or block.entrants) for place in places]
+    bottom = min(
+        max(float(studies.scores[~studies.failed].min(initial=studies.best)) - zero, -DEPTH * studies.point)
+        for entrant in block.entrants
+        for studies, zero in zip(entrant.studies, zeros, strict=True)
+    )
+    tips, smooth = Tips(), False
     for ax, entrant in zip(axes, block.entrants, strict=True):
         ax.axhline(0, color=MUTED, lw=0.7)
-        for place in range(len(block.settings)):
+        for place in places:
             smooth |= _draw_trials(ax, analysis, block, entrant, place, zeros[place], bottom, tips)
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
@@ -288,16 +350,8 @@ def _rates(analysis: Analysis, block: Block, number: int) -> Drawn:
     for ax in axes[::3]:
         ax.set_ylabel(f"{block.unit.points} from {block.against or 'the best'}")
     handles = [
-        Line2D(
-            [],
-            [],
-            color=SERIES[i % len(SERIES)],
-            marker="o",
-            lw=0.9,
-            ms=4,
-            label=setting_name(block, setting),
-        )
-        for i, setting in enumerate(block.settings)
+        Line2D([], [], color=SERIES[i % len(SERIES)], marker="o", lw=0.9, ms=4, label=name)
+        for i, name in enumerate(setting_name(block, setting) for setting in block.settings)
     ]
     handles.append(Line2D([], [], color=MUTED, marker="x", ls="none", ms=5, label="failed"))
     figure.legend(handles=handles, loc="outside lower center", ncols=5)
@@ -336,8 +390,8 @@ def _draw_trials(
     """
     colour, factor = SERIES[place % len(SERIES)], block.unit.factor
     cell, studies = analysis.results.all_cells[entrant.cells[place]], entrant.studies[place]
-    sign, numbers = direction(cell.metric), set(entrant.studies[place].numbers)
-    complete = [seed for seed in analysis.results.of_cell(cell.number) if seed.study in numbers]
+    sign, task = direction(cell.metric), block.settings[place].task
+    complete = [seed for seed in analysis.results.of_cell(cell.number) if seed.study in studies.numbers]
     for failed in (False, True):
         trials = [seed for seed in complete if analysis.failed(seed) is failed]
         gains = [bottom if seed.score is None else max(bottom, sign * seed.score - zero) for seed in trials]
@@ -351,7 +405,12 @@ def _draw_trials(
             linewidths=1.2 if failed else 0,
             clip_on=False,
         )
-        texts = [_trial_tip(block, block.settings[place], seed, failed=failed) for seed in trials]
+        scores = [s.failure if s.score is None else block.unit.score(s.score) for s in trials]
+        texts = [
+            f"{seed.method} on {task}: {score}{' (failed)' * failed}\n"
+            f"study {seed.study:.0f}, point {seed.point:.0f}, rate {seed.lr:.3g}\ntrial {seed.trial_id}"
+            for seed, score in zip(trials, scores, strict=True)
+        ]
         tips.put(dots, texts, [f"#{ANCHOR}{seed.trial_id}" for seed in trials])
     if (~studies.failed).sum() < LEAST_SMOOTHED:
         return False
@@ -360,34 +419,3 @@ def _draw_trials(
     curve = np.maximum(smoothed(studies, offsets) - zero, bottom)
     ax.plot(cell.studies.centre * 10**offsets, factor * curve, color=colour, lw=0.9, alpha=0.7)
     return True
-
-
-def _zeros(block: Block) -> list[float]:
-    """The score that each setting's panel shows as zero: that of the reference after `k` trials.
-
-    Without a reference, that of the best method.
-    """
-    sign, places = direction(block.metric), range(len(block.settings))
-    own = [e for e in block.entrants if block.reference and e.cells == block.reference.cells]
-    return [max(sign * e.scores[block.k][place].value for e in own or block.entrants) for place in places]
-
-
-def _lowest(entrant: Entrant, zeros: Sequence[float]) -> float:
-    """The lower limit that the panels of rates need for a method: its lowest score of trials without failure.
-
-    If all trials failed, it is their mean score. Each score is relative to the zero of its setting, from
-    `zeros` (see `_zeros`). The limit is at least -`DEPTH` points.
-    """
-    each = [
-        max(float(studies.scores[~studies.failed].min(initial=studies.best)) - zero, -DEPTH * studies.point)
-        for studies, zero in zip(entrant.studies, zeros, strict=True)
-    ]
-    return min(each)
-
-
-def _trial_tip(block: Block, setting: TaskAndBackbone, seed: Seed, *, failed: bool) -> str:
-    score = seed.failure if seed.score is None else block.unit.score(seed.score)
-    return (
-        f"{seed.method} on {setting.task}: {score}{' (failed)' * failed}\n"
-        f"study {seed.study:.0f}, point {seed.point:.0f}, rate {seed.lr:.3g}\ntrial {seed.trial_id}"
-    )

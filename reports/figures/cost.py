@@ -5,12 +5,11 @@ Step times depend on what else the machine runs, so they are not comparable and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -132,20 +131,76 @@ def _figure(
     cost: Cost, looks: Looks, number: int, setting: TaskAndBackbone, points: Sequence[_Point], more: str
 ) -> Drawn:
     figure, (ax,) = panels(1, height=3.6, wide=True)
-    dots = [point for point in points if point.cost is not None]
-    line = best_means(dots)
-    limits, tips = _limits(points), Tips()
+    unit, dots = points[0].unit, [point for point in points if point.cost is not None]
+    line, tips, (low, high) = best_means(dots), Tips(), _limits(points)
+    steps = [point.cost or 0.0 for point in line], [point.score for point in line]
+    ax.plot(*steps, color=MUTED, lw=0.9, drawstyle="steps-post", zorder=1)
     whiskers = len(dots) <= MOST_WHISKERS
-    _draw(ax, dots, line, looks, whiskers=whiskers)
-    _draw_dots(ax, dots, limits, looks, tips, cost)
-    ax.set_ylim(limits)
-    _count_axis(ax, [point.cost or 0.0 for point in dots])
-    inside = [point for point in points if limits[0] <= point.score <= limits[1]]
-    _draw_lines(ax, points, inside)
-    named = {p.cell.number: p for p in (*line, *_reference(dots)) if p in inside}.values()
+    for point in dots if whiskers else ():
+        if point.bounds:
+            colour = looks.colour(point.cell.family)
+            ax.plot([point.cost or 0.0] * 2, point.bounds, color=colour, lw=0.7, alpha=0.5, zorder=2)
+    # A point outside the limits becomes an arrowhead at the edge.
+    kinds = grouped(
+        dots,
+        lambda p: (p.cell.family, p.cell.complete, np.sign(p.score - np.clip(p.score, low, high))),
+    )
+    for (family, is_complete, side), group in kinds.items():
+        colour = looks.colour(family)
+        marks = ax.scatter(
+            [point.cost or 0.0 for point in group],
+            np.clip([point.score for point in group], low, high),
+            s=26,
+            marker={-1: "v", 0: looks.shape(family), 1: "^"}[side],
+            edgecolor=colour,
+            facecolor=colour if is_complete else "none",
+            linewidth=1,
+            clip_on=not side,
+            zorder=3,
+        )
+        tips.put(marks, ["\n".join(_tip(cost, point)) for point in group])
+    ax.set_ylim(low, high)
+    costs = [point.cost or 0.0 for point in dots]
+    if max(costs) > 8 * min(costs) > 0:
+        ax.set_xscale("log")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_major_formatter(FuncFormatter(_count))
+
+    def note(text: str, at: tuple[float, float], y: str) -> None:
+        ax.annotate(
+            text,
+            at,
+            (0, 2),
+            xycoords=("axes fraction", y),
+            textcoords="offset points",
+            ha="right",
+            fontsize=7.5,
+            color=MUTED,
+        )
+
+    inside = [point for point in points if low <= point.score <= high]
+    for point in inside:
+        if point.cost is None:
+            ax.axhline(point.score, color=MUTED, lw=0.9, ls=":", zorder=1)
+            note(point.name, (0.99, point.score), "data")
+    if outside := [point for point in points if point not in inside]:
+        scores = [f"{p.name} {p.unit.score(p.estimate.value, 1)}" for p in outside[:MOST_OUTSIDE]]
+        rest = f" and {len(outside) - MOST_OUTSIDE} more" * (len(outside) > MOST_OUTSIDE)
+        note(f"outside: {', '.join(scores)}{rest}", (0.99, 0.03), "axes fraction")
+    lora = sorted((p for p in dots if p.cell.family == REFERENCE), key=lambda p: -p.gain)
+    named = {p.cell.number: p for p in (*line, *lora[:1]) if p in inside}.values()
     name_at_right(ax, [PointName(p.name, p.cost or 0.0, p.score, looks.colour(p.cell.family)) for p in named])
-    _legend(ax, looks, dots)
-    unit = points[0].unit
+    titles = {
+        family: _common_title([point.cell.title for point in group])
+        for family, group in grouped(dots, lambda point: point.cell.family).items()
+    }
+    if len(titles) > 1:
+        handles = [
+            Line2D([], [], color=looks.colour(f), marker=looks.shape(f), ls="", ms=5, label=titles[f])
+            for f in looks.families
+            if f in titles
+        ]
+        figure.legend(handles=handles, loc="outside lower left", ncols=min(6, len(handles)))
     ax.set_xlabel(cost.label)
     ax.set_ylabel(measured([points[0].cell]) + (f", {unit.mark}" if unit.mark else ""))
     names = f"from cheapest to costliest: {', '.join(p.name for p in line) or 'none'}"
@@ -153,15 +208,8 @@ def _figure(
         f"Hollow if trials are missing. The solid line joins the best scores, {names}. "
         f"{'Whiskers are 95% intervals. ' * whiskers}Dotted lines have no such cost.{cost.caption}{more}"
     )
-    title = f"{cost.title}, {setting}"
-    return Drawn(
-        f"{cost.name}-{number}",
-        title,
-        caption,
-        f"The best scores, {names}.",
-        figure,
-        tips,
-    )
+    alternative = f"The best scores, {names}."
+    return Drawn(f"{cost.name}-{number}", f"{cost.title}, {setting}", caption, alternative, figure, tips)
 
 
 def best_means(points: Iterable[_Point]) -> list[_Point]:
@@ -173,11 +221,8 @@ def best_means(points: Iterable[_Point]) -> list[_Point]:
     complete = [point for point in points if point.cell.complete]
     for point in sorted(complete, key=lambda point: (point.cost or 0.0, -point.gain)):
         # The same trials may belong to two budgets. Then both cells are among the best.
-        if (
-            not best
-            or point.gain > best[-1].gain
-            or (point.cost, point.gain) == (best[-1].cost, best[-1].gain)
-        ):
+        last = best[-1] if best else None
+        if not last or point.gain > last.gain or (point.cost, point.gain) == (last.cost, last.gain):
             best.append(point)
     return best
 
@@ -199,100 +244,11 @@ def _limits(points: Sequence[_Point]) -> tuple[float, float]:
     return low - pad, min(high + pad, max(101.0, high + 1)) if percent else high + pad
 
 
-def _reference(points: Sequence[_Point]) -> list[_Point]:
-    """The best cell of LoRA, as a list. Empty without LoRA."""
-    lora = [point for point in points if point.cell.family == REFERENCE]
-    return sorted(lora, key=lambda point: -point.gain)[:1]
-
-
-def _count_axis(ax: Axes, costs: Sequence[float]) -> None:
-    """Formats counts, on a logarithmic axis if they are far apart."""
-    if max(costs) > 8 * min(costs) > 0:
-        ax.set_xscale("log")
-        ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.xaxis.set_major_formatter(FuncFormatter(_count))
-
-
 def _count(value: float, _: int) -> str:
     for size, unit in ((1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:g}{unit}"
     return f"{value:g}"
-
-
-def _draw(ax: Axes, dots: Sequence[_Point], line: Sequence[_Point], looks: Looks, *, whiskers: bool) -> None:
-    """Draws the line through the best means, and the intervals of points."""
-    costs, scores = [point.cost or 0.0 for point in line], [point.score for point in line]
-    ax.plot(costs, scores, color=MUTED, lw=0.9, drawstyle="steps-post", zorder=1)
-    for point in dots if whiskers else ():
-        if point.bounds:
-            colour = looks.colour(point.cell.family)
-            ax.plot([point.cost or 0.0] * 2, point.bounds, color=colour, lw=0.7, alpha=0.5, zorder=2)
-
-
-def _draw_dots(
-    ax: Axes, dots: Sequence[_Point], limits: tuple[float, float], looks: Looks, tips: Tips, cost: Cost
-) -> None:
-    """Draws a dot for each point. A point outside the limits becomes an arrowhead at the edge."""
-    low, high = limits
-    kinds = grouped(
-        dots,
-        lambda p: (p.cell.family, p.cell.complete, np.sign(p.score - np.clip(p.score, low, high))),
-    )
-    for (family, is_complete, side), group in kinds.items():
-        colour = looks.colour(family)
-        marks = ax.scatter(
-            [point.cost or 0.0 for point in group],
-            np.clip([point.score for point in group], low, high),
-            s=26,
-            marker={-1: "v", 0: looks.shape(family), 1: "^"}[side],
-            edgecolor=colour,
-            facecolor=colour if is_complete else "none",
-            linewidth=1,
-            clip_on=not side,
-            zorder=3,
-        )
-        tips.put(marks, [_tip(cost, point) for point in group])
-
-
-def _draw_lines(ax: Axes, points: Sequence[_Point], inside: Sequence[_Point]) -> None:
-    """Draws lines at the scores of methods without cost, and names the points outside the panel."""
-    for point in inside:
-        if point.cost is None:
-            ax.axhline(point.score, color=MUTED, lw=0.9, ls=":", zorder=1)
-            _note(ax, point.name, (0.99, point.score), "data")
-    if outside := [point for point in points if point not in inside]:
-        scores = [f"{p.name} {p.unit.score(p.estimate.value, 1)}" for p in outside[:MOST_OUTSIDE]]
-        more = f" and {len(outside) - MOST_OUTSIDE} more" * (len(outside) > MOST_OUTSIDE)
-        _note(ax, f"outside: {', '.join(scores)}{more}", (0.99, 0.03), "axes fraction")
-
-
-def _note(ax: Axes, text: str, at: tuple[float, float], y: str) -> None:
-    ax.annotate(
-        text,
-        at,
-        (0, 2),
-        xycoords=("axes fraction", y),
-        textcoords="offset points",
-        ha="right",
-        fontsize=7.5,
-        color=MUTED,
-    )
-
-
-def _legend(ax: Axes, looks: Looks, dots: Sequence[_Point]) -> None:
-    titles = {
-        family: _common_title([point.cell.title for point in group])
-        for family, group in grouped(dots, lambda point: point.cell.family).items()
-    }
-    if len(titles) < 2:
-        return
-    handles = [
-        Line2D([], [], color=looks.colour(f), marker=looks.shape(f), ls="", ms=5, label=titles[f])
-        for f in looks.families
-        if f in titles
-    ]
-    ax.figure.legend(handles=handles, loc="outside lower left", ncols=min(6, len(handles)))
 
 
 def _common_title(titles: Sequence[str]) -> str:
@@ -303,9 +259,11 @@ def _common_title(titles: Sequence[str]) -> str:
     return " ".join(shared) or ", ".join(names[:2]) + ", …" * (len(names) > 2)
 
 
-def _tip(cost: Cost, point: _Point) -> str:
+def _tip(cost: Cost, point: _Point) -> Iterator[str]:
+    """Yields the lines of a point's tooltip: the method, its score with the interval, and its cost."""
     shown, found = point.unit.score, point.estimate
-    bounds = f" ({shown(found.interval[0])} to {shown(found.interval[1])})" if found.interval else ""
-    missing = [] if point.cell.complete else ["trials are missing"]
-    lines = [point.name, f"{shown(found.value)}{bounds}", f"{cost.label}: {point.cost:{cost.form}}", *missing]
-    return "\n".join(lines)
+    yield point.name
+    yield shown(found.value) + (f" ({' to '.join(map(shown, found.interval))})" if found.interval else "")
+    yield f"{cost.label}: {point.cost:{cost.form}}"
+    if not point.cell.complete:
+        yield "trials are missing"

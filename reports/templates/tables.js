@@ -87,7 +87,7 @@
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
     if (!target) return;
     for (let list = target.closest("details"); list; list = list.parentElement.closest("details")) list.open = true;
-    target.scrollIntoView({ block: target.matches("tr") ? "center" : "start" });
+    target.scrollIntoView({ block: target.matches("td") ? "center" : "start" });
   };
   addEventListener("hashchange", follow);
   addEventListener("load", follow);

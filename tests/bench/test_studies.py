@@ -22,7 +22,7 @@ from tensorbench.plan.rows import Plan
 from tensorbench.plan.suite import load_suite
 from tensorbench.records.record import latest
 from tensorbench.reports.analysis import Analysis
-from tensorbench.reports.results import Cell, kept_trials, lines_of
+from tensorbench.reports.results import kept_trials
 from tensorbench.reports.stored import contents
 from tensorbench.run.suites import Audience, run_suite
 from tensorbench.store.store import Store
@@ -104,7 +104,7 @@ def test_a_stopped_study_is_incomplete_and_goes_on_where_it_was(halves: Halves) 
 
 def test_a_study_without_some_of_its_points_keeps_no_trial(halves: Halves) -> None:
     done = run_suite(halves.suite, store=halves.first, part=Part(seeds=[10_000, 10_001]))
-    for cell in lines_of(done.summary.results.cells, Cell):
+    for cell in done.summary.results.all_cells:
         assert cell.studies is not None
         seeds = [seed for seed in done.summary.results.all_seeds if seed.cell == cell.number]
         assert len(seeds) == 2

@@ -1,28 +1,30 @@
-"""Tests cells and seeds: the runs behind each mean, and the origin of each number."""
+"""Tests reading: the runs behind each mean, the origin of each number, unfinished suites."""
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.stored_plan import Row
+from tensorbench.records.words import RunKind, Status
 from tensorbench.reports.analysis import analyse
 from tensorbench.reports.reading import read
-from tensorbench.reports.results import COLUMNS, NUMBER, Cell, Results
+from tensorbench.reports.results import COLUMNS, Cell, Results
 from tensorbench.store.store import Store
 
+from ..bench import toy_suites
 from ..messages import naming
 from ..stored import Result, write
 from .browsing import page_of
-from .made_up import NAME, SMALL, NewStore, plan_of, result, store
+from .made_up import NAME, SMALL, Call, NewStore, plan_of, result, store
 
 
 def cell(results: Results, **where: str) -> Cell:
@@ -113,9 +115,9 @@ def test_an_experiment_of_something_else_is_refused(tmp_path: Path, new_store: N
         read(uri, ["empty"])
 
 
-def test_the_fields_of_records_are_the_columns_of_the_frames(results: Results) -> None:
+def test_the_frames_have_the_fields_and_measures_of_cells_and_seeds(results: Results) -> None:
     cell, seed = results.all_cells[0], results.all_seeds[0]
-    assert [*cell.columns()] == [NUMBER, *results.cells.columns]
+    assert [*cell.columns()] == ["number", *results.cells.columns]
     assert [*seed.columns()] == [*results.seeds.columns]
     summarised = {measure.column for measure in Measure if measure.summary}
     assert cell.measures.keys() == summarised < seed.measures.keys() == COLUMNS.keys()
@@ -123,9 +125,44 @@ def test_the_fields_of_records_are_the_columns_of_the_frames(results: Results) -
     assert [seed.score for seed in results.all_seeds if not seed.finished] == [None, None]
 
 
-def test_an_analysis_leaves_the_study_as_it_was(small: str) -> None:
-    results = read(small, ["small"])
-    cells, seeds = results.cells.copy(), results.seeds.copy()
-    analyse(results)
-    pd.testing.assert_frame_equal(results.cells, cells)
-    pd.testing.assert_frame_equal(results.seeds, seeds)
+# --- unfinished suites, repeated runs, parts in several experiments ---
+
+
+def test_a_search_alone_is_nothing_to_report(tmp_path: Path, new_store: NewStore, call: Call) -> None:
+    uri = new_store(tmp_path)
+    suite = toy_suites.write(tmp_path, search={"trials": 2}, training={"steps": 2, "batch_size": 16})
+    ended = call("search", suite, "--store", uri)
+    assert ended.code == 0, ended.err
+    ended = call("report", suite, "--store", uri, "--out", tmp_path / "out")
+    assert ended.code == 2
+    assert re.search(naming("2 of a search", "a suite to run"), ended.err)
+    (run,) = Store.existing(uri, "toy").records(RunKind.SUITE)
+    assert run.status == Status.FINISHED
+
+
+def test_runs_that_repeat_a_trial_are_noted(tmp_path: Path, new_store: NewStore) -> None:
+    uri = new_store(tmp_path)
+    store = write(uri, plan_of(**SMALL), result)
+    (first, *_) = store.records()
+    duplicate = store.client.create_run(
+        store.experiment.experiment_id,
+        tags={"kind": "trial", "trial_id": first.trial_id, "duplicate": "yes"},
+    )
+    store.client.set_terminated(duplicate.info.run_id, "FINISHED")
+    assert any("1 finished run(s)" in note for note in read(uri, ["small"]).notes)
+
+
+def test_a_trial_that_another_experiment_finished_is_not_missing(tmp_path: Path, new_store: NewStore) -> None:
+    uri = new_store(tmp_path)
+    write(uri, plan_of(**SMALL), lambda trial, row: result(trial, row) if trial.seed == 0 else None)
+    write(uri, plan_of(**SMALL | {"name": "other"}), result)
+    both = read(uri, ["small", "other"])
+    assert both.cells["complete"].all()
+
+
+def test_a_suites_file_names_its_experiment(tmp_path: Path, new_store: NewStore, call: Call) -> None:
+    uri = new_store(tmp_path)
+    write(uri, plan_of(**SMALL | {"name": "toy"}), result)
+    suite = toy_suites.write(tmp_path)
+    ended = call("report", suite, "--store", uri, "--out", tmp_path / "out", "--format", "csv", "--no-log")
+    assert ended.code == 0, ended.err

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from tensorbench.methods import UserError
-from tensorbench.reports.choice import RankChoice, TriedRanks
+from tensorbench.reports.choice import RankChoice, TriedRanks, importances
 from tensorbench.reports.figures.choice import draw
-from tensorbench.reports.importance import importances
 
 #: The score and the loss of each seed.
 Results = Sequence[tuple[float, float]]

@@ -28,7 +28,7 @@ from tensorbench.reports.report import write_report
 from tensorbench.reports.results import Results, TaskAndBackbone
 from tensorbench.reports.selection import Selection
 from tensorbench.reports.summary import summarise
-from tensorbench.reports.tables import tidy_tables
+from tensorbench.reports.tidy import tidy_tables
 from tensorbench.store.store import Store
 
 from ..messages import naming

@@ -23,8 +23,9 @@ from tensorbench.reports.figures import draw
 from tensorbench.reports.reading import read
 from tensorbench.reports.report import write_report
 from tensorbench.reports.selection import Selection
-from tensorbench.reports.site.standing import standings
+from tensorbench.reports.site import standings
 from tensorbench.reports.summary import summarise
+from tensorbench.reports.units import unit_of
 from tensorbench.store.store import Store
 
 from ..stored import Result, write
@@ -162,7 +163,8 @@ def test_an_error_of_a_method_that_always_diverged_has_the_sign_and_unit_of_its_
     studies = analysis.studies[reference.cells[0]]
     assert studies.point == analysis.studies[block.compared[0].cells[0]].point
     (line,) = (s for s in standings(NAME, analysis) if s.cell.method == "LoRA")
-    assert (line.score, line.unit.mark) == (chance, "")
+    assert line.score is not None
+    assert (line.score.value, unit_of(line.cell.metric).mark) == (chance, "")
     assert standings(NAME, analysis)[-1] == line
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import re
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,13 @@ def test_trials_that_measure_something_else_are_refused_unless_asked_for(
     done = write_report(uri, ["small", "other"], tmp_path / "out", ["html"], mixed=True)
     assert {m.what for m in done.mixtures if m.serious} == {"evaluate"}
     assert "training epochs" in {m.what for m in done.mixtures if not m.serious}
-    assert "do not compare" in (tmp_path / "out" / "index.html").read_text()
+    page = (tmp_path / "out" / "index.html").read_text()
+    pasted = html.unescape(
+        re.findall(r"<summary>Markdown to paste</summary><pre>(.*?)</pre>", page, re.DOTALL)[0]
+    )
+    for text in (page[page.index("<main>") :], pasted):
+        assert text.index("do not compare") < text.index("TensLoRA att")
+    assert "evaluate differs on digits" in pasted.replace("\\", "")
     # LoRA of both experiments appears, with distinct labels.
     assert {"LoRA", "LoRA · other"} <= set(done.analysis.results.cells["method"])
 

@@ -11,8 +11,7 @@ import pytest
 import tensorbench
 from tensorbench.methods import UserError
 from tensorbench.reports.report import write_report
-from tensorbench.reports.site.build import site_files
-from tensorbench.reports.site.published import packs_in
+from tensorbench.reports.site import packs_in, site_files
 from tensorbench.store.opening import unpack
 
 from ..messages import naming
@@ -121,6 +120,7 @@ def test_names_of_a_pack_are_escaped_in_the_page_and_in_csv(pack: Path, tmp_path
     # A page may be published, so it must not reveal where the pack was.
     assert "evil.tensorbench.zip" in page
     assert str(tmp_path) not in page
+    assert EVIL not in (tmp_path / "out" / "tables" / "tables.md").read_text()
     for table in (tmp_path / "out" / "tables").glob("*.csv"):
         assert not re.search(r"(^|,|\")=cmd", table.read_text(), re.M), table
     assert "'=cmd" in (tmp_path / "out" / "tables" / "cells.csv").read_text()

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tensorbench import Selection, load_results
 from tensorbench.methods import UserError
 from tensorbench.reports.inference.reruns import run_noise
 from tensorbench.reports.peft_comparison import (
     REFERENCE,
+    UNTUNED,
     as_json,
     as_markdown,
     compare_peft,
@@ -233,3 +235,30 @@ def test_the_command_prints_or_writes_the_comparison(call: Callable[..., Any], t
     assert json.loads((out / "comparison.json").read_text(encoding="utf-8"))["pairs"] == 1
     assert call("report", "--peft-results", str(folders[0]), "--out", str(out)).code == 2
     assert call("report", "--peft-results", str(tmp_path / "nowhere")).code == 2
+
+
+# --- as results ---
+
+
+def test_a_folder_of_peft_s_files_is_results(tmp_path: Path) -> None:
+    folder = tmp_path / "snapshot"
+    write(folder, "lora--rank32", content(0.5))
+    write(folder, "ia3--default", content(0.4))
+    write(folder, "vera--default", content(0.4, status="failed"))
+    results = load_results(folder)
+    assert results.cells["method"].tolist() == ["ia3--default", "lora--rank32"]
+    assert results.cells["mean"].tolist() == [0.4, 0.5]
+    assert {cell.budget for cell in results.all_cells} == {UNTUNED}
+    assert any(UNTUNED in note for note in results.notes)
+    assert any("vera--default" in note for note in results.notes)
+    assert [seed["forgetting"] for seed in results.all_seeds] == [0.1, 0.1]
+    assert results.trials.empty
+    assert results.curves.empty
+    assert results.predictions.empty
+    assert [line["score"] for line in results.overview().lines] == ["0.4000", "0.5000"]
+    with pytest.raises(UserError, match="peft"):
+        results.plot()
+    with pytest.raises(UserError, match="selection"):
+        load_results(folder, selection=Selection(methods=["lora--rank32"]))
+    with pytest.raises(UserError, match="snapshot"):
+        load_results(folder, "another")

@@ -11,7 +11,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -29,7 +29,7 @@ from tensorbench.reports.answers import answer, answers, in_words
 from tensorbench.reports.blocks import Block, Entrant
 from tensorbench.reports.drawing import Drawn, Figures
 from tensorbench.reports.loading import LoadedResults
-from tensorbench.reports.report import MANIFEST, write_report
+from tensorbench.reports.report import MANIFEST, compose, write_report
 from tensorbench.reports.summary import summarise
 from tensorbench.store.connect import StoreError
 from tensorbench.store.store import Store
@@ -40,7 +40,7 @@ from . import made_up_studies
 from .made_up import Call, NewStore
 
 NAME = made_up_studies.NAME
-EVIL = "</td></script><script>alert(1)</script>"
+EVIL = "</td></script></title><script>alert(1)</script><img src=x onerror=alert(1)> $a$"
 
 
 def one_point_version() -> Plan:
@@ -239,24 +239,24 @@ def test_a_figure_is_saved_as_the_report_saves_it(shown: Shown, tmp_path: Path) 
 
 def test_names_are_text_in_every_view(shown: Shown) -> None:
     results = shown.results
-    named = results.cells["method"].replace("LoTR", EVIL)
-    attacked = LoadedResults(results.experiments, results.cells.assign(method=named), results.seeds, ())
-    from tensorbench.reports.report import compose
-
+    cells = [replace(cell, method=cell.method.replace("LoTR", EVIL)) for cell in results.all_cells]
+    attacked = LoadedResults(results.experiments, tuple(cells), results.all_seeds, ())
     files = compose(attacked, ["html", "md", "latex", "csv", "json"]).files
     clean = (shown.folder / "index.html").read_text()
     for name, text in files.items():
         if name.endswith((".html", ".md")):
             assert EVIL not in str(text), name
-    assert str(files["index.html"]).count("<script") == clean.count("<script")
+    for tag in ("<script", "<title", "<a", "<img"):
+        assert str(files["index.html"]).count(tag) == clean.count(tag)
     assert EVIL in attacked.overview().text()
     assert EVIL not in attacked._repr_html_()
 
 
 def test_unfinished_results_have_nothing_to_draw(shown: Shown) -> None:
     results = shown.results
-    lost = results.seeds.assign(status="MISSING")
-    cells = results.cells.assign(finished=0, complete=False, metric="", mean=float("nan"))
+    lost = tuple(replace(seed, status="MISSING") for seed in results.all_seeds)
+    none = {"finished": 0, "complete": False, "metric": "", "mean": None}
+    cells = tuple(replace(cell, **none) for cell in results.all_cells)
     unfinished = LoadedResults(results.experiments, cells, lost, ())
     with pytest.raises(UserError, match="figure"):
         unfinished.plot()

@@ -21,12 +21,10 @@ from tensorbench.machine.outputs import Files, put_files
 from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import Row
+from tensorbench.reports import site as build
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.answers import answer
-from tensorbench.reports.site import build
-from tensorbench.reports.site.build import differences, site_files
-from tensorbench.reports.site.published import packs_in, published
-from tensorbench.reports.site.standing import Standing
+from tensorbench.reports.site import Standing, differences, packs_in, published, site_files
 
 from ..packs import changed, edit_json, packed
 from ..stored import Result, write
@@ -148,7 +146,7 @@ def test_addresses_distinguish_names_of_packs_and_settings(tmp_path: Path, new_s
     pack = packed(uri, "small", tmp_path).rename(tmp_path / "results" / "a#1 100%25.tensorbench.zip")
     site = site_files([pack])
     index = str(site["index.html"])
-    heads = re.findall(r'<th scope="col" class="n">([^<]*)<small>tiny-random-vit</small>', index)
+    heads = re.findall(r'<th scope="col" class="n">([^<]*) · tiny-random-vit</th>', index)
     assert heads == ["c", "c++"]
     assert "packs/a%231%20100%2525.tensorbench.zip" in Links(index).to
     assert "12 of 12 trials finished" in index
@@ -234,7 +232,7 @@ def test_check_names_what_differs(
     results: Path, site: Files, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Saves building the same site again.
-    monkeypatch.setattr("tensorbench.reports.site.build.site_files", lambda packs, docs: site)
+    monkeypatch.setattr("tensorbench.reports.site.site_files", lambda packs, docs: site)
     folder = tmp_path / "site"
     put_files(folder, site)
     report = folder / "suites" / "small" / "index.html"

@@ -93,7 +93,11 @@ def test_a_study_gives_the_rate_that_validation_kept(studied: Results) -> None:
 
 def test_a_test_score_chooses_nothing(studied: Results) -> None:
     lines = suite_lines(studied)
-    turned = replace(studied, seeds=studied.seeds.assign(score=1 - studied.seeds["score"]))
+    seeds = (
+        replace(seed, measures={**seed.measures, "score": 1 - (seed.score or 0.0)})
+        for seed in studied.all_seeds
+    )
+    turned = replace(studied, all_seeds=tuple(seeds))
     other = suite_lines(turned)
     both = [pair for pair in zip(studied.all_cells, turned.all_cells, strict=True) if pair[0].studies]
     assert both

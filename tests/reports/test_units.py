@@ -16,7 +16,7 @@ from tensorbench.plan.suite import Suite
 from tensorbench.records.measures import Measure
 from tensorbench.records.words import Artifact
 from tensorbench.reports.analysis import analyse
-from tensorbench.reports.curves import read as read_curves
+from tensorbench.reports.figures.training import curves as read_curves
 from tensorbench.reports.loading import load_results
 from tensorbench.reports.reading import read
 from tensorbench.reports.report import write_report
@@ -100,7 +100,7 @@ def test_reports_take_less_for_better_where_it_is(uri: str) -> None:
     assert any("Less rmse" in note for note in block.notes)
     assert not analysis.evidence.notes
     assert [part.count for block in analysis.blocks for part in block.compared[0].differences[1].effect.parts]
-    assert {curve.metric for curve in read_curves(results)[0]} == {"pearson", "spearman", "rmse"}
+    assert {curve.cell.metric for curve in read_curves(results)[0]} == {"pearson", "spearman", "rmse"}
 
 
 def test_a_trial_is_shown_with_the_unit_of_its_score(uri: str, call: Callable[..., Any]) -> None:

@@ -239,6 +239,15 @@ def test_a_budget_whose_lora_failed_has_no_reference(analysed: Callable[..., Ana
     assert len(of(analysis, "isorank 3").compared) == 2
 
 
+def test_a_reference_of_another_budget_is_named_with_it(
+    analysed: Callable[..., Analysis], tmp_path: Path
+) -> None:
+    analysis = analysed(scores(0.05), {"methods": ["lora"]}, OTHER | {"budgets": [{"isorank": 3}]})
+    note = "The reference is LoRA under another budget, isorank 2."
+    assert [note in block.notes for block in analysis.blocks] == [False, True]
+    assert note in page_of(analysis, tmp_path).read_text()
+
+
 def test_equal_scores_give_no_estimate_of_noise(analysed: Callable[..., Analysis]) -> None:
     analysis = analysed(scores(0.0, noise=0.0), {})
     assert only(analysis).verdict.answer is Answer.NONE

@@ -200,14 +200,17 @@ def test_a_task_on_which_all_seeds_diverged_leaves_no_win(
 
 def test_seeds_and_studies_in_one_report_have_heads_of_their_own(tmp_path: Path, new_store: NewStore) -> None:
     uri, studies = new_store(tmp_path), {"studies": 3, "points": 2}
-    write_scores(uri, {"head only": 0.6, "LoRA": 0.8}, methods=["head_only", "lora", "lotr"])
+    write_scores(uri, {"head only": 0.6, "LoRA": 0.8}, methods=["head_only", "lora", "lotr"], seeds=[0, 1, 2])
     scores = {"head only": 0.7, "LoRA": 0.65}
     tuned = {"name": "tuned", "tuning": studies, "seeds": []}
     write_scores(uri, scores, methods=["head_only", "lora", "lotr"], **tuned)
-    blocks = load_results("small", "tuned", store=uri).analysis.blocks
+    analysis = load_results("small", "tuned", store=uri).analysis
+    blocks = analysis.blocks
     heads = {block.tuned: block.levels[0].scores[0] for block in blocks}
     assert heads[False] == pytest.approx(0.6, abs=0.01)
     assert heads[True] == pytest.approx(0.7, abs=0.01)
+    # Studies beside them do not silence what is said of seeds.
+    assert any("3 seeds per cell at most" in note for note in analysis.notes)
     # Of the seeds' own heads LoRA is better, of those of studies it is not.
     assert {block.tuned: bool(block.guards) for block in blocks} == {False: False, True: True}
 

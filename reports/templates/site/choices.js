@@ -4,9 +4,10 @@
   const form = document.getElementById("choices");
   const rows = [...document.querySelectorAll(".standing tbody tr")];
   const selects = [...form.querySelectorAll("select")];
-  const of = (row, name) => [row.dataset[name]].filter(Boolean);
+  const columns = ["method", "suite", "budget"];
+  const of = (row, name) => row.cells[columns.indexOf(name)].textContent;
   for (const select of selects) {
-    const values = [...new Set(rows.flatMap((row) => of(row, select.name)))];
+    const values = [...new Set(rows.map((row) => of(row, select.name)))];
     for (const value of values) select.append(new Option(value, value));
     if (values.length < 2) select.parentElement.hidden = true;
   }
@@ -14,8 +15,8 @@
     const text = form.elements.method.value.trim().toLowerCase();
     for (const row of rows) {
       row.hidden =
-        !row.dataset.method.toLowerCase().includes(text) ||
-        selects.some(({ name, value }) => value && !of(row, name).includes(value));
+        !of(row, "method").toLowerCase().includes(text) ||
+        selects.some(({ name, value }) => value && of(row, name) !== value);
     }
     form.querySelector("output").textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows`;
     dispatchEvent(new Event("shown"));

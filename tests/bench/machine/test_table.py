@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tensorbench.machine.table import MOST_LETTERS, MOST_LINES, MOST_ON_PAGE, Table
+from tensorbench.machine.table import MOST_LETTERS, MOST_LINES, MOST_ON_PAGE, Entry, Table
 
 EVIL = "</td><img src=x onerror=alert(1)> & \u202eevil\nsecond line"
 
@@ -42,6 +42,29 @@ def test_long_tables_show_their_first_lines_and_count_the_rest(lines: int, noted
     assert scores == ["score", *map(str, range(MOST_LINES))]
     assert ("3 more lines." in overview.html()) is noted
     assert ("3 more lines." in overview.text()) is noted
+
+
+def test_an_entry_is_a_text_and_on_a_page_a_link_with_a_text_beneath() -> None:
+    entry = Entry("plain", EVIL, EVIL, style="sure", link="#there", anchor="here")
+    table = Table(
+        "", [{"method": entry, "score": "1"}, {"method": "b", "score": None}], ["A note."], ("method",)
+    )
+    assert [line.split()[0] for line in table.text().splitlines()[2:4]] == ["plain", "b"]
+    assert "plain" in table.markdown() + table.latex() + table.csv()
+    (page,) = ElementTree.fromstring(f"<div>{table.on_page('board', 1)}</div>").iter("table")
+    assert page.get("class") == "board"
+    head, score = page.findall("tbody/tr/*")
+    link, beneath = head
+    assert (head.tag, head.get("class"), head.get("id")) == ("th", "sure", "here")
+    assert (score.get("class"), score.text) == ("n", "1")
+    assert link.get("href") == "#there"
+    assert (
+        link.text
+        == beneath.text
+        == head.get("data-v")
+        == EVIL.replace("\u202e", "\\u202e").replace("\n", " ")
+    )
+    assert "1 more lines." in table.on_page(most=1)
 
 
 def test_a_long_label_is_cut() -> None:

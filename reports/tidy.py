@@ -1,0 +1,235 @@
+"""The tidy tables of a report, for CSV, JSON and data frames. Scores are in stored units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tensorbench.machine.table import Table
+from tensorbench.reports.analysis import Analysis
+from tensorbench.reports.answers import in_words
+from tensorbench.reports.blocks import Block, Comparison
+from tensorbench.reports.inference.intervals import Bounds
+from tensorbench.reports.inference.studies import (
+    enough_to_smooth,
+    share_failed,
+    share_failed_interval,
+    share_near,
+)
+from tensorbench.reports.results import Results
+
+Lines = Iterator[dict[str, Any]]
+
+
+def tidy_tables(analysis: Analysis) -> dict[str, Table]:
+    """All tables that are not empty, by the name of their file. Numbers are not rounded or rescaled."""
+    by_block: dict[str, Callable[[Block], Lines]] = {
+        "differences": _differences,
+        "differences_by_task": _by_setting,
+        "scores": _scores,
+        "sensitivity": _sensitivity,
+        "transfer": _transfer,
+        "variance": _variance,
+        "levels": _levels,
+        "power": _power,
+    }
+    built = {
+        "cells": Table("cells", list(_cells(analysis.results))),
+        "trials": Table("trials", list(_trials(analysis))),
+        "collapses": Table("collapses", list(_collapses(analysis))),
+    }
+    for name, lines in by_block.items():
+        every = [{"block": block.title, **line} for block in analysis.blocks for line in lines(block)]
+        built[name] = Table(name, every)
+    return {name: table for name, table in built.items() if table.lines}
+
+
+def _cells(results: Results) -> Lines:
+    """The cells with their numbers, as `tensorbench show --cell N` takes them, and their runs."""
+    for cell in results.all_cells:
+        own = {name: value for name, value in cell.columns().items() if name not in ("studies", "title")}
+        runs = [seed.run_id for seed in results.of_cell(cell.number) if seed.run_id]
+        yield {"cell": own.pop("number"), **own, "runs": ";".join(runs) or None}
+
+
+def _trials(analysis: Analysis) -> Lines:
+    """Every planned trial. Two columns say whether its study is complete and whether the trial failed."""
+    for seed in analysis.results.all_seeds:
+        complete = analysis.studies.get(seed.cell)
+        number = seed.seed if seed.study is None else seed.study
+        among = complete is not None and number in complete.numbers
+        yield {**seed.columns(), "complete": among, "failed": analysis.failed(seed)}
+
+
+def _differences(block: Block) -> Lines:
+    for entrant in (*block.entrants, *block.part):
+        for k, comparison in entrant.differences.items():
+            error = comparison.effect.error
+            yield {
+                "method": entrant.method,
+                "reference": block.against,
+                "k": k,
+                "primary": k == block.k,
+                "difference": comparison.effect.difference,
+                **_bounds(comparison.interval),
+                "threshold": block.threshold,
+                "verdict": in_words(comparison.verdict, block.unit.size(block.threshold)),
+                "studies": comparison.effect.fewest,
+                "lost_pairs": entrant.lost,
+                "settings": len(entrant.settings),
+                "error": error and error.total,
+                "error_of_seeds": error and error.seeds**0.5,
+            }
+
+
+def _by_setting(block: Block) -> Lines:
+    for entrant in (*block.entrants, *block.part):
+        for k, comparison in entrant.differences.items():
+            each = zip(
+                entrant.settings,
+                comparison.effect.parts,
+                comparison.intervals,
+                comparison.verdicts,
+                strict=True,
+            )
+            for setting, part, interval, verdict in each:
+                yield {
+                    "method": entrant.method,
+                    "reference": block.against,
+                    "task": setting.task,
+                    "backbone": setting.backbone,
+                    "k": k,
+                    "difference": part.difference,
+                    **_bounds(interval),
+                    "verdict": in_words(verdict, block.unit.size(block.threshold)),
+                    "studies": part.pairs,
+                    "examples": part.count,
+                }
+
+
+def _scores(block: Block) -> Lines:
+    for entrant in (*block.entrants, *block.part):
+        for k, scores in entrant.scores.items():
+            for setting, score, studies in zip(entrant.settings, scores, entrant.studies, strict=True):
+                yield {
+                    "method": entrant.method,
+                    "task": setting.task,
+                    "backbone": setting.backbone,
+                    "metric": block.metric,
+                    "k": k,
+                    "score": score.value,
+                    **_bounds(score.interval),
+                    "studies": studies.count,
+                    "parameters": entrant.parameters,
+                }
+
+
+def _sensitivity(block: Block) -> Lines:
+    for entrant in (entrant for entrant in block.entrants if entrant.sensitivity):
+        for setting, studies in zip(entrant.settings, entrant.studies, strict=True):
+            low, high = share_failed_interval(studies)
+            yield {
+                "method": entrant.method,
+                "task": setting.task,
+                "backbone": setting.backbone,
+                "share_near": share_near(studies) if enough_to_smooth(studies) else None,
+                "share_failed": share_failed(studies),
+                "failed_low": low,
+                "failed_high": high,
+                "trials": studies.trials,
+            }
+        sensitivity = entrant.sensitivity
+        if sensitivity and sensitivity.failed_difference:
+            yield {
+                "method": entrant.method,
+                "task": "all",
+                "share_near": sensitivity.near,
+                "share_failed": sensitivity.failed,
+                "trials": sensitivity.trials,
+                **_share("near", sensitivity.near_difference),
+                **_share("failed", sensitivity.failed_difference),
+            }
+
+
+def _share(name: str, compared: Comparison | None) -> dict[str, Any]:
+    low, high = (compared and compared.interval) or (None, None)
+    return {
+        f"{name}_difference": compared and compared.effect.difference,
+        f"{name}_difference_low": low,
+        f"{name}_difference_high": high,
+    }
+
+
+def _transfer(block: Block) -> Lines:
+    for entrant in block.entrants:
+        if (transfer := entrant.transfer) is not None:
+            yield {
+                "method": entrant.method,
+                "task": "all",
+                "transfer": transfer.mean,
+                **_bounds(transfer.interval),
+            }
+            for setting, cost in zip(entrant.settings, transfer.costs, strict=True):
+                yield {
+                    "method": entrant.method,
+                    "task": setting.task,
+                    "backbone": setting.backbone,
+                    "transfer": cost,
+                }
+
+
+def _variance(block: Block) -> Lines:
+    for setting, sources in zip(block.settings, block.sources, strict=True):
+        yield {"task": setting.task, "backbone": setting.backbone, "k": block.k, **vars(sources)}
+
+
+def _levels(block: Block) -> Lines:
+    for level in block.levels:
+        comparison = level.comparison
+        intervals = comparison.intervals if comparison else (None,) * len(block.settings)
+        each = zip(block.settings, level.scores, level.differences, intervals, strict=True)
+        for setting, score, difference, interval in each:
+            yield {
+                "method": level.method,
+                "task": setting.task,
+                "backbone": setting.backbone,
+                "score": score,
+                "difference": difference,
+                **_bounds(interval),
+            }
+        yield {
+            "method": level.method,
+            "task": "all",
+            "difference": level.difference,
+            **_bounds(comparison.interval if comparison else None),
+        }
+
+
+def _power(block: Block) -> Lines:
+    if (design := block.design) is not None:
+        yield {
+            "settings": design.settings,
+            "studies": design.seeds,
+            "comparisons": design.claims,
+            "threshold": block.threshold,
+            "finds": design.finds,
+            "margin": design.margin,
+            "seeds_for_threshold": None if block.tuned else design.needs(block.threshold),
+        }
+
+
+def _collapses(analysis: Analysis) -> Lines:
+    for number, side in analysis.collapses.items():
+        yield {
+            "cell": number,
+            "method": side.method,
+            "task": side.setting.task,
+            "backbone": side.setting.backbone,
+            "collapsed": side.count,
+            "runs": side.runs,
+            "chance_at_most": side.chance,
+        }
+
+
+def _bounds(interval: Bounds | None) -> dict[str, float | None]:
+    return dict(zip(("low", "high"), interval or (None, None), strict=True))
