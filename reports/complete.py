@@ -154,8 +154,9 @@ def _studies(evidence: Evidence, cell: Cell, numbers: Sequence[int], chance: flo
         values = iter(runs)
         rows = [next(values).values if seed.finished else np.full(examples, chance) for seed in every]
         by_example = np.array(rows, dtype=np.float32).reshape(*shape, examples)
-        losses_of = iter([run.losses for run in runs if run.losses is not None])
-        if all(run.losses is not None for run in runs):
+        known = [run.losses for run in runs if run.losses is not None]
+        if len(known) == len(runs):
+            losses_of = iter(known)
             rows = [next(losses_of) if seed.finished else np.zeros(examples) for seed in every]
             losses_by_example = np.array(rows, dtype=np.float32).reshape(*shape, examples)
     scores = [chance if seed.score is None else sign * seed.score for seed in every]

@@ -122,6 +122,16 @@ def test_differences_are_those_of_the_statistics(analysis: Analysis) -> None:
         assert reference.scores[4][place].value == pytest.approx(estimates.score_after(studies, 4))
 
 
+def test_a_note_says_where_the_luck_of_the_validation_sample_is_unknown(analysis: Analysis) -> None:
+    # The made-up predictions have no outputs, and so no log-probabilities.
+    (block,) = analysis.blocks
+    for entrant in block.compared:
+        for k, difference in entrant.differences.items():
+            assert {part.validation for part in difference.effect.parts} == {0.0 if k == 1 else None}
+    (note,) = [note for note in block.notes if "validation sample" in note]
+    assert all(setting.task in note for setting in block.settings)
+
+
 def test_scores_of_methods_without_adapter_are_levels_and_in_no_family(analysis: Analysis) -> None:
     (block,) = analysis.blocks
     levels = {level.method: level for level in block.levels}
