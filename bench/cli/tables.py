@@ -93,7 +93,8 @@ def _print_lines(table: Table, console: Console) -> None:
         while (widths := _widths(table, columns, lines, heads, console.width)) is None and spare:
             columns.remove(spare.pop(0))
         headed = any(map(str.strip, columns))
-        grid = Grid(box=SIMPLE_HEAD, show_header=headed, pad_edge=False, title_justify="left")
+        box = SIMPLE_HEAD if headed else None
+        grid = Grid(box=box, show_header=headed, pad_edge=False, title_justify="left")
         grid.title = Text(" · ".join(title)) if title else None
         for index, name in enumerate(columns):
             side: JustifyMethod = "left" if name in table.texts else "right"
