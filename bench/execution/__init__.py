@@ -11,22 +11,16 @@ if TYPE_CHECKING:
     from tensorbench.execution.place import Place
     from tensorbench.methods.registry import Registry
 
-#: Maps the name of each built-in executor to its class and its description in `--help`. Plug-ins register a
-#: class in the entry-point group `tensorbench.executors`.
+#: Maps the name of each built-in executor to its class. Plug-ins register a class in the entry-point group
+#: `tensorbench.executors`.
 EXECUTORS = {
-    "inline": ("tensorbench.execution.inline:Inline", "this process"),
-    "local": ("tensorbench.execution.local:Local", "processes of this machine"),
-    "ray": ("tensorbench.execution.ray:RayCluster", "a cluster"),
+    "inline": "tensorbench.execution.inline:Inline",
+    "local": "tensorbench.execution.local:Local",
+    "ray": "tensorbench.execution.ray:RayCluster",
 }
 
 #: The fields of `Place` that only some executors support.
 OPTIONS = ("workers", "slots_per_device", "ray_address", "worker_memory", "trial_timeout")
-
-
-def executor_help() -> str:
-    """The executors and their descriptions, for `--help`."""
-    *first, last = [f"{name} ({words})" for name, (_, words) in EXECUTORS.items()]
-    return f"{', '.join(first)} or {last}"
 
 
 @cache
@@ -40,7 +34,7 @@ def executors() -> Registry:
         if not (isinstance(target, type) and issubclass(target, Executor)):
             raise UserError(f"executor '{name}' is not a subclass of tensorbench.execution.executor.Executor")
 
-    return Registry("executor", {name: target for name, (target, _) in EXECUTORS.items()}, check)
+    return Registry("executor", EXECUTORS, check)
 
 
 def make_executor(place: Place) -> Executor:

@@ -30,7 +30,7 @@ from tensorbench.plan.rows import Plan
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.stored_plan import Row
-from tensorbench.records.words import PROVENANCE, Status, Tag
+from tensorbench.records.words import Status, Tag
 from tensorbench.tasks import mean_words
 from tensorbench.training.measure import provenance
 from tensorbench.training.saving import Saving
@@ -101,12 +101,6 @@ class Hardware(NamedTuple):
         gpu = provenance.get("gpu", "")
         threads = "" if gpu else provenance.get("threads", "")
         return cls(gpu or provenance.get("cpu", ""), threads, provenance.get("slots") or "1")
-
-    @classmethod
-    def of_record(cls, record: Record) -> Hardware:
-        return cls.of(
-            {name: record.tags.get(PROVENANCE + name, "") for name in ("gpu", "cpu", "threads", "slots")}
-        )
 
 
 def longest_first(plan: Plan, trials: Sequence[Trial], records: Iterable[Record]) -> list[Trial]:
@@ -237,6 +231,8 @@ def time_advice(plan: Plan, records: Sequence[Record], device: str) -> str:
     """The advice of `sizing` on the trials of a plan that have no result."""
     settled, work = {record.trial_id for record in records if record.settled}, workloads(plan)
     jobs = [(trial, work[trial.id]) for trial in plan.trials if trial.id not in settled]
+    if not jobs:
+        return ""
     any_machine = Pace(plan, ())
     if sum(any_machine.operations(*job) for job in jobs) < FEW_OPERATIONS:
         return ""
@@ -295,7 +291,9 @@ def seconds_per_step(records: Iterable[Record]) -> dict[tuple[Workload, Hardware
     for record in records:
         seconds, steps = record.measure(Measure.SECONDS), record.measure(Measure.STEPS)
         if record.status == Status.FINISHED and seconds and steps:
-            times[workload_of_record(record), Hardware.of_record(record)].append(seconds / steps)
+            method = SETTING.sub("", record.tag(Tag.METHOD))
+            workload = Workload(method, record.tag(Tag.BACKBONE), record.tag(Tag.TASK))
+            times[workload, Hardware.of(record.provenance)].append(seconds / steps)
     return times
 
 
@@ -307,11 +305,6 @@ def training_examples(records: Iterable[Record]) -> dict[str, int]:
 
 def workload_of(row: Row) -> Workload:
     return Workload(SETTING.sub("", row.method), row.backbone, row.task)
-
-
-def workload_of_record(record: Record) -> Workload:
-    method = SETTING.sub("", record.tag(Tag.METHOD))
-    return Workload(method, record.tag(Tag.BACKBONE), record.tag(Tag.TASK))
 
 
 def workloads(plan: Plan) -> dict[str, Workload]:
@@ -391,7 +384,7 @@ def check_disk(plan: Plan, trials: list[Trial], store: Store) -> None:
     """
     ids = {trial.id for trial in trials}
     parameters = {id_: row.parameters for row in plan.rows for id_ in row.trials.values() if id_ in ids}
-    sizes = list(map(record_mib, parameters.values()))
+    sizes = [RECORD_MIB + 4 * number / MIB for number in parameters.values()]
     needs = {cache_dir(): SPARE_MIB, store.outbox: SPARE_MIB + max(sizes, default=0)}
     if store.local:
         needs[store.outbox] += sum(sizes)
@@ -402,11 +395,6 @@ def check_disk(plan: Plan, trials: list[Trial], store: Store) -> None:
                 f"{_existing(folder)} has {free:,.0f} MiB free, and {len(trials)} trial(s) need {mib:,.0f} "
                 "there; free some space, or name another store or TENSORBENCH_CACHE"
             )
-
-
-def record_mib(parameters: int) -> float:
-    """The estimated size of a trial's record in MiB, from its number of adapter parameters."""
-    return RECORD_MIB + 4 * parameters / MIB
 
 
 def check_memory(trials: list[Trial], workers: int) -> None:

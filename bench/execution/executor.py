@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
-from tensorbench.execution.perform import Report, needed
+from tensorbench.execution.perform import Event, Report, ended
 from tensorbench.execution.place import Place
+from tensorbench.execution.watch import LEAST, Watch
 from tensorbench.machine.cards import held
+from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
+from tensorbench.records.record import failed
 from tensorbench.training.saving import Saving
+
+
+@dataclass(eq=False)
+class Worker:
+    """A process or a Ray actor that runs trials, as its executor knows it."""
+
+    #: The name in events.
+    name: str
+    trial: Trial | None = None
+    watch: Watch = field(default_factory=lambda: Watch(None))
 
 
 class Executor(ABC):
@@ -30,7 +45,8 @@ class Executor(ABC):
         #: The GPUs of this machine that the executor uses, as `tensorbench.machine.cards.cards` names them.
         self.cards: list[str] = []
         self._held = ExitStack()
-        #: The preparations that were made, as texts that `perform.needed` returned.
+        self._workers: list[Any] = []
+        #: The preparations that were made, as texts that `_needed` returned.
         self._prepared: set[str] = set()
 
     @classmethod
@@ -71,10 +87,10 @@ class Executor(ABC):
             UserError: if data or weights are missing.
         """
         self._saving.check(trials)
-        new = [trial for trial in trials if needed(trial) not in self._prepared]
+        new = [trial for trial in trials if _needed(trial) not in self._prepared]
         if new:
             self._prepare(new, report, None if isinstance(timeout, str) else timeout)
-            self._prepared |= {needed(trial) for trial in new}
+            self._prepared |= set(map(_needed, new))
 
     @abstractmethod
     def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
@@ -82,6 +98,22 @@ class Executor(ABC):
 
         `limit` is the longest accepted silence of a worker in seconds. None: no limit.
         """
+
+    @staticmethod
+    def _watch_preparation(first: Trial, worker: Worker, report: Report) -> None:
+        """Reports that a worker that prepares trials has gone silent. The event names the `first` of them.
+
+        Raises UserError if the worker has given no sign of life for too long. The time of preparation as a
+        whole is not limited, since a download may take longer than any trial.
+        """
+        watch = worker.watch
+        if watch.limit is not None and watch.unanswered > max(LEAST, watch.limit):
+            raise UserError(
+                f"the worker that prepares the trials ({worker.name}) gave no sign of life for "
+                f"{watch.unanswered:,.0f} s (trial_timeout)"
+            )
+        if silence := watch.silence():
+            report(Event(first, "silent", worker.name, silence=replace(silence, preparing=True)))
 
     @property
     @abstractmethod
@@ -92,11 +124,30 @@ class Executor(ABC):
     def submit(self, trial: Trial) -> None:
         """Gives a trial to a worker."""
 
-    def limit(self, trial: Trial, seconds: float | None) -> None:  # noqa: B027
+    def limit(self, trial: Trial, seconds: float | None) -> None:
         """Sets the time limit of a trial that has started, in seconds. None: no limit.
 
-        A worker whose trial takes longer is ended. Executors that end no trials ignore the limit.
+        A worker whose trial takes longer is ended. Executors without workers ignore the limit.
         """
+        for worker in self._workers:
+            if worker.trial == trial:
+                worker.watch.limit = seconds
+
+    def _look_after(self, worker: Any, report: Report) -> None:
+        """Reports that a worker's trial has gone silent. Ends the worker if its trial exceeds its limit."""
+        trial, watch = worker.trial, worker.watch
+        if trial is None or worker not in self._workers:
+            return
+        if watch.late:
+            self._end(worker)
+            text = f"it took longer than {watch.limit:,.0f} s (trial_timeout), and its worker was ended"
+            report(ended(trial, worker.name, failed("timeout", text, "")))
+        elif silence := watch.silence():
+            report(Event(trial, "silent", worker.name, silence=silence))
+
+    def _end(self, worker: Any) -> None:
+        """Ends a worker at once, without an event."""
+        raise NotImplementedError
 
     @abstractmethod
     def step(self, report: Report) -> None:
@@ -110,3 +161,11 @@ class Executor(ABC):
     @abstractmethod
     def stop(self) -> None:
         """Ends all running trials immediately, without events."""
+
+
+def _needed(trial: Trial) -> str:
+    """A text that says what to prepare for a trial. Trials with equal texts need the same preparation."""
+    read = {"backbone", "weights_hash", "task", "data", "forgetting"}
+    content = trial.model_dump(mode="json", include=read)
+    split = trial.task.split_seed(trial.seed)
+    return json.dumps([content, split, trial.recipe.batch_size], sort_keys=True)

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 
 from tensorbench.execution.executor import Executor
-from tensorbench.execution.perform import Event, Report, ended, perform, prepare_all, started
+from tensorbench.execution.perform import Report, prepare_all, report_trial
 from tensorbench.execution.place import Place
 from tensorbench.machine.cards import cards, choose_device
 from tensorbench.methods import UserError
@@ -60,14 +60,7 @@ class Inline(Executor):
         trial, self._next = self._next, None
         if trial is None:
             return
-        report(started(trial, "", self.resources))
-        ending = perform(
-            trial,
-            self.resources,
-            lambda progress: report(Event(trial, "progress", progress=progress)),
-            (KeyboardInterrupt,),
-        )
-        report(ended(trial, "", ending, broken=self.resources.broken))
+        ending = report_trial(trial, self.resources, report, interrupts=(KeyboardInterrupt,))
         if self.resources.broken:
             raise UserError(
                 f"after trial {trial.id} ({ending.failure}), {self.device} computes no longer in this "

@@ -11,7 +11,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import psutil
 
 from tensorbench.execution.estimate import activation_mib, worker_mib
-from tensorbench.execution.executor import Executor
-from tensorbench.execution.perform import Event, Report, ended, overdue, preparing
+from tensorbench.execution.executor import Executor, Worker
+from tensorbench.execution.perform import Event, Report, ended
 from tensorbench.execution.place import Place
 from tensorbench.execution.watch import Watch
 from tensorbench.execution.worker import Slot, serve
@@ -57,13 +57,12 @@ MOST_MEMORY = 2**43 - 1
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-@dataclass
-class _Worker:
+@dataclass(kw_only=True, eq=False)
+class _Worker(Worker):
     slot: Slot
     process: SpawnProcess
     #: The driver's end of the pipe.
     link: Connection
-    trial: Trial | None = None
     #: Whether the trial has the device for itself. Workers on a CPU have their memory for themselves.
     alone: bool = True
     #: Whether the device broke in the worker's process.
@@ -74,7 +73,6 @@ class _Worker:
     ready: bool = False
     #: Why the worker could not prepare the trials. Empty if it could. None before the worker answers.
     prepared: str | None = None
-    watch: Watch = field(default_factory=lambda: Watch(None))
 
 
 class Local(Executor):
@@ -89,7 +87,7 @@ class Local(Executor):
         super().__init__(slots[0].device.partition(":")[0], slots[0].saving)
         self.cards = [slot.card for slot in slots if slot.card]
         self._free = list(reversed(slots))
-        self._workers: list[_Worker] = []
+        self._workers: list[_Worker]
         self.slots = len(slots)
         #: Submitted trials that wait for a slot.
         self._waiting: list[Trial] = []
@@ -144,15 +142,14 @@ class Local(Executor):
             while self._heard(first, report) and first.prepared is None:
                 wait([first.link, first.process.sentinel], timeout=1)
                 first.watch.listen(at_work=True)
-                if event := preparing(trials[0], first.slot.name, first.watch):
-                    report(event)
+                self._watch_preparation(trials[0], first, report)
             if first.prepared == "":
                 return
             if first.prepared:
                 raise UserError(first.prepared)
             if first.refusal:
                 if {slot.where for slot in self._open()} == {first.slot.where}:
-                    raise UserError(f"{first.slot.name}: {first.refusal}")
+                    raise UserError(f"{first.name}: {first.refusal}")
                 self._close(first)
                 continue
             died += 1
@@ -182,11 +179,6 @@ class Local(Executor):
     def submit(self, trial: Trial) -> None:
         self._waiting.append(trial)
         self._place()
-
-    def limit(self, trial: Trial, seconds: float | None) -> None:
-        for worker in self._workers:
-            if worker.trial == trial:
-                worker.watch.limit = seconds
 
     def _open(self) -> list[Slot]:
         return [*(worker.slot for worker in self._workers), *self._free]
@@ -254,30 +246,22 @@ class Local(Executor):
                     self._waiting.insert(0, trial)
                 self._close(worker)
             elif worker.broken:
-                worker.process.kill()
-                self._remove(worker)
+                self._end(worker)
             elif alive:
                 self._look_after(worker, report)
             elif worker.ready:
                 self._remove(worker)
                 if trial:
-                    reason = f"its worker ({worker.slot.name}) {_died(worker.process)}"
+                    reason = f"its worker ({worker.name}) {_died(worker.process)}"
                     if (log := self._log(worker.slot)).exists() and log.stat().st_size:
                         reason += f"; its output is in {log}"
-                    report(ended(trial, worker.slot.name, lost(reason)))
+                    report(ended(trial, worker.name, lost(reason)))
             else:
                 self._replace_stillborn(worker)
 
-    def _look_after(self, worker: _Worker, report: Report) -> None:
-        if worker.trial is None:
-            return
-        event = overdue(worker.trial, worker.slot.name, worker.watch)
-        if event is None:
-            return
-        if event.ending is not None:
-            worker.process.kill()
-            self._remove(worker)
-        report(event)
+    def _end(self, worker: _Worker) -> None:
+        worker.process.kill()
+        self._remove(worker)
 
     def processes(self) -> list[psutil.Process]:
         return [psutil.Process(worker.process.pid) for worker in self._workers]
@@ -313,7 +297,7 @@ class Local(Executor):
             process.start()
         self._guard.watch(_pid(process))
         theirs.close()
-        worker = _Worker(slot, process, ours)
+        worker = _Worker(slot.name, slot=slot, process=process, link=ours)
         self._workers.append(worker)
         return worker
 
@@ -326,7 +310,7 @@ class Local(Executor):
         worker.process.join(ENDING)
         if worker.process.is_alive():
             warnings.warn(
-                f"the worker of {worker.slot.name} was killed and does not end; its slot is out of use",
+                f"the worker of {worker.name} was killed and does not end; its slot is out of use",
                 stacklevel=2,
             )
             self._stuck.append(worker)
@@ -341,18 +325,17 @@ class Local(Executor):
         if self._guard:
             self._guard.forget(_pid(worker.process))
         worker.link.close()
-        if worker.slot.name not in self._closed:
+        if worker.name not in self._closed:
             self._free.append(worker.slot)
 
     def _close(self, worker: _Worker) -> None:
         """Ends a worker whose device cannot be used, and its slot. Raises UserError if no slot is left."""
-        self._closed.add(worker.slot.name)
-        worker.process.kill()
-        self._remove(worker)
+        self._closed.add(worker.name)
+        self._end(worker)
         self.slots -= 1
         if self.slots == 0:
-            raise UserError(f"no slot is left; {worker.slot.name}: {worker.refusal}")
-        warnings.warn(f"{worker.slot.name} is used no more: {worker.refusal}", stacklevel=2)
+            raise UserError(f"no slot is left; {worker.name}: {worker.refusal}")
+        warnings.warn(f"{worker.name} is used no more: {worker.refusal}", stacklevel=2)
 
     def _replace_stillborn(self, worker: _Worker) -> None:
         """Starts a new worker in place of one that died before it was ready, and gives it the same trial.
@@ -392,7 +375,7 @@ class Local(Executor):
         elif kind == "refused":
             worker.refusal = content
         elif kind == "warning":
-            warnings.warn(f"{worker.slot.name}: {content}", stacklevel=2)
+            warnings.warn(f"{worker.name}: {content}", stacklevel=2)
         elif kind == "alive":
             worker.watch.answered()
         else:
@@ -408,7 +391,7 @@ class Local(Executor):
 
         Trials that need too much memory beside others close the slots of a GPU but one.
         """
-        name = worker.slot.name
+        name = worker.name
         if event.kind == "lost":
             assert event.ending is not None
             self._lost_on[event.trial.id].append(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import re
 import traceback
 import warnings
@@ -15,7 +14,7 @@ import torch
 
 from tensorbench.backbones.answers import check_answers
 from tensorbench.execution.health import answers
-from tensorbench.execution.watch import Silence, Watch, too_long
+from tensorbench.execution.watch import Silence
 from tensorbench.machine.memory import MIB
 from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
@@ -83,48 +82,9 @@ class Event:
 Report = Callable[[Event], None]
 
 
-def started(trial: Trial, worker: str, resources: Resources, slots: int = 1) -> Event:
-    """Makes the event for the start of a trial in this process. `slots` is the number of slots per device."""
-    tags = provenance(str(resources.device)) | resources.saving.provenance() | {"slots": str(slots)}
-    if resources.device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(resources.device)
-        # What others use of the GPU is included.
-        tags |= {"card_memory_mib": str(total // MIB), "card_in_use_mib": str((total - free) // MIB)}
-    return Event(trial, "started", worker, provenance=tags, libraries=libraries())
-
-
 def ended(trial: Trial, worker: str, ending: Record, *, broken: bool = False) -> Event:
     """Makes the event for the end of a trial. `ending` is the trial's record."""
     return Event(trial, ENDS[ending.status], worker, ending=ending, broken=broken)
-
-
-def overdue(trial: Trial, worker: str, watch: Watch) -> Event | None:
-    """The event to report if a trial has exceeded its time limit or gone silent, otherwise None.
-
-    If the event ends the trial, the caller must end the worker.
-    """
-    if watch.limit is not None and watch.late:
-        return ended(trial, worker, failed("timeout", too_long(watch.limit), ""))
-    silence = watch.silence()
-    return None if silence is None else Event(trial, "silent", worker, silence=silence)
-
-
-def preparing(trial: Trial, worker: str, watch: Watch) -> Event | None:
-    """The event to report if the worker that prepares trials has gone silent, otherwise None.
-
-    `trial` is the first of these trials, and the event names it. Raises UserError if the worker has given no
-    sign of life for too long. The time of preparation as a whole is not limited, since a download may take
-    longer than any trial.
-    """
-    if watch.given_up:
-        raise UserError(
-            f"the worker that prepares the trials ({worker}) gave no sign of life for "
-            f"{watch.unanswered:,.0f} s (trial_timeout)"
-        )
-    silence = watch.silence()
-    if silence is None:
-        return None
-    return Event(trial, "silent", worker, silence=replace(silence, preparing=True))
 
 
 class TooLargeError(UserError):
@@ -161,25 +121,35 @@ def _out_of_memory(error: BaseException) -> bool:
     return by_type or NO_MEMORY.search(str(error)) is not None
 
 
-def prepare_or_say_why(trials: list[Trial], resources: Resources) -> str:
-    """Prepares trials like `prepare_all`, but returns the message of a UserError instead of raising it.
+def report_trial(
+    trial: Trial,
+    resources: Resources,
+    report: Report,
+    worker: str = "",
+    *,
+    slots: int = 1,
+    alone: bool = True,
+    interrupts: tuple[type[BaseException], ...] = (),
+) -> Record:
+    """Runs a trial in this process as `perform` does, and reports its start, its progress and its end.
 
-    Returns an empty text if the trials can run. Ray's workers use this because not every exception can be
-    sent to another process.
+    `worker` is the name of the worker in these events, and `slots` the number of slots per device.
     """
-    try:
-        prepare_all(trials, resources)
-    except UserError as error:
-        return str(error)
-    return ""
-
-
-def needed(trial: Trial) -> str:
-    """A text that says what to prepare for a trial. Trials with equal texts need the same preparation."""
-    read = {"backbone", "weights_hash", "task", "data", "forgetting"}
-    content = trial.model_dump(mode="json", include=read)
-    split = trial.task.split_seed(trial.seed)
-    return json.dumps([content, split, trial.recipe.batch_size], sort_keys=True)
+    tags = provenance(str(resources.device)) | resources.saving.provenance() | {"slots": str(slots)}
+    if resources.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(resources.device)
+        # What others use of the GPU is included.
+        tags |= {"card_memory_mib": str(total // MIB), "card_in_use_mib": str((total - free) // MIB)}
+    report(Event(trial, "started", worker, provenance=tags, libraries=libraries()))
+    ending = perform(
+        trial,
+        resources,
+        lambda progress: report(Event(trial, "progress", worker, progress=progress)),
+        interrupts,
+        alone=alone,
+    )
+    report(ended(trial, worker, ending, broken=resources.broken))
+    return ending
 
 
 def perform(

@@ -9,31 +9,22 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 
 from tensorbench.execution.estimate import worker_mib
-from tensorbench.execution.executor import Executor
+from tensorbench.execution.executor import Executor, Worker
 from tensorbench.execution.health import refusal
-from tensorbench.execution.perform import (
-    Event,
-    Report,
-    ended,
-    overdue,
-    perform,
-    prepare_or_say_why,
-    preparing,
-    started,
-)
+from tensorbench.execution.perform import Event, Report, ended, prepare_all, report_trial
 from tensorbench.execution.place import Place
 from tensorbench.execution.watch import Watch
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import cut
 from tensorbench.plan.trial import Trial
-from tensorbench.records.record import Progress, lost
+from tensorbench.records.record import lost
 from tensorbench.training.numerics import refused_precision
 from tensorbench.training.saving import Saving
 from tensorbench.training.trial import Resources
@@ -56,17 +47,13 @@ LOOK = 5.0
 CONNECTING = 10
 
 
-@dataclass
-class _Handle:
+@dataclass(kw_only=True, eq=False)
+class _Handle(Worker):
     actor: Any
-    trial: Trial | None = None
     #: Ray's reference to the actor's next list of events.
     heard: Any = None
     #: Whether the actor has answered, which shows that Ray placed it on a node.
     placed: bool = False
-    #: The worker's name in events.
-    name: str = ""
-    watch: Watch = field(default_factory=lambda: Watch(None))
 
 
 @dataclass(frozen=True)
@@ -120,7 +107,7 @@ class RayCluster(Executor):
         self._share, self._limit = share, limit
         #: The memory that each trial reserves, in bytes. 0 before trials are prepared.
         self._memory = 0
-        self._workers: list[_Handle] = []
+        self._workers: list[_Handle]
         self._looked = -LOOK
         self._slots_now = 0
         self.slots = self._capacity()
@@ -160,10 +147,10 @@ class RayCluster(Executor):
         # Prepares once on each node with room. A node that joins later prepares with its first trial.
         # Preparation needs a slot on every node, and idle actors occupy slots.
         for idle in [worker for worker in self._workers if worker.trial is None]:
-            self._remove(idle)
+            self._end(idle)
         self._memory = max(self._memory, int(worker_mib(trials) * 2**20))
         answers = [
-            ray.remote(prepare_or_say_why)
+            ray.remote(_refusal_of)
             .options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
                 **self._options(),
@@ -177,13 +164,12 @@ class RayCluster(Executor):
                 f"no node of the Ray cluster has room for one trial: {self._share.cpus} CPU(s), "
                 f"{self._share.gpus:g} GPU(s), {self._memory // 2**20:,} MiB of memory"
             )
-        watch = Watch(None)
+        tasks = Worker("")
         while ray.wait(answers, num_returns=len(answers), timeout=1)[1]:
-            watch.listen(at_work=True)
+            tasks.watch.listen(at_work=True)
             # Tasks give no signs of life, but Ray itself notices a lost node.
-            watch.answered()
-            if event := preparing(trials[0], "", watch):
-                report(event)
+            tasks.watch.answered()
+            self._watch_preparation(trials[0], tasks, report)
         for answer in answers:
             try:
                 reason = ray.get(answer)
@@ -210,14 +196,9 @@ class RayCluster(Executor):
                 .options(max_concurrency=3, **self._options())
                 .remote(self.device, self._saving, round(1 / (self._share.gpus or 1)))
             )
-            worker = _Handle(actor)
+            worker = _Handle("", actor=actor)
             self._workers.append(worker)
         self._give(worker, trial)
-
-    def limit(self, trial: Trial, seconds: float | None) -> None:
-        for worker in self._workers:
-            if worker.trial == trial:
-                worker.watch.limit = seconds
 
     def _give(self, worker: _Handle, trial: Trial) -> None:
         worker.trial, worker.watch = trial, Watch(None)
@@ -233,7 +214,7 @@ class RayCluster(Executor):
                 return
             trial = waiting.trial
             assert trial is not None
-            self._remove(waiting)
+            self._end(waiting)
             self._give(idle, trial)
 
     def step(self, report: Report) -> None:
@@ -247,7 +228,7 @@ class RayCluster(Executor):
             except RayError as error:
                 trial = worker.trial
                 assert trial is not None
-                self._remove(worker)
+                self._end(worker)
                 # The node and its slots may be gone.
                 self._looked = -LOOK
                 reason = str(error).partition("\n")[0].strip() or type(error).__name__
@@ -262,29 +243,19 @@ class RayCluster(Executor):
                     worker.trial = worker.heard = None
                 if event.kind == "lost" or event.broken:
                     # The actor may break its next trial as well.
-                    self._remove(worker)
+                    self._end(worker)
                 report(event)
             if worker.trial:
                 worker.heard = worker.actor.events.remote()
         for worker in busy.values():
+            worker.watch.listen(at_work=worker.placed)
             self._look_after(worker, report)
-
-    def _look_after(self, worker: _Handle, report: Report) -> None:
-        worker.watch.listen(at_work=worker.placed)
-        if worker.trial is None or worker not in self._workers:
-            return
-        event = overdue(worker.trial, worker.name, worker.watch)
-        if event is None:
-            return
-        if event.ending is not None:
-            self._remove(worker)
-        report(event)
 
     def stop(self) -> None:
         for worker in self._workers[:]:
-            self._remove(worker)
+            self._end(worker)
 
-    def _remove(self, worker: _Handle) -> None:
+    def _end(self, worker: _Handle) -> None:
         self._workers.remove(worker)
         ray.kill(worker.actor)
 
@@ -353,6 +324,18 @@ def _check_reachable(source: str, address: str) -> None:
         ) from error
 
 
+def _refusal_of(trials: list[Trial], resources: Resources) -> str:
+    """Prepares trials on a node, and returns why they cannot run there. Empty if they can.
+
+    Not every exception can be sent to another process.
+    """
+    try:
+        prepare_all(trials, resources)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 class _Slot:
     """A Ray actor that runs trials on a node. Meanwhile it answers requests for events in another thread."""
 
@@ -366,28 +349,19 @@ class _Slot:
         self._threads = max(1, int(context.get_assigned_resources().get("CPU", 1)))
 
     def run(self, trial: Trial) -> None:
-        try:
-            self._run(trial)
-        except BaseException as error:
-            # The driver reads events and never this call's return value.
-            reason = f"its worker ({self._name}) broke: {type(error).__name__}: {error}"
-            self._events.put(ended(trial, self._name, lost(reason)))
-            raise
-
-    def _run(self, trial: Trial) -> None:
         # torch keeps the number of threads per calling thread, and Ray uses a new thread here.
         torch.set_num_threads(self._threads)
-        self._events.put(started(trial, self._name, self._resources, self._sharing))
-
-        def report(progress: Progress) -> None:
-            self._events.put(Event(trial, "progress", self._name, progress=progress))
-
-        device = self._resources.device
-        if reason := refusal(device) or refused_precision([trial], device):
-            self._events.put(ended(trial, self._name, lost(reason)))
-            return
-        ending = perform(trial, self._resources, report, alone=self._sharing == 1)
-        self._events.put(ended(trial, self._name, ending, broken=self._resources.broken))
+        resources, name, slots = self._resources, self._name, self._sharing
+        try:
+            if reason := refusal(resources.device) or refused_precision([trial], resources.device):
+                self._events.put(ended(trial, name, lost(reason)))
+                return
+            report_trial(trial, resources, self._events.put, name, slots=slots, alone=slots == 1)
+        except BaseException as error:
+            # The driver reads events and never this call's return value.
+            reason = f"its worker ({name}) broke: {type(error).__name__}: {error}"
+            self._events.put(ended(trial, name, lost(reason)))
+            raise
 
     def events(self) -> list[Event]:
         """Returns the events since the last call, waiting up to a second for the first."""

@@ -85,14 +85,6 @@ class Watch:
         """The seconds since the worker's last sign of life."""
         return self._spent - self._answered
 
-    @property
-    def given_up(self) -> bool:
-        """Whether the worker has given no sign of life for longer than both the limit and `LEAST` seconds.
-
-        False without a limit.
-        """
-        return self.limit is not None and self.unanswered > max(LEAST, self.limit)
-
     def silence(self) -> Silence | None:
         """The silence to show now, or None.
 
@@ -148,8 +140,3 @@ class Limits:
             key = (workload, self._hardware[trial.id])
             self._paces.setdefault(key, []).append(seconds / steps)
             self._examples |= {workload.task: int(examples)} if examples else {}
-
-
-def too_long(limit: float) -> str:
-    """The message for a trial that exceeded its limit."""
-    return f"it took longer than {limit:,.0f} s (trial_timeout), and its worker was ended"

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,13 +24,11 @@ from typing import Any
 import torch
 
 from tensorbench.execution.health import refusal
-from tensorbench.execution.perform import Event, TooLargeError, ended, perform, prepare_all, started
+from tensorbench.execution.perform import TooLargeError, prepare_all, report_trial
 from tensorbench.execution.watch import BEAT
 from tensorbench.machine.memory import MIB
 from tensorbench.machine.visible import visible
 from tensorbench.methods import UserError
-from tensorbench.plan.trial import Trial
-from tensorbench.records.record import Progress
 from tensorbench.training.numerics import refused_precision
 from tensorbench.training.saving import PLAIN, Saving
 from tensorbench.training.trial import Resources
@@ -65,7 +64,11 @@ class Slot:
 def serve(link: Connection, slot: Slot, log: Path) -> None:
     """Runs what the driver at the other end of `link` asks for. The file `log` gets all that is printed."""
     _end_with_driver()
-    _print_to(log)
+    # All output goes to a file, and the stack too if a signal such as SIGSEGV ends the process.
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    faulthandler.enable(descriptor)
     torch.set_num_threads(slot.threads)
     # Exclude imported modules from the garbage collection that every trial does.
     gc.freeze()
@@ -73,7 +76,11 @@ def serve(link: Connection, slot: Slot, log: Path) -> None:
     warnings.showwarning = lambda message, category, *_: line.warn(message, category)
     threading.Thread(target=line.keep_beating, daemon=True).start()
     if slot.memory:
-        _limit_memory(slot.memory)
+        # RLIMIT_AS would count libraries, mapped files and reserved addresses too, which is three times as
+        # much once torch is loaded.
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        soft = slot.memory * MIB
+        resource.setrlimit(resource.RLIMIT_DATA, (soft if hard < 0 else min(soft, hard), hard))
     line.send("ready", None)
     examined = False
     # An error of the pipe means that the driver is gone.
@@ -104,26 +111,14 @@ def serve(link: Connection, slot: Slot, log: Path) -> None:
                         # Another GPU may compute what this one does not.
                         line.send("refused", reason)
                         return
-                    _run(trial, resources, line, slot, alone=alone)
-
-
-def _print_to(log: Path) -> None:
-    """Sends all output to a file, and the stack too if a signal such as SIGSEGV ends the process."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for stream in (1, 2):
-        os.dup2(descriptor, stream)
-    faulthandler.enable(descriptor)
-
-
-def _limit_memory(mib: int) -> None:
-    """Limits this process's private writable memory. Allocations beyond the limit fail.
-
-    The limit is RLIMIT_DATA, which does not count libraries, mapped files and reserved addresses. RLIMIT_AS
-    would count them, which is three times as much once torch is loaded.
-    """
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    soft = mib * MIB
-    resource.setrlimit(resource.RLIMIT_DATA, (soft if hard < 0 else min(soft, hard), hard))
+                    report_trial(
+                        trial,
+                        resources,
+                        partial(line.send, "event"),
+                        slot.name,
+                        slots=slot.sharing,
+                        alone=alone,
+                    )
 
 
 class _Line:
@@ -155,18 +150,6 @@ class _Line:
             while self._busy.wait():
                 self.send("alive", None)
                 time.sleep(BEAT)
-
-
-def _run(trial: Trial, resources: Resources, line: _Line, slot: Slot, *, alone: bool) -> None:
-    def tell(event: Event) -> None:
-        line.send("event", event)
-
-    def report(progress: Progress) -> None:
-        tell(Event(trial, "progress", slot.name, progress=progress))
-
-    tell(started(trial, slot.name, resources, slot.sharing))
-    ending = perform(trial, resources, report, alone=alone)
-    tell(ended(trial, slot.name, ending, broken=resources.broken))
 
 
 def _end_with_driver() -> None:

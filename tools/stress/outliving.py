@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tensorbench.execution import local, worker
+from tensorbench.execution import perform as performing
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite import load_suite
 
@@ -38,7 +39,7 @@ def main(how: str, suite: Path, file: Path) -> None:
         re.match(r"(a+)+$", "a" * 100 + "b")
 
     local.get_context = lambda _: get_context("fork")  # type: ignore[assignment]
-    worker.perform = perform  # type: ignore[assignment]
+    performing.perform = perform  # type: ignore[assignment]
     with local.Local([worker.Slot("cpu/0", "cpu", 1)]) as place:
         place.submit(make_plan(load_suite(suite)).trials[0])
         while True:

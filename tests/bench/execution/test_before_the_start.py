@@ -15,7 +15,7 @@ from tensorbench.execution import executors, local, make_executor, worker
 from tensorbench.execution.estimate import check_disk, check_memory
 from tensorbench.execution.inline import Inline
 from tensorbench.execution.local import local_slots
-from tensorbench.execution.perform import Event
+from tensorbench.execution.perform import Event, Report, ended
 from tensorbench.execution.place import Place
 from tensorbench.execution.worker import Slot
 from tensorbench.machine.cards import VISIBLE
@@ -81,16 +81,16 @@ def test_every_gpu_has_its_workers_and_every_worker_one_gpu(monkeypatch: pytest.
     forks = get_context("fork")
     all_at_work = forks.Barrier(len(trials))
 
-    def meet(trial: Trial, resources: Resources, *_: object, alone: bool) -> Record:
+    def meet(trial: Trial, resources: Resources, report: Report, name: str, **_: object) -> None:
         all_at_work.wait()
-        return Record(status=Status.FINISHED, tags={Tag.FAILURE_MESSAGE: os.environ[VISIBLE]})
+        tags = {Tag.FAILURE_MESSAGE: os.environ[VISIBLE]}
+        report(ended(trial, name, Record(status=Status.FINISHED, tags=tags)))
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(local, "get_context", lambda _: forks)
     monkeypatch.setattr(worker, "refusal", lambda device: "")
-    monkeypatch.setattr(worker, "perform", meet)
-    monkeypatch.setattr(worker, "started", lambda trial, name, *_: Event(trial, "started", name))
+    monkeypatch.setattr(worker, "report_trial", meet)
     events: list[Event] = []
     with make_executor(Place("local", slots_per_device=2)) as place:
         for trial in trials:

@@ -183,8 +183,8 @@ def test_trials_that_fit_on_a_card_only_alone_all_finish(
     def perform(*rest: Any, alone: bool) -> Any:
         return real(*rest, alone=True) if alone else lost("beside other trials: out of memory")
 
-    real = worker.perform
-    monkeypatch.setattr(worker, "perform", perform)
+    real = tensorbench.execution.perform.perform
+    monkeypatch.setattr(tensorbench.execution.perform, "perform", perform)
     _, place = run(store, plan(seeds=range(4), training=SHORT), cards(1, sharing=2))
     assert statuses(store)["FINISHED"] == 4
     assert place.slots == 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import tensorbench.execution.inline
+import tensorbench.execution.perform
 from tensorbench.execution import driver
 from tensorbench.execution.driver import Retries, execute, pending
 from tensorbench.execution.inline import Inline
@@ -56,12 +56,14 @@ def test_other_trials_run_while_a_lost_trial_waits_and_three_losses_end_its_retr
 ) -> None:
     made = plan(seeds=[0, 1], training=SHORT)
     first, second = made.trials
-    real = tensorbench.execution.inline.perform
+    real = tensorbench.execution.perform.perform
     monkeypatch.setattr(driver, "LOOK", 0.0)
     monkeypatch.setattr(
-        tensorbench.execution.inline,
+        tensorbench.execution.perform,
         "perform",
-        lambda trial, *rest: lost("its node died") if trial == first else real(trial, *rest),
+        lambda trial, *rest, **alone: (
+            lost("its node died") if trial == first else real(trial, *rest, **alone)
+        ),
     )
     events: list[tuple[int, str]] = []
 
@@ -89,7 +91,7 @@ def test_a_lost_trial_keeps_its_claim_while_it_waits_though_its_record_is_sent_l
 ) -> None:
     made = plan(seeds=[0], training=SHORT)
     happened: list[str] = []
-    send, settle, perform = Store.send, Claims.settle, tensorbench.execution.inline.perform
+    send, settle, perform = Store.send, Claims.settle, tensorbench.execution.perform.perform
 
     def once_away(store: Store, record: Record, *rest: Any) -> None:
         if record.status == Status.KILLED and "away" not in happened:
@@ -110,9 +112,9 @@ def test_a_lost_trial_keeps_its_claim_while_it_waits_though_its_record_is_sent_l
     monkeypatch.setattr(Store, "send", once_away)
     monkeypatch.setattr(Claims, "settle", noted)
     monkeypatch.setattr(
-        tensorbench.execution.inline,
+        tensorbench.execution.perform,
         "perform",
-        lambda *arguments: perform(*arguments) if "away" in happened else lost("its node died"),
+        lambda *rest, **alone: perform(*rest, **alone) if "away" in happened else lost("its node died"),
     )
     store = Store.create(new_store(tmp_path), "toy")
     with session(store) as at_work, Inline("cpu") as place:
