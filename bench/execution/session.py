@@ -7,6 +7,7 @@ releases its claims.
 from __future__ import annotations
 
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +31,9 @@ CLOSING = 4.0
 BRIEFLY = 0.5
 #: Seconds for the last writes at a normal end. Another process may lock the file for so long.
 AT_LEISURE = 60.0
+
+#: The claim under which a driver stores the commits of its suite's branches, and the seconds between tries.
+COMMITS, LOOK = "commits", 0.2
 
 #: A record is put aside when a reachable store has failed to store it this many times.
 STRIKES = 3
@@ -83,7 +87,8 @@ def session(store: Store) -> Iterator[Session]:
     claims = Claims(store)
     claims.open()
     try:
-        sent = _send_left(store, claims)
+        # A record that a reachable store rejects does not delay other records.
+        sent = sum(_sent(kept, store, claims) for kept in Outbox(store.outbox).left())
         closed = claims.close_stale()
         claims.sweep()
         yield Session(store, claims, sent, closed)
@@ -91,6 +96,23 @@ def session(store: Store) -> Iterator[Session]:
         Outbox(store.outbox).close()
         # An outage may end at this moment.
         within(CLOSING if store.online else BRIEFLY, claims.close)
+
+
+def begin_suite(session: Session, plan: Plan) -> str:
+    """Opens the run for the suite itself as `Store.begin_suite` does, and returns the run's id.
+
+    If the suite names branches of the hub, only one driver at a time does so. Otherwise two first starts
+    could each store another commit of a branch that moved between them.
+    """
+    store, claims = session.store, session.claims
+    if not plan.suite.commits:
+        return store.begin_suite(plan, claims.driver)
+    while not claims.take(COMMITS, claims.taken(), claims.living()):
+        time.sleep(LOOK)
+    try:
+        return store.begin_suite(plan, claims.driver)
+    finally:
+        claims.settle(COMMITS)
 
 
 @contextmanager
@@ -101,7 +123,7 @@ def suite_run(session: Session, plan: Plan) -> Iterator[str]:
     an error.
     """
     store = session.store
-    run_id = store.begin_suite(plan, session.claims.driver)
+    run_id = begin_suite(session, plan)
     status: Literal[Status.FINISHED, Status.KILLED] = Status.KILLED
     try:
         yield run_id
@@ -112,15 +134,8 @@ def suite_run(session: Session, plan: Plan) -> Iterator[str]:
             store.online = False
 
 
-def _send_left(store: Store, claims: Claims) -> int:
-    """Sends the records that ended processes left in this machine's outbox, and returns how many were sent.
-
-    A record that a reachable store rejects does not delay other records. Raises StoreError in an outage.
-    """
-    return sum(_sent(kept, store, claims) for kept in Outbox(store.outbox).left())
-
-
 def _sent(kept: Path, store: Store, claims: Claims) -> bool:
+    """Sends a record of an ended process. Returns whether it was sent. Raises StoreError in an outage."""
     for attempt in range(STRIKES):
         try:
             Outbox.send(kept, store.send)

@@ -19,7 +19,7 @@ from tensorbench.execution.estimate import check_disk, check_memory, time_advice
 from tensorbench.execution.executor import Executor
 from tensorbench.execution.perform import Report
 from tensorbench.execution.place import HERE, Place
-from tensorbench.execution.session import Session, session, suite_run
+from tensorbench.execution.session import Session, begin_suite, session, suite_run
 from tensorbench.machine.outputs import prepare_plot
 from tensorbench.machine.table import ShowsOverview, Table
 from tensorbench.methods import UserError
@@ -132,10 +132,10 @@ class _Work:
     def store(self) -> Store:
         return self.driver.store
 
-    def run(self, full_plan: Plan, plan: Plan, records: Sequence[Record], *, retry_failed: bool) -> None:
-        """Runs the trials of a plan, which is the selected part of `full_plan`.
+    def run(self, full_plan: Plan, plan: Plan, records: list[Record], *, retry_failed: bool) -> list[Record]:
+        """Runs the trials of a plan, the selected part of `full_plan`. Returns the store's records after it.
 
-        `records` are those of the store. If `retry_failed` is set, only the failures in `records` run again.
+        `records` are those before. If `retry_failed` is set, only the failures in `records` run again.
         A failure that another driver has already retried is left out, even if it failed again.
         """
         store, executor = self.store, self.executor
@@ -143,10 +143,11 @@ class _Work:
         trials = [t for t in plan.trials if t.id in failed] if retry_failed else pending(plan, records)
         if not trials:
             self.audience.starting(plan, 0, executor.device)
-            store.end(store.begin_suite(full_plan, self.driver.claims.driver), Status.FINISHED)
-            return
+            store.end(begin_suite(self.driver, full_plan), Status.FINISHED)
+            return records
         starting = partial(self.audience.starting, plan, len(trials), executor.device)
         self._execute(full_plan, plan, trials, starting, retried=failed, records=records)
+        return patiently(store, store.records)
 
     def _execute(
         self, full_plan: Plan, plan: Plan, trials: list[Trial], announce: Callable[[], None], **options: Any
@@ -254,8 +255,7 @@ def run_suite(
             stored = latest(records)
             driver.warn_of_changed_plugins(stored[t.id] for t in plan.trials if t.id in stored)
             work = _Work(driver, executor, audience)
-            work.run(full_plan, plan, records, retry_failed=retry_failed)
-            records = patiently(opened, opened.records)
+            records = work.run(full_plan, plan, records, retry_failed=retry_failed)
             from tensorbench.reports.summary import summarise
 
             summary = summarise(opened, plan.stored(), records)

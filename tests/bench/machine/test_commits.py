@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tensorbench.backbones import load
+from tensorbench.execution.session import begin_suite, session
 from tensorbench.methods import UserError
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite import load_suite
+from tensorbench.store.claims import Claims
 from tensorbench.store.store import Store
 from tensorbench.tasks import DataSource
 
 from ...messages import naming
 from ..hub_stand_in import Hub, client
+from ..services import wait_until
 from .paper_hub import EUROSAT, GLUE, ROBERTA, VIT, Call, ids, plan, suite_file
 
 TEXT = {"tasks": [{"task": "mrpc", "max_tokens": 64}], "backbones": [{"hub": "me/tiny-roberta"}]}
@@ -134,6 +140,47 @@ def test_two_starts_cannot_take_two_commits(
         with pytest.raises(UserError, match=naming("at main", "another start of 'hub'")):
             store.begin_suite(second)
     assert store.commits()["model me/tiny-roberta at main"] == commit
+
+
+def test_of_two_first_starts_at_once_the_second_waits_for_the_commits_of_the_first(
+    moved: Callable[[], None],
+    online: Hub,
+    tmp_path: Path,
+    new_store: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second begins when the first has just read that no commits are stored."""
+    file, store = suite_file(tmp_path, **TEXT), Store.create(new_store(tmp_path), "hub")
+    plans = [make_plan(load_suite(file))]
+    commit = online.commit(ROBERTA)
+    moved()
+    plans.append(make_plan(load_suite(file)))
+    read, take, refused, begun = Store.commits, Claims.take, threading.Event(), list[Future[str]]()
+
+    def noted(self: Claims, *arguments: Any) -> bool:
+        if not (taken := take(self, *arguments)):
+            refused.set()
+        return taken
+
+    with (
+        session(store) as first,
+        session(Store.existing(store.uri, "hub")) as second,
+        ThreadPoolExecutor(1) as pool,
+    ):
+
+        def commits(self: Store) -> dict[str, str]:
+            stored = read(self)
+            if not begun:
+                begun.append(pool.submit(begin_suite, second, plans[1]))
+                wait_until(lambda: refused.is_set() or begun[0].done())
+            return stored
+
+        monkeypatch.setattr(Claims, "take", noted)
+        monkeypatch.setattr(Store, "commits", commits)
+        begin_suite(first, plans[0])
+        with pytest.raises(UserError, match=naming("at main", "another start of 'hub'")):
+            begun[0].result()
+    assert read(store)["model me/tiny-roberta at main"] == commit
 
 
 def test_a_suite_resolves_a_branch_once(moved: Callable[[], None], online: Hub, tmp_path: Path) -> None:
