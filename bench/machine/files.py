@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -46,16 +45,14 @@ def _digest(files: tuple[tuple[Path, int, int], ...], *, sized: bool) -> str:
 
 
 @contextmanager
-def written_whole(target: Path, *, shared: bool = False) -> Iterator[Path]:
+def written_whole(target: Path) -> Iterator[Path]:
     """A context that yields a temporary path. The file or folder written there becomes `target` at the end.
 
     So `target` is never incomplete, even if this process dies. If the `with` block raises, `target` stays as
     it was. Only one process at a time may write a target, since a file at the temporary path counts as left
-    over from a dead process and is removed. If `shared`, several may, and the last one counts: each has a
-    temporary path of its own, where a process that dies leaves its file.
+    over from a dead process and is removed.
     """
-    own = f".{uuid.uuid4().hex}" if shared else ""
-    unfinished = target.with_name(f".{target.name}{own}.unfinished")
+    unfinished = target.with_name(f".{target.name}.unfinished")
     remove(unfinished)
     try:
         yield unfinished

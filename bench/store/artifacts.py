@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlparse
 
 from pydantic_core import to_json
 
-from tensorbench.machine.files import sha256, written_whole
+from tensorbench.machine.files import sha256
 from tensorbench.methods import UserError
 from tensorbench.records import Wired
 from tensorbench.records.record import Record
@@ -78,13 +78,6 @@ def as_json(content: Wired) -> str:
     return to_json(content, indent=1, inf_nan_mode="constants").decode("utf-8")
 
 
-def keep_json(client: MlflowClient, run_id: str, name: Artifact, content: Wired) -> None:
-    """Stores a JSON artifact of a run."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / name).write_text(as_json(content), encoding="utf-8")
-        keep_files(client, run_id, Path(folder))
-
-
 def keep_files(client: MlflowClient, run_id: str, folder: Path) -> None:
     """Stores the files of a folder as artifacts of a run.
 
@@ -98,6 +91,7 @@ def keep_files(client: MlflowClient, run_id: str, folder: Path) -> None:
         return
     artifacts = Path(unquote(where.path))
     artifacts.mkdir(parents=True, exist_ok=True)
-    for file in folder.iterdir():
-        with written_whole(artifacts / file.name, shared=True) as unfinished:
-            shutil.copyfile(file, unfinished)
+    # Beside the artifacts, since MLflow shows every file among them, even one that a killed process left.
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=artifacts.parent) as aside:
+        for file in folder.iterdir():
+            Path(shutil.copyfile(file, Path(aside) / file.name)).replace(artifacts / file.name)

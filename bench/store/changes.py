@@ -93,8 +93,8 @@ MOST_FIELDS = 3
 #: The largest number of stored configurations to read, and of warnings.
 MOST_READ, MOST_TOLD = 200, 3
 
-#: The tags of method, backbone, task and seed.
-_Key = tuple[str, str, str, str]
+#: Tags that are the same for trials that are compared.
+_ALIKE = (Tag.METHOD, Tag.BACKBONE, Tag.TASK, Tag.SEED)
 
 _ABSENT = "nothing"
 
@@ -106,53 +106,51 @@ def changed_trials(plan: Plan, store: Source, records: Iterable[Record]) -> list
     planned trial is compared with the finished trials of its method, backbone, task and seed that are not in
     the plan. There is a warning if the most similar one differs in at most `MOST_FIELDS` fields.
     """
+    chosen, planned = latest(records), {trial.id: trial for trial in plan.trials}
+    finished: defaultdict[tuple[str, ...], list[Record]] = defaultdict(list)
+    for record in chosen.values():
+        if record.status == Status.FINISHED and record.trial_id not in planned:
+            finished[tuple(record.tag(tag) for tag in _ALIKE)].append(record)
+    # A trial may belong to several rows. The first one counts.
+    keys = {
+        id_: (row.method, row.backbone, row.task, str(seed))
+        for row in reversed(plan.rows)
+        for seed, id_ in row.trials.items()
+    }
     groups: defaultdict[tuple[str, ...], list[dict[str, tuple[Any, Any]]]] = defaultdict(list)
     left = MOST_READ
-    for trial, candidates in _pairs(plan, latest(records)):
-        stored = [_stored(store, record) for record in candidates[: max(left, 0)]]
+    for id_, trial in planned.items():
+        candidates = finished.get(keys.get(id_, ()), ())
+        if not candidates or (id_ in chosen and chosen[id_].settled):
+            continue
+        stored = [_stored_fields(store, record) for record in candidates[: max(left, 0)]]
         left -= len(candidates)
-        nearest = min((_differences(other, trial) for other in stored if other), key=len, default={})
+        now = _fields(trial)
+        differences = [
+            {
+                path: (before.get(path, _ABSENT), now.get(path, _ABSENT))
+                for path in before.keys() | now.keys()
+                if before.get(path, _ABSENT) != now.get(path, _ABSENT)
+            }
+            for before in stored
+            if before
+        ]
+        nearest = min(differences, key=len, default={})
         if 0 < len(nearest) <= MOST_FIELDS:
             groups[tuple(sorted(nearest))].append(nearest)
     largest = sorted(groups.values(), key=len, reverse=True)
     return [_message(group, every=left >= 0) for group in largest[:MOST_TOLD]]
 
 
-def _pairs(plan: Plan, records: Mapping[str, Record]) -> Iterator[tuple[Trial, list[Record]]]:
-    """Yields each planned trial without a result, with the finished trials to compare it with."""
-    planned = {trial.id: trial for trial in plan.trials}
-    finished: defaultdict[_Key, list[Record]] = defaultdict(list)
-    for record in records.values():
-        if record.status == Status.FINISHED and record.trial_id not in planned:
-            tags = (record.tag(tag) for tag in (Tag.METHOD, Tag.BACKBONE, Tag.TASK, Tag.SEED))
-            finished[tuple(tags)].append(record)  # type: ignore[index]
-    open_ = {id_ for id_ in planned if id_ not in records or not records[id_].settled}
-    for row in plan.rows:
-        for seed, id_ in row.trials.items():
-            if id_ not in open_:
-                continue
-            # A trial may belong to several rows.
-            open_.remove(id_)
-            yield planned[id_], finished[row.method, row.backbone, row.task, str(seed)]
-
-
-def _stored(store: Source, record: Record) -> Trial | None:
+def _stored_fields(store: Source, record: Record) -> dict[str, Any]:
+    """The fields of a stored trial. Empty if they cannot be read."""
     from tensorbench.plan.trial import Trial
 
     try:
         config = store.content(record, Artifact.CONFIG, StoredConfig)
-        return None if config is None else Trial.model_validate(config.trial)
+        return {} if config is None else _fields(Trial.model_validate(config.trial))
     except (UserError, ValidationError):
-        return None
-
-
-def _differences(stored: Trial, planned: Trial) -> dict[str, tuple[Any, Any]]:
-    before, now = _fields(stored), _fields(planned)
-    return {
-        path: (before.get(path, _ABSENT), now.get(path, _ABSENT))
-        for path in before.keys() | now.keys()
-        if before.get(path, _ABSENT) != now.get(path, _ABSENT)
-    }
+        return {}
 
 
 def _fields(trial: Trial) -> dict[str, Any]:

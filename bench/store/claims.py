@@ -131,7 +131,7 @@ class Claims:
             if self._signs.get(driver, ("", 0.0))[0] != sign:
                 self._signs[driver] = sign, now
             late = now - max(self._signs[driver][1], self._back) >= EXPIRY
-            if not (late or driver in self._ended or dead(_owner(sign))):
+            if not (late or driver in self._ended or dead(json.loads(sign)["owner"])):
                 living.add(driver)
         return living
 
@@ -272,11 +272,6 @@ class Claims:
         """Deletes the claims on the trials that `left` returns."""
         for trial in self.left():
             self.settle(trial)
-
-
-def _owner(sign: str) -> str:
-    owner: str = json.loads(sign)["owner"]
-    return owner
 
 
 #: Seconds between two reads of the drivers' signs.

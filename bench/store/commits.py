@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 
 from tensorbench.backbones import BackboneSpec, describe
 from tensorbench.methods import UserError
@@ -31,11 +29,14 @@ def held(suite: Suite, store: str) -> tuple[Suite, list[str]]:
     except UserError:
         return suite, []
     notes = []
-    for revision, resolve in revisions.items():
+    for revision, place in revisions.items():
+        if revision not in commits:
+            continue
         try:
-            current = resolve() if revision in commits else None
+            source = place.pinned(describe(place)) if isinstance(place, BackboneSpec) else place.pinned()
         except UserError:
             continue
+        current = source and source.revision
         if current not in (None, commits.get(revision)):
             notes.append(
                 f"{revision} has moved to {current}. '{suite.name}' stays at {commits[revision]}, which its "
@@ -45,24 +46,10 @@ def held(suite: Suite, store: str) -> tuple[Suite, list[str]]:
     return suite.held_at(known), notes
 
 
-def _revisions(suite: Suite) -> dict[str, Callable[[], str | None]]:
-    """The branches and tags of the hub that a suite names, each with a function that finds its commit now."""
-    revisions: dict[str, Callable[[], str | None]] = {}
-    for spec in suite.backbones:
-        if revision := hub_revision(spec):
-            revisions[revision] = partial(_commit_of_model, spec)
+def _revisions(suite: Suite) -> dict[str, BackboneSpec | Task]:
+    """The backbones and tasks of a suite that name a branch or tag of the hub, by that branch or tag."""
+    places: list[BackboneSpec | Task] = [*suite.backbones]
     for row in suite.tasks:
         with suppress(UserError):  # planning says it, if this task is to be planned
-            task = suite.placed(row).lookup()
-            if revision := hub_revision(task):
-                revisions[revision] = partial(_commit_of_data, task)
-    return revisions
-
-
-def _commit_of_model(spec: BackboneSpec) -> str | None:
-    return spec.pinned(describe(spec)).revision
-
-
-def _commit_of_data(task: Task) -> str | None:
-    source = task.pinned()
-    return source.revision if source else None
+            places.append(suite.placed(row).lookup())
+    return {revision: place for place in places if (revision := hub_revision(place))}

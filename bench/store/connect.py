@@ -39,8 +39,6 @@ from tensorbench.store.addresses import shown_uri
 
 SQLITE = "sqlite:///"
 
-DATABASES = ("postgresql", "mysql", "mssql")
-
 #: Seconds to wait while another process writes to a SQLite file. SQLite's default of 5 was too short for two
 #: searches and their workers on one file; MLflow's sessions wait 20.
 PATIENCE = 60
@@ -55,9 +53,14 @@ BUSY = "TEMPORARILY_UNAVAILABLE"
 REFUSALS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED"}
 
 
-def open_engine(uri: str) -> Engine:
-    """Returns a SQLAlchemy engine of the store's database, for queries that do not go through MLflow."""
-    return create_engine(uri, connect_args={"timeout": PATIENCE} if uri.startswith(SQLITE) else {})
+@contextmanager
+def database_engine(uri: str) -> Iterator[Engine]:
+    """Context with a SQLAlchemy engine of a store's database, for queries that do not go through MLflow."""
+    engine = create_engine(uri, connect_args={"timeout": PATIENCE} if uri.startswith(SQLITE) else {})
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 class StoreError(UserError):
@@ -165,7 +168,7 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
     """Connects to a store, makes sure that it answers, and returns MLflow's client.
 
     Raises UserError if the address is malformed or not supported, if the store does not answer, or if the
-    driver of its database is not installed. If the store is a file that does not exist, `create` decides
+    driver of PostgreSQL is not installed. If the store is a file that does not exist, `create` decides
     whether it is created or UserError is raised.
     """
     logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -174,11 +177,11 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     if not uri:
         raise UserError(
-            f"--store '' names no store: use {DEFAULT_STORE}, a server (http://…) or a database URI"
+            f"--store '' names no store: use {DEFAULT_STORE}, a server (http://…) or postgresql://…"
         )
     uri = with_driver(uri)
     try:
-        # A database URI may name its driver, as in mysql+pymysql.
+        # A database URI may name its driver, as in postgresql+psycopg2.
         scheme = urlparse(uri).scheme.partition("+")[0]
     except ValueError as error:
         raise UserError(f"store '{shown_uri(uri)}' is no address: {error}") from error
@@ -206,13 +209,17 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
         except BROKEN_STORE as error:
             undo = interrupted_upgrade(database)
             raise UserError(f"cannot use the store at {database}: {_reason(error)}{undo}") from error
-    if scheme not in ("http", "https", *DATABASES):
+    if scheme not in ("http", "https", "postgresql"):
         raise UserError(
-            f"store '{shown_uri(uri)}' is not supported: use sqlite:///file.db, a server (http://…) or a "
-            "database URI"
+            f"store '{shown_uri(uri)}' is not supported: use sqlite:///file.db, a server (http://…) or "
+            "postgresql://…"
         )
     try:
-        return _open_database(uri) if scheme in DATABASES else _open(uri)
+        if scheme == "postgresql":
+            # MLflow would retry an unreachable server ten times, for more than a minute.
+            with database_engine(uri) as engine:
+                engine.connect().close()
+        return _open(uri)
     except BROKEN_STORE as error:
         # MLflow's message repeats the address, inside messages of the libraries that it calls.
         *_, cause = chain(error)
@@ -220,37 +227,9 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
         raise UserError(f"the tracking server at {shown_uri(uri)} does not answer: {reason}") from error
     except ModuleNotFoundError as error:
         raise UserError(
-            f"store '{shown_uri(uri)}' needs the package {error.name}, which is missing{_driver(scheme)}"
+            f"store '{shown_uri(uri)}' needs the package {error.name}, which is missing: "
+            "pip install 'tensorpeft-bench[postgres]'"
         ) from error
-
-
-def _driver(scheme: str) -> str:
-    """Advice on installing a database driver."""
-    if scheme == "postgresql":
-        return ": pip install 'tensorpeft-bench[postgres]'"
-    name, package = {"mysql": ("mysql+pymysql", "pymysql"), "mssql": ("mssql+pyodbc", "pyodbc")}[scheme]
-    return f"; or pip install {package} and begin the address with {name}://"
-
-
-@contextmanager
-def _engine(uri: str) -> Iterator[Engine]:
-    engine = open_engine(uri)
-    try:
-        yield engine
-    finally:
-        engine.dispose()
-
-
-def _open_database(uri: str) -> MlflowClient:
-    with _engine(uri) as engine:
-        # MLflow would retry an unreachable server ten times, for more than a minute.
-        engine.connect().close()
-        try:
-            return _open(uri)
-        except BROKEN_STORE as error:
-            if undo := interrupted_start(engine):
-                raise OSError(f"{_reason(error)}{undo}") from error
-            raise
 
 
 @asking_again
@@ -265,10 +244,11 @@ def _open(uri: str) -> MlflowClient:
         if not uri.startswith(SQLITE):
             return _client(uri)
         database = database_file(uri)
-        with _engine(uri) as engine:
+        with database_engine(uri) as engine:
             ensure_schema(engine, database, folder)
         client = _client(uri)
-        upgraded(database)
+        # An upgrade has completed.
+        remove(_copy_of(database))
         follow(database)
         index_trials(database)
     return client
@@ -345,24 +325,40 @@ def ensure_schema(engine: Engine, database: Path, folder: Path) -> None:
     """Makes the tables of a SQLite file that has none, or that has only some after a killed first start.
 
     A file with results that lacks tables of the installed MLflow is copied, since MLflow will upgrade it.
-    `upgraded` removes the copy. `folder` is for temporary files and must be on the database's file system.
-    Only one process at a time may call this function.
+    `folder` is for temporary files and must be on the database's file system. Only one process at a time may
+    call this function.
     """
     from mlflow.store.db.base_sql_model import Base
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     database = database.resolve()
-    filled = _tables(engine) if database.exists() else {}
-    if not filled or _only_begun(filled):
+    #: Whether each table has rows. Opening a file also rolls back uncommitted changes of a killed process.
+    filled: dict[str, bool] = {}
+    if database.exists():
+        with engine.connect() as connection:
+            for name in inspect(connection).get_table_names():
+                rows = connection.execute(select(literal_column("1")).select_from(table(name)).limit(1))
+                filled[name] = rows.first() is not None
+    results = any(has_rows for name, has_rows in filled.items() if name not in FILLED_BY_MIGRATIONS)
+    if not filled or (filled.keys() >= BEGUN and not results):
         # No process may have the replaced file open.
         engine.dispose()
-        _make(database, folder)
+        # A new folder, since SQLite would apply a killed process's journal to the next file of the same name.
+        aside = folder / "schema"
+        remove(aside)
+        aside.mkdir()
+        made = aside / database.name
+        SqlAlchemyStore(f"sqlite:///{made}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
+        made.replace(database)
+        remove(aside)
     elif not filled.keys() >= Base.metadata.tables.keys() and not _copy_of(database).exists():
-        _copy(database)
-
-
-def upgraded(database: Path) -> None:
-    """Removes the copy made before an upgrade that has completed."""
-    remove(_copy_of(database.resolve()))
+        with (
+            written_whole(_copy_of(database)) as copy,
+            closing(sqlite3.connect(database)) as source,
+            closing(sqlite3.connect(copy)) as target,
+        ):
+            source.backup(target)
 
 
 def interrupted_upgrade(database: Path) -> str:
@@ -370,70 +366,16 @@ def interrupted_upgrade(database: Path) -> str:
 
     Empty if no upgrade was killed.
     """
-    copy = _copy_of(database.resolve())
+    copy = _copy_of(database)
     if not copy.exists():
         return ""
     command = shlex.join(["mv", str(copy), str(database.resolve())])
     return f"; an upgrade of its tables was interrupted, and this undoes it: {command}"
 
 
-def interrupted_start(engine: Engine) -> str:
-    """Returns the end of an error message: the SQL that clears a database whose first start was killed.
-
-    Empty for any other database. PostgreSQL undoes a killed start by itself, MySQL does not.
-    """
-    if not _only_begun(_tables(engine)):
-        return ""
-    name = engine.dialect.identifier_preparer.quote(str(engine.url.database))
-    return (
-        "; a first start was interrupted there and left tables without a result, which this clears: "
-        f"DROP DATABASE {name}; CREATE DATABASE {name};"
-    )
-
-
-def _tables(engine: Engine) -> dict[str, bool]:
-    """Returns for each table, by its name, whether it has rows."""
-    # Opening a SQLite file also rolls back uncommitted changes of a killed process.
-    with engine.connect() as connection:
-        return {
-            name: connection.execute(select(literal_column("1")).select_from(table(name)).limit(1)).first()
-            is not None
-            for name in inspect(connection).get_table_names()
-        }
-
-
-def _only_begun(filled: dict[str, bool]) -> bool:
-    """Whether these are MLflow's tables without any stored result."""
-    return filled.keys() >= BEGUN and not any(
-        rows for name, rows in filled.items() if name not in FILLED_BY_MIGRATIONS
-    )
-
-
-def _make(database: Path, folder: Path) -> None:
-    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    # A new folder, since SQLite would apply a killed process's journal to the next file of the same name.
-    aside = folder / "schema"
-    remove(aside)
-    aside.mkdir()
-    made = aside / database.name
-    SqlAlchemyStore(f"sqlite:///{made}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
-    made.replace(database)
-    remove(aside)
-
-
 def _copy_of(database: Path) -> Path:
+    database = database.resolve()
     return database.with_name(f"{database.name}.before-upgrade")
-
-
-def _copy(database: Path) -> None:
-    with (
-        written_whole(_copy_of(database)) as copy,
-        closing(sqlite3.connect(database)) as source,
-        closing(sqlite3.connect(copy)) as target,
-    ):
-        source.backup(target)
 
 
 #: The statement that adds an index of trial ids. With this index, the runs of a trial are found without
@@ -468,14 +410,24 @@ def follow(database: Path) -> None:
     An experiment counts as moved if its folder exists beside the database and differs from the stored one.
     Raises OSError if the database cannot be read or written.
     """
-    _forget_places()
+    # MLflow caches places by the ids of runs, which a copied store has in common with its original.
+    with suppress(ImportError, AttributeError):
+        from mlflow.tracking._tracking_service import utils
+
+        utils._artifact_repos_cache.clear()
     try:
         with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
             stored = connection.execute("SELECT experiment_id, artifact_location FROM experiments").fetchall()
             for experiment, location in stored:
                 now = _now(database, location or "")
-                if now is not None:
-                    _rewrite(connection, experiment, location, now)
+                if now is None:
+                    continue
+                for name, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+                    connection.execute(
+                        f"UPDATE {name} SET {column} = ? || substr({column}, ?) "
+                        f"WHERE experiment_id = ? AND substr({column}, 1, ?) = ?",
+                        (now, len(location) + 1, experiment, len(location), location),
+                    )
     except sqlite3.Error as error:
         raise OSError(f"{error}; its artifacts were moved and cannot be found") from error
 
@@ -493,20 +445,3 @@ def _now(database: Path, location: str) -> str | None:
     if not beside.is_dir() or (stored.exists() and stored.samefile(beside)):
         return None
     return beside.as_uri()
-
-
-def _rewrite(connection: sqlite3.Connection, experiment: str, location: str, now: str) -> None:
-    for name, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
-        connection.execute(
-            f"UPDATE {name} SET {column} = ? || substr({column}, ?) "
-            f"WHERE experiment_id = ? AND substr({column}, 1, ?) = ?",
-            (now, len(location) + 1, experiment, len(location), location),
-        )
-
-
-def _forget_places() -> None:
-    """Clears MLflow's cache of artifact locations: a copied store has the same run ids as its original."""
-    with suppress(ImportError, AttributeError):
-        from mlflow.tracking._tracking_service import utils
-
-        utils._artifact_repos_cache.clear()

@@ -6,7 +6,7 @@ Parts that contradict each other are refused.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tensorbench.methods import UserError
@@ -50,16 +50,7 @@ def refuse_other_scores(name: str, stored: Mapping[str, Record], coming: Iterabl
 
     `stored` maps trial ids to records.
     """
-    apart = list(_apart(stored, coming))
-    if apart:
-        more = f"\n  and {len(apart) - MOST_LISTED} more" if len(apart) > MOST_LISTED else ""
-        raise UserError(
-            f"experiment '{name}': {len(apart)} trial(s) have other scores in one part than in another, by "
-            f"more than {AGREES:g}; nothing was merged:\n" + "\n".join(apart[:MOST_LISTED]) + more
-        )
-
-
-def _apart(stored: Mapping[str, Record], coming: Iterable[Record]) -> Iterator[str]:
+    apart = []
     for record in coming:
         other = stored.get(record.trial_id)
         if other is None or not other.status == record.status == Status.FINISHED:
@@ -67,7 +58,13 @@ def _apart(stored: Mapping[str, Record], coming: Iterable[Record]) -> Iterator[s
         a, b = other.score, record.score
         if (a is None) != (b is None) or (a is not None and b is not None and abs(a - b) > AGREES):
             runs = f"{a} in run {other.origin}, {b} in run {record.origin}"
-            yield f"  trial {record.trial_id} ({record.name}): {runs}"
+            apart.append(f"  trial {record.trial_id} ({record.name}): {runs}")
+    if apart:
+        more = f"\n  and {len(apart) - MOST_LISTED} more" if len(apart) > MOST_LISTED else ""
+        raise UserError(
+            f"experiment '{name}': {len(apart)} trial(s) have other scores in one part than in another, by "
+            f"more than {AGREES:g}; nothing was merged:\n" + "\n".join(apart[:MOST_LISTED]) + more
+        )
 
 
 def merged_commits(parts: Iterable[Source]) -> dict[str, str]:

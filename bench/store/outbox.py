@@ -22,6 +22,7 @@ from tensorbench.machine.files import remove, written_whole
 from tensorbench.methods import UserError
 from tensorbench.records.record import Record
 from tensorbench.records.text import all_storable
+from tensorbench.store.connect import storing
 
 #: The name of the folder for records that the store refused.
 REFUSED = "refused"
@@ -67,7 +68,8 @@ class Outbox:
         """Sends the record in the folder `kept`, and deletes the folder after the record has arrived.
 
         `send` is called with the record and the folder of its artifacts. It must be safe to send a record
-        twice. If the folder is gone, nothing is sent. Raises UnreadableRecordError if the record is damaged.
+        twice. If the folder is gone, nothing is sent. Raises UnreadableRecordError if the record is damaged,
+        and StoreError if its folder cannot be removed.
         """
         if not kept.exists():
             return
@@ -78,13 +80,10 @@ class Outbox:
             raise
         except Exception as error:  # a damaged record may raise anything
             raise UnreadableRecordError(f"the record in {kept} cannot be sent: {error!r}") from error
-        try:
+        # Another process may have sent it as well, and removed it first.
+        with storing(), suppress(FileNotFoundError):
             # Rename first, so that the name never refers to a part of the record if this process dies.
-            sent = kept.rename(kept.with_name(f".{kept.name}"))
-        except FileNotFoundError:
-            # Another process sent it as well, and removed it first.
-            return
-        remove(sent)
+            remove(kept.rename(kept.with_name(f".{kept.name}")))
 
     def waiting(self) -> list[Path]:
         """Returns the folders of this process's unsent records."""
@@ -94,8 +93,10 @@ class Outbox:
         """Releases this process's folder. A later process sends the records that still wait."""
         if lock := self._locks.pop(self._own, None):
             if not self.waiting():
-                remove(self._own)
-                remove(_lock_of(self._own))
+                # On a disk that has become read-only, the empty folder stays.
+                with suppress(OSError):
+                    remove(self._own)
+                    remove(_lock_of(self._own))
             lock.release()
 
     def left(self) -> Iterator[Path]:

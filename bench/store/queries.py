@@ -19,7 +19,7 @@ from sqlalchemy import or_, select
 from tensorbench.records.pack_format import CURVES_BEGIN
 from tensorbench.records.record import Record, record_of
 from tensorbench.records.words import RunKind, Tag
-from tensorbench.store.connect import open_engine
+from tensorbench.store.connect import database_engine
 
 #: The largest number of results per request.
 PAGE = 1000
@@ -121,16 +121,12 @@ def read_tables(uri: str, experiment_id: str, kind: RunKind) -> list[Record] | N
         return None
     tags_of: defaultdict[str, dict[str, str]] = defaultdict(dict)
     metrics_of: defaultdict[str, dict[str, float]] = defaultdict(dict)
-    engine = open_engine(uri)
-    try:
-        with engine.connect() as connection:
-            rows = connection.execute(runs).all()
-            for run_id, key, tag in connection.execute(tags):
-                tags_of[run_id][key] = tag
-            for run_id, key, value, is_nan in connection.execute(metrics):
-                metrics_of[run_id][key] = math.nan if is_nan else value
-    finally:
-        engine.dispose()
+    with database_engine(uri) as engine, engine.connect() as connection:
+        rows = connection.execute(runs).all()
+        for run_id, key, tag in connection.execute(tags):
+            tags_of[run_id][key] = tag
+        for run_id, key, value, is_nan in connection.execute(metrics):
+            metrics_of[run_id][key] = math.nan if is_nan else value
     return [
         stored_record(run_id, status, started, tags_of[run_id], metrics_of[run_id], artifacts, ended)
         for run_id, status, started, artifacts, ended in rows
@@ -163,13 +159,9 @@ def read_curves(
             points = points.where(SqlMetric.key == key, SqlMetric.run_uuid.in_(runs))
     except (ImportError, AttributeError):
         return None
-    engine = open_engine(uri)
-    try:
-        with engine.connect() as connection:
-            values = {
-                (run_id, key, step): math.nan if is_nan else value
-                for run_id, key, step, value, is_nan in connection.execute(points)
-            }
-    finally:
-        engine.dispose()
+    with database_engine(uri) as engine, engine.connect() as connection:
+        values = {
+            (run_id, key, step): math.nan if is_nan else value
+            for run_id, key, step, value, is_nan in connection.execute(points)
+        }
     return [(*point, value) for point, value in values.items()]

@@ -29,7 +29,7 @@ from tensorbench.records.stored_plan import StoredSuite
 from tensorbench.records.text import all_storable, run_name
 from tensorbench.records.words import YES, Artifact, RunKind, Status, Tag
 from tensorbench.store.addresses import shown_uri
-from tensorbench.store.artifacts import check_content, keep_files, keep_json
+from tensorbench.store.artifacts import as_json, check_content, keep_files
 from tensorbench.store.connect import (
     BROKEN_STORE,
     SQLITE,
@@ -353,7 +353,9 @@ class Store(Source):
     @insisting
     def keep(self, run_id: str, name: Artifact, content: Wired) -> None:
         """Stores a JSON artifact of a run."""
-        keep_json(self.client, run_id, name, content)
+        with TemporaryDirectory() as folder:
+            (Path(folder) / name).write_text(as_json(content), encoding="utf-8")
+            keep_files(self.client, run_id, Path(folder))
 
     @insisting
     def tag(self, run_id: str, tag: Tag, value: str) -> None:

@@ -110,13 +110,22 @@ def put_back(
     `weights` is the content of the stored file. `outputs` is the number of the head's outputs. Raises
     UserError if the weights do not belong to this method and backbone.
     """
-    state, method = _state(record, weights), from_identity(trial.method)
+    try:
+        state = load_tensors(weights)
+    except SafetensorError as error:
+        raise broken(record, Artifact.ADAPTER, f"{error}") from error
+    method = from_identity(trial.method)
     model_input = trial.task.input(backbone.info.input)
     put_head(backbone, model_input, outputs, torch.Generator(), fitted=method.fits_head)
     adapter = method.attach(backbone, torch.Generator())
     try:
         adapter.load(_part(state, "adapter"))
-        _load_head(backbone, _part(state, "head"))
+        try:
+            backbone.head.load_state_dict(_part(state, "head"))
+        except RuntimeError as error:
+            raise UserError(
+                f"the stored head does not fit backbone '{backbone.info.name}': {error}"
+            ) from error
         yield method, adapter
     finally:
         adapter.detach()
@@ -128,7 +137,18 @@ def find_finished(store: str, run: str) -> tuple[Store, Record]:
         opened, record = find_trial(store, run)
     except BROKEN_STORE as error:
         raise UserError(shown_uri(f"run {run} cannot be read from {store}: {error}")) from error
-    return opened, _finished(record)
+    if record.status == Status.FINISHED:
+        return opened, record
+    name = f"run {record.run_id} ({record.name})"
+    if record.status == Status.FAILED:
+        reason, message = record.tag(Tag.FAILURE, "error"), record.tag(Tag.FAILURE_MESSAGE)
+        raise UserError(f"{name} failed, {reason}: {message}; it left no adapter")
+    if record.status == Status.DUPLICATE:
+        raise UserError(
+            f"{name} is a duplicate: another run of trial {record.trial_id} counts; give the trial's id"
+        )
+    reasons = {Status.RUNNING: "is not finished yet", Status.KILLED: "was stopped before it finished"}
+    raise UserError(f"{name} {reasons.get(record.status, record.status.lower())}; run its suite again")
 
 
 def find_trial(store: str, run: str) -> tuple[Store, Record]:
@@ -156,13 +176,13 @@ def _find(client: MlflowClient, run: str) -> Record:
     if not records:
         raise UserError(f"there is no run '{run}': the store holds no trial yet")
     finished = [record for record in latest(records).values() if record.status == Status.FINISHED]
-    near = sorted(finished, key=lambda record: -_alike(record, start))
-    raise UserError(f"there is no run or trial '{run}'; finished are, nearest first:\n{_listed(near)}")
 
+    def distance(record: Record) -> float:
+        ids = (record.trial_id, record.run_id)
+        return -max(SequenceMatcher(None, start, id_[: len(start)]).ratio() for id_ in ids)
 
-def _alike(record: Record, start: str) -> float:
-    ids = (record.trial_id, record.run_id)
-    return max(SequenceMatcher(None, start, id_[: len(start)]).ratio() for id_ in ids)
+    listed = _listed(sorted(finished, key=distance))
+    raise UserError(f"there is no run or trial '{run}'; finished are, nearest first:\n{listed}")
 
 
 def _listed(records: Iterable[Record], most: int = 6) -> str:
@@ -171,21 +191,6 @@ def _listed(records: Iterable[Record], most: int = 6) -> str:
     if len(listed) > most:
         lines.append(f"  and {len(listed) - most} more")
     return "\n".join(lines) or "  none"
-
-
-def _finished(record: Record) -> Record:
-    if record.status == Status.FINISHED:
-        return record
-    name = f"run {record.run_id} ({record.name})"
-    if record.status == Status.FAILED:
-        reason, message = record.tag(Tag.FAILURE, "error"), record.tag(Tag.FAILURE_MESSAGE)
-        raise UserError(f"{name} failed, {reason}: {message}; it left no adapter")
-    if record.status == Status.DUPLICATE:
-        raise UserError(
-            f"{name} is a duplicate: another run of trial {record.trial_id} counts; give the trial's id"
-        )
-    reasons = {Status.RUNNING: "is not finished yet", Status.KILLED: "was stopped before it finished"}
-    raise UserError(f"{name} {reasons.get(record.status, record.status.lower())}; run its suite again")
 
 
 def _content(store: Store, record: Record, name: Artifact) -> bytes:
@@ -208,21 +213,7 @@ def _trial(record: Record, config: bytes) -> Trial:
         raise broken(record, Artifact.CONFIG, f"{error}") from error
 
 
-def _state(record: Record, weights: bytes) -> dict[str, Tensor]:
-    try:
-        return load_tensors(weights)
-    except SafetensorError as error:
-        raise broken(record, Artifact.ADAPTER, f"{error}") from error
-
-
 def _part(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     return {
         name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(f"{part}.")
     }
-
-
-def _load_head(backbone: LoadedBackbone, state: dict[str, Tensor]) -> None:
-    try:
-        backbone.head.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"the stored head does not fit backbone '{backbone.info.name}': {error}") from error

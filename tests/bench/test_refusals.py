@@ -240,7 +240,7 @@ CASES: dict[str, tuple[Callable[[Path], tuple[object, ...]], tuple[str, ...]]] =
     "tensors": (many_tensors, ("model.safetensors", "200,000 tensors", "100,000")),
     "driver": (
         lambda folder: ("run", write(folder), "--store", "mysql://u:p@127.0.0.1:1/x"),
-        ("mysql", "pip install pymysql"),
+        ("mysql", "is not supported", "postgresql"),
     ),
     "peft type": (
         field(methods=[{"method": "peft", "type": "LILI"}]),

@@ -28,17 +28,12 @@ def kept_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """
     kept = {key: value for key, value in tags.items() if key in _OWN_TAGS or key.startswith(PROVENANCE)}
     if Tag.FAILURE_MESSAGE in kept:
-        kept[Tag.FAILURE_MESSAGE] = without_folders(_without_host(kept[Tag.FAILURE_MESSAGE], tags))
+        message, host = kept[Tag.FAILURE_MESSAGE], re.split("[/:]", tags.get(Tag.OWNER, ""))[0]
+        # The name of an unpacked run's machine was removed when the run was packed.
+        if host and Tag.ORIGIN not in tags:
+            message = re.sub(rf"\b{re.escape(host)}\b", "…", message)
+        kept[Tag.FAILURE_MESSAGE] = without_folders(message)
     return dict(sorted(kept.items()))
-
-
-def _without_host(text: str, tags: Mapping[str, str]) -> str:
-    """Removes the name of the run's machine from a text.
-
-    The text of a run from a pack stays unchanged: its machine's name was removed when the run was packed.
-    """
-    host = re.split("[/:]", tags.get(Tag.OWNER, ""))[0]
-    return re.sub(rf"\b{re.escape(host)}\b", "…", text) if host and Tag.ORIGIN not in tags else text
 
 
 def without_folders(text: str) -> str:
@@ -56,16 +51,12 @@ def clean_json(content: bytes) -> bytes:
 def _cleaned(value: Any) -> Any:
     if isinstance(value, dict):
         if value.keys() >= SourceFile.model_fields.keys() - {"cleaned"} and isinstance(value["text"], str):
-            return _cleaned_source(value)
+            # The stored hash of a suite stays that of the original text.
+            text = without_folders(value["text"])
+            return value if text == value["text"] else value | {"text": text, "cleaned": True}
         return {key: _cleaned(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_cleaned(inner) for inner in value]
     if isinstance(value, str) and re.match(r"(file://)?(~[\w.-]*|[A-Za-z]:)?[/\\]", value):
         return "./" + re.split(r"[/\\]", value.rstrip("/\\"))[-1]
     return value
-
-
-def _cleaned_source(file: dict[str, Any]) -> dict[str, Any]:
-    """Removes folders from the text of a suite. The stored hash stays that of the original text."""
-    text = without_folders(file["text"])
-    return file if text == file["text"] else file | {"text": text, "cleaned": True}

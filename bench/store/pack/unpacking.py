@@ -98,7 +98,11 @@ class _Merge:
         begun = {run.tag(Tag.ORIGIN): run.run_id for run in unfilled}
         parent = self._suite(store)
         for part, run, same in self._bare:
-            _add_adapter(store, part, run, same)
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / Artifact.ADAPTER
+                part.copy(run, Artifact.ADAPTER, file)
+                if hashes(same).get(Artifact.ADAPTER) == sha256(file):
+                    store.send(Record(same.run_id, same.trial_id), Path(folder))
         for part in self._parts:
             points = dict(list(part.curves().groupby("run_id")))
             for run in (run for source, run in self.coming if source is part):
@@ -110,7 +114,9 @@ class _Merge:
         """Writes the suite's run and plan, if the store lacks them, and returns the run's id."""
         (run,), there = self._parts[0].records(RunKind.SUITE), store.records(RunKind.SUITE)
         run_id = there[-1].run_id if there else _begin(store, run, "")
-        if store.plan() is None or _unended(there, run):
+        # The last run may have been left by an interrupted unpack.
+        unended = there and there[-1].tag(Tag.ORIGIN) == run.origin and not there[-1].settled
+        if store.plan() is None or unended:
             _fill(store, self._parts[0], run, run_id, None)
         if self._plan is not None and store.plan() != self._plan:
             store.keep(run_id, Artifact.PLAN, self._plan)
@@ -118,11 +124,6 @@ class _Merge:
             stored = self._parts[0].content(run, Artifact.SUITE, StoredSuite) or StoredSuite(suite={})
             store.keep(run_id, Artifact.SUITE, stored.model_copy(update={"commits": self._commits}))
         return run_id
-
-
-def _unended(there: Sequence[Record], run: Record) -> bool:
-    """Whether the last of these runs was left by an interrupted unpack of `run`."""
-    return bool(there) and there[-1].tag(Tag.ORIGIN) == run.origin and not there[-1].settled
 
 
 @insisting
@@ -158,12 +159,3 @@ def _fill(store: Store, source: Source, run: Record, run_id: str, curves: pd.Dat
         for name in TRAVELS:
             source.copy(run, name, Path(folder) / name)
         store.send(record, Path(folder))
-
-
-def _add_adapter(store: Store, source: Source, run: Record, stored: Record) -> None:
-    """Adds the adapter that a stored run lacks, if the adapter has the hash that is stored for it."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / Artifact.ADAPTER
-        source.copy(run, Artifact.ADAPTER, file)
-        if hashes(stored).get(Artifact.ADAPTER) == sha256(file):
-            store.send(Record(stored.run_id, stored.trial_id), Path(folder))

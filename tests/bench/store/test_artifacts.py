@@ -49,8 +49,12 @@ def test_finished_and_failed_trials_leave_the_hashes_of_their_artifacts(store: S
 
 
 def test_a_record_from_the_outbox_has_hashes_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
+    keep = tensorbench.store.store.keep_files
+
+    def full(client: Any, run_id: str, folder: Path) -> None:
+        if (folder / Artifact.CONFIG).exists():
+            raise OSError(28, "No space left on device")
+        keep(client, run_id, folder)
 
     with monkeypatch.context() as patch:
         patch.setattr(tensorbench.execution.driver, "FILE_PATIENCE", 0)

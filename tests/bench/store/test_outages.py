@@ -20,7 +20,7 @@ from tensorbench.execution.driver import patiently, pending
 from tensorbench.execution.session import session
 from tensorbench.methods import UserError
 from tensorbench.records.words import Artifact
-from tensorbench.store.connect import PATIENCE, StoreError, StoreRefusedError, open_engine
+from tensorbench.store.connect import PATIENCE, StoreError, StoreRefusedError, database_engine
 from tensorbench.store.store import Store
 from tensorbench.store.writer import TrialRun
 
@@ -38,7 +38,7 @@ def store(tmp_path: Path, new_store: NewStore) -> Store:
 
 
 def test_a_database_waits_for_whoever_writes_to_its_file(store: Store) -> None:
-    with open_engine(store.uri).connect() as connection:
+    with database_engine(store.uri) as engine, engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 1000 * PATIENCE
 
 
@@ -65,74 +65,6 @@ def test_an_unanswered_request_is_not_taken_for_a_missing_file(
     monkeypatch.setattr(MlflowClient, "list_artifacts", raising(MlflowException("no answer")))
     with pytest.raises(UserError, match=naming("predictions.safetensors")):
         store.read(record, Artifact.PREDICTIONS)
-
-
-def test_finished_is_written_last(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-    places = dict.fromkeys(("log_batch", "log_text", "set_terminated"), MlflowClient)
-    for name, place in (places | {"keep_files": tensorbench.store.store}).items():
-        real = getattr(place, name)
-
-        def noted(
-            client: MlflowClient, run_id: str, *rest: Any, name: str = name, real: Any = real, **more: Any
-        ) -> Any:
-            calls.append(f"{name} {rest[0]}" if name == "set_terminated" else name)
-            return real(client, run_id, *rest, **more)
-
-        monkeypatch.setattr(place, name, noted)
-    executed(store, plan(methods=["head_only"], training=SHORT))
-    # The last call closes the suite's run.
-    assert calls[-2:] == ["set_terminated FINISHED"] * 2
-    assert calls[-3] == "keep_files"
-
-
-def test_a_store_that_fills_up_ends_the_run_and_its_record_is_sent_by_the_next(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = plan(methods=["lora", "head_only"], training=SHORT)
-
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tensorbench.execution.driver, "FILE_PATIENCE", 0)
-        patch.setattr(tensorbench.store.store, "keep_files", full)
-        with pytest.raises(StoreError, match=r"No space left.*1 record.*outbox"):
-            executed(store, made)
-    # The store shows the run as closed; the waiting record has its real ending.
-    assert [record.status for record in store.records()] == ["KILLED"]
-    later_store = Store.existing(store.uri, "toy")
-    with session(later_store) as at_work:
-        assert at_work.sent == 1
-    (record,) = store.records()
-    assert record.status == "FINISHED"
-    assert {file.path for file in store.client.list_artifacts(record.run_id)} == {
-        "adapter.safetensors",
-        "config.json",
-        "predictions.safetensors",
-    }
-    assert pending(made, store.records()) == [made.trials[1]]
-    assert not list(store.outbox.glob("*/*"))
-
-
-def test_a_store_that_is_away_for_a_while_gets_all_that_was_reported_and_nothing_twice(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = plan(methods=["lora", "head_only"], training={"batch_size": 16, "steps": 60})
-    real, calls = MlflowClient.log_batch, []
-
-    def away(self: MlflowClient, run_id: str, **more: Any) -> Any:
-        calls.append(more)
-        if 2 < len(calls) < 5:
-            raise MlflowException("the server is away")
-        return real(self, run_id, **more)
-
-    monkeypatch.setattr(MlflowClient, "log_batch", away)
-    assert [event.kind for event in executed(store, made)] == ["finished", "finished"]
-    for record in store.records():
-        assert record.status == "FINISHED"
-        losses = store.client.get_metric_history(record.run_id, "train/loss")
-        assert sorted(metric.step for metric in losses) == list(range(1, 61))
 
 
 def test_a_run_that_somebody_deleted_is_refused_and_its_record_put_aside(

@@ -328,9 +328,9 @@ def test_a_database_may_be_named_with_its_driver(monkeypatch: pytest.MonkeyPatch
             return []
 
     monkeypatch.setattr(connect, "MlflowClient", Answering)
-    monkeypatch.setattr(connect, "open_engine", lambda uri: create_engine("sqlite://"))
-    client: Any = connect.connect("mysql+pymysql://user@host/base", create=True)
-    assert client.uri == "mysql+pymysql://user@host/base"
+    monkeypatch.setattr(connect, "create_engine", lambda *_, **__: create_engine("sqlite://"))
+    client: Any = connect.connect("postgresql+psycopg://user@host/base", create=True)
+    assert client.uri == "postgresql+psycopg://user@host/base"
 
 
 def test_a_store_in_a_folder_that_cannot_be_written_to_is_read(
