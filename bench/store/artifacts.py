@@ -94,4 +94,6 @@ def keep_files(client: MlflowClient, run_id: str, folder: Path) -> None:
     # Beside the artifacts, since MLflow shows every file among them, even one that a killed process left.
     with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=artifacts.parent) as aside:
         for file in folder.iterdir():
-            Path(shutil.copyfile(file, Path(aside) / file.name)).replace(artifacts / file.name)
+            unfinished = Path(aside) / file.name
+            shutil.copyfile(file, unfinished)
+            unfinished.replace(artifacts / file.name)

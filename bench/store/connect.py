@@ -338,8 +338,9 @@ def ensure_schema(engine: Engine, database: Path, folder: Path) -> None:
     if database.exists():
         with engine.connect() as connection:
             for name in inspect(connection).get_table_names():
-                rows = connection.execute(select(literal_column("1")).select_from(table(name)).limit(1))
-                filled[name] = rows.first() is not None
+                filled[name] = bool(
+                    connection.scalar(select(literal_column("1")).select_from(table(name)).limit(1))
+                )
     results = any(has_rows for name, has_rows in filled.items() if name not in FILLED_BY_MIGRATIONS)
     if not filled or (filled.keys() >= BEGUN and not results):
         # No process may have the replaced file open.

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import mlflow
@@ -22,7 +23,6 @@ from tensorbench.machine import guard
 from tensorbench.store.connect import with_driver
 
 from . import holding
-from .held_programs import begin, release
 from .programs import Program
 
 #: The ports to choose from. The system does not assign these ports by itself, so a server that is restarted
@@ -167,36 +167,40 @@ class Server:
 
 
 class Driver:
-    """A process that runs a suite with `tensorbench run`.
+    """A process that runs a suite with `tensorbench run`, or with another `command`.
 
-    If `held`, the process waits at the first progress of each trial until `release` is called. `inside` is
-    the beginning of a command, as from `container`, that starts the process in a container.
+    Its output is appended to a log with this `name`. If `held`, the process waits at the first progress of
+    each trial, after `through` trials, until `release` is called. `inside` is the beginning of a command, as
+    from `container`, that starts the process in a container.
     """
 
     def __init__(
         self,
         suite: Path,
         store: str,
-        *options: str,
+        *options: object,
+        command: str = "run",
         name: str = "driver",
         held: bool = False,
+        through: int = 0,
         inside: tuple[str, ...] = (),
     ) -> None:
         self.log = suite.parent / f"{name}.log"
         self._folder = suite.parent / name
         self._folder.mkdir(exist_ok=True)
         self.hold(held)
-        arguments = ("run", suite, "--store", store, *options)
+        self.release()
+        arguments = (through, self._folder, command, suite, "--store", store, *options)
         self.process: Program | subprocess.Popen[bytes]
         if not inside:
-            self.process = begin(self._folder, suite.parent, self.log, arguments)
+            self.process = Program(Path(holding.__file__), arguments, suite.parent, self.log)
             return
         # A fork would be in this process's namespaces.
-        command = [*inside, sys.executable, holding.__file__, "0", self._folder, *arguments]
+        contained = [*inside, sys.executable, holding.__file__, *map(str, arguments)]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, cwd=suite.parent, env=environment
+                contained, stdout=log, stderr=log, cwd=suite.parent, env=environment
             )
 
     def hold(self, held: bool) -> None:
@@ -217,7 +221,8 @@ class Driver:
         return file.read_text()
 
     def release(self) -> None:
-        release(self._folder)
+        """Lets the held trial go on. The next trial is held again."""
+        (self._folder / "held").unlink(missing_ok=True)
 
     def workers(self) -> list[psutil.Process]:
         # All children of the driver, except multiprocessing's own and the guard of the workers.
@@ -230,22 +235,20 @@ class Driver:
                     children.append(child)
         return children
 
+    def output(self) -> str:
+        """Waits until the process ends and returns everything in its log."""
+        self.process.wait()
+        return self.log.read_text(errors="replace")
+
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
 
 
 @contextmanager
-def driver(
-    suite: Path,
-    store: str,
-    *options: str,
-    name: str = "driver",
-    held: bool = False,
-    inside: tuple[str, ...] = (),
-) -> Iterator[Driver]:
+def driver(suite: Path, store: str, *options: object, **details: Any) -> Iterator[Driver]:
     """Context with a `Driver`, made of these arguments. It is killed at the end."""
-    started = Driver(suite, store, *options, name=name, held=held, inside=inside)
+    started = Driver(suite, store, *options, **details)
     try:
         yield started
     finally:

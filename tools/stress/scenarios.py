@@ -23,11 +23,12 @@ from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite import load_suite
 from tensorbench.records.record import Record
 from tensorbench.store.store import Store
+from tests.bench import crashes
 from tests.bench.programs import Program
 from tests.bench.proxy import Choose, proxy, share
 from tests.bench.services import Driver, Postgres, Server, await_end, container, driver, wait_until
 
-from . import first_start, outliving
+from . import outliving
 
 Report = dict[str, Any]
 
@@ -58,26 +59,9 @@ def records(store: str) -> list[Record]:
 
 
 def check(suite: Path, store: str) -> Counter[str]:
-    """Checks that each trial finished exactly once, and that nothing is left over.
-
-    No run may be open, and no claim or unsent record may remain. Returns the number of runs by status.
-    """
-    opened = Store.existing(store, "stress")
-    records = opened.records()
-    done = Counter(record.trial_id for record in records if record.status == "FINISHED")
-    planned = {trial.id for trial in make_plan(load_suite(suite)).trials}
-    assert done == dict.fromkeys(planned, 1), done
-    assert not opened.running()
-    assert not [model.name for model in opened.client.search_registered_models()]
-    assert not list(opened.outbox.glob("*/[!.]*"))
-    for record in records:
-        if record.status == "FINISHED":
-            names = {file.path for file in opened.client.list_artifacts(record.run_id)}
-            assert names == {"adapter.safetensors", "config.json", "predictions.safetensors"}, names
-            steps = opened.client.get_metric_history(record.run_id, "train/loss")
-            assert sorted(metric.step for metric in steps) == list(range(1, len(steps) + 1))
-            assert len(steps) == record.metrics["cost/steps"]
-    return Counter(record.status for record in records)
+    """Checks that each trial finished exactly once, and that nothing is left over (see `crashes.check`)."""
+    planned = [trial.id for trial in make_plan(load_suite(suite)).trials]
+    return crashes.check(Store.existing(store, "stress"), planned)
 
 
 def no_secret_words(log: Path) -> None:
@@ -135,31 +119,16 @@ def kills(
     }
 
 
-def _first_start(folder: Path, store: str, last: int, how: str) -> Program:
-    arguments = (last, how, store)
-    program = Program(Path(first_start.__file__), arguments, folder, folder / f"{how}-{last}.log")
-    program.wait()
-    return program
-
-
-def first_statements(folder: Path, store: str, how: Literal["bench", "mlflow"] = "bench") -> int:
-    """The number of statements that opening a store sends to its database."""
-    return int(_first_start(folder, store, 0, how).output().split()[-1])
-
-
-def first_killed(folder: Path, store: str, last: int, how: Literal["bench", "mlflow"] = "bench") -> None:
-    """Opens a store in a process that is killed before it sends the statement with number `last`."""
-    assert _first_start(folder, store, last, how).returncode == -signal.SIGKILL
-
-
 def first_starts(folder: Path, kills: int = 12) -> Report:
     """Kills the first start at many points of creating a store, and starts normally after each kill."""
     began = time.monotonic()
-    statements = first_statements(folder, sqlite(folder))
+    crashes.start(folder, "create", sqlite(folder))
+    steps = len(crashes.steps(folder))
     for number in range(kills):
         where = folder / f"kill-{number}"
         where.mkdir()
-        first_killed(where, sqlite(where), 1 + number * (statements - 1) // kills)
+        killed = crashes.start(where, "create", sqlite(where), step=1 + number * (steps - 1) // kills)
+        assert killed.returncode == -signal.SIGKILL
         suite = write_suite(where, 2, steps=2)
         with driver(suite, sqlite(where)) as run:
             assert run.process.wait() == 0, run.log.read_text()[-3000:]

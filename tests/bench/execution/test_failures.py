@@ -16,9 +16,8 @@ import tensorbench.execution.perform
 from tensorbench.execution.driver import failures, pending
 from tensorbench.methods import UserError
 from tensorbench.records.record import Record, latest
-from tensorbench.records.words import RunKind, Status
+from tensorbench.records.words import Status
 from tensorbench.store.store import Store
-from tensorbench.store.writer import TrialRun
 from tensorbench.training.trial import Resources
 
 from ...messages import naming
@@ -155,23 +154,6 @@ def test_a_keyboard_interrupt_that_a_trial_raises_in_a_worker_is_a_failure() -> 
         patch.setattr(tensorbench.execution.perform, "run_trial", raising(KeyboardInterrupt()))
         ending = tensorbench.execution.perform.perform(trial, resources, lambda progress: None)
     assert (ending.status, ending.failure) == (Status.FAILED, "error: KeyboardInterrupt: ")
-
-
-@pytest.mark.parametrize(
-    ("where", "what"),
-    [(tensorbench.execution.perform, "run_trial"), (TrialRun, "start"), (TrialRun, "end")],
-    ids=["in the trial", "before it", "after it"],
-)
-def test_an_interrupt_closes_the_running_trial_and_the_suite_and_goes_up(
-    store: Store, monkeypatch: pytest.MonkeyPatch, where: Any, what: str
-) -> None:
-    made = plan(methods=["lora", "head_only"], training=SHORT)
-    monkeypatch.setattr(where, what, raising(KeyboardInterrupt()))
-    with pytest.raises(KeyboardInterrupt):
-        executed(store, made)
-    assert [record.status for record in store.records()] == ["KILLED"]
-    assert {record.status for record in store.records(RunKind.SUITE)} == {"KILLED"}
-    assert len(pending(made, store.records())) == 2
 
 
 def test_a_killed_retry_is_retried_by_the_same_command(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,8 +27,8 @@ from tensorbench.methods import UserError
 from tensorbench.plan.rows import Plan
 from tensorbench.store.store import Store
 
-from ..held_programs import await_held, started
 from ..programs import FORKS
+from ..services import driver as program
 from ..toy_suites import plan, write
 
 SHORT = {"batch_size": 16, "steps": 2}
@@ -101,29 +101,6 @@ def test_workers_on_a_cpu_run_their_trials_at_the_same_time(store: Store, worker
 
     run(store, workers, plan(methods=["lora"], seeds=[0, 1, 2, 3], training=SHORT), count)
     assert max(busy) == 2
-
-
-def killing(place: Local, how: signal.Signals, times: int) -> Callable[[Event], None]:
-    """Makes a listener that kills the worker of a trial that makes progress, `times` times in all."""
-    left = [times]
-
-    def notify(event: Event) -> None:
-        if event.kind == "progress" and left[0]:
-            left[0] -= 1
-            worker = next(w for w in place._workers if w.trial and w.trial.id == event.trial.id)
-            os.kill(worker.process.pid or 0, how)
-
-    return notify
-
-
-def test_a_worker_that_dies_costs_its_trial_which_is_tried_again(store: Store, workers: Local) -> None:
-    made = plan(seeds=[0], training=TALKATIVE)
-    events = run(store, workers, made, killing(workers, signal.SIGSEGV, 1))
-    assert [e.kind for e in events if e.kind != "progress"] == ["started", "lost", "started", "finished"]
-    lost, done = store.records()
-    assert (lost.status, lost.settled, done.status) == ("KILLED", False, "FINISHED")
-    assert lost.tags["failure"] == "lost"
-    assert "SIGSEGV" in lost.tags["failure_message"]
 
 
 def test_a_worker_that_dies_while_it_sends_its_result_is_a_loss(store: Store, workers: Local) -> None:
@@ -245,13 +222,13 @@ def test_a_signal_to_all_processes_closes_what_runs_and_leaves_none(
     # A terminal signals the whole process group on Ctrl-C, and so does SLURM before the time limit.
     suite, uri = write(tmp_path, seeds=[0], training=LONG), new_store(tmp_path)
     options = ("--executor", "local", "--workers", "1")
-    with started(tmp_path, "run", suite, "--store", uri, *options, through=0) as process:
-        await_held(process, tmp_path)
-        children = psutil.Process(process.pid).children(recursive=True)
-        os.killpg(process.pid, signal.SIGTERM)
-        out = process.output()
+    with program(suite, uri, *options, held=True) as run:
+        assert run.next_held() is not None, run.output()
+        children = psutil.Process(run.process.pid).children(recursive=True)
+        os.killpg(run.process.pid, signal.SIGTERM)
+        out = run.output()
         psutil.wait_procs(children)
-    assert process.returncode == 130, out
+    assert run.process.returncode == 130, out
     assert "Traceback" not in out
     opened = Store.existing(uri, "toy")
     assert [record.status for record in opened.records()] == ["KILLED"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from tensorbench.records.words import RunKind, Status, Tag
 from tensorbench.store.store import Store
 from tools.stress import scenarios
 
+from .. import crashes
 from ..holding import FORK_WORKERS
 from ..services import Postgres, postgres_programs
 from ..toy_runs import SHORT, executed, raising
@@ -47,12 +49,6 @@ def test_killed_workers_and_drivers_lose_and_repeat_nothing(
     assert report["lost"] <= 1
 
 
-def test_a_killed_first_start_does_not_hinder_the_next_one(folder: Path) -> None:
-    # The folder's store is already complete.
-    (folder / "mlflow.db").unlink()
-    assert scenarios.first_starts(folder, kills=1)["broken stores"] == 0
-
-
 @pytest.mark.parametrize("how", ["busy", "stopped", "parent"])
 def test_a_worker_ends_with_its_driver_whatever_it_does(
     folder: Path, how: Literal["busy", "stopped", "parent"]
@@ -79,7 +75,8 @@ def test_postgresql_outlasts_a_killed_first_start_and_one_that_is_stopped_is_an_
 ) -> None:
     database = Postgres(folder / "postgres")
     try:
-        scenarios.first_killed(folder, database.uri, 400)
+        killed = crashes.start(folder, "create", database.uri, step=100)
+        assert killed.returncode == -signal.SIGKILL, killed.output()
         assert Store.create(database.uri, "toy").records() == []
         monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")
         server = psutil.Process(int((folder / "postgres" / "data" / "postmaster.pid").read_text().split()[0]))

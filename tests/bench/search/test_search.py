@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-import tensorbench.execution.inline
 import tensorbench.execution.perform
 from tensorbench.execution import driver
 from tensorbench.plan.suite import load_suite
@@ -18,8 +17,8 @@ from tensorbench.records.record import lost
 from tensorbench.records.words import RunKind, Tag
 from tensorbench.store.store import Store
 
-from ..held_programs import await_held, let_all_through, started
-from ..programs import Program
+from ..services import Driver
+from ..services import driver as program
 from ..synthetic import QKV_DEPTH_RANKS, registered
 from ..toy_runs import raising
 from ..toy_suites import DIGITS, write
@@ -48,17 +47,15 @@ def test_a_killed_search_is_finished_by_two_that_share_its_trials_and_make_one_c
 ) -> None:
     suite, uri = write(tmp_path, **SEARCH), new_store(tmp_path)
 
-    def begin(through: int, out: str) -> AbstractContextManager[Program]:
-        command = ("search", suite, "--store", uri, "--out", tmp_path / out)
-        return started(tmp_path, *command, through=through)
+    def begin(name: str, **details: Any) -> AbstractContextManager[Driver]:
+        return program(suite, uri, "--out", tmp_path / f"{name}.yaml", command="search", name=name, **details)
 
-    with begin(2, "killed.yaml") as first:
-        await_held(first, tmp_path)
+    with begin("killed", held=True, through=2) as first:
+        assert first.next_held() is not None, first.output()
     assert not (tmp_path / "killed.yaml").exists()
-    let_all_through(tmp_path)
-    with begin(0, "one.yaml") as one, begin(0, "two.yaml") as two:
-        outputs = [process.output() for process in (one, two)]
-    assert [one.returncode, two.returncode] == [0, 0], outputs
+    with begin("one") as one, begin("two") as two:
+        outputs = [each.output() for each in (one, two)]
+        assert [each.process.returncode for each in (one, two)] == [0, 0], outputs
     assert list(ended(uri).values()) == [1] * 6
     texts = [(tmp_path / f"{name}.yaml").read_text() for name in ("one", "two")]
     assert texts[0].replace("name: one", "name: two") == texts[1]
@@ -168,7 +165,7 @@ def test_a_trial_that_was_lost_ends_the_search_and_comes_back(
     suite = write(tmp_path, **{**SEARCH, "methods": ["lora"], "search": {"trials": 2}})
     uri = new_store(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(tensorbench.execution.inline, "perform", lambda *_: lost("its node died"))
+        patch.setattr(tensorbench.execution.perform, "perform", lambda *_, **__: lost("its node died"))
         patch.setattr(driver, "TIMES", 0)
         stopped = call("search", suite, "--store", uri)
     assert (stopped.code, "lost with its worker" in " ".join(stopped.err.split())) == (2, True)

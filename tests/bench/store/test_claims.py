@@ -8,24 +8,20 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-import tensorbench.store.store
-from tensorbench.execution import driver as driving
 from tensorbench.execution.driver import execute, failures
 from tensorbench.execution.inline import Inline
 from tensorbench.execution.perform import Event
 from tensorbench.execution.session import session
-from tensorbench.machine.alive import owner
 from tensorbench.records.record import Record, failed
 from tensorbench.records.words import Status, Tag
 from tensorbench.store import claims
 from tensorbench.store.claims import SIGN, Claims
-from tensorbench.store.connect import StoreError
 from tensorbench.store.store import Store
 
 from ...stored import begun
@@ -118,23 +114,6 @@ def test_a_driver_elsewhere_is_dead_when_it_has_given_no_sign_for_long(
     assert take(here)
 
 
-def test_claims_do_not_expire_while_the_store_is_away(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    far, here = opened(store, ELSEWHERE), opened(store)
-    clock = [1000.0]
-    monkeypatch.setattr(claims.time, "monotonic", lambda: clock[0])
-    assert far.driver in here.living()
-
-    def away(*_: object) -> None:
-        raise MlflowException("away")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "get_experiment", away)
-        clock[0] += claims.EXPIRY * 2
-        with pytest.raises(StoreError):
-            here.living()
-    assert far.driver in here.living()
-
-
 def test_claims_expire_only_after_time_for_a_sign_since_the_store_is_back(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,16 +168,6 @@ def test_a_run_that_its_driver_ends_while_another_one_looks_stays_as_it_ended(
     assert store.client.get_run(run.run_id).info.status == "FINISHED"
 
 
-def test_a_driver_that_ends_frees_its_claims_and_leaves_no_sign(store: Store) -> None:
-    with session(store) as at_work:
-        assert take(at_work.claims)
-        assert not take(opened(store))
-    other = opened(store)
-    assert take(other)
-    other.settle("t")
-    assert names(store) == []
-
-
 def test_a_claim_whose_answer_was_lost_is_found_to_be_ones_own(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,26 +181,6 @@ def test_a_claim_whose_answer_was_lost_is_found_to_be_ones_own(
     monkeypatch.setattr(MlflowClient, "create_registered_model", twice)
     assert take(first)
     assert not take(other)
-
-
-def test_runs_of_dead_drivers_are_closed_and_those_of_live_ones_stay(store: Store) -> None:
-    made = plan(methods=["lora", "head_only"], seeds=[0, 1])
-    live, gone = opened(store), opened(store, dead_owner())
-    runs = {}
-    for trial, driver in zip(
-        made.trials, (live.driver, gone.driver, "swept long ago", live.driver), strict=True
-    ):
-        rows = [row for row in made.rows if trial.id in row.trials.values()]
-        run = begun(store, trial, rows, tags={Tag.DRIVER: driver})
-        runs[driver] = run.run_id
-    assert opened(store).close_stale() == 2
-    status = {run: store.client.get_run(run).info.status for run in runs.values()}
-    assert status == {
-        runs[live.driver]: "RUNNING",
-        runs[gone.driver]: "KILLED",
-        runs["swept long ago"]: "KILLED",
-    }
-    assert owner() in store.client.get_experiment(store.experiment.experiment_id).tags[SIGN + live.driver]
 
 
 def test_a_failure_by_another_driver_stays_unless_a_retry_is_requested(store: Store) -> None:
@@ -250,41 +199,6 @@ def test_a_failure_by_another_driver_stays_unless_a_retry_is_requested(store: St
             execute(made, [trial], at_work, place, events.append, retried=retried)
         kinds.append(events[-1].kind)
     assert kinds == ["elsewhere", "elsewhere", "finished"]
-
-
-def test_a_driver_waits_for_what_another_one_runs_and_does_not_run_it_again(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = plan(methods=["head_only"], training={"batch_size": 16, "steps": 1})
-    (trial,) = made.trials
-    other = opened(store)
-    assert take(other, trial.id)
-    run = begun(store, trial, made.rows, tags={Tag.DRIVER: other.driver})
-
-    def finish() -> None:
-        run.end(Record(status=Status.FINISHED, metrics={"score": 1.0}))
-        other.settle(trial.id)
-
-    events: list[Event] = []
-    waits = []
-    real = driving._Driving._wait
-
-    def wait(self: driving._Driving) -> None:
-        # The other driver ends once this one has begun to wait.
-        if not waits:
-            finish()
-        waits.append(1)
-        real(self)
-
-    monkeypatch.setattr(driving._Driving, "_wait", wait)
-    monkeypatch.setattr(driving, "LOOK", 0.0)
-    here = Store.existing(store.uri, "toy")
-    with session(here) as at_work, Inline("cpu") as place:
-        execute(made, [trial], at_work, place, events.append)
-    assert waits
-    assert [event.kind for event in events] == ["elsewhere"]
-    assert [record.status for record in store.records()] == ["FINISHED"]
-    assert names(store) == []
 
 
 @pytest.mark.parametrize("retries", [False, True])
@@ -329,37 +243,6 @@ def test_what_another_driver_settled_meanwhile_is_dropped_without_a_claim_unless
 # --- what is left over ---
 
 
-def test_a_sweep_reads_only_the_trials_of_dead_drivers(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    gone, live = opened(store, dead_owner()), opened(store)
-    settled = stored(store, "finished")
-    assert take(gone, settled)
-    assert take(live, "running")
-    read: list[str | None] = []
-    real = Store.records
-
-    def records(self: Store, *arguments: Any, trial_id: str | None = None) -> list[Record]:
-        read.append(trial_id)
-        return real(self, *arguments, trial_id=trial_id)
-
-    monkeypatch.setattr(Store, "records", records)
-    assert live.left() == [settled]
-    assert read == [settled]
-
-
-@pytest.mark.parametrize("status", ["finished", "failed"])
-def test_a_start_sweeps_what_a_killed_driver_left_of_a_trial_that_has_its_result(
-    store: Store, status: Literal["finished", "failed"]
-) -> None:
-    gone = opened(store, dead_owner())
-    settled = stored(store, status)
-    assert take(gone, settled)
-    assert take(gone, "open")
-    with session(store) as at_work:
-        # A claim without result states the next attempt.
-        assert set(at_work.claims.taken()) == {"open"}
-    assert signs(store) == []
-
-
 def test_a_claim_on_a_failed_trial_stays_while_another_driver_may_be_trying_it_again(store: Store) -> None:
     gone, live = opened(store, dead_owner()), opened(store)
     trial = stored(store, "failed")
@@ -369,53 +252,6 @@ def test_a_claim_on_a_failed_trial_stays_while_another_driver_may_be_trying_it_a
     assert live.left() == []
     assert take(live, trial)
     assert live.left() == []
-
-
-def test_a_record_that_is_sent_by_a_later_start_takes_its_claim_with_it(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The store was unreachable when the driver ended, so claim and sign could not be deleted."""
-    first = Store.existing(store.uri, "toy")
-    made = plan(methods=["head_only"], training={"batch_size": 16, "steps": 1})
-
-    def away(*_: object, **__: object) -> None:
-        raise OSError("the store is away")
-
-    left = []
-
-    def end_while_it_is_away(patch: pytest.MonkeyPatch) -> None:
-        with session(first) as at_work, Inline("cpu") as place:
-            left.append(at_work.claims.driver)
-            patch.setattr(driving, "FILE_PATIENCE", 0)
-            patch.setattr(tensorbench.store.store, "keep_files", away)
-            for name in ("set_terminated", "delete_experiment_tag", "set_experiment_tag"):
-                patch.setattr(MlflowClient, name, away)
-            execute(made, list(made.trials), at_work, place, lambda event: None)
-
-    with monkeypatch.context() as patch, pytest.raises(StoreError):
-        end_while_it_is_away(patch)
-    assert (len(names(store)), signs(store)) == (1, left)
-    assert {run.tags["kind"] for run in store.running()} == {"trial", "suite"}
-    with session(store) as later:
-        assert later.sent == 1
-        assert names(store) == []
-        assert signs(store) == [later.claims.driver]
-        assert not store.running()
-
-
-def test_drivers_that_die_elsewhere_are_swept_at_the_end(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    far = opened(store, ELSEWHERE)
-    trial = stored(store, "finished")
-    assert take(far, trial)
-    store.begin_suite(plan(), far.driver)
-    clock = [1000.0]
-    monkeypatch.setattr(claims.time, "monotonic", lambda: clock[0])
-    with session(store) as at_work:
-        assert at_work.closed == 0
-        clock[0] += claims.EXPIRY + 1
-    assert (names(store), signs(store), store.running()) == ([], [], [])
 
 
 def test_a_driver_that_begins_while_another_sweeps_keeps_its_sign(

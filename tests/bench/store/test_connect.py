@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import mlflow.store
 import pytest
@@ -29,9 +30,10 @@ from tensorbench.store import trained
 from tensorbench.store.addresses import shown_uri
 from tensorbench.store.connect import connect, follow, index_trials, state_folder, with_driver
 from tensorbench.store.store import Store
-from tools.stress.scenarios import first_killed, first_statements
 
 from ...messages import naming
+from .. import crashes
+from ..crashes import Step
 from ..toy_runs import SHORT, executed
 from ..toy_suites import plan, write
 
@@ -107,7 +109,6 @@ def test_a_run_that_cannot_be_read_shows_no_password(monkeypatch: pytest.MonkeyP
     [
         ("postgresql://host/db", "postgresql+psycopg2://host/db"),
         ("postgresql+psycopg://host/db", "postgresql+psycopg://host/db"),
-        ("mysql+pymysql://host/db", "mysql+pymysql://host/db"),
         ("http://host/postgresql://", "http://host/postgresql://"),
     ],
 )
@@ -213,13 +214,30 @@ def uri(folder: Path) -> str:
     return f"sqlite:///{folder / 'mlflow.db'}"
 
 
-def statements(folder: Path, how: Literal["bench", "mlflow"]) -> int:
-    """Counts the database statements that open a copy of a folder's store, or a new store if it has none."""
-    scale = folder / "scale"
-    scale.mkdir()
-    if (folder / "mlflow.db").exists():
-        shutil.copyfile(folder / "mlflow.db", scale / "mlflow.db")
-    return first_statements(scale, uri(scale), how)
+def kill_start(folder: Path, *places: float | str, program: str = "create") -> Iterator[Path]:
+    """Opens copies of a folder's store, or new ones if it has none, and kills the process that does.
+
+    `places` say at which part of its steps, or at the first step with a name that begins so. Yields the
+    folder of each copy.
+    """
+    steps: list[Step] = []
+    for place in (0, *places):
+        copy = folder / f"copy-{place}"
+        copy.mkdir()
+        if (folder / "mlflow.db").exists():
+            shutil.copyfile(folder / "mlflow.db", copy / "mlflow.db")
+        number = (
+            next(step.number for step in steps if step.name.startswith(place))
+            if isinstance(place, str)
+            else int(place * len(steps))
+        )
+        started = crashes.start(copy, program, uri(copy), step=number)
+        if place:
+            assert started.returncode == -signal.SIGKILL, started.output()
+            yield copy
+        else:
+            assert started.returncode == 0, started.output()
+            steps = crashes.steps(copy)
 
 
 def usable(folder: Path) -> list[str]:
@@ -231,23 +249,19 @@ def usable(folder: Path) -> list[str]:
 
 @processes
 def test_a_first_start_that_is_killed_leaves_nothing_in_the_way_of_the_next(tmp_path: Path) -> None:
-    count = statements(tmp_path, "bench")
-    for share in (0.1, 0.4, 0.8):
-        folder = tmp_path / str(share)
-        folder.mkdir()
-        first_killed(folder, uri(folder), int(share * count))
+    for folder in kill_start(tmp_path, 0.1, 0.4, 0.8):
         assert usable(folder) == ["Default", "new"]
         assert not (folder / ".tensorbench" / "mlflow.db" / "schema").exists()
 
 
 @processes
 def test_a_first_start_of_an_earlier_version_that_was_killed_is_made_good(tmp_path: Path) -> None:
-    first_killed(tmp_path, uri(tmp_path), statements(tmp_path, "mlflow") // 2, "mlflow")
-    copy = tmp_path / "copy.db"
-    shutil.copyfile(tmp_path / "mlflow.db", copy)
+    (folder,) = kill_start(tmp_path, 0.5, program="create_by_mlflow")
+    copy = folder / "copy.db"
+    shutil.copyfile(folder / "mlflow.db", copy)
     with pytest.raises(Exception, match=r"already exists|duplicate column"):
         MlflowClient(f"sqlite:///{copy}").search_experiments()
-    assert usable(tmp_path) == ["Default", "new"]
+    assert usable(folder) == ["Default", "new"]
 
 
 def test_an_empty_file_becomes_a_store(tmp_path: Path) -> None:
@@ -294,17 +308,17 @@ def test_an_upgrade_keeps_what_is_stored_and_no_copy_of_it(earlier: Path) -> Non
 def test_an_upgrade_that_was_killed_is_undone_by_the_command_that_the_next_start_names(
     earlier: Path,
 ) -> None:
-    first_killed(earlier, uri(earlier), int(0.4 * statements(earlier, "bench")))
+    (folder,) = kill_start(earlier, "DROP TABLE")
     with pytest.raises(UserError) as refused:
-        usable(earlier)
+        usable(folder)
     undo = shlex.split(str(refused.value).rpartition("this undoes it: ")[2])
     assert undo[0] == "mv"
     subprocess.run(undo, check=True)
     # In a new process: MLflow in this one still has the removed file open.
-    first_statements(earlier, uri(earlier))
-    with closing(sqlite3.connect(earlier / "mlflow.db")) as connection:
+    assert crashes.start(folder, "create", uri(folder)).returncode == 0
+    with closing(sqlite3.connect(folder / "mlflow.db")) as connection:
         names = connection.execute("SELECT name FROM experiments ORDER BY name").fetchall()
-    assert names == [("Default",), ("old",), ("stress",)]
+    assert names == [("Default",), ("old",), ("toy",)]
 
 
 def test_a_file_that_cannot_be_written_is_opened_without_its_index(tmp_path: Path, new_store: Any) -> None:
