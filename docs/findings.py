@@ -63,13 +63,15 @@ def pages() -> dict[Path, str]:
         levels, on_tasks = studies.of_levels(study, PAGES / "study_full.tensorbench.zip")
         answer = f"**{studies.in_one_sentence(study)}** {levels}\n\n{picture.shown}"
         parts += ["### Without an adapter", on_tasks]
+    advice, behind = studies.of_advice(study)
     contents = {
         "answer": answer,
+        "costs": studies.of_costs(study),
         "questions": in_short(STUDY.read_text(encoding="utf-8"), questions),
-        "advice": studies.of_advice(study).text,
+        "advice": advice,
     }
     return figures | {
-        STUDY: rewritten(STUDY, {"answers": "\n\n".join(filter(None, parts))}),
+        STUDY: rewritten(STUDY, {"answers": "\n\n".join(filter(None, parts)), "advice": behind}),
         FINDINGS: rewritten(FINDINGS, contents),
         DECODER: rewritten(DECODER, {"table": of_decoder(PACKS / "smollm2.tensorbench.zip")}),
     }

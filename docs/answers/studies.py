@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from operator import itemgetter
@@ -22,6 +22,7 @@ from tensorbench.reports.inference.effects import Verdict, effect
 from tensorbench.reports.inference.intervals import LEAST_SEEDS, Bounds, simultaneous
 from tensorbench.reports.inference.studies import CompleteStudies, of_method, score_after
 from tensorbench.reports.reading import read
+from tensorbench.reports.results import Cell
 from tensorbench.reports.selection import Selection
 from tensorbench.reports.units import listed, many
 
@@ -70,10 +71,18 @@ def of_questions(study: Path) -> dict[str, Answer]:
     }
 
 
-def of_advice(study: Path) -> Answer:
-    """What to use after each number of trials, what to expect, and the rates to start from."""
+def of_advice(study: Path) -> tuple[str, str]:
+    """What to use after each number of trials, and what stands behind it: expected scores, and rates."""
     every = analysed(study)
-    return answered([(every, rule) for rule in (affordable, expected, partial(rates, every))])
+    advice = answered([(every, affordable)])
+    behind = answered([(every, rule) for rule in (expected, partial(rates, every))])
+    return advice.text, behind.text
+
+
+def of_costs(study: Path) -> str:
+    """One table of the methods: difference from LoRA, how many estimators agree, size and costs."""
+    every = analysed(study)
+    return answered([(every, partial(with_costs, every))]).text
 
 
 def of_fresh_tunings(study: Path, fresh: Path) -> Answer:
@@ -275,6 +284,43 @@ def _cost(interval: Bounds | None, threshold: float) -> str:
     if interval is not None and interval[1] < -threshold:
         return "more than a point"
     return "undecided"
+
+
+#: How many of the 16 estimators and intervals that attacks tried agree with the verdict by the sharper rule.
+AGREE = {"LoRA (targets=qkvo) r=3": 16, "FacT-TT": 11, QKV_DEPTH: 16, ALL_MODES: 13, "LoRA-XS": 8, ATT: 12}
+
+
+def with_costs(analysis: Analysis, block: Block) -> Ruling:
+    """Each method's difference from the reference, beside its size and its costs, as means over the tasks.
+
+    Times of a training step are relative to the reference's on the same task, those of a forward to the
+    backbone's without an adapter.
+    """
+    cells = {cell.number: cell for cell in analysis.results.all_cells}
+    reference = [cells[number] for number in block.entrants[0].cells if number is not None]
+
+    def mean(values: Iterable[float | None]) -> float:
+        return float(np.mean([np.nan if value is None else value for value in values]))
+
+    rows = []
+    for entrant in block.entrants:
+        own = [cells[number] for number in entrant.cells if number is not None]
+        pairs = zip(own, reference, strict=True)
+        step = mean((cell["step_ms"] or np.nan) / (other["step_ms"] or np.nan) for cell, other in pairs)
+        forward, memory = (mean(cell[name] for cell in own) for name in ("adapted_forward", "peak_mib"))
+        difference = entrant.differences.get(block.k)
+        ruled = ["reference", "–", "–"]
+        if difference is not None:
+            agree = f"{AGREE[entrant.method]} of 16" if entrant.method in AGREE else "–"
+            ruled = [_with_interval(difference), in_words(difference.verdict), agree]
+        sizes = (" or ".join(dict.fromkeys(texts)) for texts in zip(*map(_size, own), strict=True))
+        rows.append([entrant.method, *ruled, *sizes, f"{step:.2f}", f"{forward:.2f}", f"{memory:,.0f}"])
+    head = ["method", f"from {block.against}", "verdict", "estimators that agree", "ranks", "parameters"]
+    return Ruling("", [*head, "time of a step", "time of a forward", "memory, MiB"], rows)
+
+
+def _size(cell: Cell) -> tuple[str, str]:
+    return cell.ranks, f"{cell.parameters:,}"
 
 
 # --- advice ---
