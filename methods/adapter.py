@@ -193,13 +193,14 @@ class Adapter(ABC):
             )
         biases = self.biases()
         # Squared norms of the rounding errors and of the updates, over weights of low precision.
-        error = update = 0.0
+        error, update, rounded = 0.0, 0.0, torch.float32
         for site, delta in self.deltas():
             base = self.bases[site]
             weight = base.weight.data
             self._unmerged[site] = (weight, base.bias)
             base.weight.data = merged = (weight + delta).to(weight.dtype)
             if torch.promote_types(weight.dtype, torch.float32) != weight.dtype:
+                rounded = weight.dtype
                 error += float((merged.float() - weight.float() - delta.float()).square().sum())
                 update += float(delta.float().square().sum())
             if site in biases:
@@ -209,7 +210,7 @@ class Adapter(ABC):
         self._unregister()
         if error:
             warnings.warn(
-                f"merged into {weight.dtype} weights, where rounding moves the update by "
+                f"merged into {rounded} weights, where rounding moves the update by "
                 f"{100 * (error / update) ** 0.5:.3g}% of its norm; unmerged it is exact",
                 RoundedMerge,
                 stacklevel=3,

@@ -157,7 +157,7 @@ def _limits(block: Block, entrants: Sequence[Entrant]) -> Iterator[str]:
         if unknown := [setting for setting, part in parts if part.validation is None]:
             yield (
                 f"On {listed(dict.fromkeys(unknown))} intervals lack the luck of the validation sample: the "
-                "examples have no stored log-probabilities."
+                "log-probabilities of examples, or the number of validation examples, are not stored."
             )
         return
     silent = [each for _, each in compared if each.interval(simultaneous(1)) is None]

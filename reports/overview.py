@@ -35,7 +35,8 @@ def overview(
     lines = [
         row_texts(cell, "cut" if cell.left else cell.ranks)
         | {
-            "measure": measured(alike[cell.setting, cell.studies is not None]) + _after(cell),
+            "measure": measured([cell] if cell.metric else alike[cell.setting, cell.studies is not None])
+            + _after(cell),
             "score": score(cell, of_cell[cell.number], score_of),
         }
         | ({"studies": studies(cell, of_cell[cell.number])} if tuned else {})

@@ -369,7 +369,8 @@ def _method_line(
             minus(between(found, unit)),
         )
         if found
-        else NOTHING,
+        # The reference sorts among the others.
+        else (Entry("0", NOTHING) if first.is_reference else NOTHING),
         "verdict": Entry(first.verdict, style=f"verdict {found.verdict.side}")
         if found
         else Entry("the reference" if first.is_reference else left_out, style="verdict"),

@@ -55,7 +55,7 @@ def scores_table(results: Results, block: Block, number: int = 0) -> Table:
     On a page, names of methods lead to their suites. `number` is that of the block.
     """
     against = f"difference from {block.against}" if block.against else "difference"
-    fixed = ["method", "parameters", "mean", against, "verdict", *SAMPLES]
+    fixed = ["method", "parameters", "mean", "difference", against, "verdict", *SAMPLES]
     # A task may have the name of a column.
     names = [setting_name(block, setting) for setting in block.settings]
     names = [f"task {name}" if name in fixed else name for name in names]
@@ -230,6 +230,7 @@ def _dotted(entrant: Entrant, place: int) -> Entry:
 def rates_table(analysis: Analysis, block: Block, advice: Mapping[int, RateAdvice]) -> Table:
     """The rate to start from, for each method of a tuned block on each task. `advice` is by cell."""
     names = [setting_name(block, setting) for setting in block.settings]
+    names = [f"task {name}" if name == "method" else name for name in names]
     lines = []
     for place, entrant in enumerate(block.entrants):
         line: dict[str, str] = {"method": _dotted(entrant, place)}

@@ -234,4 +234,9 @@ def _extract(asset: Asset, archive: Path, folder: Path) -> None:
         if isinstance(members, zipfile.ZipFile):
             members.extractall(folder, kept)
         else:
-            members.extractall(folder, map(members.getmember, kept), filter="data")
+            for name in kept:
+                content = members.extractfile(name)
+                assert content is not None, "a file, as checked above"
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                with (folder / name).open("wb") as copy:
+                    shutil.copyfileobj(content, copy)

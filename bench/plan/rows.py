@@ -145,7 +145,12 @@ class Plan(ShowsOverview):
         texts = []
         for name, trial in of_task.items():
             split_seed = trial.task.split_seed(trial.seed)
-            if sizes := split_sizes(self.tasks[name], trial.task.sizes, split_seed):
+            try:
+                sizes = split_sizes(self.tasks[name], trial.task.sizes, split_seed)
+            except UserError:
+                # A size that the data do not allow: a start says so, before any work.
+                continue
+            if sizes:
                 dealt = "" if split_seed is None else f", as seed {split_seed} deals them"
                 texts.append(f"{name}: {sizes}{dealt}")
         return texts

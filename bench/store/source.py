@@ -7,14 +7,15 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from tensorbench.methods import UserError
+from tensorbench.methods.errors import shown
 from tensorbench.methods.validation import explained
 from tensorbench.records import Wired
 from tensorbench.records.record import Record
 from tensorbench.records.stored_plan import StoredPlan, StoredSuite
-from tensorbench.records.words import Artifact, RunKind
+from tensorbench.records.words import Artifact, RunKind, Tag
 from tensorbench.store.artifacts import broken
 
 if TYPE_CHECKING:
@@ -24,6 +25,19 @@ Content = TypeVar("Content", bound=Wired)
 
 #: The columns of `Source.curves`.
 CURVE = ("run_id", "key", "step", "value")
+
+_COMMITS = TypeAdapter(dict[str, str])
+
+
+def begun_with(run: Record) -> dict[str, str]:
+    """The commits with which a suite's run was made. Raises UserError if its tag is malformed."""
+    text = run.tag(Tag.COMMITS, "{}")
+    try:
+        return _COMMITS.validate_json(text)
+    except ValidationError as error:
+        raise UserError(
+            f"tag {Tag.COMMITS} of run {run.run_id}: {shown(text)}, expected JSON with commits by branch"
+        ) from error
 
 
 class Source(ABC):
@@ -116,6 +130,8 @@ class Source(ABC):
         """
         commits: dict[str, str] = {}
         for run in self.records(RunKind.SUITE):
+            # A first start may have died between making its run and storing its suite.
+            commits |= begun_with(run)
             if stored := self.content(run, Artifact.SUITE, StoredSuite):
                 commits |= stored.commits
         return commits

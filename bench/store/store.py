@@ -43,7 +43,7 @@ from tensorbench.store.connect import (
     storing,
 )
 from tensorbench.store.queries import experiments, find_runs, read_curves, read_tables
-from tensorbench.store.source import CURVE, Source
+from tensorbench.store.source import CURVE, Source, begun_with
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -338,7 +338,7 @@ class Store(Source):
             stored = stored.completed(earlier)
         run = self.begin(suite.name, driver, suite.commits)
         # Another start may have made the run in the same moment, before either stored its commits.
-        refuse_other(json.loads(run.tag(Tag.COMMITS, "{}")))
+        refuse_other(begun_with(run))
         run_id = run.run_id
         self.keep(run_id, Artifact.PLAN, stored)
         fields = suite.model_dump(mode="json", exclude_unset=True)

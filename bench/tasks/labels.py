@@ -170,11 +170,20 @@ def _classes(
     """
     names = data.names or tuple(stored_names)
     if isinstance(data.classes, dict):
+        for number, stored in enumerate(stored_names):
+            if stored in names and data.classes.get(str(number), stored) != stored:
+                raise _other_order(column, names, stored_names)
         return names, {value: names.index(name) for value, name in data.classes.items()}
     if {*names} & {*stored_names}:
         numbers = {name: number for number, name in enumerate(names)}
-        stored_names = names if _renamed(names, stored_names) else stored_names
+        if _renamed(names, stored_names):
+            stored_names = names
+        elif not {*names} <= {*stored_names} and not {*stored_names} <= {*names}:
+            raise _other_order(column, names, stored_names)
         return names, {str(n): numbers[name] for n, name in enumerate(stored_names) if name in numbers}
+    folded, stored_folded = ([name.casefold() for name in each] for each in (names, stored_names))
+    if any(name in stored_folded[:place] + stored_folded[place + 1 :] for place, name in enumerate(folded)):
+        raise _other_order(column, names, stored_names)
     if names and not set(keys) & set(names) and any(key.isdecimal() for key in keys):
         return names, {str(number): number for number in range(len(names))}
     if not names:
@@ -186,10 +195,21 @@ def _classes(
 
 
 def _renamed(names: Sequence[str], stored_names: Sequence[str]) -> bool:
-    """Whether the description lists all stored names in their order, some of them under another name."""
-    pairs = list(zip(names, stored_names, strict=False))
-    return len(names) == len(stored_names) and all(
-        own == stored or (own not in stored_names and stored not in names) for own, stored in pairs
+    """Whether the description lists the stored names in their order, at most one of them under another name.
+
+    With two other names, which of them stands for which stored one would be a guess.
+    """
+    other = [pair for pair in zip(names, stored_names, strict=False) if pair[0] != pair[1]]
+    return len(names) == len(stored_names) and (
+        not other or (len(other) == 1 and other[0][0] not in stored_names and other[0][1] not in names)
+    )
+
+
+def _other_order(column: str, names: Sequence[str], stored_names: Sequence[str]) -> UserError:
+    """Returns the error for classes by which a number could be another class than the data say it is."""
+    return UserError(
+        f"classes: {', '.join(names)}, but the data name the numbers of column '{column}' "
+        f"{', '.join(stored_names)}: give the classes these names, or none"
     )
 
 

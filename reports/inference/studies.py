@@ -208,8 +208,8 @@ def of_pair(
     variance. Its degrees of freedom are the number of studies minus one. The error is None for fewer than
     `LEAST_SEEDS` studies, or if fewer than k trials remain without one study. `failures` are those of the
     block, and by default those of these studies. The error covers test examples if both methods have them,
-    from the same test set. It covers validation examples if both were chosen by the same number of them and
-    have each example's loss. Raises the ValueErrors of `paired` and `score_after`.
+    from the same test set. It covers validation examples if their number is stored and both have each test
+    example's loss. Raises the ValueErrors of `paired` and `score_after`.
     """
     method, reference = paired(method, reference)
     return _estimate([(1, method), (-1, reference)], k, failures)
@@ -300,10 +300,12 @@ def _variance_of_failures(studies: CompleteStudies, k: int, failures: Failures) 
     If a share p of trials fails, all k fail with probability p^k, and the score loses that share of `fall`.
     By the delta method, the standard error is k p^(k - 1) times `fall` times the standard error of p. With
     few trials, the observed p and its error may be too small by chance. So p is the upper quartile of
-    `Failures.chance`. The variance of p is that of `Failures.chance` or over studies, whichever is larger.
+    `Failures.chance`. The variance of p is that of `Failures.chance` or over studies, whichever is larger,
+    and at least that of half a failure among the trials: where no method fails, one of them may all the same.
     """
     share, variance = failures.chance(int(studies.failed.sum()), studies.trials)
-    variance = max(studies.failed.mean(1).var(ddof=1) / studies.count, variance)
+    over_studies = studies.failed.mean(1).var(ddof=1) / studies.count
+    variance = max(over_studies, variance, (0.5 / studies.trials) ** 2)
     fall = studies.fall if failures.fall is None or studies.failed.any() else failures.fall
     return float((k * share ** (k - 1) * fall) ** 2 * variance)
 

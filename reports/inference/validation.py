@@ -9,8 +9,8 @@ from scipy import special
 
 from tensorbench.reports.inference.intervals import Array
 
-#: F(x) below is interpolated between this many losses, from this many standard errors below the lowest.
-_POINTS, _REACH = 512, 5
+#: F(x) below is interpolated between this many losses about each trial's, within this many standard errors.
+_POINTS, _REACH = 41, 5
 #: The number of nodes of the Gauss-Hermite quadrature of the integral below.
 _NODES = 7
 
@@ -47,13 +47,13 @@ def influences(losses: Array, scores: Array, by_example: Array, validation: int,
         return rows
     means, values = losses[lasting], scores[lasting]
     off = by_example[lasting] - by_example[lasting].mean(1, keepdims=True)
-    # The error that all trials have in common changes no choice.
-    off = off - off.mean(0)
+    # The error that all trials have in common changes no choice. Those whose losses exploded have another.
+    off = off - np.median(off, axis=0)
     errors = np.sqrt((off**2).mean(1) * len(off) / (len(off) - 1) / validation)
     if not errors.max():
         return rows
     errors = np.maximum(errors, 1e-6 * errors.max())
-    grid = np.linspace((means - _REACH * errors).min(), (means + _REACH * errors).max(), _POINTS)
+    grid = np.unique(means + errors * np.linspace(-_REACH, _REACH, _POINTS)[:, None])
     beyond = 1 - special.ndtr((grid[:, None] - means) / errors).sum(1) / trials
     # The product of two normal densities is a normal density in x, times one in the difference of the means.
     squares = errors**2

@@ -73,7 +73,8 @@ def test_the_terminal_shows_progress_and_a_table(finished: Ran) -> None:
     out = finished.ended.out
     assert "8 trials, 8 to run" in out
     assert out.count("✓") == 8
-    assert re.search("movie-sentiment · tiny-random-bert · .*mean ± ", out)
+    assert re.search("movie-sentiment · tiny-random-bert · .*accuracy", out)
+    assert "± is the standard deviation over seeds" in out
     scores = [finished.by_method("LoRA", seed).metrics["score"] for seed in (0, 1)]
     mean, deviation = pd.Series(scores).mean(), pd.Series(scores).std()
     assert f"{mean:.4f} ± {deviation:.4f}" in out

@@ -221,7 +221,7 @@ def test_other_windows_do_not_merge(halves: Halves, tmp_path: Path, new_store: N
 def test_a_plan_shows_window_and_head_rate_and_counts_points(halves: Halves, call: Call) -> None:
     out = call("plan", halves.suite, "--studies", "1,2").out
     assert re.search(naming(16, "2 of 3 studies", 4), out)
-    for shown in ("3.16e-4 … 3.16e-3", "head lr 3e-3", "9.49e-4 … 9.49e-3"):
+    for shown in ("3.16e-4 … 3.16e-3", "the head's learning rate is 3e-3", "9.49e-4 … 9.49e-3"):
         assert shown in out
     (head, lora) = json.loads(call("plan", halves.suite, "--json").out)["windows"]
     assert (lora["method"], lora["lr"], lora["published_lr"]) == ("LoRA", [3.162e-4, 3.162e-3], None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
@@ -58,11 +59,14 @@ def test_a_plug_in_of_another_kind_is_not_seen(monkeypatch: pytest.MonkeyPatch) 
     [
         ("no_such_module:Method", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("tensorbench.baselines.lora:Missing", "AttributeError: .*Missing"),
+        ("half_written:Method", "SyntaxError: "),
     ],
 )
 def test_a_broken_plug_in_is_named_and_passed_over(
-    target: str, reason: str, monkeypatch: pytest.MonkeyPatch
+    target: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "half_written.py").write_text("class Method(")
+    monkeypatch.syspath_prepend(tmp_path)
     registry_ = plugged(monkeypatch, broken=target, mine="tensorbench.baselines.head_only:HeadOnly")
     message = f"the plug-in '{target}' with method 'broken' fails to import: {reason}"
     with pytest.raises(UserError, match=message):

@@ -190,6 +190,7 @@ WORLDS = {
     "one method varies three times as much": World(wide={3: 3.0}),
     "skewed": World(skewed=0.01),
     "curves": World(CURVES),
+    "curves, 1% of one method alone": World(CURVES, failures={5: 0.01}),
     "curves, fail .6 decade above": World(CLIFF),
     "… optima alike on all tasks": World(CLIFF, exchanged=False),
     "… and rates alike (not the design)": World(CLIFF, exchanged=False, shared_rates=True),
@@ -295,7 +296,7 @@ def differences(trials: Trials) -> Differences:
     depths = depth.reshape(repeats, -1).sum(1) / np.maximum(counts.sum(1), 1)
     seen = np.where((counts == 0) & (counts.sum(1) > 0)[:, None], depths[:, None], fall.reshape(repeats, -1))
     posterior = first * second / (first + second) ** 2 / (first + second + 1)
-    largest = np.maximum(over.reshape(repeats, -1), posterior)
+    largest = np.maximum(np.maximum(over.reshape(repeats, -1), posterior), (0.5 / size) ** 2)
     with_others = added(stats.beta.ppf(0.75, first, second), seen, largest)
     values, pseudo = shaped(estimate), shaped(pseudo)
     variances = (pseudo[..., 1:, :] - pseudo[..., :1, :]).var(0, ddof=1) / studies

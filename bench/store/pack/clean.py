@@ -10,8 +10,8 @@ from typing import Any
 from tensorbench.records.origin import SourceFile
 from tensorbench.records.words import PROVENANCE, Tag
 
-#: Tags that are not packed: they name processes, machines and runs of one store.
-STAYS = {Tag.OWNER, Tag.DRIVER, Tag.PARENT, Tag.ORIGIN}
+#: Tags that are not packed: they name processes, machines and runs of one store, or what suite.json has.
+STAYS = {Tag.OWNER, Tag.DRIVER, Tag.PARENT, Tag.ORIGIN, Tag.COMMITS}
 _OWN_TAGS = {str(tag) for tag in Tag} - STAYS
 
 #: A path in a text, from a root, a home or a drive. A URL such as `https://…` does not count.

@@ -16,7 +16,9 @@ from tensorbench.execution.session import begin_suite, session
 from tensorbench.methods import UserError
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite import load_suite
+from tensorbench.records.words import Tag
 from tensorbench.store.claims import Claims
+from tensorbench.store.commits import held
 from tensorbench.store.store import Store
 from tensorbench.tasks import DataSource
 
@@ -140,6 +142,34 @@ def test_two_starts_cannot_take_two_commits(
         with pytest.raises(UserError, match=naming("at main", "another start of 'hub'")):
             store.begin_suite(second)
     assert store.commits()["model me/tiny-roberta at main"] == commit
+
+
+def test_a_first_start_that_died_before_storing_its_suite_holds_its_commits(
+    moved: Callable[[], None],
+    online: Hub,
+    tmp_path: Path,
+    new_store: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file, store = suite_file(tmp_path, **TEXT), Store.create(new_store(tmp_path), "hub")
+    commit = online.commit(ROBERTA)
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "keep", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            store.begin_suite(make_plan(load_suite(file)))
+    moved()
+    assert store.commits()["model me/tiny-roberta at main"] == commit
+    suite, notes = held(load_suite(file), store.uri)
+    assert suite.commits["model me/tiny-roberta at main"] == commit
+    assert any("has moved" in note for note in notes)
+
+
+def test_a_malformed_tag_of_commits_is_named(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
+    store = Store.create(new_store(tmp_path), "hub")
+    run = store.begin("hub")
+    store.tag(run.run_id, Tag.COMMITS, "[1]")
+    with pytest.raises(UserError, match=naming("commits", run.run_id, "[1]")):
+        store.commits()
 
 
 def test_of_two_first_starts_at_once_the_second_waits_for_the_commits_of_the_first(

@@ -163,6 +163,32 @@ def test_classes_in_another_order_are_reordered_and_other_names_rename(tmp_path:
         task(tmp_path, **described, classes=["ant", "cat"])
 
 
+@pytest.mark.parametrize(
+    "classes",
+    [
+        # By its number a class would be another one than by its name.
+        {0: "bee", 1: "ant", 2: "cat"},
+        ["Bee", "Ant", "Cat"],
+        # Which of two names stands for which is unknown.
+        ["ant", "bug", "fly"],
+        ["bee", "ant", "fly"],
+    ],
+    ids=["numbers", "capitals", "two other names", "in another order with another name"],
+)
+def test_classes_by_which_a_number_could_be_another_class_are_refused(
+    tmp_path: Path, classes: dict[int, str] | list[str]
+) -> None:
+    with_named_classes(tmp_path / "r.parquet", ["ant", "bee", "cat"], ["ant", "bee", "cat"] * 4)
+    with pytest.raises(UserError, match=naming("classes: ", "'kind'", "ant, bee, cat")):
+        task(tmp_path, parquet="r.parquet", text="title", label="kind", classes=classes)
+
+
+def test_one_class_may_have_another_name(tmp_path: Path) -> None:
+    with_named_classes(tmp_path / "r.parquet", ["ant", "bee", "cat"], ["ant", "bee", "cat"] * 4)
+    renamed = task(tmp_path, parquet="r.parquet", text="title", label="kind", classes=["ant", "bee", "Katze"])
+    assert class_of_each(renamed) == ["ant", "bee", "Katze"] * 4
+
+
 def test_several_labels_by_columns_and_in_one(tmp_path: Path, own_cache: Path) -> None:
     kinds = [(i % 2, i % 3 == 0, i % 5 == 0) for i in range(60)]
     names = ("fun", "sad", "long")

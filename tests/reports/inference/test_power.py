@@ -96,4 +96,6 @@ def test_power_from_stored_and_assumed_noise_holds(seeds: int, tasks: int) -> No
     measured = [dict(finding(scenario, numbers)) for _ in range(150)]
     for noise in ("assumed", "stored"):
         name = f"+… and how often it is found ({noise})"
-        assert np.mean([values[name] for values in measured]) == pytest.approx(0.8, abs=0.1)
+        # Noise that is measured on three seeds of one task is itself uncertain, which costs power on average.
+        least = 0.6 if noise == "stored" and seeds * tasks == 3 else 0.7
+        assert least <= np.mean([values[name] for values in measured]) <= 0.9
