@@ -141,7 +141,7 @@ def test_the_terminal_shows_the_failures(method: str, uri: str, tmp_path: Path, 
     (line,) = (
         line for line in summary.overview(NAME).lines if (line["method"], line["task"]) == (method, TASK)
     )
-    assert (line["score"], line["trials"]) == ("–", "0/16")
+    assert (line["score"], line["trials"]) == ("–", "0/16 ✗ diverged")
 
 
 def test_an_error_of_a_method_that_always_diverged_has_the_sign_and_unit_of_its_metric(

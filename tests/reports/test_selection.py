@@ -114,8 +114,8 @@ def test_the_command_writes_a_part_and_leaves_the_stored_report_alone(
     assert ended.code == 0
     assert "suite run" not in ended.out
     page = (out / "index.html").read_text(encoding="utf-8")
-    assert "Difference from TensLoRA att" in page
-    assert "Difference from LoRA" not in page
+    assert "difference from TensLoRA att" in page
+    assert "difference from LoRA" not in page
 
 
 def test_a_cell_of_a_part_is_shown_by_its_number_there(rich: str, call: Call, tmp_path: Path) -> None:

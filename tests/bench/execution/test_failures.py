@@ -59,7 +59,7 @@ def test_a_diverging_trial_is_stored_with_its_reason_and_the_others_go_on(failed
 def test_the_terminal_shows_a_failure_in_line_and_table(failed: Ran) -> None:
     assert "✗ TensLoRA att" in failed.ended.out
     assert "nan at step" in failed.ended.out
-    assert "0/1 (diverged)" in failed.ended.out
+    assert "0/1 ✗ diverged" in failed.ended.out
     assert re.search("1 trial.* failed.*`--retry-failed`", failed.ended.out)
 
 

@@ -100,17 +100,17 @@ def test_a_trial_that_takes_too_long_has_failed_and_its_actor_is_gone(cluster: R
     assert not cluster._workers
 
 
-def test_an_error_outside_of_the_trial_costs_it_and_its_actor(cluster: RayCluster) -> None:
+def test_a_trial_that_no_device_takes_is_lost_and_the_next_actor_runs_the_next(cluster: RayCluster) -> None:
     cluster.device = "cuda:99"
     cluster.stop()
     (event,) = run(cluster, SHORT)
     assert event.kind == "lost"
     assert event.ending is not None
-    assert event.ending.failure.startswith(f"lost: its worker ({event.worker})")
+    assert event.ending.failure.startswith("lost: ")
     # torch's message depends on which of CUDA, the driver and the device is missing.
     assert any(word in event.ending.failure for word in ("CUDA", "cuda", "NVIDIA"))
-    # The cause of the broken actor would break the next trial too.
     cluster.device = "cpu"
+    cluster.stop()
     assert run(cluster, SHORT)[-1].kind == "finished"
 
 
