@@ -240,8 +240,11 @@ def test_unseen_failures_count_after_one_trial_and_not_after_many() -> None:
     methods = [drawn(seed, points=8) for seed in (0, 1)]
     failures = pooled_failures(methods)
     share, variance = failures.chance(0, 40)
+    # One of the methods may fail all the same, although none has.
+    half_a_failure = (0.5 / 40) ** 2
+    assert variance < half_a_failure
     for k in (1, 2):
-        expected = sum((k * share ** (k - 1) * (each.best - 0.5)) ** 2 * variance for each in methods)
+        expected = sum((k * share ** (k - 1) * (each.best - 0.5)) ** 2 * half_a_failure for each in methods)
         assert of_pair(methods[0], methods[1], k).failures == pytest.approx(expected)
     assert of_pair(methods[0], methods[1], 8).failures < 1e-12
     # Seeds are not tuned, and their failures are no matter of the interval.
@@ -253,7 +256,7 @@ def test_failures_of_other_methods_tell_what_to_expect() -> None:
     alone = of_pair(method, reference, 1)
     told = of_pair(method, reference, 1, pooled_failures([method, reference, failing]))
     many = of_pair(method, reference, 1, pooled_failures([method, reference] * 16))
-    assert many.failures < alone.failures < told.failures
+    assert many.failures <= alone.failures < told.failures
     assert (many.seeds, many.difference) == (told.seeds, told.difference)
 
 
