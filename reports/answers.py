@@ -240,8 +240,8 @@ def score_text(block: Block, entrant: Entrant, place: int | None = None, spread:
     The score is that on the method's setting at index `place`. If `place` is None, it is the mean over
     settings.
     """
-    found: Estimate = entrant.means[block.k] if place is None else entrant.scores[block.k][place]
-    return block.unit.score(found.value) + ("" if spread is None else f" ± {block.unit.score(spread)}")
+    score: Estimate = entrant.means[block.k] if place is None else entrant.scores[block.k][place]
+    return block.unit.score(score.value) + ("" if spread is None else f" ± {block.unit.score(spread)}")
 
 
 def order_note(block: Block) -> str:

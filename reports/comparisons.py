@@ -51,11 +51,11 @@ def moderated_on_settings(
 
     Cells with collapsed runs neither enter the mean variance nor are moderated.
     """
-    whole = {n: on_setting(results, n, part) for n, part in parts.items()}
-    for numbers in grouped(whole, lambda number: results.all_cells[number].setting).values():
+    differences = {n: on_setting(results, n, part) for n, part in parts.items()}
+    for numbers in grouped(differences, lambda number: results.all_cells[number].setting).values():
         sound = [number for number in numbers if number not in collapsed]
-        whole |= zip(sound, moderated([whole[number] for number in sound]), strict=True)
-    return whole
+        differences |= zip(sound, moderated([differences[number] for number in sound]), strict=True)
+    return differences
 
 
 def compared(

@@ -404,7 +404,7 @@ def _answer(comparison: PeftComparison) -> Iterator[str]:
     yield (f"- Against {_code(comparison.reference)}: {better} better, {worse} worse, {undecided} undecided.")
     yield (
         f"- Of all {comparison.pairs:,} pairs {comparison.naive:,} differ by the noise of test questions, "
-        f"each pair alone at 95%; {comparison.real:,} by questions and reruns, all simultaneously."
+        f"each pair alone at 95%; all simultaneously, {comparison.real:,}."
     )
     noise = comparison.noise
     if noise is None:

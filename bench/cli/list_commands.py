@@ -76,8 +76,11 @@ def check(
 
     For a task the examples are read, for a backbone the weights. Missing ones are downloaded.
     """
+    failed = False
     with progress_line(err, "checking") as notify:
-        results = list(tensorbench.check(name, quick=quick, notify=notify))
-    print_tables(*(checked.table for checked in results))
-    if any(checked.failed for checked in results):
+        # A name may be that of a method and of a task, and the second check may break off.
+        for checked in tensorbench.check(name, quick=quick, notify=notify):
+            print_tables(checked.table)
+            failed |= bool(checked.failed)
+    if failed:
         raise typer.Exit(1)

@@ -168,10 +168,10 @@ def plan(
     loaded, notes = held(loaded, store)
     made = tensorbench.make_plan(loaded, device, part).select(part)
     forecast = tensorbench.make_forecast(made, store, device, notes)
-    found = tensorbench.power(made, store, sd, thresholds) if power else None
+    differences = tensorbench.power(made, store, sd, thresholds) if power else None
     if as_json:
         content = made.stored().model_dump(mode="json") | {"windows": made.windows}
         content["forecast"] = forecast.model_dump(mode="json")
-        echo_json(content | ({"power": found.records()} if found else {}))
+        echo_json(content if differences is None else content | {"power": differences.records()})
     else:
-        print_tables(made.overview(), forecast.overview(), *([found] if found else []))
+        print_tables(made.overview(), forecast.overview(), *filter(None, [differences]))

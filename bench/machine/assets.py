@@ -231,12 +231,11 @@ def _extract(asset: Asset, archive: Path, folder: Path) -> None:
             path = PurePosixPath(name)
             if not files[name] or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
                 raise UserError(f"asset '{asset.name}': member '{name}' is a link or leads out of its folder")
-        if isinstance(members, zipfile.ZipFile):
-            members.extractall(folder, kept)
-        else:
-            for name in kept:
-                content = members.extractfile(name)
-                assert content is not None, "a file, as checked above"
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                with (folder / name).open("wb") as copy:
-                    shutil.copyfileobj(content, copy)
+        for name in kept:
+            content = (
+                members.open(name) if isinstance(members, zipfile.ZipFile) else members.extractfile(name)
+            )
+            assert content is not None, "a file, as checked above"
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with content, (folder / name).open("wb") as copy:
+                shutil.copyfileobj(content, copy)

@@ -167,11 +167,11 @@ def _forest_of(
     """
     unit, rows = block.unit, []
     for entrant in block.compared:
-        found = entrant.differences[block.k]
-        value, interval, verdict = found.effect.difference, found.interval, found.verdict
+        comparison = entrant.differences[block.k]
+        value, interval, verdict = comparison.effect.difference, comparison.interval, comparison.verdict
         if place is not None:
-            value, interval = found.effect.parts[place].difference, found.intervals[place]
-            verdict = found.verdicts[place]
+            value, interval = comparison.effect.parts[place].difference, comparison.intervals[place]
+            verdict = comparison.verdicts[place]
         rows.append(
             ForestRow(
                 entrant.method,
@@ -179,7 +179,8 @@ def _forest_of(
                 interval and (unit.factor * interval[0], unit.factor * interval[1]),
                 colours[entrant.method],
                 looks.shape(entrant.family),
-                f"{entrant.method}\n{unit.difference(value)} {unit.points} ({between(found, unit, place)})\n"
+                f"{entrant.method}\n{unit.difference(value)} {unit.points} "
+                f"({between(comparison, unit, place)})\n"
                 f"{in_words(verdict, unit.size(block.threshold))}",
             )
         )

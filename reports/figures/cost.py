@@ -97,8 +97,8 @@ class _Point:
     @property
     def bounds(self) -> tuple[float, float] | None:
         """The 95% interval of `score`, in the same unit. None if unknown."""
-        found = self.estimate.interval
-        return found and (self.unit.factor * found[0], self.unit.factor * found[1])
+        interval = self.estimate.interval
+        return interval and (self.unit.factor * interval[0], self.unit.factor * interval[1])
 
 
 def score_against(analysis: Analysis, cost: Cost, looks: Looks) -> list[Drawn]:
