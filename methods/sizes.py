@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar, Literal, Self, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import PositiveInt
+from pydantic import (
+    AfterValidator,
+    Field,
+    PositiveInt,
+    TypeAdapter,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from tensorbench.methods.backbone import TARGETS, Geometry
 from tensorbench.methods.base import Method
@@ -18,6 +25,29 @@ Choice = TypeVar("Choice")
 #: The choices of projections in `Targets`, and "qv", which is query and value.
 AnyTargets = Literal["qv", "qkv", "qkvo", "qkvo+mlp"]
 ANY_TARGETS: dict[AnyTargets, tuple[str, ...]] = {"qv": ("query", "value"), **dict(TARGETS.items())}
+
+
+def _list_or_names(value: Any, _: ValidatorFunctionWrapHandler) -> Any:
+    """Validates ranks by the kind of `value`: of a union, pydantic's message would be about both kinds."""
+    return (_BY_NAME if isinstance(value, Mapping) else _COMPLETE).validate_python(value)
+
+
+def _rank_or_share(value: Any) -> int | float:
+    if not isinstance(value, bool) and isinstance(value, (int, float)):
+        if value >= 1 and float(value).is_integer():
+            return int(value)
+        if 0 < value < 1:
+            return value
+    raise ValueError("should be a rank, or a number between 0 and 1 as a share of the largest useful rank")
+
+
+_COMPLETE: TypeAdapter[tuple[int, ...] | None] = TypeAdapter(tuple[PositiveInt, ...] | None)
+_BY_NAME: TypeAdapter[dict[str, float]] = TypeAdapter(
+    Annotated[dict[str, Annotated[Any, AfterValidator(_rank_or_share)]], Field(min_length=1)]
+)
+
+#: The ranks of a method with several: all in a list, some by name, or None.
+Ranks = Annotated[tuple[PositiveInt, ...] | Mapping[str, float] | None, WrapValidator(_list_or_names)]
 
 
 def check_ranks(label: str, ranks: Sequence[int]) -> None:

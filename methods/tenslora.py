@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import PositiveInt, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from tensorbench.methods.backbone import MLP, TARGETS, Geometry, Site, Targets
@@ -20,7 +20,7 @@ from tensorbench.methods.errors import UserError, too_small
 from tensorbench.methods.factorizations import FACTORIZATIONS, Init
 from tensorbench.methods.lowrank import Contracted, CutMethod, Parametrisation
 from tensorbench.methods.lowrank.cutting import TuckerTensors
-from tensorbench.methods.sizes import check_ranks, nearest, nearest_rank
+from tensorbench.methods.sizes import Ranks, check_ranks, nearest, nearest_rank
 from tensorbench.methods.slices import CUT_INPUTS, cut_sites, turned
 
 Variant = Literal["att", "qkv", "depth", "att_qkv", "att_depth", "qkv_depth", "att_qkv_depth"]
@@ -45,8 +45,9 @@ class TensLoRA(CutMethod):
     #: The stacked axes: heads (att), projections (qkv), layers (depth), or a combination.
     variant: Variant
     #: Tucker: one rank per mode, in the order of `modes`. CP: a single rank. Tensor train: one per bond.
-    #: None: a budget sets the ranks.
-    ranks: tuple[PositiveInt, ...] | None = None
+    #: None: a budget sets the ranks. `{layer: 1}` fixes the rank of a mode and leaves the others to the
+    #: budget, and `{layer: 0.5}` fixes it at half of the mode's largest useful rank.
+    ranks: Ranks = None
     #: `cp` and `tt` (tensor train) are not in the paper's results.
     factorization: Literal["tucker", "cp", "tt"] = "tucker"
     #: The paper adapts query, key and value. `qkvo+mlp` cuts the MLP's projections into (d, d) slices.
@@ -82,11 +83,14 @@ class TensLoRA(CutMethod):
         if self.targets == "qkvo+mlp" and "head" in self.modes:
             raise ValueError(f"targets: an MLP has no heads, so variant '{self.variant}' cannot adapt it")
         names = self.rank_names
-        if self.ranks is not None and len(self.ranks) != len(names):
-            raise ValueError(
-                f"ranks: variant '{self.variant}' as {self.factorization} takes {len(names)} "
-                f"({', '.join(names)}), got {len(self.ranks)}: {self.ranks}"
-            )
+        takes = f"variant '{self.variant}' as {self.factorization} takes {len(names)} ({', '.join(names)})"
+        if isinstance(self.ranks, Mapping):
+            if unknown := [name for name in self.ranks if name not in names]:
+                raise ValueError(f"ranks: {takes}, got {', '.join(unknown)}")
+            if len(self.ranks) == len(names):
+                raise ValueError(f"ranks: {takes}; a mapping leaves some to the budget: list all of them")
+        elif self.ranks is not None and len(self.ranks) != len(names):
+            raise ValueError(f"ranks: {takes}, got {len(self.ranks)}: {self.ranks}")
         if self.cuts is not None and self.factorization != "tucker":
             raise ValueError(
                 "cuts: they are of the ranks of a Tucker tensor's modes, so that factorization should be "
@@ -108,7 +112,7 @@ class TensLoRA(CutMethod):
 
     @property
     def size(self) -> tuple[int, ...] | None:
-        return self.ranks
+        return None if isinstance(self.ranks, Mapping) else self.ranks
 
     @property
     def title(self) -> str:
@@ -183,9 +187,9 @@ class TensLoRA(CutMethod):
     @property
     def budget_ranks(self) -> tuple[int, ...]:
         """The ranks. Raises UserError while they are free."""
-        if self.ranks is None:
+        if self.size is None:
             raise UserError(f"{self.label}: ranks are free; give them, or a budget")
-        return self.ranks
+        return self.size
 
     def count_with(self, geometry: Geometry, ranks: tuple[int, ...]) -> int:
         tensors = math.prod(self.tensor_axes(geometry).values())
@@ -200,6 +204,8 @@ class TensLoRA(CutMethod):
         return FACTORIZATIONS[self.factorization].rank_limits(self.shape(geometry))
 
     def isorank(self, rank: int) -> Self:
+        if isinstance(self.ranks, Mapping):
+            raise UserError(f"{self.label}: ranks given in part need a budget of parameters, not of ranks")
         return self.with_size((rank,) * len(self.rank_names))
 
     def with_size(self, ranks: Sequence[int]) -> Self:
@@ -211,21 +217,40 @@ class TensLoRA(CutMethod):
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
         """Returns the same variant with the ranks for the budget (see `tucker_ranks` and `even_ranks`).
 
-        With `uneven`, r(input) may be one above r(output) in a Tucker tensor without a head mode, and the
-        first ranks of a tensor train may be one above its other ranks. Raises UserError if ranks of 1 exceed
-        the budget.
+        Ranks that are given by name stay. With `uneven`, r(input) may be one above r(output) in a Tucker
+        tensor without a head mode, and the first ranks of a tensor train may be one above its other ranks.
+        Raises UserError if the budget is exceeded even when all ranks that it sets are 1, and for a given
+        rank that is larger than useful.
         """
+        fixed = self._fixed(geometry)
 
         def count(ranks: tuple[int, ...]) -> int:
             return self.count_with(geometry, ranks)
 
-        smallest = count((1,) * len(self.rank_names))
+        smallest = count(tuple(fixed.get(name, 1) for name in self.rank_names))
         if smallest > budget:
             raise too_small(self.label, budget, smallest)
         if self.factorization == "tucker":
             sizes = dict(zip(self.modes, self.shape(geometry), strict=True))
-            return self.with_size(tucker_ranks(sizes, count, budget, uneven=uneven))
-        return self.with_size(even_ranks(len(self.rank_names), count, budget, uneven=uneven))
+            return self.with_size(tucker_ranks(sizes, count, budget, uneven=uneven, fixed=fixed))
+        return self.with_size(even_ranks(self.rank_names, count, budget, uneven=uneven, fixed=fixed))
+
+    def _fixed(self, geometry: Geometry) -> dict[str, int]:
+        """Returns the ranks that are given by name. Raises UserError for one that is larger than useful."""
+        if not isinstance(self.ranks, Mapping):
+            return {}
+        limits = dict(zip(self.rank_names, self.rank_limits(geometry), strict=True))
+        fixed: dict[str, int] = {}
+        for name, given in self.ranks.items():
+            limit = limits[name]
+            assert limit is not None
+            fixed[name] = int(given) if given >= 1 else max(1, round(given * limit))
+            if fixed[name] > limit:
+                raise UserError(
+                    f"{self.label}: rank of {name} is {given:,}, accepted is at most {limit:,}: more gains "
+                    f"nothing on a backbone of {geometry}"
+                )
+        return fixed
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
         return _StackedTensors(self, geometry, generator)
@@ -238,22 +263,35 @@ LARGEST_RATIO = 5
 
 
 def even_ranks(
-    bonds: int, count: Callable[[tuple[int, ...]], int], budget: int, *, uneven: bool
+    bonds: Sequence[str],
+    count: Callable[[tuple[int, ...]], int],
+    budget: int,
+    *,
+    uneven: bool,
+    fixed: Mapping[str, int],
 ) -> tuple[int, ...]:
     """Returns the equal ranks whose count is nearest to the budget, for CP and tensor trains.
 
     The paper has no results for these. With `uneven`, the first bonds may have a rank that is one larger than
-    the rank of the others.
+    the rank of the others. Bonds in `fixed` keep their ranks.
     """
-    rank = nearest_rank(lambda r: count((r,) * bonds), budget)
-    even = [(rank,) * bonds]
-    steps = range(1, bonds) if uneven else ()
-    bent = [(r + 1,) * k + (r,) * (bonds - k) for r in (rank - 1, rank) if r for k in steps]
-    return nearest(even + bent, count, budget)
+
+    def ranks(rank: int, raised: int = 0) -> tuple[int, ...]:
+        return tuple(fixed.get(name, rank + (place < raised)) for place, name in enumerate(bonds))
+
+    rank = nearest_rank(lambda r: count(ranks(r)), budget)
+    steps = range(1, len(bonds)) if uneven else ()
+    bent = [ranks(r, raised) for r in (rank - 1, rank) if r for raised in steps]
+    return nearest([ranks(rank), *bent], count, budget)
 
 
 def tucker_ranks(
-    sizes: Mapping[str, int], count: Callable[[tuple[int, ...]], int], budget: int, *, uneven: bool
+    sizes: Mapping[str, int],
+    count: Callable[[tuple[int, ...]], int],
+    budget: int,
+    *,
+    uneven: bool,
+    fixed: Mapping[str, int],
 ) -> tuple[int, ...]:
     """Returns the ranks whose count is nearest to the budget, among those that the paper's heuristic allows.
 
@@ -261,13 +299,16 @@ def tucker_ranks(
     head, projection and layer modes have full ranks. If these exceed the budget even with the smallest other
     ranks, they are capped: at the largest number that fits, or else at 1. With `uneven`, r(input) may be one
     above r(output), unless there is a head mode.
+
+    Modes in `fixed` keep their ranks. If one of them is the input or the output, the other need not be equal
+    or near to it.
     """
     heads = "head_size" in sizes
     cap = max(size for mode, size in sizes.items() if mode in ("head", "projection", "layer"))
 
     def ranks(wide: int, narrow: int) -> tuple[int, ...]:
-        free_ranks = {"input": wide, "output": narrow, "head_size": narrow}
-        return tuple(free_ranks.get(mode) or min(size, cap) for mode, size in sizes.items())
+        chosen = {"input": wide, "output": narrow, "head_size": narrow, **fixed}
+        return tuple(chosen.get(mode) or min(size, cap) for mode, size in sizes.items())
 
     def nearest_wide(narrow: int) -> int:
         low, high = (min(rank, sizes["input"]) for rank in (narrow + 1, LARGEST_RATIO * narrow))
@@ -276,7 +317,12 @@ def tucker_ranks(
     # If heads are a mode, the smallest pair that the rule allows is (2, 1).
     while cap > 1 and count(ranks(2 if heads else 1, 1)) > budget:
         cap -= 1
-    if heads:
+    ends = ("input", "head_size" if heads else "output")
+    if fixed.keys() & ends:
+        free = [sizes[mode] for mode in ends if mode not in fixed]
+        rank = nearest_rank(lambda r: count(ranks(r, r)), budget, high=max(free, default=1))
+        pairs = [(rank, rank)]
+    elif heads:
         # If even a cap of 1 exceeds the budget, no smaller ranks are left.
         pairs = [(1, 1)] if cap == 1 else []
         for narrow in range(1, sizes["head_size"] + 1):

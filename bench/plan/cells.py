@@ -6,7 +6,7 @@ A cell is one method under one budget on one task and backbone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
@@ -287,8 +287,9 @@ class PlanCell(Pairing):
     @property
     def own(self) -> Names:
         """The names of method, backbone and task, without the suite's labels."""
-        # The recipe fields that the row sets distinguish it from other rows of the method.
-        overrides = []
+        # Ranks given in part and the recipe fields that the row sets distinguish it from other rows.
+        given = self.method_row.options.get("ranks")
+        overrides = [f"{mode}={rank}" for mode, rank in given.items()] if isinstance(given, Mapping) else []
         for key in self.method_row.training:
             value = getattr(self.recipe, key)
             overrides.append(
