@@ -182,6 +182,8 @@ def _cell(number: int, experiment: Experiment, row: Row, runs: Sequence[Run], se
         evaluated=first.tag(Tag.EVALUATED),
         unit=first.tag(Tag.UNIT),
         left=_left(scored),
+        rank_names=",".join(row.rank_names),
+        allocation=",".join(row.allocation),
         **summed(seeds),
     )
 

@@ -179,6 +179,10 @@ class Cell(_Measured):
     mean: float | None
     sd: float | None
     measures: Mapping[str, float | None] = field(repr=False, hash=False)
+    #: The names of `ranks`, and those among them whose ranks the suite gives, separated by commas. A budget
+    #: sets the other ranks by the method's heuristic. Empty for methods without ranks and in older stores.
+    rank_names: str = ""
+    allocation: str = ""
 
     @property
     def setting(self) -> TaskAndBackbone:

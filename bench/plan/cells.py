@@ -349,7 +349,9 @@ class PlanCell(Pairing):
         If given, `method` is the cell's method with other ranks. `note` is appended to the method's name.
         """
         sized = method or self.method
-        own, shown = self.own, self.shown
+        own, shown, ranks = self.own, self.shown, self.method_row.options.get("ranks")
+        # A mapping names some ranks, and a list gives all of them.
+        named = ranks if isinstance(ranks, Mapping) else sized.rank_names if ranks else ()
         count, peak = sized.count(self.info.geometry), sized.peak_count(self.info.geometry)
         ratio = None if self.target_count is None else count / self.target_count
         return Row(
@@ -361,6 +363,8 @@ class PlanCell(Pairing):
             backbone=shown.backbone,
             task=shown.task,
             ranks=sized.size or (),
+            rank_names=sized.rank_names,
+            allocation=tuple(name for name in sized.rank_names if name in named),
             parameters=count,
             peak=None if peak == count else peak,
             asked=self.target_count,

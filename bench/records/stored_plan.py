@@ -72,6 +72,10 @@ class Row(Wired):
     task: str
     #: The ranks, in the order of the method's modes.
     ranks: tuple[int, ...]
+    #: The names of the ranks: modes or bonds. Empty for methods without ranks and in older stores.
+    rank_names: tuple[str, ...] = ()
+    #: Those of `rank_names` whose ranks the suite gives. A budget sets the others by the method's heuristic.
+    allocation: tuple[str, ...] = ()
     #: The number of adapter parameters, head excluded.
     parameters: int
     #: The number of adapter parameters at the start. None unless training cuts some.
@@ -95,7 +99,8 @@ class Row(Wired):
     def table_name(self) -> str:
         """The method's name in tables of its own experiment, including ranks that no budget sets."""
         ranks = ",".join(map(str, self.ranks))
-        return self.method + (f" r={ranks}" if self.budget is None and ranks else "")
+        own = self.budget is None or len(self.allocation) == len(self.ranks) > 1
+        return self.method + (f" r={ranks}" if own and ranks else "")
 
     @property
     def name(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from tensorbench.plan.pairs import Part
 
@@ -36,6 +37,23 @@ def test_labels_are_in_the_rows_and_in_no_id() -> None:
         *("ours", "ViT, random", "Digits (8×8)"),
         "lora",
     )
+
+
+def test_rows_of_one_method_are_told_apart_by_the_ranks_that_the_suite_gives() -> None:
+    budget = {"parameters": 2000, "tolerance": 0.9}
+    rows: list[dict[str, Any]] = [
+        {"ranks": {"layer": 1}},
+        {"ranks": [4, 4, 3, 1], "budgets": [budget]},
+        {"ranks": {"projection": 1}, "label": "ours"},
+    ]
+    methods = [{"method": "tenslora", "variant": "qkv_depth", **row} for row in ({}, *rows)]
+    made = plan(**{**PLAIN, "methods": ["lora", *methods], "budgets": [budget]})
+    assert [(row.table_name, row.allocation) for row in made.rows if len(row.ranks) == 4] == [
+        ("TensLoRA qkv_depth", ()),
+        ("TensLoRA qkv_depth [layer=1]", ("layer",)),
+        ("TensLoRA qkv_depth r=4,4,3,1", ("input", "output", "projection", "layer")),
+        ("ours", ("projection",)),
+    ]
 
 
 def test_a_part_is_named_by_label_or_name() -> None:
