@@ -162,6 +162,7 @@ class Description(Frozen):
             "a list of label columns should have at least two": several and len(names) < 2,
             "a folder of images by class has a single label": self.images is not None
             and self.target != "single label",
+            "a pair takes its texts from two columns": isinstance(self.text, tuple) and len({*self.text}) < 2,
             "classes should have different names": len(names) != len(set(names)),
             "give a file for each split or split_by, not both": self.split_by is not None
             and isinstance(getattr(self, formats[0]), dict),

@@ -347,6 +347,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "an unknown field": (CSV, {"txet": "body"}, "unknown field 'data.txet'; did you mean 'text'"),
     "neither text nor image": (CSV, {"text": None}, "csv.* text and image"),
+    "a pair of one column": (CSV, {"text": ["body", "body"]}, "a pair takes its texts from two columns"),
     "no label column": (CSV, {"label": None}, "csv needs label"),
     "two files": (CSV, {"jsonl": "x"}, "one of csv.*csv, jsonl"),
     "a column of a folder": (CSV, {"csv": None, "images": "x", "text": None}, "label: .*images"),
