@@ -6,11 +6,14 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tensorbench.methods import adapter_file
 from tensorbench.methods.backbone import Backbone, Site
 from tensorbench.methods.errors import RoundedMerge, UserError
 from tensorbench.methods.quantised import QuantisedLinear
@@ -28,6 +31,9 @@ class Adapter(ABC):
     backbone.
     """
 
+    #: `Method.stored` of its method, set by `Method.attach`.
+    method_stored: dict[str, Any]
+
     def __init__(self, backbone: Backbone, sites: Iterable[Site]) -> None:
         if hasattr(backbone.module, REGISTERED):
             raise UserError(f"the model already has a part '{REGISTERED}': detach the adapter on it first")
@@ -41,6 +47,7 @@ class Adapter(ABC):
         self._adapted: dict[Site, nn.Module] = {}
         self._registered: nn.Module | None = None
         self._unmerged: dict[Site, tuple[Tensor, nn.Parameter | None]] = {}
+        self._guarded: list[nn.Module] = []
         self._required_grad = {p: p.requires_grad for p in backbone.module.parameters()}
         for parameter in self._required_grad:
             parameter.requires_grad_(False)
@@ -239,6 +246,9 @@ class Adapter(ABC):
         self._adapted = {}
         self._unregister()
         self._registered = None
+        for module in self._guarded:
+            vars(module).pop("save_pretrained")
+        self._guarded = []
         for parameter, required_grad in self._required_grad.items():
             parameter.requires_grad_(required_grad)
 
@@ -288,6 +298,104 @@ class Adapter(ABC):
         for name, tensor in own.items():
             tensor.copy_(state[name])
         self.remake()
+
+    def print_trainable_parameters(self) -> None:
+        """Prints how many parameters are trained, as peft does, and how many of them are the head's."""
+        head = sum(parameter.numel() for parameter in self.backbone.head.parameters())
+        trained = self.parameter_count + head
+        seen = {id(p): p.numel() for p in self.backbone.module.parameters()}
+        # A merged adapter is no part of the module, and packed weights are no parameters.
+        seen |= {id(p): p.numel() for p in self.named_parameters().values()}
+        packed = (m for m in self.backbone.module.modules() if isinstance(m, QuantisedLinear))
+        every = sum(seen.values()) + sum(layer.in_features * layer.out_features for layer in packed)
+        print(
+            f"trainable params: {trained:,} || all params: {every:,} || "
+            f"trainable%: {100 * trained / every:.4f} (adapter {self.parameter_count:,}, head {head:,})"
+        )
+
+    def save_adapter(self, folder: Path | str) -> None:
+        """Saves adapter and head, without the backbone, to `adapter.safetensors` in a folder.
+
+        The file says of which method, ranks and backbone it is. Raises UserError if it cannot be written.
+        """
+        head = self.backbone.head.state_dict()
+        tensors = {f"head.{name}": t.detach().to("cpu", copy=True).contiguous() for name, t in head.items()}
+        tensors |= {f"adapter.{name}": tensor for name, tensor in self.state().items()}
+        adapter_file.write(Path(folder), tensors, self._description())
+
+    def load_adapter(self, folder: Path | str) -> None:
+        """Loads what `save_adapter` wrote. Nothing is unpickled.
+
+        The method must be attached as it was, with the same options and ranks. Raises UserError, before any
+        change, for another method, another backbone, another head, a corrupt file or one of another program,
+        and while the adapter is merged.
+        """
+        tensors = adapter_file.read(Path(folder), self._description())
+        states: dict[str, dict[str, Tensor]] = {"adapter": {}, "head": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            states.setdefault(part, {})[rest] = tensor
+        shapes = {name: tuple(tensor.shape) for name, tensor in states["head"].items()}
+        own = {name: tuple(tensor.shape) for name, tensor in self.backbone.head.state_dict().items()}
+        if shapes != own:
+            raise UserError(f"the stored head does not fit: it has {shapes}, the model's has {own}")
+        self.load(states["adapter"])
+        self.backbone.head.load_state_dict(states["head"])
+
+    def _description(self) -> dict[str, Any]:
+        """What a file must agree on with the adapter that loads it."""
+        site = next(iter(self.bases), None)
+        weights = None
+        if site is not None and not self.bases[site].weight.requires_grad:
+            # One layer's weights tell checkpoints apart.
+            weight, _ = self._unmerged.get(site, (self.bases[site].weight, None))
+            weights = adapter_file.fingerprint(weight)
+        return {"backbone": str(self.backbone.geometry), "weights": weights, "method": self.method_stored}
+
+    def guard(self, module: Any) -> None:
+        """Makes `module.save_pretrained` write the merged model, until `detach`.
+
+        transformers would load the adapted layers of a wrapped model at random. Where the merged model would
+        compute something else, `save_pretrained` raises UserError.
+        """
+        module.save_pretrained = partial(self._save_pretrained, module, module.save_pretrained)
+        self._guarded.append(module)
+
+    def _save_pretrained(
+        self, module: nn.Module, save: Callable[..., Any], *arguments: Any, **options: Any
+    ) -> Any:
+        if self.merged:
+            return save(*arguments, **options)
+        bases = {p.data_ptr() for base in self.bases.values() for p in base.parameters()}
+        wrapped = {
+            name: tensor for name, tensor in module.state_dict().items() if tensor.data_ptr() not in bases
+        }
+        try:
+            self._merge_exactly()
+            if "state_dict" in options:
+                # A checkpoint of transformers' Trainer, which resumes from the wrapped model's tensors under
+                # the names that they have in memory. Other programs pass over them.
+                options |= {"state_dict": wrapped | module.state_dict(), "save_original_format": False}
+            return save(*arguments, **options)
+        finally:
+            self.unmerge()
+
+    def _merge_exactly(self) -> None:
+        """Merges, or raises UserError if the merged model would compute something else."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", RoundedMerge)
+                self.merge()
+            if any(
+                base is None and self.bases[s].bias is not None for s, (_, base) in self._unmerged.items()
+            ):
+                raise UserError("it trained biases of layers that have none")
+        except (UserError, RoundedMerge) as error:
+            raise UserError(
+                "the wrapped model has no exact merged form, and would load with layers at random: "
+                f"{error}. Call adapter.save_adapter(FOLDER), whose file load_adapter reads; transformers' "
+                'Trainer then needs save_strategy="no"'
+            ) from error
 
 
 class AdaptedLayer(nn.Module):

@@ -235,6 +235,7 @@ class Method(Frozen, ABC):
         self.check(backbone.geometry, backbone.projections)
         self.check_quantisation(quantisation_of(backbone))
         adapter = self.put(backbone, generator)
+        adapter.method_stored = self.stored()
         for name, parameter in adapter.named_parameters().items():
             if torch.promote_types(parameter.dtype, torch.float32) != parameter.dtype:
                 adapter.detach()

@@ -21,7 +21,9 @@ def wrap(model: nn.Module | Backbone, method: Method, seed: int = 0) -> Adapter:
     `tensorbench.backbones.load`. It must contain exactly one transformers encoder, of a kind marked in
     docs/reference/backbones.md. Everything outside the encoder is the head, except a language model's output
     layer, which stays frozen. Afterwards the model's `parameters()` include the adapter's, so that an
-    optimizer or transformers' Trainer trains adapter and head.
+    optimizer or transformers' Trainer trains adapter and head. The model's `save_pretrained` writes the
+    merged model, or raises UserError where that would compute something else; `Adapter.save_adapter` saves
+    adapter and head alone.
 
     Raises UserError for any other model, for a model that already has an adapter, for a parameter outside the
     encoder that belongs to no submodule, for a method that fits its head without a training loop
@@ -34,7 +36,11 @@ def wrap(model: nn.Module | Backbone, method: Method, seed: int = 0) -> Adapter:
             f"{method.label} is fitted in a trial of a suite; a loop of your own trains the head alone: take "
             "head_only, or scikit-learn on the features"
         )
-    return attach(_plain(model) if isinstance(model, nn.Module) else model, method, seed)
+    adapter = attach(_plain(model) if isinstance(model, nn.Module) else model, method, seed)
+    for module in adapter.backbone.module.modules():
+        if hasattr(module, "save_pretrained"):
+            adapter.guard(module)
+    return adapter
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load as load_tensors
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import tensorbench
@@ -30,6 +33,7 @@ CLASSIFIERS = {
 TENSLORA = create("tenslora", variant="qkv_depth").isorank(3)
 CP = create("tenslora", variant="att_qkv_depth", factorization="cp").isorank(3)
 LORA = create("lora", rank=2)
+DORA = create("peft", type="DORA", rank=2)
 LABELS = torch.tensor([0, 2])
 
 
@@ -87,21 +91,24 @@ def test_an_optimizer_of_all_parameters_trains_adapter_and_head(kind: str) -> No
 
 
 @pytest.mark.parametrize("method", [TENSLORA, LORA], ids=["tenslora", "lora"])
-def test_the_trainer_of_transformers_trains_adapter_and_head(method: Method, tmp_path: Path) -> None:
-    model = classifier("bert")
+@pytest.mark.parametrize("kind", ["bert", "vit"])
+def test_the_trainer_of_transformers_trains_adapter_and_head(
+    kind: str, method: Method, tmp_path: Path
+) -> None:
+    model = classifier(kind)
     adapter = tensorbench.wrap(model, method)
     start, head = adapter.state(), model.classifier.weight.detach().clone()
-    by_trainer(model, "bert", tmp_path)
+    by_trainer(model, kind, tmp_path)
     assert moved(adapter, start) == set(start)
     assert not torch.equal(model.classifier.weight, head)
-    # The Trainer's checkpoint holds the adapter and loads into another model wrapped the same way.
-    other = classifier("bert")
+    # The Trainer's checkpoint is a plain model, and resumes another model that is wrapped the same way.
+    checkpoint = tmp_path / "checkpoint-3"
+    plain = type(model).from_pretrained(checkpoint)
+    torch.testing.assert_close(logits(plain, kind), logits(model, kind), rtol=0, atol=1e-6)
+    other = classifier(kind)
     tensorbench.wrap(other, method, seed=9)
-    missing, unexpected = other.load_state_dict(
-        load_file(tmp_path / "checkpoint-3" / "model.safetensors"), strict=False
-    )
-    assert (missing, unexpected) == ([], [])
-    assert torch.equal(logits(other, "bert"), logits(model, "bert"))
+    other.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
+    assert torch.equal(logits(other, kind), logits(model, kind))
 
 
 @pytest.mark.parametrize("method", [TENSLORA, CP, LORA], ids=["tucker", "cp", "lora"])
@@ -137,20 +144,168 @@ def test_detaching_leaves_the_model_as_it_was(method: Method) -> None:
         assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
-def test_a_merged_model_is_saved_as_a_plain_one(tmp_path: Path) -> None:
-    model = classifier("bert")
+@pytest.mark.parametrize("method", [TENSLORA, LORA, DORA], ids=["tenslora", "lora", "dora"])
+@pytest.mark.parametrize("kind", ["bert", "vit"])
+def test_a_wrapped_model_is_saved_as_a_plain_one(kind: str, method: Method, tmp_path: Path) -> None:
+    model = classifier(kind)
     names = list(model.state_dict())
-    adapter = tensorbench.wrap(model, TENSLORA)
-    by_adamw(model, "bert")
-    expected, adapted = logits(model, "bert"), list(model.state_dict())
+    adapter = tensorbench.wrap(model, method)
+    by_adamw(model, kind)
+    expected, adapted = logits(model, kind), list(model.state_dict())
+    model.save_pretrained(tmp_path / "saved")
+    assert list(model.state_dict()) == adapted
+    assert torch.equal(logits(model, kind), expected)
     adapter.merge()
     assert list(model.state_dict()) == names
-    model.save_pretrained(tmp_path)
-    loaded = type(model).from_pretrained(tmp_path)
-    torch.testing.assert_close(logits(loaded, "bert"), expected, rtol=0, atol=1e-5)
+    model.save_pretrained(tmp_path / "merged")
+    for folder in ("saved", "merged"):
+        loaded, told = type(model).from_pretrained(tmp_path / folder, output_loading_info=True)
+        assert not any(told[keys] for keys in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        torch.testing.assert_close(logits(loaded, kind), expected, rtol=0, atol=1e-6)
     adapter.unmerge()
     assert list(model.state_dict()) == adapted
+    assert torch.equal(logits(model, kind), expected)
+
+
+def test_a_copy_of_a_wrapped_model_saves_itself(tmp_path: Path) -> None:
+    model = classifier("bert")
+    tensorbench.wrap(model, TENSLORA)
+    by_adamw(model, "bert")
+    copied = copy.deepcopy(model)
+    by_adamw(copied, "bert")
+    copied.save_pretrained(tmp_path)
+    expected = logits(copied, "bert")
+    assert not torch.equal(expected, logits(model, "bert"))
+    torch.testing.assert_close(logits(type(model).from_pretrained(tmp_path), "bert"), expected)
+
+
+def causal(dtype: torch.dtype = torch.float32) -> Any:
+    return full_model("llama", "LlamaForCausalLM").to(dtype)
+
+
+@pytest.mark.parametrize(
+    ("make", "method", "why"),
+    [
+        (lambda: classifier("bert"), create("loretta_adp", rank=2), "not linear"),
+        (lambda: causal(torch.bfloat16), TENSLORA, "bfloat16"),
+        (causal, create("cara", rank=2), "biases of layers that have none"),
+    ],
+    ids=["not linear", "rounded", "biases"],
+)
+def test_a_model_without_an_exact_merged_form_is_not_saved(
+    make: Callable[[], Any], method: Method, why: str, tmp_path: Path
+) -> None:
+    model = make()
+    adapter = tensorbench.wrap(model, method)
+    with torch.no_grad():
+        for parameter in adapter.named_parameters().values():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for inner in (model, model.base_model):
+        with pytest.raises(UserError, match=naming(why, "save_adapter", 'save_strategy="no"')):
+            inner.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    assert list(model.state_dict()) == list(before)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "method", [TENSLORA, LORA, create("loretta_adp", rank=2), create("full")], ids=lambda method: method.name
+)
+def test_an_adapter_is_saved_by_itself(method: Method, tmp_path: Path) -> None:
+    model = classifier("bert")
+    adapter = tensorbench.wrap(model, method)
+    by_adamw(model, "bert")
+    adapter.save_adapter(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["adapter.safetensors"]
+    other = classifier("bert")
+    tensorbench.wrap(other, method, seed=9).load_adapter(tmp_path)
+    assert torch.equal(logits(other, "bert"), logits(model, "bert"))
+
+
+def test_a_merged_adapter_is_saved_as_it_is_and_loaded_after_unmerging(tmp_path: Path) -> None:
+    model = classifier("bert")
+    adapter = tensorbench.wrap(model, TENSLORA)
+    by_adamw(model, "bert")
+    expected = logits(model, "bert")
+    adapter.merge()
+    adapter.save_adapter(str(tmp_path))
+    with pytest.raises(UserError, match="unmerge"):
+        adapter.load_adapter(tmp_path)
+    adapter.unmerge()
+    adapter.load_adapter(tmp_path)
     assert torch.equal(logits(model, "bert"), expected)
+
+
+def other_weights() -> Any:
+    model = classifier("bert")
+    with torch.no_grad():
+        model.bert.encoder.layer[0].attention.self.query.weight.add_(0.1)
+    return model
+
+
+def other_head() -> Any:
+    model = classifier("bert")
+    model.classifier = nn.Linear(16, 5)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "method", "words"),
+    [
+        (lambda: classifier("bert"), create("tenslora", variant="qkv_depth").isorank(2), ("ranks", "3", "2")),
+        (lambda: classifier("bert"), LORA, ("another method", "'tenslora'", "wrapped with", "'lora'")),
+        (lambda: full_model("llama", "LlamaForCausalLM"), TENSLORA, ("another backbone", "d=16")),
+        (other_weights, TENSLORA, ("another backbone", "other weights")),
+        (other_head, TENSLORA, ("head", "(3,)", "(5,)")),
+    ],
+    ids=["ranks", "method", "shape", "weights", "head"],
+)
+def test_an_adapter_that_does_not_fit_is_refused(
+    make: Callable[[], Any], method: Method, words: tuple[str, ...], tmp_path: Path
+) -> None:
+    tensorbench.wrap(classifier("bert"), TENSLORA).save_adapter(tmp_path)
+    model = make()
+    adapter = tensorbench.wrap(model, method, seed=9)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UserError, match=naming(*words)):
+        adapter.load_adapter(tmp_path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_files_that_save_adapter_did_not_write_are_refused(tmp_path: Path) -> None:
+    adapter = tensorbench.wrap(classifier("bert"), TENSLORA)
+    file = tmp_path / "adapter.safetensors"
+    with pytest.raises(UserError, match=naming("there is no", "adapter.safetensors")):
+        adapter.load_adapter(tmp_path)
+    adapter.save_adapter(tmp_path)
+    content = file.read_bytes()
+    for broken in (content[:-8], content[8:], b"", b"\x80\x04."):
+        file.write_bytes(broken)
+        with pytest.raises(UserError, match="corrupt"):
+            adapter.load_adapter(tmp_path)
+    save_file(load_tensors(content), file, {"format": "pt"})
+    with pytest.raises(UserError, match="not written by save_adapter"):
+        adapter.load_adapter(tmp_path)
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        adapter.save_adapter(tmp_path / "taken")
+
+
+def test_trained_parameters_are_counted_as_peft_counts_them(capsys: pytest.CaptureFixture[str]) -> None:
+    model, reference = classifier("bert"), classifier("bert")
+    targets = ["query", "key", "value"]
+    peft.get_peft_model(
+        reference, peft.LoraConfig(r=2, target_modules=targets, task_type="SEQ_CLS")
+    ).print_trainable_parameters()
+    expected = capsys.readouterr().out.split(" || ")[0]
+    adapter = tensorbench.wrap(model, LORA)
+    adapter.print_trainable_parameters()
+    unmerged = capsys.readouterr().out
+    assert unmerged.startswith(f"{expected} || all params: {sum(p.numel() for p in model.parameters()):,} ")
+    adapter.merge()
+    adapter.print_trainable_parameters()
+    assert capsys.readouterr().out == unmerged
 
 
 def test_a_loaded_backbone_is_wrapped_too() -> None:

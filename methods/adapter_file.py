@@ -1,0 +1,71 @@
+"""The file of an adapter by itself: adapter and head, and what it takes to check that they fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tensorbench.methods.errors import UserError, shown
+
+#: The file's name, and the key of its metadata that holds the description as JSON.
+FILE, KEY = "adapter.safetensors", "tensorbench"
+
+
+def write(folder: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Writes the file into `folder`, which is made if it is missing. Raises UserError if it cannot."""
+    file, unfinished = folder / FILE, folder / f".{FILE}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(dict(tensors), unfinished, {"format": "pt", KEY: json.dumps(description)})
+        unfinished.replace(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} cannot be written: {error}") from error
+
+
+def read(folder: Path, description: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Returns the tensors of the file in `folder`.
+
+    Raises UserError if there is none, if it is corrupt or another program's, and if its description differs.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        raise UserError(f"there is no {file}, which save_adapter writes")
+    try:
+        with safe_open(file, "pt") as opened:
+            stored = json.loads((opened.metadata() or {}).get(KEY, "null"))
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{file} cannot be read, it is corrupt: {error}") from error
+    if not isinstance(stored, dict):
+        raise UserError(f"{file} was not written by save_adapter: it does not say which method it is of")
+    for what in description:
+        if stored.get(what) != description[what]:
+            raise UserError(_mismatch(file, what, stored.get(what), description[what]))
+    return tensors
+
+
+def _mismatch(file: Path, what: str, stored: Any, own: Any) -> str:
+    if what == "method" and isinstance(stored, dict):
+        differing = [name for name in {**stored, **own} if stored.get(name) != own.get(name)]
+        sides = (
+            ", ".join(f"{name} {shown(side[name])}" for name in differing if name in side)
+            for side in (stored, own)
+        )
+        return f"{file} holds another method: {'; the model is wrapped with '.join(sides)}"
+    if what == "weights":
+        return f"{file} was trained on another backbone: of the same shape, but with other weights"
+    return f"{file} was trained on another backbone: {shown(stored)}; this one is {shown(own)}"
+
+
+def fingerprint(weight: Tensor) -> str:
+    """A hash of a frozen weight that does not depend on whether it was loaded in float32 or bfloat16."""
+    rounded = weight.detach().to("cpu", torch.bfloat16).contiguous()
+    return sha256(rounded.view(torch.uint8).numpy().tobytes()).hexdigest()
