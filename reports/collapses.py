@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from tensorbench.methods import UserError
 from tensorbench.metrics import METRICS, Metric
@@ -62,7 +62,7 @@ class Collapses:
         """The upper 95% bound on the probability that a run collapses (Clopper and Pearson, 1934)."""
         if self.count == self.runs:
             return 1.0
-        return float(stats.beta.ppf(LEVEL, self.count + 1, self.runs - self.count))
+        return float(special.betaincinv(self.count + 1, self.runs - self.count, LEVEL))
 
     def __str__(self) -> str:
         return f"{self.method} on {self.setting.task}: {self.counted}."

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 #: The smallest and the largest correlation of failures within a cell. With a few cells its estimate is poor.
 _CORRELATIONS = 0.02, 0.5
@@ -36,8 +36,8 @@ class Failures:
         a = mean (1/correlation - 1) and b = (1 - mean) (1/correlation - 1).
         """
         strength = 1 / self.correlation - 1
-        chances = stats.beta(self.mean * strength + failed, (1 - self.mean) * strength + trials - failed)
-        return float(chances.ppf(_QUANTILE)), float(chances.var())
+        a, b = self.mean * strength + failed, (1 - self.mean) * strength + trials - failed
+        return float(special.betaincinv(a, b, _QUANTILE)), a * b / ((a + b) ** 2 * (a + b + 1))
 
 
 def pooled(failed: Sequence[int], trials: Sequence[int], falls: Sequence[float]) -> Failures:

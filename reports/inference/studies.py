@@ -16,12 +16,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from tensorbench.reports.inference.crossed import OnSetting, of_examples, of_seeds, of_seeds_and_examples
 from tensorbench.reports.inference.failures import Failures, pooled
@@ -94,9 +94,13 @@ class CompleteStudies:
         return {name: values for name in names if (values := getattr(self, name)) is not None}
 
     @property
-    def _own_examples(self) -> bool:
+    def own_examples(self) -> bool:
         """Whether each study has its own test set."""
         return isinstance(self.test_set, tuple)
+
+    def chosen_alike(self, k: int) -> bool:
+        """Whether all studies choose one of k trials, by the same validation examples."""
+        return k > 1 and self.tuned and not self.own_examples
 
     @property
     def count(self) -> int:
@@ -110,6 +114,11 @@ class CompleteStudies:
     @property
     def trials(self) -> int:
         return self.losses.size
+
+    @cached_property
+    def pseudo_values(self) -> dict[int, _PseudoValues]:
+        """Those of the score after k trials, by k."""
+        return {}
 
     @cached_property
     def strata(self) -> NDArray[np.int64]:
@@ -162,7 +171,7 @@ class CompleteStudies:
             return self
         rows = [self.numbers.index(number) for number in numbers]
         arrays: dict[str, Any] = {name: values[rows] for name, values in self._arrays.items()}
-        test_set = tuple(self.test_set[row] for row in rows) if self._own_examples else self.test_set
+        test_set = tuple(self.test_set[row] for row in rows) if self.own_examples else self.test_set
         return replace(self, numbers=tuple(numbers), test_set=test_set, **arrays)
 
     def without(self, study: int) -> CompleteStudies:
@@ -226,72 +235,73 @@ def pooled_failures(cells: Sequence[CompleteStudies]) -> Failures:
 
 def _estimate(sides: Sequence[tuple[int, CompleteStudies]], k: int, failures: Failures | None) -> OnSetting:
     """The signed sum of the methods' scores after k trials, with errors as in `of_pair`."""
-    score = sum(sign * score_after(studies, k) for sign, studies in sides)
-    count, trials = sides[0][1].count, sides[0][1].trials
-    if count < LEAST_SEEDS or trials - trials // count < k:
-        return OnSetting(count, score, None)
+    first = sides[0][1]
+    if first.count < LEAST_SEEDS or first.trials - first.trials // first.count < k:
+        return OnSetting(first.count, sum(sign * score_after(studies, k) for sign, studies in sides), None)
     failures = failures or pooled_failures([studies for _, studies in sides])
-    values, by_example, failed = np.zeros(count), [], 0.0
-    for sign, studies in sides:
-        weights = sign * _pseudo_weights(studies, k)
-        # Failures are lifted to the level of other trials, since their variance is added separately.
-        values += weights @ _lifted(studies).ravel()
-        failed += _variance_of_failures(studies, k, failures) if studies.tuned else 0.0
-        if studies.by_example is not None:
-            by_example.append(weights @ studies.by_example.reshape(trials, -1))
+    own = [(sign, _pseudo_values(studies, k)) for sign, studies in sides]
+    values = np.sum([sign * each.scores for sign, each in own], axis=0)
+    by_example = [sign * each.by_example for sign, each in own if each.by_example is not None]
+    influence = [sign * each.influence for sign, each in own if each.influence is not None]
+    if len({studies.test_set for _, studies in sides}) > 1:
+        by_example = influence = []
     part = of_seeds(values)
-    if len(by_example) == len(sides) and len({studies.test_set for _, studies in sides}) == 1:
-        if sides[0][1]._own_examples:
-            # Each study has its own test examples, so scores already vary with them.
-            part = replace(part, count=by_example[0].shape[1])
-        else:
-            part = of_seeds_and_examples(values, np.sum(by_example, axis=0), sides[0][1].test_set)
-    return replace(part, difference=score, failures=failed, validation=_variance_of_validation(sides, k))
+    if len(by_example) == len(sides) and first.own_examples:
+        # Each study has its own test examples, so scores already vary with them.
+        part = replace(part, count=by_example[0].shape[1])
+    elif len(by_example) == len(sides):
+        part = of_seeds_and_examples(values, np.sum(by_example, axis=0), first.test_set)
+    validation = None if first.chosen_alike(k) else 0.0
+    if len(influence) == len(sides):
+        # The jackknife over studies has the part that differs between studies. What they share is estimated
+        # like the variance of test examples.
+        shared = np.sum(influence, axis=0)
+        validation = of_examples(shared) * shared.shape[1] / first.validation
+    return replace(
+        part,
+        difference=sum(sign * each.score for sign, each in own),
+        failures=sum(_variance_of_failures(studies, k, failures) for _, studies in sides if studies.tuned),
+        validation=validation,
+    )
 
 
-def _lifted(studies: CompleteStudies) -> Array:
-    return studies.scores + studies.fall * studies.failed
-
-
-def _variance_of_validation(sides: Sequence[tuple[int, CompleteStudies]], k: int) -> float | None:
-    """The variance that the choice by one validation sample adds. None if it is unknown.
-
-    The jackknife over studies has the part that differs between studies. What they share is estimated like
-    the variance of test examples, from the influences of examples on each study's pseudo-value.
-    """
-    if k == 1 or not sides[0][1].tuned or sides[0][1]._own_examples:
-        # Nothing is chosen, or each study chooses by its own examples.
-        return 0.0
-    influence = []
-    for sign, studies in sides:
-        losses = studies.losses_by_example
-        if losses is None or not studies.validation or studies.test_set != sides[0][1].test_set:
-            return None
-        rows = influences(
-            studies.losses.ravel(),
-            _lifted(studies).ravel(),
-            losses.reshape(studies.trials, -1),
-            studies.validation,
-            k,
-        )
-        influence.append(sign * studies.count * rows.reshape(*losses.shape).sum(1))
-    shared = np.sum(influence, axis=0)
-    return of_examples(shared) * shared.shape[1] / sides[0][1].validation
-
-
-def _pseudo_weights(studies: CompleteStudies, k: int) -> Array:
-    """Weights (studies, trials). The sum of scores with a study's weights is its pseudo-value (Tukey).
+class _PseudoValues(NamedTuple):
+    """A method's score after k trials, and the pseudo-values (Tukey) of its studies.
 
     A pseudo-value is n times the estimate from all n studies, minus n - 1 times the estimate without that
     study.
     """
-    count, points = studies.losses.shape
-    losses = studies.losses.ravel()
-    pseudo = np.tile(count * kept_weights(losses, k, studies.strata), (count, 1))
+
+    score: float
+    #: The pseudo-values (studies,), with failures lifted to the level of other trials, since the variance of
+    #: failures is added separately.
+    scores: Array
+    #: Each test example's contribution to them (studies, examples). None if it is unknown.
+    by_example: Array | None
+    #: The influence of each validation example on them (studies, examples). None if it is unknown or none.
+    influence: Array | None
+
+
+def _pseudo_values(studies: CompleteStudies, k: int) -> _PseudoValues:
+    if k in studies.pseudo_values:
+        return studies.pseudo_values[k]
+    (count, points), losses, trials = studies.losses.shape, studies.losses.ravel(), studies.trials
+    kept = kept_weights(losses, k, studies.strata)
+    weights = np.tile(count * kept, (count, 1))
     for study in range(count):
-        rest = np.arange(studies.trials) // points != study
-        pseudo[study, rest] -= (count - 1) * kept_weights(losses[rest], k, studies.strata[rest])
-    return pseudo
+        rest = np.arange(trials) // points != study
+        weights[study, rest] -= (count - 1) * kept_weights(losses[rest], k, studies.strata[rest])
+    lifted = (studies.scores + studies.fall * studies.failed).ravel()
+    by_example, influence = studies.by_example, None
+    if by_example is not None:
+        by_example = weights @ by_example.reshape(trials, -1)
+    if studies.chosen_alike(k) and studies.losses_by_example is not None and studies.validation:
+        each = studies.losses_by_example.reshape(trials, -1)
+        rows = influences(losses, lifted, each, studies.validation, k)
+        influence = count * rows.reshape(*studies.losses_by_example.shape).sum(1)
+    score = float(kept @ studies.scores.ravel())
+    studies.pseudo_values[k] = _PseudoValues(score, weights @ lifted, by_example, influence)
+    return studies.pseudo_values[k]
 
 
 def _variance_of_failures(studies: CompleteStudies, k: int, failures: Failures) -> float:
@@ -312,7 +322,7 @@ def _variance_of_failures(studies: CompleteStudies, k: int, failures: Failures) 
 
 def _most(level: float, failed: int, trials: int) -> float:
     """The one-sided upper limit of the share of failures at this level (Clopper and Pearson, 1934)."""
-    return float(stats.beta.ppf(level, failed + 1, trials - failed)) if failed < trials else 1.0
+    return float(special.betaincinv(failed + 1, trials - failed, level)) if failed < trials else 1.0
 
 
 # --- sensitivity to learning rates ---
@@ -353,11 +363,16 @@ def _loess(studies: CompleteStudies, values: Array, rates: Array) -> Array:
     lasting = ~studies.failed.ravel()
     if not lasting.any():
         return np.full(len(rates), np.nan)
-    return _smoother(_offsets(studies)[lasting], rates) @ values.ravel()[lasting]
+    return _smoother(_offsets(studies)[lasting].tobytes(), rates.tobytes()) @ values.ravel()[lasting]
 
 
-def _smoother(offsets: Array, rates: Array) -> Array:
-    """The matrix (rates, offsets) that turns scores at offsets into their LOESS curve at rates."""
+@lru_cache(256)
+def _smoother(of_offsets: bytes, of_rates: bytes) -> Array:
+    """The matrix (rates, offsets) that turns scores at offsets into their LOESS curve at rates.
+
+    All methods have the same offsets, so that most matrices are asked for often.
+    """
+    offsets, rates = np.frombuffer(of_offsets), np.frombuffer(of_rates)
     weights = _tricube(offsets, rates, span=0.75)
     powers = (offsets - rates[:, None])[:, :, None] ** np.arange(3)
     normal = np.einsum("ro,rop,roq->rpq", weights, powers, powers)
@@ -444,7 +459,7 @@ def share_failed_interval(studies: CompleteStudies) -> Bounds:
     those failures varies less than a binomial number.
     """
     failed, trials, tail = int(studies.failed.sum()), studies.trials, (1 - LEVEL) / 2
-    low = stats.beta.ppf(tail, failed, trials - failed + 1) if failed else 0.0
+    low = special.betaincinv(failed, trials - failed + 1, tail) if failed else 0.0
     return float(low), _most(1 - tail, failed, trials)
 
 
@@ -576,7 +591,7 @@ def _about_the_curve(studies: CompleteStudies) -> tuple[float, float]:
     """
     lasting = ~studies.failed.ravel()
     offsets, scores = _offsets(studies)[lasting], studies.scores.ravel()[lasting]
-    smoother = _smoother(offsets, offsets)
+    smoother = _smoother(offsets.tobytes(), offsets.tobytes())
     curve, parameters = smoother @ scores, float(np.trace(smoother))
     if len(scores) <= parameters + 1:
         return float(curve.var()), 0.0
