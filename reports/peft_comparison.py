@@ -322,7 +322,7 @@ def _reruns(runs: Sequence[PeftRun], folders: Sequence[Path], noise: RunNoise | 
 
 
 def write_peft_comparison(
-    folders: Sequence[Path], *, reference: str = "", out: Path | None = None, force: bool = False
+    folders: Sequence[Path], out: Path | None = None, *, reference: str = "", force: bool = False
 ) -> dict[str, str]:
     """Compares snapshots of peft's results, and returns the comparison as a page and as JSON, by file name.
 

@@ -23,6 +23,7 @@ from tensorbench.reports.results import Results
 from tensorbench.reports.selection import Selection
 from tensorbench.reports.thresholds import CustomThresholds
 from tensorbench.reports.tidy import tidy_tables
+from tensorbench.store import DEFAULT_STORE
 from tensorbench.store.opening import stores_of
 
 if TYPE_CHECKING:
@@ -73,11 +74,10 @@ class WrittenReport:
 
 
 def write_report(
-    uri: str,
-    names: Sequence[str],
+    *experiments: str,
     out: Path | str,
+    store: str = DEFAULT_STORE,
     formats: Sequence[str] = FORMATS,
-    *,
     threshold: CustomThresholds = None,
     mixed: bool = False,
     force: bool = False,
@@ -87,8 +87,8 @@ def write_report(
     """Writes a report into the folder `out`. If it covers all rows, it is also logged on the suites' runs.
 
     Args:
-        uri: The store with the experiments. Not used if all `names` are files of packs.
-        names: The names of experiments, or files of packs.
+        experiments: The names of experiments, or files of packs.
+        store: The store with the experiments. Not used if all are files of packs.
         threshold: The smallest difference in score that matters, by metric ({"accuracy": 0.01}), or a single
             number if there is one metric.
         mixed: Whether to report trials that are not comparable.
@@ -106,14 +106,13 @@ def write_report(
 
     Raises StoreError if the report was written but could not be logged.
     """
-    for field, value in (("experiments", names), ("formats", formats)):
-        if isinstance(value, str):
-            raise UserError(f"{field}: give a list of names, got {shown(value)}")
+    if isinstance(formats, str):
+        raise UserError(f"formats: give a list of names, got {shown(formats)}")
     for name in formats:
         if name not in FORMATS:
             raise UnknownNameError("format", name, FORMATS)
     target = output_folder(Path(out), "report", force=force)
-    results = read(uri, names, selection)
+    results = read(store, experiments, selection)
     done = compose(results, formats, threshold=threshold, mixed=mixed)
     try:
         replace_files(target, done.files, MANIFEST)

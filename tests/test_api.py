@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import types
 from pathlib import Path
 
 import pytest
+
+import tensorbench
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +26,15 @@ def test_every_public_name_has_words_that_render(api: types.ModuleType, tmp_path
     assert api.build(tmp_path) == []
     assert "matched budgets" in (tmp_path / "tensorbench.html").read_text(encoding="utf-8")
     assert 'id="Method.fit"' in (tmp_path / "tensorbench" / "methods.html").read_text(encoding="utf-8")
+
+
+def test_arguments_come_in_one_order_what_then_where_to_write_then_the_store() -> None:
+    functions = [getattr(tensorbench, name) for name in tensorbench.__all__]
+    for function in filter(inspect.isfunction, functions):
+        parameters = list(inspect.signature(function).parameters)
+        order = [name for name in parameters if name in ("out", "plot", "store")]
+        assert order == sorted(order), function
+        assert parameters == ["store"] or parameters[:1] not in (["out"], ["store"]), function
 
 
 def test_missing_docstrings_and_unknown_names_are_reported(

@@ -137,7 +137,7 @@ def report(
         if not replace(part, reference="").everything or formats or threshold or mixed:
             raise typer.BadParameter("--peft-results takes --out, --reference, --force and --json alone")
         folders = [Path(name) for name in experiment]
-        files = tensorbench.write_peft_comparison(folders, reference=part.reference, out=folder, force=force)
+        files = tensorbench.write_peft_comparison(folders, folder, reference=part.reference, force=force)
         if folder is not None:
             say(f"Wrote {', '.join(files)} to {folder}.")
         else:
@@ -147,10 +147,10 @@ def report(
         raise typer.BadParameter("give --out FOLDER for a report; --json goes with --peft-results")
     names = experiments_of(experiment, store)
     done = tensorbench.write_report(
-        store,
-        names,
-        folder,
-        *([formats] if formats else []),
+        *names,
+        out=folder,
+        store=store,
+        **({"formats": formats} if formats else {}),
         threshold=one_for_each(threshold),
         mixed=mixed,
         force=force,
@@ -183,7 +183,7 @@ def export(
             "trials into a store, with their adapters if it was written with --adapters; reports name the ids"
         )
     experiments_of((), store)
-    done = tensorbench.export_run(store, run, folder, merged=merged, opened=opened or (), force=force)
+    done = tensorbench.export_run(run, folder, store, merged=merged, opened=opened or (), force=force)
     say(
         f"Wrote {', '.join(done.files)} to {done.folder}.",
         f"Loaded again, it gives the trial's logits to {done.difference:.1e}; README.md shows how.",
@@ -290,8 +290,8 @@ def verify(
         raise typer.BadParameter("--tolerance needs --rerun")
     with err.status("") as status:
         verification = tensorbench.verify(
-            uri,
-            experiments,
+            *experiments,
+            store=uri,
             reruns=rerun,
             sample_seed=sample_seed,
             tolerance=tolerance,

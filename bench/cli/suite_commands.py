@@ -84,9 +84,6 @@ def search(
     place: tensorbench.Place,
     part: tensorbench.Part,
     source: DataFolder = None,
-    store: StoreUri = DEFAULT_STORE,
-    trials: Annotated[int | None, typer.Option(min=1, help="Replaces search.trials.")] = None,
-    sampler_seed: Annotated[int | None, typer.Option(help="Replaces search.seed.")] = None,
     chosen: Annotated[
         Path | None,
         typer.Option(
@@ -100,6 +97,9 @@ def search(
         Path | None,
         typer.Option(help="Draw scores by rank and the importance of modes to a .png, .svg or .pdf file."),
     ] = None,
+    store: StoreUri = DEFAULT_STORE,
+    trials: Annotated[int | None, typer.Option(min=1, help="Replaces search.trials.")] = None,
+    sampler_seed: Annotated[int | None, typer.Option(help="Replaces search.seed.")] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Also run failed trials again.")
     ] = False,
@@ -115,13 +115,13 @@ def search(
     loaded, part = suite_and_part(suite, source, part)
     done = tensorbench.search_suite(
         loaded,
+        out=chosen or suite.with_name(f"{loaded.name}_chosen.yaml"),
+        plot=plot,
         store=store,
         place=place,
         part=part,
         trials=trials,
         sampler_seed=sampler_seed,
-        out=chosen or suite.with_name(f"{loaded.name}_chosen.yaml"),
-        plot=plot,
         retry_failed=retry_failed,
         audience=Terminal(),
     )

@@ -78,8 +78,8 @@ def redundancy(
     runs: Annotated[
         list[str], typer.Argument(metavar="RUN...", help="MLflow run ids or trial ids, or the start of one.")
     ],
-    store: StoreUri = DEFAULT_STORE,
     plot: Annotated[Path | None, typer.Option(help="Where to draw: a .png, .svg or .pdf file.")] = None,
+    store: StoreUri = DEFAULT_STORE,
     drops: Annotated[
         bool, typer.Option(help="Also measure how far the metric drops when a component is zeroed.")
     ] = True,
@@ -93,7 +93,7 @@ def redundancy(
     check_places(store)
     analyses = []
     for analysis in tensorbench.analyse_redundancy(
-        *runs, store=store, device=device, drops=drops, opened=opened or (), plot=plot
+        *runs, plot=plot, store=store, device=device, drops=drops, opened=opened or ()
     ):
         analyses.append(analysis)
         if not as_json:
@@ -137,6 +137,6 @@ def fetch(suite: SuiteFile, store: StoreUri = DEFAULT_STORE) -> None:
     Shows the commit of each hub repository. An experiment keeps the commits of its first start: if the store
     has the suite's, those are downloaded.
     """
-    commits = tensorbench.fetch(suite, lambda step: say(step, console=err), store=store)
+    commits = tensorbench.fetch(suite, store=store, notify=lambda step: say(step, console=err))
     say(*(f"{revision}: {commit}" for revision, commit in commits.items()))
     say(f"Everything that {suite} needs is on this machine.")

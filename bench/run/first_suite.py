@@ -84,13 +84,13 @@ class _Column(NamedTuple):
 
 def write_first_suite(
     table: Path,
-    file: Path | None = None,
+    out: Path | None = None,
     *,
     texts: Sequence[str] = (),
     label: str | None = None,
     device: str = "auto",
 ) -> list[str]:
-    """Writes a suite for a CSV table to `file`. Returns lines on what it chose, and the next commands.
+    """Writes a suite for a CSV table to `out`. Returns lines on what it chose, and the next commands.
 
     By default the file has the table's name, in the working folder. `texts` and `label` are names of columns.
     What is missing is guessed. The suite is the largest of DESIGNS that takes at most an hour on this
@@ -99,7 +99,7 @@ def write_first_suite(
     """
     if table.suffix.lower() not in (".csv", ".tsv"):
         raise UserError(f"{table}: init takes a table in .csv or .tsv; for other data write a suite yourself")
-    file = file or Path(table.with_suffix(".yaml").name)
+    file = out or Path(table.with_suffix(".yaml").name)
     if file.exists() or not file.parent.is_dir() or not str(file).isprintable():
         raise UserError(f"cannot write {file}: it exists, or its folder does not. Name another with --out")
     columns = _columns(table)

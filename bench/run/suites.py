@@ -270,13 +270,13 @@ def run_suite(
 def search_suite(
     suite: Suite | Path | str,
     *,
+    out: Path | str | None = None,
+    plot: Path | None = None,
     store: str = DEFAULT_STORE,
     place: Place = HERE,
     part: Part = EVERYTHING,
     trials: int | None = None,
     sampler_seed: int | None = None,
-    out: Path | str | None = None,
-    plot: Path | None = None,
     retry_failed: bool = False,
     audience: Audience | None = None,
 ) -> SearchRun:
@@ -288,15 +288,15 @@ def search_suite(
 
     Args:
         suite: A suite, or the path of its file.
+        out: The file for the suite with the choices. None: NAME_chosen.yaml beside the suite's file, or in
+            the working folder if the suite has none. If ranks are chosen for several tasks or backbones, the
+            name of each file ends with theirs.
+        plot: A .png, .svg or .pdf file in which scores by rank and the importance of modes are drawn.
         store: The address of the MLflow store.
         place: Where trials run.
         part: Which part of the suite takes part. By default everything.
         trials: Replaces `trials` of the section `search`.
         sampler_seed: Replaces `seed` of the section `search`.
-        out: The file for the suite with the choices. None: NAME_chosen.yaml beside the suite's file, or in
-            the working folder if the suite has none. If ranks are chosen for several tasks or backbones, the
-            name of each file ends with theirs.
-        plot: A .png, .svg or .pdf file in which scores by rank and the importance of modes are drawn.
         retry_failed: Whether to run failed trials again.
         audience: Is told what happens. None: nobody.
 
@@ -345,7 +345,10 @@ def search_suite(
 
 
 def fetch(
-    suite: Suite | Path | str, notify: Callable[[str], None], *, store: str = DEFAULT_STORE
+    suite: Suite | Path | str,
+    *,
+    store: str = DEFAULT_STORE,
+    notify: Callable[[str], None] = lambda step: None,
 ) -> Mapping[str, str]:
     """Downloads everything that a suite needs, so that it can run on machines without a network.
 

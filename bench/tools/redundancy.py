@@ -291,11 +291,11 @@ def analyse(
 
 def analyse_redundancy(
     *runs: str,
+    plot: Path | None = None,
     store: str = DEFAULT_STORE,
     device: str = "auto",
     drops: bool = True,
     opened: Sequence[str] = (),
-    plot: Path | None = None,
 ) -> Iterator[Redundancy]:
     """Analyses how redundant trained adapters are, and yields the analysis of each run as `analyse` does.
 

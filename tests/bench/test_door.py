@@ -75,12 +75,10 @@ def test_python_arguments_of_the_wrong_form_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=naming("'auto'", "cpu or cuda")):
         tensorbench.make_plan(suite(), "auto")
     store = f"sqlite:///{tmp_path / 'none.db'}"
-    with pytest.raises(UserError, match=naming("experiments", "'toy'")):
-        tensorbench.write_report(store, "toy", tmp_path / "report")
     with pytest.raises(UserError, match=naming("formats", "'csv'")):
-        tensorbench.write_report(store, ["toy"], tmp_path / "report", "csv")
+        tensorbench.write_report("toy", out=tmp_path / "report", store=store, formats="csv")
     with pytest.raises(UserError, match="no store"):
-        tensorbench.write_report(store, ["toy"], str(tmp_path / "report"))
+        tensorbench.write_report("toy", out=str(tmp_path / "report"), store=store)
 
 
 def test_a_suite_runs_is_heard_of_and_read(tmp_path: Path, new_store: NewStore) -> None:

@@ -190,7 +190,7 @@ def test_trials_of_studies_are_in_no_mean_over_seeds(halves: Halves) -> None:
 
 
 def test_halves_of_a_study_are_reported_as_one(halves: Halves, tmp_path: Path) -> None:
-    done = tensorbench.write_report("", [str(halves.whole)], tmp_path / "out", ["html", "csv"])
+    done = tensorbench.write_report(str(halves.whole), out=tmp_path / "out", formats=["html", "csv"])
     assert isinstance(done.analysis, Analysis)
     (block,) = done.analysis.blocks
     (lora,) = block.entrants

@@ -48,7 +48,7 @@ def results(rich: str) -> Results:
 def written(rich: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the full report in every format."""
     folder = tmp_path_factory.mktemp("report") / "out"
-    write_report(rich, [NAME], folder)
+    write_report(NAME, out=folder, store=rich)
     return folder
 
 

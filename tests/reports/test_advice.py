@@ -122,7 +122,7 @@ def test_nine_trials_advise_no_rate(tmp_path: Path, new_store: NewStore) -> None
     write(uri, plan_of(tuning={"studies": 3, "points": 3}), result)
     with pytest.raises(UserError, match="at least 15 trials"):
         stored_advice([uri])
-    written = write_report(uri, [NAME], tmp_path / "out", ["html"], log=False)
+    written = write_report(NAME, out=tmp_path / "out", store=uri, formats=["html"], log=False)
     assert isinstance(written.analysis, Analysis)
     for block in written.analysis.blocks:
         for entrant in block.entrants:

@@ -237,7 +237,7 @@ def test_a_reference_below_the_head_alone_is_named_first(stored: Callable[..., s
     (failure,) = only_block(analysis).guards
     assert re.match(naming("LoRA (isorank 2)", "textile · tiny-random-vit"), failure)
     assert "(85.20 against " in failure
-    write_report(uri, ["small"], tmp_path / "out", ["html", "md"], log=False)
+    write_report("small", out=tmp_path / "out", store=uri, formats=["html", "md"], log=False)
     page, text = ((tmp_path / "out" / name).read_text() for name in ("index.html", "tables/tables.md"))
     assert page.index(failure) < page.index("<table")
     assert text.index("not above the head alone") < text.index("| method |")

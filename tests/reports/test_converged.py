@@ -87,7 +87,7 @@ def test_the_converged_head_comes_first_where_no_adapter_beats_it(
     assert plan is not None
     print_tables(*summarise(opened, plan).tables("toy"), console=Console(file=printed, width=200))
     assert printed.getvalue().index(sentence) < printed.getvalue().index("± is the standard deviation")
-    write_report(uri, ["small"], tmp_path / "out", ["html", "md"], log=False)
+    write_report("small", out=tmp_path / "out", store=uri, formats=["html", "md"], log=False)
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.index(sentence) < page.index("<table")
     assert sentence.split(":")[0] in (tmp_path / "out" / "tables" / "tables.md").read_text().split("## ")[0]

@@ -71,7 +71,7 @@ def uri(method: str, tmp_path: Path, new_store: NewStore) -> str:
 
 
 def test_all_trials_failed_in_every_file_of_the_report(method: str, uri: str, tmp_path: Path) -> None:
-    done = write_report(uri, [NAME], tmp_path / "out", TEXTS, log=False)
+    done = write_report(NAME, out=tmp_path / "out", store=uri, formats=TEXTS, log=False)
     analysis = done.analysis
     assert isinstance(analysis, Analysis)
     (cell,) = (c for c in analysis.results.all_cells if (c.method, c.task) == (method, TASK))
@@ -181,7 +181,7 @@ def test_a_task_has_one_level_of_chance_whichever_trials_are_selected(
 
 def test_a_task_on_which_no_trial_finished_is_not_compared(tmp_path: Path, new_store: NewStore) -> None:
     uri = stored(tmp_path, new_store, lambda row: row.task == TASK)
-    done = write_report(uri, [NAME], tmp_path / "out", TEXTS, log=False)
+    done = write_report(NAME, out=tmp_path / "out", store=uri, formats=TEXTS, log=False)
     assert isinstance(done.analysis, Analysis)
     (block,) = done.analysis.blocks
     assert TASK not in {setting.task for setting in block.settings}
@@ -192,7 +192,7 @@ def test_a_task_on_which_no_trial_finished_is_not_compared(tmp_path: Path, new_s
 
 def test_adapters_that_all_diverged_are_all_at_chance(tmp_path: Path, new_store: NewStore) -> None:
     uri = stored(tmp_path, new_store, lambda row: row.family not in ("converged_head", "full"), **ONE_TASK)
-    done = write_report(uri, [NAME], tmp_path / "out", TEXTS, log=False)
+    done = write_report(NAME, out=tmp_path / "out", store=uri, formats=TEXTS, log=False)
     assert isinstance(done.analysis, Analysis)
     (block,) = done.analysis.blocks
     assert {entrant.sensitivity.failed for entrant in block.entrants} == {1.0}

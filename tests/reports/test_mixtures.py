@@ -36,9 +36,9 @@ def test_trials_that_measure_something_else_are_refused_unless_asked_for(
     other = SMALL | {"name": "other", "evaluate": "validation", "training": {"epochs": 3}}
     write(uri, plan_of(**other), result)
     with pytest.raises(UserError, match=naming("evaluate", "digits", "test (small)", "validation (other)")):
-        write_report(uri, ["small", "other"], tmp_path / "out")
+        write_report("small", "other", out=tmp_path / "out", store=uri)
     assert not (tmp_path / "out").exists()
-    done = write_report(uri, ["small", "other"], tmp_path / "out", ["html"], mixed=True)
+    done = write_report("small", "other", out=tmp_path / "out", store=uri, formats=["html"], mixed=True)
     assert {m.what for m in done.mixtures if m.serious} == {"evaluate"}
     assert "training epochs" in {m.what for m in done.mixtures if not m.serious}
     page = (tmp_path / "out" / "index.html").read_text()

@@ -36,7 +36,7 @@ def pack(small: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tables(uri: str, name: str, folder: Path) -> dict[str, bytes]:
-    done = write_report(uri, [name], folder, TABLES)
+    done = write_report(name, out=folder, store=uri, formats=TABLES)
     return {file: (folder / file).read_bytes() for file in done.files}
 
 
@@ -74,7 +74,7 @@ def test_several_experiments_in_one_pack(small: str, tmp_path: Path, new_store: 
     packs = [packed(small, "small", tmp_path), packed(other, "other", tmp_path)]
     both = tensorbench.pack(*packs, out=tmp_path / "both.tensorbench.zip")
     assert both.trials == {"other": 2, "small": 4}
-    done = write_report("", [str(both.path)], tmp_path / "report", ["csv"])
+    done = write_report(str(both.path), out=tmp_path / "report", formats=["csv"])
     assert done.analysis.results.title == "other, small"
 
 
@@ -95,7 +95,7 @@ def test_tags_that_cannot_be_read_are_refused_with_their_run(
     changed(pack, tmp_path / "bad.tensorbench.zip", edit_runs(change))
     message = rf"tag {tag} of run \w+ .* in .*bad.tensorbench.zip cannot be read: '{re.escape(value)}'"
     with pytest.raises(UserError, match=message):
-        write_report("", [str(tmp_path / "bad.tensorbench.zip")], tmp_path / "out", ["md"])
+        write_report(str(tmp_path / "bad.tensorbench.zip"), out=tmp_path / "out", formats=["md"])
     (tmp_path / "results").mkdir()
     (tmp_path / "bad.tensorbench.zip").rename(tmp_path / "results" / "bad.tensorbench.zip")
     with pytest.raises(UserError, match=message):
@@ -113,7 +113,7 @@ def test_names_of_a_pack_are_escaped_in_the_page_and_in_csv(pack: Path, tmp_path
         plan["closing"] = EVIL
 
     evil = changed(pack, tmp_path / "evil.tensorbench.zip", edit_json("plan.json", rename))
-    write_report("", [str(evil)], tmp_path / "out", ["html", "csv", "md"])
+    write_report(str(evil), out=tmp_path / "out", formats=["html", "csv", "md"])
     page = (tmp_path / "out" / "index.html").read_text()
     assert "&lt;script&gt;alert(1)" in page
     assert "<script>alert" not in page

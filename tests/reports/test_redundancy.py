@@ -52,7 +52,7 @@ def test_the_page_shows_analyses_with_names_escaped(tmp_path: Path, new_store: N
     (stored,) = read_redundancy(read(uri, ["small"]))
     assert (stored.run_id, stored.effective_ranks) == (record.run_id, {"input": 1.8})
     (drawn,) = figures.spectra(0, stored)
-    done = write_report(uri, ["small"], tmp_path / "out", log=False)
+    done = write_report("small", out=tmp_path / "out", store=uri, log=False)
     page = (tmp_path / "out" / "index.html").read_text()
     assert "&lt;of&gt; att" in page
     assert "<of> att" not in page

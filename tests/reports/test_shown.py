@@ -89,7 +89,7 @@ def shown(request: Any, tmp_path_factory: pytest.TempPathFactory, new_store: New
     tuned = request.param == "study"
     plan = made_up_studies.plan_of(closing="Made up, [all] of it.") if tuned else one_point_version()
     write(uri, plan, made_up_studies.result)
-    write_report(uri, [NAME], folder / "out")
+    write_report(NAME, out=folder / "out", store=uri)
     return Shown(uri, plan, folder / "out", tensorbench.load_results(NAME, store=uri))
 
 
@@ -298,25 +298,25 @@ def test_the_report_of_a_store_that_can_only_be_read_is_written_and_not_logged(
 
 
 def test_formats_can_be_picked(small: str, tmp_path: Path) -> None:
-    done = write_report(small, ["small"], tmp_path / "out", ["json", "md"], log=False)
+    done = write_report("small", out=tmp_path / "out", store=small, formats=["json", "md"], log=False)
     assert set(done.files) == {"report.json", "tables/tables.md"}
     with pytest.raises(UserError, match=naming("'pdf'", "csv, html")):
-        write_report(small, ["small"], tmp_path / "other", ["pdf"])
+        write_report("small", out=tmp_path / "other", store=small, formats=["pdf"])
     assert not (tmp_path / "other").exists()
 
 
 def test_a_folder_in_use_needs_force_which_spares_what_is_not_the_reports(small: str, tmp_path: Path) -> None:
-    write_report(small, ["small"], tmp_path, ["json", "md"], log=False)
+    write_report("small", out=tmp_path, store=small, formats=["json", "md"], log=False)
     mine = tmp_path / "tables" / "mine.txt"
     mine.write_text("mine")
     with pytest.raises(UserError, match="--force"):
-        write_report(small, ["small"], tmp_path, ["json"], log=False)
-    write_report(small, ["small"], tmp_path, ["json"], log=False, force=True)
+        write_report("small", out=tmp_path, store=small, formats=["json"], log=False)
+    write_report("small", out=tmp_path, store=small, formats=["json"], log=False, force=True)
     assert mine.read_text() == "mine"
     assert not (tmp_path / "tables" / "tables.md").exists()
     (tmp_path / MANIFEST).write_text("5")
     with pytest.raises(UserError, match="cannot be written"):
-        write_report(small, ["small"], tmp_path, ["json"], log=False, force=True)
+        write_report("small", out=tmp_path, store=small, formats=["json"], log=False, force=True)
 
 
 def test_an_experiment_that_is_not_there_gets_the_nearest_name(

@@ -37,5 +37,5 @@ def test_sizes_are_in_plans_records_and_reports(tmp_path: Path, new_store: Calla
     contents = load_trial(record.trial_id, store=store.uri)
     assert f"examples {sizes}" in printed(contents.overview())
     assert read(store.uri, ["toy"]).split_sizes() == {"digits": [sizes]}
-    write_report(store.uri, ["toy"], tmp_path / "out", ["html"], log=False)
+    write_report("toy", out=tmp_path / "out", store=store.uri, formats=["html"], log=False)
     assert f"digits: {sizes}" in (tmp_path / "out" / "index.html").read_text()

@@ -119,7 +119,7 @@ def test_page_and_terminal_open_with_nothing_trained_and_give_no_verdict(
     summary, printed = summary_of(unlearnable)
     assert printed.startswith("Nothing trained")
     assert summary.overview(NAME).notes[0].startswith("Nothing trained")
-    write_report(unlearnable, [NAME], tmp_path / "out", ["html", "md", "latex"], log=False)
+    write_report(NAME, out=tmp_path / "out", store=unlearnable, formats=["html", "md", "latex"], log=False)
     page = (tmp_path / "out" / "index.html").read_text()
     answered = page.split('class="answered"><b>')[1].split("</b>")[0]
     assert answered.startswith("Nothing trained")

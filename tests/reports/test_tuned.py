@@ -74,7 +74,7 @@ def analysis(results: Results) -> Analysis:
 @pytest.fixture(scope="module")
 def folder(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report") / "out"
-    write_report(uri, [NAME], out)
+    write_report(NAME, out=out, store=uri)
     return out
 
 
@@ -354,7 +354,7 @@ def test_two_studies_have_no_interval(tmp_path: Path, new_store: NewStore) -> No
     uri = new_store(tmp_path)
     suite = {"tasks": ["digits"], "backbones": ["tiny-random-vit"], "methods": ["lora", "lotr"]}
     write(uri, plan_of(**suite, tuning={"studies": 2, "points": 4}), result)
-    write_report(uri, [NAME], tmp_path / "out", log=False)
+    write_report(NAME, out=tmp_path / "out", store=uri, log=False)
     assert "without an interval: LoTR" in (tmp_path / "out" / "index.html").read_text()
 
 
@@ -374,7 +374,7 @@ def test_incomparable_cells_are_shown_without_a_verdict(
 ) -> None:
     uri = new_store(tmp_path)
     write(uri, plan_of(**ONE_TASK, methods=methods), result)
-    done = write_report(uri, [NAME], tmp_path / "out", log=False)
+    done = write_report(NAME, out=tmp_path / "out", store=uri, log=False)
     (block,) = done.analysis.blocks
     assert block.entrants
     assert not block.compared
@@ -393,7 +393,7 @@ def test_a_suite_without_a_complete_study_has_a_page_that_says_so(
         return result(trial, row) if trial.seed == 10_000 else None
 
     write(uri, plan_of(**ONE_TASK, methods=["lora", "lotr"]), begun)
-    done = write_report(uri, [NAME], tmp_path / "out", log=False)
+    done = write_report(NAME, out=tmp_path / "out", store=uri, log=False)
     assert not done.analysis.blocks
     assert "No study" in (tmp_path / "out" / "index.html").read_text()
 
@@ -407,7 +407,7 @@ def test_one_method_with_complete_studies_is_not_called_incomplete(
         return result(trial, row) if row.title == "LoRA" or trial.seed == 10_000 else None
 
     write(uri, plan_of(**ONE_TASK, methods=["lora", "lotr"]), only_lora)
-    done = write_report(uri, [NAME], tmp_path / "out", log=False)
+    done = write_report(NAME, out=tmp_path / "out", store=uri, log=False)
     assert done.analysis.studies
     assert not done.analysis.blocks
     (answer,) = answers(done.analysis)
@@ -514,7 +514,7 @@ def test_the_split_and_both_backbones_of_a_task_are_named(tmp_path: Path, new_st
     uri = new_store(tmp_path)
     two = {"tasks": ["movie-sentiment"], "backbones": ["tiny-random-bert", "tiny-random-llama"]}
     write(uri, plan_of(**two, methods=["lora", "lotr"], evaluate="validation"), result)
-    done = write_report(uri, [NAME], tmp_path / "out", log=False)
+    done = write_report(NAME, out=tmp_path / "out", store=uri, log=False)
     markdown = (tmp_path / "out" / "tables" / "tables.md").read_text()
     for text in (markdown, (tmp_path / "out" / "index.html").read_text()):
         assert "Validation accuracy" in text
@@ -526,7 +526,7 @@ def test_the_split_and_both_backbones_of_a_task_are_named(tmp_path: Path, new_st
 
 def test_a_part_without_a_method_to_compare_says_so(uri: str, tmp_path: Path) -> None:
     part = Selection(methods=["head_only", "converged_head"])
-    write_report(uri, [NAME], tmp_path / "out", log=False, selection=part)
+    write_report(NAME, out=tmp_path / "out", store=uri, log=False, selection=part)
     assert "there is no reference" in (tmp_path / "out" / "tables" / "tables.md").read_text()
 
 

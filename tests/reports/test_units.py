@@ -110,7 +110,7 @@ def test_a_trial_is_shown_with_the_unit_of_its_score(uri: str, call: Callable[..
 
 
 def test_the_page_shows_scores_in_their_units(uri: str, tmp_path: Path) -> None:
-    write_report(uri, ["units"], tmp_path / "out", ("html", "md"), log=False)
+    write_report("units", out=tmp_path / "out", store=uri, formats=("html", "md"), log=False)
     text = (tmp_path / "out" / "index.html").read_text()
     for cell in read(uri, ["units"]).all_cells:
         assert cell.mean is not None

@@ -316,5 +316,7 @@ def test_little_can_be_reported_all_the_same(
 ) -> None:
     uri = new_store(tmp_path)
     write(uri, plan_of(**FIVE | changes), scores(0.0))
-    done = write_report(uri, ["small"], tmp_path / "out", ["html", "md", "csv", "json"], log=False)
+    done = write_report(
+        "small", out=tmp_path / "out", store=uri, formats=["html", "md", "csv", "json"], log=False
+    )
     assert "index.html" in done.files

@@ -81,7 +81,7 @@ def views(results: LoadedResults, folder: Path) -> dict[str, str]:
     plan = opened.plan()
     assert plan is not None
     print_tables(*summarise(opened, plan).tables("toy"), console=Console(file=printed, width=300))
-    write_report(experiment.where, ["small"], folder / "out", ["html", "md"], log=False)
+    write_report("small", out=folder / "out", store=experiment.where, formats=["html", "md"], log=False)
     page = (folder / "out" / "index.html").read_text()
     return {
         "terminal": printed.getvalue(),

@@ -13,6 +13,7 @@ from tensorbench.machine.cache import check_cache
 from tensorbench.methods import UserError
 from tensorbench.records.measures import Measure
 from tensorbench.records.words import RunKind, Status
+from tensorbench.store import DEFAULT_STORE
 from tensorbench.store.access import Access, is_foreign
 from tensorbench.store.addresses import shown_uri
 from tensorbench.store.connect import BROKEN_STORE
@@ -24,9 +25,8 @@ __all__ = ["Fault", "Rerun", "Unchecked", "Verification", "verify"]
 
 
 def verify(
-    uri: str,
-    names: Sequence[str] = (),
-    *,
+    *experiments: str,
+    store: str = DEFAULT_STORE,
     reruns: int = 0,
     sample_seed: int = 0,
     tolerance: float | None = None,
@@ -34,10 +34,11 @@ def verify(
     opened: Sequence[str] = (),
     watching: Callable[[str], None] = lambda what: None,
 ) -> Verification:
-    """Verifies experiments of the store at `uri`, and packs given by their files.
+    """Verifies experiments of a store, and packs given by their files.
 
     Args:
-        names: Names of experiments and files of packs. Empty for the whole store.
+        experiments: Names of experiments and files of packs. None for the whole store.
+        store: The address of the store.
         reruns: The number of finished trials to run again. `sample_seed` decides which.
         tolerance: The largest accepted difference between the scores of a trial that is run again on other
             hardware, or on a GPU without a deterministic recipe. If None, it is 0.02 or the share of five
@@ -51,10 +52,11 @@ def verify(
     """
     access, splits = Access(opened), Splits()
     try:
-        every = [] if names else [s for s in Store.every(uri) if s.records(RunKind.SUITE) or s.records()]
+        stored = () if experiments else Store.every(store)
+        every = [each for each in stored if each.records(RunKind.SUITE) or each.records()]
     except BROKEN_STORE as error:
-        raise UserError(shown_uri(f"{uri} cannot be read: {error}")) from error
-    sources: Sequence[Source] = open_results(uri, names) if names else every
+        raise UserError(shown_uri(f"{store} cannot be read: {error}")) from error
+    sources: Sequence[Source] = open_results(store, experiments) if experiments else every
     plans: list[Examined] = []
     trials: list[Examined] = []
     candidates: list[Candidate] = []
@@ -81,7 +83,7 @@ def verify(
                 candidates.append(Candidate(findings, source, record, trial))
     splits.compare()
     if not trials and not caches:
-        places = ", ".join(shown_uri(source.where) for source in sources) or shown_uri(uri)
+        places = ", ".join(shown_uri(source.where) for source in sources) or shown_uri(store)
         raise UserError(f"{places} holds no finished trial: there is nothing to verify")
     reran = list(run_again(chosen(candidates, reruns, sample_seed), tolerance, access, watching))
     examined = [*plans, *trials]

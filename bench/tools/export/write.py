@@ -32,6 +32,7 @@ from tensorbench.machine.visible import markdown_text
 from tensorbench.methods import Adapter, NotLowRank, UserError
 from tensorbench.records.measures import Measure
 from tensorbench.records.words import Tag
+from tensorbench.store import DEFAULT_STORE
 from tensorbench.tools.export.card import card, facts_of
 from tensorbench.tools.export.original import ORIGINAL, Original, TimmOriginal, Update, copies, write_json
 
@@ -58,11 +59,17 @@ class Exported:
 
 
 def export_run(
-    store: str, run: str, out: Path, *, merged: bool = False, force: bool = False, opened: Sequence[str] = ()
+    run: str,
+    out: Path | str,
+    store: str = DEFAULT_STORE,
+    *,
+    merged: bool = False,
+    force: bool = False,
+    opened: Sequence[str] = (),
 ) -> Exported:
     """Writes the adapter and head of a finished trial into the folder `out`.
 
-    `store` is the URI of the store. `run` is an MLflow run id or a trial id, or the beginning of one.
+    `run` is an MLflow run id or a trial id, or the beginning of one. `store` is the URI of the store.
     `opened` matters only for a trial that came from a pack: it lists the folders that the trial may open, or
     "hub" for the Hugging Face hub. `force` replaces files of an earlier export.
 
@@ -76,7 +83,7 @@ def export_run(
     # Imported late: MLflow takes seconds, and an adapter in memory needs no store.
     from tensorbench.store.trained import stored_trial
 
-    target = output_folder(out, "export", force=force)
+    target = output_folder(Path(out), "export", force=force)
     with stored_trial(store, run, opened) as stored:
         record, trial, method, adapter = stored.record, stored.trial, stored.method, stored.adapter
         facts = {
@@ -161,7 +168,7 @@ def write_export(
         "weights": backbone.info.weights_hash,
         **facts_of(original),
     }
-    with _beside(target) as folder:
+    with beside(target) as folder:
         notes, size = list[str](), ""
         if merged:
             _write_merged(original, adapter, folder)
@@ -175,7 +182,7 @@ def write_export(
         files = tuple(sorted([MANIFEST, *(entry.name for entry in folder.iterdir())]))
         manifest = {**facts, "merged": merged, "largest difference of logits": difference, "files": files}
         write_json(folder / MANIFEST, manifest)
-        _publish(folder, target)
+        publish(folder, target)
     return Exported(target, files, difference, size, tuple(doubts))
 
 
@@ -427,7 +434,7 @@ def _check(logits: Tensor, expected: Tensor) -> float:
 
 
 @contextmanager
-def _beside(target: Path) -> Iterator[Path]:
+def beside(target: Path) -> Iterator[Path]:
     """A context with an empty folder beside `target`, which is deleted at the end.
 
     Raises UserError if files cannot be written there.
@@ -442,7 +449,7 @@ def _beside(target: Path) -> Iterator[Path]:
         raise UserError(f"{target} cannot be written: {error}") from error
 
 
-def _publish(folder: Path, target: Path) -> None:
+def publish(folder: Path, target: Path) -> None:
     """Moves the finished export to `target`. Files of an earlier export or of the same name are replaced.
 
     Raises UserError if a new file would replace a folder in `target` that no export wrote.

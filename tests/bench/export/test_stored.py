@@ -72,7 +72,7 @@ def test_ranks_that_training_cut_are_those_that_it_left(
     (record,) = store.records()
     left = [rank for (rank,) in json.loads(record.tag(Tag.FINAL_RANKS)).values()]
     assert left != [6, 3, 2]
-    exported = export_run(uri, record.run_id, tmp_path / "export")
+    exported = export_run(record.run_id, tmp_path / "export", uri)
     description = json.loads((exported.folder / "export.json").read_text())
     assert description["ranks"] == ", ".join(map(str, left))
     assert list(analyse(uri, record.run_id, drops=False).ranks) == left
@@ -83,7 +83,7 @@ def test_a_stored_trial_gives_the_predictions_that_were_stored(
     stored: Stored, tmp_path: Path, method: str
 ) -> None:
     record = stored.record("FINISHED", method)
-    exported = export_run(stored.uri, record.trial_id[:8], tmp_path / "export")
+    exported = export_run(record.trial_id[:8], tmp_path / "export", stored.uri)
     file = MlflowClient(stored.uri).download_artifacts(
         record.run_id, "predictions.safetensors", str(tmp_path)
     )
@@ -107,7 +107,7 @@ def test_a_stored_trial_gives_the_predictions_that_were_stored(
     ):
         assert sentence in readme
     assert f"{record.metrics['score']:.4f}" in readme
-    merged_export = export_run(stored.uri, record.run_id, tmp_path / "again", merged=True)
+    merged_export = export_run(record.run_id, tmp_path / "again", stored.uri, merged=True)
     close(_logits(merged_export, batch), stored_logits)
 
 
@@ -122,22 +122,22 @@ def test_runs_that_cannot_be_exported(stored: Stored, tmp_path: Path) -> None:
     finished = stored.record("FINISHED")
     wrong = finished.trial_id[:-1] + "x"
     with pytest.raises(UserError, match=naming(f"'{wrong}'", f"trial {finished.trial_id}")):
-        export_run(stored.uri, wrong, out)
+        export_run(wrong, out, stored.uri)
     with pytest.raises(UserError, match="''"):
-        export_run(stored.uri, "", out)
+        export_run("", out, stored.uri)
     with pytest.raises(UserError, match=naming("diverged", "no adapter")):
-        export_run(stored.uri, stored.record("FAILED").run_id, out)
+        export_run(stored.record("FAILED").run_id, out, stored.uri)
     with pytest.raises(UserError, match="stopped"):
-        export_run(stored.uri, stored.record("KILLED").trial_id, out)
+        export_run(stored.record("KILLED").trial_id, out, stored.uri)
     with pytest.raises(UserError, match=naming("no adapter", "--merged")):
-        export_run(stored.uri, stored.record("FINISHED", "head").run_id[:12], out)
+        export_run(stored.record("FINISHED", "head").run_id[:12], out, stored.uri)
     with pytest.raises(UserError, match="no store"):
-        export_run(f"sqlite:///{tmp_path}/none.db", wrong, out)
+        export_run(wrong, out, f"sqlite:///{tmp_path}/none.db")
     assert not out.exists()
     out.mkdir()
     (out / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="is not empty"):
-        export_run(stored.uri, finished.run_id, out)
+        export_run(finished.run_id, out, stored.uri)
 
 
 def test_ids_and_prefixes_select_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +199,7 @@ class Kept:
         self.client.delete_tag(self.record.run_id, Tag.HASHES)
 
     def export(self, **options: Any) -> Exported:
-        return export_run(self.stored.uri, self.record.run_id, self.out, **options)
+        return export_run(self.record.run_id, self.out, self.stored.uri, **options)
 
 
 @pytest.fixture
@@ -251,12 +251,12 @@ def test_weights_that_are_not_the_trials(
 ) -> None:
     monkeypatch.setattr("tensorbench.backbones.random_weights.SEED", 1)
     with pytest.raises(UserError, match=naming("seed=0", "seed=1")):
-        export_run(stored.uri, stored.record("FINISHED", "LoRA").run_id, tmp_path / "export")
+        export_run(stored.record("FINISHED", "LoRA").run_id, tmp_path / "export", stored.uri)
 
 
 def test_an_empty_store(new_store: Callable[[Path], str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no trial"):
-        export_run(new_store(tmp_path), "abc", tmp_path / "export")
+        export_run("abc", tmp_path / "export", new_store(tmp_path))
 
 
 def test_a_file_that_is_gone_is_named_with_its_run(kept: Kept) -> None:
@@ -279,8 +279,8 @@ def test_names_of_outputs_that_may_have_changed_are_reported(
     with session(store) as at_work, Inline("cpu") as place:
         execute(made, list(made.trials), at_work, place, lambda event: None)
     (record,) = store.records()
-    assert not export_run(uri, record.run_id, tmp_path / "before").doubts
+    assert not export_run(record.run_id, tmp_path / "before", uri).doubts
     data.write_text(f"text,label\n{rows.replace('bad', 'terrible')}")
-    (doubt,) = export_run(uri, record.run_id, tmp_path / "after").doubts
+    (doubt,) = export_run(record.run_id, tmp_path / "after", uri).doubts
     assert "'mine' changed since the trial" in doubt
     assert doubt in (tmp_path / "after" / "README.md").read_text()

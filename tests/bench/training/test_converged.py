@@ -216,17 +216,17 @@ def test_a_stored_head_is_loaded_verified_run_again_and_exported(
     assert all(
         record.metrics["head/converged"] == 1 and record.metrics["head/C"] in GRID for record in records
     )
-    assert verify(store.uri, reruns=4).ok
+    assert verify(store=store.uri, reruns=4).ok
     for record in records:
         with stored_trial(store.uri, record.trial_id) as stored:
             data = Resources("cpu").data(stored.trial, stored.backbone.info.input)
             scored = evaluate(stored.backbone, stored.adapter, data.test, stored.trial.recipe, data.objective)
             assert scored.metric == record.score
     vision = next(record for record in records if record.tags["task"] == "digits")
-    assert export_run(store.uri, vision.trial_id, tmp_path / "vit", merged=True)
+    assert export_run(vision.trial_id, tmp_path / "vit", store.uri, merged=True)
     text = next(record for record in records if record.tags["task"] == "movie-sentiment")
     with pytest.raises(UserError, match=naming("tiny-roberta", "converged head")):
-        export_run(store.uri, text.trial_id, tmp_path / "roberta", merged=True)
+        export_run(text.trial_id, tmp_path / "roberta", store.uri, merged=True)
 
 
 def test_logits_are_in_full_precision_inside_of_an_autocast() -> None:

@@ -86,7 +86,7 @@ def test_the_selected_state_answers_as_in_training(made: tuple[Store, Plan]) -> 
 
 def test_verify_recounts_the_peak_and_the_final_ranks(made: tuple[Store, Plan]) -> None:
     store, _ = made
-    assert verify(store.uri).ok
+    assert verify(store=store.uri).ok
     record = next(candidate for candidate in store.records() if candidate.tag(Tag.FAMILY) == "tenslora")
     final_ranks, peak = record.tag(Tag.FINAL_RANKS), record.metrics[Measure.PEAK_PARAMETERS]
     broken: list[tuple[str, float, str]] = [
@@ -98,7 +98,7 @@ def test_verify_recounts_the_peak_and_the_final_ranks(made: tuple[Store, Plan]) 
     for ranks, count, named in broken:
         store.client.set_tag(record.run_id, Tag.FINAL_RANKS, ranks)
         store.client.log_metric(record.run_id, Measure.PEAK_PARAMETERS, count)
-        assert [fault.what for fault in verify(store.uri).faults] == [named]
+        assert [fault.what for fault in verify(store=store.uri).faults] == [named]
     store.client.set_tag(record.run_id, Tag.FINAL_RANKS, final_ranks)
     store.client.log_metric(record.run_id, Measure.PEAK_PARAMETERS, peak)
 

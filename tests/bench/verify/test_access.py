@@ -149,7 +149,7 @@ def test_no_command_opens_what_a_pack_names(
     parts = NAMED[what](tmp_path)
     other = changed(pack, tmp_path / "b.tensorbench.zip", naming(**parts))
     watched.clear()
-    result = verify("", [str(other)])
+    result = verify(str(other))
     assert not result.faults
     assert result.ok == ("task" in parts)
     uri = new_store(tmp_path)
@@ -161,7 +161,7 @@ def test_no_command_opens_what_a_pack_names(
         assert call(*command).code == 0
     (record,) = Store.existing(uri, "toy").records()
     assert call("show", record.run_id, "--store", uri).code == 0
-    assert not verify(uri).faults
+    assert not verify(store=uri).faults
     for command in (
         ("export", record.run_id, "--out", tmp_path / "export"),
         ("tools", "redundancy", record.run_id),
@@ -169,7 +169,7 @@ def test_no_command_opens_what_a_pack_names(
         ended = call(*command, "--store", uri)
         assert ended.code == 2
         assert "--open" in ended.err
-    (missing, *_) = verify("", [str(other)], reruns=1).unchecked
+    (missing, *_) = verify(str(other), reruns=1).unchecked
     assert "--open" in missing.why
     assert not [event for event in watched if event.startswith("socket")]
     places = [str(tmp_path / "pipe"), "/dev/zero", "/etc/passwd", str(tmp_path)]
@@ -179,7 +179,7 @@ def test_no_command_opens_what_a_pack_names(
 def test_files_in_an_allowed_folder_are_opened(
     pack: Path, folder: Path, tmp_path: Path, new_store: Callable[[Path], str], call: Call
 ) -> None:
-    result = verify("", [str(pack)], reruns=1, opened=[str(folder)])
+    result = verify(str(pack), reruns=1, opened=[str(folder)])
     assert result.ok
     assert len(result.reruns) == 1
     uri = new_store(tmp_path)
@@ -216,7 +216,7 @@ def test_nothing_outside_of_the_folder_is_opened(
     (tmp_path / "inner" / "loop" / "link").symlink_to("link")
     (tmp_path / "words.csv").write_text("text,label\n")
     other = changed(pack, tmp_path / "b.tensorbench.zip", naming(**csv(place)))
-    result = verify("", [str(other)], reruns=1, opened=[str(tmp_path / "inner")])
+    result = verify(str(other), reruns=1, opened=[str(tmp_path / "inner")])
     (missing,) = result.unchecked
     assert missing.what == "score of another run"
     assert message in missing.why
@@ -224,4 +224,4 @@ def test_nothing_outside_of_the_folder_is_opened(
 
 def test_a_folder_that_is_not_there(pack: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--open"):
-        verify("", [str(pack)], opened=[str(tmp_path / "nowhere")])
+        verify(str(pack), opened=[str(tmp_path / "nowhere")])

@@ -223,7 +223,7 @@ FORGERIES: dict[Callable[[Forged], None], str] = {
 
 
 def test_a_pack_that_is_packed_again_verifies(pack: Path, tmp_path: Path) -> None:
-    result = verify("", [str(Forged(pack).write(tmp_path / "same.tensorbench.zip"))])
+    result = verify(str(Forged(pack).write(tmp_path / "same.tensorbench.zip")))
     assert result.ok, [*result.faults, *result.unchecked]
     assert "toy holds studies 0 to 2 of 3 planned" in result.notes
 
@@ -232,7 +232,7 @@ def test_a_pack_that_is_packed_again_verifies(pack: Path, tmp_path: Path) -> Non
 def test_forged_results_do_not_verify(pack: Path, tmp_path: Path, forgery: Callable[[Forged], None]) -> None:
     forged = Forged(pack)
     forgery(forged)
-    result = verify("", [str(forged.write(tmp_path / "forged.tensorbench.zip"))])
+    result = verify(str(forged.write(tmp_path / "forged.tensorbench.zip")))
     assert [fault for fault in result.faults if FORGERIES[forgery] in fault.what], result
 
 
@@ -251,6 +251,6 @@ def test_a_method_that_would_be_built_without_end_is_not_built(
     for trial in forged.trials:
         if trial.row == LORA:
             trial.trial["method"] = method
-    result = verify("", [str(forged.write(tmp_path / "forged.tensorbench.zip"))])
+    result = verify(str(forged.write(tmp_path / "forged.tensorbench.zip")))
     assert {each.what for each in result.unchecked if "plan" not in each.what} == {"trial id"}
     assert not result.ok

@@ -26,14 +26,14 @@ from .kept import Kept
 
 
 def test_a_sample_runs_again_and_says_how_near_it_has_to_come(kept: Kept) -> None:
-    result = verify(kept.store.uri, reruns=5)
+    result = verify(store=kept.store.uri, reruns=5)
     assert result.ok
     assert sorted(rerun.trial for rerun in result.reruns) == sorted(
         record.trial_id for record in kept.store.records() if record.status == Status.FINISHED
     )
     assert all((rerun.score, rerun.allowed) == (rerun.stored, 1e-6) for rerun in result.reruns)
-    (first,) = verify(kept.store.uri, reruns=1, sample_seed=1).reruns
-    (second,) = verify(kept.store.uri, reruns=1, sample_seed=1).reruns
+    (first,) = verify(store=kept.store.uri, reruns=1, sample_seed=1).reruns
+    (second,) = verify(store=kept.store.uri, reruns=1, sample_seed=1).reruns
     assert first.trial == second.trial
 
 
@@ -41,7 +41,9 @@ def test_another_run_has_the_stored_validation_loss(kept: Kept) -> None:
     loss = kept.record.measure(Measure.SELECTED_LOSS)
     assert loss is not None
     kept.measure(Measure.SELECTED_LOSS, loss - 0.001)
-    faults = [fault for fault in verify(kept.store.uri, reruns=2).faults if fault.run == kept.record.run_id]
+    faults = [
+        fault for fault in verify(store=kept.store.uri, reruns=2).faults if fault.run == kept.record.run_id
+    ]
     assert "validation loss of another run" in [fault.what for fault in faults]
 
 
@@ -49,7 +51,7 @@ def test_a_trial_whose_data_are_not_here_cannot_run_again(
     kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tensorbench.checks.verify.rerun, "prepare_all", raising(UserError("no data here")))
-    result = verify(kept.store.uri, reruns=1)
+    result = verify(store=kept.store.uri, reruns=1)
     assert [(missing.what, missing.why) for missing in result.unchecked] == [
         ("score of another run", "no data here")
     ]
@@ -74,14 +76,14 @@ def test_scores_of_other_hardware_may_be_further_apart_and_labels_may_not(kept: 
     kept.measure("score", 1.0)
     kept.measure("score_loss", loss.item())
     # The changed labels differ from the other trial's and, as only a rerun shows, from the data's.
-    without = [fault.what for fault in verify(kept.store.uri).faults]
-    result = verify(kept.store.uri, reruns=2, tolerance=1.0)
+    without = [fault.what for fault in verify(store=kept.store.uri).faults]
+    result = verify(store=kept.store.uri, reruns=2, tolerance=1.0)
     assert [fault.what for fault in result.faults] == [*without, "examples and labels"]
     (elsewhere,) = (rerun for rerun in result.reruns if rerun.run == kept.record.run_id)
     assert (elsewhere.allowed, elsewhere.reason) == (1.0, "not the same cpu_kind as then")
-    result = verify(kept.store.uri, reruns=2, tolerance=0.02)
+    result = verify(store=kept.store.uri, reruns=2, tolerance=0.02)
     assert "score of another run, to 0.02" in [fault.what for fault in result.faults]
-    result = verify(kept.store.uri, reruns=2)
+    result = verify(store=kept.store.uri, reruns=2)
     assert f"score of another run, to {5 / len(frame):.3g}" in [fault.what for fault in result.faults]
 
 
@@ -127,8 +129,8 @@ def test_forged_results_of_seeds_are_seen_by_their_curves_on_any_processor(
             tags = {**trial.record.tags, "provenance.cpu_kind": "another"}
             trial.record = replace(trial.record, tags=tags)
     pack = str(forged.write(tmp_path / "forged.tensorbench.zip"))
-    assert not verify("", [pack]).faults
-    result = verify("", [pack], reruns=2, tolerance=1.0)
+    assert not verify(pack).faults
+    result = verify(pack, reruns=2, tolerance=1.0)
     curves = {fault.run for fault in result.faults if "/loss of another run" in fault.what}
     assert len(curves) == (0 if forgery is unchanged else 2)
     assert forgery is not unchanged or not result.faults

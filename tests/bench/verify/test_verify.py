@@ -133,7 +133,7 @@ BREAKS: dict[str, tuple[Callable[[Kept], object], str]] = {
 def test_changes_are_found_and_named(kept: Kept, what: str) -> None:
     change, named = BREAKS[what]
     change(kept)
-    result = verify(kept.store.uri)
+    result = verify(store=kept.store.uri)
     assert named in [fault.what for fault in result.faults]
     assert not result.ok
     # The plan has no trial with the changed id.
@@ -169,7 +169,7 @@ def test_relabelled_rows_of_a_restarted_suite_are_verified(
     for label in ("mine", "ours"):
         run_inline(store, plan(backbones=[{"name": "tiny-random-vit", "label": label}], training=SHORT))
     assert len(store.records()) == 1
-    assert verify(store.uri).ok
+    assert verify(store=store.uri).ok
 
 
 @pytest.mark.parametrize("answers_in_words", [False, True])
@@ -182,7 +182,7 @@ def test_floors_that_suites_do_not_name_are_verified(
     planned = plan(TEXT, **changes, **decoder) if answers_in_words else plan(VISION, **changes)
     store = Store.create(new_store(tmp_path), "toy")
     run_inline(store, planned)
-    verified = verify(store.uri)
+    verified = verify(store=store.uri)
     assert (len(planned.trials), verified.ok) == (5, True), verified
 
 
@@ -196,8 +196,8 @@ def test_labels_of_two_packs_that_were_joined(tmp_path: Path, new_store: Callabl
         packs.append(packed(store.uri, "toy", folder))
     uri = new_store(tmp_path)
     unpack(*packs, store=uri)
-    assert verify(uri).ok
-    assert verify("", [str(packed(uri, "toy", tmp_path / "joined"))]).ok
+    assert verify(store=uri).ok
+    assert verify(str(packed(uri, "toy", tmp_path / "joined"))).ok
 
 
 def test_trials_of_another_pack_verify_beside_it(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
@@ -211,10 +211,10 @@ def test_trials_of_another_pack_verify_beside_it(tmp_path: Path, new_store: Call
         store.end(store.begin_suite(planned), Status.FINISHED)
         run_inline(store, planned, planned.trials[-1:])
         packs[name] = packed(store.uri, name, folder)
-    (fault,) = verify("", [str(packs["more"])]).faults
+    (fault,) = verify(str(packs["more"])).faults
     assert fault.what == "plan, its trials"
     assert "name the pack too" in fault.recomputed
-    assert verify("", [str(path) for path in packs.values()]).ok
+    assert verify(*[str(path) for path in packs.values()]).ok
 
 
 def test_a_store_as_it_was_written_is_verified(kept: Kept, call: Call) -> None:
@@ -237,7 +237,7 @@ def test_a_fault_states_the_stored_and_the_expected_value(kept: Kept, call: Call
 def test_files_without_hashes_are_listed_separately(kept: Kept, call: Call) -> None:
     kept.store.client.delete_tag(kept.record.run_id, Tag.HASHES)
     kept.file(Artifact.ADAPTER).unlink()
-    result = verify(kept.store.uri)
+    result = verify(store=kept.store.uri)
     assert not result.faults
     assert (result.looked_at, result.verified, result.ok) == (2, 1, False)
     assert {missing.what for missing in result.unchecked} == {
@@ -257,7 +257,7 @@ def test_a_method_that_is_not_here_cannot_be_recounted(kept: Kept) -> None:
     content = kept.configuration(of_a_plugin)
     kept.replace(Artifact.CONFIG, content)
     kept.tag(Tag.TRIAL_ID, Trial.model_validate(json.loads(content)["trial"]).id)
-    result = verify(kept.store.uri)
+    result = verify(store=kept.store.uri)
     (missing,) = (missing for missing in result.unchecked if missing.run == kept.record.run_id)
     assert missing.what == "ranks and parameters"
     assert "somebody_s" in missing.why
@@ -278,7 +278,7 @@ def test_a_pack_is_verified_as_its_store_is(
     # A trial packed without its adapter is not reported as broken after unpacking.
     uri = new_store(tmp_path)
     unpack(bare, store=uri)
-    unpacked = verify(uri)
+    unpacked = verify(store=uri)
     assert (unpacked.ok, unpacked.verified, len(unpacked.notes)) == (True, 2, 1)
     kept.measure("score", 0.987)
     write_pack([kept.store], bare, force=True)
@@ -302,7 +302,7 @@ def test_a_pack_keeps_the_hash_of_a_suite_whose_folders_stay_behind(kept: Kept, 
     assert stored is not None
     assert stored.start is not None
     assert stored.start.suite.text.startswith("# weights of …/weights\n")
-    assert verify("", [str(pack)]).ok
+    assert verify(str(pack)).ok
 
 
 def test_the_caches_are_read_whole(
@@ -322,7 +322,7 @@ def test_empty_stores_are_not_verified(tmp_path: Path, new_store: Callable[[Path
     uri = new_store(tmp_path)
     Store.create(uri, "empty")
     with pytest.raises(UserError, match="no finished trial"):
-        verify(uri)
+        verify(store=uri)
 
 
 def scored(kept: Kept, frame: pd.DataFrame) -> None:
@@ -384,7 +384,7 @@ def test_changes_with_matching_hashes_are_found(
     kept: Kept, change: Callable[[Kept], None], named: str
 ) -> None:
     change(kept)
-    result = verify(kept.store.uri)
+    result = verify(store=kept.store.uri)
     faults = [fault for fault in result.faults if fault.run == kept.record.run_id]
     assert named in [fault.what for fault in faults]
 
@@ -424,10 +424,10 @@ def test_compact_predictions_that_were_changed_are_found(
     unpacked = Kept(Store.existing(uri, "toy"))
     content = unpacked.predictions(change)
     unpacked.file(Artifact.PREDICTIONS).write_bytes(content)
-    assert [fault.what for fault in verify(uri).faults] == ["predictions.safetensors, sha256"]
+    assert [fault.what for fault in verify(store=uri).faults] == ["predictions.safetensors, sha256"]
     digests = hashes(unpacked.record) | {str(Artifact.PREDICTIONS): sha256_of(content)}
     unpacked.tag(Tag.HASHES, json.dumps(digests))
-    assert named in [fault.what for fault in verify(uri).faults]
+    assert named in [fault.what for fault in verify(store=uri).faults]
 
 
 def test_the_examples_that_most_trials_have_are_the_right_ones(
@@ -436,9 +436,9 @@ def test_the_examples_that_most_trials_have_are_the_right_ones(
     store = Store.create(new_store(tmp_path), "toy")
     run_inline(store, plan(methods=["head_only", "lora", "full"], training=SHORT))
     kept = Kept(store)
-    assert verify(store.uri).ok
+    assert verify(store=store.uri).ok
     labelled_as_answered(kept)
-    assert [(fault.what, fault.run) for fault in verify(store.uri).faults] == [
+    assert [(fault.what, fault.run) for fault in verify(store=store.uri).faults] == [
         ("examples and labels", kept.record.run_id)
     ]
 
@@ -448,13 +448,13 @@ def test_the_adapter_of_another_seed_does_not_give_the_stored_outputs(kept: Kept
     drawn = torch.Generator().manual_seed(1)
     other = {name: torch.randn(t.shape, generator=drawn) * t.std() for name, t in tensors.items()}
     kept.replace(Artifact.ADAPTER, save(other))
-    assert verify(kept.store.uri).ok
-    result = verify(kept.store.uri, reruns=2)
+    assert verify(store=kept.store.uri).ok
+    result = verify(store=kept.store.uri, reruns=2)
     assert [fault.what for fault in result.faults] == ["outputs of adapter.safetensors"]
 
 
 def test_a_reported_adapter_stops_no_other_check(kept: Kept) -> None:
     kept.file(Artifact.ADAPTER).write_bytes(kept.file(Artifact.ADAPTER).read_bytes() + b" ")
-    result = verify(kept.store.uri, reruns=2)
+    result = verify(store=kept.store.uri, reruns=2)
     assert len(result.reruns) == 2
     assert [fault.what for fault in result.faults] == ["adapter.safetensors, sha256"]
