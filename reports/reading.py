@@ -15,12 +15,14 @@ from pydantic import Field, TypeAdapter, ValidationError
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import shown
 from tensorbench.records.measures import Measure
+from tensorbench.records.origin import stored_rerun
 from tensorbench.records.record import Record, latest
 from tensorbench.records.stored_plan import Row, StudyTrial
 from tensorbench.records.words import RunKind, Status, Tag
 from tensorbench.reports.cautions import guards
 from tensorbench.reports.results import COLUMNS, OWN_SIZE, Cell, Experiment, Results, Seed, grouped
 from tensorbench.reports.selection import Selection
+from tensorbench.reports.units import listed, many
 from tensorbench.store.addresses import shown_uri
 from tensorbench.store.changes import changed_plugins
 from tensorbench.store.opening import open_results
@@ -106,6 +108,7 @@ def read_experiment(source: Source) -> Experiment:
         records=records,
         duplicates=sum(record.status in ENDED_WELL for record in stored)
         - sum(record.status in ENDED_WELL for record in records.values()),
+        references=int(count) if (count := suites[-1].tag(Tag.REFERENCES)).isdecimal() else 0,
     )
     states = Counter(records[id_].status if id_ in records else Status.MISSING for id_ in experiment.trials)
     if not states[Status.FINISHED]:
@@ -124,9 +127,30 @@ def _notes(experiment: Experiment) -> Iterator[str]:
     name, records = experiment.name, experiment.records
     if experiment.duplicates:
         yield f"{name}: {experiment.duplicates} finished run(s) repeat a trial; the first one counts."
+    if experiment.references:
+        yield f"{name}: {_rerun(experiment)}"
     for _, said in changed_plugins(records[id_] for id_ in experiment.trials if id_ in records):
         yield f"{name}: {said}."
     yield from (f"{name}: {warning}" for warning in guards(experiment))
+
+
+def _rerun(experiment: Experiment) -> str:
+    """Says what the trials from packs gave when some of them ran again beside the new trials."""
+    came = f"{many(experiment.references, 'trial')} came from packs."
+    records = [experiment.records[id_] for id_ in experiment.trials if id_ in experiment.records]
+    reruns = [(run.score, again) for run in records if (again := stored_rerun(run))]
+    if not reruns:
+        return f"{came} None of them ran again where the new ones ran: both machines may give other scores."
+    apart = [
+        abs(score - again.score) for score, again in reruns if score is not None and again.score is not None
+    ]
+    largest = f", with scores that differ by {max(apart):.2g} at most" if apart else ""
+    devices = listed(sorted({again.device for _, again in reruns}))
+    other = sum(bool(again.faults) for _, again in reruns)
+    refused = (
+        f" {other} gave other results than accepted, and the new ones ran in spite of it." if other else ""
+    )
+    return f"{came} {len(reruns)} of them ran again on {devices}{largest}.{refused}"
 
 
 def _cut_prompts(cells: Sequence[Cell]) -> Iterator[str]:

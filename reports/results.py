@@ -254,6 +254,8 @@ class Experiment:
     records: dict[str, Record] = field(repr=False)
     #: The number of finished runs that do not count, because an earlier run of the same trial does.
     duplicates: int
+    #: The number of trials that came from packs, if new trials were added to them.
+    references: int = 0
 
     @property
     def where(self) -> str:

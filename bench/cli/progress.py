@@ -146,9 +146,10 @@ class Terminal(tensorbench.Audience):
         if closed:
             say(f"Closed {closed} unfinished run(s) of a process that died; their trials run again.")
 
-    def starting(self, plan: tensorbench.Plan, waiting: int, device: str) -> None:
+    def starting(self, plan: tensorbench.Plan, waiting: int, device: str, references: int) -> None:
         studies = f" ({plan.studies_label})" if plan.suite.tuning else ""
-        say(f"{plan.suite.name}: {len(plan.trials)} trials{studies}, {waiting} to run on {device}")
+        packs = f", {references} from packs" if references else ""
+        say(f"{plan.suite.name}: {len(plan.trials)} trials{studies}{packs}, {waiting} to run on {device}")
 
     def watch(self, plan: tensorbench.Plan, count: int, slots: int) -> RunDisplay:
         return RunDisplay(out, plan, count, slots)

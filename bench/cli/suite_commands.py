@@ -62,16 +62,30 @@ def run(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Run only the trials that failed.")
     ] = False,
+    no_rerun: Annotated[
+        bool,
+        typer.Option(
+            "--no-rerun", help="Compare with trials from packs without running some of them again first."
+        ),
+    ] = False,
 ) -> None:
     """Run a suite's trials into MLflow. Safe to stop and start again: finished trials are kept.
 
-    Several starts on one store share the work.
+    Several starts on one store share the work. Trials that `unpack` brought into the store are taken from
+    there, under whatever name. Before new ones run, one in ten of them runs again, to see that both machines
+    give the same.
     """
     from tensorbench.cli.progress import Terminal
 
     loaded, part = suite_and_part(suite, source, part)
     done = tensorbench.run_suite(
-        loaded, store=store, place=place, part=part, retry_failed=retry_failed, audience=Terminal()
+        loaded,
+        store=store,
+        place=place,
+        part=part,
+        retry_failed=retry_failed,
+        rerun=not no_rerun,
+        audience=Terminal(),
     )
     print_tables(*done.summary.tables(loaded.name))
     if not done.complete:
@@ -145,7 +159,7 @@ def plan(
             min=1e-6,
             max=1,
             help="With --power: the standard deviation of a score over seeds, .007 say. Default: that of "
-            "stored runs of the suite, otherwise several.",
+            "the suite's trials that are stored, otherwise several.",
         ),
     ] = None,
     threshold: Threshold = None,
@@ -154,7 +168,7 @@ def plan(
     """Show what would run: ranks, parameter counts, and with --json trial ids. Starts nothing.
 
     It also counts the trials of a search, an allocation or a pilot. It estimates their time from stored
-    trials of the suite, or from operations if there are none.
+    trials of the suite, or from operations if there are none. With --power, --store may be a pack.
     """
     for option, value in (("--sd", sd), ("--threshold", threshold)):
         if value and not power:

@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -32,8 +32,8 @@ BRIEFLY = 0.5
 #: Seconds for the last writes at a normal end. Another process may lock the file for so long.
 AT_LEISURE = 60.0
 
-#: The claim under which a driver stores the commits of its suite's branches, and the seconds between tries.
-COMMITS, LOOK = "commits", 0.2
+#: Seconds between two tries to get a turn.
+LOOK = 0.2
 
 #: A record is put aside when a reachable store has failed to store it this many times.
 STRIKES = 3
@@ -98,21 +98,35 @@ def session(store: Store) -> Iterator[Session]:
         within(CLOSING if store.online else BRIEFLY, claims.close)
 
 
+@contextmanager
+def turn(session: Session, purpose: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Context that only one driver of the experiment at a time enters for a purpose. The others wait.
+
+    `waiting` is called before this driver waits.
+    """
+    claims = session.claims
+
+    def take() -> bool:
+        return claims.take(purpose, claims.taken(), claims.living())
+
+    if not take():
+        waiting()
+        while not take():
+            time.sleep(LOOK)
+    try:
+        yield
+    finally:
+        claims.settle(purpose)
+
+
 def begin_suite(session: Session, plan: Plan) -> str:
     """Opens the run for the suite itself as `Store.begin_suite` does, and returns the run's id.
 
     If the suite names branches of the hub, only one driver at a time does so. Otherwise two first starts
     could each store another commit of a branch that moved between them.
     """
-    store, claims = session.store, session.claims
-    if not plan.suite.commits:
-        return store.begin_suite(plan, claims.driver)
-    while not claims.take(COMMITS, claims.taken(), claims.living()):
-        time.sleep(LOOK)
-    try:
-        return store.begin_suite(plan, claims.driver)
-    finally:
-        claims.settle(COMMITS)
+    with turn(session, "commits") if plan.suite.commits else nullcontext():
+        return session.store.begin_suite(plan, session.claims.driver)
 
 
 @contextmanager

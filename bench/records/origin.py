@@ -1,10 +1,19 @@
-"""What a trial's numbers come from: files, packages, seeds and hardware. None of it enters the trial's id."""
+"""What a trial's numbers come from: files, packages, seeds and hardware. None of it enters the trial's id.
+
+Also what a trial from a pack gave when it ran again.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from pydantic import ValidationError
+
+from tensorbench.methods import UserError
+from tensorbench.methods.errors import shown
 from tensorbench.records import Wired
+from tensorbench.records.record import Record
+from tensorbench.records.words import Tag
 
 
 class SourceFile(Wired):
@@ -38,3 +47,27 @@ class StoredConfig(Wired):
     provenance: dict[str, str] = {}
     #: Files, packages and seeds of the start. None for trials of versions that did not store them.
     start: Start | None = None
+
+
+class StoredRerun(Wired):
+    """What a trial from a pack gave when it ran again where new trials of its suite run: the tag `rerun`."""
+
+    #: The new score. None if the trial failed again.
+    score: float | None
+    #: The largest accepted difference from the stored score.
+    allowed: float
+    #: The processor or GPU.
+    device: str
+    #: What differed by more than `tensorbench verify --rerun` accepts, in words. Empty if nothing did.
+    faults: tuple[str, ...] = ()
+
+
+def stored_rerun(record: Record) -> StoredRerun | None:
+    """Reads the tag `rerun` of a run. None if it has none. Raises UserError if the tag is malformed."""
+    text = record.tag(Tag.RERUN)
+    try:
+        return StoredRerun.model_validate_json(text) if text else None
+    except ValidationError as error:
+        raise UserError(
+            f"tag {Tag.RERUN} of run {record.origin} ({record.name}) cannot be read: {shown(text)}"
+        ) from error

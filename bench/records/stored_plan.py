@@ -186,6 +186,8 @@ class Share(Wired):
     trials: int
     #: The number of trials without a stored result.
     open: int
+    #: The number of trials with a result that a pack brought into another experiment of the store.
+    references: int = 0
     #: The time that the open trials take, one after the other.
     seconds: float
 
@@ -219,6 +221,7 @@ class Forecast(ShowsOverview, Wired):
                     "by": f"tensorbench {part.command}",
                     "points": f"{part.points:,}",
                     "trials": f"{part.trials:,}",
+                    **({"from packs": f"{part.references:,}"} if part.references else {}),
                     "to run": f"{part.open:,}",
                     "time": duration(part.seconds),
                 }

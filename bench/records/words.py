@@ -114,6 +114,10 @@ class Tag(StrEnum):
     VERDICT = "verdict"
     #: JSON: the measures of a trial that are not among MLflow's metrics, where each would be a chart.
     MEASURES = "measures"
+    #: JSON: for a trial from a pack, what it gave when it ran again beside new trials (`StoredRerun`).
+    RERUN = "rerun"
+    #: Of a suite's run: the number of its trials that came from packs.
+    REFERENCES = "references"
     #: JSON: the commits of the hub at which the start that made a suite's run planned (see `StoredSuite`).
     COMMITS = "commits"
     # MLflow's own tags.

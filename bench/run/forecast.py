@@ -20,6 +20,7 @@ from tensorbench.records.stored_plan import Forecast, Share
 from tensorbench.search.chooser import Batch
 from tensorbench.search.ranks import choosers_of
 from tensorbench.store import DEFAULT_STORE
+from tensorbench.store.opening import is_pack
 
 if TYPE_CHECKING:
     # Imported only if needed, since MLflow takes seconds.
@@ -34,6 +35,7 @@ class _Part:
     command: Literal["run", "search"]
     points: int = 0
     trials: int = 0
+    references: int = 0
     #: The trials without a stored result. A trial that is not known yet is like one before it.
     open: list[tuple[Trial, Workload]] = field(default_factory=list)
 
@@ -57,10 +59,18 @@ def make_forecast(
         records = opened.records()
         notes += changed_trials(plan, opened, records)
     settled = {record.trial_id for record in records if record.settled}
+    references: list[Record] = []
+    if not (faults or _absent(store)):
+        from tensorbench.run.references import find_references
+
+        lacking = {trial.id for trial in plan.trials} - settled
+        references += [run for _, run in find_references(store, plan.suite.name, lacking).values()]
+    records += references
+    settled |= {record.trial_id for record in references}
     work = workloads(plan)
     points = sum(len(row.trials) if row.studies else 1 for row in plan.rows)
     to_run = [(trial, work[trial.id]) for trial in plan.trials if trial.id not in settled]
-    parts = [_Part("run", points, len(plan.trials), to_run)]
+    parts = [_Part("run", points, len(plan.trials), len(references), to_run)]
     if plan.suite.searched:
         parts.append(_search_part(plan, records, settled, notes))
     pace = pace_on(device, plan, records)
@@ -78,6 +88,7 @@ def make_forecast(
                 command=part.command,
                 points=part.points,
                 trials=part.trials,
+                references=part.references,
                 open=len(part.open),
                 seconds=sum(pace.seconds(*job) for job in part.open),
             )
@@ -102,8 +113,15 @@ def _gpus(device: str) -> str:
     )
 
 
+def _absent(store: str) -> bool:
+    # A pack may be given as the store for its noise.
+    return is_pack(store) or (
+        store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).exists()
+    )
+
+
 def _opened(store: str, name: str) -> tuple[Store | None, list[str]]:
-    if store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).exists():
+    if _absent(store):
         return None, []
     from tensorbench.store.store import Store
 

@@ -6,26 +6,33 @@ They depend on the noise of scores, which is taken from stored results or assume
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from tensorbench.machine.table import Table
 from tensorbench.methods import UserError
+from tensorbench.methods.errors import first_few
 from tensorbench.metrics import METRICS
 from tensorbench.plan.choosing import Studies
 from tensorbench.plan.rows import Plan
+from tensorbench.records.record import latest
 from tensorbench.records.stored_plan import Row
 from tensorbench.reports.analysis import analyse
+from tensorbench.reports.blocks import Block
 from tensorbench.reports.comparable import block_budgets, measured
 from tensorbench.reports.inference.intervals import LEAST_SEEDS
 from tensorbench.reports.inference.power import Design, Response, of_assumed, of_runs, of_stored
-from tensorbench.reports.reading import read
-from tensorbench.reports.results import NO_ADAPTERS, OWN_SIZE, REFERENCE, grouped
+from tensorbench.reports.reading import tabulate
+from tensorbench.reports.results import NO_ADAPTERS, OWN_SIZE, REFERENCE, Experiment, Results, grouped
 from tensorbench.reports.thresholds import DEFAULT, CustomThresholds, thresholds
 from tensorbench.reports.units import PERCENT, unit_of
 from tensorbench.store import DEFAULT_STORE
+from tensorbench.store.opening import is_pack
+from tensorbench.store.pack.reading import open_pack
 
 #: The standard deviations over seeds that are assumed for a run's score if no run is stored.
 ASSUMED = (0.003, 0.005, 0.007, 0.01, 0.02)
@@ -46,8 +53,8 @@ class Power:
     task: str
     #: The size of the comparison, its noise, and the differences that it can find.
     design: Design
-    #: Whether the noise comes from stored runs. Otherwise it is assumed.
-    stored: bool
+    #: The stored trials whose noise it is, in words. Empty if the noise is assumed.
+    source: str
     #: The tasks whose test examples are not included in the assumed noise.
     uncounted: tuple[str, ...]
     #: The smallest difference that matters, in units of the metric.
@@ -55,6 +62,11 @@ class Power:
     #: The number of trials in a study. None if the suite has no studies. If it has, `design` counts studies
     #: in place of seeds.
     k: int | None = None
+
+    @property
+    def stored(self) -> bool:
+        """Whether the noise comes from stored runs. Otherwise it is assumed."""
+        return bool(self.source)
 
     @property
     def share(self) -> bool:
@@ -84,6 +96,7 @@ class Power:
             "comparisons": self.design.claims,
             "sd": self.sd,
             "stored": self.stored,
+            "source": self.source,
             "sd_of_examples": math.sqrt(self.design.examples),
             "without_test_examples": self.uncounted,
             "threshold": self.threshold,
@@ -127,6 +140,8 @@ def power(
         f"smallest threshold within which equal methods are shown to be equivalent. {plural.capitalize()} "
         "needed: those that detect the threshold."
     ]
+    for source in dict.fromkeys(result.source for result in results if result.stored):
+        notes.append(f"Stored: the noise of {source}.")
     if not all(result.stored for result in results):
         disagree = f"two methods disagree on {DISAGREEMENT:.1%} of the test examples whatever their seeds"
         response = Response()
@@ -162,11 +177,11 @@ def powers(
 
     Args:
         plan: The plan of the suite.
-        store: The address of a store. The noise of each result is that of this suite's runs in the store. A
-            result without such runs has assumed noise. Without studies, there is then one result for each
-            standard deviation in `ASSUMED`; with studies, there is one, by the defaults of `Response`.
-            Assumed noise includes that of test examples (see `DISAGREEMENT`), but no collapsed runs. Without
-            studies, it also lacks the randomness of tuning.
+        store: The address of a store, or a pack. The noise of each result is that of the plan's trials that
+            are stored there, in whatever experiment. A result without such trials has assumed noise. Without
+            studies, there is then one result for each standard deviation in `ASSUMED`; with studies, there is
+            one, by the defaults of `Response`. Assumed noise includes that of test examples (see
+            `DISAGREEMENT`), but no collapsed runs. Without studies, it also lacks the randomness of tuning.
         sd: The standard deviation of scores over seeds to assume. The store is then not read.
         threshold: The smallest differences that matter. None: the default of each metric.
 
@@ -192,7 +207,8 @@ def powers(
             methods = {row.table_name: row.family for row in of_block}
             claims = max(1, len(methods) - bool(tuning or REFERENCE in methods.values()))
             point = METRICS.get(metric).point
-            stored, least = stored_designs.get((budget, metric, task), (None, DEFAULT * point))
+            unstored = None, DEFAULT * point, ""
+            stored, least, source = stored_designs.get((budget, metric, task), unstored)
             if task and metric in matters and stored is None:
                 raise UserError(
                     f"threshold of {metric}: it is in the units of '{task}', and assumed noise is a share of "
@@ -214,8 +230,7 @@ def powers(
                 designs = [of_runs(noise, len(settings), seeds, claims, added) for noise in noises]
             least, k = matters.get(metric, least), tuning.points if tuning else None
             results += [
-                Power(budget, metric, task, design, stored is not None, uncounted, least, k)
-                for design in designs
+                Power(budget, metric, task, design, source, uncounted, least, k) for design in designs
             ]
     return results
 
@@ -254,22 +269,46 @@ def _assumed(
     return replace(design, spreads=tuple(point**2 * spread for spread in design.spreads))
 
 
-def _stored(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[Design, float]]:
-    """Maps budget, metric and task to the design and the threshold of the suite's stored results.
+def _stored(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[Design, float, str]]:
+    """Maps budget, metric and task to the design, the threshold and the source of stored results.
 
-    Studies with another number of points than those of the plan are left out.
+    The results are those of the plan's trials, in whatever experiments of the store or the pack.
     """
+    from tensorbench.store.store import Store
+
     try:
-        analysis = analyse(read(store, [plan.suite.name]))
+        sources = open_pack(Path(store)) if is_pack(store) else Store.every(store)
     except UserError:
-        # There is no store, or nothing of this suite has finished yet.
+        if is_pack(store):
+            raise
+        return {}  # there is no store
+    planned = plan.stored()
+    trials, experiments = planned.by_id(), list[Experiment]()
+    for source in sorted(sources, key=lambda source: source.name != plan.suite.name):
+        records = {id_: run for id_, run in latest(source.records()).items() if id_ in trials}
+        if any(run.score is not None for run in records.values()):
+            bare = Experiment(source, source.name, "", "", (), {}, records, 0)
+            # The first one has the plan's rows, whose trials are found in all of them.
+            experiments.append(bare if experiments else replace(bare, rows=planned.rows, trials=trials))
+    if not experiments:
         return {}
-    k = plan.suite.tuning.points if plan.suite.tuning else 1
-    return {
-        (block.budget, *measured(block.metric, block.settings[0].task)): (block.design, block.threshold)
-        for block in reversed(analysis.blocks)
-        if block.design is not None and block.k == k
-    }
+    results = Results(tuple(experiments), *tabulate(experiments), ())
+    found: dict[tuple[str, str, str], tuple[Design, float, str]] = {}
+    for block in reversed(analyse(results).blocks):
+        if block.design is not None:
+            key = (block.budget, *measured(block.metric, block.settings[0].task))
+            found[key] = block.design, block.threshold, _source(results, block)
+    return found
+
+
+def _source(results: Results, block: Block) -> str:
+    """The trials from which the noise of a block was computed, in words."""
+    cells = {number for entrant in block.entrants for number in entrant.cells}
+    counts = Counter(seed.experiment for seed in results.all_seeds if seed.cell in cells and seed.finished)
+    trials = " and ".join(f"{count:,} trials of {name}" for name, count in counts.items())
+    methods = first_few([entrant.method for entrant in block.entrants], 3)
+    few = ". The noise of a single comparison is itself uncertain" if len(block.compared) == 1 else ""
+    return f"{trials} ({methods}){few}"
 
 
 def _planned(stored: Design, settings: int, seeds: int, claims: int) -> Design:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from tensorbench.execution.estimate import check_disk, check_memory, time_advice
 from tensorbench.execution.executor import Executor
 from tensorbench.execution.perform import Report
 from tensorbench.execution.place import HERE, Place
-from tensorbench.execution.session import Session, begin_suite, session, suite_run
+from tensorbench.execution.session import Session, begin_suite, session, suite_run, turn
 from tensorbench.machine.outputs import prepare_plot
 from tensorbench.machine.table import ShowsOverview, Table
 from tensorbench.methods import UserError
@@ -33,6 +33,14 @@ from tensorbench.plan.trial import Trial
 from tensorbench.records.record import Record, latest
 from tensorbench.records.text import message
 from tensorbench.records.words import RunKind, Status, Tag
+from tensorbench.run.references import (
+    TURN,
+    adopt,
+    references_of,
+    refuse_other_results,
+    run_again,
+    to_run_again,
+)
 from tensorbench.search.chooser import Batch, Choices
 from tensorbench.search.ranks import choosers_of
 from tensorbench.store import DEFAULT_STORE
@@ -58,8 +66,11 @@ class Audience:
         that were sent, and `closed` the number of these runs that were closed.
         """
 
-    def starting(self, plan: Plan, waiting: int, device: str) -> None:
-        """Called before the trials of a plan run. `waiting` is the number of them that remain to run."""
+    def starting(self, plan: Plan, waiting: int, device: str, references: int) -> None:
+        """Called before the trials of a plan run.
+
+        `waiting` is the number of them that remain to run, and `references` the number that came from packs.
+        """
 
     def watch(self, plan: Plan, count: int, slots: int) -> AbstractContextManager[Report]:
         """Makes a context in which `count` trials of a plan are prepared and run on `slots` workers.
@@ -70,9 +81,9 @@ class Audience:
         return nullcontext(lambda event: None)
 
     def trying(self, title: str, trials: int, following: int) -> None:
-        """Called before trials of a search, an allocation or a pilot run.
+        """Called before trials of a search, an allocation or a pilot run, or trials from packs run again.
 
-        `title` is what they choose, `trials` their number, and `following` the number of trials that will
+        `title` is what they are for, `trials` their number, and `following` the number of trials that will
         depend on their results.
         """
 
@@ -132,36 +143,67 @@ class _Work:
     def store(self) -> Store:
         return self.driver.store
 
-    def run(self, full_plan: Plan, plan: Plan, records: list[Record], *, retry_failed: bool) -> list[Record]:
+    def run(
+        self, full_plan: Plan, plan: Plan, records: list[Record], *, retry_failed: bool, rerun: bool
+    ) -> list[Record]:
         """Runs the trials of a plan, the selected part of `full_plan`. Returns the store's records after it.
 
         `records` are those before. If `retry_failed` is set, only the failures in `records` run again.
-        A failure that another driver has already retried is left out, even if it failed again.
+        A failure that another driver has already retried is left out, even if it failed again. `rerun` says
+        whether trials from packs run again first (see `tensorbench.run.references`).
         """
         store, executor = self.store, self.executor
         failed = failures(records) if retry_failed else {}
         trials = [t for t in plan.trials if t.id in failed] if retry_failed else pending(plan, records)
+        references = len(references_of(plan, records))
         if not trials:
-            self.audience.starting(plan, 0, executor.device)
+            self.audience.starting(plan, 0, executor.device, references)
             store.end(begin_suite(self.driver, full_plan), Status.FINISHED)
             return records
-        starting = partial(self.audience.starting, plan, len(trials), executor.device)
+        if rerun and references:
+            records = self._run_references(full_plan, plan, records)
+        starting = partial(self.audience.starting, plan, len(trials), executor.device, references)
         self._execute(full_plan, plan, trials, starting, retried=failed, records=records)
         return patiently(store, store.records)
 
     def _execute(
         self, full_plan: Plan, plan: Plan, trials: list[Trial], announce: Callable[[], None], **options: Any
     ) -> None:
+        with self._prepared(plan, trials, announce) as report:
+            execute(full_plan, trials, self.driver, self.executor, report, **options)
+
+    @contextmanager
+    def _prepared(self, plan: Plan, trials: list[Trial], announce: Callable[[], None]) -> Iterator[Report]:
+        """Context in which trials of a plan can run. Yields the function to call with every event."""
         executor = self.executor
         check_disk(plan, trials, self.store)
         # The nodes of a cluster check their own memory.
         if executor.on_this_machine:
             check_memory(trials, executor.slots)
         with self.audience.watch(plan, len(trials), executor.slots) as report:
-            executor.prepare(trials, report, full_plan.suite.trial_timeout)
+            executor.prepare(trials, report, plan.suite.trial_timeout)
             # Announce the trials when nothing can prevent them any more.
             announce()
-            execute(full_plan, trials, self.driver, executor, report, **options)
+            yield report
+
+    def _run_references(self, full_plan: Plan, plan: Plan, records: list[Record]) -> list[Record]:
+        """Runs a sample of the trials from packs again. Raises UserError if they give other results here."""
+        if to_run_again(full_plan, plan, records):
+            waiting = partial(
+                self.audience.note, "Another start runs trials from packs again. Waiting for it."
+            )
+            with turn(self.driver, TURN, waiting):
+                # Another driver may have run some meanwhile.
+                records = self.store.records()
+                if chosen := to_run_again(full_plan, plan, records):
+                    trials = [trial for trial in full_plan.trials if trial.id in chosen]
+                    title = "Trials from packs that run again before new ones"
+                    announce = partial(self.audience.trying, title, len(chosen), 0)
+                    with self._prepared(full_plan, trials, announce) as report:
+                        run_again(full_plan, chosen, self.store, self.executor, report)
+            records = self.store.records()
+        refuse_other_results(full_plan, records, self.store.name)
+        return records
 
     def keep_answer(self, plan: Plan, analysis: Analysis) -> tuple[str, ...]:
         """Stores the answer of a complete suite in the note and the metrics of its run, and returns it."""
@@ -215,11 +257,14 @@ def run_suite(
     place: Place = HERE,
     part: Part = EVERYTHING,
     retry_failed: bool = False,
+    rerun: bool = True,
     audience: Audience | None = None,
 ) -> SuiteRun:
     """Runs the trials of a suite and stores their results in MLflow.
 
-    Trials with a result do not run again, so a run that was stopped continues where it was.
+    Trials with a result do not run again, so a run that was stopped continues where it was. That includes
+    trials that a pack brought into the store, under whatever name. Before new trials are compared with them,
+    one in ten of them runs again, at least two of each method and task.
 
     Args:
         suite: A suite, or the path of its file.
@@ -227,11 +272,12 @@ def run_suite(
         place: Where trials run.
         part: Which part of the suite runs. By default everything.
         retry_failed: Whether to run the failed trials again, and only these.
+        rerun: Whether trials from packs run again. If not, the report says so.
         audience: Is told what happens. None: nobody.
 
     Raises:
-        UserError: before any trial runs, if the suite cannot run as requested. A trial that fails raises
-            nothing. The reason is stored.
+        UserError: before any new trial runs, if the suite cannot run as requested, or if trials from packs
+            give other results here. A trial that fails raises nothing. The reason is stored.
     """
     audience = audience or Audience()
     with make_executor(place) as executor:
@@ -248,6 +294,7 @@ def run_suite(
                 )
             records = opened.records()
             if not retry_failed:
+                records = adopt(driver, full_plan, plan, records, audience.note)
                 for note in changed_trials(plan, opened, records):
                     audience.note(note)
                 if long := time_advice(plan, records, executor.device):
@@ -255,7 +302,7 @@ def run_suite(
             stored = latest(records)
             driver.warn_of_changed_plugins(stored[t.id] for t in plan.trials if t.id in stored)
             work = _Work(driver, executor, audience)
-            records = work.run(full_plan, plan, records, retry_failed=retry_failed)
+            records = work.run(full_plan, plan, records, retry_failed=retry_failed, rerun=rerun)
             from tensorbench.reports.summary import summarise
 
             summary = summarise(opened, plan.stored(), records)

@@ -199,6 +199,13 @@ class Store(Source):
         runs = self._find(f"tags.{Tag.TRIAL_ID} = '{trial_id}'")
         return [run for run in runs if run.tag(Tag.KIND) == kind]
 
+    def unpacked(self) -> list[Record]:
+        """Returns the runs of trials that came from packs, oldest first."""
+        if not self._served:
+            return [run for run in self.records() if run.tag(Tag.ORIGIN)]
+        # Few runs have this tag.
+        return [run for run in self._find(f"tags.{Tag.ORIGIN} != ''") if run.trial_id]
+
     def running(self, driver: str | None = None) -> list[Record]:
         """Returns the runs of every kind that have not ended. With `driver`, only the runs of this driver."""
         whose = f" and tags.{Tag.DRIVER} = '{driver}'" if driver else ""

@@ -37,7 +37,7 @@ class Heard(Audience):
     def opened(self, sent: int, closed: int) -> None:
         self.events.append(f"opened {sent} {closed}")
 
-    def starting(self, plan: Plan, waiting: int, device: str) -> None:
+    def starting(self, plan: Plan, waiting: int, device: str, references: int) -> None:
         self.events.append(f"{waiting} of {len(plan.trials)} on {device}")
 
     @contextmanager

@@ -13,10 +13,15 @@ from rich.console import Console
 
 from tensorbench.cli.tables import print_tables
 from tensorbench.methods import UserError
+from tensorbench.reports.analysis import analyse
+from tensorbench.reports.inference.power import Response, of_stored
+from tensorbench.reports.reading import read
+from tensorbench.reports.selection import Selection
 from tensorbench.run.power import ASSUMED, DISAGREEMENT, Power, power, powers
 from tensorbench.tasks import TASKS
 
 from ..messages import naming
+from ..packs import packed
 from ..reports import made_up_studies
 from ..reports.made_up import plan_of, result
 from ..stored import write as store
@@ -95,6 +100,26 @@ def test_stored_runs_give_the_noise(tmp_path: Path, new_store: Callable[[Path], 
     assert isorank.design.seeds == 5
     assert isorank.design.examples > 0
     assert powers(planned, uri, sd=0.01)[0].sd == pytest.approx(0.01)
+
+
+def test_the_noise_is_that_of_the_plans_trials_in_any_experiment_or_pack(
+    tmp_path: Path, new_store: Callable[[Path], str]
+) -> None:
+    """A plan under another name, with a method more than the stored studies and one fewer."""
+    uri, variant = new_store(tmp_path), {"method": "tenslora", "variant": "qkv_depth"}
+    store(uri, made_up_studies.plan_of(methods=["lora", variant, "full"]), made_up_studies.result)
+    planned = made_up_studies.plan_of(name="extended", methods=["lora", variant, "lotr"])
+    common = Selection(methods=["LoRA", "TensLoRA qkv_depth"])
+    (block,) = analyse(read(uri, [made_up_studies.NAME], common)).blocks
+    assert block.design is not None
+    sizes = {"tasks": 2, "studies": 4, "points": 4, "claims": 2}
+    expected = of_stored(block.design, Response(decades=1), **sizes)
+    (line,) = powers(planned, uri)
+    assert line.design == expected
+    assert line.source.startswith(f"64 trials of {made_up_studies.NAME} (LoRA, TensLoRA qkv_depth)")
+    assert line.source in power(planned, uri).notes[1]
+    (line,) = powers(planned, str(packed(uri, made_up_studies.NAME, tmp_path)))
+    assert line.design == expected
 
 
 def test_metrics_have_lines_of_their_own(tmp_path: Path) -> None:

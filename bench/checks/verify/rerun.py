@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -18,7 +18,7 @@ from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.predictions import log_probabilities, read_predictions
 from tensorbench.records.record import Progress, Record
-from tensorbench.records.words import Artifact, Tag
+from tensorbench.records.words import Artifact, Status, Tag
 from tensorbench.store.access import Access, is_foreign
 from tensorbench.store.pack.writing import DIGITS
 from tensorbench.store.source import Source
@@ -100,16 +100,39 @@ def run_again(
 
 
 def _run(candidate: Candidate, resources: Resources, tolerance: float | None) -> Rerun:
-    record, findings = candidate.record, candidate.findings
     reports: list[Progress] = []
     ending = perform(candidate.trial, resources, reports.append, (KeyboardInterrupt,))
+    now = provenance(str(resources.device)) | {"threads": str(torch.get_num_threads())}
+    rerun = compared(candidate, ending, reports, now, tolerance)
+    if rerun.score is not None:
+        same = rerun.allowed == SAME
+        largest = SAME_LOGITS if same else LOGITS[candidate.trial.recipe.precision]
+        _compare_adapter(candidate, resources, largest)
+    return rerun
+
+
+def compared(
+    candidate: Candidate,
+    ending: Record,
+    reports: Sequence[Progress],
+    now: Mapping[str, str],
+    tolerance: float | None = None,
+) -> Rerun:
+    """Compares another run of a trial with the stored one. Adds what differs to the candidate's findings.
+
+    `ending` and `reports` are of the other run, and `now` is its provenance. For `tolerance` see `verify`. A
+    trial that failed has to fail again for the same reason.
+    """
+    record, findings = candidate.record, candidate.findings
     if tolerance is None:
         predictions = ending.files.get(Artifact.PREDICTIONS)
         share = EXAMPLES / len(read_predictions(predictions).example) if predictions else 0.0
         tolerance = max(ELSEWHERE, share)
-    allowed, reason = _allowed(candidate, str(resources.device), tolerance)
+    allowed, reason = _allowed(candidate, now, tolerance)
     score = ending.metrics.get(Measure.SCORE)
-    if score is None:
+    if record.status == Status.FAILED:
+        findings.compare("failure of another run", record.verdict, ending.verdict)
+    elif score is None:
         findings.broken("score of another run", record.score, ending.failure)
     else:
         findings.near(f"score of another run, to {allowed:.3g}", record.score, score, allowed)
@@ -119,9 +142,6 @@ def _run(candidate: Candidate, resources: Resources, tolerance: float | None) ->
             findings.near("validation loss of another run", stored, repeated, most)
         _compare_curves(candidate, reports, same=allowed == SAME)
         _compare_examples(findings, candidate, ending.files[Artifact.PREDICTIONS])
-        _compare_adapter(
-            candidate, resources, SAME_LOGITS if allowed == SAME else LOGITS[candidate.trial.recipe.precision]
-        )
     return Rerun(
         candidate.source.name,
         record.trial_id,
@@ -214,13 +234,13 @@ def _compare_adapter(candidate: Candidate, resources: Resources, allowed: float)
         candidate.findings.broken(f"outputs of {Artifact.ADAPTER}", "as in the predictions", said)
 
 
-def _allowed(candidate: Candidate, device: str, tolerance: float) -> tuple[float, str]:
+def _allowed(candidate: Candidate, now: Mapping[str, str], tolerance: float) -> tuple[float, str]:
     """Returns the largest accepted difference between the two scores, and the reason for it."""
-    then, now = candidate.record.provenance, provenance(device) | {"threads": str(torch.get_num_threads())}
+    then = candidate.record.provenance
     other = [name for name in (*HARDWARE, "threads") if then.get(name) != now.get(name)]
     if other:
         return tolerance, f"not the same {', '.join(other)} as then"
-    if device.startswith("cuda") and not candidate.trial.recipe.deterministic:
+    if now.get("gpu") and not candidate.trial.recipe.deterministic:
         return tolerance, "the recipe is not deterministic on a GPU"
     return SAME, "the same hardware"
 

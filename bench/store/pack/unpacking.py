@@ -92,10 +92,6 @@ class _Merge:
 
     def write(self, store: Store) -> Iterator[Record]:
         """Writes the runs that the store lacks. Yields each trial after it is written."""
-        stored = store.records()
-        # Runs left by an interrupted unpack. A duplicate would never count, so its trial gets a new run.
-        unfilled = [run for run in stored if not run.settled and run.status != Status.DUPLICATE]
-        begun = {run.tag(Tag.ORIGIN): run.run_id for run in unfilled}
         parent = self._suite(store)
         for part, run, same in self._bare:
             with tempfile.TemporaryDirectory() as folder:
@@ -104,11 +100,7 @@ class _Merge:
                 if hashes(same).get(Artifact.ADAPTER) == sha256(file):
                     store.send(Record(same.run_id, same.trial_id), Path(folder))
         for part in self._parts:
-            points = dict(list(part.curves().groupby("run_id")))
-            for run in (run for source, run in self.coming if source is part):
-                run_id = begun.get(run.origin) or _begin(store, run, parent)
-                _fill(store, part, run, run_id, points.get(run.run_id))
-                yield run
+            yield from copied(part, [run for source, run in self.coming if source is part], store, parent)
 
     def _suite(self, store: Store) -> str:
         """Writes the suite's run and plan, if the store lacks them, and returns the run's id."""
@@ -124,6 +116,18 @@ class _Merge:
             stored = self._parts[0].content(run, Artifact.SUITE, StoredSuite) or StoredSuite(suite={})
             store.keep(run_id, Artifact.SUITE, stored.model_copy(update={"commits": self._commits}))
         return run_id
+
+
+def copied(source: Source, runs: Sequence[Record], store: Store, parent: str) -> Iterator[Record]:
+    """Copies runs of trials into a store, nested in the run `parent`. Yields each after it is written."""
+    # Runs left by an interrupted copy. A duplicate would never count, so its trial gets a new run.
+    unfilled = [run for run in store.records() if not run.settled and run.status != Status.DUPLICATE]
+    begun = {run.tag(Tag.ORIGIN): run.run_id for run in unfilled}
+    points = dict(list(source.curves().groupby("run_id")))
+    for run in runs:
+        run_id = begun.get(run.origin) or _begin(store, run, parent)
+        _fill(store, source, run, run_id, points.get(run.run_id))
+        yield run
 
 
 @insisting

@@ -131,7 +131,7 @@ def test_two_machines_halves_are_one_experiment_that_goes_on(
     assert merged_results.cells[same].equals(full_results.cells[same])
     # No trial runs twice; only the trials of the additional seed are left.
     suite = write_suite(tmp_path, seeds=[0, 1, 2], **TOY)
-    assert "toy: 6 trials, 2 to run" in call("run", suite, "--store", merged).out
+    assert "toy: 6 trials, 4 from packs, 2 to run" in call("run", suite, "--store", merged).out
 
 
 @pytest.mark.parametrize("command", ["report", "verify", "pack"])

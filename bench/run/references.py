@@ -1,0 +1,186 @@
+"""References: the trials of a suite that came from packs, with which new trials are compared.
+
+A pack may have brought them into another experiment of the store, where they are found by their ids. Before
+new trials run, a sample of the references runs again where the new ones will, since processors differ.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from tensorbench.execution.driver import pending
+from tensorbench.execution.executor import Executor
+from tensorbench.execution.perform import Event, Report
+from tensorbench.execution.session import Session, suite_run, turn
+from tensorbench.execution.watch import Limits
+from tensorbench.methods import UserError
+from tensorbench.plan.rows import Plan
+from tensorbench.records.origin import StoredRerun, stored_rerun
+from tensorbench.records.record import Progress, Record, latest
+from tensorbench.records.words import RunKind, Status, Tag
+from tensorbench.store.merging import refuse_other_scores
+from tensorbench.store.store import Store
+
+#: Of each row's references, one in EVERY runs again, and at least LEAST.
+EVERY, LEAST = 10, 2
+
+#: The largest number of faults that are stored for a trial, and of trials that an error lists.
+MOST_FAULTS, MOST_LISTED = 3, 10
+
+#: The turn (see `tensorbench.execution.session.turn`) of the driver that copies or runs references.
+TURN = "references"
+
+
+def find_references(uri: str, name: str, ids: Collection[str]) -> dict[str, tuple[Store, Record]]:
+    """Finds results of trials that packs brought into other experiments than `name`, by trial id.
+
+    Failures other than divergence are left out, since they may be those of another machine. Raises UserError
+    if two packs have different scores of a trial.
+    """
+    found: dict[str, tuple[Store, Record]] = {}
+    for store in Store.every(uri) if ids else ():
+        if store.name == name:
+            continue
+        runs = latest(run for run in store.unpacked() if run.trial_id in ids)
+        refuse_other_scores(name, {id_: run for id_, (_, run) in found.items()}, runs.values())
+        for id_, run in runs.items():
+            finished = run.status == Status.FINISHED
+            if finished or (run.tag(Tag.FAILURE) == "diverged" and id_ not in found):
+                found[id_] = store, run
+    return found
+
+
+def adopt(
+    driver: Session, full_plan: Plan, plan: Plan, records: list[Record], notify: Callable[[str], None]
+) -> list[Record]:
+    """Copies the references of a plan into its own experiment. Returns the experiment's records after it.
+
+    `plan` is the selected part of `full_plan`, and `records` are the records before. `notify` is called with
+    a note on what is copied. With the references, the experiment can be reported and packed by itself.
+    """
+    store = driver.store
+    if not (waiting := pending(plan, records)):
+        return records
+    if find_references(store.uri, store.name, {trial.id for trial in waiting}):
+        # Imported late, as verification is below: most suites have no references.
+        from tensorbench.store.pack.unpacking import copied
+
+        with turn(driver, TURN), suite_run(driver, full_plan) as run_id:
+            # Another driver may have copied some meanwhile.
+            waiting = pending(plan, store.records())
+            by_store = defaultdict[Store, list[Record]](list)
+            for source, run in find_references(store.uri, store.name, {t.id for t in waiting}).values():
+                by_store[source].append(run)
+            for source, runs in by_store.items():
+                notify(f"{len(runs):,} trials are taken from '{source.name}', which a pack brought.")
+                for _ in copied(source, runs, store, run_id):
+                    pass
+        records = store.records()
+    if pending(plan, records) and (references := references_of(full_plan, records)):
+        store.tag(store.records(RunKind.SUITE)[-1].run_id, Tag.REFERENCES, str(len(references)))
+    return records
+
+
+def references_of(plan: Plan, records: Sequence[Record]) -> dict[str, Record]:
+    """The runs of a plan's trials that came from packs, by trial id."""
+    planned, counting = {trial.id for trial in plan.trials}, latest(records)
+    return {
+        id_: run for id_, run in counting.items() if id_ in planned and run.settled and run.tag(Tag.ORIGIN)
+    }
+
+
+def to_run_again(full_plan: Plan, plan: Plan, records: Sequence[Record]) -> dict[str, Record]:
+    """The references that must run again before new trials of `plan`, a part of `full_plan`, by trial id.
+
+    Those that ran again already count. Ids are hashes, so the first ones are a random sample that each start
+    draws again.
+    """
+    references, chosen = references_of(full_plan, records), dict[str, Record]()
+    for row in full_plan.rows:
+        own = [references[id_] for id_ in {*row.trials.values()} & references.keys()]
+        if not any(trial.id in row.trials.values() for trial in plan.trials):
+            continue
+        own.sort(key=lambda run: (Tag.RERUN not in run.tags, run.trial_id))
+        count = max(LEAST, -(-len(own) // EVERY))
+        chosen |= {run.trial_id: run for run in own[:count] if Tag.RERUN not in run.tags}
+    return chosen
+
+
+def run_again(
+    plan: Plan, references: Mapping[str, Record], store: Store, executor: Executor, report: Report
+) -> None:
+    """Runs references again, and stores what they gave in the tag `rerun` of each.
+
+    Raises UserError if one cannot run here, for instance because memory runs out.
+    """
+    from tensorbench.checks.verify.findings import Examined
+    from tensorbench.checks.verify.rerun import Candidate, compared
+
+    waiting = [trial for trial in plan.trials if trial.id in references]
+    limits, left = Limits(plan.suite.trial_timeout, plan, ()), len(waiting)
+    provenance: dict[str, dict[str, str]] = {}
+    progress: defaultdict[str, list[Progress]] = defaultdict(list)
+    ended: list[Event] = []
+
+    def receive(event: Event) -> None:
+        if event.provenance is not None:
+            provenance[event.trial.id] = event.provenance
+            executor.limit(event.trial, limits.begin(event.trial, event.provenance))
+        elif event.progress is not None:
+            progress[event.trial.id].append(event.progress)
+        elif event.ending is not None:
+            ended.append(event)
+        report(event)
+
+    while left:
+        while waiting and executor.free:
+            executor.submit(waiting.pop(0))
+        executor.step(receive)
+        while ended:
+            event, left = ended.pop(), left - 1
+            trial, ending, run = event.trial, event.ending, references[event.trial.id]
+            assert ending is not None
+            if ending.failure and ending.tag(Tag.FAILURE) != "diverged":
+                raise UserError(
+                    f"trial {trial.id} ({run.name}) came from a pack and cannot run again here: "
+                    f"{ending.failure}; --no-rerun leaves this out, and the report says so"
+                )
+            findings, now = Examined(store.name, run), provenance[trial.id]
+            result = compared(Candidate(findings, store, run, trial), ending, progress[trial.id], now)
+            faults = [f"{each.what}: stored {each.stored}, now {each.recomputed}" for each in findings.faults]
+            stored = StoredRerun(
+                score=result.score,
+                allowed=result.allowed,
+                device=now["gpu"] or now["cpu"],
+                faults=tuple(faults[:MOST_FAULTS]),
+            )
+            store.tag(run.run_id, Tag.RERUN, stored.model_dump_json())
+
+
+def refuse_other_results(plan: Plan, records: Sequence[Record], name: str) -> None:
+    """Raises UserError if references gave other results when they ran again, with what can be done."""
+    runs = references_of(plan, records).values()
+    reruns = [(run, again) for run in runs if (again := stored_rerun(run))]
+    apart = [
+        f"  trial {run.trial_id} ({run.name}): {_score(run.score)} on "
+        f"{run.provenance.get('gpu') or run.provenance.get('cpu', 'unknown hardware')}, now "
+        f"{_score(again.score)} on {again.device}; {'; '.join(again.faults)}"
+        for run, again in reruns
+        if again.faults
+    ]
+    if not apart:
+        return
+    more = f"\n  and {len(apart) - MOST_LISTED} more" if len(apart) > MOST_LISTED else ""
+    raise UserError(
+        f"{len(apart)} of {len(reruns)} trials from packs gave other results when they ran again here, so "
+        "that new trials cannot be compared with them; none was started:\n"
+        + "\n".join(apart[:MOST_LISTED])
+        + f"{more}\nRun all trials here, in a store without the pack (--store sqlite:///own.db), or the new "
+        f"ones on hardware like that of the pack. `tensorbench verify {name} --rerun 3` compares more. "
+        "--no-rerun goes on in spite of this, and the report says so."
+    )
+
+
+def _score(score: float | None) -> str:
+    return "failed" if score is None else f"{score:.4f}"
