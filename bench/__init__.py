@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tensorbench.plan.rows import Plan
     from tensorbench.plan.suite import Suite, load_suite
     from tensorbench.reports.advice import learning_rates
+    from tensorbench.reports.foreign.names import TableOptions
     from tensorbench.reports.loading import load_results
     from tensorbench.reports.peft_comparison import write_peft_comparison
     from tensorbench.reports.report import write_report
@@ -50,6 +51,7 @@ __all__ = [
     "Saving",
     "Selection",
     "Suite",
+    "TableOptions",
     "analyse_redundancy",
     "check",
     "check_site",
@@ -91,6 +93,7 @@ _HOMES = {
     "Saving": "execution.place",
     "Selection": "reports.selection",
     "Suite": "plan.suite",
+    "TableOptions": "reports.foreign.names",
     "analyse_redundancy": "tools.redundancy",
     "check": "checks.conformance",
     "check_site": "reports.site",

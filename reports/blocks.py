@@ -82,7 +82,8 @@ class Entrant:
 
     method: str
     family: str
-    parameters: int
+    #: None if a table of others does not say it.
+    parameters: int | None
     #: The settings on which the method has complete studies, the number of its cell on each, and its studies.
     settings: tuple[TaskAndBackbone, ...]
     cells: tuple[int, ...]

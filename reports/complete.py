@@ -172,6 +172,7 @@ def _studies(evidence: Evidence, cell: Cell, numbers: Sequence[int], chance: flo
         test_set=test_set,
         point=_point(results, cell),
         chance=chance,
+        crossed=cell.studies.crossed,
     )
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from os import PathLike, fspath
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import pandas as pd
 
@@ -16,8 +15,8 @@ from tensorbench.records.predictions import compact, read_predictions
 from tensorbench.records.record import Record, latest
 from tensorbench.records.words import OWN_SIZE, Artifact, Tag
 from tensorbench.reports import reading
+from tensorbench.reports.foreign.names import TableOptions
 from tensorbench.reports.overview import overview
-from tensorbench.reports.peft_comparison import holds_peft_results, peft_results_of
 from tensorbench.reports.recipes import find_mixtures, refuse_mixtures
 from tensorbench.reports.results import COLUMNS, Experiment, Results, grouped
 from tensorbench.reports.selection import Selection
@@ -110,17 +109,14 @@ class LoadedResults(ShowsOverview, Results):
     def overview(self) -> Table:
         """The scores of all cells, as the terminal shows them after a run, without comparisons."""
         closings = [experiment.closing for experiment in self.experiments if experiment.closing]
-        title = self.title or "peft's results"
-        return overview(title, self, [*self.notes, *closings])
+        return overview(self.title, self, [*self.notes, *closings])
 
     @cached_property
     def analysis(self) -> Analysis:
         """The comparisons that a report shows.
 
-        Raises UserError as `tensorbench.reports.report.write_report` does, and for results of peft.
+        Raises UserError as `tensorbench.reports.report.write_report` does.
         """
-        if not self.experiments:
-            raise UserError("peft's results are of one seed and not tuned alike: nothing compares them")
         from tensorbench.reports.analysis import analyse
 
         refuse_mixtures(find_mixtures(self))
@@ -211,32 +207,29 @@ class LoadedResults(ShowsOverview, Results):
 
 
 def load_results(
-    *experiments: str | PathLike[str], store: str = DEFAULT_STORE, selection: Selection | None = None
+    *experiments: str | PathLike[str] | pd.DataFrame,
+    store: str = DEFAULT_STORE,
+    selection: Selection | None = None,
+    **table: Unpack[TableOptions],
 ) -> LoadedResults:
-    """Loads the results of experiments in a store, of packs, or of both: data frames, answer and figures.
+    """Loads the results of experiments in a store, of packs, or of other programs: frames, answer, figures.
 
     `experiments` are names of experiments in the store, or files of packs, which need no store. Several are
     read as one. `selection` limits the rows and the comparisons. The result has `cells` and `seeds`, as in
     `tensorbench.reports.results.Results`, and everything that `LoadedResults` documents.
 
-    `experiments` may also be folders with result files of peft's method_comparison, but not together with
-    other experiments. Then the result has only `cells` and `seeds`, under the budget 'seed 0, not tuned
-    alike'.
+    They may also be results of other programs: a table of runs (.csv, .tsv, .jsonl, .parquet, or a data
+    frame), a result file of lm-evaluation-harness, inspect or peft, or a folder of such files. The other
+    arguments name a table's columns, unless they are called like them:
+    `load_results("runs.csv", method="algorithm", score="test_acc", lr="learning_rate")`.
 
-    Raises UserError for an experiment that does not exist or has no result, for a pack that is refused, and
-    for a selection of rows that do not exist.
+    Raises UserError for an experiment that does not exist or has no result, for a pack or a table that is
+    refused, and for a selection of rows that do not exist.
     """
     if not experiments:
-        raise UserError("load_results() takes at least one experiment, or the file of a pack")
-    folders = [Path(name) for name in experiments if holds_peft_results(Path(name))]
-    if folders and len(folders) < len(experiments):
-        raise UserError(f"load_results(): {folders[0]} holds results of peft; read it apart from experiments")
-    if folders and selection:
-        raise UserError(f"selection: {folders[0]} holds results of peft, which are not selected")
-    if folders:
-        return LoadedResults(**vars(peft_results_of(folders)))
-    names = [fspath(name) for name in experiments]
-    return LoadedResults(**vars(reading.read(store, names, selection)))
+        raise UserError("load_results() takes at least one experiment, or the file of a pack or of a table")
+    names = [name if isinstance(name, pd.DataFrame) else fspath(name) for name in experiments]
+    return LoadedResults(**vars(reading.read(store, names, selection, table)))
 
 
 def typed(lines: pd.DataFrame | Iterable[Mapping[str, Any]], columns: Mapping[str, Column]) -> pd.DataFrame:
@@ -281,7 +274,7 @@ def _trial(experiment: Experiment, record: Record) -> dict[str, Any]:
         **{column: record.measure(measure) for column, measure in COLUMNS.items()},
         "score": record.score,
         "text": record.tag(Tag.TEXT),
-        "started": record.started,
+        "started": record.started or None,
         "ended": record.ended,
         "threads": int(threads) if threads.isdecimal() else None,
     }

@@ -22,12 +22,10 @@ from tensorbench.machine.visible import visible
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import UnknownNameError, first_few, shown
 from tensorbench.records.measures import Measure
-from tensorbench.records.words import Status
+from tensorbench.reports.foreign.runs import ForeignRun
 from tensorbench.reports.inference.families import dunnett, tukey
 from tensorbench.reports.inference.intervals import Bounds, t_quantile
 from tensorbench.reports.inference.reruns import RunNoise, run_noise
-from tensorbench.reports.reading import summed
-from tensorbench.reports.results import COLUMNS, Cell, Results, Seed
 from tensorbench.reports.units import listed
 
 #: The final metrics that are compared, by their names in peft's files. Each has the number of test questions
@@ -436,66 +434,39 @@ def _points(difference: ConfigurationDifference) -> str:
 
 # --- as results ---
 
-#: The text that tables show in place of a budget for peft's results, which have none.
-UNTUNED = "seed 0, not tuned alike"
 
-#: The names of peft's metrics, each with our name of the same metric. Empty if we have no such metric.
-SCORED_AS = {"test accuracy": "accuracy", "test dino_similarity": ""}
+def read_peft(file: Path, content: object, notes: list[str]) -> Iterator[ForeignRun]:
+    """Yields the run of one of peft's result files. Adds a note if it has no score.
 
-
-def holds_peft_results(folder: Path) -> bool:
-    """Whether the path is a folder with at least one file named METHOD--NAME.json."""
-    return folder.is_dir() and next(folder.glob("*--*.json"), None) is not None
-
-
-def peft_results_of(folders: Sequence[Path]) -> Results:
-    """Reads peft's result files in these folders. Each run becomes a cell with a single seed.
-
-    These runs have no budget, so the field `budget` of each cell has the text `UNTUNED` instead. Raises
-    UserError as `read_peft_results` does, and if no file has a score.
+    All configurations ran once with seed 0, and were not tuned alike. A file that is the same in several
+    folders is the same run. `content` is not used, since ids are hashes of files.
     """
-    runs, skipped, _ = read_peft_results(folders)
-    if not runs:
-        raise UserError(f"{', '.join(map(str, folders))}: no result file with a score")
-    seeds = tuple(_seed(number, run) for number, run in enumerate(runs))
-    notes = [f"peft's results are of {UNTUNED}: what ranks them holds the luck of rates and of one run."]
-    notes += [f"{name}: no score, left out." for name in skipped]
-    return Results((), tuple(map(_cell, seeds, runs)), seeds, tuple(notes))
-
-
-def _seed(number: int, run: PeftRun) -> Seed:
-    measures = {
-        Measure.SCORE.column: run.score,
-        Measure.ADAPTER_PARAMETERS.column: run.parameters,
-        Measure.SECONDS.column: run.seconds,
-        Measure.FORGETTING.column: run.forgetting,
+    run = _read(file, 0)
+    if UNTUNED not in notes:
+        notes.append(UNTUNED)
+    if run is None:
+        notes.append(f"{file.name}: no score, left out.")
+        return
+    numbers = {
+        Measure.ADAPTER_PARAMETERS: run.parameters,
+        Measure.SECONDS: run.seconds,
+        Measure.FORGETTING: run.forgetting,
     }
-    return Seed(
-        cell=number,
-        task="image-gen" if run.questions is None else "MetaMathQA",
-        backbone=run.model,
-        budget=UNTUNED,
+    yield ForeignRun(
         method=run.name,
-        experiment=run.file.partition("/")[0],
+        task="image-gen" if run.questions is None else "MetaMathQA",
+        score=run.score,
         seed=run.seed,
-        study=None,
-        point=None,
-        offset=None,
-        lr=None,
-        trial_id=run.sha256[:16],
-        run_id=run.file,
-        status=Status.FINISHED,
-        failure="",
-        message="",
-        measures=dict.fromkeys(COLUMNS) | measures,
+        where=run.file,
+        backbone=run.model or ForeignRun.backbone,
+        of_family=run.name.partition("--")[0],
+        plain=run.name == REFERENCE,
+        measures={measure: number for measure, number in numbers.items() if number is not None},
+        content=run.sha256,
     )
 
 
-def _cell(seed: Seed, run: PeftRun) -> Cell:
-    which = {name: getattr(seed, name) for name in ("experiment", "task", "backbone", "budget", "method")}
-    named = {"title": run.name, "family": run.name.partition("--")[0], "parameters": run.parameters}
-    scored = {"metric": SCORED_AS[run.metric], "evaluated": "test"}
-    unknown = dict.fromkeys(("peak", "asked", "ratio", "within", "percent_of_lora", "studies"))
-    empty = dict.fromkeys(("ranks", "unit", "left"), "")
-    fields: dict[str, Any] = which | named | scored | unknown | empty | summed([seed])
-    return Cell(number=seed.cell, **fields)
+#: What peft's results cannot say.
+UNTUNED = (
+    "peft's runs have seed 0 and were not tuned alike: their order holds the luck of rates and of one run."
+)

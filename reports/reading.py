@@ -10,6 +10,7 @@ from math import fsum
 from statistics import fmean, median, stdev
 from typing import Annotated, Any
 
+import pandas as pd
 from pydantic import Field, TypeAdapter, ValidationError
 
 from tensorbench.methods import UserError
@@ -20,6 +21,7 @@ from tensorbench.records.record import Record, latest
 from tensorbench.records.stored_plan import Row, StudyTrial
 from tensorbench.records.words import RunKind, Status, Tag
 from tensorbench.reports.cautions import guards
+from tensorbench.reports.foreign.names import TableOptions, is_foreign
 from tensorbench.reports.results import COLUMNS, OWN_SIZE, Cell, Experiment, Results, Seed, grouped
 from tensorbench.reports.selection import Selection
 from tensorbench.reports.units import listed, many
@@ -38,15 +40,30 @@ FINAL_RANKS = TypeAdapter(dict[str, Annotated[list[int], Field(min_length=1)]])
 Run = tuple[Experiment, Record | None]
 
 
-def read(uri: str, names: Sequence[str], selection: Selection | None = None) -> Results:
+def read(
+    uri: str,
+    names: Sequence[str | pd.DataFrame],
+    selection: Selection | None = None,
+    table: TableOptions | None = None,
+) -> Results:
     """Reads the results of experiments, or of a selection of their rows.
 
-    `names` are experiments of the store at `uri`, or files of packs.
+    `names` are experiments of the store at `uri`, files of packs, or results of other programs: tables of
+    runs, or files and folders of lm-evaluation-harness, inspect and peft. `table` names a table's columns.
 
-    Raises UserError for an experiment that is missing or has no result, for a pack that is refused, for a
-    selection of rows that do not exist, and if no row is left.
+    Raises UserError for an experiment that is missing or has no result, for a pack or a table that is
+    refused, for a selection of rows that do not exist, and if no row is left.
     """
-    return read_sources(open_results(uri, names), selection)
+    own = [name for name in names if isinstance(name, str) and not is_foreign(name)]
+    sources = open_results(uri, own)
+    if len(own) < len(names):
+        # Its statistics take seconds to import.
+        from tensorbench.reports.foreign.opening import open_foreign
+
+        sources = [*(open_foreign(name, table or {}) for name in names if is_foreign(name)), *sources]
+    elif table:
+        raise UserError(f"{', '.join(table)}: for tables of runs, and {', '.join(own)} is none")
+    return read_sources(sources, selection)
 
 
 def read_sources(sources: Sequence[Source], selection: Selection | None = None) -> Results:
@@ -125,6 +142,7 @@ def read_experiment(source: Source) -> Experiment:
 def _notes(experiment: Experiment) -> Iterator[str]:
     """Yields notes on an experiment's missing, repeated and doubtful trials."""
     name, records = experiment.name, experiment.records
+    yield from experiment.source.notes
     if experiment.duplicates:
         yield f"{name}: {experiment.duplicates} finished run(s) repeat a trial; the first one counts."
     if experiment.references:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, Unpack, get_args
 
 from tensorbench.machine.outputs import Files, output_folder, put_files, replace_files
 from tensorbench.methods import UnknownNameError, UserError
@@ -17,6 +17,7 @@ from tensorbench.reports import figures, page, redundancy, tables
 from tensorbench.reports.analysis import Analysis, analyse
 from tensorbench.reports.answers import answers
 from tensorbench.reports.drawing import Drawn
+from tensorbench.reports.foreign.names import TableOptions
 from tensorbench.reports.reading import read
 from tensorbench.reports.recipes import Mixture, find_mixtures, refuse_mixtures
 from tensorbench.reports.results import Results
@@ -83,11 +84,13 @@ def write_report(
     force: bool = False,
     log: bool = True,
     selection: Selection | None = None,
+    **table: Unpack[TableOptions],
 ) -> WrittenReport:
     """Writes a report into the folder `out`. If it covers all rows, it is also logged on the suites' runs.
 
     Args:
-        experiments: The names of experiments, or files of packs.
+        experiments: The names of experiments, files of packs, or results of other programs, as
+            `tensorbench.load_results` takes them.
         store: The store with the experiments. Not used if all are files of packs.
         threshold: The smallest difference in score that matters, by metric ({"accuracy": 0.01}), or a single
             number if there is one metric.
@@ -95,6 +98,7 @@ def write_report(
         force: Whether to replace an earlier report in the folder.
         log: Whether to log the report on the suites' runs.
         selection: Limits the rows and the comparisons.
+        table: The columns of a table of runs, as `tensorbench.load_results` takes them.
 
     Raises UserError, and writes nothing:
 
@@ -112,7 +116,7 @@ def write_report(
         if name not in FORMATS:
             raise UnknownNameError("format", name, FORMATS)
     target = output_folder(Path(out), "report", force=force)
-    results = read(store, experiments, selection)
+    results = read(store, experiments, selection, table)
     done = compose(results, formats, threshold=threshold, mixed=mixed)
     try:
         replace_files(target, done.files, MANIFEST)

@@ -142,8 +142,8 @@ class Cell(_Measured):
     family: str
     #: The ranks in the order of the method's modes, separated by commas.
     ranks: str
-    #: The number of adapter parameters, head excluded.
-    parameters: int
+    #: The number of adapter parameters, head excluded. None if a table of others does not say it.
+    parameters: int | None
     #: The number of adapter parameters at the start. None unless training cuts some.
     peak: int | None
     #: The number of parameters that the budget requests. None if the budget sets ranks instead.
@@ -152,8 +152,8 @@ class Cell(_Measured):
     #: `asked` is None.
     ratio: float | None
     within: bool | None
-    #: The parameters in percent of LoRA's at rank 4.
-    percent_of_lora: float
+    #: The parameters in percent of LoRA's at rank 4. None if `parameters` is of a table of others.
+    percent_of_lora: float | None
     #: The plan of the studies to which the cell's trials belong. None if the cell has no studies.
     studies: StudyPlan | None
     #: The metric of the scores, and the split on which they were measured. Empty while no seed has finished.
@@ -317,6 +317,11 @@ class Results:
         """A data frame with one line per planned seed. Its column `cell` refers to the index of `cells`."""
         frame = pd.DataFrame([seed.columns() for seed in self.all_seeds])
         return frame.astype(dict.fromkeys([*StudyTrial.model_fields, *COLUMNS], float))
+
+    @property
+    def foreign(self) -> bool:
+        """Whether another program made some of the runs."""
+        return any(experiment.source.foreign for experiment in self.experiments)
 
     @property
     def title(self) -> str:

@@ -28,6 +28,8 @@ def suite_lines(results: Results) -> Callable[[Cell], str]:
     trials = {id_: trial for each in results.experiments for id_, trial in each.trials.items()}
 
     def lines(cell: Cell) -> str:
+        if results.experiment(cell.experiment).source.foreign:
+            return "None: another program made these runs."
         seeds = [seed for seed in results.of_cell(cell.number) if seed.trial_id in trials]
         if cell.studies:
             kept = kept_trials(cell.studies, results.of_cell(cell.number)).values()

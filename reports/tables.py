@@ -61,7 +61,9 @@ def scores_table(results: Results, block: Block, number: int = 0) -> Table:
     names = [f"task {name}" if name in fixed else name for name in names]
     rows = [*block.entrants, *block.part]
     lines = [
-        _entrant_line(results, block, entrant, names, f"#suites-{number}-{place}", place)
+        _entrant_line(
+            results, block, entrant, names, "" if results.foreign else f"#suites-{number}-{place}", place
+        )
         for place, entrant in enumerate(rows)
     ]
     lines += [_level_line(results, block, level, names) for level in block.levels]
@@ -122,7 +124,7 @@ def _entrant_line(
             style=f"dot s{place % COLOURS}",
             link=link,
         ),
-        "parameters": f"{entrant.parameters:,}",
+        "parameters": _number(entrant.parameters, ",.0f"),
         **scores,
         "mean": score_text(block, entrant) if whole else NOTHING,
         **(
@@ -385,7 +387,7 @@ def costs_table(results: Results) -> Table:
                 "budget": cell.budget,
                 "ranks": f"left: {cell.left}" if cell.left else cell.ranks or NOTHING,
                 "requested": NOTHING if cell.asked is None else f"{cell.asked:,.0f}",
-                "parameters": f"{cell.parameters:,}{peak}",
+                "parameters": f"{_number(cell.parameters, ',.0f')}{peak}",
                 "ratio": ratio,
                 "% of LoRA": NOTHING if cell.percent_of_lora is None else f"{cell.percent_of_lora:.2f}",
                 "trials": f"{cell.finished}/{cell.seeds}",

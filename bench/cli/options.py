@@ -16,7 +16,9 @@ import tensorbench
 
 #: Names of types in the signatures of commands, which are replaced by `object` when options are read. Typer
 #: would import their modules, which takes seconds.
-IMPORTED_LATE = {"tensorbench": type("Late", (), dict.fromkeys(("Part", "Place", "Selection"), object))}
+IMPORTED_LATE = {
+    "tensorbench": type("Late", (), dict.fromkeys(("Part", "Place", "Selection", "TableOptions"), object))
+}
 
 Item = TypeVar("Item")
 
@@ -275,6 +277,66 @@ def report_part_options(
     ] = None,
 ) -> tensorbench.Selection:
     return tensorbench.Selection(method or (), task or (), backbone or (), budget or (), reference or "")
+
+
+#: The heading of the options that describe tables of runs.
+TABLES = "Tables of runs"
+
+
+def column_option(help: str) -> Any:
+    """Makes an option that names a column of a table of runs."""
+    return typer.Option(metavar="COLUMN", help=help, rich_help_panel=TABLES)
+
+
+def table_options(
+    score: Annotated[str | None, column_option("The column of test scores.")] = None,
+    seed: Annotated[str | None, column_option("The column of seeds.")] = None,
+    study: Annotated[
+        str | None, column_option("The column that numbers studies, if a seed is none by itself.")
+    ] = None,
+    lr: Annotated[str | None, column_option("The column of learning rates.")] = None,
+    validation: Annotated[str | None, column_option("The column of validation scores.")] = None,
+    validation_loss: Annotated[str | None, column_option("The column of validation losses.")] = None,
+    examples: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="A folder of tables with the scores of test examples.",
+            rich_help_panel=TABLES,
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="The metric of foreign scores, such as matthews. Default: a share or a percentage, of which "
+            "more is better.",
+            rich_help_panel=TABLES,
+        ),
+    ] = None,
+) -> tensorbench.TableOptions:
+    return {name: value for name, value in locals().items() if value is not None}  # type: ignore[return-value]
+
+
+def columns_of(
+    part: tensorbench.Selection, table: tensorbench.TableOptions
+) -> tuple[tensorbench.TableOptions, tensorbench.Selection]:
+    """The columns of a table of runs that options name, and what is left to select: the reference.
+
+    Raises BadParameter for an option that names several columns.
+    """
+    options = {
+        "method": part.methods,
+        "task": part.tasks,
+        "backbone": part.backbones,
+        "budget": part.budgets,
+    }
+    for option, names in options.items():
+        if len(names) > 1:
+            raise typer.BadParameter(
+                f"--{option} names one column of a table of runs, got {', '.join(names)}"
+            )
+    columns: Any = {option: names[0] for option, names in options.items() if names} | table
+    return columns, tensorbench.Selection(reference=part.reference)
 
 
 def suite_and_part(

@@ -16,9 +16,11 @@ from tensorbench.cli.options import (
     Opened,
     StoreUri,
     Threshold,
+    columns_of,
     names_option,
     one_for_each,
     report_part_options,
+    table_options,
     with_options,
 )
 from tensorbench.cli.tables import echo_json, err, print_tables, progress_line, say
@@ -39,9 +41,11 @@ def experiments_of(names: Sequence[str], store: str) -> list[str]:
 
     Raises UserError if the store or a file is missing, before slow imports.
     """
+    from tensorbench.reports.foreign.names import is_foreign
     from tensorbench.store.addresses import SUITE_ENDINGS, check_places
 
-    check_places(store, *names)
+    if own := [name for name in names if not is_foreign(name)]:
+        check_places(store, *own)
     return [tensorbench.load_suite(name).name if name.endswith(SUITE_ENDINGS) else name for name in names]
 
 
@@ -99,10 +103,17 @@ def show(
         say(*filter(None, [trial.traceback.rstrip()]))
 
 
-@with_options(part=report_part_options)
+@with_options(part=report_part_options, table=table_options)
 def report(
-    experiment: Experiments,
+    experiment: Annotated[
+        list[str],
+        typer.Argument(
+            help="Experiments of one store, their suites' files, or packs; tables of runs (.csv, .tsv, "
+            ".jsonl, .parquet); result files of lm-evaluation-harness, inspect or peft, or folders of them."
+        ),
+    ],
     part: tensorbench.Selection,
+    table: tensorbench.TableOptions,
     folder: Annotated[
         Path | None, typer.Option("--out", help="Where to write; must be empty or absent.")
     ] = None,
@@ -131,10 +142,11 @@ def report(
 ) -> None:
     """Write the report of one or more experiments as a page, tables, figures and JSON.
 
-    With --method and the like, only these rows are reported, with simultaneous intervals for them.
+    With --method and the like, only these rows are reported, with simultaneous intervals for them. Of a table
+    of runs, they name columns instead: --method algorithm --task dataset --score accuracy.
     """
     if peft_results:
-        if not replace(part, reference="").everything or formats or threshold or mixed:
+        if not replace(part, reference="").everything or formats or threshold or mixed or table:
             raise typer.BadParameter("--peft-results takes --out, --reference, --force and --json alone")
         folders = [Path(name) for name in experiment]
         files = tensorbench.write_peft_comparison(folders, folder, reference=part.reference, force=force)
@@ -145,7 +157,11 @@ def report(
         return
     if folder is None or as_json:
         raise typer.BadParameter("give --out FOLDER for a report; --json goes with --peft-results")
+    from tensorbench.reports.foreign.names import ENDINGS
+
     names = experiments_of(experiment, store)
+    if any(name.endswith(tuple(ENDINGS)) for name in names):
+        table, part = columns_of(part, table)
     done = tensorbench.write_report(
         *names,
         out=folder,
@@ -156,6 +172,7 @@ def report(
         force=force,
         log=log,
         selection=None if part.everything else part,
+        **table,
     )
     say(*done.answers, style="bold")
     say(*(f"note: {note}" for note in done.notes))

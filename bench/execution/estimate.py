@@ -383,7 +383,7 @@ def check_disk(plan: Plan, trials: list[Trial], store: Store) -> None:
     cache of data and weights also needs some free space.
     """
     ids = {trial.id for trial in trials}
-    parameters = {id_: row.parameters for row in plan.rows for id_ in row.trials.values() if id_ in ids}
+    parameters = {id_: row.parameters or 0 for row in plan.rows for id_ in row.trials.values() if id_ in ids}
     sizes = [RECORD_MIB + 4 * number / MIB for number in parameters.values()]
     needs = {cache_dir(): SPARE_MIB, store.outbox: SPARE_MIB + max(sizes, default=0)}
     if store.local:

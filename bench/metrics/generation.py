@@ -53,4 +53,24 @@ class AnswerLikelihood(Metric):
         return per_token
 
 
-EXACT_MATCH, ANSWER_LIKELIHOOD = ExactMatch(), AnswerLikelihood()
+class MeanScore(Metric):
+    """The mean over examples of their own scores from 0 to 1, which are the first of their outputs.
+
+    It is the metric of a table of results that names no other. Of written answers, it is the share that is
+    correct.
+    """
+
+    name = "score"
+    kinds = ("generation",)
+    description = "mean of the examples' scores, each from 0 to 1"
+    reads = "outputs"
+    bounds = (0.0, 1.0)
+
+    def score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float:
+        return float(self.contributions(targets, predictions).mean())
+
+    def contributions(self, targets: NDArray[Any], predictions: NDArray[Any]) -> Array:
+        return np.asarray(predictions, dtype=float)[:, 0]
+
+
+EXACT_MATCH, ANSWER_LIKELIHOOD, MEAN_SCORE = ExactMatch(), AnswerLikelihood(), MeanScore()

@@ -43,6 +43,7 @@ METRICS = Registry(
         "rmse": f"{_NUMBERS}:RMSE",
         "exact_match": "tensorbench.metrics.generation:EXACT_MATCH",
         "answer_likelihood": "tensorbench.metrics.generation:ANSWER_LIKELIHOOD",
+        "score": "tensorbench.metrics.generation:MEAN_SCORE",
     },
     _check,
 )

@@ -44,6 +44,8 @@ class StudyPlan(Wired):
     head_lr: float | None
     #: Every trial's study and point, by the trial's seed.
     trials: dict[int, StudyTrial]
+    #: Whether the score of each trial's rate in the other studies stands for a validation score. Not stored.
+    crossed: bool = Field(default=False, exclude=True, repr=False)
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -76,8 +78,8 @@ class Row(Wired):
     rank_names: tuple[str, ...] = ()
     #: Those of `rank_names` whose ranks the suite gives. A budget sets the others by the method's heuristic.
     allocation: tuple[str, ...] = ()
-    #: The number of adapter parameters, head excluded.
-    parameters: int
+    #: The number of adapter parameters, head excluded. None only in tables of others that do not say it.
+    parameters: int | None
     #: The number of adapter parameters at the start. None unless training cuts some.
     peak: int | None = None
     #: The budget's number of parameters. None without a budget, and if the budget sets ranks instead.
@@ -86,8 +88,9 @@ class Row(Wired):
     #: `asked`.
     ratio: float | None
     within: bool | None
-    #: `parameters` in percent of the parameters of LoRA with rank 4 on query, key and value.
-    percent_of_lora: float
+    #: `parameters` in percent of the parameters of LoRA with rank 4 on query, key and value. None only in
+    #: tables of others.
+    percent_of_lora: float | None
     #: The id of each seed's trial.
     trials: dict[int, str]
     #: The studies to which the trials belong. None if the trials differ in their seeds only.
@@ -124,7 +127,7 @@ class TableLine(Protocol):
     @property
     def method(self) -> str: ...
     @property
-    def parameters(self) -> int: ...
+    def parameters(self) -> int | None: ...
     @property
     def peak(self) -> int | None: ...
     @property
@@ -150,8 +153,8 @@ def row_texts(row: TableLine, ranks: str) -> dict[str, str]:
         "budget": row.budget or OWN_SIZE,
         "method": row.method,
         "ranks": ranks or "–",
-        "params": f"{row.parameters:,}" + (f" (peak {row.peak:,.0f})" if row.peak else ""),
-        # Rows of peft's results have no such percentage.
+        "params": ("–" if row.parameters is None else f"{row.parameters:,}")
+        + (f" (peak {row.peak:,.0f})" if row.peak else ""),
         "% LoRA": "–" if row.percent_of_lora is None else f"{row.percent_of_lora:.2f}",
         # A mark stands for a missed budget.
         "of budget": "–" if row.ratio is None else f"{row.ratio:.3f}" + " !" * (row.within is False),

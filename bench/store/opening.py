@@ -59,8 +59,8 @@ def _existing(uri: str, name: str) -> Source:
 
 
 def stores_of(sources: Iterable[Source]) -> list[Store]:
-    """Selects the sources that are experiments of a store. Packs are left out."""
-    unpacked = [source for source in sources if not isinstance(source, Packed)]
+    """Selects the sources that are experiments of a store. Packs and foreign results are left out."""
+    unpacked = [source for source in sources if not (source.foreign or isinstance(source, Packed))]
     if not unpacked:
         return []
     from tensorbench.store.store import Store

@@ -43,6 +43,10 @@ def begun_with(run: Record) -> dict[str, str]:
 class Source(ABC):
     """An experiment that can be read. `tensorbench.store.opening.open_results` opens it."""
 
+    #: Whether another program made the runs, so that no suite repeats them.
+    foreign: ClassVar[bool] = False
+    #: Limits of what the runs can say.
+    notes: tuple[str, ...] = ()
     #: The errors that reading raises if the store or the file does not work.
     unreadable: ClassVar[tuple[type[Exception], ...]] = (OSError,)
 

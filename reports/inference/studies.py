@@ -73,6 +73,8 @@ class CompleteStudies:
     point: float = 0.01
     #: The score of a model that has learnt nothing.
     chance: float = 0.0
+    #: Whether each loss is of the other studies' scores at the trial's rate, for want of a validation score.
+    crossed: bool = False
 
     def __post_init__(self) -> None:
         shape = self.losses.shape
@@ -196,11 +198,23 @@ def paired(method: CompleteStudies, reference: CompleteStudies) -> tuple[Complet
 
 
 def score_after(studies: CompleteStudies, k: int) -> float:
-    """The score after k trials: the test scores of all trials, weighted by `kept_weights`.
+    """The score after k trials: the test scores of all trials, weighted by their chance to be kept.
 
-    Raises ValueError unless 1 <= k <= trials.
+    Raises ValueError unless 1 <= k <= trials, of each study if losses are `crossed`.
     """
-    return float(kept_weights(studies.losses.ravel(), k, studies.strata) @ studies.scores.ravel())
+    return float(_kept(studies, k, np.arange(studies.count)) @ studies.scores.ravel())
+
+
+def _kept(studies: CompleteStudies, k: int, numbers: NDArray[np.int64]) -> Array:
+    """The `kept_weights` of the trials of the studies at these indices (trials,).
+
+    If losses are `crossed`, the k trials are drawn from one study, since a trial's score is in the losses of
+    all other studies.
+    """
+    losses, strata = studies.losses[numbers], studies.strata.reshape(studies.losses.shape)[numbers]
+    if studies.crossed:
+        return np.concatenate([kept_weights(own, k) for own in losses]) / len(losses)
+    return kept_weights(losses.ravel(), k, strata.ravel())
 
 
 def of_method(studies: CompleteStudies, k: int, failures: Failures | None = None) -> OnSetting:
@@ -251,6 +265,9 @@ def _estimate(sides: Sequence[tuple[int, CompleteStudies]], k: int, failures: Fa
         part = replace(part, count=by_example[0].shape[1])
     elif len(by_example) == len(sides):
         part = of_seeds_and_examples(values, np.sum(by_example, axis=0), first.test_set)
+    if first.crossed and part.seeds is not None:
+        # Studies choose by one another's scores, so their own spread shows a part of the error alone.
+        part = replace(part, seeds=part.seeds * (3 - 2 / k))
     validation = None if first.chosen_alike(k) else 0.0
     if len(influence) == len(sides):
         # The jackknife over studies has the part that differs between studies. What they share is estimated
@@ -286,11 +303,12 @@ def _pseudo_values(studies: CompleteStudies, k: int) -> _PseudoValues:
     if k in studies.pseudo_values:
         return studies.pseudo_values[k]
     (count, points), losses, trials = studies.losses.shape, studies.losses.ravel(), studies.trials
-    kept = kept_weights(losses, k, studies.strata)
+    every = np.arange(count)
+    kept = _kept(studies, k, every)
     weights = np.tile(count * kept, (count, 1))
-    for study in range(count):
-        rest = np.arange(trials) // points != study
-        weights[study, rest] -= (count - 1) * kept_weights(losses[rest], k, studies.strata[rest])
+    for study in every:
+        rest = every != study
+        weights[study, rest.repeat(points)] -= (count - 1) * _kept(studies, k, every[rest])
     lifted = (studies.scores + studies.fall * studies.failed).ravel()
     by_example, influence = studies.by_example, None
     if by_example is not None:

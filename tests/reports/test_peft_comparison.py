@@ -16,7 +16,6 @@ from tensorbench.methods import UserError
 from tensorbench.reports.inference.reruns import run_noise
 from tensorbench.reports.peft_comparison import (
     REFERENCE,
-    UNTUNED,
     as_json,
     as_markdown,
     compare_peft,
@@ -243,22 +242,25 @@ def test_the_command_prints_or_writes_the_comparison(call: Callable[..., Any], t
 def test_a_folder_of_peft_s_files_is_results(tmp_path: Path) -> None:
     folder = tmp_path / "snapshot"
     write(folder, "lora--rank32", content(0.5))
-    write(folder, "ia3--default", content(0.4))
+    write(folder, "ia3--default", content(0.4, num_trainable_params=None))
     write(folder, "vera--default", content(0.4, status="failed"))
     results = load_results(folder)
     assert results.cells["method"].tolist() == ["ia3--default", "lora--rank32"]
     assert results.cells["mean"].tolist() == [0.4, 0.5]
-    assert {cell.budget for cell in results.all_cells} == {UNTUNED}
-    assert any(UNTUNED in note for note in results.notes)
+    assert any("not tuned alike" in note for note in results.notes)
     assert any("vera--default" in note for note in results.notes)
     assert [seed["forgetting"] for seed in results.all_seeds] == [0.1, 0.1]
-    assert results.trials.empty
     assert results.curves.empty
     assert results.predictions.empty
-    assert [line["score"] for line in results.overview().lines] == ["0.4000", "0.5000"]
-    with pytest.raises(UserError, match="peft"):
-        results.plot()
-    with pytest.raises(UserError, match="selection"):
-        load_results(folder, selection=Selection(methods=["lora--rank32"]))
-    with pytest.raises(UserError, match="snapshot"):
-        load_results(folder, "another")
+    lines = results.overview().lines
+    assert [line["score"] for line in lines] == ["0.4000", "0.5000"]
+    assert [line["params"] for line in lines] == ["–", "10"]
+    assert len(load_results(folder, selection=Selection(methods=["lora--rank32"])).cells) == 1
+
+
+def test_a_file_that_is_the_same_in_two_folders_is_one_run(tmp_path: Path) -> None:
+    folders = snapshots(tmp_path, [[0.5, 0.4], [0.5, 0.41]])
+    write(folders[1], "lora--1", content(0.4, "2026-01-01"))
+    cells = load_results(*folders).all_cells
+    assert [cell.method for cell in cells].count("lora--1") == 1
+    assert len(cells) == 3

@@ -191,7 +191,7 @@ class SuiteCell:
         studies, stored = self.suite.tuning, placed.row.studies
         if studies is None or stored is None or self.rateless:
             return {}, {}
-        adapts = placed.row.parameters > 0
+        adapts = bool(placed.row.parameters)
         head_lr = self.recipe.head_lr or studies.head_lr
         centre = self.row.centre or centre_of(studies, self.method, head_lr, adapts=adapts)
         # A language model that answers in words has no head.

@@ -67,6 +67,7 @@ LIBRARY: dict[tuple[str, Kind], Any] = {
     ("spearman", "regression"): lambda t, g: stats.spearmanr(t, g).statistic,
     ("exact_match", "generation"): sk.accuracy_score,
     ("answer_likelihood", "generation"): lambda t, g: np.mean([row[1] / row[2] for row in g]),
+    ("score", "generation"): lambda t, g: np.mean([row[0] for row in g]),
     ("rmse", "regression"): sk.root_mean_squared_error,
 }
 

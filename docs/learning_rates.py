@@ -1,0 +1,91 @@
+"""Writes what 195 printed runs say into results/learning-rate-matters.md: `python docs/learning_rates.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from answers.answer import table
+from marked import replaced
+
+import tensorbench
+from tensorbench.reports.units import listed, minus
+
+PAGE = Path(__file__).parent / "results" / "learning-rate-matters.md"
+RUNS = PAGE.with_suffix(".csv")
+BEGIN, END = "<!-- docs/learning_rates.py -->\n", "<!-- end -->\n"
+#: The fixed rates that are compared, and the numbers of trials.
+FIXED, TRIALS = (2e-5, 2e-4), (1, 2, 4, 8, 13)
+
+
+def differences(runs: pd.DataFrame, **columns: str) -> pd.DataFrame:
+    """The differences from LoRA, with intervals that are simultaneous over the methods."""
+    results = tensorbench.load_results(runs, seed="run", **columns)
+    return results.tables["differences"].set_index(["k", "method"])
+
+
+def shown(line: pd.Series) -> str:
+    """A difference in points with its interval, in bold if that excludes zero."""
+    mean, *ends = (minus(f"{100 * line[name]:+.2f}") for name in ("difference", "low", "high"))
+    text = f"{mean} [{', '.join(ends)}]"
+    return f"**{text}**" if line["low"] > 0 or line["high"] < 0 else text
+
+
+def content() -> str:
+    """The tables, and the sentences with their numbers."""
+    runs = pd.read_csv(RUNS)
+    results = tensorbench.load_results(runs, seed="run", lr="learning_rate")
+    tuned = differences(runs, lr="learning_rate")
+    scores = results.tables["scores"].set_index(["k", "method"])["score"] * 100
+    by_rate = runs.groupby(["method", "learning_rate"])["score"]
+    means = by_rate.mean()
+    best = means.groupby("method").max().sort_values(ascending=False)
+    rates = means.groupby("method").idxmax().map(lambda place: place[1])
+    bias = best - scores[13]
+    near = by_rate.var()[means >= means.groupby("method").transform("max") - 1].mean() ** 0.5
+    fixed = {rate: differences(runs[runs["learning_rate"] == rate]).loc[1] for rate in FIXED}
+    others = [method for method in best.index if method != "LoRA"]
+    verdicts = tuned.loc[13, "verdict"].to_dict()
+    rows = [
+        [
+            method,
+            f"{best[method]:.2f} at {rates[method]:.3g}",
+            f"{scores[13, method]:.2f}",
+            f"{bias[method]:+.2f}".replace("-", "−"),
+            shown(tuned.loc[(13, method)]) if method in others else "reference",
+            verdicts.get(method, ""),
+        ]
+        for method in best.index
+    ]
+    first = ["method", "best mean, at rate", "run left out", "too high by", "difference from LoRA", "verdict"]
+    after = [
+        [str(k), f"{scores[k, 'LoRA']:.1f}", *(shown(tuned.loc[(k, m)]) for m in others)] for k in TRIALS
+    ]
+    at = [[f"{rate:g}", *(shown(lines.loc[m]) for m in others)] for rate, lines in fixed.items()]
+    ahead = [method for method in others if tuned.loc[(8, method), "low"] > 0]
+    low, high = fixed.values()
+    sides = listed(low.index[low["low"] > 0]), listed(high.index[high["high"] < 0])
+    return "\n\n".join(
+        [
+            f"**After eight trials {listed(ahead) or 'no method'} is ahead of LoRA.** At one rate for all, "
+            f"the rate picks the winner: ahead of LoRA are {sides[0]} at {FIXED[0]:g}, behind it {sides[1]} "
+            f"at {FIXED[1]:g}.",
+            f"The five best means lie within {best.max() - best.min():.2f} points. The best mean of 13 is "
+            f"too high by {bias.mean():.2f} points (mean over methods). A run near the best has a standard "
+            f"deviation of {near:.2f} points.",
+            table(first, rows),
+            "One rate for all, difference from LoRA:",
+            table(["rate", *others], at),
+            "After k random rates of the 13, LoRA's score and the difference from it:",
+            table(["k", "LoRA", *others], after) + "\n",
+        ]
+    )
+
+
+def rewritten(text: str) -> str:
+    """The page with the current numbers."""
+    return replaced(text, BEGIN, END, content())
+
+
+if __name__ == "__main__":
+    PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

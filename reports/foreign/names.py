@@ -1,0 +1,46 @@
+"""How results of other programs are named: endings of tables, names of result files, and columns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypedDict
+
+import pandas as pd
+
+#: The endings of tables, and how the fields of those with fields are separated.
+ENDINGS = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": "", ".parquet": ""}
+#: The names of result files in a folder: of peft, of lm-evaluation-harness, and of inspect.
+FILES = ("*--*.json", "results_*.json", "*/results_*.json", "20??-??-??T*_*.json")
+
+
+class TableOptions(TypedDict, total=False):
+    """The columns of a table of runs, where they have other names than these, and its examples and metric."""
+
+    method: str
+    task: str
+    backbone: str
+    budget: str
+    score: str
+    seed: str
+    study: str
+    lr: str
+    validation: str
+    validation_loss: str
+    #: A folder with the scores of test examples: tables with the columns of the runs, and `example`.
+    examples: str
+    #: The metric of the scores, see `tensorbench.metrics`.
+    metric: str
+
+
+#: The options that name columns.
+COLUMNS = tuple(name for name in TableOptions.__annotations__ if name not in ("examples", "metric"))
+
+
+def is_foreign(name: str | pd.DataFrame) -> bool:
+    """Whether a name is a file or folder with results of another program, by its ending or its files."""
+    if isinstance(name, pd.DataFrame):
+        return True
+    path = Path(name)
+    if path.suffix in (*ENDINGS, ".json"):
+        return True
+    return path.is_dir() and any(next(path.glob(pattern), None) for pattern in FILES)

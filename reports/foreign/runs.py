@@ -1,0 +1,360 @@
+"""Runs of other programs as a `Source`, so that reports read them as they read a store or a pack."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+
+import numpy as np
+import pandas as pd
+
+from tensorbench.methods import UserError
+from tensorbench.methods.errors import shown
+from tensorbench.metrics import METRICS
+from tensorbench.records.measures import Measure
+from tensorbench.records.predictions import Predictions
+from tensorbench.records.record import Record
+from tensorbench.records.stored_plan import PlannedTrial, Row, StoredPlan, StudyPlan, StudyTrial
+from tensorbench.records.words import Artifact, RunKind, Status, Tag
+from tensorbench.reports.collapses import DIVERGED
+from tensorbench.reports.inference.studies import TRIALS
+from tensorbench.reports.results import REFERENCE, grouped
+from tensorbench.reports.units import listed, many
+from tensorbench.store.source import CURVE, Source
+
+#: The metric of scores whose metric nobody names. See `tensorbench.metrics.generation.MeanScore`.
+DEFAULT_METRIC = "score"
+#: What stands for a budget and a backbone that are not named.
+NO_BUDGET, NO_BACKBONE = "not matched", "not named"
+#: The largest difference between a run's score and the mean of its examples that rounding explains.
+AGREES = 0.001
+
+
+@dataclass(frozen=True)
+class ForeignRun:
+    """A run of another program."""
+
+    method: str
+    task: str
+    #: As a share or in percent. None if the run has none, which counts as diverged.
+    score: float | None
+    seed: int
+    #: The file and the line.
+    where: str
+    backbone: str = NO_BACKBONE
+    budget: str = NO_BUDGET
+    #: The method's family, if its name is not that, and whether it is the plain method of the family. The
+    #: default reference is the plain method of the family `lora`.
+    of_family: str = ""
+    plain: bool = True
+    study: int | None = None
+    lr: float | None = None
+    #: Further numbers, such as the validation score, which has the scale of `score`.
+    measures: Mapping[Measure, float] = field(default_factory=dict)
+    #: The score of each test example, from 0 to 1, by the example's name.
+    examples: Mapping[str, float] = field(default_factory=dict, repr=False)
+    #: What the id of the trial is made of, if not of the fields above.
+    content: str = ""
+
+    @property
+    def family(self) -> str:
+        return self.of_family or (REFERENCE if self.method.casefold() == REFERENCE else self.method)
+
+    @property
+    def row(self) -> tuple[str, str, str, str]:
+        return self.task, self.backbone, self.budget, self.method
+
+    @property
+    def place(self) -> int:
+        """The number of the study, which is the seed unless studies are numbered."""
+        return self.seed if self.study is None else self.study
+
+    @property
+    def id(self) -> str:
+        own = self.content or repr((*self.row, self.study, self.lr, self.seed, self.score))
+        return hashlib.sha256(own.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def of_name(name: str) -> tuple[str, int]:
+    """The method and the seed in the name of a model: `runs/lora-seed3` is run 3 of `lora`.
+
+    Without a seed it is run 0 of the last part of the name.
+    """
+    named = re.fullmatch(r"(.+?)[-_./ ]?seed[-_=]?(\d{1,9})", name.rstrip("/"), re.IGNORECASE)
+    method = named[1] if named else name
+    return method.rstrip("/").rpartition("/")[2], int(named[2]) if named else 0
+
+
+class ForeignSource(Source):
+    """The runs of a file or folder of another program, as an experiment.
+
+    A method with several rates in a study is tuned by studies. Without validation scores, the mean score of
+    the other studies at the same rate stands for a trial's validation score.
+
+    Raises UserError for two runs of one seed, and for a score that the metric cannot have.
+    """
+
+    foreign = True
+
+    def __init__(
+        self, name: str, runs: Sequence[ForeignRun], notes: Sequence[str] = (), metric: str = ""
+    ) -> None:
+        self._name, self._metric = name, METRICS.get(metric or DEFAULT_METRIC)
+        notes = [*notes]
+        _refuse_duplicates(runs)
+        runs = [
+            run for own in grouped(runs, lambda run: run.task).values() for run in self._scaled(own, notes)
+        ]
+        # The next examples of a task must have the same ids as the last.
+        names = {task: sorted({e for run in own for e in run.examples}) for task, own in _by_task(runs)}
+        self._example = {task: {e: number for number, e in enumerate(own)} for task, own in names.items()}
+        rows, self._runs = [], dict[str, ForeignRun]()
+        self._records = list[Record]()
+        for own in grouped(runs, lambda run: run.row).values():
+            widths = [run.lr for run in runs if run.task == own[0].task and run.lr]
+            row, losses = _row(own, self._metric.sign, widths)
+            rows.append(row)
+            for seed, run in zip(row.trials, _ordered(own), strict=True):
+                self._runs[run.id] = run
+                self._records.append(self._record(run, seed, losses.get(run.id)))
+        self.notes = (*notes, *_lacking(runs, rows, self._metric.name))
+        self._plan = StoredPlan(suite=name, closing="", rows=tuple(rows), trials=tuple(self._trials()))
+
+    def _scaled(self, runs: Sequence[ForeignRun], notes: list[str]) -> Iterator[ForeignRun]:
+        """Yields the runs of a task with scores as shares. They are in percent if one is above 1."""
+        low, high = self._metric.bounds
+        known = [run for run in runs if run.score is not None]
+        most = max((abs(run.score or 0.0) for run in known), default=0.0)
+        scale = 0.01 if high == 1.0 and 1.0 < most <= 100.0 else 1.0
+        if high == 1.0 and known:
+            read = "in percent" if scale < 1 else "as shares, since none is above 1"
+            notes.append(f"Scores of {runs[0].task} are read {read}. Larger is better.")
+        for run in runs:
+            measures = dict(run.measures)
+            if Measure.SELECTED_VALIDATION in measures:
+                measures[Measure.SELECTED_VALIDATION] *= scale
+            score = None if run.score is None else scale * run.score
+            if score is not None and not low <= score <= high:
+                raise UserError(
+                    f"{run.where}: {self._metric.name} {shown(run.score)} is not from {low:g} to {high:g}, "
+                    "nor in percent; --metric names another metric"
+                )
+            if run.examples and score is not None:
+                # A table rounds its scores.
+                mean = fmean(run.examples.values())
+                score = mean if abs(mean - score) <= AGREES else score
+            yield replace(run, score=score, measures=measures)
+
+    def _record(self, run: ForeignRun, seed: int, loss: float | None) -> Record:
+        tags: dict[str, str] = {
+            Tag.KIND: RunKind.TRIAL,
+            Tag.TRIAL_ID: run.id,
+            Tag.NAME: f"{run.method}, {run.where}",
+            Tag.METHOD: run.method,
+            Tag.FAMILY: run.family,
+            Tag.BACKBONE: run.backbone,
+            Tag.TASK: run.task,
+            Tag.BUDGET: run.budget,
+            Tag.SEED: str(seed),
+            Tag.METRIC: self._metric.name,
+            Tag.EVALUATED: "test",
+        }
+        numbers: dict[str, float] = {str(measure): value for measure, value in run.measures.items()}
+        if loss is not None:
+            numbers[Measure.SELECTED_LOSS] = loss
+        if run.score is None:
+            tags |= {Tag.FAILURE: DIVERGED, Tag.FAILURE_MESSAGE: f"no score in {run.where}"}
+            return Record(run.where, run.id, Status.FAILED, tags=tags, metrics=numbers)
+        numbers[Measure.SCORE] = run.score
+        return Record(run.where, run.id, Status.FINISHED, tags=tags, metrics=numbers)
+
+    def _trials(self) -> Iterator[PlannedTrial]:
+        for record in self._records:
+            run = self._runs[record.trial_id]
+            yield PlannedTrial(
+                id=run.id,
+                method={"method": run.family},
+                backbone={},
+                weights_hash="",
+                task={},
+                data={},
+                recipe={},
+                seed=int(record.tag(Tag.SEED)),
+                evaluate="test",
+                protocol=0,
+            )
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def where(self) -> str:
+        return self._name
+
+    def records(self, kind: RunKind = RunKind.TRIAL) -> list[Record]:
+        if kind == RunKind.SUITE:
+            return [Record(status=Status.FINISHED, tags={Tag.KIND: kind})]
+        return list(self._records)
+
+    def read(self, record: Record, name: Artifact) -> bytes | None:
+        if not self.has(record, name):
+            return None
+        run = self._runs[record.trial_id]
+        scores = np.array([run.examples[each] for each in sorted(run.examples)])
+        ids = [self._example[run.task][each] for each in sorted(run.examples)]
+        right, label = (scores == 1).astype(np.int64), np.ones(len(ids), np.int64)
+        return Predictions(np.array(ids), label, right, scores[:, None].astype(np.float32)).file()
+
+    def has(self, record: Record, name: Artifact) -> bool:
+        # Other metrics need the labels of examples, not their scores.
+        scored = name == Artifact.PREDICTIONS and self._metric.name == DEFAULT_METRIC
+        return scored and bool(self._runs[record.trial_id].examples)
+
+    def curves(self, key: str | None = None, runs: Collection[str] = ()) -> pd.DataFrame:
+        return pd.DataFrame(columns=list(CURVE))
+
+    def plan(self) -> StoredPlan:
+        return self._plan
+
+
+def _by_task(runs: Sequence[ForeignRun]) -> list[tuple[str, list[ForeignRun]]]:
+    return list(grouped(runs, lambda run: run.task).items())
+
+
+def _refuse_duplicates(runs: Sequence[ForeignRun]) -> None:
+    first: dict[tuple[object, ...], ForeignRun] = {}
+    for run in runs:
+        earlier = first.setdefault((*run.row, run.study, run.lr, run.seed), run)
+        if earlier is not run:
+            at = "" if run.lr is None else f" at rate {run.lr:g}"
+            raise UserError(
+                f"{run.where}: seed {run.seed} of {run.method} on {run.task}{at} is in {earlier.where} too; "
+                "a column of rates (lr) or of studies (study) would tell them apart"
+            )
+
+
+def _ordered(runs: Sequence[ForeignRun]) -> list[ForeignRun]:
+    return sorted(runs, key=lambda run: (run.place, run.lr or 0.0, run.seed))
+
+
+def _row(runs: Sequence[ForeignRun], sign: float, rates: Sequence[float]) -> tuple[Row, dict[str, float]]:
+    """The row of a method, and the validation loss of its trials by trial id.
+
+    `rates` are those of all methods on the task. The windows of all methods have the same width.
+    """
+    first, ordered = runs[0], _ordered(runs)
+    studies = grouped(ordered, lambda run: run.place)
+    points = max(len({run.lr for run in own}) for own in studies.values())
+    tuned = points > 1 and all(run.lr for run in runs)
+    losses, crossed = _losses(runs, sign) if tuned else ({}, False)
+    plan: StudyPlan | None = None
+    if tuned:
+        points = max(map(len, studies.values()))
+        own = [run.lr for run in runs if run.lr]
+        centre = math.sqrt(min(own) * max(own))
+        trials = {
+            number * points + point: StudyTrial(
+                study=study, point=point, offset=math.log10((run.lr or centre) / centre), lr=run.lr or centre
+            )
+            for number, (study, each) in enumerate(studies.items())
+            for point, run in enumerate(each)
+        }
+        plan = StudyPlan(
+            studies=len(studies),
+            points=points,
+            ks=(*(k for k in TRIALS if k < points), points),
+            centre=centre,
+            decades=round(math.log10(max(rates) / min(rates)), 3),
+            head_lr=None,
+            trials=trials,
+            crossed=crossed,
+        )
+    parameters = next((n for run in runs if (n := run.measures.get(Measure.ADAPTER_PARAMETERS))), None)
+    return Row(
+        method=first.method,
+        title=first.method if first.plain else first.family,
+        family=first.family,
+        budget=first.budget,
+        backbone=first.backbone,
+        task=first.task,
+        ranks=(),
+        parameters=None if parameters is None else int(parameters),
+        asked=None,
+        ratio=None,
+        within=None,
+        percent_of_lora=None,
+        trials=dict(
+            zip(plan.trials if plan else (run.seed for run in ordered), (r.id for r in ordered), strict=True)
+        ),
+        studies=plan,
+    ), losses
+
+
+def _losses(runs: Sequence[ForeignRun], sign: float) -> tuple[dict[str, float], bool]:
+    """The loss by which the trials of a method are chosen, by trial id, and whether it is of other trials.
+
+    It is the validation loss; or the validation score, as one minus it if larger is better; or the same of
+    the mean score of the other studies at the trial's rate. A trial without any of these is absent.
+    """
+
+    def loss(score: float) -> float:
+        return 1 - score if sign > 0 else score
+
+    for measure in (Measure.SELECTED_LOSS, Measure.SELECTED_VALIDATION):
+        stored = {run.id: run.measures[measure] for run in runs if measure in run.measures}
+        if stored:
+            as_is = measure == Measure.SELECTED_LOSS
+            return {id_: value if as_is else loss(value) for id_, value in stored.items()}, False
+    known = [run.score for run in runs if run.score is not None]
+    worst = min(known, key=lambda score: sign * score, default=0.0)
+    scores: defaultdict[float | None, list[ForeignRun]] = defaultdict(list)
+    for run in runs:
+        scores[run.lr].append(run)
+    losses = {}
+    for run in runs:
+        others = [other for other in scores[run.lr] if other.place != run.place]
+        if others:
+            losses[run.id] = loss(fmean(worst if o.score is None else o.score for o in others))
+    return losses, True
+
+
+def _lacking(runs: Sequence[ForeignRun], rows: Sequence[Row], metric: str) -> Iterator[str]:
+    """Yields what cannot be said, and which columns would allow it."""
+    tuned = [row for row in rows if row.studies]
+    if tuned and any(row.studies.crossed for row in tuned if row.studies):
+        yield (
+            "No column of validation scores: rates can only be chosen by test scores, which raises the best. "
+            "So each run's rate is chosen by the mean score of the other runs, and the run left out gives "
+            "the score. 'Validation loss' on this page is one minus that mean. All runs answer the same test "
+            "examples, whose luck stays in. A column `validation` would do without this."
+        )
+    elif tuned and not any(Measure.SELECTED_LOSS in run.measures for run in runs):
+        yield "'Validation loss' on this page is one minus the validation score."
+    elif not tuned:
+        by_method = grouped((run for run in runs if run.lr), lambda run: run.method)
+        own = {method: sorted({run.lr for run in each if run.lr}) for method, each in by_method.items()}
+        if own and len({tuple(each) for each in own.values()}) > 1:
+            yield (
+                "Methods ran at rates of their own: how these were chosen is not in the table, and the luck "
+                "of it is not in the intervals. Several rates a seed, with `validation`, would put it there."
+            )
+        elif not own:
+            yield (
+                "No column of learning rates: whether methods were tuned alike cannot be said. Columns `lr` "
+                "and `validation`, with several rates a seed, would give the score after k trials of tuning."
+            )
+    if metric != DEFAULT_METRIC:
+        yield f"Scores of test examples are not read with another metric than {DEFAULT_METRIC}."
+    elif not any(run.examples for run in runs):
+        yield "The scores of test examples (`--examples`) would put their luck into the intervals."
+    if failed := sum(run.score is None for run in runs):
+        yield f"{many(failed, 'run')} without a score: counted as diverged, and in no mean."
+    if not any(row.family == REFERENCE for row in rows):
+        names = list(dict.fromkeys(row.method for row in rows))
+        yield f"No method is called LoRA: name the reference by --reference ({listed(names[:6])})."

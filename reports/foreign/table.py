@@ -1,0 +1,199 @@
+"""Reads a table of runs, one per line: CSV, TSV, JSON lines, JSON, parquet or a data frame."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tensorbench.methods import UnknownNameError, UserError
+from tensorbench.methods.errors import shown
+from tensorbench.records.measures import Measure
+from tensorbench.reports.foreign.names import COLUMNS, ENDINGS, TableOptions
+from tensorbench.reports.foreign.runs import ForeignRun
+from tensorbench.reports.units import listed
+
+#: The texts that stand for a missing number.
+MISSING = ("", "nan", "none", "null", "na", "n/a", "inf", "-inf")
+#: Numbers of a run that a table may have, by the names of their columns in `LoadedResults.trials`.
+NUMBERS = {
+    each.column: each
+    for each in (
+        *(Measure.SELECTED_VALIDATION, Measure.SELECTED_LOSS, Measure.ADAPTER_PARAMETERS),
+        *(Measure.SECONDS, Measure.STEP_MS, Measure.PEAK_MIB, Measure.FORGETTING),
+    )
+}
+
+#: A line of a table, with its place: the file and the line.
+Line = tuple[str, Mapping[str, Any]]
+
+
+#: The columns that identify a run.
+KEYS = ("method", "task", "backbone", "budget", "seed", "study", "lr")
+
+
+def read_table(table: Path | pd.DataFrame, options: TableOptions) -> tuple[list[ForeignRun], list[str]]:
+    """Reads a table of runs. Returns the runs, and notes on columns that it lacks.
+
+    Raises UserError, with the file and the line, for a column that does not exist, for a number that is none,
+    and for examples without a run.
+    """
+    name = "the table" if isinstance(table, pd.DataFrame) else table.name
+    lines = list(_lines(table))
+    if not lines:
+        raise UserError(f"{name} has no line")
+    columns = _columns(name, {key: None for _, line in lines for key in line}, options)
+    for needed in ("method", "score"):
+        if needed not in columns:
+            there = listed(dict.fromkeys(key for _, line in lines for key in line))
+            raise UserError(
+                f"{name} has no column '{needed}': name it by --{needed}; the columns are {there}"
+            )
+    task = "" if isinstance(table, pd.DataFrame) else table.stem
+    counted: defaultdict[tuple[str, str], int] = defaultdict(int)
+    runs, keys = [], []
+    for where, line in lines:
+        run = _run(where, {own: line.get(column) for own, column in columns.items()}, task or "all")
+        if "seed" not in columns:
+            run = replace(run, seed=counted[run.method, run.task])
+            counted[run.method, run.task] += 1
+        runs.append(run)
+        keys.append(tuple(_text(line.get(columns[key])) for key in KEYS if key in columns))
+    notes = []
+    if "seed" not in columns:
+        notes.append(
+            "No column of seeds: the runs of a method are taken as independent, and paired in the order of "
+            "their lines. A column `seed` would pair runs that share theirs, which narrows intervals."
+        )
+    if options.get("examples"):
+        runs = _with_examples(Path(options["examples"]), columns, runs, keys)
+    return runs, notes
+
+
+def _lines(table: Path | pd.DataFrame) -> Iterator[Line]:
+    if isinstance(table, pd.DataFrame):
+        for index, row in zip(table.index, table.to_dict("records"), strict=True):
+            yield f"row {index}", {str(key): value for key, value in row.items()}
+        return
+    number, name = 0, table.name
+    try:
+        if table.suffix == ".parquet":
+            for number, row in enumerate(pd.read_parquet(table).to_dict("records"), 1):
+                yield f"{name}, row {number}", {str(key): value for key, value in row.items()}
+            return
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            if separator := ENDINGS.get(table.suffix):
+                reader = csv.DictReader(file, delimiter=separator, strict=True)
+                for values in reader:
+                    number = reader.line_num
+                    if None in values or None in values.values():
+                        raise ValueError(
+                            f"it has not the {len(reader.fieldnames or ())} fields of the heading"
+                        )
+                    yield f"{name}, line {number}", values
+                return
+            for number, text in enumerate(file, 1):
+                if text.strip():
+                    values = json.loads(text)
+                    if not isinstance(values, dict):
+                        raise ValueError("no JSON object")
+                    yield f"{name}, line {number}", values
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
+        raise UserError(f"{name}, line {number + (number == 0)} cannot be read: {error}") from error
+
+
+def _columns(name: str, there: Mapping[str, None], options: TableOptions) -> dict[str, str]:
+    """The column of each option and of each number that the table has. Raises UserError as `read_table`."""
+    own: Mapping[str, Any] = options
+    for option in COLUMNS:
+        if option in own and own[option] not in there:
+            raise UnknownNameError(f"column of {name}", own[option], there)
+    named = {option: str(own.get(option, option)) for option in dict.fromkeys((*COLUMNS, *NUMBERS))}
+    return {option: column for option, column in named.items() if column in there}
+
+
+def _run(where: str, values: Mapping[str, Any], task: str) -> ForeignRun:
+    def text(name: str, default: str) -> str:
+        return _text(values.get(name)) or default
+
+    def number(name: str) -> float | None:
+        return _number(where, name, values.get(name))
+
+    def whole(name: str) -> int | None:
+        value = number(name)
+        if value is not None and (value != int(value) or not 0 <= value < 2**53):
+            raise UserError(f"{where}: {name} {shown(values[name])} is no whole number from 0")
+        return None if value is None else int(value)
+
+    method, rate = text("method", ""), number("lr")
+    if not method:
+        raise UserError(f"{where}: the method is empty")
+    if rate is not None and rate <= 0:
+        raise UserError(f"{where}: lr {shown(values['lr'])} is not above 0")
+    if "seed" in values and whole("seed") is None:
+        raise UserError(f"{where}: the seed is empty")
+    return ForeignRun(
+        method=method,
+        task=text("task", task),
+        backbone=text("backbone", ForeignRun.backbone),
+        budget=text("budget", ForeignRun.budget),
+        score=number("score"),
+        seed=whole("seed") or 0,
+        where=where,
+        study=whole("study"),
+        lr=rate,
+        measures={
+            measure: value
+            for column, measure in NUMBERS.items()
+            if column in values and (value := number(column)) is not None
+        },
+    )
+
+
+def _text(value: Any) -> str:
+    return "" if value is None or value != value else str(value).strip()
+
+
+def _number(where: str, name: str, value: Any) -> float | None:
+    """The value as a number. None if it is empty, NaN or infinite. Raises UserError for anything else."""
+    text = _text(value)
+    if text.casefold() in MISSING:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        raise UserError(f"{where}: {name} {shown(value)} is no number") from None
+    return number if math.isfinite(number) else None
+
+
+def _with_examples(
+    folder: Path, columns: Mapping[str, str], runs: Sequence[ForeignRun], keys: Sequence[tuple[str, ...]]
+) -> list[ForeignRun]:
+    """Adds the scores of test examples to runs. `keys` are the values of the runs' columns in `KEYS`."""
+    files = sorted(file for file in folder.glob("*") if file.suffix in ENDINGS)
+    if not files:
+        raise UserError(f"--examples {folder}: no file in it ends with {', '.join(ENDINGS)}")
+    own = [columns[key] for key in KEYS if key in columns]
+    scores: defaultdict[tuple[str, ...], dict[str, float]] = defaultdict(dict)
+    for file in files:
+        for where, line in _lines(file):
+            for column in (*own, "example", columns["score"]):
+                if column not in line:
+                    raise UnknownNameError(f"column of {file.name}", column, map(str, line))
+            key, example = tuple(_text(line[column]) for column in own), _text(line["example"])
+            score = _number(where, "score", line[columns["score"]])
+            if key not in keys:
+                raise UserError(f"{where}: no run has {', '.join(map(' '.join, zip(own, key, strict=True)))}")
+            if score is None or not 0 <= score <= 1:
+                raise UserError(f"{where}: score {shown(line[columns['score']])} is not from 0 to 1")
+            if example in scores[key]:
+                raise UserError(f"{where}: example {shown(example)} of this run occurs twice")
+            scores[key][example] = score
+    return [replace(run, examples=scores.get(key, {})) for run, key in zip(runs, keys, strict=True)]

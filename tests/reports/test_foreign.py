@@ -1,0 +1,327 @@
+"""Tests results of other programs: tables of runs, and files of lm-evaluation-harness, inspect and peft."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tensorbench import Selection, load_results
+from tensorbench.methods import UserError
+from tensorbench.reports.inference.studies import CompleteStudies, of_pair
+from tests.messages import naming
+
+DATA = Path(__file__).parents[1] / "data" / "foreign"
+
+HEADING = "method,task,seed,score"
+
+
+def table(folder: Path, lines: Sequence[str], heading: str = HEADING, name: str = "runs.csv") -> Path:
+    file = folder / name
+    file.write_text("\n".join([heading, *lines, ""]), encoding="utf-8")
+    return file
+
+
+def seeds(**scores: Sequence[float]) -> list[str]:
+    """Lines of a table with a seed per score of each method."""
+    return [f"{name},t,{seed},{score}" for name, own in scores.items() for seed, score in enumerate(own)]
+
+
+def difference(results: Any, k: int = 1) -> Any:
+    frame = results.tables["differences"]
+    return frame[frame["k"] == k].iloc[0]
+
+
+def test_a_table_of_seeds_is_compared_with_lora(tmp_path: Path) -> None:
+    lines = seeds(lora=[0.80, 0.81, 0.82, 0.81], dora=[0.90, 0.91, 0.925, 0.905])
+    results = load_results(table(tmp_path, lines))
+    found = difference(results)
+    assert (found["method"], found["reference"]) == ("dora", "lora")
+    assert found["difference"] == pytest.approx(0.1)
+    assert found["low"] > 0.05
+    assert "ora is significantly better than lora" in results.answer
+    assert results.plot("differences")
+    other = load_results(table(tmp_path, lines), selection=Selection(reference="dora"))
+    assert difference(other)["difference"] == pytest.approx(-0.1)
+
+
+def test_every_format_gives_the_same_results(tmp_path: Path) -> None:
+    lines = seeds(lora=[80.0, 81.0, 82.0], dora=[82.0, 84.0, 83.0])
+    file = table(tmp_path, lines)
+    frame = pd.read_csv(file)
+    frame.to_json(tmp_path / "runs.jsonl", orient="records", lines=True)
+    frame.to_parquet(tmp_path / "runs.parquet")
+    frame.to_csv(tmp_path / "runs.tsv", sep="\t", index=False)
+    sources = [file, frame, *(tmp_path / f"runs.{ending}" for ending in ("jsonl", "parquet", "tsv"))]
+    differences = [load_results(source).tables["differences"] for source in sources]
+    for each in differences:
+        pd.testing.assert_frame_equal(each, differences[0])
+    assert difference(load_results(frame))["difference"] == pytest.approx(0.02)
+
+
+def test_columns_are_named_by_options(tmp_path: Path, call: Callable[..., Any]) -> None:
+    lines = ["a,x,1,70.5", "a,x,2,71", "a,x,3,72", "LoRA,x,1,70", "LoRA,x,2,71", "LoRA,x,3,71"]
+    file, out = table(tmp_path, lines, "algorithm,dataset,run,acc"), tmp_path / "out"
+    options = ["--method", "algorithm", "--task", "dataset", "--score", "acc", "--seed", "run"]
+    ended = call("report", str(file), *options, "--out", str(out))
+    assert ended.code == 0, ended.err
+    assert "undecided: a" in ended.out
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert "Another program made these runs" in page
+    assert "suites" not in page
+    ended = call("report", str(file), *options[:-1], "runs", "--out", str(out), "--force")
+    assert ended.code == 2
+    assert re.search("column of runs.csv 'runs'.*acc, algorithm, dataset, run", ended.err.replace("\n", " "))
+    ended = call("report", str(file), "--method", "algorithm,dataset", "--out", str(out))
+    assert ended.code == 2
+    assert "one column" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("lines", "heading", "said"),
+    [
+        (["a,t,0,good"], HEADING, naming("runs.csv, line 2", "score", "'good'")),
+        (["a,t,0,.5", "a,t,0,.6"], HEADING, naming("line 3", "seed 0", "line 2", "lr")),
+        (["a,t,x,.5"], HEADING, naming("line 2", "seed", "'x'")),
+        (["a,t,,.5"], HEADING, naming("line 2", "seed is empty")),
+        (["a,t,0,.5", "a,t,1,-.5"], HEADING, naming("line 3", "-0.5", "--metric")),
+        (["a,t,0,101"], HEADING, naming("line 2", "101")),
+        (["a,t,0"], HEADING, naming("line 2", "4 fields")),
+        ([",t,0,.5"], HEADING, naming("line 2", "method is empty")),
+        (["a,t,0,.5,0"], HEADING + ",lr", naming("line 2", "lr", "not above 0")),
+        (["a,t"], "algorithm,task", naming("no column 'method'", "--method", "algorithm, task")),
+        ([], HEADING, naming("no line")),
+    ],
+)
+def test_a_bad_table_is_refused_with_its_line(
+    tmp_path: Path, lines: list[str], heading: str, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        load_results(table(tmp_path, lines, heading))
+
+
+def test_a_run_without_a_score_is_shown_and_in_no_mean(tmp_path: Path) -> None:
+    lines = [*seeds(LoRA=[0.5, 0.52, 0.51]), "a,t,0,.9", "a,t,1,", "a,t,2,.92", "a,t,3,nan"]
+    results = load_results(table(tmp_path, lines))
+    cell = next(cell for cell in results.all_cells if cell.method == "a")
+    assert (cell.finished, cell.failed, cell.failures) == (2, 2, "diverged")
+    assert cell.mean == pytest.approx(0.91)
+    assert "line 6" in next(seed.message for seed in results.all_seeds if seed.failure)
+    assert not re.search("a is significantly better", results.answer)
+    assert any("2 runs without a score" in note for note in results.notes)
+
+
+def test_what_a_table_lacks_is_said(tmp_path: Path) -> None:
+    lines = ["a,.5", "a,.6", "b,.5", "b,.6"]
+    results = load_results(table(tmp_path, lines, "method,score"))
+    notes = " ".join(results.notes)
+    for column in ("seed", "lr", "validation", "--examples", "--reference"):
+        assert column in notes
+    assert "othing is compared" in results.answer
+
+
+def test_a_metric_of_which_less_is_better(tmp_path: Path) -> None:
+    file = table(tmp_path, seeds(LoRA=[3.0, 3.1, 2.9], a=[1.0, 1.2, 1.1]))
+    results = load_results(file, metric="rmse")
+    assert difference(results)["difference"] == pytest.approx(1.9)
+    with pytest.raises(UserError, match="perplexity"):
+        load_results(file, metric="perplexity")
+
+
+# --- examples ---
+
+
+def answered(folder: Path, rng: np.random.Generator, examples: int = 200) -> tuple[Path, Path]:
+    """A table of two methods with four seeds, and a folder with the answers of their runs."""
+    lines, answers = [], []
+    hard = rng.normal(size=examples)
+    for method, level in (("LoRA", 0.0), ("a", 0.3)):
+        for seed in range(4):
+            right = (rng.normal(size=examples) + level > hard).astype(int)
+            lines.append(f"{method},t,{seed},{right.mean():.3f}")
+            answers += [f"{method},t,{seed},e{number},{each}" for number, each in enumerate(right)]
+    (folder / "answers").mkdir()
+    file = table(folder, lines)
+    table(folder / "answers", answers, "method,task,seed,example,score", "a.csv")
+    return file, folder / "answers"
+
+
+def test_scores_of_examples_enter_the_interval(tmp_path: Path) -> None:
+    file, folder = answered(tmp_path, np.random.default_rng(0))
+    alone, crossed = load_results(file), load_results(file, examples=str(folder))
+    assert difference(crossed)["difference"] == pytest.approx(difference(alone)["difference"], abs=0.001)
+    part = crossed.analysis.blocks[0].compared[0].differences[1].effect.parts[0]
+    assert part.count == 200
+    assert part.examples > 0
+    assert len(crossed.predictions) == 8 * 200
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("b,t,0,e0,1", "no run has method b"),
+        ("a,t,0,e0,1", "example 'e0' of this run occurs twice"),
+        ("a,t,0,new,7", "not from 0 to 1"),
+    ],
+)
+def test_examples_that_fit_no_run_are_refused(tmp_path: Path, line: str, said: str) -> None:
+    file, folder = answered(tmp_path, np.random.default_rng(0))
+    with (folder / "a.csv").open("a", encoding="utf-8") as answers:
+        answers.write(line + "\n")
+    with pytest.raises(UserError, match=rf"a\.csv, line 1602: .*{said}"):
+        load_results(file, examples=str(folder))
+
+
+# --- tuning ---
+
+
+def tuned(rng: np.random.Generator, runs: int = 3, noise: float = 0.01, **peaks: float) -> pd.DataFrame:
+    """Runs of methods at nine rates. The score falls from .8 at the method's best rate, a power of ten."""
+    lines = [
+        (method, rate, run, 0.8 - 0.05 * (np.log10(rate) - peak) ** 2 + rng.normal(0, noise))
+        for method, peak in peaks.items()
+        for rate in np.logspace(-5, -1, 9)
+        for run in range(runs)
+    ]
+    return pd.DataFrame(lines, columns=["method", "lr", "seed", "score"])
+
+
+def test_rates_and_validation_give_the_score_after_k_trials() -> None:
+    rng = np.random.default_rng(0)
+    frame = tuned(rng, LoRA=-3, a=-2)
+    frame["validation"] = 0.8 - 0.05 * (np.log10(frame["lr"]) + 3) ** 2
+    results = load_results(frame)
+    block = results.analysis.blocks[0]
+    assert (block.k, block.ks) == (9, (1, 2, 4, 8, 9))
+    # The validation score prefers a rate that is a decade from a's best.
+    assert difference(results, 9)["difference"] == pytest.approx(-0.05, abs=0.02)
+    by_loss = frame.drop(columns="validation").assign(loss=1 - frame["validation"])
+    other = load_results(by_loss, validation_loss="loss")
+    assert difference(other, 9)["difference"] == pytest.approx(difference(results, 9)["difference"])
+
+
+def test_without_validation_a_run_is_scored_at_the_rate_that_the_others_choose() -> None:
+    rng = np.random.default_rng(1)
+    best, crossed = [], []
+    for _ in range(40):
+        frame = tuned(rng, noise=0.02, LoRA=-3).assign(score=lambda f: 0.7 + rng.normal(0, 0.02, len(f)))
+        results = load_results(frame)
+        best.append(frame.groupby("lr")["score"].mean().max())
+        score = results.tables["scores"].set_index("k").loc[9, "score"]
+        # By hand: the rate that is best by the other runs.
+        by_run = frame.pivot_table(index="lr", columns="seed", values="score")
+        scores = [by_run[run][by_run.drop(columns=run).mean(axis=1).idxmax()] for run in by_run]
+        assert score == pytest.approx(np.mean(scores))
+        crossed.append(score)
+    # All rates are equally good: the best mean is too high, and the score of runs left out is not.
+    assert np.mean(best) > 0.712
+    assert np.mean(crossed) == pytest.approx(0.7, abs=0.006)
+
+
+def test_the_error_of_runs_that_choose_for_one_another_is_no_smaller_than_repetitions_show() -> None:
+    rng = np.random.default_rng(3)
+
+    def crossed() -> CompleteStudies:
+        scores = 0.5 + 0.003 * rng.normal(size=(3, 13))
+        others = (scores.sum(0) - scores) / 2
+        return CompleteStudies(losses=1 - others, scores=scores, crossed=True)
+
+    differences = [of_pair(crossed(), crossed(), 13) for _ in range(200)]
+    assert np.var([each.difference for each in differences]) < 1.2 * np.mean([e.seeds for e in differences])
+
+
+def test_rates_of_their_own_without_validation_leave_nothing_to_choose_by() -> None:
+    frame = tuned(np.random.default_rng(2), LoRA=-3, a=-3)
+    frame["lr"] *= 1 + frame["seed"] / 10
+    results = load_results(frame)
+    assert results.answer == "No study is complete."
+    assert any("without a validation loss" in note for note in results.analysis.notes)
+    assert any("`validation`" in note for note in results.notes)
+
+
+# --- files of other programs ---
+
+
+def test_results_of_lm_evaluation_harness() -> None:
+    results = load_results(DATA / "lm_eval")
+    scores = results.cells.set_index(["task", "method"])["mean"]
+    assert scores["mmlu_pro_plus_health exact_match", "gemma3_12b_u2"] == pytest.approx(0.46)
+    assert scores["mmlu_pro_plus_psychology exact_match", "gemma-3-12b-it-base"] == pytest.approx(0.56)
+    assert len(scores) == 4
+    assert any("3 of 100 answers" in note for note in results.notes)
+    assert any("no training seed" in note for note in results.notes)
+
+
+def test_complete_samples_of_lm_evaluation_harness_are_read(tmp_path: Path) -> None:
+    shutil.copytree(DATA / "lm_eval", tmp_path, dirs_exist_ok=True)
+    for file in tmp_path.glob("results_*.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        for task, values in content["results"].items():
+            samples = tmp_path / f"samples_{task}_{file.stem.removeprefix('results_')}.jsonl"
+            if samples.exists():
+                scores = [json.loads(line)["exact_match"] for line in samples.read_text().splitlines()]
+                values["exact_match,custom-extract"] = np.mean(scores)
+                content["n-samples"][task]["effective"] = 3
+        file.write_text(json.dumps(content), encoding="utf-8")
+    assert len(load_results(tmp_path).predictions) == 4 * 3
+
+
+def test_models_with_seeds_in_their_names_are_runs_of_one_method(tmp_path: Path) -> None:
+    source = next((DATA / "lm_eval").glob("results_*.json"))
+    for method, level in (("lora", 0.4), ("dora", 0.5)):
+        for seed in range(3):
+            content = json.loads(source.read_text(encoding="utf-8"))
+            content["model_name"] = f"runs/{method}-seed{seed}"
+            for values in content["results"].values():
+                values["exact_match,custom-extract"] = level + seed / 100
+            folder = tmp_path / f"{method}{seed}"
+            folder.mkdir()
+            (folder / source.name).write_text(json.dumps(content), encoding="utf-8")
+    results = load_results(tmp_path)
+    assert {(cell.method, cell.seeds) for cell in results.all_cells} == {("lora", 3), ("dora", 3)}
+    assert difference(results)["difference"] == pytest.approx(0.1)
+
+
+def test_logs_of_inspect() -> None:
+    results = load_results(DATA / "inspect")
+    cells = {cell.method: cell for cell in results.all_cells}
+    assert cells["llama3.1"].mean == 0
+    assert (cells["gpt-4o-mini"].finished, cells["gpt-4o-mini"].failed) == (0, 1)
+    assert any("cancelled" in note for note in results.notes)
+    assert results.predictions["prediction"].tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", "3", "{", '{"results": {"t": 1}}', '{"eval": {}, "status": "x"}']
+)
+def test_files_that_are_no_results_are_refused(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "results_1.json"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"results_1\.json"):
+        load_results(file)
+
+
+def test_a_folder_of_peft_s_files() -> None:
+    results = load_results(DATA / "peft")
+    assert {cell.method: cell.parameters for cell in results.all_cells} == {
+        "lily--llama-3.2-3B-rank140-mlp-a2-b2-s8.0": 9_485_280,
+        "lora--llama-3.2-3B-rank32": 9_175_040,
+    }
+    assert results.all_seeds[1]["forgetting"] == pytest.approx(0.04996, abs=1e-5)
+    assert "without an interval: lily" in results.answer
+    assert difference(results)["reference"] == "lora--llama-3.2-3B-rank32"
+
+
+def test_tables_and_packs_are_read_as_one(tmp_path: Path) -> None:
+    file = table(tmp_path, seeds(LoRA=[0.5, 0.51, 0.52]))
+    more = table(tmp_path, seeds(a=[0.6, 0.61, 0.63]), name="more.csv")
+    assert difference(load_results(file, more))["method"] == "a"
+    with pytest.raises(UserError, match="for tables"):
+        load_results(DATA / "peft", score="score")
