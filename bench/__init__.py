@@ -7,7 +7,6 @@ is first used.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -141,16 +140,7 @@ def __getattr__(name: str) -> Any:
         return import_module("tensorbench.methods")
     if name not in _HOMES:
         raise AttributeError(f"module 'tensorbench' has no attribute {name!r}")
-    try:
+    from tensorbench.methods.errors import naming_extra
+
+    with naming_extra():
         return getattr(import_module(f"tensorbench.{_HOMES[name]}"), name)
-    except ModuleNotFoundError as error:
-        if (why := missing_extra(error)) is None:
-            raise
-        raise ModuleNotFoundError(why, name=error.name) from None
-
-
-def missing_extra(error: ModuleNotFoundError) -> str | None:
-    """What to install, if the packages that run trials are not. None if they are."""
-    if find_spec("torch") is not None:
-        return None
-    return f"{error.name} is not installed, and this needs it: pip install 'tensorpeft-bench[run]'"

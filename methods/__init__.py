@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tensorbench.methods.backbone import PROJECTIONS, Backbone, Geometry, Site
 from tensorbench.methods.catalog import METHODS, create, from_identity, load_methods
-from tensorbench.methods.errors import NotLowRank, UnknownNameError, UserError
+from tensorbench.methods.errors import NotLowRank, UnknownNameError, UserError, naming_extra
 
 if TYPE_CHECKING:
     from tensorbench.methods.adapter import Adapter
@@ -54,4 +54,5 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'tensorbench.methods' has no attribute {name!r}")
-    return getattr(import_module(f"tensorbench.methods.{_HOMES[name]}"), name)
+    with naming_extra():
+        return getattr(import_module(f"tensorbench.methods.{_HOMES[name]}"), name)

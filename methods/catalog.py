@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tensorbench.methods.errors import UserError, shown
+from tensorbench.methods.errors import UserError, naming_extra, shown
 from tensorbench.methods.registry import PythonFile, Registry
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def load_methods(file: Path | str | PythonFile) -> list[str]:
     beside it. Raises UserError if it cannot be read, fails or defines no method, and for a name that another
     method has.
     """
-    from tensorbench.methods.base import Method
+    with naming_extra():
+        from tensorbench.methods.base import Method
 
     if not isinstance(file, PythonFile):
         path = Path(file).expanduser().absolute()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from reprlib import Repr
 from typing import Any
 
@@ -106,3 +108,21 @@ class RoundedMerge(UserWarning):
 
 class NotLowRank(UserError):  # noqa: N818 - the contract's name
     """Raised by `factors` if updates have no low-rank form, and by `delta` if no weight equals the update."""
+
+
+def missing_extra(error: ModuleNotFoundError) -> str | None:
+    """What to install, if the packages that run trials are not. None if they are."""
+    if find_spec("torch") is not None:
+        return None
+    return f"{error.name} is not installed, and this needs it: pip install 'tensorpeft-bench[run]'"
+
+
+@contextmanager
+def naming_extra() -> Iterator[None]:
+    """A context for imports of packages that run trials. Without them, the error says what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (why := missing_extra(error)) is None:
+            raise
+        raise ModuleNotFoundError(why, name=error.name) from None

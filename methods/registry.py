@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tensorbench.methods.errors import UnknownNameError, UserError
+from tensorbench.methods.errors import UnknownNameError, UserError, naming_extra
 
 #: The prefix of the files that an editable install records instead of its modules.
 FINDER = "__editable__"
@@ -174,7 +174,8 @@ class Registry:
             raise UnknownNameError(self.kind, name, self)
         if not points:
             module, attribute = self._targets[name].split(":")
-            target = getattr(importlib.import_module(module), attribute)
+            with naming_extra():
+                target = getattr(importlib.import_module(module), attribute)
         else:
             try:
                 target = points[0].load()

@@ -61,6 +61,14 @@ def test_a_pack_is_read_and_reported_without_torch(tmp_path: Path) -> None:
     assert (tmp_path / "report" / "index.html").is_file()
 
 
+def test_a_table_of_runs_is_reported_without_torch(tmp_path: Path) -> None:
+    runs = Path(__file__).parents[1] / "docs" / "results" / "learning-rate-matters.csv"
+    columns = ["--seed", "run", "--lr", "learning_rate"]
+    ended = program(MAIN, "report", str(runs), *columns, "--out", str(tmp_path / "report"))
+    assert ended.returncode == 0, ended.stderr
+    assert "no method is significantly better" in ended.stdout
+
+
 @pytest.mark.parametrize("command", [["run", "quickstart"], ["plan", "quickstart"]])
 def test_what_runs_trials_says_what_to_install(command: list[str]) -> None:
     ended = program(MAIN, *command)
@@ -69,7 +77,17 @@ def test_what_runs_trials_says_what_to_install(command: list[str]) -> None:
     assert "Traceback" not in ended.stderr
 
 
-def test_python_says_what_to_install() -> None:
-    ended = program("import tensorbench; tensorbench.run_suite")
+@pytest.mark.parametrize(
+    "code",
+    [
+        "tensorbench.run_suite",
+        "tensorbench.load_results('study')",
+        "tensorbench.methods.create('lora')",
+        "tensorbench.methods.Method",
+        "tensorbench.methods.load_methods('own.py')",
+    ],
+)
+def test_python_says_what_to_install(code: str) -> None:
+    ended = program(f"import tensorbench; {code}")
     assert ended.stderr.splitlines()[-1].startswith("ModuleNotFoundError: ")
     assert "pip install 'tensorpeft-bench[run]'" in ended.stderr

@@ -65,7 +65,9 @@ class Program(Group):
                 raise
             _end(ctx, 2, f"{error.strerror}: {error.filename}")
         except ModuleNotFoundError as error:
-            if (why := tensorbench.missing_extra(error)) is None or ctx.params["debug"]:
+            from tensorbench.methods.errors import missing_extra
+
+            if (why := missing_extra(error)) is None or ctx.params["debug"]:
                 raise
             _end(ctx, 2, why)
         except Exception as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tensorbench.methods import UserError
+from tensorbench.methods.errors import naming_extra
 from tensorbench.records.pack_format import ENDING
 from tensorbench.store import DEFAULT_STORE
 from tensorbench.store.addresses import shown_uri
@@ -53,7 +54,8 @@ def open_results(uri: str, names: Iterable[str]) -> list[Source]:
 
 
 def _existing(uri: str, name: str) -> Source:
-    from tensorbench.store.store import Store
+    with naming_extra():
+        from tensorbench.store.store import Store
 
     return Store.existing(uri, name)
 
