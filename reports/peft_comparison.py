@@ -21,8 +21,6 @@ from tensorbench.machine.table import Table
 from tensorbench.machine.visible import visible
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import UnknownNameError, first_few, shown
-from tensorbench.records.measures import Measure
-from tensorbench.reports.foreign.runs import ForeignRun
 from tensorbench.reports.inference.families import dunnett, tukey
 from tensorbench.reports.inference.intervals import Bounds, t_quantile
 from tensorbench.reports.inference.reruns import RunNoise, run_noise
@@ -146,7 +144,7 @@ def read_peft_results(folders: Sequence[Path]) -> tuple[list[PeftRun], list[str]
             raise UserError(f"--peft-results {folder}: no METHOD--NAME.json in it")
         newest = set()
         for file in files:
-            run = _read(file, wave)
+            run = read_run(file, wave)
             if run is None:
                 skipped.add(file.name)
             else:
@@ -155,7 +153,7 @@ def read_peft_results(folders: Sequence[Path]) -> tuple[list[PeftRun], list[str]
     return list(runs.values()), sorted(skipped), newest
 
 
-def _read(file: Path, wave: int) -> PeftRun | None:
+def read_run(file: Path, wave: int) -> PeftRun | None:
     """Reads a run's file. None if the run failed or has no score. Raises UserError for a malformed file."""
     # A pipe or a device would be read without end.
     if not file.is_file() or file.stat().st_size > LARGEST_FILE:
@@ -430,43 +428,3 @@ def _points(difference: ConfigurationDifference) -> str:
         return mean
     low, high = difference.interval
     return f"{mean} [{100 * low:+.1f}, {100 * high:+.1f}]"
-
-
-# --- as results ---
-
-
-def read_peft(file: Path, content: object, notes: list[str]) -> Iterator[ForeignRun]:
-    """Yields the run of one of peft's result files. Adds a note if it has no score.
-
-    All configurations ran once with seed 0, and were not tuned alike. A file that is the same in several
-    folders is the same run. `content` is not used, since ids are hashes of files.
-    """
-    run = _read(file, 0)
-    if UNTUNED not in notes:
-        notes.append(UNTUNED)
-    if run is None:
-        notes.append(f"{file.name}: no score, left out.")
-        return
-    numbers = {
-        Measure.ADAPTER_PARAMETERS: run.parameters,
-        Measure.SECONDS: run.seconds,
-        Measure.FORGETTING: run.forgetting,
-    }
-    yield ForeignRun(
-        method=run.name,
-        task="image-gen" if run.questions is None else "MetaMathQA",
-        score=run.score,
-        seed=run.seed,
-        where=run.file,
-        backbone=run.model or ForeignRun.backbone,
-        of_family=run.name.partition("--")[0],
-        plain=run.name == REFERENCE,
-        measures={measure: number for measure, number in numbers.items() if number is not None},
-        content=run.sha256,
-    )
-
-
-#: What peft's results cannot say.
-UNTUNED = (
-    "peft's runs have seed 0 and were not tuned alike: their order holds the luck of rates and of one run."
-)

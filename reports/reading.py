@@ -61,6 +61,8 @@ def read(
         from tensorbench.reports.foreign.opening import open_foreign
 
         sources = [*(open_foreign(name, table or {}) for name in names if is_foreign(name)), *sources]
+        if repeated := [name for name, count in Counter(each.name for each in sources).items() if count > 1]:
+            raise UserError(f"two of these are called '{repeated[0]}': rename a file or folder")
     elif table:
         raise UserError(f"{', '.join(table)}: for tables of runs, and {', '.join(own)} is none")
     return read_sources(sources, selection)

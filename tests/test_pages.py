@@ -192,10 +192,29 @@ def test_the_title_of_the_guide_is_a_title() -> None:
     assert labels[1] == "shared down × 0.5"
 
 
+def test_the_guide_to_results_that_exist_is_true_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., Any]
+) -> None:
+    page = "docs/guides/own-results.md"
+    text = (ROOT / page).read_text(encoding="utf-8")
+    (runs,) = re.findall("```\n(method,.*?)```", text, re.S)
+    monkeypatch.chdir(tmp_path)
+    Path("runs.csv").write_text(runs, encoding="utf-8")
+    ended = call("report", "runs.csv", "--out", "report")
+    assert ended.code == 0, ended.err
+    for said in (
+        "DoRA is significantly better than LoRA; significantly worse: VeRA",
+        "1 run without a score",
+    ):
+        assert said in " ".join(ended.out.split())
+    run_code(page, {})
+
+
 def test_every_other_block_of_python_compiles() -> None:
     run_here = {
         *("docs/start.md", "docs/reference/data-frames.md", "docs/guides/own-backbone.md"),
         *("docs/guides/own-method.md", "docs/guides/own-task.md", "docs/guides/python.md"),
+        "docs/guides/own-results.md",
     }
     assert {page for page in PAGES if code(page)} == run_here | set(ELSEWHERE)
     for page in ELSEWHERE:

@@ -12,9 +12,9 @@ from tensorbench.methods import UserError
 from tensorbench.reports.foreign.inspect_log import read_inspect
 from tensorbench.reports.foreign.lm_eval import read_lm_eval
 from tensorbench.reports.foreign.names import COLUMNS, ENDINGS, FILES, TableOptions
+from tensorbench.reports.foreign.peft_results import read_peft
 from tensorbench.reports.foreign.runs import ForeignRun, ForeignSource
 from tensorbench.reports.foreign.table import read_table
-from tensorbench.reports.peft_comparison import read_peft
 
 #: What files of results lack.
 NO_SEEDS = (

@@ -107,11 +107,10 @@ class ForeignSource(Source):
         self._name, self._metric = name, METRICS.get(metric or DEFAULT_METRIC)
         notes = [*notes]
         _refuse_duplicates(runs)
-        runs = [
-            run for own in grouped(runs, lambda run: run.task).values() for run in self._scaled(own, notes)
-        ]
-        # The next examples of a task must have the same ids as the last.
-        names = {task: sorted({e for run in own for e in run.examples}) for task, own in _by_task(runs)}
+        by_task = grouped(runs, lambda run: run.task)
+        runs = [run for own in by_task.values() for run in self._scaled(own, notes)]
+        names = {task: sorted({e for run in own for e in run.examples}) for task, own in by_task.items()}
+        #: The number of each test example of a task, by its name.
         self._example = {task: {e: number for number, e in enumerate(own)} for task, own in names.items()}
         rows, self._runs = [], dict[str, ForeignRun]()
         self._records = list[Record]()
@@ -223,10 +222,6 @@ class ForeignSource(Source):
         return self._plan
 
 
-def _by_task(runs: Sequence[ForeignRun]) -> list[tuple[str, list[ForeignRun]]]:
-    return list(grouped(runs, lambda run: run.task).items())
-
-
 def _refuse_duplicates(runs: Sequence[ForeignRun]) -> None:
     first: dict[tuple[object, ...], ForeignRun] = {}
     for run in runs:
@@ -275,6 +270,9 @@ def _row(runs: Sequence[ForeignRun], sign: float, rates: Sequence[float]) -> tup
             trials=trials,
             crossed=crossed,
         )
+    seeds = [run.seed for run in ordered]
+    # Runs of several studies or rates may share a seed.
+    numbers = plan.trials if plan else seeds if len({*seeds}) == len(seeds) else range(len(seeds))
     parameters = next((n for run in runs if (n := run.measures.get(Measure.ADAPTER_PARAMETERS))), None)
     return Row(
         method=first.method,
@@ -289,9 +287,7 @@ def _row(runs: Sequence[ForeignRun], sign: float, rates: Sequence[float]) -> tup
         ratio=None,
         within=None,
         percent_of_lora=None,
-        trials=dict(
-            zip(plan.trials if plan else (run.seed for run in ordered), (r.id for r in ordered), strict=True)
-        ),
+        trials=dict(zip(numbers, (run.id for run in ordered), strict=True)),
         studies=plan,
     ), losses
 

@@ -135,6 +135,12 @@ def test_a_metric_of_which_less_is_better(tmp_path: Path) -> None:
         load_results(file, metric="perplexity")
 
 
+def test_runs_of_one_seed_in_several_studies_all_count(tmp_path: Path) -> None:
+    lines = [f"{method},{study},0,.{5 + study}" for method in ("LoRA", "a") for study in range(3)]
+    results = load_results(table(tmp_path, lines, "method,study,seed,score"))
+    assert [cell.finished for cell in results.all_cells] == [3, 3]
+
+
 # --- examples ---
 
 
@@ -323,5 +329,8 @@ def test_tables_and_packs_are_read_as_one(tmp_path: Path) -> None:
     file = table(tmp_path, seeds(LoRA=[0.5, 0.51, 0.52]))
     more = table(tmp_path, seeds(a=[0.6, 0.61, 0.63]), name="more.csv")
     assert difference(load_results(file, more))["method"] == "a"
+    (tmp_path / "again").mkdir()
+    with pytest.raises(UserError, match="two of these are called"):
+        load_results(file, shutil.copy(file, tmp_path / "again"))
     with pytest.raises(UserError, match="for tables"):
         load_results(DATA / "peft", score="score")
