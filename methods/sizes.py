@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,22 +33,27 @@ def _list_or_names(value: Any, _: ValidatorFunctionWrapHandler) -> Any:
     return (_BY_NAME if isinstance(value, Mapping) else _COMPLETE).validate_python(value)
 
 
-def _rank_or_share(value: Any) -> int | float:
+def _rank_or_part(value: Any) -> float | str:
     if not isinstance(value, bool) and isinstance(value, (int, float)):
         if value >= 1 and float(value).is_integer():
             return int(value)
         if 0 < value < 1:
             return value
-    raise ValueError("should be a rank, or a number between 0 and 1 as a share of the largest useful rank")
+    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?x", value) and float(value[:-1]):
+        return value
+    raise ValueError(
+        "should be a rank, a number between 0 and 1 as a share of the largest useful rank, or a multiple of "
+        "the rank that the budget would set, such as 1.5x"
+    )
 
 
 _COMPLETE: TypeAdapter[tuple[int, ...] | None] = TypeAdapter(tuple[PositiveInt, ...] | None)
-_BY_NAME: TypeAdapter[dict[str, float]] = TypeAdapter(
-    Annotated[dict[str, Annotated[Any, AfterValidator(_rank_or_share)]], Field(min_length=1)]
+_BY_NAME: TypeAdapter[dict[str, float | str]] = TypeAdapter(
+    Annotated[dict[str, Annotated[Any, AfterValidator(_rank_or_part)]], Field(min_length=1)]
 )
 
 #: The ranks of a method with several: all in a list, some by name, or None.
-Ranks = Annotated[tuple[PositiveInt, ...] | Mapping[str, float] | None, WrapValidator(_list_or_names)]
+Ranks = Annotated[tuple[PositiveInt, ...] | Mapping[str, float | str] | None, WrapValidator(_list_or_names)]
 
 
 def check_ranks(label: str, ranks: Sequence[int]) -> None:

@@ -46,7 +46,8 @@ class TensLoRA(CutMethod):
     variant: Variant
     #: Tucker: one rank per mode, in the order of `modes`. CP: a single rank. Tensor train: one per bond.
     #: None: a budget sets the ranks. `{layer: 1}` fixes the rank of a mode and leaves the others to the
-    #: budget, and `{layer: 0.5}` fixes it at half of the mode's largest useful rank.
+    #: budget. `{layer: 0.5}` fixes it at half of the mode's largest useful rank, and `{input: 1.5x}` at 1.5
+    #: times the rank that the budget would set.
     ranks: Ranks = None
     #: `cp` and `tt` (tensor train) are not in the paper's results.
     factorization: Literal["tucker", "cp", "tt"] = "tucker"
@@ -222,7 +223,7 @@ class TensLoRA(CutMethod):
         Raises UserError if the budget is exceeded even when all ranks that it sets are 1, and for a given
         rank that is larger than useful.
         """
-        fixed = self._fixed(geometry)
+        fixed = self._fixed(geometry, budget, uneven)
 
         def count(ranks: tuple[int, ...]) -> int:
             return self.count_with(geometry, ranks)
@@ -235,20 +236,27 @@ class TensLoRA(CutMethod):
             return self.with_size(tucker_ranks(sizes, count, budget, uneven=uneven, fixed=fixed))
         return self.with_size(even_ranks(self.rank_names, count, budget, uneven=uneven, fixed=fixed))
 
-    def _fixed(self, geometry: Geometry) -> dict[str, int]:
+    def _fixed(self, geometry: Geometry, budget: int, uneven: bool) -> dict[str, int]:
         """Returns the ranks that are given by name. Raises UserError for one that is larger than useful."""
         if not isinstance(self.ranks, Mapping):
             return {}
         limits = dict(zip(self.rank_names, self.rank_limits(geometry), strict=True))
+        alone: tuple[int, ...] = ()
+        plain = {name: given for name, given in self.ranks.items() if not isinstance(given, str)}
+        if plain.keys() < self.ranks.keys():
+            without = self.model_copy(update={"ranks": plain or None})
+            alone = without.fit(geometry, budget, uneven=uneven).budget_ranks
         fixed: dict[str, int] = {}
         for name, given in self.ranks.items():
             limit = limits[name]
             assert limit is not None
+            if isinstance(given, str):
+                given = max(1, round(float(given[:-1]) * alone[self.rank_names.index(name)]))
             fixed[name] = int(given) if given >= 1 else max(1, round(given * limit))
             if fixed[name] > limit:
                 raise UserError(
-                    f"{self.label}: rank of {name} is {given:,}, accepted is at most {limit:,}: more gains "
-                    f"nothing on a backbone of {geometry}"
+                    f"{self.label}: rank of {name} is {fixed[name]:,}, accepted is at most {limit:,}: more "
+                    f"gains nothing on a backbone of {geometry}"
                 )
         return fixed
 

@@ -1,9 +1,8 @@
-"""A choice of ranks on validation: the tried points, those that tie, and the importance of modes."""
+"""A choice of ranks on validation: the points that a search tried, the chosen ones, and those that tie."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -15,9 +14,6 @@ from tensorbench.metrics import direction
 from tensorbench.records.words import By
 from tensorbench.reports.inference.intervals import RESOLUTION, simultaneous, t_quantile
 from tensorbench.reports.units import many, minus, unit_of
-
-#: The smallest number of points from which importance is computed.
-FEWEST = 5
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,11 @@ class TriedRanks:
 
 @dataclass(frozen=True)
 class RankChoice(ShowsOverview):
-    """The points that a search or an allocation tried in a cell, and which of them is the choice."""
+    """The points that a search tried in a cell, and which of them is the choice.
+
+    It does not say which ranks are better. The choice has the best of many validation results, and only the
+    report on the written suite compares it, on fresh seeds.
+    """
 
     #: The method, budget, task and backbone.
     name: str
@@ -73,7 +73,7 @@ class RankChoice(ShowsOverview):
     #: The number of parameters within which all points stay.
     budget: int
     metric: str
-    #: The validation result that ranks the points and that `importance` explains.
+    #: The validation result that ranks the points.
     by: By
     #: Points with different ranks, rates or scales, in the order in which they were tried. The first has the
     #: heuristic's ranks.
@@ -144,46 +144,27 @@ class RankChoice(ShowsOverview):
             half += error * t_quantile((1 + simultaneous(count - 1)) / 2, freedom)
         return Ties(count, int((abs(of_point - of_point[0]) <= half).sum()) - 1)
 
-    @cached_property
-    def importance(self) -> dict[str, dict[str, float]]:
-        """The share of each mode in the variation of the merit, by evaluator (see `importances`).
-
-        Empty if all points tie, since there is no difference to explain.
-        """
-        if self.ties.every:
-            return {}
-        points = [(self.tried[i].ranks, self.merit(self.tried[i])) for i in self.ranked]
-        return importances(self.modes, points)
-
-    def described(self, ranks: Sequence[int]) -> str:
-        """Returns ranks in words: `input 4, layer 2`."""
-        return ", ".join(f"{mode} {rank}" for mode, rank in zip(self.modes, ranks, strict=True))
-
     @property
     def sentences(self) -> list[str]:
         """The choice in sentences."""
         lines = [f"{self.name}: {self._point(self.tried[place])}" for place in self.chosen]
         if self.chosen and self.tried[0].complete and 0 not in self.chosen:
             lines.append(f"The heuristic's ranks: {self._point(self.tried[0])}")
+            lines.append("Whether they differ on fresh seeds is for the report on the written suite.")
         elif self.chosen == [0]:
-            lines.append("The heuristic's own ranks are the choice.")
+            lines.append("The choice is the heuristic's own ranks.")
         if incomplete := len(self.tried) - len(self.ranked):
             lines.append(f"{many(incomplete, 'point')} of {len(self.tried)} without a result of every seed.")
         if self.ties.others:
             lines.append(str(self.ties))
-        shares = (
-            f"{evaluator} {', '.join(f'{mode} {share:.2f}' for mode, share in values.items())}"
-            for evaluator, values in self.importance.items()
-        )
-        if importance := "; ".join(shares):
-            lines.append(f"Importance of each mode's rank for the validation {self.by}: {importance}.")
         return lines
 
     def _point(self, point: TriedRanks) -> str:
         rates = f", {point.label}" * bool(point.label)
         value = unit_of(self.metric).score(fmean(point.scores)) + unit_of(self.metric).mark
+        ranks = ", ".join(map("{} {}".format, self.modes, point.ranks))
         return (
-            f"{self.described(point.ranks)}{rates}; {point.parameters:,} parameters, validation loss "
+            f"{ranks}{rates}; {point.parameters:,} parameters, validation loss "
             f"{fmean(point.losses):.4f}, {self.metric} {value}"
         )
 
@@ -213,49 +194,3 @@ class RankChoice(ShowsOverview):
 def _mean(values: Iterable[float]) -> str:
     values = list(values)
     return f"{fmean(values):.4f}" if values else "–"
-
-
-def importances(
-    names: Sequence[str], points: Sequence[tuple[Sequence[int], float]]
-) -> dict[str, dict[str, float]]:
-    """Returns the share of each mode in the variation of the score, for each evaluator.
-
-    `points` are pairs of ranks, in the order of `names`, and a score of which larger values are better. A
-    mode whose rank never varies is left out. Empty for fewer than `FEWEST` points, if no rank varies, and if
-    all scores are equal. fANOVA (Hutter et al. 2014) and the mean decrease in impurity fit a forest on the
-    log-ranks. PED-ANOVA (Watanabe et al. 2023) compares the distribution of the better half of the points
-    with that of all points.
-    """
-    import optuna
-    from optuna.importance import (
-        FanovaImportanceEvaluator,
-        MeanDecreaseImpurityImportanceEvaluator,
-        PedAnovaImportanceEvaluator,
-        get_param_importances,
-    )
-
-    varied = {
-        name: {ranks[i] for ranks, _ in points}
-        for i, name in enumerate(names)
-        if len({ranks[i] for ranks, _ in points}) > 1
-    }
-    if len(points) < FEWEST or not varied or len({value for _, value in points}) < 2:
-        return {}
-    space = {
-        name: optuna.distributions.IntDistribution(min(ranks), max(ranks), log=True)
-        for name, ranks in varied.items()
-    }
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(direction="maximize")
-    for ranks, value in points:
-        params = {name: rank for name, rank in zip(names, ranks, strict=True) if name in space}
-        study.add_trial(optuna.trial.create_trial(value=value, params=params, distributions=dict(space)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        evaluators = {
-            "fanova": FanovaImportanceEvaluator(seed=0),
-            "mean_decrease_impurity": MeanDecreaseImpurityImportanceEvaluator(seed=0),
-            "ped_anova": PedAnovaImportanceEvaluator(target_quantile=0.5),
-        }
-        shares = {key: get_param_importances(study, evaluator=e) for key, e in evaluators.items()}
-    return {key: {name: float(values.get(name, 0.0)) for name in varied} for key, values in shares.items()}

@@ -107,10 +107,6 @@ def search(
             "backbones, names end with theirs.",
         ),
     ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="Draw scores by rank and the importance of modes to a .png, .svg or .pdf file."),
-    ] = None,
     store: StoreUri = DEFAULT_STORE,
     trials: Annotated[int | None, typer.Option(min=1, help="Replaces search.trials.")] = None,
     sampler_seed: Annotated[int | None, typer.Option(help="Replaces search.seed.")] = None,
@@ -120,9 +116,9 @@ def search(
 ) -> None:
     """Choose ranks within a budget, or rates and epochs for studies, and write a suite with the choices.
 
-    The suite's section `search`, `allocation` or `pilot` decides. Validation chooses; `tensorbench run` and
-    `report` of the written suite show whether the choice is better. Safe to stop and start again. Several
-    starts on one store share the work.
+    The suite's section `search`, `allocation` or `pilot` decides. Validation chooses; an allocation runs
+    nothing. `tensorbench run` and `report` of the written suite show what is better. Safe to stop and start
+    again. Several starts on one store share the work.
     """
     from tensorbench.cli.progress import Terminal
 
@@ -130,7 +126,6 @@ def search(
     done = tensorbench.search_suite(
         loaded,
         out=chosen or suite.with_name(f"{loaded.name}_chosen.yaml"),
-        plot=plot,
         store=store,
         place=place,
         part=part,
@@ -167,7 +162,7 @@ def plan(
 ) -> None:
     """Show what would run: ranks, parameter counts, and with --json trial ids. Starts nothing.
 
-    It also counts the trials of a search, an allocation or a pilot. It estimates their time from stored
+    It also counts the trials of a search or a pilot. It estimates their time from stored
     trials of the suite, or from operations if there are none. With --power, --store may be a pack.
     """
     for option, value in (("--sd", sd), ("--threshold", threshold)):

@@ -6,7 +6,7 @@ A cell is one method under one budget on one task and backbone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
@@ -76,7 +76,7 @@ def cells(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Iterato
                     _check_ranks(method, budget, geometry)
                     method.check(geometry, pair.info.projections)
                     method.check_quantisation(pair.spec.quantise)
-                    for section in (None, suite.search, suite.allocation):
+                    for section in (None, suite.search):
                         trained = Setting().recipe(recipe, section.epochs if section else None)
                         if trained.steps or examples is not None:
                             method.check_steps(trained.step_count(examples or 0))
@@ -288,8 +288,7 @@ class PlanCell(Pairing):
     def own(self) -> Names:
         """The names of method, backbone and task, without the suite's labels."""
         # Ranks given in part and the recipe fields that the row sets distinguish it from other rows.
-        given = self.method_row.options.get("ranks")
-        overrides = [f"{mode}={rank}" for mode, rank in given.items()] if isinstance(given, Mapping) else []
+        overrides = [f"{mode}={rank}" for mode, rank in self.method_row.ranks_in_part.items()]
         for key in self.method_row.training:
             value = getattr(self.recipe, key)
             overrides.append(
@@ -349,9 +348,8 @@ class PlanCell(Pairing):
         If given, `method` is the cell's method with other ranks. `note` is appended to the method's name.
         """
         sized = method or self.method
-        own, shown, ranks = self.own, self.shown, self.method_row.options.get("ranks")
-        # A mapping names some ranks, and a list gives all of them.
-        named = ranks if isinstance(ranks, Mapping) else sized.rank_names if ranks else ()
+        own, shown, options = self.own, self.shown, self.method_row.options
+        named = self.method_row.ranks_in_part or (sized.rank_names if options.get("ranks") else ())
         count, peak = sized.count(self.info.geometry), sized.peak_count(self.info.geometry)
         ratio = None if self.target_count is None else count / self.target_count
         return Row(

@@ -44,33 +44,6 @@ Modes = Annotated[tuple[str, ...], Field(min_length=1)]
 Grids = Mapping[str, Sequence[float]]
 
 
-class ChoosingSection(Frozen):
-    """The fields that the search and the allocation share."""
-
-    #: The seeds of the trials. None of them may be a seed of the final runs.
-    seeds: SelectionSeeds = (1000,)
-    #: The epochs of each trial. None: as many as the final runs.
-    epochs: Epochs | None = None
-    #: The validation result that is compared. On a small split many scores are equal, but hardly any losses.
-    by: By = "loss"
-
-    @field_validator("seeds", *AXES, "modes", check_fields=False)
-    @classmethod
-    def _different(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-        refuse_repeats(values or ())
-        return values
-
-    @field_validator(*AXES, check_fields=False)
-    @classmethod
-    def _ascending(cls, grid: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        return tuple(sorted(grid)) if grid else grid
-
-    @property
-    def grids(self) -> Grids:
-        """The values to try, in the order of AXES."""
-        return {axis: grid for axis in AXES if (grid := getattr(self, axis, None))}
-
-
 class Window(Frozen):
     """The window from which a study draws learning rates, log-uniformly around its centre.
 
@@ -136,11 +109,17 @@ class Studies(Frozen):
         return tuple(sorted({*powers, self.points}))
 
 
-class Search(ChoosingSection):
+class Search(Frozen):
     """A search over the ranks of the modes, always within the budget."""
 
     #: The number of points to try, or all points if there are fewer.
     trials: Points
+    #: The seeds of the trials. None of them may be a seed of the final runs.
+    seeds: SelectionSeeds = (1000,)
+    #: The epochs of each trial. None: as many as the final runs.
+    epochs: Epochs | None = None
+    #: The validation result that is compared. On a small split many scores are equal, but hardly any losses.
+    by: By = "loss"
     #: The modes whose ranks are searched; other modes keep the heuristic's ranks. None: all modes.
     modes: Modes | None = None
     #: The values of rates and scale that are searched together with the ranks. None: not searched.
@@ -154,20 +133,34 @@ class Search(ChoosingSection):
     #: The seed of Optuna's sampler.
     seed: int = Field(0, ge=0, le=MAX_SEED)
 
+    @field_validator("seeds", *AXES, "modes")
+    @classmethod
+    def _different(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        refuse_repeats(values or ())
+        return values
 
-class Allocation(ChoosingSection):
-    """Ways to share a budget among modes: a sweep, and a path from equal ranks to the heuristic's ranks."""
+    @field_validator(*AXES)
+    @classmethod
+    def _ascending(cls, grid: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        return tuple(sorted(grid)) if grid else grid
 
-    seeds: SelectionSeeds = (1000, 1001, 1002)
+    @property
+    def grids(self) -> Grids:
+        """The values to try, in the order of AXES."""
+        return {axis: grid for axis in AXES if (grid := getattr(self, axis))}
+
+
+class Allocation(Frozen):
+    """Ways to share a budget among the modes of a method: each mode starved or favoured, as rows."""
+
     #: The modes whose ranks are varied. None: all.
     modes: Modes | None = None
-    #: The number of ranks to try per mode, evenly spaced on a logarithmic scale.
-    ranks: int = Field(6, ge=2, le=6)
-    #: The number of rank vectors on the path from equal ranks to the heuristic's ranks, both ends included.
-    #: 1 tries the equal ranks alone, and 0 skips the path.
-    path: int = Field(5, ge=0, le=12)
-    #: The rank of every mode at the path's beginning.
-    isorank: BudgetRank = 4
+
+    @field_validator("modes")
+    @classmethod
+    def _different(cls, modes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        refuse_repeats(modes or ())
+        return modes
 
 
 #: The default learning rates at which a pilot looks for centres.

@@ -119,8 +119,7 @@ class Suite(Frozen):
     pilot: Pilot | None = None
     #: The search over ranks by `tensorbench search`, for each method, task, backbone and budget.
     search: Search | None = None
-    #: The sweep over ways to share a budget by `tensorbench search`, for each method, task, backbone and
-    #: budget.
+    #: The ways to share a budget among modes, of which `tensorbench search` makes rows of a suite.
     allocation: Allocation | None = None
     #: The suite's file, if it came from one.
     _file: SourceFile | None = PrivateAttr(None)
@@ -244,28 +243,24 @@ class Suite(Frozen):
 
     @model_validator(mode="after")
     def _separate_choices(self) -> Self:
-        """Refuses sections that choose on validation if they conflict with each other or with other fields.
-
-        The other fields are seeds, splits, and rates that the suite gives.
-        """
-        sections = {"search": self.search, "allocation": self.allocation}
-        for name, section in sections.items():
-            seeds = self.tuning.seeds if self.tuning else self.seeds
-            if section and (shared := sorted(set(section.seeds) & set(seeds))):
-                raise ValueError(f"{name}.seeds: {shared[0]} is a seed of the final runs too; take others")
+        """Refuses a search that conflicts with seeds, splits, and rates that the suite gives."""
+        if not self.search:
+            return self
+        if self.allocation:
+            raise ValueError("search and allocation both choose ranks; give one of them")
+        seeds = self.tuning.seeds if self.tuning else self.seeds
+        if shared := sorted(set(self.search.seeds) & set(seeds)):
+            raise ValueError(f"search.seeds: {shared[0]} is a seed of the final runs too; take others")
         # Otherwise test examples of a final seed would influence a choice.
-        dealt = next((row.task for row in self.tasks if row.split == "per_seed"), None)
-        if dealt and any(sections.values()):
+        if dealt := next((row.task for row in self.tasks if row.split == "per_seed"), None):
             raise ValueError(
                 f"task '{dealt}' has split: per_seed; choices by validation need one split for all seeds"
             )
-        if self.search and self.allocation:
-            raise ValueError("search and allocation both choose ranks; give one of them")
-        if self.tuning and self.search and self.search.head_lr:
+        if self.tuning and self.search.head_lr:
             raise ValueError("search.head_lr: studies have one head rate, tuning.head_lr; leave it out")
         rows = [(row.task, set(row.training)) for row in self.tasks]
         rows += [(row.method, row.recipe_fields) for row in self.methods]
-        searched = {"lr", "head_lr", "core_lr"}.intersection(self.search.grids if self.search else ())
+        searched = {"lr", "head_lr", "core_lr"}.intersection(self.search.grids)
         for name, fields in rows:
             for axis in sorted(searched & fields):
                 raise ValueError(
@@ -277,7 +272,7 @@ class Suite(Frozen):
     def lacks_floor(self) -> bool:
         """Whether the suite gets a floor that it does not name. Suites that search ranks get none."""
         named = any(row.method in FLOORS for row in self.methods)
-        return self.floor == "auto" and not (named or self.search or self.allocation)
+        return self.floor == "auto" and not (named or self.search)
 
     @property
     def searched(self) -> tuple[str, ...]:

@@ -363,6 +363,12 @@ class MethodRow(Frozen):
         return repr((self.method, self.budgets, centre, *(sorted(mapping.items()) for mapping in mappings)))
 
     @property
+    def ranks_in_part(self) -> Mapping[str, float | str]:
+        """The ranks that the row gives by name. Empty if it gives all in a list, or none."""
+        ranks = self.options.get("ranks")
+        return ranks if isinstance(ranks, Mapping) else {}
+
+    @property
     def recipe_fields(self) -> set[str]:
         """The recipe fields that the row sets."""
         return {

@@ -81,7 +81,7 @@ class Tag(StrEnum):
     #: trial's parameters to that number, and whether this ratio is within the tolerance.
     BUDGETS = "budgets"
     BUDGET_MISSED = "budget_missed"
-    #: "search" for a trial of a search, an allocation or a pilot. No other trial has this tag.
+    #: "search" for a trial of a search or a pilot. No other trial has this tag.
     PHASE = "phase"
     FAILURE = "failure"
     FAILURE_MESSAGE = "failure_message"

@@ -45,7 +45,7 @@ def make_forecast(
 ) -> Forecast:
     """Estimates the trials and the time of a plan. Starts nothing.
 
-    The trials of the suite's search, allocation or pilot are included. The time of a trial is estimated from
+    The trials of the suite's search or pilot are included. The time of a trial is estimated from
     stored trials with the same method, backbone, task and device. If there are none, it is proportional to
     the number of operations, at the speed of the suite's other stored trials there, or else of this machine.
     `notes` precede the forecast's own.
@@ -141,7 +141,7 @@ def _bf16(trials: Sequence[Trial], device: str) -> str:
 
 
 def _search_part(plan: Plan, records: Sequence[Record], settled: Set[str], notes: list[str]) -> _Part:
-    """The trials of the suite's search, allocation or pilot.
+    """The trials of the suite's search or pilot.
 
     It repeats the choosers' steps from the stored records. Trials that depend on results which are not there
     are counted as trials like the last one before them. `settled` has the ids of trials with a result.

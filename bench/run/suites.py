@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,6 @@ from tensorbench.execution.executor import Executor
 from tensorbench.execution.perform import Report
 from tensorbench.execution.place import HERE, Place
 from tensorbench.execution.session import Session, begin_suite, session, suite_run, turn
-from tensorbench.machine.outputs import prepare_plot
 from tensorbench.machine.table import ShowsOverview, Table
 from tensorbench.methods import UserError
 from tensorbench.methods.validation import validate
@@ -81,7 +80,7 @@ class Audience:
         return nullcontext(lambda event: None)
 
     def trying(self, title: str, trials: int, following: int) -> None:
-        """Called before trials of a search, an allocation or a pilot run, or trials from packs run again.
+        """Called before trials of a search or a pilot run, or trials from packs run again.
 
         `title` is what they are for, `trials` their number, and `following` the number of trials that will
         depend on their results.
@@ -118,7 +117,7 @@ class SuiteRun(ShowsOverview):
 class SearchRun:
     """The results of `search_suite`: the choices, and the suites that were written with them.
 
-    A pilot makes one suite. A search or an allocation makes one for each task and backbone.
+    A pilot or an allocation makes one suite. A search makes one for each task and backbone.
     """
 
     choices: tuple[Choices, ...]
@@ -318,7 +317,6 @@ def search_suite(
     suite: Suite | Path | str,
     *,
     out: Path | str | None = None,
-    plot: Path | None = None,
     store: str = DEFAULT_STORE,
     place: Place = HERE,
     part: Part = EVERYTHING,
@@ -329,16 +327,15 @@ def search_suite(
 ) -> SearchRun:
     """Chooses by a suite's section `search`, `allocation` or `pilot`, and writes a suite with the choices.
 
-    The written suite is for `run_suite`. It has the chosen ranks beside the heuristic's, or the chosen rates
-    and epochs. A search repeats its proposals from stored trials, so one that was stopped continues where it
-    was, and several processes share its trials.
+    The written suite is for `run_suite`. It has the chosen ranks or all allocations beside the heuristic's
+    ranks, or the chosen rates and epochs. An allocation runs no trials. A search repeats its proposals from
+    stored trials, so one that was stopped continues where it was, and several processes share its trials.
 
     Args:
         suite: A suite, or the path of its file.
         out: The file for the suite with the choices. None: NAME_chosen.yaml beside the suite's file, or in
-            the working folder if the suite has none. If ranks are chosen for several tasks or backbones, the
-            name of each file ends with theirs.
-        plot: A .png, .svg or .pdf file in which scores by rank and the importance of modes are drawn.
+            the working folder if the suite has none. If a search has several tasks or backbones, the name of
+            each file ends with theirs.
         store: The address of the MLflow store.
         place: Where trials run.
         part: Which part of the suite takes part. By default everything.
@@ -352,8 +349,6 @@ def search_suite(
     """
     if part.seeds or part.studies:
         raise UserError("seeds, studies: a search has its own seeds; leave them out of the part")
-    if plot is not None:
-        prepare_plot(plot)
     audience = audience or Audience()
     loaded = _with_search(_loaded(suite, store, audience.note), trials, sampler_seed)
     if out is None:
@@ -368,10 +363,16 @@ def search_suite(
         for name, chooser in choosers.items():
             chooser.check_target(targets[name])
         choices, written = [], []
-        with session(Store.create(store, loaded.name)) as driver, suite_run(driver, full_plan) as run_id:
-            audience.opened(driver.sent, driver.closed)
-            work = _Work(driver, executor, audience)
-            results = partial(work.run_batch, full_plan=full_plan, run_id=run_id, retry_failed=retry_failed)
+        with ExitStack() as opened:
+            results: Callable[[Batch], list[Record]] | None = None
+            if loaded.pilot or loaded.search:
+                driver = opened.enter_context(session(Store.create(store, loaded.name)))
+                run_id = opened.enter_context(suite_run(driver, full_plan))
+                audience.opened(driver.sent, driver.closed)
+                work = _Work(driver, executor, audience)
+                results = partial(
+                    work.run_batch, full_plan=full_plan, run_id=run_id, retry_failed=retry_failed
+                )
             for name, chooser in choosers.items():
                 made = chooser.run(results)
                 assert made is not None
@@ -383,11 +384,6 @@ def search_suite(
                     chooser.write(made, targets[name])
                     written.append(targets[name])
                     audience.note(f"The suite with these choices is in {targets[name]}.")
-    if plot is not None:
-        from tensorbench.reports.figures.choice import draw
-
-        draw([choice for made in choices for choice in made.ranks], plot)
-        audience.note(f"Drawn in {plot}.")
     return SearchRun(tuple(choices), tuple(written))
 
 

@@ -1,3 +1,3 @@
-"""Choices made on validation: ranks within a budget, its allocation to modes, rates, scale and epochs."""
+"""Suites that are written: ranks, rates and epochs chosen on validation, and allocations of a budget."""
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The shape of choosers, which run trials, choose on validation, and end with a suite.
 
 There are three: the search and the allocation, which choose ranks, and the pilot, which chooses rates and
-epochs for studies.
+epochs for studies. The allocation needs no trials.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tensorbench.machine.files import written_whole
 from tensorbench.methods import UserError
-from tensorbench.methods.errors import shown
-from tensorbench.methods.validation import validate
+from tensorbench.methods.errors import cut, shown
+from tensorbench.methods.validation import MOST_OF_LABEL, validate
 from tensorbench.plan.cells import PlanCell
 from tensorbench.plan.suite import Suite
 from tensorbench.plan.suite_rows import NAME, NAME_RULE
@@ -102,11 +102,11 @@ class Chooser(ABC):
     def steps(self) -> Steps:
         """Makes the choices. The same records always lead to the same batches and choices."""
 
-    def run(self, results: Callable[[Batch], Sequence[Record] | None]) -> Choices | None:
+    def run(self, results: Callable[[Batch], Sequence[Record] | None] | None = None) -> Choices | None:
         """Goes through all steps, and returns the choices.
 
         `results` is called with every batch, and returns the records of its trials. None ends the chooser,
-        whose choices are then None.
+        whose choices are then None. An allocation needs no `results`.
         """
         steps = self.steps()
         records: Sequence[Record] | None = None
@@ -116,7 +116,7 @@ class Chooser(ABC):
             except StopIteration as end:
                 choices: Choices = end.value
                 return choices
-            if (records := results(batch)) is None:
+            if results is None or (records := results(batch)) is None:
                 return None
 
     def check_target(self, out: Path) -> None:
@@ -185,14 +185,18 @@ class Chooser(ABC):
 
     @property
     def _first_line(self) -> str:
-        by = f"the {self.section} '{self.suite.name}' on validation alone"
-        return f"# Chosen by {by}; `tensorbench search` wrote this file.\n"
+        return f"# Made by the {self.section} '{self.suite.name}'; `tensorbench search` wrote this file.\n"
 
     def _of_pair(self, tasks: Sequence[Any], backbones: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Returns those of a suite's tasks and backbones for which the chooser chooses."""
         if self.pair is None:
             return list(tasks), list(backbones)
         return [tasks[self.pair[0]]], [backbones[self.pair[1]]]
+
+
+def ending(name: str, end: str) -> str:
+    """Returns a label that ends with `end`. If it would be too long, the name before it is cut."""
+    return cut(name, MOST_OF_LABEL - len(end)) + end
 
 
 def _paths(tasks: Sequence[Any], backbones: Sequence[Any]) -> list[object]:

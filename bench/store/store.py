@@ -418,7 +418,7 @@ class Store(Source):
         If this run has its adapter and the other runs, which came from packs, have none, this run counts. The
         other runs are then marked as duplicates.
         """
-        # Only trials can have duplicate runs, not searches, allocations and suites.
+        # Only trials can have duplicate runs, not searches and suites.
         if not record.trial_id:
             return False
         runs = self.records(trial_id=record.trial_id)

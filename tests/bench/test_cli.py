@@ -218,7 +218,7 @@ TENSOR = {"method": "tenslora", "variant": "att"}
 SUITES: dict[str, dict[str, Any]] = {
     "toy": {},
     "search": {"search": {"trials": 1}, "methods": [TENSOR]},
-    "allocation": {"allocation": {"isorank": 2}, "methods": [TENSOR]},
+    "allocation": {"allocation": {}, "methods": [TENSOR]},
     "sedes": {"sedes": [1]},
     "lroa": {"methods": ["lroa"]},
     "movies": {"tasks": [MOVIES]},

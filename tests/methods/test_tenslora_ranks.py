@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from itertools import accumulate
+from random import Random
+from typing import Any
 
 import pytest
 
@@ -87,6 +89,110 @@ def test_no_ranks_that_the_rule_allows_come_nearer(variant: str, geometry: Geome
         wide, narrow, *rest = fitted.size
         assert rest == small
         assert (1 < wide / narrow <= 5) if "head" in shape else wide == narrow
+
+
+# --- ranks in part ---
+
+
+@pytest.mark.parametrize(
+    ("ranks", "size"),
+    [
+        ({"layer": 1}, (117, 117, 3, 1)),
+        ({"layer": 0.5}, (76, 76, 3, 6)),
+        # Half of three is two: shares are rounded, halves to the even number.
+        ({"projection": 0.5}, (69, 69, 2, 12)),
+        ({"projection": 1, "layer": 1.0}, (133, 133, 1, 1)),
+        ({"input": 100}, (100, 33, 3, 12)),
+        # The budget would set 60, and 117 beside one rank for the layers.
+        ({"input": "1.5x"}, (90, 38, 3, 12)),
+        ({"output": "0.5x", "layer": 1}, (187, 58, 3, 1)),
+    ],
+)
+def test_ranks_given_by_name_stay_and_the_budget_sets_the_others(
+    ranks: dict[str, Any], size: tuple[int, ...]
+) -> None:
+    method = create("tenslora", variant="qkv_depth", ranks=ranks)
+    assert method.size is None
+    fitted = method.fit(BASE, LORA)
+    assert fitted.size == size
+    assert abs(fitted.count(BASE) / LORA - 1) < 0.02
+    # The same ranks in a list are the same trial.
+    assert fitted.stored() == create("tenslora", variant="qkv_depth", ranks=list(size)).stored()
+
+
+@pytest.mark.parametrize("factorization", ["tucker", "tt"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_with_a_rank_given_none_that_the_rule_allows_comes_nearer(variant: str, factorization: str) -> None:
+    random = Random(f"{variant} {factorization}")
+    for _ in range(8):
+        heads, layers = random.randint(2, 6), random.randint(2, 9)
+        geometry = Geometry(heads * random.randint(4, 16), heads, layers, 64)
+        free = create("tenslora", variant=variant, factorization=factorization)
+        assert isinstance(free, TensLoRA)
+        budget = random.randint(15, 40) * 2 * geometry.hidden * layers
+        limits = dict(zip(free.rank_names, free.rank_limits(geometry), strict=True))
+        name = random.choice(free.rank_names)
+        given = random.randint(1, min(4, limits[name] or 1))
+        fitted = free.model_copy(update={"ranks": {name: given}}).fit(geometry, budget)
+        assert fitted.size is not None
+        of_name = dict(zip(free.rank_names, fitted.size, strict=True))
+        assert of_name[name] == given
+        ends = {"input", "output", "head_size"} & limits.keys() if factorization == "tucker" else {*limits}
+        whole = {mode: size for mode, size in limits.items() if mode not in ends}
+        assert {mode: of_name[mode] for mode in whole if mode != name} == {
+            mode: size for mode, size in whole.items() if mode != name
+        }
+        # The ranks of a train are equal, even where fewer would suffice.
+        largest = max(limits[mode] or 1 for mode in ends) if factorization == "tucker" else 400
+        pairs = [(rank, rank) for rank in range(1, largest + 1)]
+        if "head_size" in ends and name not in ends:
+            pairs = [(r, s) for s in range(1, geometry.head_size + 1) for r in range(s + 1, 5 * s + 1)]
+        allowed = [
+            {**{mode: wide if mode == "input" else narrow for mode in ends}, name: given}
+            for wide, narrow in pairs
+        ]
+        if factorization == "tucker":
+            allowed = [ranks for ranks in allowed if all(ranks[mode] <= limits[mode] for mode in ends)]  # type: ignore[operator]
+        counts = [
+            free.with_size([({**whole, **ranks})[mode] for mode in free.rank_names]).count(geometry)
+            for ranks in allowed
+        ]
+        assert abs(fitted.count(geometry) - budget) == min(abs(count - budget) for count in counts)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "said"),
+    [
+        ({"layr": 1}, r"takes 4 \(input, output, projection, layer\), got layr"),
+        ({"layer": 0}, "should be a rank.*1.5x"),
+        ({"layer": True}, "should be a rank"),
+        ({"layer": 1.5}, "should be a rank"),
+        ({"layer": "0x"}, "should be a rank"),
+        ({"layer": "half"}, "should be a rank"),
+        ({}, "at least 1"),
+        ({"input": 3, "output": 3, "projection": 3, "layer": 3}, "list all of them"),
+        ([3, 3, 3], "takes 4"),
+    ],
+)
+def test_ranks_that_are_none_are_refused(ranks: Any, said: str) -> None:
+    with pytest.raises(UserError, match=f"(?s)ranks.*{said}"):
+        create("tenslora", variant="qkv_depth", ranks=ranks)
+
+
+def test_ranks_in_part_need_a_budget_of_parameters_that_holds_them() -> None:
+    method = create("tenslora", variant="qkv_depth", ranks={"layer": 1})
+    with pytest.raises(UserError, match="ranks are free; give them, or a budget"):
+        method.count(BASE)
+    with pytest.raises(UserError, match="budget of parameters, not of ranks"):
+        method.isorank(4)
+    smallest = 2 * 768 + 3 + 12 + 1
+    assert method.fit(BASE, smallest).size == (1, 1, 1, 1)
+    with pytest.raises(UserError, match=f"{smallest - 1:,}.*{smallest:,}"):
+        method.fit(BASE, smallest - 1)
+    for name, rank in (("layer", 13), ("projection", "1.5x"), ("input", "20x")):
+        large = create("tenslora", variant="qkv_depth", ranks={name: rank})
+        with pytest.raises(UserError, match=f"rank of {name} is .*, accepted is at most"):
+            large.fit(BASE, LORA)
 
 
 @pytest.mark.parametrize("factorization", ["cp", "tt"])

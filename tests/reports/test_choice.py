@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from tensorbench.methods import UserError
-from tensorbench.reports.choice import RankChoice, TriedRanks, importances
-from tensorbench.reports.figures.choice import draw
+from tensorbench.reports.choice import RankChoice, TriedRanks
 
 #: The score and the loss of each seed.
 Results = Sequence[tuple[float, float]]
@@ -48,8 +45,6 @@ def test_all_points_tie_if_their_scores_are_equal_whatever_their_losses() -> Non
     made = choice(EQUAL)
     assert (made.ties.points, made.ties.others, made.ties.every) == (3, 2, True)
     assert "A choice among ties: all 3 points tie on validation." in made.sentences
-    # There is no difference for the importance of modes to explain.
-    assert made.importance == {}
 
 
 @pytest.mark.parametrize("seeds", [2, 3])
@@ -74,7 +69,7 @@ def test_an_incomplete_point_neither_ties_nor_counts_nor_is_chosen() -> None:
 
 def test_without_a_complete_point_there_is_no_choice() -> None:
     made = choice({"a": [], "b": []}, seeds=2)
-    assert (made.chosen, made.importance, made.ties.points) == ([], {}, 0)
+    assert (made.chosen, made.ties.points) == ([], 0)
     assert len(made.overview().lines) == 2
 
 
@@ -85,8 +80,9 @@ def test_the_heuristic_and_the_choice_are_marked_and_compared() -> None:
         made.sentences[0] == "att: input 2, output 1; 20 parameters, validation loss 0.5100, accuracy 71.00%"
     )
     assert made.sentences[1].startswith("The heuristic's ranks: input 1, output 1; 10 parameters")
+    assert "report" in made.sentences[2]
     same = choice({"a": NOISY["a"], "b": NOISY["c"]})
-    assert "The heuristic's own ranks are the choice." in same.sentences
+    assert "The choice is the heuristic's own ranks." in same.sentences
 
 
 def test_of_equal_points_the_smaller_is_chosen() -> None:
@@ -97,23 +93,3 @@ def test_of_equal_points_the_smaller_is_chosen() -> None:
 def test_a_front_has_no_point_that_another_beats_in_both() -> None:
     points: dict[str, Results] = {"a": [(0.5, 0.5)], "b": [(0.5, 0.6)], "c": [(0.5, 0.4)]}
     assert choice(points, small=True).chosen == [0, 2]
-
-
-def test_importance_finds_the_mode_that_matters() -> None:
-    points = [((i, j), 0.5 + 0.1 * i) for i in (1, 2, 4, 8) for j in (1, 2, 4)]
-    importance = importances(("input", "output"), points)
-    assert set(importance) == {"fanova", "mean_decrease_impurity", "ped_anova"}
-    for values in importance.values():
-        assert values["input"] > 0.8
-    assert importances(("input", "output"), points[:3]) == {}
-    assert set(importances(("input", "output"), [((i, 3), v) for (i, _), v in points])["fanova"]) == {"input"}
-
-
-def test_choices_are_drawn(tmp_path: Path) -> None:
-    many = choice({str(i): [(0.5 + 0.01 * i, 1 - 0.1 * i)] for i in range(6)})
-    assert "fanova input 1.00" in many.sentences[-1]
-    draw([many, choice(EQUAL)], tmp_path / "choices.svg")
-    drawn = (tmp_path / "choices.svg").read_text()
-    assert drawn.count("importance of modes") == 2
-    with pytest.raises(UserError, match="--plot"):
-        draw([many], tmp_path / "nowhere" / "choices.svg")

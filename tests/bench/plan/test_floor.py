@@ -60,7 +60,6 @@ def test_a_suite_without_a_floor_gets_a_cheap_one_and_the_plan_says_so(
         {"methods": ["lora", "head_only"]},
         {"methods": ["lora", "converged_head"]},
         {"search": {"trials": 2}},
-        {"allocation": {}},
     ],
 )
 def test_a_suite_with_a_floor_or_a_search_of_ranks_gets_none(changes: dict[str, Any]) -> None:

@@ -253,6 +253,22 @@ def test_a_count_beyond_the_tolerance_is_flagged_in_plan_and_table(call: Any, tm
     assert "1 row(s) marked !" in shown.out
 
 
+def test_ranks_in_part_are_judged_by_the_budget_and_need_one() -> None:
+    starved = {"method": "tenslora", "variant": "qkv_depth", "ranks": {"layer": 1}}
+    wide = {"isoparameters": 2, "tolerance": 0.1}
+    rows = plan(methods=[starved, {**starved, "budgets": [wide], "training": {"clip": 1.0}}]).rows
+    # Ranks of 9 would have 830 parameters, and 768 are requested.
+    assert {(row.ranks, row.parameters, row.asked) for row in rows} == {((8, 8, 3, 1), 715, 768)}
+    assert [(row.method, row.within) for row in rows] == [
+        ("TensLoRA qkv_depth [layer=1]", False),
+        ("TensLoRA qkv_depth [layer=1, clip=1.0]", True),
+    ]
+    with pytest.raises(UserError, match=r"methods.0: .*budget of parameters, not of ranks"):
+        plan(methods=[starved], budgets=[{"isorank": 2}])
+    with pytest.raises(UserError, match=r"methods.0: .*free ranks"):
+        plan(methods=[starved], budgets=[])
+
+
 @pytest.mark.parametrize("method", ["lora", {"method": "tenslora", "variant": "att_qkv_depth"}])
 def test_a_budget_below_the_smallest_possible_is_refused(method: Any) -> None:
     with pytest.raises(UserError, match=r"budget.*\b20\b.*smallest.*[0-9]+"):

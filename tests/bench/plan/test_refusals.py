@@ -128,8 +128,11 @@ search: {trials: 3, seeds: [0]} | search.seeds … 0
 {search: {trials: 3}, budgets: [{parameters: 20}]} | 20 … smallest
 {search: {trials: 3}, methods: [head_only]} | no rank … head only
 {search: {trials: 3}, allocation: {}} | search … allocation … one of them
-{allocation: {}, methods: [lora]} | allocation … a single mode … LoRA
-allocation: {isorank: 8} | at rank 8 throughout has … parameters, more than the 755
+{allocation: {}, methods: [lora]} | allocation … several modes … nothing to share in LoRA
+{allocation: {}, methods: [{method: tenslora, variant: att, factorization: cp}]} | allocation … in … cp
+allocation: {modes: [layr]} | allocation.modes: … layr … layer
+{allocation: {}, budgets: [{isorank: 2}]} | allocation … budget of parameters
+{allocation: {modes: [layer]}, budgets: [{parameters: 102}]} | nothing is left … Left out … layer=1
 """
 
 

@@ -13,15 +13,7 @@ from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite import Suite, load_suite
 from tensorbench.plan.trial import Trial
 from tensorbench.search.chooser import Choices
-from tensorbench.search.ranks import (
-    AT_ONCE,
-    AllocationPoints,
-    RankPoint,
-    SearchPoints,
-    choosers_of,
-    log_spaced,
-    path,
-)
+from tensorbench.search.ranks import AT_ONCE, CellPoints, RankPoint, choosers_of
 
 from ..toy_suites import DIGITS, MOVIES, TEXT, VISION, suite
 from .scripted import Scripted, choose, only_chooser, record, steps
@@ -101,50 +93,6 @@ def test_a_search_within_an_isorank_budget_begins_with_equal_ranks_that_exceed_a
     vectors = [tuple(trial.method["ranks"]) for trial in trials]
     assert vectors[0] == (4, 4, 4, 4)
     assert len(set(vectors)) == 6
-
-
-def test_an_allocation_sweeps_every_mode_and_walks_the_path() -> None:
-    section = {"ranks": 2, "path": 3, "isorank": 1, "seeds": [5, 6], "epochs": 1, "modes": ["input", "layer"]}
-    made = suite(methods=[QKV, "lora"], allocation=section)
-    choices, trials = choose(made, loss_of)
-    vectors = list(dict.fromkeys(tuple(trial.method["ranks"]) for trial in trials))
-    assert vectors[0] == (7, 7, 3, 2)
-    assert (1, 1, 1, 1) in vectors
-    assert {vector[0] for vector in vectors} >= {1, 7}
-    assert len(trials) == 2 * len(vectors)
-    assert {(trial.seed, trial.recipe.epochs, trial.evaluate) for trial in trials} == {
-        (seed, 1, "validation") for seed in (5, 6)
-    }
-    # LoRA has a single mode. It stays a row, and nothing is chosen for it.
-    (choice,) = choices.ranks
-    assert choice.modes == ("input", "output", "projection", "layer")
-    assert list(choices.methods) == [0]
-
-
-def test_ranks_are_log_spaced_and_few() -> None:
-    assert log_spaced(1, 144, 6) == [1, 3, 7, 20, 53, 144]
-    assert log_spaced(1, 3, 6) == [1, 2, 3]
-    assert log_spaced(1, 1, 6) == [1]
-    assert path((4, 4, 4), (60, 3, 12), 3) == [(4, 4, 4), (15, 3, 7), (60, 3, 12)]
-
-
-@pytest.mark.parametrize("modes", [None, ["input", "layer"]], ids=["all modes", "two"])
-@pytest.mark.parametrize(("variant", "budget"), [("att_qkv_depth", 4), ("depth", 3)])
-def test_no_point_of_an_allocation_exceeds_the_budget(
-    variant: str, budget: int, modes: list[str] | None
-) -> None:
-    made = suite(
-        methods=[{"method": "tenslora", "variant": variant}],
-        budgets=[{"isoparameters": budget}],
-        allocation={"path": 8, "isorank": 4, "modes": modes},
-    )
-    ((_, cell),) = cells(made)
-    assert made.allocation is not None
-    allocation = AllocationPoints(cell, made.allocation)
-    start, end = (4,) * len(allocation.heuristic), allocation.heuristic
-    assert max(map(allocation.space.count, path(start, end, 8))) > 1.04 * allocation.budget
-    assert {start, end} <= set(allocation.vectors)
-    assert max(map(allocation.space.count, allocation.vectors)) <= allocation.budget
 
 
 # --- directions: every choice takes the lowest value of metrics for which lower is better ---
@@ -237,6 +185,8 @@ def test_the_written_suite_has_the_chosen_ranks_beside_the_heuristics_and_the_re
     chosen, choices = written(made, tmp_path, lambda trial: (loss_of(trial)[0] + 10 * trial.recipe.lr, 0.5))
     assert (chosen.name, chosen.search, chosen.seeds) == ("chosen", None, (0, 1))
     head, heuristic, best = make_plan(chosen).rows
+    # Reports know the heuristic's row by that it gives no ranks.
+    assert (heuristic.allocation, best.allocation) == ((), best.rank_names)
     assert (head.family, heuristic.ranks) == ("head_only", (7, 7, 3, 2))
     assert best.method == "TensLoRA qkv_depth chosen"
     (choice,) = choices.ranks
@@ -245,8 +195,26 @@ def test_the_written_suite_has_the_chosen_ranks_beside_the_heuristics_and_the_re
     assert best.budget == heuristic.budget == "isoparameters 2"
     assert {row.training["lr"] for row in chosen.methods[1:]} == {1e-3}
     first = (tmp_path / "chosen.yaml").read_text().splitlines()
-    assert first[0].startswith("# Chosen by the search 'toy' on validation alone")
+    assert first[0].startswith("# Made by the search 'toy'")
     assert any("A choice among ties: all 10 points tie" in line for line in first)
+
+
+def test_a_rank_that_the_row_gives_is_not_searched_and_the_budget_sets_the_heuristics(
+    tmp_path: Path,
+) -> None:
+    row = {**QKV, "ranks": {"layer": 1}}
+    made = suite(methods=[row], search={"trials": 6, "scale": [2.0]}, floor="none")
+    _, trials = choose(made, loss_of)
+    assert {trial.method["ranks"][3] for trial in trials} == {1}
+    chosen, _ = written(made, tmp_path)
+    heuristic, best = make_plan(chosen).cells
+    assert heuristic.method_row.options == {"variant": "qkv_depth", "ranks": {"layer": 1}, "scale": 2.0}
+    assert heuristic.own.method == "TensLoRA qkv_depth (scale=2.0) [layer=1]"
+    assert heuristic.method.size is not None
+    assert best.method.size is not None
+    assert heuristic.method.size[3] == best.method.size[3] == 1
+    with pytest.raises(UserError, match=r"search.modes: layer: .*\[layer=1\]"):
+        only_chooser(suite(methods=[row], search={"trials": 3, "modes": ["layer"]}))
 
 
 def test_the_heuristics_own_ranks_are_one_row(tmp_path: Path) -> None:
@@ -255,7 +223,7 @@ def test_the_heuristics_own_ranks_are_one_row(tmp_path: Path) -> None:
 
     chosen, choices = written(suite(**SEARCH), tmp_path, best_is_heuristic)
     assert [row.ranks for row in make_plan(chosen).rows] == [(7, 7, 3, 2)]
-    assert "The heuristic's own ranks are the choice." in choices.lines
+    assert "The choice is the heuristic's own ranks." in choices.lines
 
 
 def test_a_front_is_a_row_for_each_of_its_points(tmp_path: Path) -> None:
@@ -336,7 +304,7 @@ def test_a_written_row_is_the_method_with_the_points_ranks_and_scale(name: str, 
     ((_, cell),) = cells(suite(methods=[row], budgets=[{"parameters": 1900}]))
     if not cell.method.rank_names:
         pytest.skip("no rank")
-    points = SearchPoints(cell, suite(methods=["lora"], search={"trials": 2, "scale": [2.0]}).search)  # type: ignore[arg-type]
+    points = CellPoints(cell, suite(methods=["lora"], search={"trials": 2, "scale": [2.0]}).search)  # type: ignore[arg-type]
     point = RankPoint(points.heuristic, next(points.settings()))
     written_row = points.row(point, "chosen")
     ((_, again),) = cells(suite(methods=[written_row]))

@@ -14,7 +14,7 @@ import tensorbench.execution.perform
 from tensorbench.execution import driver
 from tensorbench.plan.suite import load_suite
 from tensorbench.records.record import lost
-from tensorbench.records.words import RunKind, Tag
+from tensorbench.records.words import Tag
 from tensorbench.store.store import Store
 
 from ..services import Driver
@@ -86,11 +86,10 @@ def test_another_start_runs_nothing_and_a_larger_number_goes_on(
 def test_the_written_suite_runs_and_is_reported(tmp_path: Path, new_store: NewStore, call: Call) -> None:
     changes = {**SEARCH, "methods": ["lora", *SEARCH["methods"]], "seeds": [0, 1]}
     suite, uri, out = write(tmp_path, **changes), new_store(tmp_path), tmp_path / "found.yaml"
-    method = ("--method", "TensLoRA qkv_depth", "--plot", tmp_path / "found.svg")
+    method = ("--method", "TensLoRA qkv_depth")
     searched = call("search", suite, "--store", uri, "--out", out, *method)
     assert searched.code == 0, searched.err
     assert "found.yaml" in searched.err
-    assert "importance of modes" in (tmp_path / "found.svg").read_text()
     assert {record.tag(Tag.EVALUATED) for record in Store.existing(uri, "toy").records()} == {"validation"}
     run = call("run", out, "--store", uri)
     assert run.code == 0, run.err
@@ -100,18 +99,6 @@ def test_the_written_suite_runs_and_is_reported(tmp_path: Path, new_store: NewSt
     reported = call("report", out, "--store", uri, "--out", tmp_path / "report", *own)
     assert reported.code == 0, reported.err
     assert "TensLoRA qkv_depth chosen" in (tmp_path / "report" / "index.html").read_text()
-
-
-def test_an_allocation_runs_and_writes_its_suite(tmp_path: Path, new_store: NewStore, call: Call) -> None:
-    section = {"ranks": 2, "path": 0, "seeds": [5, 6], "modes": ["input"]}
-    suite, uri = write(tmp_path, **{**SEARCH, "search": None, "allocation": section}), new_store(tmp_path)
-    allocated = call("search", suite, "--store", uri)
-    assert allocated.code == 0, allocated.err
-    chosen = load_suite(tmp_path / "toy_chosen.yaml")
-    assert chosen.allocation is None
-    assert chosen.methods[0].options["ranks"] == [7, 7, 3, 2]
-    (run,) = Store.existing(uri, "toy").records(RunKind.SUITE)
-    assert {record.tag(Tag.PARENT) for record in Store.existing(uri, "toy").records()} == {run.run_id}
 
 
 def test_each_task_has_a_file_of_its_own_name(tmp_path: Path, new_store: NewStore, call: Call) -> None:
