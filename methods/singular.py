@@ -6,7 +6,6 @@ import hashlib
 from collections import OrderedDict
 
 import torch
-from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
 #: The number of power steps of the randomised SVD, as in the reference code of LoRA-XS and ABBA, and the seed
@@ -31,6 +30,9 @@ def singular(weight: Tensor, rank: int) -> Decomposition:
     matrix = weight.detach().double().cpu().numpy()
     key = (hashlib.sha256(matrix.tobytes()).digest(), matrix.shape, rank)
     if key not in _kept:
+        # It takes half a second to import, and few methods need it.
+        from sklearn.utils.extmath import randomized_svd
+
         u, s, vh = randomized_svd(matrix, rank, n_iter=ITERATIONS, random_state=SVD_SEED)
         _kept[key] = (torch.from_numpy(u), torch.from_numpy(s), torch.from_numpy(vh))
     _kept.move_to_end(key)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.utils import extmath
 
 from tensorbench.methods import create, singular
 from tensorbench.methods.backbone import Geometry
@@ -16,13 +17,13 @@ from tensorbench.methods.skeleton import SkeletonBackbone
 def decompositions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The ranks of all decompositions that are computed."""
     ranks: list[int] = []
-    real = singular.randomized_svd
+    real = extmath.randomized_svd
 
     def recorded(matrix: Any, rank: int, **options: Any) -> Any:
         ranks.append(rank)
         return real(matrix, rank, **options)
 
-    monkeypatch.setattr(singular, "randomized_svd", recorded)
+    monkeypatch.setattr(extmath, "randomized_svd", recorded)
     monkeypatch.setattr(singular, "_kept", type(singular._kept)())
     return ranks
 
