@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tensorbench.store.opening import pack, unpack
     from tensorbench.tools.export import export_run
     from tensorbench.tools.perf import time_methods
+    from tensorbench.tools.recipe import write_recipe
     from tensorbench.tools.redundancy import analyse_redundancy
 
 __version__: str
@@ -78,6 +79,7 @@ __all__ = [
     "wrap",
     "write_first_suite",
     "write_peft_comparison",
+    "write_recipe",
     "write_report",
     "write_site",
 ]
@@ -120,6 +122,7 @@ _HOMES = {
     "wrap": "backbones.plain",
     "write_first_suite": "run.first_suite",
     "write_peft_comparison": "reports.peft_comparison",
+    "write_recipe": "tools.recipe",
     "write_report": "reports.report",
     "write_site": "reports.site",
 }

@@ -371,7 +371,7 @@ class Adapter(ABC):
             name: tensor for name, tensor in module.state_dict().items() if tensor.data_ptr() not in bases
         }
         try:
-            self._merge_exactly()
+            self.merge_exactly()
             if "state_dict" in options:
                 # A checkpoint of transformers' Trainer, which resumes from the wrapped model's tensors under
                 # the names that they have in memory. Other programs pass over them.
@@ -380,7 +380,7 @@ class Adapter(ABC):
         finally:
             self.unmerge()
 
-    def _merge_exactly(self) -> None:
+    def merge_exactly(self) -> None:
         """Merges, or raises UserError if the merged model would compute something else."""
         try:
             with warnings.catch_warnings():

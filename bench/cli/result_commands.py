@@ -180,12 +180,26 @@ def report(
     say(f"Wrote {len(done.files)} files to {folder}{where}.")
 
 
+@with_options(part=report_part_options)
 def export(
-    run: Annotated[
+    what: Annotated[
         str,
-        typer.Argument(help="An MLflow run id or a trial id, or the start of one."),
+        typer.Argument(
+            metavar="TRIAL|EXPERIMENT",
+            help="An MLflow run id or a trial id, or the start of one; with --recipe, an experiment, its "
+            "suite's file or a pack.",
+        ),
     ],
+    part: tensorbench.Selection,
     folder: Annotated[Path, typer.Option("--out", help="Where to write; must be empty or absent.")],
+    recipe: Annotated[
+        bool,
+        typer.Option(
+            "--recipe",
+            help="Write the configuration that validation chose: a suite, and files for peft and "
+            "transformers' Trainer. --task, --backbone, --budget and --method say for what, and among what.",
+        ),
+    ] = False,
     store: StoreUri = DEFAULT_STORE,
     merged: Annotated[
         bool, typer.Option(help="Write a plain model with the update merged into its weights.")
@@ -193,14 +207,29 @@ def export(
     opened: Opened = None,
     force: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
 ) -> None:
-    """Write a trained adapter as a PEFT checkpoint, or as a merged model."""
-    if run.endswith(".zip"):
+    """Write a trained adapter as a PEFT checkpoint or a merged model, or with --recipe how to train one."""
+    if recipe:
+        if merged:
+            raise typer.BadParameter("--recipe writes no trained model: leave out --merged")
+        (name,) = experiments_of([what], store)
+        made = tensorbench.write_recipe(
+            name, out=folder, store=store, selection=part, opened=opened or (), force=force
+        )
+        say(*(f"{fact}: {text}" for fact, text in made.facts.items()))
+        say(f"Wrote {', '.join(made.files)} to {made.folder}.")
+        if made.no_script:
+            say(f"note: no script for transformers' Trainer: {made.no_script}.")
+        return
+    if not part.everything:
+        raise typer.BadParameter(f"--method, --task and their like go with --recipe; got {part}")
+    if what.endswith(".zip"):
         raise tensorbench.methods.UserError(
-            f"{run} is a pack, and export takes the id of one trial: `tensorbench unpack {run}` puts its "
-            "trials into a store, with their adapters if it was written with --adapters; reports name the ids"
+            f"{what} is a pack, and export takes the id of one trial: `tensorbench unpack {what}` puts its "
+            "trials into a store, with their adapters if it was written with --adapters; reports name the "
+            "ids. --recipe takes packs"
         )
     experiments_of((), store)
-    done = tensorbench.export_run(run, folder, store, merged=merged, opened=opened or (), force=force)
+    done = tensorbench.export_run(what, folder, store, merged=merged, opened=opened or (), force=force)
     say(
         f"Wrote {', '.join(done.files)} to {done.folder}.",
         f"Loaded again, it gives the trial's logits to {done.difference:.1e}; README.md shows how.",

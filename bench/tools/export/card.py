@@ -132,14 +132,7 @@ model = timm.create_model("local-dir:.", pretrained=True).eval()
 with torch.no_grad():
     logits = model(batch["pixel_values"])"""
     place = "." if merged else original.place
-    arguments = [f"{name}={value!r}" for name, value in original.options(place).items()]
-    if original.spec.quantise:
-        skipped = [*original.target.head.values(), "lm_head", "embed_out"]
-        rounding = f"{QUANTISED[original.spec.quantise][0]}, llm_int8_skip_modules={skipped}"
-        arguments.append(f"quantization_config=transformers.BitsAndBytesConfig({rounding})")
-    call = (
-        f"transformers.{original.target.class_name}.from_pretrained({', '.join([repr(place), *arguments])})"
-    )
+    call = loading(original, place, repr(place))
     lines = ["import torch, transformers", "", f"model = {call}.eval()"]
     if not merged:
         lines = [
@@ -170,6 +163,16 @@ with torch.no_grad():
             "    logits = torch.nn.functional.linear(features, **head)",
         ]
     )
+
+
+def loading(original: Original, place: str, shown: str) -> str:
+    """Returns the call that loads the model from a place, which the code calls `shown`."""
+    arguments = [f"{name}={value!r}" for name, value in original.options(place).items()]
+    if original.spec.quantise:
+        skipped = [*original.target.head.values(), "lm_head", "embed_out"]
+        rounding = f"{QUANTISED[original.spec.quantise][0]}, llm_int8_skip_modules={skipped}"
+        arguments.append(f"quantization_config=transformers.BitsAndBytesConfig({rounding})")
+    return f"transformers.{original.target.class_name}.from_pretrained({', '.join([shown, *arguments])})"
 
 
 def _notes(original: Original, merged: bool) -> list[str]:

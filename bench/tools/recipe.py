@@ -1,0 +1,415 @@
+"""Writes the configuration that validation chose, as a suite and for transformers' Trainer.
+
+Methods that peft has are trained by peft alone, from its `adapter_config.json`. All others are put on the
+model by `tensorbench.wrap`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tensorbench.backbones import load
+from tensorbench.backbones.answers import Answers, put_head
+from tensorbench.backbones.inputs import TextInput
+from tensorbench.backbones.kinds import TIMM
+from tensorbench.baselines.peft_adapter import PeftAdapter
+from tensorbench.machine.outputs import output_folder
+from tensorbench.machine.visible import markdown_text
+from tensorbench.methods import METHODS, Adapter, Method, UserError
+from tensorbench.methods.validation import validate
+from tensorbench.plan.recipe import Recipe
+from tensorbench.plan.suite import Suite
+from tensorbench.plan.trial import Trial
+from tensorbench.plan.yaml_text import written
+from tensorbench.reports.analysis import analyse
+from tensorbench.reports.chosen import Chosen, choose
+from tensorbench.reports.reading import read
+from tensorbench.reports.selection import Selection
+from tensorbench.store import DEFAULT_STORE
+from tensorbench.store.access import Access, is_foreign
+from tensorbench.tasks import Task
+from tensorbench.tools.export.card import FEATURES, loading
+from tensorbench.tools.export.original import ORIGINAL, Original, copies, write_json
+from tensorbench.tools.export.write import MANIFEST, beside, publish
+
+#: The seeds of the written suite.
+SEEDS = (0, 1, 2)
+
+#: The loss of a model beside whose encoder the script puts the head, by the task's target.
+LOSSES = {
+    "single label": "functional.cross_entropy(logits, labels)",
+    "multi-label": "functional.binary_cross_entropy_with_logits(logits, labels.float())",
+    "regression": "functional.mse_loss(logits.squeeze(-1), labels.float())",
+}
+
+#: transformers' names of targets.
+PROBLEMS = {"multi-label": "multi_label_classification", "regression": "regression"}
+
+SCRIPT = '''"""Trains {method} on {task} as the studies chose, by {library} and transformers' Trainer.
+
+Examples hold what the tokenizer or image processor gives, and `labels`. README.md has the lines to call it.
+"""
+
+import json
+from pathlib import Path
+
+import {library}
+import torch
+import transformers
+
+HERE = Path(__file__).parent
+RATES = {rates}
+{model}
+
+def make_model(seed=0):
+    """Returns the model and the groups of parameters to train, each with its own learning rate."""
+    transformers.set_seed(seed)
+    model = {make}
+{groups}
+
+
+def make_trainer(model, groups, train, validation, out="trained", seed=0, **options):
+    """Returns a Trainer. TrainingArguments has one learning rate, so the groups go in by the optimizer."""
+    arguments = json.loads((HERE / "training_arguments.json").read_text())
+    return transformers.Trainer(
+        model,
+        transformers.TrainingArguments(str(out), seed=seed, **arguments),
+        train_dataset=train,
+        eval_dataset=validation,
+        optimizers=(torch.optim.AdamW(groups), None),
+        **options,
+    )
+'''
+
+MODEL = '''
+
+class Model(torch.nn.Module):
+    """The encoder with the pooling and the head of the studies, for which transformers has no class."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = {call}
+        self.head = torch.nn.Linear({hidden}, {outputs})
+
+    def forward(self, labels=None, **batch):
+        outputs = self.encoder(**batch)
+        {pooled}
+        logits = self.head(features)
+        functional = torch.nn.functional
+        return {{"loss": None if labels is None else {loss}, "logits": logits}}
+
+'''
+
+BY_PEFT = """    model = peft.get_peft_model(model, peft.PeftConfig.from_pretrained(HERE))
+    adapter, head = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (head if "modules_to_save" in name else adapter).append(parameter)
+    groups = [{"params": adapter, **RATES["adapter"]}, {"params": head, **RATES["head"]}]
+    return model, [group for group in groups if group["params"]]"""
+
+BY_WRAP = """    method = tensorbench.methods.create({method})
+    adapter = tensorbench.wrap(model, method, seed)
+    return model, [group | RATES[group["name"]] for group in adapter.parameter_groups()]"""
+
+TEXTS = """import transformers
+from train import make_model, make_trainer
+
+tokenizer = transformers.AutoTokenizer.from_pretrained({place!r})
+# train, validation: data sets of {{"labels": label, **tokenizer(text, truncation=True, max_length={tokens})}}
+# {labels}
+model, groups = make_model(seed=0)
+trainer = make_trainer(model, groups, train, validation, processing_class=tokenizer)
+trainer.train()
+"""
+
+IMAGES = """from train import make_model, make_trainer
+
+# train, validation: data sets of {{"labels": label, "pixel_values": (3, height, width)}}
+# {labels}
+model, groups = make_model(seed=0)
+trainer = make_trainer(model, groups, train, validation)
+trainer.train()
+"""
+
+
+@dataclass(frozen=True)
+class WrittenRecipe:
+    """A configuration that was written."""
+
+    folder: Path
+    files: tuple[str, ...]
+    #: What was chosen and how sure it is, by name.
+    facts: dict[str, str]
+    #: Why there is no script beside the suite. Empty if there is one.
+    no_script: str
+
+
+def write_recipe(
+    *experiments: str,
+    out: Path | str,
+    store: str = DEFAULT_STORE,
+    selection: Selection | None = None,
+    opened: Sequence[str] = (),
+    force: bool = False,
+) -> WrittenRecipe:
+    """Writes what the studies of one task and backbone chose into the folder `out`.
+
+    `suite.yaml` runs the one setting with a few seeds. `train.py` trains it by transformers' Trainer, with
+    the keyword arguments in `training_arguments.json`. It puts the method on the model by peft from
+    `adapter_config.json`, or by `tensorbench.wrap` if peft does not have the method. README.md says how sure
+    the choice is. Without a script, the result says why.
+
+    Args:
+        experiments: The names of experiments, or files of packs.
+        store: The store with the experiments.
+        selection: The task, backbone and budget, and the methods among which to choose. Methods that are left
+            out are still compared with.
+        opened: For a pack, the folders that may be opened, or "hub" for the Hugging Face hub.
+        force: Whether to replace an earlier recipe in the folder.
+
+    Raises UserError as `tensorbench.reports.chosen.choose` does, for an experiment that cannot be read, and
+    if the folder is not empty.
+    """
+    target = output_folder(Path(out), "recipe", force=force)
+    selection = selection or Selection()
+    part = replace(selection, methods=())
+    results = read(store, experiments, None if part.everything else part)
+    chosen = choose(analyse(results), selection.methods)
+    experiment = results.experiment(chosen.cell.experiment)
+    trial = Trial.model_validate(chosen.trial.model_dump(exclude={"id"}))
+    headed = chosen.cell.studies is None or chosen.cell.studies.head_lr is not None
+    rates = {"lr": chosen.lr} | ({} if headed else {"head_lr": chosen.lr})
+    recipe = validate(Recipe, trial.recipe.model_dump() | rates, "the chosen training")
+    trial = trial.model_copy(update={"recipe": recipe})
+    usage, no_script = "", ""
+    with beside(target) as folder:
+        (folder / "suite.yaml").write_text(written(_suite(chosen, trial)), encoding="utf-8")
+        try:
+            if any(is_foreign(experiment.source, record) for record in experiment.records.values()):
+                trial = Access(opened).trial(trial)
+            usage = _write_script(folder, trial)
+        except UserError as error:
+            no_script = str(error)
+        readme = _readme(chosen, trial, usage, no_script)
+        (folder / "README.md").write_text(readme, encoding="utf-8")
+        files = tuple(sorted([MANIFEST, *(entry.name for entry in folder.iterdir())]))
+        write_json(folder / MANIFEST, {**chosen.facts, "files": files})
+        publish(folder, target)
+    return WrittenRecipe(target, files, chosen.facts, no_script)
+
+
+def _suite(chosen: Chosen, trial: Trial) -> dict[str, Any]:
+    """The fields of a suite of the one setting, as an author would write them."""
+    row = trial.task.model_dump(mode="json", exclude_defaults=True, exclude={"training", "label"})
+    if data := row.pop("data", None):
+        row = {"name": row.pop("task"), **data, **row}
+    method = trial.build_method()
+    values = {
+        "name": f"{chosen.cell.experiment[:120]}-recipe",
+        "description": "\n".join(f"{name}: {fact}" for name, fact in chosen.facts.items()),
+        "tasks": [row],
+        "backbones": [trial.backbone.model_dump(mode="json", exclude_defaults=True)],
+        "methods": [{"method": method.name, **method.model_dump(mode="json", exclude_defaults=True)}],
+        "seeds": list(SEEDS),
+        "training": trial.recipe.model_dump(mode="json", exclude_defaults=True),
+        "floor": "none",
+    }
+    if trial.evaluate != "test":
+        values["evaluate"] = trial.evaluate
+    validate(Suite, values, "the recipe's suite")
+    return values
+
+
+def _write_script(folder: Path, trial: Trial) -> str:
+    """Writes `train.py` and its files, and returns the lines that call it.
+
+    Raises UserError, and writes nothing, if transformers' Trainer cannot train as the studies did.
+    """
+    backbone, task = load(trial.backbone), trial.task.lookup()
+    method, recipe = trial.build_method(), trial.recipe
+    if backbone.info.weights_hash != trial.weights_hash:
+        raise UserError(f"backbone '{backbone.info.name}' has other weights than in the studies")
+    model_input = trial.task.input(backbone.info.input, task)
+    put_head(backbone, model_input, task.outputs, torch.Generator())
+    if backbone.info.kind == TIMM:
+        raise UserError("the backbone is timm's, and transformers' Trainer takes models of transformers")
+    original = Original(backbone, trial.backbone, task.classes or ("value",), model_input)
+    if original.fused:
+        raise UserError(
+            f"a {original.target.class_name} has one layer for projections that the studies adapted apart"
+        )
+    if isinstance(original.answers, Answers):
+        raise UserError("the model answers in words of its classes, for which Trainer has no loss")
+    if recipe.core_lr != 1:
+        raise UserError("the core has a learning rate of its own")
+    if not METHODS.is_built_in(method.name):
+        raise UserError(f"method '{method.name}' is not one of tensorbench's own")
+    adapter = method.attach(backbone, torch.Generator())
+    try:
+        if not adapter.settled:
+            raise UserError(f"{method.label} cuts ranks by calls that Trainer does not make")
+        config = _peft_config(original, adapter) if isinstance(adapter, PeftAdapter) else None
+        saves = config is not None or _is_plain(original) or _merges(adapter)
+    finally:
+        adapter.detach()
+    if original.reference is None:
+        dense = load(trial.backbone.model_copy(update={"quantise": None}))
+        original.save(folder / ORIGINAL, copies(dense.module.encoder.state_dict()))
+    if config is not None:
+        config.save_pretrained(folder)
+    write_json(folder / "training_arguments.json", _arguments(original, recipe, saves=saves))
+    (folder / "train.py").write_text(_script(original, task, method, recipe, by_peft=config is not None))
+    labels = f"labels: {dict(enumerate(task.classes))}" if task.classes else "labels: standardised values"
+    if task.target == "generation":
+        labels = "labels: the answer's tokens, and -100 at those of the prompt"
+    if not isinstance(model_input, TextInput):
+        return IMAGES.format(labels=labels)
+    tokens = min(model_input.max_tokens, trial.task.max_tokens)
+    return TEXTS.format(place=str(original.reference or ORIGINAL), tokens=tokens, labels=labels)
+
+
+def _is_plain(original: Original) -> bool:
+    """Whether the head is beside the encoder, in a module of the script's own."""
+    return original.answers is None and not original.target.head
+
+
+def _merges(adapter: Adapter) -> bool:
+    try:
+        adapter.merge_exactly()
+    except UserError:
+        return False
+    finally:
+        adapter.unmerge()
+    return True
+
+
+def _peft_config(original: Original, adapter: PeftAdapter) -> Any:
+    """peft's configuration for the model of the script."""
+    paths = {original.path(site): site for site in adapter.bases}
+    config = adapter.config(paths)
+    # By the ends of their names, if no other layer has the same.
+    ends = sorted({path.rpartition(".")[2] for path in paths})
+    every = [name for name, _ in original.encoder.named_modules()]
+    for part, path in original.target.head.items():
+        inside = original.backbone.head.get_submodule(part).named_modules()
+        every += [f"{path}.{name}".rstrip(".") for name, _ in inside]
+    same = [name for name in every if name.rpartition(".")[2] in ends]
+    config.target_modules = ends if len(same) == len(paths) else list(paths)
+    plain = _is_plain(original)
+    fields = {
+        "modules_to_save": ["head"] if plain else list(original.target.head.values()) or None,
+        "inference_mode": False,
+        "base_model_name_or_path": None if plain else original.reference or ORIGINAL,
+        "revision": original.revision,
+        "task_type": None if plain else original.target.task,
+    }
+    for field, value in fields.items():
+        setattr(config, field, value)
+    return config
+
+
+def _arguments(original: Original, recipe: Recipe, *, saves: bool) -> dict[str, Any]:
+    """The keyword arguments of TrainingArguments. `saves`: whether checkpoints can be kept and loaded."""
+    best = saves and recipe.select != "last"
+    length = {"max_steps": recipe.steps} if recipe.steps else {"num_train_epochs": recipe.epochs}
+    return {
+        "learning_rate": recipe.lr,
+        "weight_decay": recipe.adapter_weight_decay,
+        "per_device_train_batch_size": recipe.batch_size,
+        "per_device_eval_batch_size": 2 * recipe.batch_size,
+        **length,
+        "warmup_steps": recipe.warmup,
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": recipe.lr_floor / recipe.lr},
+        # 0 stands for no clipping.
+        "max_grad_norm": recipe.clip or 0.0,
+        "bf16": recipe.precision == "bf16",
+        **({"tf32": True} if recipe.precision == "tf32" else {}),
+        "optim": "adamw_torch",
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch" if best else "no",
+        "save_total_limit": 1,
+        "load_best_model_at_end": best,
+        "metric_for_best_model": "eval_loss",
+        "remove_unused_columns": not _is_plain(original),
+        "report_to": "none",
+    }
+
+
+def _script(original: Original, task: Task, method: Method, recipe: Recipe, *, by_peft: bool) -> str:
+    place = str(original.reference or original.place)
+    shown = repr(place) if original.reference else f'HERE / "{ORIGINAL}"'
+    call, model = loading(original, place, shown), ""
+    if _is_plain(original):
+        model = MODEL.format(
+            call=call,
+            hidden=original.encoder.config.hidden_size,
+            outputs=task.outputs,
+            pooled=FEATURES[original.kind.pool.__name__].replace("\n", "\n        "),
+            loss=LOSSES[task.target],
+        )
+        call = "Model()"
+    elif problem := PROBLEMS.get(task.target):
+        call = f'{call[:-1]}, problem_type="{problem}")'
+    options = [repr(method.name)]
+    options += [f"{name}={value!r}" for name, value in method.model_dump(exclude_defaults=True).items()]
+    rates = {
+        "adapter": {"lr": recipe.lr, "weight_decay": recipe.adapter_weight_decay},
+        "head": {"lr": recipe.head_lr or recipe.lr, "weight_decay": recipe.weight_decay},
+    }
+    return SCRIPT.format(
+        method=method.name,
+        task=task.name,
+        library="peft" if by_peft else "tensorbench",
+        rates=rates,
+        model=model,
+        make=call,
+        groups=BY_PEFT if by_peft else BY_WRAP.format(method=", ".join(options)),
+    )
+
+
+def _readme(chosen: Chosen, trial: Trial, usage: str, no_script: str) -> str:
+    recipe = trial.recipe
+    length = f"{recipe.steps:,} steps" if recipe.steps else f"{recipe.epochs} epochs"
+    training = (
+        f"{length} of batches of {recipe.batch_size}, warm-up {recipe.warmup:g} of the steps, then a cosine "
+        f"to {recipe.lr_floor:g}; head at {recipe.head_lr or recipe.lr:g}; clip {recipe.clip or 'none'}; "
+        f"{recipe.precision}"
+    )
+    rows = {"task": str(chosen.cell.setting), **chosen.facts, "training": training}
+    table = [f"| {markdown_text(name)} | {markdown_text(fact)} |" for name, fact in rows.items()]
+    lines = [
+        "# A recipe, written by tensorpeft-bench",
+        "",
+        *("| | |", "|---|---|", *table, ""),
+        "Validation losses chose method and rate. Test scores only say how good the choice is.",
+        "",
+        "`tensorbench run suite.yaml` trains it with three seeds.",
+        "",
+    ]
+    if no_script:
+        return "\n".join(
+            [*lines, f"There is no script for transformers' Trainer: {markdown_text(no_script)}.", ""]
+        )
+    lines += [
+        "`train.py` trains it by transformers' Trainer. In this folder:",
+        "",
+        f"```python\n{usage}```",
+        "",
+        "What differs from the studies: the order of examples, the head's first weights, and a warm-up that "
+        "begins at 0.",
+    ]
+    if recipe.select == "score":
+        lines.append(
+            "The studies kept the epoch with the best validation score. The Trainer keeps that with the "
+            "lowest loss."
+        )
+    if recipe.augmentation:
+        lines.append(f"Images were augmented: {', '.join(recipe.augmentation)}. The script does not.")
+    return "\n".join([*lines, ""])

@@ -1,0 +1,139 @@
+"""The configuration that validation chose for a task and a backbone, and how sure the choice is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from statistics import fmean, median
+
+from tensorbench.methods import UnknownNameError, UserError
+from tensorbench.methods.errors import first_few
+from tensorbench.records.stored_plan import PlannedTrial, rate_text
+from tensorbench.records.words import Status
+from tensorbench.reports.advice import rate_advice
+from tensorbench.reports.analysis import Analysis
+from tensorbench.reports.answers import between, in_words, score_name
+from tensorbench.reports.recipes import trial_of_each
+from tensorbench.reports.results import NO_ADAPTERS, Cell, Results, Seed, kept_trials
+from tensorbench.reports.units import listed, many, minus, unit_of
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The chosen method in its cell, a trial with its configuration, and its learning rate.
+
+    The trial has another learning rate and seed. `facts` say by name what was chosen and how sure it is.
+    """
+
+    cell: Cell
+    trial: PlannedTrial
+    lr: float
+    facts: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What validation kept of a cell: the mean loss, each study's learning rate, and the best trial's id."""
+
+    loss: float
+    rates: tuple[float, ...] = ()
+    trial: str = ""
+
+
+def choose(analysis: Analysis, methods: Collection[str] = ()) -> Chosen:
+    """Chooses the method with the lowest validation loss, and the middle of the rates that its studies kept.
+
+    A study keeps its trial with the lowest validation loss. A method that was not tuned has the suite's rate,
+    and its loss is the mean over seeds. Test scores choose nothing. `methods` are names, titles or families
+    among which to choose; by default all with an adapter.
+
+    Raises UserError if there are several tasks or backbones, if no method has these names, and if none has a
+    complete study, or a validation loss of every seed that ended.
+    """
+    results = analysis.results
+    cells = [cell for cell in results.all_cells if cell.family not in NO_ADAPTERS]
+    settings = dict.fromkeys(str(cell.setting) for cell in cells)
+    if len(settings) > 1:
+        raise UserError(
+            f"a recipe is of one task and backbone, and there are {first_few(list(settings), 6)}: choose "
+            "with --task and --backbone"
+        )
+    names = {name for cell in cells for name in (cell.method, cell.title, cell.family)}
+    for name in methods:
+        if name not in names:
+            raise UnknownNameError("method of these results", name, names)
+    if methods:
+        cells = [cell for cell in cells if {cell.method, cell.title, cell.family} & {*methods}]
+    # Methods without tuning had another chance to reach a low loss.
+    cells = [cell for cell in cells if cell.studies] or cells
+    kept = {cell.number: _kept(results, cell) for cell in cells}
+    losses = {number: each.loss for number, each in kept.items() if math.isfinite(each.loss)}
+    if not losses:
+        raise UserError(f"no method of {results.title} has a validation loss of every study or seed")
+    cell = results.all_cells[min(losses, key=lambda number: losses[number])]
+    trial, rates = trial_of_each(results)[cell.number], kept[cell.number].rates
+    lr = math.exp(median(map(math.log, rates))) if rates else float(trial.recipe["lr"])
+    others = sorted((loss, results.all_cells[number].method) for number, loss in losses.items())
+    facts = {
+        "method": f"{cell.method}, {cell.budget}, {cell.parameters:,} parameters",
+        "chosen by": "the lowest mean validation loss: "
+        + first_few([f"{method} {loss:.4f}" for loss, method in others], 4),
+        **dict(_sureness(analysis, cell, rates, lr)),
+        "trained model": f"tensorbench export {kept[cell.number].trial}, the trial with the lowest loss",
+    }
+    return Chosen(cell, trial, float(f"{lr:.3g}"), facts)
+
+
+def _kept(results: Results, cell: Cell) -> _Kept:
+    """What validation kept. The loss is infinite if nothing has ended, or if a study or a seed failed."""
+    seeds = results.of_cell(cell.number)
+    ended: list[Seed | None] = [seed for seed in seeds if seed.status != Status.MISSING]
+    if cell.studies is not None:
+        ended = list(kept_trials(cell.studies, seeds).values())
+    losses = {seed: seed.validation_loss for seed in ended if seed and seed.validation_loss is not None}
+    if not losses or len(losses) < len(ended):
+        return _Kept(math.inf)
+    rates = tuple(seed.lr for seed in losses if seed.lr is not None)
+    return _Kept(fmean(losses.values()), rates, min(losses, key=lambda seed: losses[seed]).trial_id)
+
+
+def _sureness(
+    analysis: Analysis, cell: Cell, rates: Collection[float], lr: float
+) -> Iterator[tuple[str, str]]:
+    results = analysis.results
+    if cell.studies and rates:
+        each = listed(map(rate_text, sorted(rates)))
+        yield (
+            "learning rate",
+            f"{rate_text(lr)}, the middle of what {len(rates)} tunings by {cell.studies.points} trials kept: "
+            f"{each}",
+        )
+        advice = next((each for each in rate_advice(analysis) if each.cell == cell.number), None)
+        yield (
+            "rates within a point of the best",
+            f"{advice.range}, by {advice.trials} trials" if advice else "unknown: too few trials",
+        )
+    else:
+        yield "learning rate", f"{rate_text(lr)}, the suite's: it was not tuned ({many(cell.seeds, 'seed')})"
+    block = next((b for b in analysis.blocks if any(cell.number in e.cells for e in b.entrants)), None)
+    score, unit = analysis.score(cell.number), unit_of(cell.metric, cell.unit)
+    if score is not None:
+        bounds = f" ({' to '.join(map(unit.score, score.interval))})" if score.interval else ""
+        what = score_name(block) if block else "score"
+        yield f"{cell.evaluated} {cell.metric}", f"{unit.score(score.value)}{bounds}, {what}"
+    if block is None:
+        return
+    for entrant in block.claims:
+        if cell.number in entrant.cells:
+            difference = entrant.differences[block.k]
+            yield (
+                f"beside {block.against}",
+                f"{in_words(difference.verdict, unit.size(block.threshold))}: "
+                f"{minus(unit.difference(difference.effect.difference))} {unit.points} "
+                f"({minus(between(difference, unit))})",
+            )
+    if block.guards:
+        yield "caution", " ".join(block.guards)
+    if not results.converged_head(cell.setting):
+        yield "not compared with", "the converged head, which an adapter should beat"
