@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,7 @@ from tensorbench.plan.rows import Plan
 from tensorbench.records.record import Record
 from tensorbench.records.words import Status
 from tensorbench.store.changes import changed_plugins
-from tensorbench.store.claims import Claims
+from tensorbench.store.claims import EXPIRY, Claims
 from tensorbench.store.connect import StoreError, StoreFailedError, StoreRefusedError
 from tensorbench.store.outbox import Outbox, UnreadableRecordError
 from tensorbench.store.store import Store
@@ -66,6 +67,8 @@ class Session:
     sent: int
     #: The number of open runs of dead drivers that were closed at the start.
     closed: int
+    #: Called with notes for the user.
+    notify: Callable[[str], None] = lambda text: None
     #: The plug-ins whose changes have already caused a warning.
     _warned: set[str] = field(default_factory=set, repr=False)
 
@@ -78,8 +81,8 @@ class Session:
 
 
 @contextmanager
-def session(store: Store) -> Iterator[Session]:
-    """Context with the session of a new driver. Its claims end on exit.
+def session(store: Store, notify: Callable[[str], None] = lambda text: None) -> Iterator[Session]:
+    """Context with the session of a new driver. Its claims end on exit. `notify` is called with notes.
 
     On entry the driver sends the records and closes the runs that earlier processes left behind. Raises
     StoreError if the store cannot be reached.
@@ -91,7 +94,7 @@ def session(store: Store) -> Iterator[Session]:
         sent = sum(_sent(kept, store, claims) for kept in Outbox(store.outbox).left())
         closed = claims.close_stale()
         claims.sweep()
-        yield Session(store, claims, sent, closed)
+        yield Session(store, claims, sent, closed, notify)
     finally:
         Outbox(store.outbox).close()
         # An outage may end at this moment.
@@ -125,7 +128,12 @@ def begin_suite(session: Session, plan: Plan) -> str:
     If the suite names branches of the hub, only one driver at a time does so. Otherwise two first starts
     could each store another commit of a branch that moved between them.
     """
-    with turn(session, "commits") if plan.suite.commits else nullcontext():
+    text = (
+        f"Another start of '{plan.suite.name}' stores the commits of its branches. Waiting for it: for "
+        f"{EXPIRY:.0f} seconds at most, if it has died on another machine."
+    )
+    turns = turn(session, "commits", partial(session.notify, text)) if plan.suite.commits else nullcontext()
+    with turns:
         return session.store.begin_suite(plan, session.claims.driver)
 
 

@@ -284,7 +284,7 @@ def run_suite(
         full_plan = _planned(loaded, executor.device, part, audience)
         plan = full_plan.select(part)  # refuses a part that the suite lacks before a store is made
         opened = Store.create(store, loaded.name)
-        with session(opened) as driver:
+        with session(opened, audience.note) as driver:
             audience.opened(driver.sent, driver.closed)
             if loaded.searched:
                 audience.note(
@@ -366,7 +366,7 @@ def search_suite(
         with ExitStack() as opened:
             results: Callable[[Batch], list[Record]] | None = None
             if loaded.pilot or loaded.search:
-                driver = opened.enter_context(session(Store.create(store, loaded.name)))
+                driver = opened.enter_context(session(Store.create(store, loaded.name), audience.note))
                 run_id = opened.enter_context(suite_run(driver, full_plan))
                 audience.opened(driver.sent, driver.closed)
                 work = _Work(driver, executor, audience)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlparse
+from urllib.parse import quote, unquote, urlparse
 
 from pydantic_core import to_json
 
-from tensorbench.machine.files import sha256
+from tensorbench.machine.alive import dead, owner
+from tensorbench.machine.files import remove, sha256
 from tensorbench.methods import UserError
 from tensorbench.records import Wired
 from tensorbench.records.record import Record
@@ -20,6 +22,11 @@ from tensorbench.records.words import Artifact, Tag
 if TYPE_CHECKING:
     # It takes seconds to import, and reading packs needs none.
     from mlflow.tracking import MlflowClient
+
+
+#: The prefix of the folder in which a process copies files, beside the artifacts of a run. The process's name
+#: follows, so that others can tell whether it is dead.
+UNFINISHED = ".unfinished-"
 
 
 class ChangedError(UserError):
@@ -78,6 +85,20 @@ def as_json(content: Wired) -> str:
     return to_json(content, indent=1, inf_nan_mode="constants").decode("utf-8")
 
 
+def artifacts_of_run(uri: str) -> Path | None:
+    """The folder of a run's artifacts on this machine, from their URI. None if they are on a server."""
+    where = urlparse(uri)
+    return Path(unquote(where.path)) if where.scheme in ("", "file") else None
+
+
+def remove_unfinished(artifacts: Path, *, every: bool = False) -> None:
+    """Removes the copies that dead processes left beside a run's artifacts, or with `every` all copies."""
+    for aside in artifacts.parent.glob(f"{UNFINISHED}*"):
+        if every or dead(unquote(aside.name.removeprefix(UNFINISHED).rpartition("-")[0])):
+            with suppress(OSError):
+                remove(aside)
+
+
 def keep_files(client: MlflowClient, run_id: str, folder: Path) -> None:
     """Stores the files of a folder as artifacts of a run.
 
@@ -85,14 +106,15 @@ def keep_files(client: MlflowClient, run_id: str, folder: Path) -> None:
     the process is killed while MLflow copies the folder. Several processes may store a file at once; the last
     one counts.
     """
-    where = urlparse(client.get_run(run_id).info.artifact_uri)
-    if where.scheme not in ("", "file"):
+    artifacts = artifacts_of_run(client.get_run(run_id).info.artifact_uri)
+    if artifacts is None:
         client.log_artifacts(run_id, str(folder))
         return
-    artifacts = Path(unquote(where.path))
     artifacts.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(artifacts)
     # Beside the artifacts, since MLflow shows every file among them, even one that a killed process left.
-    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=artifacts.parent) as aside:
+    prefix = f"{UNFINISHED}{quote(owner(), safe='')}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=artifacts.parent) as aside:
         for file in folder.iterdir():
             unfinished = Path(aside) / file.name
             shutil.copyfile(file, unfinished)

@@ -26,6 +26,7 @@ from tensorbench.machine.alive import dead, owner
 from tensorbench.records.record import Record, latest
 from tensorbench.records.words import Status, Tag
 from tensorbench.store import DEFAULT_STORE
+from tensorbench.store.artifacts import artifacts_of_run, remove_unfinished
 from tensorbench.store.connect import StoreError, insisting
 from tensorbench.store.outbox import Outbox
 from tensorbench.store.queries import PAGE, every_page
@@ -239,11 +240,15 @@ class Claims:
     def close_stale(self) -> int:
         """Marks open runs of dead drivers as killed, and deletes the signs of dead drivers.
 
+        Unfinished copies beside the artifacts of these runs are removed.
+
         Returns the number of these runs.
         """
         stale = self.stale()
         for run in stale:
             self._store.end(run.run_id, Status.KILLED)
+            if (artifacts := artifacts_of_run(run.artifacts)) is not None:
+                remove_unfinished(artifacts, every=True)
         for driver in self.silent():
             self._forget(driver)
         return len(stale)

@@ -11,7 +11,6 @@ from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
-from urllib.parse import unquote, urlparse
 
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Experiment, Metric, Param, RunTag
@@ -29,7 +28,7 @@ from tensorbench.records.stored_plan import StoredSuite
 from tensorbench.records.text import all_storable, run_name
 from tensorbench.records.words import YES, Artifact, RunKind, Status, Tag
 from tensorbench.store.addresses import shown_uri
-from tensorbench.store.artifacts import as_json, check_content, keep_files
+from tensorbench.store.artifacts import artifacts_of_run, as_json, check_content, keep_files
 from tensorbench.store.connect import (
     BROKEN_STORE,
     SQLITE,
@@ -230,7 +229,7 @@ class Store(Source):
 
         Raises UserError if the artifact changed since it was stored, or cannot be read.
         """
-        if (here := _folder(record)) is not None:
+        if (here := artifacts_of_run(record.artifacts)) is not None:
             path = here / name
             if not path.exists():
                 return None
@@ -251,7 +250,7 @@ class Store(Source):
         return path
 
     def has(self, record: Record, name: Artifact) -> bool:
-        here = _folder(record)
+        here = artifacts_of_run(record.artifacts)
         return not self._lacks(record, name) if here is None else (here / name).exists()
 
     def _lacks(self, record: Record, name: Artifact) -> bool:
@@ -268,7 +267,7 @@ class Store(Source):
         except OSError as error:
             raise UserError(f"{name} of run {record.run_id} cannot be read: {error}") from error
         finally:
-            if path is not None and _folder(record) is None:
+            if path is not None and artifacts_of_run(record.artifacts) is None:
                 path.unlink()
 
     def details(self, record: Record) -> tuple[dict[str, str], dict[str, int | None]]:
@@ -429,12 +428,6 @@ class Store(Source):
         for run in earlier:
             self.client.set_tag(run.run_id, Tag.DUPLICATE, YES)
         return False
-
-
-def _folder(record: Record) -> Path | None:
-    """The folder of a run's artifacts on this machine. None if they are on a server."""
-    where = urlparse(record.artifacts)
-    return Path(unquote(where.path)) if where.scheme in ("", "file") else None
 
 
 def _parts(items: list[Item], most: int) -> Iterator[list[Item]]:

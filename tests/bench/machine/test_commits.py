@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,7 +16,6 @@ from tensorbench.methods import UserError
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite import load_suite
 from tensorbench.records.words import Tag
-from tensorbench.store.claims import Claims
 from tensorbench.store.commits import held
 from tensorbench.store.store import Store
 from tensorbench.tasks import DataSource
@@ -185,16 +183,15 @@ def test_of_two_first_starts_at_once_the_second_waits_for_the_commits_of_the_fir
     commit = online.commit(ROBERTA)
     moved()
     plans.append(make_plan(load_suite(file)))
-    read, take, refused, begun = Store.commits, Claims.take, threading.Event(), list[Future[str]]()
+    read, begun, said, waits = Store.commits, list[Future[str]](), list[str](), threading.Event()
 
-    def noted(self: Claims, *arguments: Any) -> bool:
-        if not (taken := take(self, *arguments)):
-            refused.set()
-        return taken
+    def note(text: str) -> None:
+        said.append(text)
+        waits.set()
 
     with (
         session(store) as first,
-        session(Store.existing(store.uri, "hub")) as second,
+        session(Store.existing(store.uri, "hub"), note) as second,
         ThreadPoolExecutor(1) as pool,
     ):
 
@@ -202,14 +199,16 @@ def test_of_two_first_starts_at_once_the_second_waits_for_the_commits_of_the_fir
             stored = read(self)
             if not begun:
                 begun.append(pool.submit(begin_suite, second, plans[1]))
-                wait_until(lambda: refused.is_set() or begun[0].done())
+                wait_until(lambda: waits.is_set() or begun[0].done())
             return stored
 
-        monkeypatch.setattr(Claims, "take", noted)
         monkeypatch.setattr(Store, "commits", commits)
         begin_suite(first, plans[0])
         with pytest.raises(UserError, match=naming("at main", "another start of 'hub'")):
             begun[0].result()
+    assert "Another start of 'hub'" in said[0]
+    assert "60 seconds" in said[0]
+    assert len(said) == 1
     assert read(store)["model me/tiny-roberta at main"] == commit
 
 

@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 import tensorbench.execution.driver
 import tensorbench.store.store
 from tensorbench.execution.session import session
+from tensorbench.machine.alive import owner
 from tensorbench.machine.files import sha256
 from tensorbench.methods import UserError
 from tensorbench.records.record import Record
 from tensorbench.records.stored_plan import StoredSuite
 from tensorbench.records.words import Artifact, RunKind, Tag
-from tensorbench.store.artifacts import ChangedError, hashes
+from tensorbench.store.artifacts import UNFINISHED, ChangedError, hashes
 from tensorbench.store.connect import StoreError
 from tensorbench.store.store import Store
 
@@ -65,6 +69,33 @@ def test_a_record_from_the_outbox_has_hashes_too(store: Store, monkeypatch: pyte
         assert at_work.sent == 1
     (record,) = store.records()
     assert hashes(record) == files(record)
+
+
+@pytest.mark.parametrize("end", ["stored again", "closed"])
+def test_copies_of_dead_processes_are_removed(store: Store, end: str) -> None:
+    """A later process stores files of the run, or finds that the run's driver is dead."""
+    with session(store) as at_work:
+        run = store.begin("toy", at_work.claims.driver)
+        gone = "import sys; from tensorbench.machine.alive import owner; sys.stdout.write(owner())"
+        maker = subprocess.run(
+            [sys.executable, "-c", gone], capture_output=True, text=True, check=True
+        ).stdout
+        beside = Path(run.artifacts.removeprefix("file://")).parent
+        left = beside / f"{UNFINISHED}{quote(maker, safe='')}-x" / "plan.json"
+        own = beside / f"{UNFINISHED}{quote(owner(), safe='')}-x"
+        left.parent.mkdir(parents=True)
+        left.write_text("{")
+        if end == "stored again":
+            own.mkdir()
+            store.keep(run.run_id, Artifact.SUITE, StoredSuite(suite={}, commits={}))
+            assert own.exists()
+            own.rmdir()
+            assert not left.exists()
+    # The driver has ended without closing its run, as if it had been killed.
+    store.client.update_run(run.run_id, status="RUNNING")
+    with session(Store.existing(store.uri, "toy")) as at_work:
+        assert at_work.closed == 1
+    assert not list(beside.glob(f"{UNFINISHED}*"))
 
 
 def test_changed_predictions_are_not_read(store: Store) -> None:
