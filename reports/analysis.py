@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from tensorbench.metrics import METRICS, bounds, direction
+from tensorbench.records.metrics import METRICS, bounds, direction
 from tensorbench.reports.blocks import (
     Block,
     Entrant,

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 
 from tensorbench.methods.errors import first_few
-from tensorbench.metrics import direction
 from tensorbench.records.measures import Measure
+from tensorbench.records.metrics import direction
 from tensorbench.records.record import Record
 from tensorbench.records.stored_plan import Row
 from tensorbench.records.words import Status, Tag

@@ -10,7 +10,7 @@ from statistics import fmean
 import numpy as np
 
 from tensorbench.machine.table import ShowsOverview, Table
-from tensorbench.metrics import direction
+from tensorbench.records.metrics import direction
 from tensorbench.records.words import By
 from tensorbench.reports.inference.intervals import RESOLUTION, simultaneous, t_quantile
 from tensorbench.reports.units import many, minus, unit_of

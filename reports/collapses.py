@@ -11,8 +11,8 @@ import numpy as np
 from scipy import special
 
 from tensorbench.methods import UserError
-from tensorbench.metrics import METRICS, Metric
 from tensorbench.records.measures import Measure
+from tensorbench.records.metrics import METRICS, Metric
 from tensorbench.reports.evidence import Predictions, predictions
 from tensorbench.reports.inference.intervals import LEVEL, RESOLUTION
 from tensorbench.reports.results import (

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from tensorbench.metrics import METRICS
+from tensorbench.records.metrics import METRICS
 from tensorbench.records.words import OWN_SIZE
 from tensorbench.reports.recipes import Differences, Recipe, alike, difference, differs, in_words
 from tensorbench.reports.results import REFERENCE, Cell, Results, grouped

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tensorbench.metrics import bounds, direction
+from tensorbench.records.metrics import bounds, direction
 from tensorbench.reports.blocks import Block, Comparison, Entrant, Level, Transfer
 from tensorbench.reports.collapses import Collapses
 from tensorbench.reports.comparable import Reference

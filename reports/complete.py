@@ -13,8 +13,8 @@ from itertools import chain
 import numpy as np
 
 from tensorbench.methods.errors import first_few
-from tensorbench.metrics import METRICS
 from tensorbench.records.measures import Measure
+from tensorbench.records.metrics import METRICS
 from tensorbench.records.words import Status
 from tensorbench.reports.collapses import DIVERGED
 from tensorbench.reports.evidence import Evidence, predictions

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tensorbench.metrics import METRICS, Metric
+from tensorbench.records.metrics import METRICS, Metric
 from tensorbench.records.predictions import compact, read_predictions
 from tensorbench.records.words import Artifact
 from tensorbench.reports.results import Cell, Experiment, Results, Seed, grouped
@@ -29,8 +29,8 @@ AGREES = 1e-4
 class Predictions:
     """The stored predictions of one run, sorted by example.
 
-    `labels` and `responses` are (examples,) or (examples, classes), as `tensorbench.metrics.Metric` says. In
-    an array of integers, -1 stands for a missing value.
+    `labels` and `responses` are (examples,) or (examples, classes), as `tensorbench.records.metrics.Metric`
+    says. In an array of integers, -1 stands for a missing value.
     """
 
     examples: NDArray[np.integer[Any]]

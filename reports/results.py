@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import pandas as pd
 
-from tensorbench.metrics import METRICS, direction
 from tensorbench.records.measures import Measure, SplitSizes
+from tensorbench.records.metrics import METRICS, direction
 from tensorbench.records.record import Record
 from tensorbench.records.stored_plan import PlannedTrial, Row, StudyPlan, StudyTrial
 from tensorbench.records.words import OWN_SIZE, Status, Tag

@@ -23,7 +23,7 @@ from tensorbench.machine.table import NOTHING, Entry, Table
 from tensorbench.machine.visible import visible
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import cut, first_few, shown
-from tensorbench.metrics import direction
+from tensorbench.records.metrics import direction
 from tensorbench.records.pack_format import ENDING
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.answers import answers, between, in_words

@@ -7,7 +7,7 @@ from math import isfinite
 
 from tensorbench.methods import UnknownNameError, UserError
 from tensorbench.methods.errors import shown
-from tensorbench.metrics import METRICS
+from tensorbench.records.metrics import METRICS
 from tensorbench.reports.results import REFERENCE, Cell
 from tensorbench.reports.units import listed
 

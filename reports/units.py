@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tensorbench.metrics import METRICS
+from tensorbench.records.metrics import METRICS
 
 NOTHING = "–"
 

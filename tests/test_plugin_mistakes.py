@@ -16,7 +16,7 @@ import torch
 
 from tensorbench.backbones import BACKBONES, load
 from tensorbench.methods import METHODS, UserError
-from tensorbench.metrics import METRICS
+from tensorbench.records.metrics import METRICS
 from tensorbench.tasks import TASKS, Objective
 from tensorbench.tools.perf import contenders
 
@@ -320,7 +320,7 @@ def test_check_of_nothing_known_suggests_the_nearest(call: Call) -> None:
 
 
 METRIC = """
-from tensorbench.metrics import Metric
+from tensorbench.records.metrics import Metric
 
 class Mine(Metric):
     name = "mine"
@@ -350,7 +350,7 @@ def test_a_plugins_metric_gives_scores_and_contributions(install: Install) -> No
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("MINE = Mine()", "MINE = Mine", naming("tensorbench.metrics.Metric")),
+        ("MINE = Mine()", "MINE = Mine", naming("tensorbench.records.metrics.Metric")),
         ('("regression",)', '("ranking",)', naming("kinds", "single label, multi-label, regression")),
         ('name = "mine"', 'name = "yours"', naming("`name`", "'mine'", "'yours'")),
         ('name = "mine"', 'name = "mine"\n    bounds = (1.0, 0.0)', naming("bounds", "numbers")),

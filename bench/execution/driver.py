@@ -19,9 +19,9 @@ from tensorbench.execution.executor import Executor
 from tensorbench.execution.perform import Event
 from tensorbench.execution.session import CLOSING, STRIKES, Session, put_aside, suite_run, within
 from tensorbench.execution.watch import Limits
-from tensorbench.metrics import METRICS
 from tensorbench.plan.rows import Plan
 from tensorbench.plan.trial import Trial
+from tensorbench.records.metrics import METRICS
 from tensorbench.records.origin import Start
 from tensorbench.records.record import Record, latest
 from tensorbench.records.stored_plan import Row

@@ -1,5 +1,7 @@
 """Everything that is stored about trials, in the form shared by training, the store and the reports.
 
+Metrics score stored predictions.
+
 This package imports neither MLflow nor torch. Fields that are missing in older stores have defaults, and
 unknown fields of newer stores are ignored.
 """

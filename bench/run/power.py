@@ -16,9 +16,9 @@ from typing import Any
 from tensorbench.machine.table import Table
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import first_few
-from tensorbench.metrics import METRICS
 from tensorbench.plan.choosing import Studies
 from tensorbench.plan.rows import Plan
+from tensorbench.records.metrics import METRICS
 from tensorbench.records.record import latest
 from tensorbench.records.stored_plan import Row
 from tensorbench.reports.analysis import analyse

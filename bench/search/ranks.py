@@ -11,11 +11,11 @@ from itertools import groupby, islice, product
 from typing import TYPE_CHECKING, Any, Literal
 
 from tensorbench.methods import UserError
-from tensorbench.metrics import METRICS
 from tensorbench.plan.cells import PlanCell
 from tensorbench.plan.choosing import Search
 from tensorbench.plan.recipe import Setting
 from tensorbench.plan.rows import Plan
+from tensorbench.records.metrics import METRICS
 from tensorbench.records.record import Record, latest, results
 from tensorbench.records.words import OWN_SIZE
 from tensorbench.search.allocation import RankAllocation

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tensorbench.methods import METHODS, UserError
 from tensorbench.methods.errors import cut
 from tensorbench.methods.registry import Registry
-from tensorbench.metrics import METRICS
+from tensorbench.records.metrics import METRICS
 from tensorbench.records.origin import StoredConfig
 from tensorbench.records.record import Record, latest
 from tensorbench.records.words import Artifact, Status, Tag

@@ -15,7 +15,7 @@ from tensorbench.machine.files import sha256, sha256_of
 from tensorbench.machine.hub import commit_of, snapshot
 from tensorbench.methods.errors import UserError
 from tensorbench.methods.validation import hashed
-from tensorbench.metrics.metric import Kind
+from tensorbench.records.metrics.metric import Kind
 from tensorbench.tasks.description import SPLIT_WORDS, Description
 from tensorbench.tasks.objective import objective
 from tensorbench.tasks.registered_tasks import TASKS

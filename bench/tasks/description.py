@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from tensorbench.methods.validation import Frozen, identity, refuse_repeats
-from tensorbench.metrics.metric import Kind
+from tensorbench.records.metrics.metric import Kind
 from tensorbench.tasks.task import SplitName
 
 #: A single file, or a mapping of official splits to one file each.

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tensorbench.methods.errors import UserError, shown
-from tensorbench.metrics import METRICS, Kind, Metric
+from tensorbench.records.metrics import METRICS, Kind, Metric
 from tensorbench.tasks.task import Task
 
 

@@ -11,7 +11,7 @@ from tensorbench.backbones.inputs import Modality
 from tensorbench.methods.errors import UserError, shown
 from tensorbench.methods.registry import Registry
 from tensorbench.methods.validation import Frozen, validate
-from tensorbench.metrics.metric import Kind
+from tensorbench.records.metrics.metric import Kind
 from tensorbench.tasks.objective import objective
 from tensorbench.tasks.task import Task
 

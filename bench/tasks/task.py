@@ -16,7 +16,7 @@ from pydantic import model_validator
 from tensorbench.backbones.inputs import Modality
 from tensorbench.methods.errors import UserError, shown
 from tensorbench.methods.validation import Frozen, hashed
-from tensorbench.metrics.metric import Kind
+from tensorbench.records.metrics.metric import Kind
 
 SplitName = Literal["train", "validation", "test"]
 
@@ -126,7 +126,7 @@ class Task(ABC):
     `tensorbench.tasks`. Splitting, subsets, tokenising, resizing and caching work for every task.
 
     - `metric`: the name of a metric, such as "accuracy" or "matthews" (Matthews' correlation, for uneven
-      classes). Plug-ins add metrics in the entry-point group `tensorbench.metrics`.
+      classes). Plug-ins add metrics in the entry-point group "tensorbench.metrics".
     - `target`: "single label", "multi-label", "regression" (no classes) or "generation" (each input is a
       prompt, to which a decoder writes an answer).
     - `version`: increment it when `examples`, `fractions` or the rule for labels change. Together with

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from tensorbench.methods import Adapter, Backbone
-from tensorbench.metrics import Metric
 from tensorbench.plan.recipe import Recipe
 from tensorbench.records.measures import Measure, Measures
+from tensorbench.records.metrics import Metric
 from tensorbench.records.record import Progress
 from tensorbench.tasks import ImageSplit, Objective, PreparedData, Split
 from tensorbench.tasks.splits import WrittenSplit

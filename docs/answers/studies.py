@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tensorbench.metrics import direction
+from tensorbench.records.metrics import direction
 from tensorbench.reports.advice import rate_advice
 from tensorbench.reports.analysis import Analysis, analyse
 from tensorbench.reports.answers import answers as sentences

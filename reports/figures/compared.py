@@ -22,7 +22,7 @@ from matplotlib.ticker import (
 )
 from matplotlib.transforms import blended_transform_factory
 
-from tensorbench.metrics import direction
+from tensorbench.records.metrics import direction
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.answers import (
     between,

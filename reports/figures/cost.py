@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from tensorbench.metrics import direction
+from tensorbench.records.metrics import direction
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.blocks import Estimate
 from tensorbench.reports.drawing import MUTED, Drawn, Looks, PointName, Tips, name_at_right, panels, usual

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from tensorbench.metrics import direction
 from tensorbench.records.measures import validation_key
+from tensorbench.records.metrics import direction
 from tensorbench.reports.drawing import Drawn, Looks, PointName, Tips, name_at_right, panels, usual
 from tensorbench.reports.inference.intervals import Array, Bounds
 from tensorbench.reports.results import (

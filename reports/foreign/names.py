@@ -28,7 +28,7 @@ class TableOptions(TypedDict, total=False):
     validation_loss: str
     #: A folder with the scores of test examples: tables with the columns of the runs, and `example`.
     examples: str
-    #: The metric of the scores, see `tensorbench.metrics`.
+    #: The metric of the scores, see `tensorbench.records.metrics`.
     metric: str
 
 

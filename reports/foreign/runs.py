@@ -15,8 +15,8 @@ import pandas as pd
 
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import shown
-from tensorbench.metrics import METRICS
 from tensorbench.records.measures import Measure
+from tensorbench.records.metrics import METRICS
 from tensorbench.records.predictions import Predictions
 from tensorbench.records.record import Record
 from tensorbench.records.stored_plan import PlannedTrial, Row, StoredPlan, StudyPlan, StudyTrial
@@ -27,7 +27,7 @@ from tensorbench.reports.results import REFERENCE, grouped
 from tensorbench.reports.units import listed, many
 from tensorbench.store.source import CURVE, Source
 
-#: The metric of scores whose metric nobody names. See `tensorbench.metrics.generation.MeanScore`.
+#: The metric of scores whose metric nobody names. See `tensorbench.records.metrics.generation.MeanScore`.
 DEFAULT_METRIC = "score"
 #: What stands for a budget and a backbone that are not named.
 NO_BUDGET, NO_BACKBONE = "not matched", "not named"

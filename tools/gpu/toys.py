@@ -12,8 +12,8 @@ import torch
 
 from tensorbench.backbones import LoadedBackbone
 from tensorbench.backbones.inputs import ImageInput
-from tensorbench.metrics import METRICS
 from tensorbench.plan.recipe import Recipe
+from tensorbench.records.metrics import METRICS
 from tensorbench.records.record import Progress
 from tensorbench.tasks import ImageSplit, Objective, PreparedData, TextSplit
 

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from tensorbench.checks.verify.findings import Examined
 from tensorbench.methods import METHODS
-from tensorbench.metrics import METRICS
 from tensorbench.plan.suite_rows import TaskRow
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
+from tensorbench.records.metrics import METRICS
 from tensorbench.records.predictions import Predictions
 from tensorbench.records.record import Record
 from tensorbench.tasks import TASKS, Objective

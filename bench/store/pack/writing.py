@@ -22,8 +22,8 @@ from tensorbench.machine.files import sha256_of, written_whole
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import shown
 from tensorbench.methods.validation import explained
-from tensorbench.metrics import METRICS
 from tensorbench.plan.suite_rows import NAME, NAME_RULE
+from tensorbench.records.metrics import METRICS
 from tensorbench.records.pack_format import (
     ARRAYS,
     CURVES_BEGIN,

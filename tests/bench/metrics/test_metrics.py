@@ -12,7 +12,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from tensorbench.methods import UserError
-from tensorbench.metrics import METRICS, Kind, Metric
+from tensorbench.records.metrics import METRICS, Kind, Metric
 from tensorbench.tasks import Objective
 
 from ...messages import naming

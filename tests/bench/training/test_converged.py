@@ -22,9 +22,9 @@ from tensorbench.backbones.random_weights import RandomBackbone
 from tensorbench.backbones.registered_backbones import BACKBONES
 from tensorbench.checks.verify import verify
 from tensorbench.methods import Geometry, UserError, create
-from tensorbench.metrics import METRICS
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
+from tensorbench.records.metrics import METRICS
 from tensorbench.store.store import Store
 from tensorbench.store.trained import stored_trial
 from tensorbench.tasks import Objective, PreparedData, Split

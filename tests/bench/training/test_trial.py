@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 import tensorbench.training.trial
 from tensorbench.methods import UserError
-from tensorbench.metrics import METRICS
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
+from tensorbench.records.metrics import METRICS
 from tensorbench.records.record import Progress
 from tensorbench.tasks import Objective
 from tensorbench.training.trial import Outcome, Resources, effect, run_trial

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import matthews_corrcoef
 
-from tensorbench.metrics import METRICS
+from tensorbench.records.metrics import METRICS
 from tensorbench.reports.inference.crossed import of_seeds, of_seeds_and_examples, over_settings
 from tensorbench.reports.inference.effects import Answer, Verdict, effect, verdict
 from tensorbench.reports.inference.intervals import LEVEL, Array, Error, simultaneous

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tensorbench.metrics.metric import Array, Metric
+from tensorbench.records.metrics.metric import Array, Metric
 
 
 class ExactMatch(Metric):

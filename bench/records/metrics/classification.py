@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensorbench.methods.errors import UserError
-from tensorbench.metrics.metric import Array, Metric, about
+from tensorbench.records.metrics.metric import Array, Metric, about
 
 
 class Accuracy(Metric):

@@ -7,14 +7,14 @@ from typing import Any
 
 from tensorbench.methods.errors import UserError, shown
 from tensorbench.methods.registry import Registry
-from tensorbench.metrics.metric import KINDS, Metric
+from tensorbench.records.metrics.metric import KINDS, Metric
 
 
 def _check(name: str, metric: Any) -> None:
     """Raises UserError unless `metric` is a `Metric` of this name with valid kinds and bounds."""
     where = f"metric '{name}'"
     if not isinstance(metric, Metric):
-        raise UserError(f"{where}: should be an instance of a subclass of tensorbench.metrics.Metric")
+        raise UserError(f"{where}: should be an instance of a subclass of tensorbench.records.metrics.Metric")
     kinds = getattr(metric, "kinds", ())
     if not isinstance(kinds, tuple) or not kinds or not set(kinds) <= set(KINDS):
         raise UserError(f"{where}: kinds should be some of {', '.join(KINDS)}, got {shown(kinds)}")
@@ -26,7 +26,7 @@ def _check(name: str, metric: Any) -> None:
     raise UserError(f"{where}: bounds should be two numbers, the least first, got {shown(metric.bounds)}")
 
 
-_CLASSES, _NUMBERS = "tensorbench.metrics.classification", "tensorbench.metrics.regression"
+_CLASSES, _NUMBERS = "tensorbench.records.metrics.classification", "tensorbench.records.metrics.regression"
 
 METRICS = Registry(
     "metric",
@@ -41,9 +41,9 @@ METRICS = Registry(
         "pearson": f"{_NUMBERS}:PEARSON",
         "spearman": f"{_NUMBERS}:SPEARMAN",
         "rmse": f"{_NUMBERS}:RMSE",
-        "exact_match": "tensorbench.metrics.generation:EXACT_MATCH",
-        "answer_likelihood": "tensorbench.metrics.generation:ANSWER_LIKELIHOOD",
-        "score": "tensorbench.metrics.generation:MEAN_SCORE",
+        "exact_match": "tensorbench.records.metrics.generation:EXACT_MATCH",
+        "answer_likelihood": "tensorbench.records.metrics.generation:ANSWER_LIKELIHOOD",
+        "score": "tensorbench.records.metrics.generation:MEAN_SCORE",
     },
     _check,
 )

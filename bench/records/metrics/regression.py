@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tensorbench.metrics.metric import Array, Metric, about
+from tensorbench.records.metrics.metric import Array, Metric, about
 
 
 class _Correlation(Metric):

@@ -36,7 +36,7 @@ class Metric(ABC):
 
         MEAN_ERROR = MeanError()
 
-    and name the instance in the package's entry-point group `tensorbench.metrics`. Then every part of the
+    and name the instance in the package's entry-point group "tensorbench.metrics". Then every part of the
     benchmark can use it.
 
     `score` and `contributions` get N examples. Their `predictions` are answers or outputs, as `reads` says:
@@ -45,7 +45,7 @@ class Metric(ABC):
       logits, float (N, classes).
     - Multi-label: `targets` and answers are 0 or 1, (N, classes). Outputs are logits, float (N, classes).
     - Regression: `targets`, answers and outputs are float (N,), in the unit of the targets.
-    - Generation: see `tensorbench.metrics.generation`.
+    - Generation: see `tensorbench.records.metrics.generation`.
     """
 
     name: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tensorbench.metrics.metric import KINDS, Array, Kind, Metric
-from tensorbench.metrics.registered_metrics import METRICS, bounds, direction
+from tensorbench.records.metrics.metric import KINDS, Array, Kind, Metric
+from tensorbench.records.metrics.registered_metrics import METRICS, bounds, direction
 
 __all__ = ["KINDS", "METRICS", "Array", "Kind", "Metric", "bounds", "direction"]
