@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -175,9 +176,11 @@ def plan(
     device = choose_device(device, elsewhere=True)
     loaded, part = suite_and_part(suite, source, part)
     loaded, notes = held(loaded, store)
-    made = tensorbench.make_plan(loaded, device, part).select(part)
+    planned = tensorbench.make_plan(loaded, device, part)
+    made = planned.select(part)
     forecast = tensorbench.make_forecast(made, store, device, notes)
-    differences = tensorbench.power(made, store, sd, thresholds) if power else None
+    whole = planned.select(replace(part, seeds=(), studies=()))
+    differences = tensorbench.power(made, store, sd, thresholds, whole) if power else None
     if as_json:
         content = made.stored().model_dump(mode="json") | {"windows": made.windows}
         content["forecast"] = forecast.model_dump(mode="json")

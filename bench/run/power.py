@@ -107,13 +107,17 @@ class Power:
 
 
 def power(
-    plan: Plan, store: str = DEFAULT_STORE, sd: float | None = None, threshold: CustomThresholds = None
+    plan: Plan,
+    store: str = DEFAULT_STORE,
+    sd: float | None = None,
+    threshold: CustomThresholds = None,
+    whole: Plan | None = None,
 ) -> Table:
     """The table of the smallest differences that a plan can find. Its notes say what was assumed of scores.
 
     The arguments and the errors are those of `powers`.
     """
-    results = powers(plan, store, sd, threshold)
+    results = powers(plan, store, sd, threshold, whole)
     tuning = plan.suite.tuning
     unit, plural = ("study", "studies") if tuning else ("run", "seeds")
     lines = []
@@ -168,7 +172,11 @@ def power(
 
 
 def powers(
-    plan: Plan, store: str, sd: float | None = None, threshold: CustomThresholds = None
+    plan: Plan,
+    store: str,
+    sd: float | None = None,
+    threshold: CustomThresholds = None,
+    whole: Plan | None = None,
 ) -> list[Power]:
     """The smallest differences that a plan can find, for each budget and metric.
 
@@ -184,6 +192,8 @@ def powers(
             `DISAGREEMENT`), but no collapsed runs. Without studies, it also lacks the randomness of tuning.
         sd: The standard deviation of scores over seeds to assume. The store is then not read.
         threshold: The smallest differences that matter. None: the default of each metric.
+        whole: The plan of which `plan` has some of the studies or seeds. All of its stored trials count for
+            the noise. None: `plan` itself.
 
     Raises:
         UserError: if there are fewer studies than an interval needs, or if a threshold is invalid. Also if a
@@ -197,7 +207,7 @@ def powers(
     rows = tuple(row for row in rows if row.family not in NO_ADAPTERS) or rows
     metrics = {row.task: plan.tasks[row.task].metric for row in rows}
     matters = thresholds((metrics[row.task] for row in rows), threshold)
-    stored_designs = _stored(plan, store) if sd is None else {}
+    stored_designs = _stored(whole or plan, store) if sd is None else {}
     budgets = block_budgets(map(_budget, rows))
     results: list[Power] = []
     for budget, of_budget in grouped(rows, lambda row: budgets[_budget(row)]).items():

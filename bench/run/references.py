@@ -60,9 +60,7 @@ def adopt(
     a note on what is copied. With the references, the experiment can be reported and packed by itself.
     """
     store = driver.store
-    if not (waiting := pending(plan, records)):
-        return records
-    if find_references(store.uri, store.name, {trial.id for trial in waiting}):
+    if find_references(store.uri, store.name, {trial.id for trial in pending(plan, records)}):
         # Imported late, as verification is below: most suites have no references.
         from tensorbench.store.pack.unpacking import copied
 
@@ -77,9 +75,16 @@ def adopt(
                 for _ in copied(source, runs, store, run_id):
                     pass
         records = store.records()
-    if pending(plan, records) and (references := references_of(full_plan, records)):
-        store.tag(store.records(RunKind.SUITE)[-1].run_id, Tag.REFERENCES, str(len(references)))
+    if adds_trials(plan, records):
+        run, count = store.records(RunKind.SUITE)[-1], str(len(references_of(full_plan, records)))
+        if run.tag(Tag.REFERENCES) != count:
+            store.tag(run.run_id, Tag.REFERENCES, count)
     return records
+
+
+def adds_trials(plan: Plan, records: Sequence[Record]) -> bool:
+    """Whether the plan has trials from packs and others, which ran here or will run."""
+    return 0 < len(references_of(plan, records)) < len(plan.trials)
 
 
 def references_of(plan: Plan, records: Sequence[Record]) -> dict[str, Record]:

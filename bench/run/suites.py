@@ -34,6 +34,7 @@ from tensorbench.records.text import message
 from tensorbench.records.words import RunKind, Status, Tag
 from tensorbench.run.references import (
     TURN,
+    adds_trials,
     adopt,
     references_of,
     refuse_other_results,
@@ -155,12 +156,13 @@ class _Work:
         failed = failures(records) if retry_failed else {}
         trials = [t for t in plan.trials if t.id in failed] if retry_failed else pending(plan, records)
         references = len(references_of(plan, records))
+        # Its own trials may have run before the pack was there.
+        if rerun and adds_trials(plan, records):
+            records = self._run_references(full_plan, plan, records)
         if not trials:
             self.audience.starting(plan, 0, executor.device, references)
             store.end(begin_suite(self.driver, full_plan), Status.FINISHED)
             return records
-        if rerun and references:
-            records = self._run_references(full_plan, plan, records)
         starting = partial(self.audience.starting, plan, len(trials), executor.device, references)
         self._execute(full_plan, plan, trials, starting, retried=failed, records=records)
         return patiently(store, store.records)

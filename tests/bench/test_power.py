@@ -13,6 +13,7 @@ from rich.console import Console
 
 from tensorbench.cli.tables import print_tables
 from tensorbench.methods import UserError
+from tensorbench.plan.pairs import Part
 from tensorbench.reports.analysis import analyse
 from tensorbench.reports.inference.power import Response, of_stored
 from tensorbench.reports.reading import read
@@ -120,6 +121,9 @@ def test_the_noise_is_that_of_the_plans_trials_in_any_experiment_or_pack(
     assert line.source in power(planned, uri).notes[1]
     (line,) = powers(planned, str(packed(uri, made_up_studies.NAME, tmp_path)))
     assert line.design == expected
+    # Fewer new studies do not make the stored ones fewer.
+    (line,) = powers(planned.select(Part(studies=[0, 1, 2])), uri, whole=planned)
+    assert line.design == of_stored(block.design, Response(decades=1), **sizes | {"studies": 3})
 
 
 def test_metrics_have_lines_of_their_own(tmp_path: Path) -> None:

@@ -171,6 +171,11 @@ def test_the_report_says_that_nothing_ran_again(
     assert call("run", suite, "--store", uri, "--no-rerun").code == 0
     assert not reruns(uri)
     assert "3 trials came from packs. None of them ran again" in notes(uri)
+    # The next start makes up for it, with no new trial left.
+    late = call("run", suite, "--store", uri)
+    assert late.code == 0, late.err
+    assert "6 trials, 3 from packs, 0 to run" in late.out
+    assert "2 of them ran again" in notes(uri)
 
 
 def test_an_interrupted_start_goes_on(
