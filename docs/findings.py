@@ -1,7 +1,7 @@
 """Writes the answers of the published packs into the pages of docs/results: `python docs/findings.py`.
 
-The study's answers go into findings.md and leaderboard.md, and the decoder's table into decoder.md. While too
-few studies are complete for an interval, the pages say so.
+The study's answers go into findings.md and leaderboard.md, those of the study of ranks into ranks.md, and the
+decoder's table into decoder.md. While too few studies are complete for an interval, the pages say so.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from answers import studies
+from answers import ranks, studies
 from answers.answer import Answer, table
 from answers.decoder import of_decoder
 from marked import replaced
@@ -18,6 +18,8 @@ from marked import replaced
 DOCS = Path(__file__).parent
 PAGES, PACKS = DOCS / "results", DOCS.parent / "results"
 FINDINGS, STUDY, DECODER = PAGES / "findings.md", PAGES / "leaderboard.md", PAGES / "decoder.md"
+#: The page of the study of ranks, and its pack.
+RANKS, OF_RANKS = PAGES / "ranks.md", PACKS / "study_ranks.tensorbench.zip"
 
 
 def rewritten(page: Path, contents: Mapping[str, str]) -> str:
@@ -41,6 +43,13 @@ def in_short(protocol: str, answers: Mapping[str, Answer]) -> str:
     return table(["question", "answer", "by the sharper rule, which came after the trials"], rows)
 
 
+def printed(answers: Mapping[str, Answer]) -> list[str]:
+    """The paragraphs of each answer beneath a heading, which is its title."""
+    return [
+        part for title, each in answers.items() for part in (f"### {title}", each.short, each.text) if part
+    ]
+
+
 def pages() -> dict[Path, str]:
     """The pages with the answers of the published packs, and the figure of the findings."""
     study, trains = (PACKS / f"study{part}.tensorbench.zip" for part in ("", "_trains"))
@@ -51,15 +60,11 @@ def pages() -> dict[Path, str]:
     rest = {"The core's rate": studies.of_core_rate(study, PAGES / "core_lr.tensorbench.zip")}
     if fresh.exists():
         rest["Fresh tunings"] = studies.of_fresh_tunings(study, fresh)
-    parts = [
-        part
-        for title, each in (questions | rest).items()
-        for part in (f"### {title} by the sharper rule", each.short, each.text)
-    ]
-    figures, answer = {}, questions["Question 1"].text
+    parts = printed({f"{title} by the sharper rule": each for title, each in (questions | rest).items()})
+    files, answer = {}, questions["Question 1"].text
     if questions["Question 1"].short:
         picture = studies.picture(study)
-        figures[picture.path] = picture.svg()
+        files[picture.path] = picture.svg()
         levels, on_tasks = studies.of_levels(study, PAGES / "study_full.tensorbench.zip")
         answer = f"**{studies.in_one_sentence(study)}** {levels}\n\n{picture.shown}"
         parts += ["### Without an adapter", on_tasks]
@@ -70,8 +75,11 @@ def pages() -> dict[Path, str]:
         "questions": in_short(STUDY.read_text(encoding="utf-8"), questions),
         "advice": advice,
     }
-    return figures | {
-        STUDY: rewritten(STUDY, {"answers": "\n\n".join(filter(None, parts)), "advice": behind}),
+    if OF_RANKS.exists():
+        answers = "\n\n".join(printed(ranks.of_ranks(OF_RANKS, study)))
+        files[RANKS] = rewritten(RANKS, {"answers": answers})
+    return files | {
+        STUDY: rewritten(STUDY, {"answers": "\n\n".join(parts), "advice": behind}),
         FINDINGS: rewritten(FINDINGS, contents),
         DECODER: rewritten(DECODER, {"table": of_decoder(PACKS / "smollm2.tensorbench.zip")}),
     }
@@ -80,3 +88,5 @@ def pages() -> dict[Path, str]:
 if __name__ == "__main__":
     for page, text in pages().items():
         page.write_text(text, encoding="utf-8")
+    if not OF_RANKS.exists():
+        print(f"{RANKS.name} stays as it is: {OF_RANKS.name} is not in {PACKS.name}/")

@@ -51,6 +51,13 @@ class RateAdvice:
         below, above = "≤ " * self.is_lowest, "≥ " * self.is_highest
         return f"{below}{self.low:.2g} to {above}{self.high:.2g}"
 
+    @property
+    def end(self) -> str:
+        """The end of the tried rates that `start` is, "lower" or "upper". Empty if it is neither."""
+        if self.is_lowest and self.start == self.low:
+            return "lower"
+        return "upper" if self.is_highest and self.start == self.high else ""
+
 
 def learning_rates(*places: str) -> Table:
     """The learning rates to start from, by all studies in these stores and packs, as a table.

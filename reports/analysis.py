@@ -39,6 +39,7 @@ from tensorbench.reports.inference.crossed import OnSetting
 from tensorbench.reports.inference.effects import Effect, effect
 from tensorbench.reports.inference.intervals import LEAST_SEEDS, simultaneous
 from tensorbench.reports.inference.studies import CompleteStudies
+from tensorbench.reports.ranks import Allocations, find_allocations
 from tensorbench.reports.recipes import Recipe, recipes
 from tensorbench.reports.results import (
     NO_ADAPTERS,
@@ -60,6 +61,8 @@ class Analysis:
     #: The smallest difference that matters, by metric.
     thresholds: Mapping[str, float]
     blocks: tuple[Block, ...]
+    #: The methods with several allocations of ranks in a block.
+    allocations: tuple[Allocations, ...]
     notes: tuple[str, ...]
     #: Those of the notes that name ended studies that are left out, and methods whose trials all failed.
     limits: tuple[str, ...]
@@ -110,14 +113,19 @@ def analyse(results: Results, threshold: CustomThresholds = None) -> Analysis:
     evidence = gather(results, _needed(results))
     ended = complete_studies(evidence)
     complete = ended.studies
-    collapsed = collapses(results)
-    blocks = tuple(
-        guarded(results, block, _scored(results, complete, block.k), collapsed)
-        for block in _blocks(results, complete, matters, collapsed)
-    )
+    collapsed, made = collapses(results), recipes(results)
+
+    def judged(block: Block) -> Block:
+        block = compared(results, block, complete, made, collapsed)
+        return guarded(results, block, _scored(results, complete, block.k), collapsed)
+
+    blocks = tuple(map(judged, _blocks(results, complete, matters, made, collapsed)))
+    allocations = tuple(find_allocations(results, blocks, judged))
     notes = (*results.notes, *evidence.notes, *ended.unfinished, *ended.limits, *_extent(results))
     faults = tuple(_faults(results, blocks, complete, collapsed))
-    return Analysis(results, matters, blocks, notes, ended.limits, faults, evidence, complete, collapsed)
+    return Analysis(
+        results, matters, blocks, allocations, notes, ended.limits, faults, evidence, complete, collapsed
+    )
 
 
 def _needed(results: Results) -> list[int]:
@@ -188,19 +196,19 @@ def _blocks(
     results: Results,
     complete: Mapping[int, CompleteStudies],
     matters: Mapping[str, float],
+    made: Mapping[int, Recipe],
     collapsed: Mapping[int, Collapses],
 ) -> Iterator[Block]:
+    """Yields the blocks before their methods are compared."""
     every = results.all_cells
     cells = [cell for cell in every if cell.family not in NO_ADAPTERS] or list(every)
-    joined, made = block_budgets(cell.budget for cell in cells), recipes(results)
+    joined = block_budgets(cell.budget for cell in cells)
     by_budget = grouped(cells, lambda cell: joined[cell.budget])
     for budget in sorted(by_budget, key=block_order):
         for group in comparable(results, budget, by_budget[budget], made):
             block = _block(results, complete, group, budget, made, collapsed)
             if block is not None:
-                block = replace(block, threshold=matters.get(group.metric, _threshold(block)))
-                block = compared(results, block, complete, made, collapsed)
-                yield replace(block, notes=(group.note, *block.notes)) if group.note else block
+                yield replace(block, threshold=matters.get(group.metric, _threshold(block)))
 
 
 def _block(
@@ -279,7 +287,7 @@ def _block(
         left_out=left_out,
         levels=(),
         sources=(),
-        notes=tuple(filter(None, [sign_note(group.metric), *notes, *missing])),
+        notes=tuple(filter(None, [group.note, sign_note(group.metric), *notes, *missing])),
     )
 
 

@@ -10,8 +10,9 @@ from tensorbench.records.words import OWN_SIZE
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.blocks import Block, Comparison, Entrant, Estimate, Level
 from tensorbench.reports.inference.effects import Answer, Verdict
+from tensorbench.reports.ranks import Allocations, Trend
 from tensorbench.reports.results import FLOOR, TaskAndBackbone
-from tensorbench.reports.units import Unit, listed, many
+from tensorbench.reports.units import Unit, listed, many, minus
 
 
 def trials_of_tuning(k: int) -> str:
@@ -94,14 +95,14 @@ def _after_tuning(block: Block) -> str:
         if not block.left_out and len(block.entrants) == 1:
             return f"no adapter beside {block.against} is compared."
         sample = "complete studies" if block.tuned else "finished seeds"
-        return f"no method has enough {sample} on all tasks for a comparison with {block.against}."
+        return f"no {block.noun} has enough {sample} on all tasks for a comparison with {block.against}."
     size, against = block.unit.size(block.threshold), block.against
     verdicts = {e.method: e.differences[block.k].verdict for e in block.compared}
     if withheld(block):
         return f"no verdict is given on {_joined(list(verdicts))}."
     better = [name for name, verdict in verdicts.items() if verdict.side == "better"]
     beyond = [name for name in better if verdicts[name].answer is Answer.BEYOND]
-    lead = f"{_joined(better)} {'is' if len(better) == 1 else 'are'}" if better else "no method is"
+    lead = f"{_joined(better)} {'is' if len(better) == 1 else 'are'}" if better else f"no {block.noun} is"
     lead += f" significantly better than {against}"
     if beyond:
         lead += f" ({_joined(beyond) if len(beyond) < len(better) else 'all' if len(beyond) > 1 else 'it is'}"
@@ -147,7 +148,54 @@ def answers(analysis: Analysis) -> list[str]:
         lacking = "Too few studies are complete" if tuned else "Too few seeds have finished"
         none = "No study is complete." if tuned else "No seed has finished."
         every = [f"{lacking} to compare methods on the same tasks." if analysis.studies else none]
+    for section in analysis.allocations:
+        said = [of_allocations(section)] if is_apart(analysis, section) else []
+        every += filter(None, [" ".join([*said, *(trend_note(section, trend) for trend in section.trends)])])
     return [*analysis.faults, *every]
+
+
+def is_apart(analysis: Analysis, section: Allocations) -> bool:
+    """Whether the comparison of allocations with the heuristic is another than that of their block."""
+    block = analysis.blocks[section.number]
+    return block.against != section.method or len(block.claims) > len(section.block.claims)
+
+
+def of_allocations(section: Allocations) -> str:
+    """Answers which allocation to use. The report's answer has the guards of its block."""
+    return f"{section.method} at {section.size}: {answer(section.block, guarded=False)}{_largest(section)}"
+
+
+def _largest(section: Allocations) -> str:
+    """A sentence on the largest difference that the intervals allow, if none is significant or withheld."""
+    block = section.block
+    differences = [entrant.differences[block.k] for entrant in block.compared]
+    verdicts = [each.verdict for each in differences]
+    if not verdicts or block.left_out or block.edges or any(each.side or each.reason for each in verdicts):
+        return ""
+    bounds = [abs(bound) for each in differences for bound in each.interval or (math.inf, math.inf)]
+    if not math.isfinite(max(bounds)):
+        return ""
+    # Rounded up, so that the sentence is not stronger than the intervals.
+    digits = 4 if block.unit.mark else 3 - math.floor(math.log10(max(bounds)))
+    most = math.ceil(max(bounds) * 10**digits - 1e-6) / 10**digits
+    size = f"{block.unit.score(most)} {block.unit.points}"
+    return f" No {block.noun} differs from {block.against} by more than {size}."
+
+
+def trend_note(section: Allocations, trend: Trend) -> str:
+    """A sentence on how the score changes with the rank of a mode."""
+    unit = section.block.unit
+    slope, ends = minus(unit.difference(trend.slope.effect.difference)), minus(between(trend.slope, unit))
+    return (
+        f"The rank of {trend.mode}, over {_joined(trend.allocations)}: {trend_words(trend.slope.verdict)}, "
+        f"{slope} {unit.points} a doubling ({ends})."
+    )
+
+
+def trend_words(verdict: Verdict) -> str:
+    """The verdict on a slope as text."""
+    sides = {"better": "the score improves with the rank", "worse": "the score worsens with the rank"}
+    return sides.get(verdict.side) or in_words(verdict, "")
 
 
 def of_block(analysis: Analysis, block: Block, *, guarded: bool = True) -> str:
@@ -265,8 +313,8 @@ def order_note(block: Block) -> str:
             f"between {few} and {most} trials."
         )
     return (
-        f"No method is significantly on one side of {block.against} after {trials_of_tuning(few)} and on the "
-        f"other after {most}."
+        f"No {block.noun} is significantly on one side of {block.against} after {trials_of_tuning(few)} and "
+        f"on the other after {most}."
     )
 
 

@@ -179,6 +179,8 @@ class Block:
     edges: tuple[Edge, ...] = ()
     #: The collapsed seeds, or trials that studies keep, of each cell that has any.
     collapsed: tuple[Collapses, ...] = ()
+    #: The word for what is compared.
+    noun: str = "method"
 
     @property
     def against(self) -> str:

@@ -11,8 +11,16 @@ from itertools import chain
 
 from tensorbench.records.metrics import METRICS
 from tensorbench.records.words import OWN_SIZE
-from tensorbench.reports.recipes import Differences, Recipe, alike, difference, differs, in_words
-from tensorbench.reports.results import REFERENCE, Cell, Results, grouped
+from tensorbench.reports.recipes import (
+    Differences,
+    Recipe,
+    alike,
+    difference,
+    differs,
+    in_words,
+    without_ranks,
+)
+from tensorbench.reports.results import NO_ADAPTERS, REFERENCE, Cell, Results, grouped
 from tensorbench.reports.units import listed
 
 
@@ -106,6 +114,8 @@ def find_reference(
     budgets, and methods of fixed size, use the plain LoRA of the first budget that has it, or else a variant.
     A reference with studies may have failed in all trials, since failed trials have a score there.
 
+    Without LoRA, allocations of one method are compared with its heuristic.
+
     Args:
         cells: The cells of one method. On each of their settings, the reference must have a run with the same
             recipe.
@@ -117,6 +127,8 @@ def find_reference(
         cell for cell in results.all_cells if (cell.method == named if named else cell.family == REFERENCE)
     ]
     plain = [cell for cell in lora if named or cell.method == cell.title]
+    if not (lora or named):
+        plain = lora = heuristic(results, budget)
     budgets = [budget, *dict.fromkeys(cell.budget for cell in results.all_cells)]
     own = [(budget, plain), (budget, lora)] if budget != OWN_SIZE else []
     order = own + [(other, candidates) for candidates in (plain, lora) for other in budgets]
@@ -142,3 +154,15 @@ def find_reference(
     why = f"{name} ran with another recipe ({in_words(rejected)})" if rejected else ""
     why = why or f"No {name} among these methods has finished runs on all settings of this budget"
     return None, [f"{why}: nothing is compared with it."]
+
+
+def heuristic(results: Results, budget: str) -> list[Cell]:
+    """The cells with the heuristic's ranks, if all adapters under a budget are allocations of one method.
+
+    Otherwise the list is empty.
+    """
+    cells = [c for c in results.all_cells if c.budget == budget and c.family not in NO_ADAPTERS]
+    of_cells = without_ranks(results)
+    if not all("," in cell.rank_names for cell in cells) or len({of_cells.get(c.number) for c in cells}) != 1:
+        return []
+    return [cell for cell in cells if not cell.allocation]

@@ -191,7 +191,7 @@ def _against(
     """
     places = len(block.settings)
     differences = {
-        k: _comparison([of_cells[n] for n in entrant.cells], claims, places, block.threshold)
+        k: comparison([of_cells[n] for n in entrant.cells], claims, places, block.threshold)
         for k, of_cells in parts.items()
         if all(number in of_cells for number in entrant.cells)
     }
@@ -202,7 +202,7 @@ def _against(
         sides = zip(entrant.studies, reference, strict=True)
         parts = [replace(estimates.of_share(share, own, other), limit=1.0) for own, other in sides]
         # Both shares of all methods are one family.
-        return _comparison(parts, 2 * claims, places, 0.0)
+        return comparison(parts, 2 * claims, places, 0.0)
 
     sensitivity = replace(
         entrant.sensitivity,
@@ -214,7 +214,7 @@ def _against(
     return replace(entrant, differences=differences, sensitivity=sensitivity)
 
 
-def _comparison(parts: Sequence[OnSetting], claims: int, places: int, threshold: float) -> Comparison:
+def comparison(parts: Sequence[OnSetting], claims: int, places: int, threshold: float) -> Comparison:
     """The comparison over these settings, one of `claims` on a block's settings, whose number is `places`."""
     over_all, each = effect(parts), [effect([part]) for part in parts]
     interval = over_all.interval(simultaneous(claims))
@@ -283,9 +283,9 @@ def _levels(
         if parts is None:
             yield level
             continue
-        comparison = _comparison(parts, claims, len(block.settings), block.threshold)
+        over_all = comparison(parts, claims, len(block.settings), block.threshold)
         each = tuple(part.difference for part in parts)
-        yield replace(level, differences=each, difference=comparison.effect.difference, comparison=comparison)
+        yield replace(level, differences=each, difference=over_all.effect.difference, comparison=over_all)
 
 
 def _level(

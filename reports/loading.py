@@ -144,7 +144,8 @@ class LoadedResults(ShowsOverview, Results):
 
         The kinds are `differences`, `differences-by-task`, `score-vs-parameters` and `score-vs-memory`; of
         suites tuned by studies also `curves` (scores by trials of tuning) and `rates` (scores by learning
-        rate), and of other suites `training-curves`. Raises UserError if there is nothing to draw, for a kind
+        rate), and of other suites `training-curves`; of allocations `ranks`, and of methods under three
+        budgets or more `ranks-budgets`. Raises UserError if there is nothing to draw, for a kind
         that is unknown or has no data, and as `analysis` does.
         """
         from tensorbench.reports.drawing import Figures

@@ -46,7 +46,10 @@ def overview(
     how_to_read = [legend(intervals=any("[" in line["score"] for line in lines))] if tuned else []
     if any(cell.studies is None and cell.finished > 1 for cell in cells):
         how_to_read.append("Without studies, ± is the standard deviation over seeds.")
+    spare = ["% LoRA", "params", "of budget", "ranks"]
     if missed := sum(cell.within is False for cell in cells):
+        # The column has the marks.
+        spare.remove("of budget")
         how_to_read.append(f"{missed} row(s) marked ! miss their budget by more than its tolerance.")
     return Table(
         f"{name}: {counts(seeds)}",
@@ -54,7 +57,7 @@ def overview(
         [*notes, *how_to_read],
         (*TEXT_COLUMNS, "measure"),
         by=("task", "backbone", "measure", "budget"),
-        spare=("% LoRA", "params", "of budget", "ranks"),
+        spare=spare,
     )
 
 

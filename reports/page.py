@@ -15,6 +15,7 @@ from tensorbench.reports.advice import rate_advice
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.drawing import Drawn
 from tensorbench.reports.inference.studies import LEAST_SMOOTHED
+from tensorbench.reports.ranks import over_budgets
 from tensorbench.reports.recipes import Mixture, provenance_counts
 from tensorbench.reports.redundancy import StoredRedundancy
 from tensorbench.reports.results import Results
@@ -42,7 +43,7 @@ def render(
     """
     results = analysis.results
     figures: list[dict[str, Drawn]] = [{} for _ in analysis.blocks]
-    others: dict[str, list[Drawn]] = {"score-vs": [], "training": []}
+    others: dict[str, list[Drawn]] = {"score-vs": [], "ranks": [], "training": []}
     for figure in drawn:
         for start, group in others.items():
             if figure.name.startswith(f"{start}-"):
@@ -64,6 +65,8 @@ def render(
         advice={each.cell: each for each in rate_advice(analysis)},
         tables=tables,
         costs=others["score-vs"],
+        ranks={figure.name: figure for figure in others["ranks"]},
+        by_budget=over_budgets(analysis.blocks),
         training=others["training"],
         redundancy=list(zip(analyses, of_analyses, strict=True)),
         plans=_plans(results),

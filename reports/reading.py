@@ -188,17 +188,25 @@ def tabulate(experiments: Sequence[Experiment]) -> tuple[tuple[Cell, ...], tuple
     cells: list[Cell] = []
     seeds: list[Seed] = []
     seen: set[tuple[str | None, ...]] = set()
+    # Rows of older plans lack the names of ranks.
+    named = {_key(row): row for experiment in experiments for row in experiment.rows if row.rank_names}
     for experiment in experiments:
         own_first = sorted(experiments, key=lambda other: other is not experiment)
         for row in experiment.rows:
-            if (key := (row.task, row.backbone, row.budget, row.name)) in seen:
+            if (key := _key(row)) in seen:
                 continue
             seen.add(key)
+            same = named.get(key, row)
+            row = row.model_copy(update={"rank_names": same.rank_names, "allocation": same.allocation})
             runs = {seed: _holder(own_first, trial_id) for seed, trial_id in row.trials.items()}
             own = [_seed(len(cells), row, seed, *run) for seed, run in runs.items()]
             cells.append(_cell(len(cells), experiment, row, list(runs.values()), own))
             seeds += own
     return tuple(cells), tuple(seeds)
+
+
+def _key(row: Row) -> tuple[str | None, ...]:
+    return row.task, row.backbone, row.budget, row.name
 
 
 def _cell(number: int, experiment: Experiment, row: Row, runs: Sequence[Run], seeds: Sequence[Seed]) -> Cell:

@@ -60,6 +60,14 @@ def trial_of_each(results: Results) -> dict[int, PlannedTrial]:
     return {seed.cell: trials[seed.trial_id] for seed in results.all_seeds if seed.trial_id in trials}
 
 
+def without_ranks(results: Results) -> dict[int, str]:
+    """The method of each cell without its ranks, by the cell's number. Allocations of a method share it."""
+    return {
+        number: json.dumps([trial.method | {"ranks": None}, trial.recipe.get("core_lr")])
+        for number, trial in trial_of_each(results).items()
+    }
+
+
 def recipes(results: Results) -> dict[int, Recipe]:
     """The recipe of each cell, by the cell's number: protocol, data, training, and allowed tuning.
 

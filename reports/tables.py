@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from statistics import geometric_mean
 
 from pydantic_core import to_jsonable_python
 
 from tensorbench.machine.table import NOTHING, Entry, Table
 from tensorbench.machine.visible import markdown_text
 from tensorbench.methods.errors import cut
-from tensorbench.reports.advice import RateAdvice
+from tensorbench.reports.advice import RateAdvice, rate_advice
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.answers import (
     answer,
@@ -20,17 +21,21 @@ from tensorbench.reports.answers import (
     heading,
     in_words,
     named_among,
+    of_allocations,
     order_note,
     remarks,
     score_name,
     score_text,
     setting_name,
+    settings_counted,
     share_between,
+    trend_note,
 )
 from tensorbench.reports.blocks import Block, Comparison, Entrant, Level
 from tensorbench.reports.inference.studies import (
     enough_to_smooth,
 )
+from tensorbench.reports.ranks import Allocations, OverBudgets, over_budgets
 from tensorbench.reports.recipes import Mixture
 from tensorbench.reports.redundancy import StoredRedundancy
 from tensorbench.reports.results import Cell, Results, distinct
@@ -39,6 +44,8 @@ from tensorbench.reports.units import minus, unit_of
 
 #: The mark of a cell with missing trials.
 INCOMPLETE = "†"
+#: The mark of a row that misses its budget by more than the budget's tolerance.
+MISSED = " !"
 #: What a block has several of, with tuning and without.
 SAMPLES = ("studies", "seeds")
 #: What comes before all else where trials of other protocols or data stand side by side.
@@ -274,6 +281,81 @@ def variance_table(block: Block) -> Table:
     return Table("Variance by source", lines, [note], ("task",))
 
 
+# --- ranks ---
+
+
+def allocations_table(results: Results, section: Allocations, advice: Mapping[int, RateAdvice]) -> Table:
+    """A method's allocations, with their differences from the heuristic. `advice` is by cell."""
+    block, lines = section.block, []
+    against = f"difference from {block.against}" if block.against else "difference"
+    for place, entrant in enumerate((*block.entrants, *block.part)):
+        cells = [results.all_cells[number] for number in entrant.cells]
+        if comparison := entrant.differences.get(block.k):
+            partly = len(cells) < len(block.settings)
+            claim = _claim(block, comparison, f" on {len(cells)} of {len(block.settings)}" * partly)
+        else:
+            claim = {"difference": Entry("", NOTHING if entrant.method != block.against else "reference")}
+        sizes = (_number(cell.parameters, ",.0f") + MISSED * (cell.within is False) for cell in cells)
+        lines.append(
+            {
+                "allocation": _dotted(entrant, place),
+                against: claim["difference"],
+                "verdict": claim.get("verdict", ""),
+                **({"best rate": _best_rate(cells, advice)} if block.tuned else {}),
+                "ranks": " or ".join(dict.fromkeys(cell.ranks for cell in cells)),
+                "parameters": " or ".join(dict.fromkeys(sizes)),
+            }
+        )
+    notes = [
+        f"Ranks are of {results.all_cells[block.entrants[0].cells[0]].rank_names.replace(',', ', ')}. "
+        f"Differences are in {block.unit.points}, with simultaneous 95% intervals over the allocations."
+    ]
+    if block.tuned:
+        notes.append(
+            "Best rate: the one with the lowest smoothed validation loss, as a geometric mean over tasks. "
+            "Beneath it: the rates that are within a point of the best on every task. ≤ and ≥ mark the ends "
+            "of the tried rates."
+        )
+    if any(MISSED in line["parameters"] for line in lines):
+        notes.append(f"{MISSED.strip()} misses the budget by more than its tolerance.")
+    return Table(f"Ranks of {section.method}", lines, notes, ("allocation", "verdict", "ranks"))
+
+
+def _best_rate(cells: Sequence[Cell], advice: Mapping[int, RateAdvice]) -> Entry:
+    """The best rate over the tasks of these cells, above the rates that are near the best on all of them."""
+    own = [advice[cell.number] for cell in cells if cell.number in advice]
+    if len(own) < len(cells):
+        return Entry(NOTHING)
+    low, high = max(own, key=lambda each: each.low), min(own, key=lambda each: each.high)
+    both = replace(low, high=high.high, is_highest=high.is_highest)
+    start = f"{geometric_mean(each.start for each in own):.2g}"
+    near = both.range if both.low <= both.high else "none on every task"
+    return Entry(f"{start} ({near})", start, near)
+
+
+def budgets_table(group: OverBudgets) -> Table:
+    """Methods × budgets: the scores of methods that ran under several budgets."""
+    block = group.blocks[0]
+    lines = []
+    for name, entrants in group.methods.items():
+        line: dict[str, str] = {"method": name}
+        for of_budget, entrant in zip(group.blocks, entrants, strict=True):
+            if entrant is not None:
+                mean = entrant.means[block.k]
+                ends = " to ".join(map(block.unit.score, mean.interval or ()))
+                size = _number(entrant.parameters, ",.0f")
+                text = block.unit.score(mean.value)
+                line[of_budget.budget] = Entry(f"{text} with {size}", text, f"{ends} · {size}".lstrip(" ·"))
+        lines.append(line)
+    mark = f", {block.unit.mark}" if block.unit.mark else ""
+    note = (
+        f"{block.evaluated.capitalize()} {block.metric}{mark}, the {score_name(block)}, as a mean over "
+        f"{settings_counted(block)}. Beneath it are its 95% interval and the number of parameters."
+    )
+    budgets = [each.budget for each in group.blocks]
+    return Table("Scores by budget", lines, [note], ("method",), ["method", *budgets])
+
+
 def lost_table(results: Results) -> Table:
     """The trials that failed or are missing."""
     settings = {cell.setting for cell in results.all_cells}
@@ -376,7 +458,7 @@ def costs_table(results: Results) -> Table:
     lines = []
     for cell in cells:
         unit = unit_of(cell.metric, cell.unit)
-        ratio = NOTHING if cell.ratio is None else f"{cell.ratio:.3f}" + " !" * (cell.within is False)
+        ratio = NOTHING if cell.ratio is None else f"{cell.ratio:.3f}" + MISSED * (cell.within is False)
         peak = f" (peak {cell.peak:,.0f})" if cell.peak else ""
         lines.append(
             {
@@ -430,6 +512,7 @@ def markdown(analysis: Analysis, mixtures: Sequence[Mixture] = ()) -> str:
             text.append(f"## {markdown_text(heading(block))}")
         text.append(" ".join([f"**{markdown_text(answer(block))}**", *map(markdown_text, remarks(block))]))
         text.append(scores_table(results, block).markdown())
+    text += _of_ranks(analysis)
     costs = costs_table(results)
     text += [f"## {costs.title}", costs.markdown()]
     if notes := [*analysis.notes, *(str(mixture) for mixture in mixtures if not mixture.serious)]:
@@ -437,9 +520,28 @@ def markdown(analysis: Analysis, mixtures: Sequence[Mixture] = ()) -> str:
     return "\n\n".join(text) + "\n"
 
 
+def _allocations(analysis: Analysis) -> Iterator[tuple[Allocations, Table]]:
+    advice = {each.cell: each for each in rate_advice(analysis)} if analysis.allocations else {}
+    for section in analysis.allocations:
+        yield section, allocations_table(analysis.results, section, advice)
+
+
+def _of_ranks(analysis: Analysis) -> Iterator[str]:
+    """Yields the parts of the section on ranks as Markdown."""
+    for section, table in _allocations(analysis):
+        trends = [trend_note(section, trend) for trend in section.trends]
+        yield f"## Ranks of {markdown_text(section.method)}"
+        yield " ".join([f"**{markdown_text(of_allocations(section))}**", *map(markdown_text, trends)])
+        yield table.markdown()
+    for group in over_budgets(analysis.blocks):
+        yield "## Scores by budget"
+        yield budgets_table(group).markdown()
+
+
 def latex(analysis: Analysis) -> str:
-    r"""The tables of methods × tasks, as LaTeX for `\input`."""
-    return "\n".join(scores_table(analysis.results, block).latex() for block in analysis.blocks)
+    r"""The tables of methods × tasks and of allocations, as LaTeX for `\input`."""
+    every = [scores_table(analysis.results, block) for block in analysis.blocks]
+    return "\n".join(table.latex() for table in [*every, *(own for _, own in _allocations(analysis))])
 
 
 def as_json(analysis: Analysis, mixtures: Sequence[Mixture], analyses: Sequence[StoredRedundancy]) -> str:
@@ -467,6 +569,15 @@ def as_json(analysis: Analysis, mixtures: Sequence[Mixture], analyses: Sequence[
                 "notes": block.notes,
             }
             for block in analysis.blocks
+        ],
+        "ranks": [
+            {
+                "block": section.block.title,
+                "heuristic": section.method,
+                "answer": of_allocations(section),
+                "trends": [trend_note(section, trend) for trend in section.trends],
+            }
+            for section in analysis.allocations
         ],
         "mixtures": list(map(str, mixtures)),
         "tables": {name: table.records() for name, table in tidy_tables(analysis).items()},

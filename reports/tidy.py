@@ -7,7 +7,7 @@ from typing import Any
 
 from tensorbench.machine.table import Table
 from tensorbench.reports.analysis import Analysis
-from tensorbench.reports.answers import in_words
+from tensorbench.reports.answers import in_words, trend_words
 from tensorbench.reports.blocks import Block, Comparison
 from tensorbench.reports.inference.intervals import Bounds
 from tensorbench.reports.inference.studies import (
@@ -16,6 +16,7 @@ from tensorbench.reports.inference.studies import (
     share_failed_interval,
     share_near,
 )
+from tensorbench.reports.ranks import Allocations
 from tensorbench.reports.results import Results
 
 Lines = Iterator[dict[str, Any]]
@@ -40,6 +41,14 @@ def tidy_tables(analysis: Analysis) -> dict[str, Table]:
     }
     for name, lines in by_block.items():
         every = [{"block": block.title, **line} for block in analysis.blocks for line in lines(block)]
+        built[name] = Table(name, every)
+    of_ranks: dict[str, Callable[[Allocations], Lines]] = {
+        "allocations": lambda each: _differences(each.block),
+        "trends": _trends,
+    }
+    for name, of_section in of_ranks.items():
+        sections = [(each, line) for each in analysis.allocations for line in of_section(each)]
+        every = [{"block": each.block.title, "heuristic": each.method, **line} for each, line in sections]
         built[name] = Table(name, every)
     return {name: table for name, table in built.items() if table.lines}
 
@@ -80,6 +89,18 @@ def _differences(block: Block) -> Lines:
                 "error": error and error.total,
                 "error_of_seeds": error and error.seeds**0.5,
             }
+
+
+def _trends(section: Allocations) -> Lines:
+    for trend in section.trends:
+        yield {
+            "mode": trend.mode,
+            "allocations": "; ".join(trend.allocations),
+            "k": section.block.k,
+            "slope": trend.slope.effect.difference,
+            **_bounds(trend.slope.interval),
+            "verdict": trend_words(trend.slope.verdict),
+        }
 
 
 def _by_setting(block: Block) -> Lines:

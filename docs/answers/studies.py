@@ -200,7 +200,7 @@ def after_tuning(block: Block) -> Ruling:
         mean, interval = points(difference.effect.difference), bounds(difference.interval)
         rows.append([entrant.method, mean, interval, words, *on_tasks])
     head = ["method", f"from {block.against}", "interval", "verdict"]
-    return Ruling(_by_verdict(verdicts), [*head, *(setting.task for setting in block.settings)], rows)
+    return Ruling(by_verdict(verdicts), [*head, *(setting.task for setting in block.settings)], rows)
 
 
 def compared_by_name(block: Block) -> Ruling:
@@ -245,7 +245,7 @@ def forgiving(block: Block) -> Ruling:
         if entrant in block.compared:
             verdicts.append((entrant.method, " and ".join(filter(None, (more, fewer))) or "undecided"))
     change = f"from {block.against}"
-    return Ruling(_by_verdict(verdicts), ["method", "near the best, %", change, "failed, %", change], rows)
+    return Ruling(by_verdict(verdicts), ["method", "near the best, %", change, "failed, %", change], rows)
 
 
 def _share(difference: Comparison | None, higher: str, lower: str) -> tuple[str, str]:
@@ -275,7 +275,7 @@ def default_rate(block: Block) -> Ruling:
             mean, interval = points(transfer.mean), bounds(transfer.interval)
             rows.append([entrant.method, mean, interval, words, *costs])
     head = ["method", "change", "interval", "cost", *(setting.task for setting in block.settings)]
-    return Ruling(_by_verdict(verdicts), head, rows)
+    return Ruling(by_verdict(verdicts), head, rows)
 
 
 def _cost(interval: Bounds | None, threshold: float) -> str:
@@ -431,7 +431,7 @@ def _scores(block: Block, interval: Bounds) -> str:
 # --- words ---
 
 
-def _by_verdict(verdicts: Sequence[tuple[str, str]]) -> str:
+def by_verdict(verdicts: Sequence[tuple[str, str]]) -> str:
     """The methods of each verdict, as text."""
     names: dict[str, list[str]] = {}
     for method, words in verdicts:

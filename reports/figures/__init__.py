@@ -11,6 +11,7 @@ from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.drawing import SERIES, Drawn, Looks, panels, styled
 from tensorbench.reports.figures.compared import compared
 from tensorbench.reports.figures.cost import COSTS, score_against
+from tensorbench.reports.figures.ranks import ranks
 from tensorbench.reports.figures.training import curves, training
 from tensorbench.reports.redundancy import StoredRedundancy
 
@@ -23,7 +24,7 @@ def draw(analysis: Analysis) -> tuple[list[Drawn], list[str]]:
         drawn = compared(analysis, looks)
         for cost in COSTS:
             drawn += score_against(analysis, cost, looks)
-        drawn += training(shown, looks)
+        drawn += [*ranks(analysis, looks), *training(shown, looks)]
     return drawn, notes
 
 

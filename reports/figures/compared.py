@@ -56,15 +56,20 @@ def compared(analysis: Analysis, looks: Looks) -> list[Drawn]:
 
 def _of_block(analysis: Analysis, number: int, looks: Looks) -> Iterator[Drawn]:
     block = analysis.blocks[number]
-    # Several methods may share a family.
-    colours = {entrant.method: SERIES[i % len(SERIES)] for i, entrant in enumerate(block.entrants)}
+    colours = colours_of(block)
     if block.compared:
-        yield _differences(block, number, looks, colours)
+        title = f"{score_name(block).capitalize()}, {heading(block)}"
+        yield differences(block, f"differences-{number}", title, looks)
         if len(block.settings) > 1:
             yield _by_task(block, number, looks, colours)
     if block.tuned:
         yield _curves(block, number, looks, colours)
         yield _rates(analysis, block, number)
+
+
+def colours_of(block: Block) -> dict[str, str]:
+    """The colour of each method, since several methods may share a family."""
+    return {entrant.method: SERIES[i % len(SERIES)] for i, entrant in enumerate(block.entrants)}
 
 
 def _lines_of_levels(block: Block) -> list[Line2D]:
@@ -95,17 +100,18 @@ def _height(rows: int) -> float:
     return 0.9 + 0.23 * rows
 
 
-def _differences(block: Block, number: int, looks: Looks, colours: Mapping[str, str]) -> Drawn:
+def differences(block: Block, name: str, title: str, looks: Looks) -> Drawn:
+    """The differences from the reference over all settings, with methods without adapter as lines."""
     unit, tips = block.unit, Tips()
     figure, (ax,) = panels(1, height=0.4 + _height(len(block.compared)))
-    limits = _forest_of(ax, block, looks, colours, None, tips)
+    limits = _forest_of(ax, block, looks, colours_of(block), None, tips)
     # The name of each level is above its line. Neighbouring names alternate in height.
     lines = [line for line in ax.lines if not str(line.get_label()).startswith("_")]
     values = sorted((float(np.asarray(line.get_xdata())[0]), str(line.get_label())) for line in lines)
-    for place, (value, name) in enumerate(values):
+    for place, (value, level_name) in enumerate(values):
         at = (value - limits[0]) / (limits[1] - limits[0])
         ax.annotate(
-            name,
+            level_name,
             (value, 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(0, 2 + 9 * (place % 2)),
@@ -129,8 +135,7 @@ def _differences(block: Block, number: int, looks: Looks, colours: Mapping[str, 
     alternative = "; ".join(
         f"{e.method} {unit.difference(e.differences[block.k].effect.difference)}" for e in block.compared
     )
-    title = f"{score_name(block).capitalize()}, {heading(block)}"
-    return Drawn(f"differences-{number}", title, caption, alternative, figure, tips)
+    return Drawn(name, title, caption, alternative, figure, tips)
 
 
 def _by_task(block: Block, number: int, looks: Looks, colours: Mapping[str, str]) -> Drawn:

@@ -164,7 +164,7 @@ def _figure(
     if max(costs) > 8 * min(costs) > 0:
         ax.set_xscale("log")
         ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.xaxis.set_major_formatter(FuncFormatter(_count))
+    ax.xaxis.set_major_formatter(FuncFormatter(count))
 
     def note(text: str, at: tuple[float, float], y: str) -> None:
         ax.annotate(
@@ -244,7 +244,8 @@ def _limits(points: Sequence[_Point]) -> tuple[float, float]:
     return low - pad, min(high + pad, max(101.0, high + 1)) if percent else high + pad
 
 
-def _count(value: float, _: int) -> str:
+def count(value: float, _: int) -> str:
+    """The label of a tick at a number of parameters or bytes."""
     for size, unit in ((1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:g}{unit}"

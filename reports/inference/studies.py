@@ -219,7 +219,7 @@ def _kept(studies: CompleteStudies, k: int, numbers: NDArray[np.int64]) -> Array
 
 def of_method(studies: CompleteStudies, k: int, failures: Failures | None = None) -> OnSetting:
     """One method's score after k trials, in the field `difference`. Errors are as in `of_pair`."""
-    return _estimate([(1, studies)], k, failures)
+    return of_contrast([1], [studies], k, failures)
 
 
 def of_pair(
@@ -234,8 +234,7 @@ def of_pair(
     from the same test set. It covers validation examples if their number is stored and both have each test
     example's loss. Raises the ValueErrors of `paired` and `score_after`.
     """
-    method, reference = paired(method, reference)
-    return _estimate([(1, method), (-1, reference)], k, failures)
+    return of_contrast([1, -1], paired(method, reference), k, failures)
 
 
 def pooled_failures(cells: Sequence[CompleteStudies]) -> Failures:
@@ -247,16 +246,19 @@ def pooled_failures(cells: Sequence[CompleteStudies]) -> Failures:
     )
 
 
-def _estimate(sides: Sequence[tuple[int, CompleteStudies]], k: int, failures: Failures | None) -> OnSetting:
-    """The signed sum of the methods' scores after k trials, with errors as in `of_pair`."""
+def of_contrast(
+    weights: Sequence[float], methods: Sequence[CompleteStudies], k: int, failures: Failures | None = None
+) -> OnSetting:
+    """The weighted sum of several methods' scores after k trials on one task, otherwise like `of_pair`."""
+    sides = list(zip(weights, _shared(methods), strict=True))
     first = sides[0][1]
     if first.count < LEAST_SEEDS or first.trials - first.trials // first.count < k:
-        return OnSetting(first.count, sum(sign * score_after(studies, k) for sign, studies in sides), None)
+        return OnSetting(first.count, sum(w * score_after(studies, k) for w, studies in sides), None)
     failures = failures or pooled_failures([studies for _, studies in sides])
-    own = [(sign, _pseudo_values(studies, k)) for sign, studies in sides]
-    values = np.sum([sign * each.scores for sign, each in own], axis=0)
-    by_example = [sign * each.by_example for sign, each in own if each.by_example is not None]
-    influence = [sign * each.influence for sign, each in own if each.influence is not None]
+    own = [(weight, _pseudo_values(studies, k)) for weight, studies in sides]
+    values = np.sum([weight * each.scores for weight, each in own], axis=0)
+    by_example = [weight * each.by_example for weight, each in own if each.by_example is not None]
+    influence = [weight * each.influence for weight, each in own if each.influence is not None]
     if len({studies.test_set for _, studies in sides}) > 1:
         by_example = influence = []
     part = of_seeds(values)
@@ -270,14 +272,12 @@ def _estimate(sides: Sequence[tuple[int, CompleteStudies]], k: int, failures: Fa
         part = replace(part, seeds=part.seeds * (3 - 2 / k))
     validation = None if first.chosen_alike(k) else 0.0
     if len(influence) == len(sides):
-        # The jackknife over studies has the part that differs between studies. What they share is estimated
-        # like the variance of test examples.
-        shared = np.sum(influence, axis=0)
-        validation = of_examples(shared) * shared.shape[1] / first.validation
+        # The jackknife has the part that differs between studies. The rest is estimated like test examples'.
+        validation = of_examples(np.sum(influence, axis=0)) * influence[0].shape[1] / first.validation
     return replace(
         part,
-        difference=sum(sign * each.score for sign, each in own),
-        failures=sum(_variance_of_failures(studies, k, failures) for _, studies in sides if studies.tuned),
+        difference=sum(weight * each.score for weight, each in own),
+        failures=sum(w**2 * _variance_of_failures(each, k, failures) for w, each in sides if each.tuned),
         validation=validation,
     )
 

@@ -22,6 +22,7 @@ from tensorbench.reports.inference.studies import (
     CompleteStudies,
     chosen_by_validation,
     have_best_rates,
+    of_contrast,
     of_method,
     of_pair,
     of_share,
@@ -160,6 +161,21 @@ def test_the_jackknife_by_hand() -> None:
     assert part.seeds == pytest.approx(expected)
     half = stats.t.ppf(0.975, 2) * expected**0.5
     assert interval(part) == pytest.approx((part.difference - half, part.difference + half))
+
+
+def test_a_contrast_is_a_pair_with_other_weights() -> None:
+    first, second, third = (drawn(seed) for seed in range(3))
+    failures = pooled_failures([first, second, third])
+    pair, twice = of_pair(first, second, 4, failures), of_contrast([2, -2], [first, second], 4, failures)
+    assert (twice.difference, twice.seeds, twice.failures) == pytest.approx(
+        (2 * pair.difference, 4 * (pair.seeds or 0), 4 * pair.failures)
+    )
+    # Studies pair by number, and only those of all methods count.
+    weights, few = [1.0, -0.5, -0.5], third.only([4, 0, 2, 3])
+    part = of_contrast(weights, [first, second, few], 1, failures)
+    shared = [each.only([0, 2, 3, 4]).scores.mean(1) for each in (first, second, few)]
+    means = weights @ np.array(shared)
+    assert (part.pairs, part.difference) == (4, pytest.approx(means.mean()))
 
 
 def test_examples_count_as_beside_seeds_where_one_trial_is_run() -> None:

@@ -1,0 +1,214 @@
+"""Comparisons of ranks: allocations of one budget with the heuristic, and methods under several budgets.
+
+An allocation is a row of a method some of whose ranks the suite gives. In the row that gives none, the budget
+sets all ranks by the method's heuristic.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+import numpy as np
+
+from tensorbench.records.words import OWN_SIZE
+from tensorbench.reports.blocks import Block, Comparison, Entrant
+from tensorbench.reports.comparable import Reference
+from tensorbench.reports.comparisons import comparison, on_setting
+from tensorbench.reports.inference.effects import Answer, Verdict
+from tensorbench.reports.inference.intervals import Array
+from tensorbench.reports.inference.studies import of_contrast, pooled_failures
+from tensorbench.reports.recipes import without_ranks
+from tensorbench.reports.results import Results, grouped
+
+#: The name of the reference of allocations.
+HEURISTIC = "the heuristic"
+#: The smallest number of ranks of a mode with a trend. Two have only a difference.
+LEAST_RANKS = 3
+#: The end of a row's name in tables that has the ranks which the suite gives.
+_GIVEN = re.compile(r" (?:\[(.+)\]|(r=[\d,]+))$")
+
+
+@dataclass(frozen=True)
+class Trend:
+    """How a method's score changes with the rank of one mode, over allocations that give no other rank.
+
+    It is the slope of the score over log2 of the rank by least squares, in units of the score per doubling of
+    the rank.
+    """
+
+    mode: str
+    #: The allocations from the smallest rank to the largest, with the heuristic among them.
+    allocations: tuple[str, ...]
+    #: The slope in place of a difference. Intervals are simultaneous over the trends of the method.
+    slope: Comparison
+
+
+@dataclass(frozen=True)
+class Allocations:
+    """The allocations of one method at one budget, compared with its heuristic."""
+
+    #: The name of the row with the heuristic's ranks or, without such a row, the method's title.
+    method: str
+    #: The number of parameters that the budget requests, as text: of each backbone, if they differ.
+    size: str
+    #: The place of the report's block that has these rows.
+    number: int
+    #: The rows, named by the ranks that the suite gives. The reference is `HEURISTIC`, or None without it.
+    block: Block
+    trends: tuple[Trend, ...]
+
+
+def find_allocations(
+    results: Results, blocks: Sequence[Block], judged: Callable[[Block], Block]
+) -> Iterator[Allocations]:
+    """Yields the methods with several allocations in a block.
+
+    `judged` compares the methods of a block with its reference, and leaves the verdicts that guards allow.
+    """
+    of_cells = without_ranks(results)
+    for number, block in enumerate(blocks):
+        entrants = [
+            entrant
+            for entrant in (*block.entrants, *block.part)
+            if (cell := results.all_cells[entrant.cells[0]]).budget == block.budget != OWN_SIZE
+            and "," in cell.rank_names
+        ]
+        for family in grouped(entrants, lambda entrant: of_cells.get(entrant.cells[0])).values():
+            rows = [entrant for entrant in family if results.all_cells[entrant.cells[0]].allocation]
+            # The reference needs studies on all settings.
+            others = [entrant for entrant in family if entrant not in rows and entrant in block.entrants]
+            if rows and len(rows) + len(others) > 1:
+                yield _allocations(results, number, block, [*others[:1], *rows], judged)
+
+
+def _allocations(
+    results: Results,
+    number: int,
+    block: Block,
+    family: Sequence[Entrant],
+    judged: Callable[[Block], Block],
+) -> Allocations:
+    """The rows of `family`, of which the first has the heuristic's ranks if any has."""
+    first = results.all_cells[family[0].cells[0]]
+    heuristic = None if first.allocation else family[0]
+
+    def renamed(entrant: Entrant) -> Entrant:
+        shares = entrant.sensitivity
+        return replace(
+            entrant,
+            method=HEURISTIC if entrant is heuristic else short_name(entrant.method),
+            differences={},
+            lost=0,
+            sensitivity=shares and replace(shares, near_difference=None, failed_difference=None),
+        )
+
+    own = replace(
+        block,
+        noun="allocation",
+        reference=Reference(HEURISTIC, block.budget, heuristic.cells) if heuristic else None,
+        entrants=tuple(renamed(entrant) for entrant in family if entrant in block.entrants),
+        part=tuple(renamed(entrant) for entrant in family if entrant in block.part),
+        left_out={short_name(e.method): why for e in family if (why := block.left_out.get(e.method))},
+        levels=(),
+        notes=(),
+    )
+    own = judged(own)
+    method = heuristic.method if heuristic else first.title
+    sizes = dict.fromkeys(results.all_cells[n].asked for entrant in family for n in entrant.cells)
+    size = " or ".join(f"{size:,.0f}" for size in sizes if size is not None)
+    return Allocations(method, f"{size} parameters", number, own, tuple(_trends(results, own)))
+
+
+def short_name(method: str) -> str:
+    """The ranks that the suite gives a row, by the row's name in tables. A label is the name itself.
+
+    Sentences list such names, so that none has a comma between two ranks.
+    """
+    match = _GIVEN.search(method)
+    return next(filter(None, match.groups())).replace(", ", "+") if match else method
+
+
+def _trends(results: Results, block: Block) -> Iterator[Trend]:
+    """Yields the trends over modes with at least `LEAST_RANKS` ranks, whose intervals are simultaneous."""
+    if block.reference is None:
+        return
+    cells = results.all_cells
+    rows: dict[str, tuple[list[Entrant], Array]] = {}
+    for place, mode in enumerate(cells[block.reference.cells[0]].rank_names.split(",")):
+        own = [each for each in block.entrants if cells[each.cells[0]].allocation in ("", mode)]
+        # (allocations, settings)
+        ranks = np.array([[int(cells[n].ranks.split(",")[place]) for n in each.cells] for each in own])
+        counts = [len({*of_setting}) for of_setting in ranks.T]
+        numbers = ([{*each.studies[i].numbers} for each in own] for i in range(len(block.settings)))
+        paired = all(set.intersection(*of_setting) for of_setting in numbers)
+        if paired and min(counts) > 1 and max(counts) >= LEAST_RANKS:
+            rows[mode] = own, np.log2(ranks)
+    for mode, (own, logs) in rows.items():
+        order = logs[:, 0].argsort(kind="stable")
+        yield Trend(
+            mode,
+            tuple(own[place].method for place in order),
+            _slope(results, block, own, logs, len(rows)),
+        )
+
+
+def _slope(results: Results, block: Block, own: Sequence[Entrant], logs: Array, claims: int) -> Comparison:
+    """The slope of the scores of these allocations over `logs` (allocations, settings)."""
+    failures = pooled_failures([studies for entrant in block.entrants for studies in entrant.studies])
+    centred = logs - logs.mean(0)
+    weights, parts = centred / (centred**2).sum(0), []
+    for place in range(len(block.settings)):
+        there, studies = weights[:, place].tolist(), [entrant.studies[place] for entrant in own]
+        part = on_setting(results, own[0].cells[place], of_contrast(there, studies, block.k, failures))
+        # The weights sum to zero, so that this is how far the slope can go.
+        parts.append(replace(part, limit=part.limit * sum(map(abs, there)) / 2))
+    slope = comparison(parts, claims, len(block.settings), 0.0)
+    why = next(_withheld(block, own), "")
+    return replace(slope, verdict=Verdict(Answer.UNDECIDED, reason=why)) if why else slope
+
+
+def _withheld(block: Block, own: Iterable[Entrant]) -> Iterator[str]:
+    """Yields the reasons that withhold a verdict on what these allocations have in common."""
+    for entrant in own:
+        if (difference := entrant.differences.get(block.k)) and difference.verdict.reason:
+            yield difference.verdict.reason
+        if entrant.method in [edge.method for edge in block.edges]:
+            yield f"the best rates of {entrant.method} lie at an edge"
+
+
+# --- methods at several budgets ---
+
+
+@dataclass(frozen=True)
+class OverBudgets:
+    """Methods that ran under several budgets, on the same settings and with the same tuning."""
+
+    #: A block for each budget, from the smallest to the largest methods.
+    blocks: tuple[Block, ...]
+    #: The method under each of these budgets, by its name. None where it has no mean over all settings.
+    methods: Mapping[str, tuple[Entrant | None, ...]]
+
+
+def over_budgets(blocks: Iterable[Block]) -> list[OverBudgets]:
+    """The methods of known size with scores under several budgets.
+
+    The methods of a group have one metric, one tuning and the same settings.
+    """
+    comparable = grouped(blocks, lambda block: (block.metric, block.settings, block.k, block.tuned))
+    groups = []
+    for group in comparable.values():
+        # Of a budget's recipes the largest group comes first.
+        by_budget = {block.budget: block for block in reversed(group) if block.budget != OWN_SIZE}
+        sized = [[e for e in block.entrants if e.parameters is not None] for block in by_budget.values()]
+        pairs = [(block, own) for block, own in zip(by_budget.values(), sized, strict=True) if own]
+        pairs.sort(key=lambda pair: median(entrant.parameters or 0 for entrant in pair[1]))
+        entrants = [{entrant.method: entrant for entrant in own} for _, own in pairs]
+        names = dict.fromkeys(name for own in entrants for name in own)
+        methods = {name: tuple(own.get(name) for own in entrants) for name in names}
+        methods = {name: own for name, own in methods.items() if sum(map(bool, own)) > 1}
+        if methods:
+            groups.append(OverBudgets(tuple(block for block, _ in pairs), methods))
+    return groups

@@ -1,0 +1,394 @@
+"""Tests what reports say of ranks: allocations beside the heuristic, trends, and methods by budget."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tensorbench
+from tensorbench.plan.rows import Plan
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
+from tensorbench.records.stored_plan import Row
+from tensorbench.reports.advice import rate_advice
+from tensorbench.reports.analysis import Analysis, analyse
+from tensorbench.reports.answers import answers, of_allocations, trend_note
+from tensorbench.reports.blocks import Block, Entrant
+from tensorbench.reports.figures import draw
+from tensorbench.reports.inference.effects import Answer, Verdict
+from tensorbench.reports.inference.intervals import simultaneous
+from tensorbench.reports.inference.studies import score_after, share_failed
+from tensorbench.reports.overview import overview
+from tensorbench.reports.ranks import HEURISTIC, Allocations, find_allocations, over_budgets, short_name
+from tensorbench.reports.reading import read
+from tensorbench.reports.report import write_report
+from tensorbench.reports.results import Results
+from tensorbench.reports.selection import Selection
+from tensorbench.reports.tables import allocations_table, budgets_table, markdown
+from tensorbench.reports.tidy import tidy_tables
+
+from ..packs import changed, edit_json
+from ..stored import Result, write
+from .made_up import NewStore
+from .made_up_studies import EXAMPLES, NAME, STUDIED, plan_of, seeds_of
+
+METHOD = "TensLoRA qkv_depth"
+#: The points by which the score falls with each halving of the projection's rank. The heuristic's rank is 3.
+SLOPE = 1.5
+#: The points by which each row's score exceeds LoRA's.
+EDGE = {
+    "": 0.0,
+    "projection=2": -SLOPE * np.log2(3 / 2),
+    "projection=1": -SLOPE * np.log2(3),
+    "layer=1": 0.2,
+    "projection=1, layer=1": 3.0,
+}
+ROWS: list[dict[str, Any]] = [
+    {"method": "tenslora", "variant": "qkv_depth", **ranks}
+    for ranks in (
+        {},
+        {"ranks": {"projection": 2}},
+        {"ranks": {"projection": 1}},
+        {"ranks": {"layer": 1}},
+        {"ranks": {"projection": 1, "layer": 1}},
+    )
+]
+SUITE: dict[str, Any] = {
+    "methods": ["converged_head", "lora", *ROWS],
+    "budgets": [{"isoparameters": 2, "tolerance": 0.05}],
+    "tuning": {"studies": 3, "points": 5},
+}
+
+
+def made_up(trial: Trial, row: Row) -> Result:
+    """A result with a parabola over rates, the row's edge, and noise that rows of a seed share in part."""
+    offset = row.studies.trials[trial.seed].offset if row.studies else 0.0
+    own, shared = random.Random(f"{row.method} {trial.id}"), random.Random(f"{row.task} {trial.seed}")
+    given = row.method.removeprefix(METHOD).strip(" []")
+    edge = -6.0 if row.family == "converged_head" else EDGE.get(given, 0.0)
+    quality = 85 + edge - 4 * offset**2 + own.gauss(0, 0.3) + shared.gauss(0, 0.5)
+    labels = np.arange(EXAMPLES) % 2
+    right = round(EXAMPLES / 100 * quality)
+    wrong = random.Random(row.task).sample(range(EXAMPLES), EXAMPLES - right)
+    guesses = labels.copy()
+    guesses[wrong] ^= 1
+    return Result(
+        score=right / EXAMPLES,
+        labels=labels,
+        answers=guesses,
+        validation=[quality / 100],
+        measures={Measure.SELECTED_LOSS: 2 - quality / 50 + own.gauss(0, 0.01)},
+    )
+
+
+def but_the_last_study(trial: Trial, row: Row) -> Result | None:
+    return None if row.studies and row.studies.trials[trial.seed].study == 3 else made_up(trial, row)
+
+
+Stored = Callable[..., str]
+Made = Callable[[Trial, Row], Result | None]
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Stored:
+    """A function that stores made-up results of the suite with some fields changed, and returns their URI."""
+
+    def store(plan: Plan | None = None, result: Made = made_up, **changes: Any) -> str:
+        uri = new_store(tmp_path_factory.mktemp("ranks"))
+        write(uri, plan or plan_of(**SUITE | changes), result)
+        return uri
+
+    return store
+
+
+@pytest.fixture(scope="module")
+def uri(stored: Stored) -> str:
+    return stored()
+
+
+@pytest.fixture(scope="module")
+def results(uri: str) -> Results:
+    return read(uri, [NAME])
+
+
+@pytest.fixture(scope="module")
+def analysis(results: Results) -> Analysis:
+    return analyse(results)
+
+
+@pytest.fixture(scope="module")
+def section(analysis: Analysis) -> Allocations:
+    (section,) = analysis.allocations
+    return section
+
+
+def of_row(block: Block, method: str) -> Entrant:
+    (entrant,) = (entrant for entrant in block.entrants if entrant.method == method)
+    return entrant
+
+
+def test_allocations_are_compared_with_the_heuristic_as_a_family(uri: str, section: Allocations) -> None:
+    names = [f"{METHOD} [{ranks}]" for ranks in EDGE if ranks]
+    (block,) = analyse(read(uri, [NAME], Selection(methods=names, reference=METHOD))).blocks
+    assert section.method == METHOD
+    assert [each.method for each in section.block.compared] == [short_name(e.method) for e in block.compared]
+    for own, entrant in zip(section.block.compared, block.compared, strict=True):
+        difference = own.differences[5]
+        assert difference.interval == pytest.approx(entrant.differences[5].interval)
+        assert difference.verdict == entrant.differences[5].verdict
+        pairs = zip(own.studies, section.block.entrants[0].studies, strict=True)
+        direct = np.mean([score_after(method, 5) - score_after(reference, 5) for method, reference in pairs])
+        assert difference.effect.difference == pytest.approx(direct)
+    assert of_row(section.block, "projection=1").differences[5].verdict.side == "worse"
+    assert of_row(section.block, "projection=1+layer=1").differences[5].verdict.side == "better"
+
+
+def test_the_report_s_own_family_is_with_lora(analysis: Analysis, section: Allocations) -> None:
+    (block,) = analysis.blocks
+    assert block.against == "LoRA"
+    assert len(block.claims) == len(section.block.claims) + 1
+    first, second = answers(analysis)
+    assert second.startswith(f"{METHOD} at 768 parameters: ")
+    assert METHOD not in second.partition(": ")[2]
+    assert HEURISTIC not in first
+
+
+def test_a_trend_is_the_slope_over_log_ranks(section: Allocations) -> None:
+    (trend,) = section.trends
+    assert trend.mode == "projection"
+    assert trend.allocations == ("projection=1", "projection=2", HEURISTIC)
+    rows = [of_row(section.block, name) for name in trend.allocations]
+    slopes = [
+        np.polyfit(np.log2([1, 2, 3]), [score_after(row.studies[place], 5) for row in rows], 1)[0]
+        for place in range(2)
+    ]
+    assert [part.difference for part in trend.slope.effect.parts] == pytest.approx(slopes)
+    assert trend.slope.interval is not None
+    low, high = trend.slope.interval
+    assert low < SLOPE / 100 < high
+    assert "improves with the rank" in trend_note(section, trend)
+
+
+def test_a_trend_has_no_verdict_where_one_of_its_rows_has_none(
+    analysis: Analysis, section: Allocations
+) -> None:
+    lost = Verdict(Answer.NONE, reason="nothing trained")
+
+    def judged(_: Block) -> Block:
+        entrants = (
+            replace(e, differences={k: replace(d, verdict=lost) for k, d in e.differences.items()})
+            for e in section.block.entrants
+        )
+        return replace(section.block, entrants=tuple(entrants))
+
+    (section,) = find_allocations(analysis.results, analysis.blocks, judged)
+    (trend,) = section.trends
+    assert (trend.slope.verdict.side, trend.slope.verdict.reason) == ("", "nothing trained")
+
+
+def test_the_largest_difference_is_said_where_none_is_significant(section: Allocations) -> None:
+    block = section.block
+    alike = of_row(block, "layer=1")
+    few = replace(section, block=replace(block, entrants=(block.entrants[0], alike)))
+    sentence = of_allocations(few).rpartition(" No allocation differs from the heuristic by more than ")[2]
+    largest = max(abs(bound) for bound in alike.differences[5].interval or ())
+    # Rounded up.
+    assert 0 <= float(sentence.split()[0]) - 100 * largest < 0.01
+    assert "No allocation differs" not in of_allocations(section)
+
+
+def test_rows_that_miss_their_budget_are_marked(results: Results, section: Allocations) -> None:
+    missed = {short_name(cell.method) for cell in results.all_cells if cell.within is False}
+    table = allocations_table(results, section, {})
+    assert missed
+    assert {line["allocation"] for line in table.lines if "!" in line["parameters"]} == missed
+    assert any(note.startswith("! misses") for note in table.notes)
+    # Nor does a narrow terminal leave out the column with the marks.
+    assert "of budget" not in overview(NAME, results, []).spare
+
+
+def test_the_best_rate_is_that_of_all_tasks(
+    results: Results, analysis: Analysis, section: Allocations
+) -> None:
+    advice = {each.cell: each for each in rate_advice(analysis)}
+    (line, *_) = allocations_table(results, section, advice).lines
+    own = [advice[number] for number in section.block.entrants[0].cells]
+    assert float(line["best rate"].shown) == pytest.approx(np.sqrt(own[0].start * own[1].start), rel=0.05)
+    ends = [float(end.strip("≤≥ ")) for end in line["best rate"].beneath.split(" to ")]
+    expected = max(each.low for each in own), min(each.high for each in own)
+    assert ends == pytest.approx(expected, rel=0.05)
+
+
+def test_without_lora_the_heuristic_is_the_reference(stored: Stored, tmp_path: Path) -> None:
+    done = write_report(NAME, out=tmp_path / "out", store=stored(methods=ROWS), log=False)
+    (block,) = done.analysis.blocks
+    assert block.against == METHOD
+    assert len(block.compared) == len(ROWS) - 1
+    first, trend = done.answers
+    assert f"better than {METHOD}" in first
+    assert trend.startswith("The rank of projection")
+    # The figure of the block is that of the allocations.
+    assert not [name for name in done.files if "figures/ranks" in name]
+
+
+def test_other_methods_have_no_reference_without_lora(stored: Stored) -> None:
+    (block,) = (analysis := analyse(read(stored(methods=["lotr", *ROWS]), [NAME]))).blocks
+    assert not block.compared
+    (section,) = analysis.allocations
+    assert len(section.block.compared) == len(ROWS) - 1
+
+
+def test_allocations_without_the_heuristic_are_shown_without_a_verdict(stored: Stored) -> None:
+    analysis = analyse(read(stored(methods=["lora", *ROWS[1:]]), [NAME]))
+    (section,) = analysis.allocations
+    assert not section.block.compared
+    assert not section.trends
+    assert "nothing is compared" in of_allocations(section)
+    assert allocations_table(analysis.results, section, {}).lines
+
+
+def test_seeds_have_the_section_too(stored: Stored) -> None:
+    suite = {name: value for name, value in (STUDIED | SUITE).items() if name != "tuning"}
+    uri = stored(seeds_of(**suite, seeds=[0, 1, 2, 3]))
+    (section,) = analyse(read(uri, [NAME])).allocations
+    assert section.trends[0].slope.interval is not None
+    assert of_row(section.block, "projection=1").differences[1].verdict.side == "worse"
+
+
+def test_the_page_and_the_tables_have_the_section(uri: str, section: Allocations, tmp_path: Path) -> None:
+    write_report(NAME, out=tmp_path / "out", store=uri, log=False)
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert of_allocations(section) in page
+    assert 'id="figure-ranks-0"' in page
+    assert f"## Ranks of {METHOD}".replace("_", "\\_") in (tmp_path / "out/tables/tables.md").read_text()
+    files = {path.name for path in (tmp_path / "out" / "tables").iterdir()}
+    assert {"allocations.csv", "trends.csv"} <= files
+
+
+def test_methods_without_allocations_have_no_section(stored: Stored, tmp_path: Path) -> None:
+    uri = stored(methods=["lora", "lotr", ROWS[0]])
+    done = write_report(NAME, out=tmp_path / "out", store=uri, log=False)
+    assert 'id="ranks"' not in (tmp_path / "out" / "index.html").read_text()
+    assert not done.analysis.allocations
+    assert {"allocations", "trends"}.isdisjoint(tidy_tables(done.analysis))
+    assert "Ranks of" not in markdown(done.analysis)
+
+
+@pytest.mark.parametrize("budgets", [2, 3])
+def test_methods_under_several_budgets_are_shown_by_size(budgets: int, stored: Stored) -> None:
+    sizes = [{"isoparameters": rank, "tolerance": 0.5} for rank in (4, 2, 8)[:budgets]]
+    analysis = analyse(read(stored(methods=["converged_head", "lora", ROWS[0]], budgets=sizes), [NAME]))
+    (group,) = over_budgets(analysis.blocks)
+    assert [block.budget for block in group.blocks] == [f"isoparameters {r}" for r in (2, 4, 8)[:budgets]]
+    for name, line in zip(group.methods, budgets_table(group).lines, strict=True):
+        for block in group.blocks:
+            entrant = of_row(block, name)
+            assert float(line[block.budget].shown) == pytest.approx(100 * entrant.means[5].value, abs=0.005)
+            assert f"{entrant.parameters:,}" in line[block.budget]
+    # Two budgets are no curve.
+    drawn = [figure for figure in draw(analysis)[0] if figure.name.startswith("ranks-budgets")]
+    assert len(drawn) == (budgets > 2)
+    assert all(
+        "converged head" in [line.get_label() for line in figure.figure.axes[0].lines] for figure in drawn
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        (f"{METHOD} [projection=1, layer=0.5]", "projection=1+layer=0.5"),
+        (f"{METHOD} (factorization=tt) r=3,4,5", "r=3,4,5"),
+        ("one matrix", "one matrix"),
+    ],
+)
+def test_an_allocation_is_named_by_its_ranks(method: str, name: str) -> None:
+    assert short_name(method) == name
+
+
+# --- the answers of the study of ranks ---
+
+
+@pytest.fixture(scope="module")
+def packs(stored: Stored, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A pack of the allocations alone, and a pack of their references, which has an older plan."""
+    folder = tmp_path_factory.mktemp("packs")
+    paths = [folder / f"{name}.tensorbench.zip" for name in ("study_ranks", "study", "older")]
+    uri = stored(result=lambda trial, row: made_up(trial, row) if row.allocation else None)
+    tensorbench.pack(NAME, out=str(paths[0]), store=uri)
+    references = stored(name="study", methods=["lora", ROWS[0]])
+    tensorbench.pack("study", out=str(paths[1]), store=references)
+
+    def age(plan: dict[str, Any]) -> None:
+        for row in plan["rows"]:
+            del row["rank_names"], row["allocation"]
+
+    return paths[0], changed(paths[1], paths[2], edit_json("plan.json", age))
+
+
+def test_rows_of_an_older_plan_take_the_names_of_their_ranks_from_a_newer_one(
+    packs: tuple[Path, Path],
+) -> None:
+    for order in (packs, packs[::-1]):
+        (section,) = analyse(read("", list(map(str, order)))).allocations
+        assert len(section.block.compared) == len(ROWS) - 1
+
+
+def test_the_registered_questions_are_answered(
+    packs: tuple[Path, Path], section: Allocations, script: Callable[[str], ModuleType]
+) -> None:
+    questions, shown = script("answers.ranks"), script("answers.answer")
+    answered = questions.of_ranks(*packs, mode="projection")
+    assert list(answered) == [f"Question {number}" for number in range(1, 5)]
+    assert all(each.text.startswith("On 3 of 3 studies.") for each in answered.values())
+    worse = of_row(section.block, "projection=1").differences
+    assert f"| {shown.bounds(worse[5].interval)} |" in answered["Question 1"].text
+    assert "from LoRA" in answered["Question 2"].text
+    (trend,) = section.trends
+    with_interval = shown.with_interval(trend.slope.effect.difference, trend.slope.interval)
+    assert answered["Question 3"].short == (
+        f"**improves with the rank of projection**: {with_interval} points a doubling."
+    )
+    assert f"| {shown.bounds(worse[1].interval)} |" in answered["Question 4"].text
+
+
+def test_shares_of_failed_trials_are_a_family_of_their_own(
+    section: Allocations, script: Callable[[str], ModuleType]
+) -> None:
+    entrant = of_row(section.block, "layer=1")
+    assert entrant.sensitivity is not None
+    difference = entrant.sensitivity.failed_difference
+    assert difference is not None
+    assert difference.effect.difference == np.mean([share_failed(each) for each in entrant.studies])
+    ruling = script("answers.ranks").failures(section.block)
+    assert len(section.block.claims) == len(ruling.rows) - 1
+    assert simultaneous(len(section.block.claims)) < simultaneous(2 * len(section.block.claims))
+
+
+def test_best_rates_at_an_end_of_the_window_are_said(
+    analysis: Analysis, monkeypatch: pytest.MonkeyPatch, script: Callable[[str], ModuleType]
+) -> None:
+    questions = script("answers.ranks")
+    advice = [replace(each, is_lowest=False, is_highest=False) for each in rate_advice(analysis)]
+    monkeypatch.setattr(questions, "rate_advice", lambda _: advice)
+    assert not [*questions.at_ends(analysis)]
+    advice[0] = replace(advice[0], start=advice[0].high, is_highest=True)
+    (sentence,) = questions.at_ends(analysis)
+    row = advice[0].method, advice[0].task
+    assert sentence == "The smoothed best rate of {} lies at the upper end of its window on {}.".format(*row)
+
+
+def test_answers_before_the_last_study_are_interim(
+    stored: Stored, tmp_path: Path, script: Callable[[str], ModuleType]
+) -> None:
+    uri = stored(result=but_the_last_study, tuning={"studies": 4, "points": 5})
+    pack = tmp_path / "pack.tensorbench.zip"
+    tensorbench.pack(NAME, out=str(pack), store=uri)
+    answered = script("answers.ranks").of_ranks(pack, pack, mode="projection")
+    assert all(each.short.startswith("Interim, after 3 of 4 studies: ") for each in answered.values())
