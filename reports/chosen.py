@@ -80,7 +80,7 @@ def choose(analysis: Analysis, methods: Collection[str] = ()) -> Chosen:
         "chosen by": "the lowest mean validation loss: "
         + first_few([f"{method} {loss:.4f}" for loss, method in others], 4),
         **dict(_sureness(analysis, cell, rates, lr)),
-        "trained model": f"tensorbench export {kept[cell.number].trial}, the trial with the lowest loss",
+        "lowest loss of a trial": f"{kept[cell.number].trial}, whose model can be exported",
     }
     return Chosen(cell, trial, float(f"{lr:.3g}"), facts)
 

@@ -102,7 +102,6 @@ class Model(torch.nn.Module):
         logits = self.head(features)
         functional = torch.nn.functional
         return {{"loss": None if labels is None else {loss}, "logits": logits}}
-
 '''
 
 BY_PEFT = """    model = peft.get_peft_model(model, peft.PeftConfig.from_pretrained(HERE))
