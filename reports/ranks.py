@@ -80,8 +80,10 @@ def find_allocations(
             rows = [entrant for entrant in family if results.all_cells[entrant.cells[0]].allocation]
             # The reference needs studies on all settings.
             others = [entrant for entrant in family if entrant not in rows and entrant in block.entrants]
-            if rows and len(rows) + len(others) > 1:
-                yield _allocations(results, number, block, [*others[:1], *rows], judged)
+            rows = [*others[:1], *rows]
+            # Without a row on all settings there is nothing to show yet.
+            if len(rows) > 1 and any(entrant in block.entrants for entrant in rows):
+                yield _allocations(results, number, block, rows, judged)
 
 
 def _allocations(

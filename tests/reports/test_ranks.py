@@ -254,6 +254,22 @@ def test_allocations_without_the_heuristic_are_shown_without_a_verdict(stored: S
     assert allocations_table(analysis.results, section, {}).lines
 
 
+@pytest.mark.parametrize("rows", [ROWS, ROWS[1:]])
+def test_allocations_that_lack_a_task_are_compared_on_the_others(
+    rows: list[dict[str, Any]], stored: Stored, tmp_path: Path
+) -> None:
+    def begun(trial: Trial, row: Row) -> Result | None:
+        return None if row.allocation and row.task == "digits" else made_up(trial, row)
+
+    uri = stored(result=begun, methods=["lora", "lotr", *rows])
+    done = write_report(NAME, out=tmp_path / "out", store=uri, formats=["html", "md"], log=False)
+    assert len(done.analysis.allocations) == (rows is ROWS)
+    for section in done.analysis.allocations:
+        assert "no allocation has enough complete studies on all tasks" in of_allocations(section)
+        assert all(entrant.differences[5].interval for entrant in section.block.part)
+        assert not section.trends
+
+
 def test_seeds_have_the_section_too(stored: Stored) -> None:
     suite = {name: value for name, value in (STUDIED | SUITE).items() if name != "tuning"}
     uri = stored(seeds_of(**suite, seeds=[0, 1, 2, 3]))
