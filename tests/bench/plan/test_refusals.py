@@ -119,6 +119,7 @@ tasks: [{task: digits, split: per_seed}] | 'digits' … per_seed
 methods: [{method: lora, training: {head_lr: 1e-3}}] | 'lora' … head_lr
 methods: [{method: lora, each: {training: {lr: [1, 2]}}}] | 'lora', training sets lr
 search: {trials: 2, head_lr: [1e-3]} | search.head_lr
+search: {trials: 2, seeds: [10001]} | search.seeds: 10001
 """
 
 OF_CHOOSERS = """
