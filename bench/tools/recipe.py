@@ -137,6 +137,22 @@ trainer.train()
 """
 
 
+#: How the trained model is served. `plain` is the merged model.
+SERVED = """
+plain = {plain}
+plain.save_pretrained("served")  # transformers loads it by itself
+"""
+
+#: The same for a head beside the encoder.
+SERVED_APART = """
+from safetensors.torch import save_file
+
+plain = {plain}
+plain.encoder.save_pretrained("served")
+save_file(plain.head.state_dict(), "served/head.safetensors")
+"""
+
+
 @dataclass(frozen=True)
 class WrittenRecipe:
     """A configuration that was written."""
@@ -254,7 +270,7 @@ def _write_script(folder: Path, trial: Trial) -> str:
         if not adapter.settled:
             raise UserError(f"{method.label} cuts ranks by calls that Trainer does not make")
         config = _peft_config(original, adapter) if isinstance(adapter, PeftAdapter) else None
-        saves = config is not None or _is_plain(original) or _merges(adapter)
+        merges = config is not None or _merges(adapter)
     finally:
         adapter.detach()
     if original.reference is None:
@@ -262,15 +278,18 @@ def _write_script(folder: Path, trial: Trial) -> str:
         original.save(folder / ORIGINAL, copies(dense.module.encoder.state_dict()))
     if config is not None:
         config.save_pretrained(folder)
+    saves = merges or _is_plain(original)
     write_json(folder / "training_arguments.json", _arguments(original, recipe, saves=saves))
     (folder / "train.py").write_text(_script(original, task, method, recipe, by_peft=config is not None))
     labels = f"labels: {dict(enumerate(task.classes))}" if task.classes else "labels: standardised values"
     if task.target == "generation":
         labels = "labels: the answer's tokens, and -100 at those of the prompt"
-    if not isinstance(model_input, TextInput):
-        return IMAGES.format(labels=labels)
-    tokens = min(model_input.max_tokens, trial.task.max_tokens)
-    return TEXTS.format(place=str(original.reference or ORIGINAL), tokens=tokens, labels=labels)
+    usage = IMAGES.format(labels=labels)
+    if isinstance(model_input, TextInput):
+        tokens = min(model_input.max_tokens, trial.task.max_tokens)
+        usage = TEXTS.format(place=str(original.reference or ORIGINAL), tokens=tokens, labels=labels)
+    served = (SERVED_APART if _is_plain(original) else SERVED) if merges else ""
+    return usage + served.format(plain="model.merge_and_unload()" if config is not None else "model")
 
 
 def _is_plain(original: Original) -> bool:

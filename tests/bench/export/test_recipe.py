@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file
 
 import tensorbench
 from tensorbench.backbones import describe
@@ -81,6 +84,16 @@ def examples(split: Split) -> list[dict[str, torch.Tensor]]:
     ]
 
 
+def serve(recipe: Path, model: Any, folder: Path) -> Path:
+    """Runs the last lines of the recipe's README.md, which save a trained model for transformers alone."""
+    (code,) = re.findall("```python\n(.*?)```", (recipe / "README.md").read_text(), re.DOTALL)
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(code.partition("trainer.train()\n")[2], {"model": model})
+    return folder / "served"
+
+
 def trials_of(folder: Path) -> tuple[Trial, ...]:
     return tensorbench.make_plan(tensorbench.load_suite(folder / "suite.yaml")).trials
 
@@ -126,6 +139,12 @@ def test_the_trainer_scores_as_our_loop(trained: str, method: str, tmp_path: Pat
         assert abs(np.mean(theirs) - np.mean(own)) <= 4 * noise + grain
     # Both have learnt: else they would agree at chance.
     assert min(np.mean(scores), np.mean([ours[seed].score for seed in SEEDS])) > 0.75
+    served = transformers.RobertaForSequenceClassification.from_pretrained(
+        serve(out, model, tmp_path / "last")
+    )
+    with torch.no_grad():
+        logits = served.eval()(**data.test.batch(torch.arange(len(labels)))).logits
+    np.testing.assert_allclose(logits, predicted.predictions, atol=1e-5)
     config = out / "adapter_config.json"
     assert config.exists() == (method == "lora")
     if config.exists():
@@ -162,7 +181,18 @@ def test_a_head_beside_the_encoder_is_trained_too(headed: str, method: str, tmp_
     assert trainer.state.global_step == 3
     after = [parameter for group in groups for parameter in group["params"]]
     assert any(not torch.equal(*pair) for pair in zip(before, after, strict=True))
-    assert trainer.predict(examples(data.test)).predictions.shape == (len(data.test), 2)
+    predicted = trainer.predict(examples(data.test)).predictions
+    if method == "loretta_adp":
+        assert "served" not in (out / "README.md").read_text()
+        return
+    served = serve(out, model, tmp_path / "last")
+    encoder = transformers.BertModel.from_pretrained(served, add_pooling_layer=False).eval()
+    batch = data.test.batch(torch.arange(len(data.test)))
+    with torch.no_grad():
+        states, mask = encoder(**batch).last_hidden_state, batch["attention_mask"][..., None]
+        head = load_file(served / "head.safetensors")
+        logits = torch.nn.functional.linear((states * mask).sum(1) / mask.sum(1), **head)
+    np.testing.assert_allclose(logits, predicted, atol=1e-5)
 
 
 def test_what_the_trainer_cannot_do_is_said_and_the_suite_is_written(headed: str, tmp_path: Path) -> None:
