@@ -30,7 +30,10 @@ def perf(
         list[str] | None,
         names_option("--rank-mode", "--rank-modes", help="isorank or isoparameters; default: isoparameters"),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Examples of a step.")] = 4,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Examples of a step; default: 4 on a GPU, 1 on a CPU."),
+    ] = None,
     rounds: Annotated[
         int, typer.Option(min=1, metavar="N", help="Interleaved rounds at most; ratios are paired by round.")
     ] = 15,

@@ -38,8 +38,11 @@ from tensorbench.training.measure import PeakMemory, device_name
 from tensorbench.training.trial import computing
 
 #: The numbers of untimed and of timed steps in every round. The untimed steps come first: they compile, and
-#: allocate memory that later steps reuse. More than one step is needed for that.
-WARMUP, TIMED = 3, 2
+#: allocate memory that later steps reuse. A GPU or a compiler needs more than one step for that.
+WARMUP, WARMUP_ON_CPU, TIMED = 3, 1, 2
+
+#: The number of examples of a step by default. On two cores, 40 methods then take about two minutes.
+BATCH, BATCH_ON_CPU = 4, 1
 
 #: At least this many rounds are measured, however long they take, since an interval needs some.
 FEWEST_ROUNDS = 3
@@ -282,7 +285,7 @@ def time_methods(
     rank_modes: Sequence[str] = ("isoparameters",),
     *,
     backbone: str | None = None,
-    batch: int = 4,
+    batch: int | None = None,
     rounds: int = 15,
     minutes: float = 2,
     device: str = "auto",
@@ -298,7 +301,7 @@ def time_methods(
         rank_modes: isorank, isoparameters or both.
         backbone: A registered backbone, or the shape of a random one, such as "vit-base". None: "vit-base" on
             a GPU, "vit-small" on a CPU.
-        batch: The number of examples of a step.
+        batch: The number of examples of a step. None: 4 on a GPU, 1 on a CPU.
         rounds: The largest number of rounds.
         minutes: No round starts after this time, once `FEWEST_ROUNDS` rounds are complete.
         device: The device: auto, cpu, cuda or cuda:N.
@@ -311,7 +314,9 @@ def time_methods(
     UserError as `measure` does.
     """
     device = choose_device(device)
-    shape = backbone or ("vit-base" if device.startswith("cuda") else "vit-small")
+    on_gpu = device.startswith("cuda")
+    shape = backbone or ("vit-base" if on_gpu else "vit-small")
+    batch = batch or (BATCH if on_gpu else BATCH_ON_CPU)
     name = shape if shape in BACKBONES else SHAPES + shape
     rows: list[Timing] = []
     done, end, interrupted = 0, time.monotonic() + 60 * minutes, False
@@ -408,10 +413,11 @@ def _round(
             adapter.begin_training(TRAINING)
             products = multiplications(backbone.module, adapter, inputs, labels)
         memory = PeakMemory(labels.device)
+        warmup = WARMUP if recipe.compile or labels.device.type != "cpu" else WARMUP_ON_CPU
         with computing(backbone.module.encoder, recipe):
-            steps = list(_steps(backbone.module, adapter, inputs, labels, recipe, WARMUP + TIMED))[WARMUP:]
+            steps = list(_steps(backbone.module, adapter, inputs, labels, recipe, warmup + TIMED))[warmup:]
         peak = memory.mib()
-        plain = Forward(backbone.module, inputs, lambda: autocast(recipe, labels.device))
+        plain = Forward(backbone.module, inputs, lambda: autocast(recipe, labels.device), least=1)
         adapted, merged = plain.with_adapter(adapter)
         stored = sum(tensor.nbytes for tensor in adapter.state().values())
         carried = {**adapter.named_parameters(), **{f"frozen.{k}": v for k, v in adapter.frozen().items()}}

@@ -70,7 +70,7 @@ class Inference:
 class Forward:
     """Times forward passes of one batch in evaluation mode, with the adapter that is on the module, if any.
 
-    `precision()` returns the context in which they run, such as autocast.
+    `precision()` returns the context in which they run, such as autocast. At least `least` passes are timed.
     """
 
     def __init__(
@@ -78,8 +78,9 @@ class Forward:
         module: nn.Module,
         batch: Mapping[str, Tensor],
         precision: Callable[[], AbstractContextManager[object]],
+        least: int = LEAST,
     ) -> None:
-        self._module, self._batch, self._precision = module, batch, precision
+        self._module, self._batch, self._precision, self._least = module, batch, precision, least
         first = next(iter(batch.values()))
         self._device, self.examples = first.device, len(first)
 
@@ -89,7 +90,7 @@ class Forward:
         times: list[float] = []
         with torch.inference_mode(), self._precision():
             self._module(**self._batch)
-            while len(times) < LEAST or (len(times) < MOST and sum(times) < SHORT_MS):
+            while len(times) < self._least or (len(times) < MOST and sum(times) < SHORT_MS):
                 begun = self._now()
                 self._module(**self._batch)
                 times.append(self._now() - begun)
