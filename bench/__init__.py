@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tensorbench import methods as methods
     from tensorbench.backbones.plain import wrap
     from tensorbench.checks.conformance import check
+    from tensorbench.checks.submission import open_pull_request, submit
     from tensorbench.checks.verify import verify
     from tensorbench.execution.perform import Event
     from tensorbench.execution.place import Place, Saving
@@ -69,10 +70,12 @@ __all__ = [
     "load_trial",
     "make_forecast",
     "make_plan",
+    "open_pull_request",
     "pack",
     "power",
     "run_suite",
     "search_suite",
+    "submit",
     "time_methods",
     "unpack",
     "verify",
@@ -112,10 +115,12 @@ _HOMES = {
     "load_trial": "reports.stored",
     "make_forecast": "run.forecast",
     "make_plan": "plan.make",
+    "open_pull_request": "checks.submission",
     "pack": "store.opening",
     "power": "run.power",
     "run_suite": "run.suites",
     "search_suite": "run.suites",
+    "submit": "checks.submission",
     "time_methods": "tools.perf",
     "unpack": "store.opening",
     "verify": "checks.verify",

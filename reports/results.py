@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
@@ -261,6 +262,12 @@ class Experiment:
     def where(self) -> str:
         """The store's address, or the names of the packs' files."""
         return self.source.where
+
+    @property
+    def last_day(self) -> str:
+        """The UTC day on which the last trial ended or, if it has not, started."""
+        last = max(record.ended or record.started for record in self.records.values())
+        return datetime.fromtimestamp(last / 1000, UTC).strftime("%Y-%m-%d")
 
     @property
     def studied(self) -> bool:

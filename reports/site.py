@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -71,13 +70,14 @@ def check_site(results: Path, out: Path, docs: str = "") -> list[str]:
 
 
 def packs_in(folder: Path) -> list[Path]:
-    """The packs in a folder, by name. Hidden files and .md files are ignored.
+    """The packs in a folder, by name. Folders such as the board's, hidden files and .md files are ignored.
 
     Raises UserError if the folder is missing, holds no pack, or holds anything else.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the folder of packs")
-    packs = sorted(path for path in folder.iterdir() if path.suffix != ".md" and path.name[0] != ".")
+    listed = (path for path in folder.iterdir() if path.suffix != ".md" and path.name[0] != ".")
+    packs = sorted(path for path in listed if path.suffix or not path.is_dir())
     if other := next((path for path in packs if not (is_pack(path.name) and path.is_file())), None):
         raise UserError(f"{shown(other.name)} in {folder} is no pack: files there end with {ENDING} or .md")
     if not packs:
@@ -122,7 +122,7 @@ class Published:
     @property
     def newest(self) -> str:
         """The UTC day on which the suite's last trial ended."""
-        return _last_day(self.experiment)
+        return self.experiment.last_day
 
 
 def published(packs: Sequence[Path]) -> Iterator[Published]:
@@ -140,16 +140,10 @@ def published(packs: Sequence[Path]) -> Iterator[Published]:
 
 def _published(source: Source) -> Published:
     results = read_sources([source])
-    composed = compose(results, FORMATS, when=f"of trials up to {_last_day(results.experiments[0])}")
+    composed = compose(results, FORMATS, when=f"of trials up to {results.experiments[0].last_day}")
     pictures = {name for name in composed.files if name.startswith("figures/")} - {PICTURE}
     kept = {name: content for name, content in composed.files.items() if name not in pictures}
     return Published(source.where, composed.analysis, kept)
-
-
-def _last_day(experiment: Experiment) -> str:
-    """The UTC day on which the experiment's last trial ended or, if it has not, started."""
-    last = max(record.ended or record.started for record in experiment.records.values())
-    return datetime.fromtimestamp(last / 1000, UTC).strftime("%Y-%m-%d")
 
 
 @dataclass(frozen=True)

@@ -216,6 +216,7 @@ def test_every_field_of_a_suite_is_documented_with_its_default(heading: str) -> 
         ("reference/peft.md", "peft_table"),
         ("guides/export.md", "export_table"),
         ("results/learning-rate-matters.md", "learning_rates"),
+        ("board.md", "board"),
     ],
 )
 def test_a_table_is_what_its_script_makes(page: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,6 +103,7 @@ for command in (
     result_commands.verify,
     result_commands.pack,
     result_commands.unpack,
+    result_commands.submit,
     list_commands.check,
 ):
     app.command(cls=Command)(command)

@@ -1,4 +1,4 @@
-"""The commands for stored results: `show`, `report`, `export`, `verify`, `pack` and `unpack`."""
+"""The commands for stored results: `show`, `report`, `export`, `verify`, `pack`, `unpack` and `submit`."""
 
 from __future__ import annotations
 
@@ -351,6 +351,48 @@ def verify(
         say(*verification.sentences())
     if not verification.ok:
         raise typer.Exit(1 if verification.faults else NOT_CHECKABLE)
+
+
+def submit(
+    pack: Annotated[
+        Path,
+        typer.Argument(metavar="PACK", help="The pack of a copy of a suite of the board: lite or study."),
+    ],
+    by: Annotated[str, typer.Option(metavar="NAME", help="Who ran it: your name on GitHub.")] = "",
+    code: Annotated[
+        str,
+        typer.Option(
+            metavar="URL", help="Where the method's code is, for a method that is not of this package."
+        ),
+    ] = "",
+    board: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="The board's entries, in a checkout of this repository.")
+    ] = Path("results/board"),
+    pull_request: Annotated[
+        bool,
+        typer.Option(
+            "--pull-request",
+            help="Commit the pack to a new branch of the checkout, push it, and open the pull request by gh.",
+        ),
+    ] = False,
+) -> None:
+    """Check and verify a pack for the board, and print the pull request's title and text.
+
+    Trains nothing, and opens nothing that the pack names. The exit code is 0 if the pack is accepted, 1 if it
+    is not, and 2 if it cannot be read.
+    """
+    experiments_of((str(pack),), "")
+    with err.status("") as status:
+        submission = tensorbench.submit(
+            pack, by=by, code=code, board=board, watching=lambda text: status.update(escape(text))
+        )
+    typer.echo(submission.text(), nl=False)
+    if submission.faults:
+        raise typer.Exit(1)
+    if pull_request:
+        say(f"Opened {tensorbench.open_pull_request(submission, board)}.", console=err)
+    else:
+        say("Nothing was sent: --by NAME --pull-request opens a pull request with this text.", console=err)
 
 
 def _print_leftovers(uri: str, names: list[str], delete: bool) -> None:

@@ -22,7 +22,15 @@ def visible(text: str) -> str:
     return _HIDDEN.sub(escaped, text)
 
 
+#: Matches the beginnings of mentions, references and addresses, which GitHub turns into links.
+_LINKED = re.compile(r"(@(?=\w)|#(?=\d)|\bGH-(?=\d)|:(?=//)|\bwww(?=\.))", re.IGNORECASE)
+
+
 def markdown_text(text: str) -> str:
-    """Escapes all characters of a text that mean something in Markdown or HTML, and puts it on one line."""
+    """Escapes all characters of a text that mean something in Markdown or HTML, and puts it on one line.
+
+    A space without width keeps GitHub from making links of the text and from notifying people it names.
+    """
     text = re.sub(r"([\\`*_\[\]|~])", r"\\\1", " ".join(visible(text).split()))
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _LINKED.sub(r"\1&#8203;", text)

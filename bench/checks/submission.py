@@ -1,0 +1,411 @@
+"""Submissions to the board: strangers' packs, checked, verified, and put beside LoRA in a pull request.
+
+Nothing that the pack names is opened, and nothing of it is run. Its names are escaped in every text.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from tensorbench.checks.verify import Verification, verify
+from tensorbench.machine.memory import MIB
+from tensorbench.machine.table import NOTHING, Table
+from tensorbench.machine.visible import markdown_text, visible
+from tensorbench.methods import METHODS, UserError
+from tensorbench.methods.errors import cut, first_few, shown
+from tensorbench.methods.validation import Frozen, Label, validate
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.suite import load_suite
+from tensorbench.plan.yaml_text import parse, read_text, written
+from tensorbench.records.pack_format import ENDING
+from tensorbench.reports.answers import between, in_words, trials_of_tuning
+from tensorbench.reports.blocks import Block, Entrant
+from tensorbench.reports.loading import LoadedResults, load_results
+from tensorbench.reports.results import NO_ADAPTERS, REFERENCE, Cell, TaskAndBackbone, kept_trials
+from tensorbench.reports.units import listed, many, minus
+from tensorbench.store.opening import is_pack
+
+#: The suites of the board, as `load_suite` takes them.
+SUITES = ("lite", "study")
+#: The folder of the board in a checkout.
+BOARD = Path("results/board")
+
+#: The largest accepted pack, in bytes, and the largest number of methods that one submission may add.
+MOST_BYTES, MOST_METHODS = 8 * MIB, 20
+#: The largest accepted number of a method's parameters, as a multiple of LoRA's.
+MOST_PARAMETERS = 1.05
+#: The largest accepted difference of a trial's score from that of the same trial in a published pack. It is
+#: the default tolerance of `verify --rerun`.
+AGREES = 0.02
+#: The largest numbers of findings in a text, and of characters of each.
+MOST_LISTED, MOST_LETTERS = 8, 200
+
+#: Names of packs and people, which become names of files and branches, and mentions on GitHub.
+NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
+
+
+class Rerun(Frozen):
+    """A rerun of some trials of an entry, `tensorbench verify PACK --rerun N`, that found nothing broken."""
+
+    by: Annotated[str, Field(pattern=f"^{NAME}$")]
+    date: date
+    trials: Annotated[int, Field(ge=1)]
+    processor: Label
+
+
+class Card(Frozen):
+    """What the board shows of an entry besides its pack. It is the YAML file beside the pack."""
+
+    #: The name of who ran the suite, on GitHub.
+    by: Annotated[str, Field(pattern=f"^{NAME}$")]
+    #: The address of the method's code, if this package lacks the method.
+    code: Annotated[str, Field(pattern=r"^https://[A-Za-z0-9./_~%@+-]{1,200}$")] | None = None
+    reruns: tuple[Rerun, ...] = ()
+
+    @property
+    def verified(self) -> bool:
+        """Whether somebody else ran trials of the entry again."""
+        return any(rerun.by.casefold() != self.by.casefold() for rerun in self.reruns)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A pack with its comparison, and everything that keeps it from the board."""
+
+    pack: Path
+    #: The name of the board's suite.
+    suite: str
+    card: Card | None
+    results: LoadedResults
+    #: The block in which the methods are compared with the board's LoRA.
+    block: Block
+    #: The methods that the board's suite lacks.
+    newcomers: tuple[Entrant, ...]
+    #: The reasons for which the pack is not accepted, as sentences.
+    faults: tuple[str, ...]
+    #: None until the pack is verified.
+    verification: Verification | None = None
+
+    @property
+    def name(self) -> str:
+        return self.pack.name.removesuffix(ENDING)
+
+    @property
+    def title(self) -> str:
+        return f"Board, {self.suite}: {cut(listed(each.method for each in self.newcomers))}"
+
+    def line(self, entrant: Entrant) -> dict[str, str]:
+        """The method's cells in a table: scores on each setting, and the difference from LoRA."""
+        block, found = self.block, entrant.differences.get(self.block.k)
+        unit, scores = block.unit, entrant.scores[block.k]
+        return {
+            "method": cut(entrant.method),
+            "parameters": f"{entrant.parameters:,}",
+            **{cut(str(s)): unit.score(e.value) for s, e in zip(entrant.settings, scores, strict=True)},
+            "difference": minus(unit.difference(found.effect.difference)) if found else NOTHING,
+            "95% interval": minus(between(found, unit)) if found else NOTHING,
+            "verdict": in_words(found.verdict, unit.size(block.threshold)) if found else "the reference",
+        }
+
+    def table(self) -> Table:
+        """The methods of the block, LoRA first, with a note on what the numbers are."""
+        entrants, unit = self.block.entrants, self.block.unit
+        note = (
+            f"Scores are {self.block.evaluated} {self.block.metric} after {trials_of_tuning(self.block.k)}. "
+            f"Differences are from {cut(self.block.against)}, in {unit.points}, with simultaneous intervals."
+        )
+        return Table("", [self.line(entrant) for entrant in entrants], [note], ("method", "verdict"))
+
+    def provenance(self, entrants: Iterable[Entrant], key: str) -> str:
+        """The values of a key of provenance, such as the processor, in the trials of these methods."""
+        cells = {number for entrant in entrants for number in entrant.cells}
+        records = self.results.experiments[0].records
+        runs = (records.get(seed.trial_id) for seed in self.results.all_seeds if seed.cell in cells)
+        values = {run.provenance.get(key, "") for run in runs if run}
+        return first_few([cut(value) for value in sorted(values - {""})], 3) or "unknown"
+
+    def text(self) -> str:
+        """The text of the pull request, and of the comment on it, in Markdown."""
+        parts = [f"## {markdown_text(self.title)}"]
+        if self.faults:
+            faults = [f"- {_escaped(fault)}" for fault in self.faults[:MOST_LISTED]]
+            more = [f"- and {len(self.faults) - MOST_LISTED:,} more"] * (len(self.faults) > MOST_LISTED)
+            parts += ["**Not accepted:**", "\n".join(faults + more)]
+        parts += [self.table().markdown(), self._checked(), self._ran(), self._tasks()]
+        return "\n\n".join(filter(None, parts)) + "\n"
+
+    def _checked(self) -> str:
+        found = self.verification
+        if found is None:
+            return ""
+        unchecked = list(dict.fromkeys(f"{each.what}: {each.why}" for each in found.unchecked))
+        *_, summary = found.sentences()
+        lines = [
+            f"**Checked by machine**: {summary} Hashes, ids, scores, losses and numbers of parameters were "
+            "computed again, and the plan was compared with the suite.",
+            *(f"- {_escaped(note)}" for note in found.notes),
+            *(f"- not checkable here: {_escaped(each)}" for each in unchecked[:MOST_LISTED]),
+            "",
+            "**Not checked**: that the trials trained as they say. Only running some again shows it.",
+        ]
+        return "\n".join(lines)
+
+    def _ran(self) -> str:
+        own = self.newcomers
+        lora = [each for each in self.block.entrants if each.method == self.block.against]
+        by = f"by {self.card.by}" if self.card else "by nobody named yet"
+        code = f", code at {self.card.code}" if self.card and self.card.code else ""
+        what = {
+            "processor": self.provenance(own, "cpu"),
+            "GPU": self.provenance(own, "gpu").replace("unknown", "none"),
+            "processor of the reference": self.provenance(lora, "cpu"),
+            "torch": self.provenance(own, "version_torch"),
+            "tensorbench": f"{self.provenance(own, 'harness')}, commit {self.provenance(own, 'git_commit')}",
+            "hours of all trials": f"{self.results.facts.hours:.2f}",
+        }
+        day = self.results.experiments[0].last_day
+        # The address is the only text that stays a link. Its characters mean nothing in Markdown.
+        first = f"**Run** {by} until {day}{code}."
+        return "\n".join([first, *(f"- {key}: {markdown_text(value)}" for key, value in what.items())])
+
+    def _tasks(self) -> str:
+        load = " --method-file my_method.py" * bool(self.card and self.card.code)
+        return "\n".join(
+            [
+                "**Reviewers**",
+                "- Read the method's code before you run it." * bool(load)
+                or "- Does the name say which method and which options it is?",
+                "- On another machine, `tensorbench"
+                f"{load} verify {BOARD}/{self.name}{ENDING} --rerun 3` ends with *0 broken*. "
+                "Then add yourself to `reruns` in the YAML file: the row becomes *verified*.",
+                "- `python docs/board.py` writes the board's page.",
+            ]
+        )
+
+
+def _escaped(text: str) -> str:
+    return markdown_text(cut(text, MOST_LETTERS))
+
+
+def read_card(pack: Path) -> Card | None:
+    """Reads the card beside a pack. None if there is none. Raises UserError if it is malformed."""
+    file = pack.with_name(pack.name.removesuffix(ENDING) + ".yaml")
+    if not file.is_file():
+        return None
+    try:
+        return validate(Card, parse(read_text(file)), str(file))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+
+
+def read_submission(pack: Path, card: Card | None = None, published: Sequence[Path] = ()) -> Submission:
+    """Reads a pack, compares its methods, and checks everything except what `verify` checks.
+
+    `card` replaces the card beside the pack. `published` are packs whose LoRA the pack's must agree with.
+
+    Raises UserError if the file is no pack, is too large, is refused, or holds more than one suite, and if
+    its methods are not compared with the board's LoRA.
+    """
+    if not is_pack(pack.name) or not re.fullmatch(NAME, pack.name.removesuffix(ENDING)):
+        rule = f"expected letters, digits, '_' and '-', at most 64, and {ENDING}"
+        raise UserError(f"the pack's name {shown(pack.name)}: {rule}")
+    if pack.is_file() and (size := pack.stat().st_size) > MOST_BYTES:
+        most = MOST_BYTES // MIB
+        raise UserError(f"{pack} has {size:,} bytes; the board takes at most {most} MiB: leave adapters out")
+    results = load_results(pack)
+    if len(results.experiments) != 1:
+        raise UserError(f"{pack} holds {len(results.experiments)} experiments; a submission is of one")
+    cells = _trials_of_cells(results)
+    suite, lora, own = _suite_of(pack, {id_ for ids in cells.values() for id_ in ids})
+    newcomers = [
+        cell for cell in results.all_cells if cell.family not in NO_ADAPTERS and not cells[cell.number] <= own
+    ]
+    names = list(dict.fromkeys(cell.method for cell in newcomers))
+    if not 0 < len(names) <= MOST_METHODS:
+        raise UserError(f"{pack} adds {len(names)} methods to {suite}; expected 1 to {MOST_METHODS}")
+    blocks = [
+        block
+        for block in results.analysis.blocks
+        if block.reference and {id_ for n in block.reference.cells for id_ in cells[n]} == lora
+    ]
+    if not blocks:
+        raise UserError(f"{pack} compares nothing with the LoRA of {suite}: its reference is another one")
+    block, card = blocks[0], card or read_card(pack)
+    compared = {entrant.method: entrant for entrant in block.compared}
+    of_lora = dict(zip(block.settings, block.reference.cells if block.reference else (), strict=True))
+    faults = [
+        f"{name} is not compared with LoRA on every task: it needs the recipe, the tuning and the tasks of "
+        f"{suite}, and complete studies"
+        for name in names
+        if name not in compared
+    ]
+    faults += _faults(results, newcomers, {setting: results.all_cells[n] for setting, n in of_lora.items()})
+    if not (card and card.code) and any(not _is_built_in(cell.family) for cell in newcomers):
+        faults.append("this package lacks a method of it: --code URL says where reviewers find the code")
+    faults += _disagreements(results, of_lora.values(), published)
+    own_entrants = tuple(compared[name] for name in names if name in compared)
+    return Submission(pack, suite, card, results, block, own_entrants, tuple(dict.fromkeys(faults)))
+
+
+def _is_built_in(family: str) -> bool:
+    return family in METHODS and METHODS.is_built_in(family)
+
+
+def _trials_of_cells(results: LoadedResults) -> dict[int, set[str]]:
+    return {c.number: {seed.trial_id for seed in results.of_cell(c.number)} for c in results.all_cells}
+
+
+@cache
+def _trials_of(suite: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The ids of a suite's trials of LoRA without options, and of all its trials."""
+    rows = make_plan(load_suite(suite)).rows
+    plain = [row for row in rows if row.family == REFERENCE and row.method == row.title]
+    of_lora, own = (frozenset(id_ for row in each for id_ in row.trials.values()) for each in (plain, rows))
+    return of_lora, own
+
+
+def _suite_of(pack: Path, trials: set[str]) -> tuple[str, frozenset[str], frozenset[str]]:
+    """The board's suite to which planned trials belong, and its trials as `_trials_of` gives them.
+
+    Raises UserError if they hold no suite's trials of LoRA, or only some of them.
+    """
+    for name in SUITES:
+        lora, own = _trials_of(name)
+        if lora <= trials:
+            return Path(name).stem, lora, own
+        if some := len(lora & trials):
+            raise UserError(
+                f"{pack} plans {some} of the {len(lora)} trials of LoRA in {Path(name).stem}: all studies of "
+                "it are needed, and their trials as the suite states them"
+            )
+    suites = listed(Path(name).stem for name in SUITES)
+    raise UserError(
+        f"{pack} plans no trial of LoRA of a suite of the board ({suites}): add your method to a copy of "
+        "suites/lite.yaml, and change nothing else in it"
+    )
+
+
+def _faults(
+    results: LoadedResults, newcomers: Sequence[Cell], reference: Mapping[TaskAndBackbone, Cell]
+) -> Iterator[str]:
+    """Yields what is missing from cells, and how newcomers differ from LoRA in seeds and in size."""
+    for cell in (*reference.values(), *newcomers):
+        if cell.missing:
+            yield f"{cell.method} on {cell.setting}: {many(cell.missing, 'planned trial')} without a result"
+    seeds_of = {
+        cell.number: {seed.seed for seed in results.of_cell(cell.number)} for cell in results.all_cells
+    }
+    for cell in newcomers:
+        lora = reference.get(cell.setting)
+        if lora is None or seeds_of[cell.number] != seeds_of[lora.number]:
+            yield f"{cell.method} on {cell.setting}: other trials than LoRA's, study by study"
+        elif cell.parameters > MOST_PARAMETERS * lora.parameters:
+            most = int(MOST_PARAMETERS * lora.parameters)
+            yield f"{cell.method} on {cell.setting}: {cell.parameters:,} parameters, more than {most:,}"
+
+
+def _disagreements(results: LoadedResults, cells: Iterable[int], packs: Iterable[Path]) -> Iterator[str]:
+    """Yields the trials that studies of LoRA kept here and that scored otherwise in published packs.
+
+    So a reference that was weakened, with scores and answers that agree, is seen.
+    """
+    kept: dict[str, float] = {}
+    for number in cells:
+        studies = results.all_cells[number].studies
+        trials = kept_trials(studies, results.of_cell(number)).values() if studies else ()
+        kept |= {trial.trial_id: trial.score for trial in trials if trial and trial.score is not None}
+    for pack in packs:
+        for seed in load_results(pack).all_seeds:
+            score = kept.get(seed.trial_id)
+            if score is not None and seed.score is not None and abs(score - seed.score) > AGREES:
+                scores = f"{score:.4f} here and {seed.score:.4f} in {pack.name}"
+                yield f"LoRA's trial {seed.trial_id} scores {scores}: more than {AGREES} apart"
+
+
+def submit(
+    pack: Path | str,
+    *,
+    by: str = "",
+    code: str = "",
+    board: Path | str = BOARD,
+    watching: Callable[[str], None] = lambda what: None,
+) -> Submission:
+    """Checks and verifies a pack for the board, and returns it with the text of its pull request.
+
+    The pack has all studies of LoRA of a suite of the board, and other methods with as many. Its trials are
+    verified as `tensorbench.verify` does without opening anything that the pack names.
+
+    Args:
+        by: Who ran the suite, by the name on GitHub. By default that of the card beside the pack.
+        code: The https address of the method's code, for a method that this package lacks.
+        board: The folder of the published entries. LoRA's scores have to agree with theirs.
+        watching: Called with a description of each check.
+
+    Raises UserError for a malformed name or address, and as `read_submission` does.
+    """
+    pack, board = Path(pack), Path(board)
+    card = validate(Card, {"by": by} | ({"code": code} if code else {}), "submission") if by else None
+    if code and not by:
+        raise UserError("--code needs --by, the name of who submits")
+    packs = [*board.glob(f"*{ENDING}"), *board.parent.glob(f"study{ENDING}")]
+    published = [path for path in packs if not (pack.is_file() and path.samefile(pack))]
+    submission = read_submission(pack, card, sorted(published))
+    verification = verify("", [str(pack)], watching=watching)
+    broken = [
+        f"{each.what}: stored {each.stored}, recomputed {each.recomputed}" for each in verification.faults
+    ]
+    faults = (*submission.faults, *broken)
+    return replace(submission, faults=faults, verification=verification)
+
+
+def open_pull_request(submission: Submission, board: Path | str = BOARD) -> str:
+    """Commits the pack to a new branch of the checkout that has `board`, and opens the pull request.
+
+    `gh` does it with the account that it is logged in to. Returns the address of the pull request.
+
+    Raises UserError if the submission has faults or no name, if git or gh is missing or fails, and if the
+    board or the branch has the entry's name already.
+    """
+    board, name = Path(board), submission.name
+    if submission.faults or submission.card is None:
+        raise UserError(f"{submission.pack} is not ready: {first_few([*submission.faults, '--by NAME'], 3)}")
+    if not board.is_dir():
+        raise UserError(f"{board} is not a folder: run this in a checkout of your fork")
+    if missing := next((program for program in ("git", "gh") if shutil.which(program) is None), None):
+        raise UserError(f"{missing} is not installed; without it, open the pull request by hand")
+    target, file = board / f"{name}{ENDING}", board / f"{name}.yaml"
+    if target.exists() and not target.samefile(submission.pack):
+        raise UserError(f"{target} exists: name the pack otherwise")
+
+    def call(*command: str, text: str | None = None) -> str:
+        done = subprocess.run(command, cwd=root, input=text, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UserError(f"{' '.join(command[:3])}: {visible(done.stderr.strip())}")
+        return done.stdout.strip()
+
+    root = board.resolve()
+    root = Path(call("git", "rev-parse", "--show-toplevel"))
+    call("git", "switch", "--create", f"board-{name}")
+    if not target.exists():
+        shutil.copyfile(submission.pack, target)
+    file.write_text(written(submission.card.model_dump(mode="json", exclude_defaults=True)), encoding="utf-8")
+    page = root / "docs" / "board.md"
+    call(sys.executable, str(page.with_suffix(".py")))
+    paths = [str(path.resolve()) for path in (target, file, page)]
+    call("git", "add", *paths)
+    # Whatever else is staged stays so.
+    call("git", "commit", "--message", visible(submission.title), "--", *paths)
+    call("git", "push", "--set-upstream", "origin", f"board-{name}")
+    title = ("--title", visible(submission.title))
+    return call("gh", "pr", "create", *title, "--body-file", "-", text=submission.text())

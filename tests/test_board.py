@@ -1,0 +1,206 @@
+"""Tests the workflows and scripts by which pull requests of strangers join the board."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+WORKFLOWS = ROOT / ".github" / "workflows"
+
+
+def workflow(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((WORKFLOWS / f"{name}.yml").read_text(encoding="utf-8"))
+    return loaded
+
+
+def test_only_the_workflow_that_runs_nothing_of_a_pull_request_may_write() -> None:
+    for path in WORKFLOWS.glob("*.yml"):
+        writes = [right for right in workflow(path.stem)["permissions"].values() if right != "read"]
+        assert bool(writes) == (path.stem == "comment"), path.name
+    # YAML reads the key `on` as a boolean.
+    assert workflow("comment")[True]["workflow_run"]["workflows"] == [workflow("board")["name"]]
+    checkouts = {
+        name: step["with"]["ref"]
+        for name in ("board", "comment")
+        for job in workflow(name)["jobs"].values()
+        for step in job["steps"]
+        if "checkout" in step.get("uses", "")
+    }
+    assert checkouts == {
+        "board": "${{ github.event.pull_request.base.sha }}",
+        "comment": "${{ github.event.repository.default_branch }}",
+    }
+
+
+def test_no_workflow_writes_what_others_named_into_a_shell() -> None:
+    for path in WORKFLOWS.glob("*.yml"):
+        for job in workflow(path.stem)["jobs"].values():
+            assert not [step for step in job["steps"] if "${{" in step.get("run", "")], path.name
+
+
+def program(folder: Path, name: str, text: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{text}")
+    (folder / name).chmod(0o755)
+
+
+def git(folder: Path, *arguments: str) -> None:
+    names = {f"GIT_{role}_{key}": "a@b" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
+    subprocess.run(["git", *arguments], cwd=folder, env=os.environ | names, check=True, capture_output=True)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout of the base branch with the script, and a remote with no pull request yet."""
+    git(tmp_path, "init", "-q", "--bare", "-b", "main", "remote")
+    git(tmp_path, "clone", "-q", "remote", "checkout")
+    checkout = tmp_path / "checkout"
+    (checkout / ".ci").mkdir()
+    (checkout / ".ci" / "board").write_bytes((ROOT / ".ci" / "board").read_bytes())
+    (checkout / ".ci" / "board").chmod(0o755)
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-qm", "base")
+    git(checkout, "push", "-q", "origin", "HEAD:main")
+    return checkout
+
+
+def comment(checkout: Path, files: dict[str, str]) -> tuple[int, str]:
+    """The exit code of `.ci/board` on a pull request with these files, and the comment."""
+    git(checkout, "switch", "-qc", "pull")
+    for name, content in files.items():
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text(content)
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-qm", "pull")
+    git(checkout, "push", "-q", "origin", "+HEAD:refs/pull/7/head")
+    git(checkout, "switch", "-q", "-")
+    programs = checkout.parent / "programs"
+    # It prints the pack's name and content, and refuses one.
+    program(
+        programs,
+        "tensorbench",
+        'grep -q bad "$2" && { echo "<b>bad\n@all" >&2; exit 2; }; echo "ran $2"; cat "$2"',
+    )
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    out = checkout.parent / "out"
+    done = subprocess.run([".ci/board", "7", out], cwd=checkout, env=os.environ | {"PATH": path}, check=False)
+    assert (out / "number").read_text() == "7\n"
+    return done.returncode, (out / "comment.md").read_text()
+
+
+def test_a_pull_request_s_packs_are_read_and_nothing_of_it_is_run(checkout: Path) -> None:
+    card = {"results/board/mine.yaml": "by: ada\n"}
+    run = {".ci/board": "#!/bin/sh\nexit 0\n", "pyproject.toml": "[project]", "results/board/sub/a.py": "1"}
+    code, text = comment(checkout, {"results/board/mine.tensorbench.zip": "a pack"} | card)
+    assert code == 0
+    assert re.search(r"^ran /\S+/mine\.tensorbench\.zip\na pack", text)
+    git(checkout, "branch", "-qD", "pull")
+    code, text = comment(checkout, {"results/board/mine.tensorbench.zip": "a pack"} | run)
+    assert (code, "results/board holds packs" in text) == (1, True)
+
+
+def test_what_cannot_be_read_is_shown_as_it_is(checkout: Path) -> None:
+    code, text = comment(checkout, {"results/board/mine.tensorbench.zip": "bad"})
+    assert code == 1
+    assert "\n    <b>bad\n    @all" in text
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"results/board/$(touch x).tensorbench.zip": ""}, "holds packs"),
+        ({"results/board/a\nb.tensorbench.zip": ""}, "holds packs"),
+        ({"results/board/é.tensorbench.zip": ""}, "holds packs"),
+        ({"results/board/run.py": ""}, "holds packs"),
+        ({"results/board/big.tensorbench.zip": "x" * (8 * 2**20 + 1)}, "at most 8 MiB"),
+        ({"results/board/mine.yaml": ""}, "adds no pack"),
+        ({f"results/board/p{n}.tensorbench.zip": "" for n in range(4)}, "more than 3 packs"),
+    ],
+    ids=["shell", "newline", "letter", "code", "size", "none", "many"],
+)
+def test_a_pull_request_s_files_are_refused_unread(
+    checkout: Path, files: dict[str, str], message: str
+) -> None:
+    code, text = comment(checkout, files)
+    assert (code, message in text) == (1, True), text
+
+
+#: Answers as GitHub's interface gives them, with jq's expressions applied by the real jq.
+GH = """
+case "$*" in
+    *actions/runs*) file=artifacts ;;
+    *zip*) cat "$ANSWERS/comment.zip"; exit ;;
+    */files*) file=files ;;
+    *"pr comment"*) shift 4; cat "$1" > "$ANSWERS/posted"; exit ;;
+    *) file=pull ;;
+esac
+while [ "$1" != --jq ]; do shift; done
+jq -r "$2" "$ANSWERS/$file"
+"""
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed")
+@pytest.mark.parametrize(
+    ("change", "posted"),
+    [
+        ({}, True),
+        ({"files": ["results/board/a.tensorbench.zip", ".github/workflows/board.yml"]}, False),
+        ({"files": ["docs/board.md.py"]}, False),
+        ({"number": "8; touch x"}, False),
+        ({"number": ""}, False),
+        ({"head": "another"}, False),
+        ({"changed": 3000}, False),
+        ({"size": 10**6}, False),
+        ({"comment": "x" * 60_001}, False),
+        ({"name": "../comment.md"}, False),
+    ],
+    ids=["fine", "workflow", "page", "shell", "none", "commit", "many", "archive", "text", "path"],
+)
+def test_a_comment_is_posted_only_on_the_pull_request_that_changes_the_board_alone(
+    tmp_path: Path, change: dict[str, Any], posted: bool
+) -> None:
+    given = {
+        "files": ["results/board/a.yaml", "docs/board.md"],
+        "number": "7\n",
+        "head": "c0ffee",
+        "changed": 2,
+    }
+    given |= {"size": 1000, "comment": "| LoRA |", "name": "comment.md"} | change
+    artifacts = [{"name": "comment", "id": 5, "size_in_bytes": given["size"]}]
+    answers: dict[str, Any] = {
+        "artifacts": {"artifacts": artifacts},
+        "files": [{"filename": name} for name in given["files"]],
+        "pull": {"changed_files": given["changed"], "head": {"sha": given["head"]}},
+    }
+    for name, answer in answers.items():
+        (tmp_path / name).write_text(json.dumps(answer))
+    with zipfile.ZipFile(tmp_path / "comment.zip", "w") as archive:
+        archive.writestr("number", given["number"])
+        archive.writestr(given["name"], given["comment"])
+    program(tmp_path / "programs", "gh", GH)
+    path = f"{tmp_path / 'programs'}{os.pathsep}{os.environ['PATH']}"
+    names = {"PATH": path, "ANSWERS": str(tmp_path), "GH_REPO": "a/b"}
+    command = [ROOT / ".ci" / "comment", "1", "c0ffee"]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | names, check=False)
+    assert (done.returncode == 0) is posted
+    assert (tmp_path / "posted").exists() is posted
+    assert not (tmp_path / "x").exists()
+
+
+def test_issue_forms_ask_what_they_need() -> None:
+    forms = [yaml.safe_load(path.read_text()) for path in (ROOT / ".github" / "ISSUE_TEMPLATE").iterdir()]
+    assert len(forms) == 3
+    for form in forms:
+        labels = [part["attributes"]["label"] for part in form["body"] if part["type"] != "markdown"]
+        assert len(set(labels)) == len(labels) > 3
+        assert any(part.get("validations", {}).get("required") for part in form["body"])
