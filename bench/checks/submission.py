@@ -361,7 +361,7 @@ def submit(
     packs = [*board.glob(f"*{ENDING}"), *board.parent.glob(f"study{ENDING}")]
     published = [path for path in packs if not (pack.is_file() and path.samefile(pack))]
     submission = read_submission(pack, card, sorted(published))
-    verification = verify("", [str(pack)], watching=watching)
+    verification = verify(str(pack), watching=watching)
     broken = [
         f"{each.what}: stored {each.stored}, recomputed {each.recomputed}" for each in verification.faults
     ]
