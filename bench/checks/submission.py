@@ -41,8 +41,8 @@ SUITES = ("lite", "study")
 #: The folder of the board in a checkout.
 BOARD = Path("results/board")
 
-#: The largest accepted pack, in bytes, and the largest number of methods that one submission may add.
-MOST_BYTES, MOST_METHODS = 8 * MIB, 20
+#: The largest accepted pack, in bytes, the largest number of its rows, and of methods that it may add.
+MOST_BYTES, MOST_ROWS, MOST_METHODS = 8 * MIB, 200, 20
 #: The largest accepted number of a method's parameters, as a multiple of LoRA's.
 MOST_PARAMETERS = 1.05
 #: The largest accepted difference of a trial's score from that of the same trial in a published pack. It is
@@ -108,6 +108,7 @@ class Submission:
     def line(self, entrant: Entrant) -> dict[str, str]:
         """The method's cells in a table: scores on each setting, and the difference from LoRA."""
         block, found = self.block, entrant.differences.get(self.block.k)
+        without = "the reference" if entrant.method == block.against else "not compared"
         unit, scores = block.unit, entrant.scores[block.k]
         return {
             "method": cut(entrant.method),
@@ -115,7 +116,7 @@ class Submission:
             **{cut(str(s)): unit.score(e.value) for s, e in zip(entrant.settings, scores, strict=True)},
             "difference": minus(unit.difference(found.effect.difference)) if found else NOTHING,
             "95% interval": minus(between(found, unit)) if found else NOTHING,
-            "verdict": in_words(found.verdict, unit.size(block.threshold)) if found else "the reference",
+            "verdict": in_words(found.verdict, unit.size(block.threshold)) if found else without,
         }
 
     def table(self) -> Table:
@@ -226,6 +227,8 @@ def read_submission(pack: Path, card: Card | None = None, published: Sequence[Pa
     results = load_results(pack)
     if len(results.experiments) != 1:
         raise UserError(f"{pack} holds {len(results.experiments)} experiments; a submission is of one")
+    if (rows := len(results.all_cells)) > MOST_ROWS:
+        raise UserError(f"{pack} has {rows:,} rows; the board takes at most {MOST_ROWS}")
     cells = _trials_of_cells(results)
     suite, lora, own = _suite_of(pack, {id_ for ids in cells.values() for id_ in ids})
     newcomers = [
