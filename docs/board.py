@@ -9,6 +9,7 @@ from marked import replaced
 
 from tensorbench.checks.submission import Card, Submission, read_card, read_submission
 from tensorbench.machine.table import Table
+from tensorbench.machine.visible import markdown_text
 from tensorbench.methods import UserError
 from tensorbench.records.pack_format import ENDING
 from tensorbench.reports.blocks import Entrant
@@ -64,6 +65,8 @@ def tables(every: Sequence[tuple[Submission, Card]]) -> str:
         texts = ("method", "verdict", "checked", "by", "until", "processor")
         table = Table("", list(lines(of_suite)), of_suite[0][0].table().notes, texts)
         parts += [f"## `{suite}`", table.markdown()]
+        notes = [f"- {markdown_text(f'{each.name}: {note}')}" for each, _ in of_suite for note in each.notes]
+        parts += ["\n".join(notes)] * bool(notes)
     return "\n\n".join(parts)
 
 

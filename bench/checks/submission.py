@@ -128,6 +128,12 @@ class Submission:
         )
         return Table("", [self.line(entrant) for entrant in entrants], [note], ("method", "verdict"))
 
+    @property
+    def notes(self) -> list[str]:
+        """Cautions for readers of the table: what withholds a verdict, edges of windows, weak adapters."""
+        notes = [*self.block.guards, *map(str, self.block.edges), *self.results.notes]
+        return [cut(note, MOST_LETTERS) for note in dict.fromkeys(notes)][:MOST_LISTED]
+
     def provenance(self, entrants: Iterable[Entrant], key: str) -> str:
         """The values of a key of provenance, such as the processor, in the trials of these methods."""
         cells = {number for entrant in entrants for number in entrant.cells}
@@ -143,7 +149,8 @@ class Submission:
             faults = [f"- {_escaped(fault)}" for fault in self.faults[:MOST_LISTED]]
             more = [f"- and {len(self.faults) - MOST_LISTED:,} more"] * (len(self.faults) > MOST_LISTED)
             parts += ["**Not accepted:**", "\n".join(faults + more)]
-        parts += [self.table().markdown(), self._checked(), self._ran(), self._tasks()]
+        notes = "\n".join(f"- {markdown_text(note)}" for note in self.notes)
+        parts += [self.table().markdown(), notes, self._checked(), self._ran(), self._tasks()]
         return "\n\n".join(filter(None, parts)) + "\n"
 
     def _checked(self) -> str:
@@ -151,10 +158,10 @@ class Submission:
         if found is None:
             return ""
         unchecked = list(dict.fromkeys(f"{each.what}: {each.why}" for each in found.unchecked))
-        *_, summary = found.sentences()
         lines = [
-            f"**Checked by machine**: {summary} Hashes, ids, scores, losses and numbers of parameters were "
-            "computed again, and the plan was compared with the suite.",
+            f"**Checked by machine**: {many(found.looked_at, 'finished trial')}, {found.verified:,} of them "
+            "without a finding. Hashes, ids, scores, losses and counts were computed again, and "
+            "the plan was compared with the suite.",
             *(f"- {_escaped(note)}" for note in found.notes),
             *(f"- not checkable here: {_escaped(each)}" for each in unchecked[:MOST_LISTED]),
             "",
