@@ -58,8 +58,6 @@ def lines(of_suite: Sequence[tuple[Submission, Card]]) -> Iterator[dict[str, str
 
 
 def tables(every: Sequence[tuple[Submission, Card]]) -> str:
-    if not every:
-        return "No submission yet."
     parts = [f"As of {every[-1][0].results.experiments[0].last_day}: {many(len(every), 'submission')}."]
     for suite, of_suite in grouped(every, lambda entry: entry[0].suite).items():
         texts = ("method", "verdict", "checked", "by", "until", "processor")
