@@ -8,7 +8,7 @@ from pathlib import Path
 from marked import replaced
 
 from tensorbench.checks.submission import Card, Submission, read_card, read_submission
-from tensorbench.machine.table import Table
+from tensorbench.machine.table import NOTHING, Table
 from tensorbench.machine.visible import markdown_text
 from tensorbench.methods import UserError
 from tensorbench.records.pack_format import ENDING
@@ -30,21 +30,22 @@ def entries() -> list[tuple[Submission, Card]]:
     return sorted(carded, key=lambda entry: entry[0].results.experiments[0].last_day)
 
 
-def checked(card: Card) -> str:
-    """Who ran trials of an entry again. *Verified* is an entry of which somebody else did."""
-    reruns = [f"{many(run.trials, 'trial')} run again by {run.by}, {run.date}" for run in card.reruns]
-    if card.verified:
-        return f"verified: {'; '.join(reruns)}"
-    return "checked by machine"
-
-
 def line(submission: Submission, card: Card, entrant: Entrant) -> dict[str, str]:
-    return submission.line(entrant) | {
-        "checked": checked(card),
+    """The line of a method. *Verified* is a row of which somebody else ran trials again."""
+    checked = "verified" if card.verified else "by machine"
+    return submission.line(entrant) | {"checked": checked, "submission": submission.name}
+
+
+def source(submission: Submission, card: Card) -> dict[str, str]:
+    """The line of a submission: who ran it where, and who ran it again."""
+    gpu = submission.provenance(submission.newcomers, "gpu")
+    reruns = [f"{many(run.trials, 'trial')} by {run.by}, {run.date}, {run.processor}" for run in card.reruns]
+    return {
+        "submission": submission.name,
         "by": card.by,
         "until": submission.results.experiments[0].last_day,
-        "processor": submission.provenance([entrant], "gpu").replace("unknown", "")
-        or submission.provenance([entrant], "cpu"),
+        "processor": submission.provenance(submission.newcomers, "cpu") if gpu == "unknown" else gpu,
+        "run again": "; ".join(reruns) or NOTHING,
     }
 
 
@@ -60,12 +61,13 @@ def lines(of_suite: Sequence[tuple[Submission, Card]]) -> Iterator[dict[str, str
 def tables(every: Sequence[tuple[Submission, Card]]) -> str:
     parts = [f"As of {every[-1][0].results.experiments[0].last_day}: {many(len(every), 'submission')}."]
     for suite, of_suite in grouped(every, lambda entry: entry[0].suite).items():
-        texts = ("method", "verdict", "checked", "by", "until", "processor")
+        texts = ("method", "verdict", "checked", "submission")
         table = Table("", list(lines(of_suite)), of_suite[0][0].table().notes, texts)
         parts += [f"## `{suite}`", table.markdown()]
         notes = [f"- {markdown_text(f'{each.name}: {note}')}" for each, _ in of_suite for note in each.notes]
         parts += ["\n".join(notes)] * bool(notes)
-    return "\n\n".join(parts)
+    sources = [source(*entry) for entry in reversed(every)]
+    return "\n\n".join([*parts, "## Submissions", Table("", sources, (), tuple(sources[0])).markdown()])
 
 
 def rewritten(text: str) -> str:

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from tensorbench.checks.verify import Verification, verify
 from tensorbench.machine.memory import MIB
-from tensorbench.machine.table import NOTHING, Table
+from tensorbench.machine.table import NOTHING, Table, cell_text
 from tensorbench.machine.visible import markdown_text, visible
 from tensorbench.methods import METHODS, UserError
 from tensorbench.methods.errors import cut, first_few, shown
@@ -43,8 +43,8 @@ BOARD = Path("results/board")
 
 #: The largest accepted pack, in bytes, the largest number of its rows, and of methods that it may add.
 MOST_BYTES, MOST_ROWS, MOST_METHODS = 8 * MIB, 200, 20
-#: The largest accepted number of a method's parameters, as a multiple of LoRA's.
-MOST_PARAMETERS = 1.05
+#: The largest accepted number of a method's parameters, as a multiple of LoRA's. Small ranks are coarse.
+MOST_PARAMETERS = 1.1
 #: The largest accepted difference of a trial's score from that of the same trial in a published pack. It is
 #: the default tolerance of `verify --rerun`.
 AGREES = 0.02
@@ -112,7 +112,7 @@ class Submission:
         unit, scores = block.unit, entrant.scores[block.k]
         return {
             "method": cut(entrant.method),
-            "parameters": f"{entrant.parameters:,}",
+            "parameters": cell_text(entrant.parameters),
             **{cut(str(s)): unit.score(e.value) for s, e in zip(entrant.settings, scores, strict=True)},
             "difference": minus(unit.difference(found.effect.difference)) if found else NOTHING,
             "95% interval": minus(between(found, unit)) if found else NOTHING,
@@ -320,9 +320,10 @@ def _faults(
         lora = reference.get(cell.setting)
         if lora is None or seeds_of[cell.number] != seeds_of[lora.number]:
             yield f"{cell.method} on {cell.setting}: other trials than LoRA's, study by study"
-        elif cell.parameters > MOST_PARAMETERS * lora.parameters:
-            most = int(MOST_PARAMETERS * lora.parameters)
-            yield f"{cell.method} on {cell.setting}: {cell.parameters:,} parameters, more than {most:,}"
+            continue
+        own, most = cell.parameters, MOST_PARAMETERS * (lora.parameters or 0)
+        if own is None or own > most:
+            yield f"{cell.method} on {cell.setting}: {cell_text(own)} parameters; at most {most:,.0f} fit"
 
 
 def _disagreements(results: LoadedResults, cells: Iterable[int], packs: Iterable[Path]) -> Iterator[str]:

@@ -143,6 +143,10 @@ def many_parameters(content: Forged) -> None:
     content.rows[LOTR]["parameters"] *= 10
 
 
+def no_parameters(content: Forged) -> None:
+    content.rows[LOTR]["parameters"] = None
+
+
 def an_unknown_method(content: Forged) -> None:
     for trial in content.trials:
         if trial.row == LOTR:
@@ -160,7 +164,8 @@ def a_score(content: Forged) -> None:
     [
         (a_study_of_the_newcomer_gone, "other trials than LoRA's, study by study"),
         (a_trial_of_lora_gone, "1 planned trial without a result"),
-        (many_parameters, "parameters, more than"),
+        (many_parameters, "parameters; at most"),
+        (no_parameters, "– parameters; at most"),
         (an_unknown_method, "--code URL"),
         (a_score, "score: stored"),
     ],
