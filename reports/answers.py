@@ -90,7 +90,7 @@ def _answer(block: Block) -> str:
 
 def _after_tuning(block: Block) -> str:
     if not block.reference:
-        return "nothing is compared: there is no reference."
+        return "nothing is compared: there is no reference (--reference METHOD names one)."
     if not block.compared:
         if not block.left_out and len(block.entrants) == 1:
             return f"no adapter beside {block.against} is compared."

@@ -15,7 +15,7 @@ from tensorbench.machine.table import ShowsOverview, Table
 from tensorbench.methods import UserError
 from tensorbench.records.measures import Measure, SplitSizes
 from tensorbench.records.record import Record, latest
-from tensorbench.records.stored_plan import Row, StoredPlan, StudyTrial
+from tensorbench.records.stored_plan import Row, StoredPlan, StudyTrial, row_texts
 from tensorbench.records.words import OWN_SIZE, Artifact, RunKind, Status, Tag
 from tensorbench.reports.provenance import UNKNOWN, Provenance, provenance_of
 from tensorbench.reports.reading import read
@@ -213,7 +213,7 @@ class CellContents(ShowsOverview):
 
     def overview(self) -> Table:
         """The cell's score, the trial of each seed, and the origin of these numbers."""
-        cell = self.cell
+        cell, texts = self.cell, row_texts(self.cell, self.cell.ranks)
         mean = "–" if cell.mean is None else f"{cell.mean:.4f}"
         spread = "" if cell.sd is None else f" ± {cell.sd:.4f}"
         counted = f"{mean}{spread}, {cell.finished} of {cell.seeds} seeds"
@@ -223,12 +223,12 @@ class CellContents(ShowsOverview):
             ("cell", f"{cell.number}, of experiment {cell.experiment}"),
             (cell.evaluated or "score", f"{cell.metric} {counted}".lstrip()),
             ("ranks", cell.ranks or "–"),
-            ("parameters", f"{cell.parameters:,}, {cell.percent_of_lora:.2f}% of LoRA r=4"),
+            ("parameters", texts["params"] + f", {texts['% LoRA']}% of LoRA r=4" * (texts["% LoRA"] != "–")),
         ]
         kept = self.kept
         for seed, provenance in self.seeds:
             score = seed.status.lower() if seed.score is None else f"{seed.score:.4f}"
-            when = f", {_span(provenance)}" if provenance else ""
+            when = f", {_span(provenance)}" if provenance and provenance.started else ""
             run = f", run {seed.run_id}" if seed.run_id else ""
             name = f"seed {seed.seed}"
             if seed.study is not None:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from tensorbench.methods import UserError
-from tensorbench.methods.errors import shown
+from tensorbench.methods.errors import first_few, shown
 from tensorbench.records.measures import Measure
 from tensorbench.records.metrics import METRICS
 from tensorbench.records.predictions import Predictions
@@ -24,7 +24,7 @@ from tensorbench.records.words import Artifact, RunKind, Status, Tag
 from tensorbench.reports.collapses import DIVERGED
 from tensorbench.reports.inference.studies import TRIALS
 from tensorbench.reports.results import REFERENCE, grouped
-from tensorbench.reports.units import listed, many
+from tensorbench.reports.units import many
 from tensorbench.store.source import CURVE, Source
 
 #: The metric of scores whose metric nobody names. See `tensorbench.records.metrics.generation.MeanScore`.
@@ -105,10 +105,11 @@ class ForeignSource(Source):
         self, name: str, runs: Sequence[ForeignRun], notes: Sequence[str] = (), metric: str = ""
     ) -> None:
         self._name, self._metric = name, METRICS.get(metric or DEFAULT_METRIC)
-        notes = [*notes]
+        #: The tasks by how their scores are read.
+        read = dict[str, list[str]]()
         _refuse_duplicates(runs)
         by_task = grouped(runs, lambda run: run.task)
-        runs = [run for own in by_task.values() for run in self._scaled(own, notes)]
+        runs = [run for own in by_task.values() for run in self._scaled(own, read)]
         names = {task: sorted({e for run in own for e in run.examples}) for task, own in by_task.items()}
         #: The number of each test example of a task, by its name.
         self._example = {task: {e: number for number, e in enumerate(own)} for task, own in names.items()}
@@ -121,18 +122,19 @@ class ForeignSource(Source):
             for seed, run in zip(row.trials, _ordered(own), strict=True):
                 self._runs[run.id] = run
                 self._records.append(self._record(run, seed, losses.get(run.id)))
-        self.notes = (*notes, *_lacking(runs, rows, self._metric.name))
+        scales = (f"Scores of {first_few(tasks, 4)} are read {how}." for how, tasks in read.items())
+        self.notes = (*notes, *scales, *_lacking(runs, rows, self._metric.name))
         self._plan = StoredPlan(suite=name, closing="", rows=tuple(rows), trials=tuple(self._trials()))
 
-    def _scaled(self, runs: Sequence[ForeignRun], notes: list[str]) -> Iterator[ForeignRun]:
+    def _scaled(self, runs: Sequence[ForeignRun], read: dict[str, list[str]]) -> Iterator[ForeignRun]:
         """Yields the runs of a task with scores as shares. They are in percent if one is above 1."""
         low, high = self._metric.bounds
         known = [run for run in runs if run.score is not None]
         most = max((abs(run.score or 0.0) for run in known), default=0.0)
         scale = 0.01 if high == 1.0 and 1.0 < most <= 100.0 else 1.0
         if high == 1.0 and known:
-            read = "in percent" if scale < 1 else "as shares, since none is above 1"
-            notes.append(f"Scores of {runs[0].task} are read {read}. Larger is better.")
+            how = "in percent" if scale < 1 else "as shares, since none is above 1"
+            read.setdefault(how, []).append(runs[0].task)
         for run in runs:
             measures = dict(run.measures)
             if Measure.SELECTED_VALIDATION in measures:
@@ -342,8 +344,8 @@ def _lacking(runs: Sequence[ForeignRun], rows: Sequence[Row], metric: str) -> It
             )
         elif not own:
             yield (
-                "No column of learning rates: whether methods were tuned alike cannot be said. Columns `lr` "
-                "and `validation`, with several rates a seed, would give the score after k trials of tuning."
+                "No learning rates: whether methods were tuned alike cannot be said. Columns `lr` and "
+                "`validation`, with several rates a seed, would give the score after k trials of tuning."
             )
     if metric != DEFAULT_METRIC:
         yield f"Scores of test examples are not read with another metric than {DEFAULT_METRIC}."
@@ -351,6 +353,3 @@ def _lacking(runs: Sequence[ForeignRun], rows: Sequence[Row], metric: str) -> It
         yield "The scores of test examples (`--examples`) would put their luck into the intervals."
     if failed := sum(run.score is None for run in runs):
         yield f"{many(failed, 'run')} without a score: counted as diverged, and in no mean."
-    if not any(row.family == REFERENCE for row in rows):
-        names = list(dict.fromkeys(row.method for row in rows))
-        yield f"No method is called LoRA: name the reference by --reference ({listed(names[:6])})."
