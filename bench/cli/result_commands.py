@@ -44,7 +44,8 @@ def experiments_of(names: Sequence[str], store: str) -> list[str]:
     from tensorbench.reports.foreign.names import is_foreign
     from tensorbench.store.addresses import SUITE_ENDINGS, check_places
 
-    if own := [name for name in names if not is_foreign(name)]:
+    own = [name for name in names if not is_foreign(name)]
+    if own or not names:
         check_places(store, *own)
     return [tensorbench.load_suite(name).name if name.endswith(SUITE_ENDINGS) else name for name in names]
 

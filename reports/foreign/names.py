@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
-import pandas as pd
+if TYPE_CHECKING:
+    # This import takes long, and commands ask for names before they open anything.
+    import pandas as pd
 
 #: The endings of tables, and how the fields of those with fields are separated.
 ENDINGS = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": "", ".parquet": ""}
@@ -38,7 +40,7 @@ COLUMNS = tuple(name for name in TableOptions.__annotations__ if name not in ("e
 
 def is_foreign(name: str | pd.DataFrame) -> bool:
     """Whether a name is a file or folder with results of another program, by its ending or its files."""
-    if isinstance(name, pd.DataFrame):
+    if not isinstance(name, str):
         return True
     path = Path(name)
     if path.suffix in (*ENDINGS, ".json"):

@@ -267,7 +267,7 @@ def of_contrast(
         part = replace(part, count=by_example[0].shape[1])
     elif len(by_example) == len(sides):
         part = of_seeds_and_examples(values, np.sum(by_example, axis=0), first.test_set)
-    if first.crossed and part.seeds is not None:
+    if part.seeds is not None and any(studies.crossed for _, studies in sides):
         # Studies choose by one another's scores, so their own spread shows a part of the error alone.
         part = replace(part, seeds=part.seeds * (3 - 2 / k))
     validation = None if first.chosen_alike(k) else 0.0
