@@ -44,7 +44,8 @@ class RankAllocation(Chooser):
             if cell.budget and cell.target_count and free and len(cell.method.rank_names) > 1:
                 methods[cell.number, cell.method_row.content].setdefault((cell.budget, cell.info.name), cell)
         if not methods:
-            labels = ", ".join(dict.fromkeys(cell.method.label for cell in cells))
+            rows = (cell for cell in cells if cell.number < len(suite.methods))
+            labels = ", ".join(dict.fromkeys(cell.method.label for cell in rows))
             raise UserError(
                 "allocation: it takes a method with several modes, free ranks and a budget of parameters, so "
                 f"there is nothing to share in {labels}"
@@ -56,9 +57,9 @@ class RankAllocation(Chooser):
                 raise UnknownNameError("allocation.modes:", mode, dict.fromkeys(of_all))
         self.choices, as_written = Choices(), parse(suite.file.text)["methods"]
         for (number, _), by_place in methods.items():
-            rows = self.choices.methods.setdefault(number, [as_written[number]])
-            rows += self._rows(list(by_place.values()))
-        if all(len(rows) == 1 for rows in self.choices.methods.values()):
+            written = self.choices.methods.setdefault(number, [as_written[number]])
+            written += self._rows(list(by_place.values()))
+        if all(len(written) == 1 for written in self.choices.methods.values()):
             raise UserError("\n".join(["allocation: nothing is left to compare", *self.choices.lines]))
 
     def steps(self) -> Steps:

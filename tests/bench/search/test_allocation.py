@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tensorbench.methods import UserError
 from tensorbench.plan.cells import PlanCell
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite import Suite, load_suite
@@ -175,3 +176,8 @@ def test_an_allocation_starts_nothing_and_its_suite_is_tuned_and_compared(
     reported = call("report", out, "--store", uri, "--out", tmp_path / "report")
     assert reported.code == 0, reported.err
     assert "TensLoRA qkv_depth [layer=1]" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_a_floor_that_the_suite_does_not_name_is_not_in_the_refusal() -> None:
+    with pytest.raises(UserError, match="nothing to share in LoRA$"):
+        only_chooser(suite(methods=["lora"], floor="auto", allocation={}))
