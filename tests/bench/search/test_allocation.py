@@ -179,5 +179,5 @@ def test_an_allocation_starts_nothing_and_its_suite_is_tuned_and_compared(
 
 
 def test_a_floor_that_the_suite_does_not_name_is_not_in_the_refusal() -> None:
-    with pytest.raises(UserError, match="nothing to share in LoRA$"):
+    with pytest.raises(UserError, match=r"nothing to share in LoRA$"):
         only_chooser(suite(methods=["lora"], floor="auto", allocation={}))
