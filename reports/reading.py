@@ -164,7 +164,11 @@ def _rerun(experiment: Experiment) -> str:
     apart = [
         abs(score - again.score) for score, again in reruns if score is not None and again.score is not None
     ]
-    largest = f", with scores that differ by {max(apart):.2g} at most" if apart else ""
+    largest = ""
+    if apart:
+        largest = (
+            f", with scores that differ by {max(apart):.2g} at most" if max(apart) else ", with equal scores"
+        )
     devices = listed(sorted({again.device for _, again in reruns}))
     other = sum(bool(again.faults) for _, again in reruns)
     refused = (

@@ -99,14 +99,14 @@ def remove_unfinished(artifacts: Path, *, every: bool = False) -> None:
                 remove(aside)
 
 
-def keep_files(client: MlflowClient, run_id: str, folder: Path) -> None:
-    """Stores the files of a folder as artifacts of a run.
+def keep_files(client: MlflowClient, run_id: str, folder: Path, uri: str = "") -> None:
+    """Stores the files of a folder as artifacts of a run. The store is asked for their URI if it is empty.
 
     On a local disk, each file appears completely or not at all. MLflow itself would leave a partial file if
     the process is killed while MLflow copies the folder. Several processes may store a file at once; the last
     one counts.
     """
-    artifacts = artifacts_of_run(client.get_run(run_id).info.artifact_uri)
+    artifacts = artifacts_of_run(uri or client.get_run(run_id).info.artifact_uri)
     if artifacts is None:
         client.log_artifacts(run_id, str(folder))
         return

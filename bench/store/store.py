@@ -407,7 +407,7 @@ class Store(Source):
         for metrics, some_params, some_tags in parts:
             client.log_batch(run_id, metrics=metrics, params=some_params, tags=some_tags)
         if folder is not None and any(folder.iterdir()):
-            keep_files(client, run_id, folder)
+            keep_files(client, run_id, folder, record.artifacts)
         if record.status != Status.RUNNING:
             client.set_terminated(run_id, record.status.ended, ended)
 

@@ -105,11 +105,12 @@ class _Merge:
     def _suite(self, store: Store) -> str:
         """Writes the suite's run and plan, if the store lacks them, and returns the run's id."""
         (run,), there = self._parts[0].records(RunKind.SUITE), store.records(RunKind.SUITE)
-        run_id = there[-1].run_id if there else _begin(store, run, "")
+        copy = there[-1] if there else _begin(store, run, "")
+        run_id = copy.run_id
         # The last run may have been left by an interrupted unpack.
         unended = there and there[-1].tag(Tag.ORIGIN) == run.origin and not there[-1].settled
         if store.plan() is None or unended:
-            _fill(store, self._parts[0], run, run_id, None)
+            _fill(store, self._parts[0], run, copy, None)
         if self._plan is not None and store.plan() != self._plan:
             store.keep(run_id, Artifact.PLAN, self._plan)
         if store.commits() != self._commits:
@@ -122,17 +123,17 @@ def copied(source: Source, runs: Sequence[Record], store: Store, parent: str) ->
     """Copies runs of trials into a store, nested in the run `parent`. Yields each after it is written."""
     # Runs left by an interrupted copy. A duplicate would never count, so its trial gets a new run.
     unfilled = [run for run in store.records() if not run.settled and run.status != Status.DUPLICATE]
-    begun = {run.tag(Tag.ORIGIN): run.run_id for run in unfilled}
+    begun = {run.tag(Tag.ORIGIN): run for run in unfilled}
     points = dict(list(source.curves().groupby("run_id")))
     for run in runs:
-        run_id = begun.get(run.origin) or _begin(store, run, parent)
-        _fill(store, source, run, run_id, points.get(run.run_id))
+        copy = begun.get(run.origin) or _begin(store, run, parent)
+        _fill(store, source, run, copy, points.get(run.run_id))
         yield run
 
 
 @insisting
-def _begin(store: Store, run: Record, parent: str) -> str:
-    """Creates a run in the store for a packed run, and returns its id.
+def _begin(store: Store, run: Record, parent: str) -> Record:
+    """Creates a run in the store for a packed run, and returns its record.
 
     The run is marked as this process's, so that it is closed later if the process dies.
     """
@@ -144,17 +145,20 @@ def _begin(store: Store, run: Record, parent: str) -> str:
     made = store.client.create_run(
         store.experiment_id, start_time=run.started, tags=all_storable(tags), run_name=run_name(run.name)
     )
-    run_id: str = made.info.run_id
-    return run_id
+    return Record(made.info.run_id, artifacts=made.info.artifact_uri)
 
 
-def _fill(store: Store, source: Source, run: Record, run_id: str, curves: pd.DataFrame | None) -> None:
-    """Writes the content of a run, and after that marks the run as ended. Writing it twice does no harm."""
+def _fill(store: Store, source: Source, run: Record, copy: Record, curves: pd.DataFrame | None) -> None:
+    """Writes the content of a run to its copy, and after that marks the copy as ended.
+
+    Writing it twice does no harm.
+    """
     ended = run.started if run.ended is None else run.ended
     points = () if curves is None else curves.itertuples(index=False, name=None)
     record = replace(
         run,
-        run_id=run_id,
+        run_id=copy.run_id,
+        artifacts=copy.artifacts,
         ended=ended,
         tags={},
         points=tuple(Point(key, value, ended, step) for _, key, step, value in points),
