@@ -30,7 +30,7 @@ from tensorbench.store.source import CURVE, Source
 #: The metric of scores whose metric nobody names. See `tensorbench.records.metrics.generation.MeanScore`.
 DEFAULT_METRIC = "score"
 #: What stands for a budget and a backbone that are not named.
-NO_BUDGET, NO_BACKBONE = "not matched", "not named"
+NO_BUDGET, NO_BACKBONE = "budgets not matched", "not named"
 #: The largest difference between a run's score and the mean of its examples that rounding explains.
 AGREES = 0.001
 
