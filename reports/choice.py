@@ -1,8 +1,9 @@
-"""A choice of ranks on validation: the points that a search tried, the chosen ones, and those that tie."""
+"""A choice of ranks on validation: the points that a search tried, those that tie, and what modes did."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -14,6 +15,9 @@ from tensorbench.records.metrics import direction
 from tensorbench.records.words import By
 from tensorbench.reports.inference.intervals import RESOLUTION, simultaneous, t_quantile
 from tensorbench.reports.units import many, minus, unit_of
+
+#: The smallest number of points from which importance is computed.
+FEWEST = 5
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class RankChoice(ShowsOverview):
     #: The number of parameters within which all points stay.
     budget: int
     metric: str
-    #: The validation result that ranks the points.
+    #: The validation result that ranks the points and that `importance` explains.
     by: By
     #: Points with different ranks, rates or scales, in the order in which they were tried. The first has the
     #: heuristic's ranks.
@@ -144,6 +148,18 @@ class RankChoice(ShowsOverview):
             half += error * t_quantile((1 + simultaneous(count - 1)) / 2, freedom)
         return Ties(count, int((abs(of_point - of_point[0]) <= half).sum()) - 1)
 
+    @cached_property
+    def importance(self) -> dict[str, dict[str, float]]:
+        """The share of each mode in the variation of the merit, by evaluator (see `importances`).
+
+        It describes the validation results of this search. Empty if all points tie, since there is no
+        difference to explain.
+        """
+        if self.ties.every:
+            return {}
+        points = [(self.tried[i].ranks, self.merit(self.tried[i])) for i in self.ranked]
+        return importances(self.modes, points)
+
     @property
     def sentences(self) -> list[str]:
         """The choice in sentences."""
@@ -157,6 +173,14 @@ class RankChoice(ShowsOverview):
             lines.append(f"{many(incomplete, 'point')} of {len(self.tried)} without a result of every seed.")
         if self.ties.others:
             lines.append(str(self.ties))
+        shares = (
+            f"{evaluator} {', '.join(f'{mode} {share:.2f}' for mode, share in values.items())}"
+            for evaluator, values in self.importance.items()
+        )
+        if importance := "; ".join(shares):
+            lines.append(
+                f"Importance of each mode's rank for the validation {self.by} in this search: {importance}."
+            )
         return lines
 
     def _point(self, point: TriedRanks) -> str:
@@ -194,3 +218,49 @@ class RankChoice(ShowsOverview):
 def _mean(values: Iterable[float]) -> str:
     values = list(values)
     return f"{fmean(values):.4f}" if values else "–"
+
+
+def importances(
+    names: Sequence[str], points: Sequence[tuple[Sequence[int], float]]
+) -> dict[str, dict[str, float]]:
+    """Returns the share of each mode in the variation of the score, for each evaluator.
+
+    `points` are pairs of ranks, in the order of `names`, and a score of which larger values are better. A
+    mode whose rank never varies is left out. Empty for fewer than `FEWEST` points, if no rank varies, and if
+    all scores are equal. fANOVA (Hutter et al. 2014) and the mean decrease in impurity fit a forest on the
+    log-ranks. PED-ANOVA (Watanabe et al. 2023) compares the distribution of the better half of the points
+    with that of all points.
+    """
+    import optuna
+    from optuna.importance import (
+        FanovaImportanceEvaluator,
+        MeanDecreaseImpurityImportanceEvaluator,
+        PedAnovaImportanceEvaluator,
+        get_param_importances,
+    )
+
+    varied = {
+        name: {ranks[i] for ranks, _ in points}
+        for i, name in enumerate(names)
+        if len({ranks[i] for ranks, _ in points}) > 1
+    }
+    if len(points) < FEWEST or not varied or len({value for _, value in points}) < 2:
+        return {}
+    space = {
+        name: optuna.distributions.IntDistribution(min(ranks), max(ranks), log=True)
+        for name, ranks in varied.items()
+    }
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize")
+    for ranks, value in points:
+        params = {name: rank for name, rank in zip(names, ranks, strict=True) if name in space}
+        study.add_trial(optuna.trial.create_trial(value=value, params=params, distributions=dict(space)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        evaluators = {
+            "fanova": FanovaImportanceEvaluator(seed=0),
+            "mean_decrease_impurity": MeanDecreaseImpurityImportanceEvaluator(seed=0),
+            "ped_anova": PedAnovaImportanceEvaluator(target_quantile=0.5),
+        }
+        shares = {key: get_param_importances(study, evaluator=e) for key, e in evaluators.items()}
+    return {key: {name: float(values.get(name, 0.0)) for name in varied} for key, values in shares.items()}

@@ -108,6 +108,10 @@ def search(
             "backbones, names end with theirs.",
         ),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw a search to a .png, .svg or .pdf file: scores by rank, importance of modes."),
+    ] = None,
     store: StoreUri = DEFAULT_STORE,
     trials: Annotated[int | None, typer.Option(min=1, help="Replaces search.trials.")] = None,
     sampler_seed: Annotated[int | None, typer.Option(help="Replaces search.seed.")] = None,
@@ -127,6 +131,7 @@ def search(
     done = tensorbench.search_suite(
         loaded,
         out=chosen or suite.with_name(f"{loaded.name}_chosen.yaml"),
+        plot=plot,
         store=store,
         place=place,
         part=part,

@@ -20,6 +20,7 @@ from tensorbench.execution.executor import Executor
 from tensorbench.execution.perform import Report
 from tensorbench.execution.place import HERE, Place
 from tensorbench.execution.session import Session, begin_suite, session, suite_run, turn
+from tensorbench.machine.outputs import prepare_plot
 from tensorbench.machine.table import ShowsOverview, Table
 from tensorbench.methods import UserError
 from tensorbench.methods.validation import validate
@@ -319,6 +320,7 @@ def search_suite(
     suite: Suite | Path | str,
     *,
     out: Path | str | None = None,
+    plot: Path | None = None,
     store: str = DEFAULT_STORE,
     place: Place = HERE,
     part: Part = EVERYTHING,
@@ -338,6 +340,7 @@ def search_suite(
         out: The file for the suite with the choices. None: NAME_chosen.yaml beside the suite's file, or in
             the working folder if the suite has none. If a search has several tasks or backbones, the name of
             each file ends with theirs.
+        plot: A .png, .svg or .pdf file in which a search draws scores by rank and the importance of modes.
         store: The address of the MLflow store.
         place: Where trials run.
         part: Which part of the suite takes part. By default everything.
@@ -352,7 +355,9 @@ def search_suite(
     if part.seeds or part.studies:
         raise UserError("seeds, studies: a search has its own seeds; leave them out of the part")
     audience = audience or Audience()
-    loaded = _with_search(_loaded(suite, store, audience.note), trials, sampler_seed)
+    loaded = _with_search(_loaded(suite, store, audience.note), trials, sampler_seed, plot)
+    if plot is not None:
+        prepare_plot(plot)
     if out is None:
         folder = Path() if isinstance(suite, Suite) else Path(suite).parent
         out = folder / f"{loaded.name}_chosen.yaml"
@@ -386,6 +391,12 @@ def search_suite(
                     chooser.write(made, targets[name])
                     written.append(targets[name])
                     audience.note(f"The suite with these choices is in {targets[name]}.")
+    if plot is not None:
+        # Imported after the trials, since it takes a second.
+        from tensorbench.reports.figures.choice import draw
+
+        draw([choice for made in choices for choice in made.ranks], plot)
+        audience.note(f"Drawn in {plot}.")
     return SearchRun(tuple(choices), tuple(written))
 
 
@@ -462,20 +473,19 @@ def _limited(suite: Suite, place: Place, executor: Executor, audience: Audience)
     return suite
 
 
-def _with_search(suite: Suite, trials: int | None, seed: int | None) -> Suite:
+def _with_search(suite: Suite, trials: int | None, seed: int | None, plot: Path | None) -> Suite:
     """The suite with these values of `trials` and `seed` in its section `search`.
 
-    Raises UserError if the suite has no search, allocation or pilot, and if a value is invalid or no section
-    uses it.
+    Raises UserError if the suite has no search, allocation or pilot, if a value is invalid, and if it or
+    `plot` is given although no search runs now.
     """
     if not suite.searched:
         raise UserError(f"suite '{suite.name}' has no section 'search', 'allocation' or 'pilot'")
-    options = {"--trials": trials, "--sampler-seed": seed}
-    if suite.search is None:
+    options = {"--trials": trials, "--sampler-seed": seed, "--plot": plot}
+    if suite.search is None or suite.pilot is not None:
         if unused := [option for option, value in options.items() if value is not None]:
-            raise UserError(
-                f"{', '.join(unused)}: suite '{suite.name}' has no section 'search'; leave it out"
-            )
+            why = "a pilot before its search" if suite.search else "no section 'search'"
+            raise UserError(f"{', '.join(unused)}: suite '{suite.name}' has {why}; leave it out")
         return suite
     values = {"trials": trials, "seed": seed}
     update = {field: value for field, value in values.items() if value is not None}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from tensorbench.reports.choice import RankChoice, TriedRanks
+from tensorbench.methods import UserError
+from tensorbench.reports.choice import RankChoice, TriedRanks, importances
+from tensorbench.reports.figures.choice import draw
 
 #: The score and the loss of each seed.
 Results = Sequence[tuple[float, float]]
@@ -47,6 +50,15 @@ def test_all_points_tie_if_their_scores_are_equal_whatever_their_losses() -> Non
     assert "A choice among ties: all 3 points tie on validation." in made.sentences
 
 
+def test_importance_is_withheld_if_all_points_tie() -> None:
+    # Six points suffice for importance. Their losses differ by rank and their scores do not.
+    points = {str(i): [(0.5, 1 + 0.1 * i)] for i in range(6)}
+    tied = choice(points)
+    assert (tied.ties.every, tied.importance) == (True, {})
+    assert not any("Importance" in sentence for sentence in tied.sentences)
+    assert choice(points | {"other": [(0.4, 2.0)]}).importance["fanova"]["input"] == 1
+
+
 @pytest.mark.parametrize("seeds", [2, 3])
 def test_points_tie_if_their_noise_over_seeds_explains_their_difference(seeds: int) -> None:
     ties = choice({name: results[:seeds] for name, results in NOISY.items()}).ties
@@ -69,7 +81,7 @@ def test_an_incomplete_point_neither_ties_nor_counts_nor_is_chosen() -> None:
 
 def test_without_a_complete_point_there_is_no_choice() -> None:
     made = choice({"a": [], "b": []}, seeds=2)
-    assert (made.chosen, made.ties.points) == ([], 0)
+    assert (made.chosen, made.importance, made.ties.points) == ([], {}, 0)
     assert len(made.overview().lines) == 2
 
 
@@ -93,3 +105,24 @@ def test_of_equal_points_the_smaller_is_chosen() -> None:
 def test_a_front_has_no_point_that_another_beats_in_both() -> None:
     points: dict[str, Results] = {"a": [(0.5, 0.5)], "b": [(0.5, 0.6)], "c": [(0.5, 0.4)]}
     assert choice(points, small=True).chosen == [0, 2]
+
+
+def test_importance_finds_the_mode_that_matters() -> None:
+    points = [((i, j), 0.5 + 0.1 * i) for i in (1, 2, 4, 8) for j in (1, 2, 4)]
+    importance = importances(("input", "output"), points)
+    assert set(importance) == {"fanova", "mean_decrease_impurity", "ped_anova"}
+    for values in importance.values():
+        assert values["input"] > 0.8
+    assert importances(("input", "output"), points[:3]) == {}
+    assert set(importances(("input", "output"), [((i, 3), v) for (i, _), v in points])["fanova"]) == {"input"}
+
+
+def test_choices_are_drawn(tmp_path: Path) -> None:
+    many = choice({str(i): [(0.5 + 0.01 * i, 1 - 0.1 * i)] for i in range(6)})
+    assert "for the validation loss in this search: fanova input 1.00" in many.sentences[-1]
+    none = choice({"a": [], "b": []}, seeds=2)
+    draw([many, choice(EQUAL), none], tmp_path / "choices.svg")
+    drawn = (tmp_path / "choices.svg").read_text()
+    assert drawn.count("importance of modes") == 3
+    with pytest.raises(UserError, match="--plot"):
+        draw([many], tmp_path / "nowhere" / "choices.svg")

@@ -21,7 +21,7 @@ from ..services import Driver
 from ..services import driver as program
 from ..synthetic import QKV_DEPTH_RANKS, registered
 from ..toy_runs import raising
-from ..toy_suites import DIGITS, write
+from ..toy_suites import DIGITS, VISION, write
 
 Call = Callable[..., Any]
 NewStore = Callable[[Path], str]
@@ -86,10 +86,11 @@ def test_another_start_runs_nothing_and_a_larger_number_goes_on(
 def test_the_written_suite_runs_and_is_reported(tmp_path: Path, new_store: NewStore, call: Call) -> None:
     changes = {**SEARCH, "methods": ["lora", *SEARCH["methods"]], "seeds": [0, 1]}
     suite, uri, out = write(tmp_path, **changes), new_store(tmp_path), tmp_path / "found.yaml"
-    method = ("--method", "TensLoRA qkv_depth")
+    method = ("--method", "TensLoRA qkv_depth", "--plot", tmp_path / "found.svg")
     searched = call("search", suite, "--store", uri, "--out", out, *method)
     assert searched.code == 0, searched.err
     assert "found.yaml" in searched.err
+    assert "importance of modes" in (tmp_path / "found.svg").read_text()
     assert {record.tag(Tag.EVALUATED) for record in Store.existing(uri, "toy").records()} == {"validation"}
     run = call("run", out, "--store", uri)
     assert run.code == 0, run.err
@@ -187,6 +188,27 @@ def test_a_suite_without_a_chooser_and_a_file_of_somebody_else_are_refused(
     assert (tmp_path / "toy_chosen.yaml").read_text() == "name: mine\n"
     unknown = call("search", suite, "--store", uri, "--seed", "1")
     assert unknown.code == 2
+
+
+@pytest.mark.parametrize(
+    ("section", "why"),
+    [
+        ({"search": None, "allocation": {}}, "no section 'search'"),
+        ({"search": None, "pilot": {"epochs": {"lr": 5e-3}}}, "no section 'search'"),
+        ({"pilot": {"epochs": {"lr": 5e-3}}}, "a pilot before its search"),
+    ],
+)
+def test_a_plot_is_of_a_search_that_runs(
+    section: dict[str, Any], why: str, tmp_path: Path, new_store: NewStore, call: Call
+) -> None:
+    plot = tmp_path / "plots" / "found.svg"
+    tuned = {"tuning": {"studies": 2, "points": 2}, "training": {"batch_size": 16, "epochs": 1}}
+    base = {key: value for key, value in VISION.items() if key != "seeds"}
+    suite = write(tmp_path, base, **{**SEARCH, **tuned, **section})
+    refused = call("search", suite, "--store", new_store(tmp_path), "--plot", plot)
+    assert refused.code == 2
+    assert f"--plot: suite 'toy' has {why}" in " ".join(refused.err.split())
+    assert not plot.parent.exists()
 
 
 # --- a task whose true ranks are known ---
