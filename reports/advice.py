@@ -11,7 +11,7 @@ from tensorbench.methods.errors import shown
 from tensorbench.records.pack_format import ENDING
 from tensorbench.records.words import Status
 from tensorbench.reports.analysis import Analysis, analyse
-from tensorbench.reports.inference import studies as estimates
+from tensorbench.reports.inference import rates as of_rates
 from tensorbench.reports.reading import read_sources
 from tensorbench.store.addresses import shown_uri
 from tensorbench.store.opening import is_pack, open_results
@@ -101,13 +101,13 @@ def rate_advice(analysis: Analysis) -> Iterator[RateAdvice]:
     """
     for number, studies in analysis.studies.items():
         cell = analysis.results.all_cells[number]
-        if cell.studies is None or studies.offsets is None or not estimates.enough_to_smooth(studies):
+        if cell.studies is None or studies.offsets is None or not of_rates.enough_to_smooth(studies):
             continue
-        if not estimates.have_best_rates(studies):
+        if not of_rates.have_best_rates(studies):
             continue
         centre = cell.studies.centre
-        ends = estimates.range_near(studies)
-        start, low, high = (centre * 10**each for each in (estimates.chosen_by_validation(studies), *ends))
+        ends = of_rates.range_near(studies)
+        start, low, high = (centre * 10**each for each in (of_rates.chosen_by_validation(studies), *ends))
         yield RateAdvice(
             cell=number,
             experiment=cell.experiment,
@@ -120,7 +120,7 @@ def rate_advice(analysis: Analysis) -> Iterator[RateAdvice]:
             high=high,
             is_lowest=bool(ends[0] == studies.offsets.min()),
             is_highest=bool(ends[1] == studies.offsets.max()),
-            share=estimates.share_near(studies),
+            share=of_rates.share_near(studies),
             studies=studies.count,
             trials=studies.trials,
         )
@@ -142,7 +142,7 @@ def stored_advice(places: Sequence[str]) -> list[RateAdvice]:
         where = ", ".join(map(shown_uri, places))
         raise UserError(
             f"no complete study in {where} with a rate at which trials succeed, and with at least "
-            f"{estimates.LEAST_SMOOTHED} trials of its method: advice on learning rates comes from suites "
+            f"{of_rates.LEAST_SMOOTHED} trials of its method: advice on learning rates comes from suites "
             "with tuning: {studies: 5, points: 8}"
         )
     return advice

@@ -34,6 +34,7 @@ from tensorbench.reports.comparisons import (
 from tensorbench.reports.complete import complete_studies
 from tensorbench.reports.evidence import Evidence, gather
 from tensorbench.reports.guards import find_guards, guarded, plain_lora
+from tensorbench.reports.inference import rates as of_rates
 from tensorbench.reports.inference import studies as estimates
 from tensorbench.reports.inference.crossed import OnSetting
 from tensorbench.reports.inference.effects import Effect, effect
@@ -332,9 +333,9 @@ def _entrant(
 
 def _sensitivity(studies: Sequence[CompleteStudies]) -> Sensitivity:
     """The shares of one method, without their differences from the reference."""
-    smooth = estimates.enough_to_smooth(*studies)
+    smooth = of_rates.enough_to_smooth(*studies)
     return Sensitivity(
-        near=float(np.mean([estimates.share_near(each) for each in studies])) if smooth else None,
+        near=float(np.mean([of_rates.share_near(each) for each in studies])) if smooth else None,
         failed=float(np.mean([estimates.share_failed(each) for each in studies])),
         failures=sum(int(each.failed.sum()) for each in studies),
         trials=sum(each.trials for each in studies),

@@ -11,7 +11,8 @@ from tensorbench.reports.comparable import Reference
 from tensorbench.reports.inference.effects import Effect, Verdict
 from tensorbench.reports.inference.intervals import Bounds
 from tensorbench.reports.inference.power import Design, of_effects
-from tensorbench.reports.inference.studies import CompleteStudies, Sources
+from tensorbench.reports.inference.rates import Sources
+from tensorbench.reports.inference.studies import CompleteStudies
 from tensorbench.reports.results import TaskAndBackbone
 from tensorbench.reports.units import Unit
 

@@ -11,6 +11,7 @@ from tensorbench.records.metrics import bounds, direction
 from tensorbench.reports.blocks import Block, Comparison, Entrant, Level, Transfer
 from tensorbench.reports.collapses import Collapses
 from tensorbench.reports.comparable import Reference
+from tensorbench.reports.inference import rates as of_rates
 from tensorbench.reports.inference import studies as estimates
 from tensorbench.reports.inference.crossed import OnSetting
 from tensorbench.reports.inference.effects import effect, verdict
@@ -123,7 +124,7 @@ def compared(
         block,
         entrants=tuple(entrants),
         part=tuple(map(finished, block.part)),
-        sources=tuple(estimates.sources(studies, block.k) for studies in of_settings),
+        sources=tuple(of_rates.sources(studies, block.k) for studies in of_settings),
         notes=(*block.notes, *notes, *_limits(block, entrants)),
     )
     return replace(block, levels=tuple(_levels(results, block, complete, made)))
@@ -200,14 +201,14 @@ def _against(
 
     def shares(share: Callable[[CompleteStudies], float]) -> Comparison:
         sides = zip(entrant.studies, reference, strict=True)
-        parts = [replace(estimates.of_share(share, own, other), limit=1.0) for own, other in sides]
+        parts = [replace(of_rates.of_share(share, own, other), limit=1.0) for own, other in sides]
         # Both shares of all methods are one family.
         return comparison(parts, 2 * claims, places, 0.0)
 
     sensitivity = replace(
         entrant.sensitivity,
-        near_difference=shares(estimates.share_near)
-        if estimates.enough_to_smooth(*entrant.studies, *reference)
+        near_difference=shares(of_rates.share_near)
+        if of_rates.enough_to_smooth(*entrant.studies, *reference)
         else None,
         failed_difference=shares(estimates.share_failed),
     )
@@ -238,11 +239,11 @@ def _transferred(results: Results, block: Block, entrant: Entrant, claims: int) 
         return entrant
     if not set.intersection(*({*each.numbers} for each in entrant.studies)):
         return entrant
-    if not (estimates.enough_to_smooth(*entrant.studies) and estimates.have_best_rates(*entrant.studies)):
+    if not (of_rates.enough_to_smooth(*entrant.studies) and of_rates.have_best_rates(*entrant.studies)):
         return entrant
-    over_all = effect([on_setting(results, entrant.cells[0], estimates.of_transfer(entrant.studies))])
+    over_all = effect([on_setting(results, entrant.cells[0], of_rates.of_transfer(entrant.studies))])
     interval = over_all.interval(simultaneous(claims))
-    costs = tuple(float(cost) for cost in estimates.transfer(entrant.studies))
+    costs = tuple(float(cost) for cost in of_rates.transfer(entrant.studies))
     transfer = Transfer(over_all.difference, interval, verdict(interval, block.threshold), costs)
     return replace(entrant, transfer=transfer)
 

@@ -14,7 +14,7 @@ from tensorbench.reports import answers, tables
 from tensorbench.reports.advice import rate_advice
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.drawing import Drawn
-from tensorbench.reports.inference.studies import LEAST_SMOOTHED
+from tensorbench.reports.inference.rates import LEAST_SMOOTHED
 from tensorbench.reports.ranks import over_budgets
 from tensorbench.reports.recipes import Mixture, provenance_counts
 from tensorbench.reports.redundancy import StoredRedundancy

@@ -32,9 +32,7 @@ from tensorbench.reports.answers import (
     trend_note,
 )
 from tensorbench.reports.blocks import Block, Comparison, Entrant, Level
-from tensorbench.reports.inference.studies import (
-    enough_to_smooth,
-)
+from tensorbench.reports.inference.rates import enough_to_smooth
 from tensorbench.reports.ranks import Allocations, OverBudgets, over_budgets
 from tensorbench.reports.recipes import Mixture
 from tensorbench.reports.redundancy import StoredRedundancy

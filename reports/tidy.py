@@ -10,12 +10,8 @@ from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.answers import in_words, trend_words
 from tensorbench.reports.blocks import Block, Comparison
 from tensorbench.reports.inference.intervals import Bounds
-from tensorbench.reports.inference.studies import (
-    enough_to_smooth,
-    share_failed,
-    share_failed_interval,
-    share_near,
-)
+from tensorbench.reports.inference.rates import enough_to_smooth, share_near
+from tensorbench.reports.inference.studies import share_failed, share_failed_interval
 from tensorbench.reports.ranks import Allocations
 from tensorbench.reports.results import Results
 

@@ -36,7 +36,8 @@ from tensorbench.reports.answers import (
 from tensorbench.reports.blocks import Block, Entrant
 from tensorbench.reports.drawing import INK, MUTED, RULE, SERIES, Drawn, Looks, Tips, panels
 from tensorbench.reports.inference.intervals import Bounds
-from tensorbench.reports.inference.studies import FAILED, LEAST_SMOOTHED, smoothed, window
+from tensorbench.reports.inference.rates import LEAST_SMOOTHED, smoothed, window
+from tensorbench.reports.inference.studies import FAILED
 from tensorbench.reports.tables import ANCHOR
 from tensorbench.reports.units import minus
 

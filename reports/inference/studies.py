@@ -1,4 +1,4 @@
-"""The score after k trials of tuning, and a method's sensitivity to learning rates, estimated from studies.
+"""The score after k trials of tuning, estimated from studies.
 
 Somebody runs k trials, each at a fresh learning rate from the window and with a fresh seed, and keeps the
 trial with the lowest validation loss. The score after k trials is the expected test score of the trial kept.
@@ -13,10 +13,9 @@ same offset from the window's centre and the same seed for both methods.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,13 +32,6 @@ from tensorbench.reports.inference.validation import influences
 TRIALS = (1, 2, 4, 8, 16)
 #: A trial counts as failed if it diverged, or scores this many points or more below its method's best.
 FAILED = 10
-#: A rate counts as near the best if its score is at most this many points lower.
-NEAR = 1
-#: The smallest number of trials from whose smoothed curve anything is said, and of successful trials through
-#: which a figure draws it. With fewer trials, the curve follows their noise.
-LEAST_SMOOTHED = 15
-#: The number of rates in the window at which smoothed scores are computed.
-_RATES = 81
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,15 +178,21 @@ def paired(method: CompleteStudies, reference: CompleteStudies) -> tuple[Complet
 
     Raises ValueError if they share no number, or if their studies differ in the number of points.
     """
-    shared = [number for number in method.numbers if number in reference.numbers]
-    if not shared:
+    numbers = [number for number in method.numbers if number in reference.numbers]
+    if not numbers:
         raise ValueError(f"numbers: {method.numbers} and {reference.numbers} have none in common")
     if method.losses.shape[1] != reference.losses.shape[1]:
         raise ValueError(f"points: {method.losses.shape[1]} and {reference.losses.shape[1]} in a study")
-    return method.only(shared), reference.only(shared)
+    return method.only(numbers), reference.only(numbers)
 
 
 # --- the score after k trials ---
+
+
+def shared(tasks: Sequence[CompleteStudies]) -> list[CompleteStudies]:
+    """The studies that all tasks or methods have, of each of them."""
+    numbers = [n for n in tasks[0].numbers if all(n in studies.numbers for studies in tasks)]
+    return [studies.only(numbers) for studies in tasks]
 
 
 def score_after(studies: CompleteStudies, k: int) -> float:
@@ -250,7 +248,7 @@ def of_contrast(
     weights: Sequence[float], methods: Sequence[CompleteStudies], k: int, failures: Failures | None = None
 ) -> OnSetting:
     """The weighted sum of several methods' scores after k trials on one task, otherwise like `of_pair`."""
-    sides = list(zip(weights, _shared(methods), strict=True))
+    sides = list(zip(weights, shared(methods), strict=True))
     first = sides[0][1]
     if first.count < LEAST_SEEDS or first.trials - first.trials // first.count < k:
         return OnSetting(first.count, sum(w * score_after(studies, k) for w, studies in sides), None)
@@ -343,128 +341,6 @@ def _most(level: float, failed: int, trials: int) -> float:
     return float(special.betaincinv(failed + 1, trials - failed, level)) if failed < trials else 1.0
 
 
-# --- sensitivity to learning rates ---
-
-
-def window(*tasks: CompleteStudies) -> Array:
-    """Evenly spaced offsets over the range that was tried on every task.
-
-    Raises ValueError if studies have no offsets.
-    """
-    offsets = [_offsets(studies) for studies in tasks]
-    return np.linspace(max(each.min() for each in offsets), min(each.max() for each in offsets), _RATES)
-
-
-def smoothed(studies: CompleteStudies, rates: Array) -> Array:
-    """The typical score at each of these rates (offsets in decades).
-
-    The score is a LOESS curve of degree 2 and span 0.75 (Cleveland and Devlin, 1988) through the trials that
-    did not fail. At a rate where most of the nearest quarter of trials failed, the score is instead the
-    mean score of failed trials, `best` minus `fall`.
-    """
-    curve = _loess(studies, studies.scores, rates)
-    return np.where(_failing(studies, rates), studies.best - studies.fall, curve)
-
-
-def _offsets(studies: CompleteStudies) -> Array:
-    if studies.offsets is None:
-        raise ValueError("offsets: needed to smooth scores over rates")
-    return studies.offsets.ravel()
-
-
-def _failing(studies: CompleteStudies, rates: Array) -> NDArray[np.bool_]:
-    failing: NDArray[np.bool_] = _tricube(_offsets(studies), rates, span=0.25) @ studies.failed.ravel() > 0.5
-    return failing
-
-
-def _loess(studies: CompleteStudies, values: Array, rates: Array) -> Array:
-    lasting = ~studies.failed.ravel()
-    if not lasting.any():
-        return np.full(len(rates), np.nan)
-    return _smoother(_offsets(studies)[lasting].tobytes(), rates.tobytes()) @ values.ravel()[lasting]
-
-
-@lru_cache(256)
-def _smoother(of_offsets: bytes, of_rates: bytes) -> Array:
-    """The matrix (rates, offsets) that turns scores at offsets into their LOESS curve at rates.
-
-    All methods have the same offsets, so that most matrices are asked for often.
-    """
-    offsets, rates = np.frombuffer(of_offsets), np.frombuffer(of_rates)
-    weights = _tricube(offsets, rates, span=0.75)
-    powers = (offsets - rates[:, None])[:, :, None] ** np.arange(3)
-    normal = np.einsum("ro,rop,roq->rpq", weights, powers, powers)
-    # With few trials the fit is a line or a constant: the least-norm solution.
-    inverse = np.linalg.pinv(normal, hermitian=True)
-    matrix: Array = np.einsum("rp,ro,rop->ro", inverse[:, 0], weights, powers)
-    return matrix
-
-
-def _tricube(offsets: Array, rates: Array, span: float) -> Array:
-    """Tricube weights of the offsets for each rate, of shape (rates, offsets). Each rate's weights sum to 1.
-
-    Only the share `span` of offsets that is nearest to the rate has weight.
-    """
-    apart = np.abs(rates[:, None] - offsets)
-    reach = np.sort(apart, axis=1)[:, math.ceil(span * len(offsets)) - 1, None]
-    # Slightly wider, so that the farthest offset counts even if it is the only one.
-    near = (1 - (apart / (1.001 * reach + 1e-9)) ** 3).clip(0) ** 3
-    weights: Array = near / near.sum(1, keepdims=True)
-    return weights
-
-
-def enough_to_smooth(*tasks: CompleteStudies) -> bool:
-    """Whether each task has `LEAST_SMOOTHED` trials or more."""
-    return all(studies.trials >= LEAST_SMOOTHED for studies in tasks)
-
-
-def have_best_rates(*tasks: CompleteStudies) -> bool:
-    """Whether each task has a rate near which most trials succeeded.
-
-    If most trials failed at every rate, no rate is the best. Only studies that all tasks have count, and
-    only rates that were tried on all tasks.
-    """
-    tasks = tuple(_shared(tasks))
-    rates = window(*tasks)
-    return not any(_failing(studies, rates).all() for studies in tasks)
-
-
-def share_near(studies: CompleteStudies) -> float:
-    """The share of trials that did not fail and whose rate has a smoothed score near the maximum.
-
-    Near means within `NEAR` points. Since rates are stratified, this estimates the share of the window that
-    is near the best rate. A single method's share is too low, since the maximum of a noisy curve is too high.
-    Differences between methods are not affected.
-    """
-    return float(_near(studies)[0].mean())
-
-
-def _near(studies: CompleteStudies) -> tuple[NDArray[np.bool_], Array]:
-    """Whether each trial (trials,) succeeded at a rate near the best, and the LOESS curve at its rate."""
-    curve = _loess(studies, studies.scores, _offsets(studies))
-    lasting = ~studies.failed.ravel()
-    most = curve[lasting].max(initial=-np.inf)
-    return (curve >= most - NEAR * studies.point) & lasting, curve
-
-
-def range_near(studies: CompleteStudies) -> Bounds:
-    """The widest range of offsets around the best rate in which every trial counts as near.
-
-    Trials count as near by the rule of `share_near`. Raises ValueError if all trials failed.
-    """
-    order = _offsets(studies).argsort()
-    near, curve = _near(studies)
-    if not near.any():
-        raise ValueError("studies: all trials failed, so no rate is near the best")
-    near, curve = near[order], curve[order]
-    best = int(np.where(near, curve, -np.inf).argmax())
-    breaks = np.flatnonzero(~near)
-    first = int(breaks[breaks < best].max(initial=-1)) + 1
-    last = int(breaks[breaks > best].min(initial=len(near))) - 1
-    offsets = _offsets(studies)[order]
-    return float(offsets[first]), float(offsets[last])
-
-
 def share_failed(studies: CompleteStudies) -> float:
     """The share of trials that failed."""
     return float(studies.failed.mean())
@@ -479,139 +355,3 @@ def share_failed_interval(studies: CompleteStudies) -> Bounds:
     failed, trials, tail = int(studies.failed.sum()), studies.trials, (1 - LEVEL) / 2
     low = special.betaincinv(failed, trials - failed + 1, tail) if failed else 0.0
     return float(low), _most(1 - tail, failed, trials)
-
-
-def of_share(
-    share: Callable[[CompleteStudies], float], method: CompleteStudies, reference: CompleteStudies
-) -> OnSetting:
-    """The difference between two methods' shares, with its error by a jackknife over paired studies.
-
-    `share` computes one method's share, for example `share_near`. There is no interval for fewer than
-    `LEAST_SEEDS` studies, or if the difference is the same whichever study is left out.
-    """
-    return _jackknife(lambda sides: share(sides[0]) - share(sides[1]), paired(method, reference))
-
-
-def _jackknife(
-    statistic: Callable[[Sequence[CompleteStudies]], float], sides: Sequence[CompleteStudies]
-) -> OnSetting:
-    """A statistic of the studies of several methods or tasks, with its error by a jackknife over studies.
-
-    Studies are paired by number. For fewer than `LEAST_SEEDS` there is no error.
-    """
-    value, count = statistic(sides), sides[0].count
-    if count < LEAST_SEEDS:
-        return OnSetting(count, value, None)
-    without = [statistic([studies.without(study) for studies in sides]) for study in range(count)]
-    return replace(of_seeds(count * value - (count - 1) * np.array(without)), difference=value)
-
-
-def transfer(tasks: Sequence[CompleteStudies]) -> Array:
-    """Each task's change of score (tasks,) from using the best rate of the other tasks. Negative is a loss.
-
-    The best rate of the other tasks is the offset at which the mean of their smoothed scores is largest. It
-    is compared with the task's own rate: the offset at which the task's smoothed validation loss is lowest.
-    The change is the difference between the task's smoothed scores at the two offsets. The task's own rate is
-    not chosen by test scores, since the best of them would be too high. Only studies that all tasks have
-    count. Raises ValueError for a single task, and unless all tasks have a best rate (`have_best_rates`).
-    """
-    if len(tasks) < 2:
-        raise ValueError("tasks: 1, expected at least 2 for a transfer between them")
-    tasks = _shared(tasks)
-    rates = window(*tasks)
-    curves = np.array([smoothed(studies, rates) for studies in tasks])
-    elsewhere, here = (curves.sum(0) - curves).argmax(1), [_chosen(studies, rates) for studies in tasks]
-    rows = np.arange(len(tasks))
-    cost: Array = curves[rows, elsewhere] - curves[rows, here]
-    return cost
-
-
-def chosen_by_validation(studies: CompleteStudies) -> float:
-    """The offset in the range of `range_near` at which the smoothed validation loss is lowest.
-
-    Raises ValueError if most trials failed at every rate (see `have_best_rates`).
-    """
-    if not have_best_rates(studies):
-        raise ValueError("studies: most trials failed at every rate, so no rate is the best")
-    rates = np.linspace(*range_near(studies), _RATES)
-    return float(rates[_loess(studies, studies.losses, rates).argmin()])
-
-
-def _chosen(studies: CompleteStudies, rates: Array) -> int:
-    failing = _failing(studies, rates)
-    if failing.all():
-        raise ValueError("studies: most trials failed at every rate, so no rate is the best")
-    return int(np.where(failing, np.inf, _loess(studies, studies.losses, rates)).argmin())
-
-
-def of_transfer(tasks: Sequence[CompleteStudies]) -> OnSetting:
-    """The mean of `transfer` over tasks, with its error by a jackknife over studies that all tasks have.
-
-    There is no error if a task has no best rate without one of the studies. Raises the ValueErrors of
-    `transfer`.
-    """
-    tasks = _shared(tasks)
-    count = tasks[0].count
-    rest = [[studies.without(study) for studies in tasks] for study in range(count if count > 1 else 0)]
-    if not all(have_best_rates(*sides) for sides in rest):
-        return OnSetting(count, float(transfer(tasks).mean()), None)
-    return _jackknife(lambda sides: float(transfer(sides).mean()), tasks)
-
-
-def _shared(tasks: Sequence[CompleteStudies]) -> list[CompleteStudies]:
-    shared = [n for n in tasks[0].numbers if all(n in studies.numbers for studies in tasks)]
-    return [studies.only(shared) for studies in tasks]
-
-
-@dataclass(frozen=True)
-class Sources:
-    """The variance of scores on one task from each source, in squared units of the score."""
-
-    #: The variance between methods of their scores after k trials. None for a single method, and if the noise
-    #: of some score is unknown.
-    method: float | None
-    #: The variance of a method's smoothed score over the window, without failed trials. The mean over the
-    #: methods with a trial that succeeded. None if there are none.
-    rate: float | None
-    #: The variance of a method's trials around its smoothed score, without failed trials. The mean over the
-    #: same methods, or None.
-    seed: float | None
-    #: The variance of a trial's score over random test sets of the same size. The mean over methods. None if
-    #: no method has contributions of examples.
-    examples: float | None
-
-
-def sources(methods: Sequence[CompleteStudies], k: int) -> Sources:
-    """The variance of scores on one task from each source.
-
-    The noise of the estimates is subtracted from the variances between methods and between rates. Seeds have
-    one rate, so that their only variance beside that of examples is that over seeds.
-    """
-    scores = [of_method(studies, k) for studies in methods]
-    noise, between = [part.error.seeds for part in scores if part.error is not None], None
-    if len(noise) == len(scores) > 1:
-        between = max(0.0, float(np.var([part.difference for part in scores], ddof=1) - np.mean(noise)))
-    if methods[0].offsets is None:
-        spreads = [float(studies.scores.var(ddof=1)) for studies in methods if studies.trials > 1]
-        rates, seeds = None, float(np.mean(spreads)) if spreads else None
-    else:
-        lasting = [_about_the_curve(studies) for studies in methods if not studies.failed.all()]
-        rates, seeds = np.mean(lasting, axis=0).tolist() if lasting else (None, None)
-    tables = [studies.by_example for studies in methods if studies.by_example is not None]
-    examples = [float(table.var(-1, ddof=1).mean()) / table.shape[-1] for table in tables]
-    return Sources(between, rates, seeds, float(np.mean(examples)) if examples else None)
-
-
-def _about_the_curve(studies: CompleteStudies) -> tuple[float, float]:
-    """The variance of the smoothed score, and of scores around it, over trials that did not fail.
-
-    Some trial must have succeeded.
-    """
-    lasting = ~studies.failed.ravel()
-    offsets, scores = _offsets(studies)[lasting], studies.scores.ravel()[lasting]
-    smoother = _smoother(offsets.tobytes(), offsets.tobytes())
-    curve, parameters = smoother @ scores, float(np.trace(smoother))
-    if len(scores) <= parameters + 1:
-        return float(curve.var()), 0.0
-    residual = float(((scores - curve) ** 2).sum() / (len(scores) - parameters))
-    return max(0.0, float(curve.var()) - residual * (parameters - 1) / len(scores)), residual

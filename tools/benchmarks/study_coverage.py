@@ -35,17 +35,15 @@ from tensorbench.reports.inference.effects import effect
 from tensorbench.reports.inference.intervals import LEAST_SEEDS, LEVEL, Array, simultaneous, t_quantile
 from tensorbench.reports.inference.moderation import moderated, share_and_freedom
 from tensorbench.reports.inference.power import Response, of_assumed
+from tensorbench.reports.inference.rates import of_share, of_transfer, share_near
 from tensorbench.reports.inference.studies import (
     FAILED,
     TRIALS,
     CompleteStudies,
     of_pair,
-    of_share,
-    of_transfer,
     pooled_failures,
     share_failed,
     share_failed_interval,
-    share_near,
 )
 from tensorbench.reports.reading import read
 from tensorbench.reports.selection import Selection

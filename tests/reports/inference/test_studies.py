@@ -18,25 +18,27 @@ from tensorbench.reports.inference.intervals import LEVEL, Array, Bounds, simult
 from tensorbench.reports.inference.kept import kept_weights
 from tensorbench.reports.inference.moderation import moderated
 from tensorbench.reports.inference.power import Response, stratified
-from tensorbench.reports.inference.studies import (
-    CompleteStudies,
+from tensorbench.reports.inference.rates import (
     chosen_by_validation,
     have_best_rates,
-    of_contrast,
-    of_method,
-    of_pair,
     of_share,
     of_transfer,
-    paired,
-    pooled_failures,
     range_near,
-    score_after,
-    share_failed,
-    share_failed_interval,
     share_near,
     smoothed,
     sources,
     transfer,
+)
+from tensorbench.reports.inference.studies import (
+    CompleteStudies,
+    of_contrast,
+    of_method,
+    of_pair,
+    paired,
+    pooled_failures,
+    score_after,
+    share_failed,
+    share_failed_interval,
 )
 
 from .test_intervals import array
