@@ -34,12 +34,13 @@ def _list_or_names(value: Any, _: ValidatorFunctionWrapHandler) -> Any:
 
 
 def _rank_or_part(value: Any) -> float | str:
-    if not isinstance(value, bool) and isinstance(value, (int, float)):
-        if value >= 1 and float(value).is_integer():
-            return int(value)
-        if 0 < value < 1:
-            return value
-    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?x", value) and float(value[:-1]):
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    if isinstance(value, float) and 0 < value < 1:
+        return value
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?x", value) and float(value[:-1]):
         return value
     raise ValueError(
         "should be a rank, a number between 0 and 1 as a share of the largest useful rank, or a multiple of "

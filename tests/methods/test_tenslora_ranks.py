@@ -168,6 +168,7 @@ def test_with_a_rank_given_none_that_the_rule_allows_comes_nearer(variant: str, 
         ({"layer": True}, "should be a rank"),
         ({"layer": 1.5}, "should be a rank"),
         ({"layer": "0x"}, "should be a rank"),
+        ({"layer": "9" * 400 + "x"}, "should be a rank"),
         ({"layer": "half"}, "should be a rank"),
         ({}, "at least 1"),
         ({"input": 3, "output": 3, "projection": 3, "layer": 3}, "list all of them"),
@@ -189,7 +190,7 @@ def test_ranks_in_part_need_a_budget_of_parameters_that_holds_them() -> None:
     assert method.fit(BASE, smallest).size == (1, 1, 1, 1)
     with pytest.raises(UserError, match=f"{smallest - 1:,}.*{smallest:,}"):
         method.fit(BASE, smallest - 1)
-    for name, rank in (("layer", 13), ("projection", "1.5x"), ("input", "20x")):
+    for name, rank in (("layer", 13), ("layer", 10**400), ("projection", "1.5x"), ("input", "20x")):
         large = create("tenslora", variant="qkv_depth", ranks={name: rank})
         with pytest.raises(UserError, match=f"rank of {name} is .*, accepted is at most"):
             large.fit(BASE, LORA)
