@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -127,7 +128,7 @@ def read_experiment(source: Source) -> Experiment:
         records=records,
         duplicates=sum(record.status in ENDED_WELL for record in stored)
         - sum(record.status in ENDED_WELL for record in records.values()),
-        references=int(count) if (count := suites[-1].tag(Tag.REFERENCES)).isdecimal() else 0,
+        references=int(count) if re.fullmatch(r"\d{1,9}", count := suites[-1].tag(Tag.REFERENCES)) else 0,
     )
     states = Counter(records[id_].status if id_ in records else Status.MISSING for id_ in experiment.trials)
     if not states[Status.FINISHED]:

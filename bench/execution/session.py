@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -102,10 +101,10 @@ def session(store: Store, notify: Callable[[str], None] = lambda text: None) -> 
 
 
 @contextmanager
-def turn(session: Session, purpose: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+def turn(session: Session, purpose: str, doing: str) -> Iterator[None]:
     """Context that only one driver of the experiment at a time enters for a purpose. The others wait.
 
-    `waiting` is called before this driver waits.
+    A driver that waits tells its user what another start is `doing`.
     """
     claims = session.claims
 
@@ -113,7 +112,10 @@ def turn(session: Session, purpose: str, waiting: Callable[[], None] = lambda: N
         return claims.take(purpose, claims.taken(), claims.living())
 
     if not take():
-        waiting()
+        session.notify(
+            f"Another start of '{session.store.name}' {doing}. Waiting for it: for {EXPIRY:.0f} seconds at "
+            "most, if it has died on another machine."
+        )
         while not take():
             time.sleep(LOOK)
     try:
@@ -128,12 +130,8 @@ def begin_suite(session: Session, plan: Plan) -> str:
     If the suite names branches of the hub, only one driver at a time does so. Otherwise two first starts
     could each store another commit of a branch that moved between them.
     """
-    text = (
-        f"Another start of '{plan.suite.name}' stores the commits of its branches. Waiting for it: for "
-        f"{EXPIRY:.0f} seconds at most, if it has died on another machine."
-    )
-    turns = turn(session, "commits", partial(session.notify, text)) if plan.suite.commits else nullcontext()
-    with turns:
+    doing = "stores the commits of its branches"
+    with turn(session, "commits", doing) if plan.suite.commits else nullcontext():
         return session.store.begin_suite(plan, session.claims.driver)
 
 

@@ -52,6 +52,8 @@ class StoredConfig(Wired):
 class StoredRerun(Wired):
     """What a trial from a pack gave when it ran again where new trials of its suite run: the tag `rerun`."""
 
+    #: The run with the tag in the store where the trial ran again. An unpacked run has another id.
+    run_id: str
     #: The new score. None if the trial failed again.
     score: float | None
     #: The largest accepted difference from the stored score.

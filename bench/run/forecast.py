@@ -59,14 +59,14 @@ def make_forecast(
         records = opened.records()
         notes += changed_trials(plan, opened, records)
     settled = {record.trial_id for record in records if record.settled}
-    references: list[Record] = []
+    references: dict[str, Record] = {}
     if not (faults or _absent(store)):
-        from tensorbench.run.references import find_references
+        from tensorbench.run.references import find_references, references_of
 
         lacking = {trial.id for trial in plan.trials} - settled
-        references += [run for _, run in find_references(store, plan.suite.name, lacking).values()]
-    records += references
-    settled |= {record.trial_id for record in references}
+        records += [run for _, run in find_references(store, plan.suite.name, lacking).values()]
+        references = references_of(plan, records)
+    settled |= references.keys()
     work = workloads(plan)
     points = sum(len(row.trials) if row.studies else 1 for row in plan.rows)
     to_run = [(trial, work[trial.id]) for trial in plan.trials if trial.id not in settled]

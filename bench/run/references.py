@@ -7,7 +7,8 @@ new trials run, a sample of the references runs again where the new ones will, s
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from tensorbench.execution.driver import pending
 from tensorbench.execution.executor import Executor
@@ -27,9 +28,6 @@ EVERY, LEAST = 10, 2
 
 #: The largest number of faults that are stored for a trial, and of trials that an error lists.
 MOST_FAULTS, MOST_LISTED = 3, 10
-
-#: The turn (see `tensorbench.execution.session.turn`) of the driver that copies or runs references.
-TURN = "references"
 
 
 def find_references(uri: str, name: str, ids: Collection[str]) -> dict[str, tuple[Store, Record]]:
@@ -51,27 +49,27 @@ def find_references(uri: str, name: str, ids: Collection[str]) -> dict[str, tupl
     return found
 
 
-def adopt(
-    driver: Session, full_plan: Plan, plan: Plan, records: list[Record], notify: Callable[[str], None]
-) -> list[Record]:
+def adopt(driver: Session, full_plan: Plan, plan: Plan, records: list[Record]) -> list[Record]:
     """Copies the references of a plan into its own experiment. Returns the experiment's records after it.
 
-    `plan` is the selected part of `full_plan`, and `records` are the records before. `notify` is called with
-    a note on what is copied. With the references, the experiment can be reported and packed by itself.
+    `plan` is the selected part of `full_plan`, and `records` are the records before. With the references, the
+    experiment can be reported and packed by itself.
     """
     store = driver.store
     if find_references(store.uri, store.name, {trial.id for trial in pending(plan, records)}):
         # Imported late, as verification is below: most suites have no references.
         from tensorbench.store.pack.unpacking import copied
 
-        with turn(driver, TURN), suite_run(driver, full_plan) as run_id:
+        with turn(driver, "adoption", "copies trials from packs"), suite_run(driver, full_plan) as run_id:
             # Another driver may have copied some meanwhile.
             waiting = pending(plan, store.records())
             by_store = defaultdict[Store, list[Record]](list)
             for source, run in find_references(store.uri, store.name, {t.id for t in waiting}).values():
-                by_store[source].append(run)
+                # It may have run again beside trials of another suite, but not beside those of this one.
+                tags = {key: text for key, text in run.tags.items() if key != Tag.RERUN}
+                by_store[source].append(replace(run, tags=tags))
             for source, runs in by_store.items():
-                notify(f"{len(runs):,} trials are taken from '{source.name}', which a pack brought.")
+                driver.notify(f"{len(runs):,} trials are taken from '{source.name}', which a pack brought.")
                 for _ in copied(source, runs, store, run_id):
                     pass
         records = store.records()
@@ -95,20 +93,26 @@ def references_of(plan: Plan, records: Sequence[Record]) -> dict[str, Record]:
     }
 
 
+def reran(run: Record) -> StoredRerun | None:
+    """What a reference gave when it ran again here. None if it did not, whatever its pack says."""
+    again = stored_rerun(run)
+    return again if again and again.run_id == run.run_id else None
+
+
 def to_run_again(full_plan: Plan, plan: Plan, records: Sequence[Record]) -> dict[str, Record]:
     """The references that must run again before new trials of `plan`, a part of `full_plan`, by trial id.
 
-    Those that ran again already count. Ids are hashes, so the first ones are a random sample that each start
-    draws again.
+    Those that ran again already count. The store drew the ids of its runs, so the first ones are a random
+    sample that each start draws again, and that the author of a pack could not foresee.
     """
     references, chosen = references_of(full_plan, records), dict[str, Record]()
     for row in full_plan.rows:
         own = [references[id_] for id_ in {*row.trials.values()} & references.keys()]
         if not any(trial.id in row.trials.values() for trial in plan.trials):
             continue
-        own.sort(key=lambda run: (Tag.RERUN not in run.tags, run.trial_id))
+        own.sort(key=lambda run: (reran(run) is None, run.run_id))
         count = max(LEAST, -(-len(own) // EVERY))
-        chosen |= {run.trial_id: run for run in own[:count] if Tag.RERUN not in run.tags}
+        chosen |= {run.trial_id: run for run in own[:count] if not reran(run)}
     return chosen
 
 
@@ -155,6 +159,7 @@ def run_again(
             result = compared(Candidate(findings, store, run, trial), ending, progress[trial.id], now)
             faults = [f"{each.what}: stored {each.stored}, now {each.recomputed}" for each in findings.faults]
             stored = StoredRerun(
+                run_id=run.run_id,
                 score=result.score,
                 allowed=result.allowed,
                 device=now["gpu"] or now["cpu"],
@@ -166,7 +171,7 @@ def run_again(
 def refuse_other_results(plan: Plan, records: Sequence[Record], name: str) -> None:
     """Raises UserError if references gave other results when they ran again, with what can be done."""
     runs = references_of(plan, records).values()
-    reruns = [(run, again) for run in runs if (again := stored_rerun(run))]
+    reruns = [(run, again) for run in runs if (again := reran(run))]
     apart = [
         f"  trial {run.trial_id} ({run.name}): {_score(run.score)} on "
         f"{run.provenance.get('gpu') or run.provenance.get('cpu', 'unknown hardware')}, now "

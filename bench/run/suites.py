@@ -34,7 +34,6 @@ from tensorbench.records.record import Record, latest
 from tensorbench.records.text import message
 from tensorbench.records.words import RunKind, Status, Tag
 from tensorbench.run.references import (
-    TURN,
     adds_trials,
     adopt,
     references_of,
@@ -191,10 +190,7 @@ class _Work:
     def _run_references(self, full_plan: Plan, plan: Plan, records: list[Record]) -> list[Record]:
         """Runs a sample of the trials from packs again. Raises UserError if they give other results here."""
         if to_run_again(full_plan, plan, records):
-            waiting = partial(
-                self.audience.note, "Another start runs trials from packs again. Waiting for it."
-            )
-            with turn(self.driver, TURN, waiting):
+            with turn(self.driver, "reruns", "runs trials from packs again"):
                 # Another driver may have run some meanwhile.
                 records = self.store.records()
                 if chosen := to_run_again(full_plan, plan, records):
@@ -296,7 +292,7 @@ def run_suite(
                 )
             records = opened.records()
             if not retry_failed:
-                records = adopt(driver, full_plan, plan, records, audience.note)
+                records = adopt(driver, full_plan, plan, records)
                 for note in changed_trials(plan, opened, records):
                     audience.note(note)
                 if long := time_advice(plan, records, executor.device):

@@ -70,6 +70,11 @@ def notes(uri: str, name: str = "toy") -> str:
     return "\n".join(read(uri, [name]).notes)
 
 
+def stated(run_id: str) -> str:
+    """The tag of a trial that ran again with an equal score."""
+    return StoredRerun(run_id=run_id, score=0.5, allowed=0.02, device="cpu").model_dump_json()
+
+
 LORA, HEAD = ("LoRA", Status.FINISHED, True), ("head only", Status.FINISHED, False)
 
 
@@ -101,6 +106,8 @@ def test_references_are_taken_by_id_and_two_of_them_run_again_once(
         assert "3 trials came from packs. 2 of them ran again" in notes(uri, name)
     verified = call("verify", "toy", "--store", uri)
     assert verified.code == 0, verified.out
+    (share,) = make_forecast(plan(EXTENDED), uri).parts
+    assert (share.references, share.open) == (3, 0)
     # A finished suite loads and trains nothing.
     for name in ("prepare_all", "report_trial"):
         monkeypatch.setattr(tensorbench.execution.inline, name, raising(AssertionError(name)))
@@ -217,7 +224,7 @@ def test_one_in_ten_runs_again_over_all_starts() -> None:
 
     def runs(trials: tuple[Trial, ...], again: Mapping[str, object]) -> list[Record]:
         tags = {
-            trial.id: {Tag.ORIGIN: "run"} | dict.fromkeys([Tag.RERUN] * (trial.id in again), "{}")
+            trial.id: {Tag.ORIGIN: "run"} | dict.fromkeys([Tag.RERUN] * (trial.id in again), stated(trial.id))
             for trial in trials
         }
         return [Record(id_, id_, Status.FINISHED, tags=tags[id_]) for id_ in tags]
@@ -234,8 +241,39 @@ def test_one_in_ten_runs_again_over_all_starts() -> None:
         "LoRA": 4,
         "head only": 4,
     }
+    # Trial ids are known to the author of a pack, and ids of runs in this store are not.
+    renamed = [replace(run, run_id=str(10**6 - int(run.trial_id[:4], 16))) for run in runs(lora, {})]
+    assert not again.keys() & to_run_again(whole, whole, renamed).keys()
     own = [replace(run, tags={}) for run in runs(whole.trials, {})]
     assert not references_of(whole, own)
+
+
+@pytest.mark.parametrize("name", ["published", "toy"])
+def test_what_a_pack_says_of_reruns_does_not_count(
+    name: str, tmp_path: Path, new_store: NewStore, call: Call
+) -> None:
+    """The pack is of another suite, or of the first start of the same one."""
+    (tmp_path / "there").mkdir()
+    there = Store.create(new_store(tmp_path / "there"), name)
+    run_inline(there, plan(TEXT, **PUBLISHED | {"name": name}))
+    uri, suite = new_store(tmp_path), write(tmp_path, EXTENDED)
+    forged = edited(
+        packed(there.uri, name, tmp_path / "there"),
+        tmp_path,
+        lambda line: line["tags"].update({Tag.RERUN: stated(line["run_id"])}),
+    )
+    unpack(forged, store=uri)
+    ended = call("run", suite, "--store", uri, "--executor", "inline")
+    assert ended.code == 0, ended.err
+    assert "run again before new ones: 2 trials" in ended.out
+    runs = {run.run_id for run in Store.existing(uri, "toy").records()}
+    assert sum(again.run_id in runs for again in reruns(uri).values()) == 2
+
+
+def test_a_number_of_references_beyond_all_digits(pack: Path, tmp_path: Path) -> None:
+    digits = edit_runs(lambda lines: lines[0]["tags"].update({Tag.REFERENCES: "9" * 5000}))
+    hostile = changed(pack, tmp_path / "hostile.tensorbench.zip", digits)
+    assert "came from packs" not in notes("", str(hostile))
 
 
 def test_two_packs_with_different_scores_are_refused(
