@@ -26,6 +26,7 @@ from tensorbench.backbones import describe, kinds
 from tensorbench.cli.program import app
 from tensorbench.plan.suite import load_suite
 from tensorbench.records.words import Tag
+from tensorbench.run.suites import SuiteRun
 from tensorbench.store.store import Store
 from tensorbench.tasks import Task, prepare
 
@@ -59,9 +60,9 @@ def code(page: str) -> list[str]:
     ]
 
 
-def run_code(page: str, names: dict[str, object]) -> None:
-    """Runs the Python blocks of a page in order, with a tiny backbone in place of minilm-l6."""
-    for block in code(page):
+def run_code(page: str, names: dict[str, object], only: slice = slice(None)) -> None:
+    """Runs these Python blocks of a page in order, with a tiny backbone in place of minilm-l6."""
+    for block in code(page)[only]:
         exec(compile(block.replace("minilm-l6", "tiny-random-bert"), str(ROOT / page), "exec"), names)
 
 
@@ -171,10 +172,17 @@ def test_the_first_python_of_a_newcomer_runs(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tensorbench.plan.suite.PACKAGED", tmp_path / "suites")
     names: dict[str, object] = {}
-    run_code("docs/start.md", names)
-    assert names["run"].complete  # type: ignore[attr-defined]
+    run_code("docs/start.md", names, slice(1, None))
+    run = names["run"]
+    assert isinstance(run, SuiteRun)
+    assert run.complete
     tensorbench.pack("quickstart", out="theirs.tensorbench.zip", store="sqlite:///mlflow.db")
     run_code("docs/reference/data-frames.md", {})
+    # The first block loads an exported model in the folder of the export.
+    trial = run.plan.trials[-1]
+    tensorbench.export_run(trial.id, "served", "sqlite:///mlflow.db", merged=True)
+    monkeypatch.chdir(tmp_path / "served")
+    run_code("docs/start.md", names, slice(1))
 
 
 def test_the_backbone_of_the_guide_describes_itself() -> None:

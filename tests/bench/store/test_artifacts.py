@@ -55,10 +55,10 @@ def test_finished_and_failed_trials_leave_the_hashes_of_their_artifacts(store: S
 def test_a_record_from_the_outbox_has_hashes_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     keep = tensorbench.store.store.keep_files
 
-    def full(client: Any, run_id: str, folder: Path) -> None:
+    def full(client: Any, run_id: str, folder: Path, *others: Any) -> None:
         if (folder / Artifact.CONFIG).exists():
             raise OSError(28, "No space left on device")
-        keep(client, run_id, folder)
+        keep(client, run_id, folder, *others)
 
     with monkeypatch.context() as patch:
         patch.setattr(tensorbench.execution.driver, "FILE_PATIENCE", 0)
