@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -46,18 +47,13 @@ class LoRA(OneRank):
         return (geometry.full_rank(self.projections),)
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> PeftAdapter:
+        return PeftAdapter(backbone, self.projections, self._config, generator)
+
+    def _config(self, targets: Iterable[str]) -> Any:
         from peft import LoraConfig
 
         rank = self.resolved_rank
-        return PeftAdapter(
-            backbone,
-            self.projections,
-            # peft divides alpha by r, so alpha = r · scale.
-            lambda targets: LoraConfig(
-                r=rank,
-                lora_alpha=rank * self.scale,
-                lora_dropout=self.dropout,
-                target_modules=list(targets),
-            ),
-            generator,
+        # peft divides alpha by r, so alpha = r · scale.
+        return LoraConfig(
+            r=rank, lora_alpha=rank * self.scale, lora_dropout=self.dropout, target_modules=list(targets)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -282,19 +283,13 @@ class Adapter(ABC):
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Restores what `state` returned.
 
-        Raises UserError, before any change, if names or shapes differ, or while the adapter is merged: the
-        backbone's weights would keep the old update.
+        Raises UserError, before any change, if names, shapes or kinds of numbers differ, or while the adapter
+        is merged: the backbone's weights would keep the old update.
         """
         if self.merged:
             raise UserError("a merged adapter cannot load a state: call unmerge first")
         own: dict[str, Tensor] = {**self.named_parameters(), **self.kept()}
-        wrong = sorted(set(own) ^ set(state)) or [
-            f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
-            for name in own
-            if own[name].shape != state[name].shape
-        ]
-        if wrong:
-            raise UserError(f"the stored adapter does not fit: {', '.join(wrong[:5])}")
+        adapter_file.check_fit("adapter", state, own)
         for name, tensor in own.items():
             tensor.copy_(state[name])
         self.remake()
@@ -331,16 +326,11 @@ class Adapter(ABC):
         and while the adapter is merged.
         """
         tensors = adapter_file.read(Path(folder), self._description())
-        states: dict[str, dict[str, Tensor]] = {"adapter": {}, "head": {}}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition(".")
-            states.setdefault(part, {})[rest] = tensor
-        shapes = {name: tuple(tensor.shape) for name, tensor in states["head"].items()}
-        own = {name: tuple(tensor.shape) for name, tensor in self.backbone.head.state_dict().items()}
-        if shapes != own:
-            raise UserError(f"the stored head does not fit: it has {shapes}, the model's has {own}")
-        self.load(states["adapter"])
-        self.backbone.head.load_state_dict(states["head"])
+        own = {name for name in tensors if name.startswith("adapter.")}
+        head = {name.removeprefix("head."): tensors[name] for name in tensors.keys() - own}
+        adapter_file.check_fit("head", head, self.backbone.head.state_dict())
+        self.load({name.removeprefix("adapter."): tensors[name] for name in own})
+        self.backbone.head.load_state_dict(head)
 
     def _description(self) -> dict[str, Any]:
         """What a file must agree on with the adapter that loads it."""
@@ -366,10 +356,16 @@ class Adapter(ABC):
     ) -> Any:
         if self.merged:
             return save(*arguments, **options)
-        bases = {p.data_ptr() for base in self.bases.values() for p in base.parameters()}
-        wrapped = {
-            name: tensor for name, tensor in module.state_dict().items() if tensor.data_ptr() not in bases
-        }
+        # The state may be given by its position.
+        named = inspect.signature(save).bind(*arguments, **options).arguments
+        arguments, options = named.pop("args", ()), named.pop("kwargs", {}) | named
+        seen = {p.data_ptr() for base in self.bases.values() for p in base.parameters()}
+        wrapped = {}
+        for name, tensor in module.state_dict().items():
+            # Once each: safetensors refuses tensors that layers share.
+            if tensor.data_ptr() not in seen:
+                seen.add(tensor.data_ptr())
+                wrapped[name] = tensor
         try:
             self.merge_exactly()
             if "state_dict" in options:

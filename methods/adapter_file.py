@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tensorbench.methods.errors import UserError, shown
+from tensorbench.methods.errors import UserError, cut, first_few, shown
 
 #: The file's name, and the key of its metadata that holds the description as JSON.
 FILE, KEY = "adapter.safetensors", "tensorbench"
@@ -42,7 +42,7 @@ def read(folder: Path, description: Mapping[str, Any]) -> dict[str, Tensor]:
         with safe_open(file, "pt") as opened:
             stored = json.loads((opened.metadata() or {}).get(KEY, "null"))
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read, it is corrupt: {error}") from error
     if not isinstance(stored, dict):
         raise UserError(f"{file} was not written by save_adapter: it does not say which method it is of")
@@ -54,15 +54,31 @@ def read(folder: Path, description: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _mismatch(file: Path, what: str, stored: Any, own: Any) -> str:
     if what == "method" and isinstance(stored, dict):
-        differing = [name for name in {**stored, **own} if stored.get(name) != own.get(name)]
+        differing = [name for name in {**own, **stored} if stored.get(name) != own.get(name)]
         sides = (
-            ", ".join(f"{name} {shown(side[name])}" for name in differing if name in side)
+            first_few([f"{cut(name)} {shown(side[name])}" for name in differing if name in side], 5)
             for side in (stored, own)
         )
         return f"{file} holds another method: {'; the model is wrapped with '.join(sides)}"
     if what == "weights":
         return f"{file} was trained on another backbone: of the same shape, but with other weights"
     return f"{file} was trained on another backbone: {shown(stored)}; this one is {shown(own)}"
+
+
+def check_fit(part: str, stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Raises UserError if stored tensors differ from a part's own in names, shapes or kinds of numbers."""
+    wrong = [shown(name) for name in sorted(stored.keys() ^ own.keys())] or [
+        f"{name} {_form(stored[name])} for {_form(own[name])}"
+        for name in own
+        if stored[name].shape != own[name].shape
+        or stored[name].is_floating_point() != own[name].is_floating_point()
+    ]
+    if wrong:
+        raise UserError(f"the stored {part} does not fit: {first_few(wrong, 5)}")
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def fingerprint(weight: Tensor) -> str:

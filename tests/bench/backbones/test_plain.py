@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import peft
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -167,16 +169,45 @@ def test_a_wrapped_model_is_saved_as_a_plain_one(kind: str, method: Method, tmp_
     assert torch.equal(logits(model, kind), expected)
 
 
-def test_a_copy_of_a_wrapped_model_saves_itself(tmp_path: Path) -> None:
+def pickled(model: Any) -> Any:
+    return pickle.loads(pickle.dumps(model))
+
+
+@pytest.mark.parametrize("method", [TENSLORA, LORA], ids=["tenslora", "lora"])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
+def test_a_copy_of_a_wrapped_model_saves_itself(
+    duplicate: Callable[[Any], Any], method: Method, tmp_path: Path
+) -> None:
     model = classifier("bert")
-    tensorbench.wrap(model, TENSLORA)
+    tensorbench.wrap(model, method)
     by_adamw(model, "bert")
-    copied = copy.deepcopy(model)
+    copied = duplicate(model)
     by_adamw(copied, "bert")
     copied.save_pretrained(tmp_path)
     expected = logits(copied, "bert")
     assert not torch.equal(expected, logits(model, "bert"))
     torch.testing.assert_close(logits(type(model).from_pretrained(tmp_path), "bert"), expected)
+
+
+VERA = create("peft", type="VERA", rank=2)
+
+
+@pytest.mark.parametrize("method", [TENSLORA, VERA], ids=["tenslora", "shared tensors"])
+def test_a_state_that_is_given_is_replaced(method: Method, tmp_path: Path) -> None:
+    model = classifier("bert")
+    tensorbench.wrap(model, method)
+    by_adamw(model, "bert")
+    expected, state = logits(model, "bert"), model.state_dict()
+    model.save_pretrained(tmp_path / "position", True, state)
+    model.save_pretrained(tmp_path / "keyword", state_dict=state)
+    for folder in tmp_path.iterdir():
+        loaded, told = type(model).from_pretrained(folder, output_loading_info=True)
+        assert not told["missing_keys"]
+        torch.testing.assert_close(logits(loaded, "bert"), expected, rtol=0, atol=1e-6)
+    other = classifier("bert")
+    tensorbench.wrap(other, method, seed=9)
+    other.load_state_dict(load_file(tmp_path / "keyword" / "model.safetensors"), strict=False)
+    assert torch.equal(logits(other, "bert"), expected)
 
 
 def causal(dtype: torch.dtype = torch.float32) -> Any:
@@ -284,12 +315,42 @@ def test_files_that_save_adapter_did_not_write_are_refused(tmp_path: Path) -> No
         file.write_bytes(broken)
         with pytest.raises(UserError, match="corrupt"):
             adapter.load_adapter(tmp_path)
-    save_file(load_tensors(content), file, {"format": "pt"})
+    tensors = load_tensors(content)
+    save_file(tensors, file, {"format": "pt"})
     with pytest.raises(UserError, match="not written by save_adapter"):
+        adapter.load_adapter(tmp_path)
+    save_file(tensors, file, {"tensorbench": "[" * 100_000})
+    with pytest.raises(UserError, match="corrupt"):
         adapter.load_adapter(tmp_path)
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         adapter.save_adapter(tmp_path / "taken")
+
+
+@pytest.mark.parametrize("part", ["adapter", "head", "other"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int32])
+def test_tensors_that_are_not_the_adapter_s_are_refused_before_any_change(
+    part: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model = classifier("bert")
+    adapter = tensorbench.wrap(model, TENSLORA)
+    adapter.save_adapter(tmp_path)
+    file = tmp_path / "adapter.safetensors"
+    with safe_open(file, "pt") as opened:
+        description = opened.metadata()
+    tensors = {name: tensor + 1 for name, tensor in load_file(file).items()}
+    if dtype.is_floating_point or part == "other":
+        tensors[f"{part}.\x1b[31m{'x' * 10_000}"] = torch.ones(3, dtype=dtype)
+    else:
+        name = next(name for name in tensors if name.startswith(part))
+        tensors[name] = tensors[name].to(dtype)
+    save_file(tensors, file, description)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UserError, match="does not fit") as refused:
+        adapter.load_adapter(tmp_path)
+    assert len(str(refused.value)) < 500
+    assert str(refused.value).isprintable()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_trained_parameters_are_counted_as_peft_counts_them(capsys: pytest.CaptureFixture[str]) -> None:
