@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ def test_only_the_workflow_that_runs_nothing_of_a_pull_request_may_write() -> No
     for path in WORKFLOWS.glob("*.yml"):
         writes = [right for right in workflow(path.stem)["permissions"].values() if right != "read"]
         assert bool(writes) == (path.stem == "comment"), path.name
+    # Tags of actions move, commits do not.
+    (job,) = workflow("comment")["jobs"].values()
+    assert all(re.search("@[0-9a-f]{40}$", step["uses"]) for step in job["steps"] if "uses" in step)
     # YAML reads the key `on` as a boolean.
     assert workflow("comment")[True]["workflow_run"]["workflows"] == [workflow("board")["name"]]
     checkouts = {
@@ -74,12 +78,25 @@ def checkout(tmp_path: Path) -> Path:
     return checkout
 
 
-def comment(checkout: Path, files: dict[str, str]) -> tuple[int, str]:
-    """The exit code of `.ci/board` on a pull request with these files, and the comment."""
-    git(checkout, "switch", "-qc", "pull")
-    for name, content in files.items():
+def comment(
+    checkout: Path, files: Mapping[str, str | None], board: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """The exit code of `.ci/board` on a pull request with these files, and the comment.
+
+    `board` holds files that the branch to merge into has already. A file without text is deleted.
+    """
+    for name, content in (board or {}).items():
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).write_text(content)
+    git(checkout, "add", ".")
+    git(checkout, "commit", "--allow-empty", "-qm", "board")
+    git(checkout, "switch", "-qc", "pull")
+    for name, text in files.items():
+        if text is None:
+            (checkout / name).unlink()
+            continue
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text(text)
     git(checkout, "add", ".")
     git(checkout, "commit", "-qm", "pull")
     git(checkout, "push", "-q", "origin", "+HEAD:refs/pull/7/head")
@@ -89,7 +106,7 @@ def comment(checkout: Path, files: dict[str, str]) -> tuple[int, str]:
     program(
         programs,
         "tensorbench",
-        'grep -q bad "$2" && { echo "<b>bad\n@all" >&2; exit 2; }; echo "ran $2"; cat "$2"',
+        'grep -q bad "$2" && { printf "<b>bad\\r@all" >&2; exit 1; }; echo "ran $2"; cat "$2"',
     )
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     out = checkout.parent / "out"
@@ -110,14 +127,38 @@ def test_a_pull_request_s_packs_are_read_and_nothing_of_it_is_run(checkout: Path
 
 
 def test_what_cannot_be_read_is_shown_as_it_is(checkout: Path) -> None:
-    code, text = comment(checkout, {"results/board/mine.tensorbench.zip": "bad"})
+    card = {"results/board/mine.yaml": "by: ada\n"}
+    code, text = comment(checkout, {"results/board/mine.tensorbench.zip": "bad"} | card)
     assert code == 1
     assert "\n    <b>bad\n    @all" in text
+
+
+ENTRY = {"results/board/mine.tensorbench.zip": "a pack", "results/board/mine.yaml": "by: ada\n"}
+
+
+def test_somebody_who_ran_an_entry_again_changes_its_card_alone(checkout: Path) -> None:
+    code, text = comment(checkout, {"results/board/mine.yaml": "by: ada\nreruns: []\n"}, ENTRY)
+    assert code == 0
+    assert re.search(r"^ran /\S+/mine\.tensorbench\.zip\na pack", text)
+
+
+def test_no_entry_of_the_board_is_replaced(checkout: Path) -> None:
+    code, text = comment(checkout, {"results/board/mine.tensorbench.zip": "another pack"}, ENTRY)
+    assert (code, "has mine.tensorbench.zip already" in text) == (1, True)
+
+
+def test_an_entry_is_read_although_git_takes_it_for_another_one_renamed(checkout: Path) -> None:
+    content = "a pack" * 100
+    board = {"results/board/other.tensorbench.zip": content, "results/board/mine.yaml": ""}
+    mine = {"results/board/other.tensorbench.zip": None, "results/board/mine.tensorbench.zip": content}
+    code, text = comment(checkout, {**mine, "results/board/mine.yaml": "by: ada\n"}, board)
+    assert (code, content in text) == (0, True)
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
+        ({"results/board/mine.tensorbench.zip": "a pack"}, "mine.yaml is missing"),
         ({"results/board/$(touch x).tensorbench.zip": ""}, "holds packs"),
         ({"results/board/a\nb.tensorbench.zip": ""}, "holds packs"),
         ({"results/board/é.tensorbench.zip": ""}, "holds packs"),
@@ -126,7 +167,7 @@ def test_what_cannot_be_read_is_shown_as_it_is(checkout: Path) -> None:
         ({"results/board/mine.yaml": ""}, "adds no pack"),
         ({f"results/board/p{n}.tensorbench.zip": "" for n in range(4)}, "more than 3 packs"),
     ],
-    ids=["shell", "newline", "letter", "code", "size", "none", "many"],
+    ids=["card", "shell", "newline", "letter", "code", "size", "none", "many"],
 )
 def test_a_pull_request_s_files_are_refused_unread(
     checkout: Path, files: dict[str, str], message: str
@@ -140,7 +181,7 @@ GH = """
 case "$*" in
     *actions/runs*) file=artifacts ;;
     *zip*) cat "$ANSWERS/comment.zip"; exit ;;
-    */files*) file=files ;;
+    */compare/ba5e...c0ffee*) file=files ;;
     *"pr comment"*) shift 4; cat "$1" > "$ANSWERS/posted"; exit ;;
     *) file=pull ;;
 esac
@@ -159,7 +200,7 @@ jq -r "$2" "$ANSWERS/$file"
         ({"number": "8; touch x"}, False),
         ({"number": ""}, False),
         ({"head": "another"}, False),
-        ({"changed": 3000}, False),
+        ({"files": [f"results/board/{n}.yaml" for n in range(100)]}, False),
         ({"size": 10**6}, False),
         ({"comment": "x" * 60_001}, False),
         ({"name": "../comment.md"}, False),
@@ -173,14 +214,13 @@ def test_a_comment_is_posted_only_on_the_pull_request_that_changes_the_board_alo
         "files": ["results/board/a.yaml", "docs/board.md"],
         "number": "7\n",
         "head": "c0ffee",
-        "changed": 2,
     }
     given |= {"size": 1000, "comment": "| LoRA |", "name": "comment.md"} | change
     artifacts = [{"name": "comment", "id": 5, "size_in_bytes": given["size"]}]
     answers: dict[str, Any] = {
         "artifacts": {"artifacts": artifacts},
-        "files": [{"filename": name} for name in given["files"]],
-        "pull": {"changed_files": given["changed"], "head": {"sha": given["head"]}},
+        "files": {"files": [{"filename": name} for name in given["files"]]},
+        "pull": {"head": {"sha": given["head"]}},
     }
     for name, answer in answers.items():
         (tmp_path / name).write_text(json.dumps(answer))
@@ -189,7 +229,7 @@ def test_a_comment_is_posted_only_on_the_pull_request_that_changes_the_board_alo
         archive.writestr(given["name"], given["comment"])
     program(tmp_path / "programs", "gh", GH)
     path = f"{tmp_path / 'programs'}{os.pathsep}{os.environ['PATH']}"
-    names = {"PATH": path, "ANSWERS": str(tmp_path), "GH_REPO": "a/b"}
+    names = {"PATH": path, "ANSWERS": str(tmp_path), "GH_REPO": "a/b", "BASE": "ba5e"}
     command = [ROOT / ".ci" / "comment", "1", "c0ffee"]
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | names, check=False)
     assert (done.returncode == 0) is posted
