@@ -54,6 +54,9 @@ MOST_LISTED, MOST_LETTERS = 8, 200
 #: Names of packs and people, which become names of files and branches, and mentions on GitHub.
 NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 
+#: Addresses that GitHub makes a link as a whole. An @ would name another host than it seems, or a person.
+ADDRESS = r"^https://[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+(/[A-Za-z0-9._/~%+-]{0,200})?$"
+
 
 class Rerun(Frozen):
     """A rerun of some trials of an entry, `tensorbench verify PACK --rerun N`, that found nothing broken."""
@@ -70,7 +73,7 @@ class Card(Frozen):
     #: The name of who ran the suite, on GitHub.
     by: Annotated[str, Field(pattern=f"^{NAME}$")]
     #: The address of the method's code, if this package lacks the method.
-    code: Annotated[str, Field(pattern=r"^https://[A-Za-z0-9./_~%@+-]{1,200}$")] | None = None
+    code: Annotated[str, Field(pattern=ADDRESS)] | None = None
     reruns: tuple[Rerun, ...] = ()
 
     @property
@@ -189,6 +192,7 @@ class Submission:
 
     def _tasks(self) -> str:
         load = " --method-file my_method.py" * bool(self.card and self.card.code)
+        reruns = self.card.reruns[:MOST_LISTED] if self.card else ()
         return "\n".join(
             [
                 "**Reviewers**",
@@ -197,6 +201,11 @@ class Submission:
                 "- On another machine, `tensorbench"
                 f"{load} verify {BOARD}/{self.name}{ENDING} --rerun 3` ends with *0 broken*. "
                 "Then add yourself to `reruns` in the YAML file: the row becomes *verified*.",
+                *(
+                    f"- The card says that {each.by} ran {many(each.trials, 'trial')} again. Let {each.by} "
+                    "confirm it here."
+                    for each in reruns
+                ),
                 "- `python docs/board.py` writes the board's page.",
             ]
         )

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from tensorbench.backbones import load
+from tensorbench.backbones import describe, load
 from tensorbench.backbones.answers import Answers, put_head
 from tensorbench.backbones.inputs import TextInput
 from tensorbench.backbones.kinds import TIMM
 from tensorbench.baselines.peft_adapter import PeftAdapter
 from tensorbench.machine.outputs import output_folder
-from tensorbench.machine.visible import markdown_text
+from tensorbench.machine.visible import markdown_text, visible
 from tensorbench.methods import METHODS, Adapter, Method, UserError
 from tensorbench.methods.validation import validate
 from tensorbench.plan.recipe import Recipe
@@ -33,7 +33,7 @@ from tensorbench.reports.selection import Selection
 from tensorbench.store import DEFAULT_STORE
 from tensorbench.store.access import Access, is_foreign
 from tensorbench.tasks import Task
-from tensorbench.tools.export.card import FEATURES, loading
+from tensorbench.tools.export.card import FEATURES, facts_of, loading
 from tensorbench.tools.export.original import ORIGINAL, Original, copies, write_json
 from tensorbench.tools.export.write import MANIFEST, beside, publish
 
@@ -265,6 +265,12 @@ def _write_script(folder: Path, trial: Trial) -> str:
         raise UserError("the core has a learning rate of its own")
     if not METHODS.is_built_in(method.name):
         raise UserError(f"method '{method.name}' is not one of tensorbench's own")
+    own = describe(trial.backbone.model_copy(update={"image_size": None})).input
+    if original.kind.resize and original.reference and own != backbone.info.input:
+        raise UserError(
+            f"images are of {trial.backbone.image_size} pixels, and Trainer does not ask the model to "
+            "interpolate its position embeddings"
+        )
     adapter = method.attach(backbone, torch.Generator())
     try:
         if not adapter.settled:
@@ -280,10 +286,13 @@ def _write_script(folder: Path, trial: Trial) -> str:
         config.save_pretrained(folder)
     saves = merges or _is_plain(original)
     write_json(folder / "training_arguments.json", _arguments(original, recipe, saves=saves))
-    (folder / "train.py").write_text(_script(original, task, method, recipe, by_peft=config is not None))
+    script = _script(original, task, method, recipe, by_peft=config is not None)
+    (folder / "train.py").write_text(script, encoding="utf-8")
     labels = f"labels: {dict(enumerate(task.classes))}" if task.classes else "labels: standardised values"
     if task.target == "generation":
         labels = "labels: the answer's tokens, and -100 at those of the prompt"
+    # How an input is prepared, beside what it is labelled.
+    labels = f"inputs: {visible(facts_of(original)['input'])}\n# {labels}"
     usage = IMAGES.format(labels=labels)
     if isinstance(model_input, TextInput):
         tokens = min(model_input.max_tokens, trial.task.max_tokens)

@@ -260,6 +260,8 @@ def test_a_large_pack_is_refused_unread(tmp_path: Path) -> None:
         ({"by": "@ada"}, "by"),
         ({"by": "ada", "code": "http://example.org"}, "code"),
         ({"by": "ada", "code": "https://example.org/) [x](y"}, "code"),
+        ({"by": "ada", "code": "https://github.com@example.org/mine"}, "code"),
+        ({"by": "ada", "code": "https://-/@bob"}, "code"),
         ({"code": "https://example.org"}, "--code needs --by"),
     ],
 )
@@ -281,6 +283,8 @@ def test_only_somebody_else_verifies(pack: Path, tmp_path: Path) -> None:
         found = read_submission(mine).card
         assert found is not None
         assert found.verified is verified
+    # Anybody can write a line into a card, so its person has to confirm it.
+    assert "- The card says that bob ran 3 trials again. Let bob confirm it here.\n" in submit(mine).text()
 
 
 GH = """#!/bin/sh

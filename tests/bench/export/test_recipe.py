@@ -26,7 +26,7 @@ from tensorbench.tasks.splits import Split
 
 from ...messages import naming
 from ..local_checkpoints import model_of
-from ..toy_suites import TEXT
+from ..toy_suites import TEXT, VISION
 
 Call = Callable[..., Any]
 CPU = tensorbench.Place(device="cpu")
@@ -111,6 +111,9 @@ def test_the_trainer_scores_as_our_loop(trained: str, method: str, tmp_path: Pat
     out = tmp_path / "recipe"
     written = tensorbench.write_recipe("letters", out=out, store=trained, selection=selection)
     assert not written.no_script
+    assert (
+        "# inputs: token ids of the backbone's own tokenizer, at most 16\n" in (out / "README.md").read_text()
+    )
     results = tensorbench.load_results("letters", store=trained)
     ours = {seed.seed: seed for seed in results.all_seeds if seed.method.lower().startswith(method)}
     # The suite has the very trials whose results are known.
@@ -202,6 +205,18 @@ def test_what_the_trainer_cannot_do_is_said_and_the_suite_is_written(headed: str
     assert set(written.files) == {"README.md", "suite.yaml", "export.json"}
     assert written.no_script in (tmp_path / "README.md").read_text()
     assert trials_of(tmp_path)[0].recipe.core_lr == 0.5
+
+
+def test_images_of_another_size_than_the_model_s_have_no_script(
+    tmp_path: Path, new_store: Callable[[Path], str]
+) -> None:
+    model_of("vit").save_pretrained(tmp_path / "vit")
+    backbone = {"local": str(tmp_path / "vit"), "image_size": 24}
+    uri, training = new_store(tmp_path), {"batch_size": 16, "steps": 1}
+    suite = {**VISION, "backbones": [backbone], "training": training}
+    assert tensorbench.run_suite(suite, store=uri, place=CPU).complete
+    written = tensorbench.write_recipe("toy", out=tmp_path / "recipe", store=uri)
+    assert "24 pixels" in written.no_script
 
 
 def test_a_pack_opens_nothing_that_is_not_allowed(trained: str, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tensorbench.machine.table import MOST_LETTERS, MOST_LINES, MOST_ON_PAGE, Entry, Table
+from tensorbench.machine.visible import markdown_text
 
 EVIL = "</td><img src=x onerror=alert(1)> & \u202eevil\nsecond line"
 
@@ -116,6 +117,11 @@ def test_names_are_text_in_markdown_and_latex() -> None:
     assert r"\input" not in table.latex()
     assert r"\$y\$" in table.latex()
     assert r"50\% \& \_z\_" in table.latex()
+
+
+@pytest.mark.parametrize("text", ["# a", "### a", "- a", "+ a", "---", "1. a", "12) a"])
+def test_a_name_begins_no_heading_and_no_list_in_markdown(text: str) -> None:
+    assert re.match(r"\d*\\", markdown_text(text))
 
 
 @pytest.mark.parametrize("lines", [2, MOST_ON_PAGE + 1])
