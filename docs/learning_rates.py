@@ -9,7 +9,9 @@ from answers.answer import table
 from marked import replaced
 
 import tensorbench
-from tensorbench.reports.units import listed, minus
+from tensorbench.records.stored_plan import rate_text
+from tensorbench.reports.answers import joined
+from tensorbench.reports.units import minus
 
 PAGE = Path(__file__).parent / "results" / "learning-rate-matters.md"
 RUNS = PAGE.with_suffix(".csv")
@@ -49,9 +51,9 @@ def content() -> str:
     rows = [
         [
             method,
-            f"{best[method]:.2f} at {rates[method]:.3g}",
+            f"{best[method]:.2f} at {rate_text(rates[method])}",
             f"{scores[13, method]:.2f}",
-            f"{bias[method]:+.2f}".replace("-", "−"),
+            minus(f"{bias[method]:+z.2f}"),
             shown(tuned.loc[(13, method)]) if method in others else "reference",
             verdicts.get(method, ""),
         ]
@@ -61,15 +63,15 @@ def content() -> str:
     after = [
         [str(k), f"{scores[k, 'LoRA']:.1f}", *(shown(tuned.loc[(k, m)]) for m in others)] for k in TRIALS
     ]
-    at = [[f"{rate:g}", *(shown(lines.loc[m]) for m in others)] for rate, lines in fixed.items()]
+    at = [[rate_text(rate), *(shown(lines.loc[m]) for m in others)] for rate, lines in fixed.items()]
     ahead = [method for method in others if tuned.loc[(8, method), "low"] > 0]
     low, high = fixed.values()
-    sides = listed(low.index[low["low"] > 0]), listed(high.index[high["high"] < 0])
+    sides = joined(list(low.index[low["low"] > 0])), joined(list(high.index[high["high"] < 0]))
     return "\n\n".join(
         [
-            f"**After eight trials {listed(ahead) or 'no method'} is ahead of LoRA.** At one rate for all, "
-            f"the rate picks the winner: ahead of LoRA are {sides[0]} at {FIXED[0]:g}, behind it {sides[1]} "
-            f"at {FIXED[1]:g}.",
+            f"**After eight trials {joined(ahead or ['no method'])} is ahead of LoRA.** At one rate for all, "
+            f"the rate picks the winner: {sides[0]} are ahead of LoRA at {rate_text(FIXED[0])}, and "
+            f"{sides[1]} are behind it at {rate_text(FIXED[1])}.",
             f"The five best means lie within {best.max() - best.min():.2f} points. The best mean of 13 is "
             f"too high by {bias.mean():.2f} points (mean over methods). A run near the best has a standard "
             f"deviation of {near:.2f} points.",
@@ -77,7 +79,9 @@ def content() -> str:
             "One rate for all, difference from LoRA:",
             table(["rate", *others], at),
             "After k random rates of the 13, LoRA's score and the difference from it:",
-            table(["k", "LoRA", *others], after) + "\n",
+            table(["k", "LoRA", *others], after),
+            "Intervals are 95% intervals, simultaneous over the four methods of a table's line and not over "
+            "lines. Bold ones exclude zero.\n",
         ]
     )
 

@@ -222,8 +222,8 @@ def _block(
 ) -> Block | None:
     """A block with its methods, before they are compared. None if too few studies are complete."""
     methods = group.methods
-    # Cells of one group were allowed the same tuning.
-    plan = max((c.studies for c in group.cells if c.studies), key=lambda plan: plan.studies, default=None)
+    # Cells of one group were allowed the same tuning on each setting, and k trials on all of them.
+    plan = min((c.studies for c in group.cells if c.studies), key=lambda plan: plan.points, default=None)
     lacking_words = "a complete study" if plan else "a finished seed"
     every, least = grouped(group.cells, lambda cell: cell.setting), min(2, len(methods))
     # A setting on which hardly anything has run yet would exclude every method.
@@ -264,7 +264,7 @@ def _block(
     numbers = [cell.number for own in (*everywhere, *somewhere) for cell in own]
     failures = failures_of(complete, numbers, reference)
     scores = {
-        k: {n: estimates.of_method(complete[n], k, failures) for n in numbers if complete[n].trials >= k}
+        k: {n: estimates.of_method(complete[n], k, failures) for n in numbers if complete[n].most >= k}
         for k in ks
     }
     scores = {k: moderated_on_settings(results, parts, collapsed) for k, parts in scores.items()}

@@ -99,13 +99,13 @@ def _after_tuning(block: Block) -> str:
     size, against = block.unit.size(block.threshold), block.against
     verdicts = {e.method: e.differences[block.k].verdict for e in block.compared}
     if withheld(block):
-        return f"no verdict is given on {_joined(list(verdicts))}."
+        return f"no verdict is given on {joined(list(verdicts))}."
     better = [name for name, verdict in verdicts.items() if verdict.side == "better"]
     beyond = [name for name in better if verdicts[name].answer is Answer.BEYOND]
-    lead = f"{_joined(better)} {'is' if len(better) == 1 else 'are'}" if better else f"no {block.noun} is"
+    lead = f"{joined(better)} {'is' if len(better) == 1 else 'are'}" if better else f"no {block.noun} is"
     lead += f" significantly better than {against}"
     if beyond:
-        lead += f" ({_joined(beyond) if len(beyond) < len(better) else 'all' if len(beyond) > 1 else 'it is'}"
+        lead += f" ({joined(beyond) if len(beyond) < len(better) else 'all' if len(beyond) > 1 else 'it is'}"
         lead += f" by more than {size})"
     if small := [name for name in better if verdicts[name].answer is Answer.WITHIN]:
         lead += f", but practically equivalent (within {size}): {listed(small)}"
@@ -187,7 +187,7 @@ def trend_note(section: Allocations, trend: Trend) -> str:
     unit = section.block.unit
     slope, ends = minus(unit.difference(trend.slope.effect.difference)), minus(between(trend.slope, unit))
     return (
-        f"The rank of {trend.mode}, over {_joined(trend.allocations)}: {trend_words(trend.slope.verdict)}, "
+        f"The rank of {trend.mode}, over {joined(trend.allocations)}: {trend_words(trend.slope.verdict)}, "
         f"{slope} {unit.points} a doubling ({ends})."
     )
 
@@ -220,12 +220,13 @@ def window_advice(analysis: Analysis) -> list[str]:
             where = "in tuning, a window for all methods"
         else:
             lines = [f"centre: {rate_text(edge.centre)}" for edge in block.edges]
-            where = f"in the row of {_joined([edge.method for edge in block.edges])}"
+            where = f"in the row of {joined([edge.method for edge in block.edges])}"
         advice.append(f"To hold the best rates, write {where}: {'; '.join(lines)}")
     return advice
 
 
-def _joined(names: Sequence[str]) -> str:
+def joined(names: Sequence[str]) -> str:
+    """A list with "and" before the last name. There is a name."""
     return names[0] if len(names) == 1 else f"{listed(names[:-1])} and {names[-1]}"
 
 
@@ -251,7 +252,7 @@ def level_notes(block: Block) -> list[str]:
                 text += f" ({interval}): {_said(block, level)}."
             notes.append(text)
         elif len(ran) < len(block.settings):
-            where = _joined([setting.task for setting in ran])
+            where = joined([setting.task for setting in ran])
             notes.append(
                 f"{level.method.capitalize()} ran on {where} alone, so it has no mean over all tasks."
             )
@@ -309,7 +310,7 @@ def order_note(block: Block) -> str:
             turned.append(entrant.method)
     if turned:
         return (
-            f"The order depends on how much is tuned: {_joined(turned)} and {block.against} change places "
+            f"The order depends on how much is tuned: {joined(turned)} and {block.against} change places "
             f"between {few} and {most} trials."
         )
     return (

@@ -103,7 +103,7 @@ def compared(
     differences = {
         k: moderated_on_settings(
             results,
-            {n: estimates.of_pair(*pair, k, failures) for n, pair in pairs.items() if pair[0].trials >= k},
+            {n: estimates.of_pair(*pair, k, failures) for n, pair in pairs.items() if pair[0].most >= k},
             fell,
         )
         for k in block.ks
@@ -352,4 +352,4 @@ def gain_of(cell: Cell | None, complete: Mapping[int, CompleteStudies], k: int) 
     if cell is None or cell.studies is None:
         return cell.gain if cell else None
     studies = complete.get(cell.number)
-    return estimates.score_after(studies, k) if studies and studies.trials >= k else None
+    return estimates.score_after(studies, k) if studies and studies.most >= k else None

@@ -173,6 +173,7 @@ def _studies(evidence: Evidence, cell: Cell, numbers: Sequence[int], chance: flo
         point=_point(results, cell),
         chance=chance,
         crossed=cell.studies.crossed,
+        diverged=np.array([not seed.finished for seed in every]).reshape(shape),
     )
 
 

@@ -52,6 +52,9 @@ READERS = {"run_info": read_peft, "eval": read_inspect, "results": read_lm_eval}
 
 def _read(file: Path, notes: list[str]) -> list[ForeignRun]:
     try:
+        if not file.is_file():
+            # A pipe would be read without end.
+            raise ValueError("it is not a file")
         content: Any = json.loads(file.read_bytes())
         reader = next((reader for key, reader in READERS.items() if key in content), None)
         if reader is None:
@@ -59,5 +62,13 @@ def _read(file: Path, notes: list[str]) -> list[ForeignRun]:
         if NO_SEEDS not in notes and reader is not read_peft:
             notes.append(NO_SEEDS)
         return list(reader(file, content, notes))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+    ) as error:
         raise UserError(f"{file}: cannot be read ({type(error).__name__}: {error})") from error

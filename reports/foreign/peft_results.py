@@ -42,5 +42,5 @@ def read_peft(file: Path, content: object, notes: list[str]) -> Iterator[Foreign
         of_family=run.name.partition("--")[0],
         plain=run.name == REFERENCE,
         measures={measure: number for measure, number in numbers.items() if number is not None},
-        content=run.sha256,
+        content=f"{run.name} {run.sha256}",
     )

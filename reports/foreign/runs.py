@@ -13,6 +13,7 @@ from statistics import fmean
 import numpy as np
 import pandas as pd
 
+from tensorbench.machine.visible import visible
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import first_few, shown
 from tensorbench.records.measures import Measure
@@ -33,6 +34,10 @@ DEFAULT_METRIC = "score"
 NO_BUDGET, NO_BACKBONE = "budgets not matched", "not named"
 #: The largest difference between a run's score and the mean of its examples that rounding explains.
 AGREES = 0.001
+#: The largest number of methods of a table. Of more, the column of methods is another one.
+MOST_METHODS = 1_000
+#: The largest number of characters of a name.
+LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,8 @@ class ForeignSource(Source):
     A method with several rates in a study is tuned by studies. Without validation scores, the mean score of
     the other studies at the same rate stands for a trial's validation score.
 
-    Raises UserError for two runs of one seed, and for a score that the metric cannot have.
+    Raises UserError for two runs of one seed, for a score that the metric cannot have, for a rate that some
+    of a method's runs lack, for names longer than `LONGEST_NAME`, and for more than `MOST_METHODS` methods.
     """
 
     foreign = True
@@ -105,30 +111,49 @@ class ForeignSource(Source):
         self, name: str, runs: Sequence[ForeignRun], notes: Sequence[str] = (), metric: str = ""
     ) -> None:
         self._name, self._metric = name, METRICS.get(metric or DEFAULT_METRIC)
+        runs = [replace(run, **_names(run)) for run in runs]
+        if (count := len({run.method for run in runs})) > MOST_METHODS:
+            raise UserError(
+                f"{name}: {count:,} methods, and at most {MOST_METHODS:,} are compared: is the column of "
+                "methods another one?"
+            )
         #: The tasks by how their scores are read.
         read = dict[str, list[str]]()
         _refuse_duplicates(runs)
         by_task = grouped(runs, lambda run: run.task)
-        runs = [run for own in by_task.values() for run in self._scaled(own, read)]
+        #: The runs whose examples are not used.
+        unlike: list[str] = []
+        runs = [run for own in by_task.values() for run in self._scaled(own, read, unlike)]
         names = {task: sorted({e for run in own for e in run.examples}) for task, own in by_task.items()}
         #: The number of each test example of a task, by its name.
         self._example = {task: {e: number for number, e in enumerate(own)} for task, own in names.items()}
+        rates = {task: [run.lr for run in own if run.lr] for task, own in by_task.items()}
+        # All methods choose by the same, so that trials without it are left out.
+        stored = (Measure.SELECTED_LOSS, Measure.SELECTED_VALIDATION)
+        chosen_by = next((each for each in stored if any(each in run.measures for run in runs)), None)
         rows, self._runs = [], dict[str, ForeignRun]()
         self._records = list[Record]()
         for own in grouped(runs, lambda run: run.row).values():
-            widths = [run.lr for run in runs if run.task == own[0].task and run.lr]
-            row, losses = _row(own, self._metric.sign, widths)
+            row, losses = _row(own, self._metric.sign, rates[own[0].task], chosen_by)
             rows.append(row)
             for seed, run in zip(row.trials, _ordered(own), strict=True):
                 self._runs[run.id] = run
                 self._records.append(self._record(run, seed, losses.get(run.id)))
         scales = (f"Scores of {first_few(tasks, 4)} are read {how}." for how, tasks in read.items())
-        self.notes = (*notes, *scales, *_lacking(runs, rows, self._metric.name))
+        means = [f"The mean of the examples is not the score of {first_few(unlike, 3)}: they are not used."]
+        self.notes = (*notes, *scales, *means[: len(unlike)], *_lacking(runs, rows, self._metric.name))
         self._plan = StoredPlan(suite=name, closing="", rows=tuple(rows), trials=tuple(self._trials()))
 
-    def _scaled(self, runs: Sequence[ForeignRun], read: dict[str, list[str]]) -> Iterator[ForeignRun]:
-        """Yields the runs of a task with scores as shares. They are in percent if one is above 1."""
+    def _scaled(
+        self, runs: Sequence[ForeignRun], read: dict[str, list[str]], unlike: list[str]
+    ) -> Iterator[ForeignRun]:
+        """Yields the runs of a task with scores as shares. They are in percent if one is above 1.
+
+        Runs whose scores are not the means of their examples lose these and are added to `unlike`.
+        """
         low, high = self._metric.bounds
+        # Files of other programs hold NaN.
+        runs = [run if math.isfinite(run.score or 0.0) else replace(run, score=None) for run in runs]
         known = [run for run in runs if run.score is not None]
         most = max((abs(run.score or 0.0) for run in known), default=0.0)
         scale = 0.01 if high == 1.0 and 1.0 < most <= 100.0 else 1.0
@@ -148,7 +173,11 @@ class ForeignSource(Source):
             if run.examples and score is not None:
                 # A table rounds its scores.
                 mean = fmean(run.examples.values())
-                score = mean if abs(mean - score) <= AGREES else score
+                if abs(mean - score) > AGREES:
+                    unlike.append(run.where)
+                    run = replace(run, examples={})
+                else:
+                    score = mean
             yield replace(run, score=score, measures=measures)
 
     def _record(self, run: ForeignRun, seed: int, loss: float | None) -> Record:
@@ -224,6 +253,17 @@ class ForeignSource(Source):
         return self._plan
 
 
+def _names(run: ForeignRun) -> dict[str, str]:
+    """The names of a run on one line and with codes for invisible characters. Refuses long ones."""
+    names = {name: getattr(run, name) for name in ("method", "task", "backbone", "budget", "of_family")}
+    if long := next((name for name, text in names.items() if len(text) > LONGEST_NAME), None):
+        raise UserError(
+            f"{run.where}: {long} {shown(names[long])} has {len(names[long]):,} characters, and "
+            f"at most {LONGEST_NAME} are shown"
+        )
+    return {name: " ".join(visible(text).split()) for name, text in names.items()}
+
+
 def _refuse_duplicates(runs: Sequence[ForeignRun]) -> None:
     first: dict[tuple[object, ...], ForeignRun] = {}
     for run in runs:
@@ -240,16 +280,21 @@ def _ordered(runs: Sequence[ForeignRun]) -> list[ForeignRun]:
     return sorted(runs, key=lambda run: (run.place, run.lr or 0.0, run.seed))
 
 
-def _row(runs: Sequence[ForeignRun], sign: float, rates: Sequence[float]) -> tuple[Row, dict[str, float]]:
+def _row(
+    runs: Sequence[ForeignRun], sign: float, rates: Sequence[float], chosen_by: Measure | None
+) -> tuple[Row, dict[str, float]]:
     """The row of a method, and the validation loss of its trials by trial id.
 
-    `rates` are those of all methods on the task. The windows of all methods have the same width.
+    `rates` are those of all methods on the task. The windows of all methods have the same width. Rates are
+    chosen by the measure `chosen_by`, or by the scores of other studies.
     """
     first, ordered = runs[0], _ordered(runs)
     studies = grouped(ordered, lambda run: run.place)
-    points = max(len({run.lr for run in own}) for own in studies.values())
-    tuned = points > 1 and all(run.lr for run in runs)
-    losses, crossed = _losses(runs, sign) if tuned else ({}, False)
+    without = next((run for run in runs if run.lr is None), None)
+    if without and any(run.lr for run in runs):
+        raise UserError(f"{without.where}: lr is empty, and other runs of {first.method} have one")
+    tuned = max(len({run.lr for run in own}) for own in studies.values()) > 1
+    losses = _losses(runs, sign, chosen_by) if tuned else {}
     plan: StudyPlan | None = None
     if tuned:
         points = max(map(len, studies.values()))
@@ -267,10 +312,10 @@ def _row(runs: Sequence[ForeignRun], sign: float, rates: Sequence[float]) -> tup
             points=points,
             ks=(*(k for k in TRIALS if k < points), points),
             centre=centre,
-            decades=round(math.log10(max(rates) / min(rates)), 3),
+            decades=max(0.001, round(math.log10(max(rates) / min(rates)), 3)),
             head_lr=None,
             trials=trials,
-            crossed=crossed,
+            crossed=chosen_by is None,
         )
     seeds = [run.seed for run in ordered]
     # Runs of several studies or rates may share a seed.
@@ -294,21 +339,24 @@ def _row(runs: Sequence[ForeignRun], sign: float, rates: Sequence[float]) -> tup
     ), losses
 
 
-def _losses(runs: Sequence[ForeignRun], sign: float) -> tuple[dict[str, float], bool]:
-    """The loss by which the trials of a method are chosen, by trial id, and whether it is of other trials.
+def _losses(runs: Sequence[ForeignRun], sign: float, chosen_by: Measure | None) -> dict[str, float]:
+    """The loss by which the trials of a method are chosen, by trial id.
 
     It is the validation loss; or the validation score, as one minus it if larger is better; or the same of
-    the mean score of the other studies at the trial's rate. A trial without any of these is absent.
+    the mean score of the other studies at the trial's rate. A trial without it is absent, and so is one that
+    validation could choose and that has no score.
     """
 
     def loss(score: float) -> float:
         return 1 - score if sign > 0 else score
 
-    for measure in (Measure.SELECTED_LOSS, Measure.SELECTED_VALIDATION):
-        stored = {run.id: run.measures[measure] for run in runs if measure in run.measures}
-        if stored:
-            as_is = measure == Measure.SELECTED_LOSS
-            return {id_: value if as_is else loss(value) for id_, value in stored.items()}, False
+    if chosen_by:
+        stored = {
+            run.id: run.measures[chosen_by]
+            for run in runs
+            if chosen_by in run.measures and run.score is not None
+        }
+        return stored if chosen_by == Measure.SELECTED_LOSS else {i: loss(v) for i, v in stored.items()}
     known = [run.score for run in runs if run.score is not None]
     worst = min(known, key=lambda score: sign * score, default=0.0)
     scores: defaultdict[float | None, list[ForeignRun]] = defaultdict(list)
@@ -319,7 +367,7 @@ def _losses(runs: Sequence[ForeignRun], sign: float) -> tuple[dict[str, float], 
         others = [other for other in scores[run.lr] if other.place != run.place]
         if others:
             losses[run.id] = loss(fmean(worst if o.score is None else o.score for o in others))
-    return losses, True
+    return losses
 
 
 def _lacking(runs: Sequence[ForeignRun], rows: Sequence[Row], metric: str) -> Iterator[str]:
@@ -352,4 +400,5 @@ def _lacking(runs: Sequence[ForeignRun], rows: Sequence[Row], metric: str) -> It
     elif not any(run.examples for run in runs):
         yield "The scores of test examples (`--examples`) would put their luck into the intervals."
     if failed := sum(run.score is None for run in runs):
-        yield f"{many(failed, 'run')} without a score: counted as diverged, and in no mean."
+        counted = "with the worst score on its task" if tuned else "and in no mean"
+        yield f"{many(failed, 'run')} without a score: counted as diverged, {counted}."

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,10 @@ from tensorbench.reports.foreign.names import COLUMNS, ENDINGS, TableOptions
 from tensorbench.reports.foreign.runs import ForeignRun
 from tensorbench.reports.units import listed
 
+#: The range of learning rates.
+RATES = 1e-12, 1e6
+#: The largest number of lines of a table. A small file can hold far more.
+MOST_LINES = 10_000_000
 #: The texts that stand for a missing number.
 MISSING = ("", "nan", "none", "null", "na", "n/a", "inf", "-inf")
 #: Numbers of a run that a table may have, by the names of their columns in `LoadedResults.trials`.
@@ -42,8 +46,8 @@ KEYS = ("method", "task", "backbone", "budget", "seed", "study", "lr")
 def read_table(table: Path | pd.DataFrame, options: TableOptions) -> tuple[list[ForeignRun], list[str]]:
     """Reads a table of runs. Returns the runs, and notes on columns that it lacks.
 
-    Raises UserError, with the file and the line, for a column that does not exist, for a number that is none,
-    and for examples without a run.
+    Raises UserError, with the file and the line, for a column that does not exist or occurs twice, for a
+    number that is none, for more than `MOST_LINES` lines, and for examples without a run.
     """
     name = "the table" if isinstance(table, pd.DataFrame) else table.name
     lines = list(_lines(table))
@@ -79,18 +83,31 @@ def read_table(table: Path | pd.DataFrame, options: TableOptions) -> tuple[list[
 
 def _lines(table: Path | pd.DataFrame) -> Iterator[Line]:
     if isinstance(table, pd.DataFrame):
+        try:
+            _refuse_repeated(map(str, table.columns))
+        except ValueError as error:
+            raise UserError(f"the table: {error}") from error
         for index, row in zip(table.index, table.to_dict("records"), strict=True):
             yield f"row {index}", {str(key): value for key, value in row.items()}
         return
     number, name = 0, table.name
     try:
         if table.suffix == ".parquet":
-            for number, row in enumerate(pd.read_parquet(table).to_dict("records"), 1):
-                yield f"{name}, row {number}", {str(key): value for key, value in row.items()}
+            from pyarrow.parquet import ParquetFile
+
+            with ParquetFile(table) as stored:
+                _refuse_repeated(stored.schema_arrow.names)
+                if stored.metadata.num_rows > MOST_LINES:
+                    raise ValueError(f"it has {stored.metadata.num_rows:,} rows, over {MOST_LINES:,}")
+                # A frame would turn some columns into its index, which are no columns then.
+                rows = (row for batch in stored.iter_batches(1_000) for row in batch.to_pylist())
+                for number, row in enumerate(rows, 1):
+                    yield f"{name}, row {number}", row
             return
         with table.open(encoding="utf-8-sig", newline="") as file:
             if separator := ENDINGS.get(table.suffix):
                 reader = csv.DictReader(file, delimiter=separator, strict=True)
+                _refuse_repeated(reader.fieldnames or ())
                 for values in reader:
                     number = reader.line_num
                     if None in values or None in values.values():
@@ -105,8 +122,13 @@ def _lines(table: Path | pd.DataFrame) -> Iterator[Line]:
                     if not isinstance(values, dict):
                         raise ValueError("no JSON object")
                     yield f"{name}, line {number}", values
-    except (OSError, ValueError, csv.Error, RecursionError) as error:
+    except (OSError, ValueError, csv.Error, RecursionError, NotImplementedError) as error:
         raise UserError(f"{name}, line {number + (number == 0)} cannot be read: {error}") from error
+
+
+def _refuse_repeated(columns: Iterable[str]) -> None:
+    if repeated := [column for column, count in Counter(columns).items() if count > 1]:
+        raise ValueError(f"column {shown(repeated[0])} occurs twice")
 
 
 def _columns(name: str, there: Mapping[str, None], options: TableOptions) -> dict[str, str]:
@@ -135,8 +157,8 @@ def _run(where: str, values: Mapping[str, Any], task: str) -> ForeignRun:
     method, rate = text("method", ""), number("lr")
     if not method:
         raise UserError(f"{where}: the method is empty")
-    if rate is not None and rate <= 0:
-        raise UserError(f"{where}: lr {shown(values['lr'])} is not above 0")
+    if rate is not None and not RATES[0] <= rate <= RATES[1]:
+        raise UserError(f"{where}: lr {shown(values['lr'])} is not from {RATES[0]:g} to {RATES[1]:g}")
     if "seed" in values and whole("seed") is None:
         raise UserError(f"{where}: the seed is empty")
     return ForeignRun(
@@ -152,13 +174,14 @@ def _run(where: str, values: Mapping[str, Any], task: str) -> ForeignRun:
         measures={
             measure: value
             for column, measure in NUMBERS.items()
-            if column in values and (value := number(column)) is not None
+            if column in values
+            and (value := (whole if measure == Measure.ADAPTER_PARAMETERS else number)(column)) is not None
         },
     )
 
 
 def _text(value: Any) -> str:
-    return "" if value is None or value != value else str(value).strip()
+    return "" if pd.api.types.is_scalar(value) and pd.isna(value) else str(value).strip()
 
 
 def _number(where: str, name: str, value: Any) -> float | None:
@@ -180,7 +203,7 @@ def _with_examples(
     files = sorted(file for file in folder.glob("*") if file.suffix in ENDINGS)
     if not files:
         raise UserError(f"--examples {folder}: no file in it ends with {', '.join(ENDINGS)}")
-    own = [columns[key] for key in KEYS if key in columns]
+    own, there = [columns[key] for key in KEYS if key in columns], {*keys}
     scores: defaultdict[tuple[str, ...], dict[str, float]] = defaultdict(dict)
     for file in files:
         for where, line in _lines(file):
@@ -189,7 +212,7 @@ def _with_examples(
                     raise UnknownNameError(f"column of {file.name}", column, map(str, line))
             key, example = tuple(_text(line[column]) for column in own), _text(line["example"])
             score = _number(where, "score", line[columns["score"]])
-            if key not in keys:
+            if key not in there:
                 raise UserError(f"{where}: no run has {', '.join(map(' '.join, zip(own, key, strict=True)))}")
             if score is None or not 0 <= score <= 1:
                 raise UserError(f"{where}: score {shown(line[columns['score']])} is not from 0 to 1")

@@ -67,6 +67,8 @@ class CompleteStudies:
     chance: float = 0.0
     #: Whether each loss is of the other studies' scores at the trial's rate, for want of a validation score.
     crossed: bool = False
+    #: Which trials (studies, points) diverged in spite of a finite loss, as they may if losses are `crossed`.
+    diverged: NDArray[np.bool_] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         shape = self.losses.shape
@@ -84,7 +86,7 @@ class CompleteStudies:
 
     @property
     def _arrays(self) -> dict[str, NDArray[Any]]:
-        names = ("losses", "scores", "offsets", "by_example", "losses_by_example")
+        names = ("losses", "scores", "offsets", "by_example", "losses_by_example", "diverged")
         return {name: values for name in names if (values := getattr(self, name)) is not None}
 
     @property
@@ -108,6 +110,11 @@ class CompleteStudies:
     @property
     def trials(self) -> int:
         return self.losses.size
+
+    @property
+    def most(self) -> int:
+        """The largest k of the score after k trials."""
+        return self.losses.shape[1] if self.crossed else self.trials
 
     @cached_property
     def pseudo_values(self) -> dict[int, _PseudoValues]:
@@ -141,7 +148,8 @@ class CompleteStudies:
         """
         if not self.tuned:
             return np.zeros(self.losses.shape, bool)
-        return ~np.isfinite(self.losses) | self.fails(self.scores)
+        failed: NDArray[np.bool_] = ~np.isfinite(self.losses) | self.fails(self.scores)
+        return failed if self.diverged is None else failed | self.diverged
 
     def fails(self, scores: Array) -> NDArray[np.bool_]:
         """Whether trials that ended with these scores failed, by the rule of `failed`.
@@ -198,7 +206,7 @@ def shared(tasks: Sequence[CompleteStudies]) -> list[CompleteStudies]:
 def score_after(studies: CompleteStudies, k: int) -> float:
     """The score after k trials: the test scores of all trials, weighted by their chance to be kept.
 
-    Raises ValueError unless 1 <= k <= trials, of each study if losses are `crossed`.
+    Raises ValueError unless 1 <= k <= `most`.
     """
     return float(_kept(studies, k, np.arange(studies.count)) @ studies.scores.ravel())
 

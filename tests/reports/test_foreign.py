@@ -97,7 +97,12 @@ def test_columns_are_named_by_options(tmp_path: Path, call: Callable[..., Any]) 
         (["a,t,0,101"], HEADING, naming("line 2", "101")),
         (["a,t,0"], HEADING, naming("line 2", "4 fields")),
         ([",t,0,.5"], HEADING, naming("line 2", "method is empty")),
-        (["a,t,0,.5,0"], HEADING + ",lr", naming("line 2", "lr", "not above 0")),
+        (["a,t,0,.5,0"], HEADING + ",lr", naming("line 2", "lr", "not from 1e-12")),
+        (["a,t,0,.5,1e-99"], HEADING + ",lr", naming("line 2", "lr", "1e-99")),
+        (["a,t,0,.5,-3"], HEADING + ",parameters", naming("line 2", "parameters", "whole number")),
+        (["a,t,0,.5,.5"], HEADING + ",score", naming("runs.csv, line 1", "'score' occurs twice")),
+        (["a" * 201 + ",t,0,.5"], HEADING, naming("line 2", "method", "201 characters")),
+        ([f"{n},t,0,.5" for n in range(1001)], HEADING, naming("1,001 methods")),
         (["a,t"], "algorithm,task", naming("no column 'method'", "--method", "algorithm, task")),
         ([], HEADING, naming("no line")),
     ],
@@ -107,6 +112,28 @@ def test_a_bad_table_is_refused_with_its_line(
 ) -> None:
     with pytest.raises(UserError, match=said):
         load_results(table(tmp_path, lines, heading))
+
+
+@pytest.mark.parametrize("value", [np.array([1, 2]), [1, 2], {}, "x"])
+def test_values_that_are_no_numbers_are_refused(value: Any) -> None:
+    frame = pd.DataFrame({"method": ["a", "b"], "score": [0.5, value]})
+    with pytest.raises(UserError, match=r"row 1: score .* is no number"):
+        load_results(frame)
+    with pytest.raises(UserError, match="occurs twice"):
+        load_results(pd.concat([frame, frame], axis=1))
+
+
+def test_names_are_on_one_line_and_visible(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"method": ["a\nb", "\x1b[31mred", "nul\0"], "score": [0.5, 0.6, 0.7]})
+    cells = load_results(frame).all_cells
+    assert [cell.method for cell in cells] == ["a b", "\\u001b[31mred", "nul\\u0000"]
+
+
+def test_parquet_keeps_the_columns_of_an_index(tmp_path: Path) -> None:
+    frame = pd.read_csv(table(tmp_path, seeds(LoRA=[0.5, 0.6, 0.65], a=[0.7, 0.75, 0.9])))
+    frame.set_index("seed").to_parquet(tmp_path / "runs.parquet")
+    results = load_results(tmp_path / "runs.parquet")
+    assert not any("No column of seeds" in note for note in results.notes)
 
 
 def test_a_run_without_a_score_is_shown_and_in_no_mean(tmp_path: Path) -> None:
@@ -169,6 +196,14 @@ def test_scores_of_examples_enter_the_interval(tmp_path: Path) -> None:
     assert part.count == 200
     assert part.examples > 0
     assert len(crossed.predictions) == 8 * 200
+
+
+def test_examples_whose_mean_is_not_the_score_are_not_used(tmp_path: Path) -> None:
+    file, folder = answered(tmp_path, np.random.default_rng(0))
+    frame = pd.read_csv(file)
+    results = load_results(frame.assign(score=frame["score"] / 2), examples=str(folder))
+    assert any("mean of the examples is not the score of row 0" in note for note in results.notes)
+    assert results.analysis.blocks[0].compared[0].differences[1].effect.parts[0].count is None
 
 
 @pytest.mark.parametrize(
@@ -254,6 +289,47 @@ def test_rates_of_their_own_without_validation_leave_nothing_to_choose_by() -> N
     assert any("`validation`" in note for note in results.notes)
 
 
+def test_methods_with_grids_of_their_own_are_shown_apart(tmp_path: Path) -> None:
+    frame = tuned(np.random.default_rng(4), LoRA=-3, a=-3)
+    results = load_results(frame[(frame["method"] == "LoRA") | (frame["lr"] > 5e-4)])
+    assert sorted(block.k for block in results.analysis.blocks) == [5, 9]
+    # Rates that hardly differ are a window, too.
+    assert load_results(frame.assign(lr=1e-3 * (1 + frame["lr"] / 1e3))).analysis.blocks[0].k == 9
+    # On another task both have fewer rates: k is what both tasks have.
+    few = frame[frame["lr"] > 5e-4].assign(task="few")
+    (block,) = load_results(pd.concat([frame.assign(task="all"), few])).analysis.blocks
+    assert block.k == 5
+    assert len(block.compared) == 1
+
+
+def test_a_run_that_diverged_at_a_rate_of_the_others_counts_as_failed() -> None:
+    frame = tuned(np.random.default_rng(5), LoRA=-3, a=-3)
+    frame["score"] = frame["score"].mask(
+        (frame["method"] == "a") & (frame["seed"] == 1) & (frame["lr"] > 0.05)
+    )
+    # No score is ten points below the best, as those of most failed trials are.
+    frame["score"] = frame["score"].clip(lower=0.75)
+    results = load_results(frame)
+    of_a = next(e for e in results.analysis.blocks[0].entrants if e.method == "a")
+    assert of_a.sensitivity is not None
+    assert of_a.sensitivity.failures == 1
+    assert any("worst score" in note for note in results.notes)
+
+
+def test_all_methods_choose_by_the_same() -> None:
+    frame = tuned(np.random.default_rng(6), LoRA=-3, a=-3).assign(validation=0.5)
+    frame["validation"] = frame["validation"].where(frame["method"] == "LoRA")
+    results = load_results(frame)
+    assert results.analysis.blocks == ()
+    assert any("a on all" in note and "validation loss" in note for note in results.analysis.notes)
+
+
+def test_a_rate_that_some_runs_lack_is_refused() -> None:
+    frame = tuned(np.random.default_rng(7), LoRA=-3)
+    with pytest.raises(UserError, match="row 4: lr is empty, and other runs of LoRA have one"):
+        load_results(frame.assign(lr=frame["lr"].mask(frame.index == 4)))
+
+
 # --- files of other programs ---
 
 
@@ -314,6 +390,27 @@ def test_files_that_are_no_results_are_refused(tmp_path: Path, content: str) -> 
     file.write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=r"results_1\.json"):
         load_results(file)
+
+
+@pytest.mark.parametrize(("score", "finished"), [("NaN", 1), ("0.5", 2)])
+def test_a_score_of_lm_evaluation_harness_that_is_nan_has_diverged(
+    tmp_path: Path, score: str, finished: int
+) -> None:
+    for name, value in (("a", "0.5"), ("b", score)):
+        content = f'{{"results": {{"t": {{"acc,none": {value}}}}}, "model_name": "{name}"}}'
+        (tmp_path / f"results_{name}.json").write_text(content, encoding="utf-8")
+    assert sum(cell.finished for cell in load_results(tmp_path).all_cells) == finished
+    huge = f'{{"results": {{"t": {{"acc,none": {10**400}}}}}, "model_name": "c"}}'
+    (tmp_path / "results_c.json").write_text(huge, encoding="utf-8")
+    with pytest.raises(UserError, match=r"results_c\.json"):
+        load_results(tmp_path)
+
+
+def test_equal_files_of_two_configurations_of_peft_are_two_runs(tmp_path: Path) -> None:
+    file = next((DATA / "peft").glob("lora--*.json"))
+    for name in (file.name, "lora--again.json"):
+        shutil.copy(file, tmp_path / name)
+    assert len({seed.trial_id for seed in load_results(tmp_path).all_seeds}) == 2
 
 
 def test_a_folder_of_peft_s_files() -> None:
