@@ -48,10 +48,12 @@ def choose(analysis: Analysis, methods: Collection[str] = ()) -> Chosen:
     and its loss is the mean over seeds. Test scores choose nothing. `methods` are names, titles or families
     among which to choose; by default all with an adapter.
 
-    Raises UserError if there are several tasks or backbones, if no method has these names, and if none has a
-    complete study, or a validation loss of every seed that ended.
+    Raises UserError for results of other programs, if there are several tasks or backbones, if no method has
+    these names, and if none has a complete study, or a validation loss of every seed that ended.
     """
     results = analysis.results
+    if results.foreign:
+        raise UserError("results of other programs do not say how to train: no recipe can be written")
     cells = [cell for cell in results.all_cells if cell.family not in NO_ADAPTERS]
     settings = dict.fromkeys(str(cell.setting) for cell in cells)
     if len(settings) > 1:

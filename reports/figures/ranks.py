@@ -66,8 +66,9 @@ def _by_parameters(
         ax.fill_between(sizes, low, high, color=colour, alpha=0.15, lw=0)
         marks = ax.scatter(sizes, values, s=26, color=colour, marker=looks.shape(entrants[0].family), lw=0)
         shown = [
-            f"{method}\n{unit.score(mean.value)} ({' to '.join(map(unit.score, mean.interval or ()))})\n"
-            f"{size:,} parameters"
+            f"{method}\n{unit.score(mean.value)}"
+            + (f" ({' to '.join(map(unit.score, mean.interval))})" if mean.interval else "")
+            + f"\n{size:,} parameters"
             for size, mean in points
         ]
         tips.put(marks, shown)

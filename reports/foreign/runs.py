@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -253,7 +254,7 @@ class ForeignSource(Source):
         return self._plan
 
 
-def _names(run: ForeignRun) -> dict[str, str]:
+def _names(run: ForeignRun) -> dict[str, Any]:
     """The names of a run on one line and with codes for invisible characters. Refuses long ones."""
     names = {name: getattr(run, name) for name in ("method", "task", "backbone", "budget", "of_family")}
     if long := next((name for name, text in names.items() if len(text) > LONGEST_NAME), None):

@@ -15,6 +15,7 @@ import pytest
 
 from tensorbench import Selection, load_results
 from tensorbench.methods import UserError
+from tensorbench.reports.chosen import choose
 from tensorbench.reports.inference.studies import CompleteStudies, of_pair
 from tests.messages import naming
 
@@ -328,6 +329,12 @@ def test_a_rate_that_some_runs_lack_is_refused() -> None:
     frame = tuned(np.random.default_rng(7), LoRA=-3)
     with pytest.raises(UserError, match="row 4: lr is empty, and other runs of LoRA have one"):
         load_results(frame.assign(lr=frame["lr"].mask(frame.index == 4)))
+
+
+def test_no_recipe_is_written_of_results_of_others() -> None:
+    frame = tuned(np.random.default_rng(8), LoRA=-3, a=-3).assign(validation=lambda f: f["score"])
+    with pytest.raises(UserError, match="do not say how to train"):
+        choose(load_results(frame).analysis)
 
 
 # --- files of other programs ---
