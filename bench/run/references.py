@@ -73,16 +73,18 @@ def adopt(driver: Session, full_plan: Plan, plan: Plan, records: list[Record]) -
                 for _ in copied(source, runs, store, run_id):
                     pass
         records = store.records()
-    if adds_trials(plan, records):
+    if adds_trials(full_plan, plan, records):
         run, count = store.records(RunKind.SUITE)[-1], str(len(references_of(full_plan, records)))
         if run.tag(Tag.REFERENCES) != count:
             store.tag(run.run_id, Tag.REFERENCES, count)
     return records
 
 
-def adds_trials(plan: Plan, records: Sequence[Record]) -> bool:
-    """Whether the plan has trials from packs and others, which ran here or will run."""
-    return 0 < len(references_of(plan, records)) < len(plan.trials)
+def adds_trials(full_plan: Plan, plan: Plan, records: Sequence[Record]) -> bool:
+    """Whether `full_plan` has trials from packs, and others that ran here, or will as trials of `plan`."""
+    references = references_of(full_plan, records)
+    ran = {run.trial_id for run in records if run.settled} & {trial.id for trial in full_plan.trials}
+    return bool(references) and not ran.union(trial.id for trial in plan.trials) <= references.keys()
 
 
 def references_of(plan: Plan, records: Sequence[Record]) -> dict[str, Record]:
@@ -102,14 +104,16 @@ def reran(run: Record) -> StoredRerun | None:
 def to_run_again(full_plan: Plan, plan: Plan, records: Sequence[Record]) -> dict[str, Record]:
     """The references that must run again before new trials of `plan`, a part of `full_plan`, by trial id.
 
-    Those that ran again already count. The store drew the ids of its runs, so the first ones are a random
-    sample that each start draws again, and that the author of a pack could not foresee.
+    They are on the same tasks and backbones, and of any method. Those that ran again already count. The store
+    drew the ids of its runs, so the first ones are a random sample that each start draws again, and that the
+    author of a pack could not foresee.
     """
     references, chosen = references_of(full_plan, records), dict[str, Record]()
+    settings = {(row.task, row.backbone) for row in plan.rows}
     for row in full_plan.rows:
-        own = [references[id_] for id_ in {*row.trials.values()} & references.keys()]
-        if not any(trial.id in row.trials.values() for trial in plan.trials):
+        if (row.task, row.backbone) not in settings:
             continue
+        own = [references[id_] for id_ in {*row.trials.values()} & references.keys()]
         own.sort(key=lambda run: (reran(run) is None, run.run_id))
         count = max(LEAST, -(-len(own) // EVERY))
         chosen |= {run.trial_id: run for run in own[:count] if not reran(run)}

@@ -157,7 +157,7 @@ class _Work:
         trials = [t for t in plan.trials if t.id in failed] if retry_failed else pending(plan, records)
         references = len(references_of(plan, records))
         # Its own trials may have run before the pack was there.
-        if rerun and adds_trials(plan, records):
+        if rerun and adds_trials(full_plan, plan, records):
             records = self._run_references(full_plan, plan, records)
         if not trials:
             self.audience.starting(plan, 0, executor.device, references)

@@ -248,6 +248,21 @@ def test_one_in_ten_runs_again_over_all_starts() -> None:
     assert not references_of(whole, own)
 
 
+@pytest.mark.parametrize("methods", [("LoRA", "head only"), ("head only", "LoRA")])
+def test_starts_of_single_methods_run_references_again(
+    methods: tuple[str, str], pack: Path, tmp_path: Path, new_store: NewStore, call: Call
+) -> None:
+    uri, suite = new_store(tmp_path), write(tmp_path, EXTENDED)
+    unpack(pack, store=uri)
+    first, second = (
+        call("run", suite, "--store", uri, "--executor", "inline", "--method", name) for name in methods
+    )
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert "run again" not in first.out
+    assert "run again before new ones: 2 trials" in second.out
+    assert "3 trials came from packs. 2 of them ran again" in notes(uri)
+
+
 @pytest.mark.parametrize("name", ["published", "toy"])
 def test_what_a_pack_says_of_reruns_does_not_count(
     name: str, tmp_path: Path, new_store: NewStore, call: Call
