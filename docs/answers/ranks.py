@@ -83,13 +83,13 @@ def slope(analysis: Analysis, mode: str, block: Block) -> Ruling:
     # Registered as one contrast, whatever other modes have trends.
     effect = trend.slope.effect
     interval = effect.interval(simultaneous(1))
-    side = "" if trend.slope.verdict.reason else verdict(interval, 0.0).side
     words = {"better": f"improves with the rank of {mode}", "worse": f"worsens with the rank of {mode}"}
+    outcome = words.get(verdict(interval, 0.0).side, "undecided")
+    if trend.slope.verdict.reason:
+        outcome = str(trend.slope.verdict)
     on_tasks = [points(part.difference) for part in effect.parts]
     row = [listed(trend.allocations), points(effect.difference), bounds(interval), *on_tasks]
-    short = (
-        f"**{words.get(side, 'undecided')}**: {with_interval(effect.difference, interval)} points a doubling."
-    )
+    short = f"**{outcome}**: {with_interval(effect.difference, interval)} points a doubling."
     return Ruling(short, head, [row])
 
 

@@ -177,7 +177,7 @@ def test_a_trend_is_the_slope_over_log_ranks(section: Allocations) -> None:
 
 
 def test_a_trend_has_no_verdict_where_one_of_its_rows_has_none(
-    analysis: Analysis, section: Allocations
+    analysis: Analysis, section: Allocations, script: Callable[[str], ModuleType]
 ) -> None:
     lost = Verdict(Answer.NONE, reason="nothing trained")
 
@@ -191,6 +191,9 @@ def test_a_trend_has_no_verdict_where_one_of_its_rows_has_none(
     (section,) = find_allocations(analysis.results, analysis.blocks, judged)
     (trend,) = section.trends
     assert (trend.slope.verdict.side, trend.slope.verdict.reason) == ("", "nothing trained")
+    withheld = replace(analysis, allocations=(section,))
+    ruling = script("answers.ranks").slope(withheld, "projection", section.block)
+    assert ruling.short.startswith("**undecided: nothing trained**: +")
 
 
 def test_the_largest_difference_is_said_where_none_is_significant(section: Allocations) -> None:
