@@ -230,7 +230,7 @@ class TensLoRA(CutMethod):
 
         smallest = count(tuple(fixed.get(name, 1) for name in self.rank_names))
         if smallest > budget:
-            raise too_small(self.label, budget, smallest)
+            raise too_small(self.label, budget, smallest, f" with every {'other ' * bool(fixed)}rank 1")
         if self.factorization == "tucker":
             sizes = dict(zip(self.modes, self.shape(geometry), strict=True))
             return self.with_size(tucker_ranks(sizes, count, budget, uneven=uneven, fixed=fixed))

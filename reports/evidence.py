@@ -129,7 +129,10 @@ def gather(results: Results, cells: Iterable[int]) -> Evidence:
         for id_, (cell, seed) in runs.items()
         if id_ in stored and (each := _by_example(results, cell, seed, stored[id_])) is not None
     }
-    return Evidence(results, by_trial, list(_limits(len(scored), taken, runs, stored, by_trial)))
+    # Notes of other programs' results say it where no run has predictions.
+    noted = stored or not results.foreign
+    limits = _limits(len(scored), taken, runs, stored, by_trial) if noted else ()
+    return Evidence(results, by_trial, list(limits))
 
 
 def _by_example(results: Results, cell: Cell, seed: Seed, stored: Predictions) -> ByExample | None:

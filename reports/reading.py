@@ -75,8 +75,8 @@ def read_sources(sources: Sequence[Source], selection: Selection | None = None) 
     selected = selection.of(experiments) if selection else experiments
     cells, seeds = tabulate(selected)
     notes = []
-    if selection:
-        rows, every = (sum(len(each.rows) for each in group) for group in (selected, experiments))
+    rows, every = (sum(len(each.rows) for each in group) for group in (selected, experiments))
+    if rows < every:
         notes.append(
             f"A part ({selection}): {rows} of {every} rows. Intervals are simultaneous for these methods "
             "alone; redundancy and provenance are of all rows."

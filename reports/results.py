@@ -37,6 +37,10 @@ Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)
 
 
+#: The backbone of another program's runs whose backbone is not named.
+NO_BACKBONE = "not named"
+
+
 class TaskAndBackbone(NamedTuple):
     """A setting: a task on a backbone. Methods are compared on one setting or over several settings."""
 
@@ -44,7 +48,7 @@ class TaskAndBackbone(NamedTuple):
     backbone: str
 
     def __str__(self) -> str:
-        return f"{self.task} · {self.backbone}"
+        return self.task if self.backbone == NO_BACKBONE else f"{self.task} · {self.backbone}"
 
 
 class _Measured:

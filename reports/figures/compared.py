@@ -130,8 +130,9 @@ def differences(block: Block, name: str, title: str, looks: Looks) -> Drawn:
     averaged = f"Mean over {settings_counted(block)} of the " if len(block.settings) > 1 else "The "
     caption = (
         f"{averaged}{score_name(block)}, as a difference from {block.against}, with simultaneous 95% "
-        f"intervals. The shaded band is practically equivalent: ±{unit.size(block.threshold)}. Lines are "
-        "methods without adapter." + f" Outside the frame: {', '.join(outside)}." * bool(outside)
+        f"intervals. The shaded band is practically equivalent: ±{unit.size(block.threshold)}."
+        + " Lines are methods without adapter." * bool(block.levels)
+        + f" Outside the frame: {', '.join(outside)}." * bool(outside)
     )
     alternative = "; ".join(
         f"{e.method} {unit.difference(e.differences[block.k].effect.difference)}" for e in block.compared
@@ -312,8 +313,9 @@ def _curves(block: Block, number: int, looks: Looks, colours: Mapping[str, str])
     return Drawn(
         f"curves-{number}",
         f"Score by trials of tuning, {heading(block)}",
-        "The expected test score of the trial with the lowest validation loss out of k trials. Methods "
-        "without adapter are lines, if they are near. Intervals are in tables/scores.csv.",
+        "The expected test score of the trial with the lowest validation loss out of k trials. "
+        + "Methods without adapter are lines, if they are near. " * bool(block.levels)
+        + "Intervals are in tables/scores.csv.",
         "; ".join(
             f"{e.method} on {setting.task}: "
             + ", ".join(f"{unit.score(e.scores[k][place].value)} after {k}" for k in sorted(e.scores))

@@ -17,13 +17,13 @@ GRADES = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0}
 def read_inspect(file: Path, content: Mapping[str, Any], notes: list[str]) -> Iterator[ForeignRun]:
     """Yields a run for each scorer of a log: its first metric, with the scores of the samples.
 
-    A log whose status is not `success` is a run without a score.
+    A log whose status is not `success` is a failed run, but not a diverged one.
     """
     evaluated, status = content["eval"], content["status"]
     method, seed = of_name(str(evaluated["model"]))
     scores = (content.get("results") or {}).get("scores") or []
     if status != "success":
-        notes.append(f"{file.name}: status {status}, which counts as a run without a score.")
+        notes.append(f"{file.name}: status {status}: a failed run, in no mean.")
     names = (
         [each["name"] for each in scores] or [each["name"] for each in evaluated.get("scorers") or []] or [""]
     )
@@ -36,6 +36,7 @@ def read_inspect(file: Path, content: Mapping[str, Any], notes: list[str]) -> It
             score=float(own[0]) if own else None,
             seed=seed,
             where=file.name,
+            failure="error",
             examples=_examples(content.get("samples") or [], name) if own else {},
         )
 

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 
 #: The endings of tables, and how the fields of those with fields are separated.
 ENDINGS = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": "", ".parquet": ""}
+#: The ending of inspect's logs that are not converted to JSON.
+BINARY_LOG = ".eval"
 #: The names of result files in a folder: of peft, of lm-evaluation-harness, and of inspect.
-FILES = ("*--*.json", "results_*.json", "*/results_*.json", "20??-??-??T*_*.json")
+FILES = ("*--*.json", "results_*.json", "*/results_*.json", "20??-??-??T*_*.json", "20??-??-??T*_*.eval")
 
 
 class TableOptions(TypedDict, total=False):
@@ -43,6 +45,8 @@ def is_foreign(name: str | pd.DataFrame) -> bool:
     if not isinstance(name, str):
         return True
     path = Path(name)
-    if path.suffix in (*ENDINGS, ".json"):
+    if path.suffix in (*ENDINGS, ".json", BINARY_LOG):
         return True
-    return path.is_dir() and any(next(path.glob(pattern), None) for pattern in FILES)
+    # No experiment's name ends with a slash.
+    files = (next(path.glob(pattern), None) for pattern in FILES)
+    return path.is_dir() and (name.endswith("/") or any(files))

@@ -11,7 +11,7 @@ import pandas as pd
 from tensorbench.methods import UserError
 from tensorbench.reports.foreign.inspect_log import read_inspect
 from tensorbench.reports.foreign.lm_eval import read_lm_eval
-from tensorbench.reports.foreign.names import COLUMNS, ENDINGS, FILES, TableOptions
+from tensorbench.reports.foreign.names import BINARY_LOG, COLUMNS, ENDINGS, FILES, TableOptions
 from tensorbench.reports.foreign.peft_results import read_peft
 from tensorbench.reports.foreign.runs import ForeignRun, ForeignSource
 from tensorbench.reports.foreign.table import read_table
@@ -42,8 +42,12 @@ def open_foreign(name: str | pd.DataFrame, options: TableOptions) -> ForeignSour
     notes: list[str] = []
     runs = [run for file in files for run in _read(file, notes)]
     if not runs:
-        raise UserError(f"{path}: no result with a score")
-    return ForeignSource(path.name, runs, notes, metric)
+        raise UserError(f"{path}: no result of a run in it; files of results are called {', '.join(FILES)}")
+    # Of a run that was evaluated again after a failure the failure does not count, and one failure is enough.
+    unscored = {(*run.row, run.seed): run for run in runs if run.score is None}
+    scored = [run for run in runs if run.score is not None]
+    failed = unscored.keys() - {(*run.row, run.seed) for run in scored}
+    return ForeignSource(path.name, [*scored, *(unscored[key] for key in sorted(failed))], notes, metric)
 
 
 #: The reader of a JSON file by a key of its content.
@@ -51,6 +55,10 @@ READERS = {"run_info": read_peft, "eval": read_inspect, "results": read_lm_eval}
 
 
 def _read(file: Path, notes: list[str]) -> list[ForeignRun]:
+    if file.suffix == BINARY_LOG:
+        raise UserError(
+            f"{file}: convert inspect's logs to JSON: inspect log convert --to json --output-dir DIR {file}"
+        )
     try:
         if not file.is_file():
             # A pipe would be read without end.

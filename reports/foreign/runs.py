@@ -25,14 +25,14 @@ from tensorbench.records.stored_plan import PlannedTrial, Row, StoredPlan, Study
 from tensorbench.records.words import Artifact, RunKind, Status, Tag
 from tensorbench.reports.collapses import DIVERGED
 from tensorbench.reports.inference.studies import TRIALS
-from tensorbench.reports.results import REFERENCE, grouped
+from tensorbench.reports.results import NO_BACKBONE, REFERENCE, grouped
 from tensorbench.reports.units import many
 from tensorbench.store.source import CURVE, Source
 
 #: The metric of scores whose metric nobody names. See `tensorbench.records.metrics.generation.MeanScore`.
 DEFAULT_METRIC = "score"
-#: What stands for a budget and a backbone that are not named.
-NO_BUDGET, NO_BACKBONE = "budgets not matched", "not named"
+#: The budget of runs whose budget is not named.
+NO_BUDGET = "budgets not matched"
 #: The largest difference between a run's score and the mean of its examples that rounding explains.
 AGREES = 0.001
 #: The largest number of methods of a table. Of more, the column of methods is another one.
@@ -47,7 +47,7 @@ class ForeignRun:
 
     method: str
     task: str
-    #: As a share or in percent. None if the run has none, which counts as diverged.
+    #: As a share or in percent. None if the run has none.
     score: float | None
     seed: int
     #: The file and the line.
@@ -64,6 +64,8 @@ class ForeignRun:
     measures: Mapping[Measure, float] = field(default_factory=dict)
     #: The score of each test example, from 0 to 1, by the example's name.
     examples: Mapping[str, float] = field(default_factory=dict, repr=False)
+    #: Why the run has no score.
+    failure: str = DIVERGED
     #: What the id of the trial is made of, if not of the fields above.
     content: str = ""
 
@@ -199,7 +201,7 @@ class ForeignSource(Source):
         if loss is not None:
             numbers[Measure.SELECTED_LOSS] = loss
         if run.score is None:
-            tags |= {Tag.FAILURE: DIVERGED, Tag.FAILURE_MESSAGE: f"no score in {run.where}"}
+            tags |= {Tag.FAILURE: run.failure, Tag.FAILURE_MESSAGE: f"no score in {run.where}"}
             return Record(run.where, run.id, Status.FAILED, tags=tags, metrics=numbers)
         numbers[Measure.SCORE] = run.score
         return Record(run.where, run.id, Status.FINISHED, tags=tags, metrics=numbers)
@@ -273,7 +275,7 @@ def _refuse_duplicates(runs: Sequence[ForeignRun]) -> None:
             at = "" if run.lr is None else f" at rate {run.lr:g}"
             raise UserError(
                 f"{run.where}: seed {run.seed} of {run.method} on {run.task}{at} is in {earlier.where} too; "
-                "a column of rates (lr) or of studies (study) would tell them apart"
+                "keep one of them, or tell them apart by a column of rates (lr) or of studies (study)"
             )
 
 
@@ -393,13 +395,19 @@ def _lacking(runs: Sequence[ForeignRun], rows: Sequence[Row], metric: str) -> It
             )
         elif not own:
             yield (
-                "No learning rates: whether methods were tuned alike cannot be said. Columns `lr` and "
-                "`validation`, with several rates a seed, would give the score after k trials of tuning."
+                "No learning rates: whether methods were tuned alike cannot be said. A table's columns `lr` "
+                "and `validation`, with several rates a seed, would give the score after k trials of tuning."
             )
     if metric != DEFAULT_METRIC:
-        yield f"Scores of test examples are not read with another metric than {DEFAULT_METRIC}."
+        yield (
+            "Intervals lack the luck of test examples, and are narrower than they should be: scores of "
+            f"examples are read with the metric {DEFAULT_METRIC} alone."
+        )
     elif not any(run.examples for run in runs):
-        yield "The scores of test examples (`--examples`) would put their luck into the intervals."
-    if failed := sum(run.score is None for run in runs):
+        yield (
+            "Intervals lack the luck of test examples, and are narrower than they should be. A table's "
+            "`--examples` would put it there."
+        )
+    if failed := sum(run.score is None and run.failure == DIVERGED for run in runs):
         counted = "with the worst score on its task" if tuned else "and in no mean"
         yield f"{many(failed, 'run')} without a score: counted as diverged, {counted}."

@@ -258,6 +258,8 @@ def sources(methods: Sequence[CompleteStudies], k: int) -> Sources:
         lasting = [_about_the_curve(studies) for studies in methods if not studies.failed.all()]
         rates, seeds = np.mean(lasting, axis=0).tolist() if lasting else (None, None)
     tables = [studies.by_example for studies in methods if studies.by_example is not None]
+    # One example has no variance.
+    tables = [table for table in tables if table.shape[-1] > 1]
     examples = [float(table.var(-1, ddof=1).mean()) / table.shape[-1] for table in tables]
     return Sources(between, rates, seeds, float(np.mean(examples)) if examples else None)
 

@@ -380,13 +380,36 @@ def test_models_with_seeds_in_their_names_are_runs_of_one_method(tmp_path: Path)
     assert difference(results)["difference"] == pytest.approx(0.1)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_logs_of_inspect() -> None:
     results = load_results(DATA / "inspect")
     cells = {cell.method: cell for cell in results.all_cells}
     assert cells["llama3.1"].mean == 0
     assert (cells["gpt-4o-mini"].finished, cells["gpt-4o-mini"].failed) == (0, 1)
     assert any("cancelled" in note for note in results.notes)
+    assert "collapsed" not in results.answer
     assert results.predictions["prediction"].tolist() == [0]
+
+
+def test_an_evaluation_repeated_after_failures_counts_once(tmp_path: Path) -> None:
+    source = DATA / "inspect" / "2024-10-15T12-53-13-04-00_popularity.json"
+    shutil.copy(source, tmp_path)
+    for hour in (10, 11):
+        text = source.read_text(encoding="utf-8").replace('"success"', '"error"')
+        (tmp_path / source.name.replace("T12", f"T{hour}")).write_text(text, encoding="utf-8")
+    (cell,) = load_results(tmp_path).all_cells
+    assert (cell.finished, cell.failed) == (1, 0)
+    shutil.copy(source, tmp_path / source.name.replace("T12", "T13"))
+    with pytest.raises(UserError, match="keep one of them"):
+        load_results(tmp_path)
+
+
+def test_a_folder_without_readable_results_says_which_files_are_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"files of results are called .*results_\*\.json"):
+        load_results(f"{tmp_path}/")
+    (tmp_path / "2024-10-15T12-53-13-04-00_popularity_x.eval").write_bytes(b"PK")
+    with pytest.raises(UserError, match="inspect log convert --to json"):
+        load_results(tmp_path)
 
 
 @pytest.mark.parametrize(
