@@ -333,7 +333,7 @@ class Adapter(ABC):
         self.backbone.head.load_state_dict(head)
 
     def _description(self) -> dict[str, Any]:
-        """What a file must agree on with the adapter that loads it."""
+        """The properties in which a file and the adapter that loads it must agree."""
         site = next(iter(self.bases), None)
         weights = None
         if site is not None and not self.bases[site].weight.requires_grad:

@@ -29,7 +29,7 @@ ANY_TARGETS: dict[AnyTargets, tuple[str, ...]] = {"qv": ("query", "value"), **di
 
 
 def _list_or_names(value: Any, _: ValidatorFunctionWrapHandler) -> Any:
-    """Validates ranks by the kind of `value`: of a union, pydantic's message would be about both kinds."""
+    """Validates ranks as a list or a mapping. For a union, pydantic's message would be about both."""
     return (_BY_NAME if isinstance(value, Mapping) else _COMPLETE).validate_python(value)
 
 

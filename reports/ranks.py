@@ -125,9 +125,9 @@ def _allocations(
 
 
 def short_name(method: str) -> str:
-    """The ranks that the suite gives a row, by the row's name in tables. A label is the name itself.
+    """The ranks in a row's name in tables, such as `layer=1`, or the whole name if a label replaces them.
 
-    Sentences list such names, so that none has a comma between two ranks.
+    Several ranks are joined by a plus sign, because sentences list such names with commas.
     """
     match = _GIVEN.search(method)
     return next(filter(None, match.groups())).replace(", ", "+") if match else method
@@ -195,9 +195,9 @@ class OverBudgets:
 
 
 def over_budgets(blocks: Iterable[Block]) -> list[OverBudgets]:
-    """The methods of known size with scores under several budgets.
+    """Groups the methods of known size that have scores under several budgets.
 
-    The methods of a group have one metric, one tuning and the same settings.
+    The methods of a group share a metric, a tuning and the settings.
     """
     comparable = grouped(blocks, lambda block: (block.metric, block.settings, block.k, block.tuned))
     groups = []

@@ -320,7 +320,7 @@ def table_options(
 def columns_of(
     part: tensorbench.Selection, table: tensorbench.TableOptions
 ) -> tuple[tensorbench.TableOptions, tensorbench.Selection]:
-    """The columns of a table of runs that options name, and what is left to select: the reference.
+    """The columns of a table of runs that options name, and a selection of the reference alone.
 
     Raises BadParameter for an option that names several columns.
     """

@@ -81,7 +81,7 @@ def adopt(driver: Session, full_plan: Plan, plan: Plan, records: list[Record]) -
 
 
 def adds_trials(full_plan: Plan, plan: Plan, records: Sequence[Record]) -> bool:
-    """Whether `full_plan` has trials from packs, and others that ran here, or will as trials of `plan`."""
+    """Whether `full_plan` has trials from packs beside trials that ran here or that `plan` will run."""
     references = references_of(full_plan, records)
     ran = {run.trial_id for run in records if run.settled} & {trial.id for trial in full_plan.trials}
     return bool(references) and not ran.union(trial.id for trial in plan.trials) <= references.keys()

@@ -1,3 +1,3 @@
-"""Suites that are written: ranks, rates and epochs chosen on validation, and allocations of a budget."""
+"""Writes suites with ranks, rates and epochs chosen on validation, or with allocations of a budget."""
 
 from __future__ import annotations

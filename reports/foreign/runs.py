@@ -150,7 +150,7 @@ class ForeignSource(Source):
     def _scaled(
         self, runs: Sequence[ForeignRun], read: dict[str, list[str]], unlike: list[str]
     ) -> Iterator[ForeignRun]:
-        """Yields the runs of a task with scores as shares. They are in percent if one is above 1.
+        """Yields the runs of a task with scores as shares. Scores are read in percent if one is above 1.
 
         Runs whose scores are not the means of their examples lose these and are added to `unlike`.
         """
@@ -374,7 +374,7 @@ def _losses(runs: Sequence[ForeignRun], sign: float, chosen_by: Measure | None) 
 
 
 def _lacking(runs: Sequence[ForeignRun], rows: Sequence[Row], metric: str) -> Iterator[str]:
-    """Yields what cannot be said, and which columns would allow it."""
+    """Yields notes on claims that these runs do not allow, and on columns that would allow them."""
     tuned = [row for row in rows if row.studies]
     if tuned and any(row.studies.crossed for row in tuned if row.studies):
         yield (

@@ -1,7 +1,7 @@
 """A method's sensitivity to learning rates, estimated from its studies.
 
-A LOESS curve through a method's trials gives its best rate, the share of the window near it, and what a rate
-that is best elsewhere costs. The curve also splits the variance of scores by source.
+A LOESS curve through a method's trials gives its best rate, the share of the window near it, and the cost of
+the rate that is best on other tasks. The curve also splits the variance of scores by source.
 """
 
 from __future__ import annotations

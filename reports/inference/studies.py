@@ -212,10 +212,10 @@ def score_after(studies: CompleteStudies, k: int) -> float:
 
 
 def _kept(studies: CompleteStudies, k: int, numbers: NDArray[np.int64]) -> Array:
-    """The `kept_weights` of the trials of the studies at these indices (trials,).
+    """The `kept_weights` (trials,) of all trials of some studies, whose indices are `numbers`.
 
-    If losses are `crossed`, the k trials are drawn from one study, since a trial's score is in the losses of
-    all other studies.
+    If losses are `crossed`, the k trials are drawn from one study, because each trial's score is part of the
+    losses of all other studies.
     """
     losses, strata = studies.losses[numbers], studies.strata.reshape(studies.losses.shape)[numbers]
     if studies.crossed:

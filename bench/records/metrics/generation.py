@@ -54,10 +54,9 @@ class AnswerLikelihood(Metric):
 
 
 class MeanScore(Metric):
-    """The mean over examples of their own scores from 0 to 1, which are the first of their outputs.
+    """The mean of the examples' scores from 0 to 1. An example's first output is its score.
 
-    It is the metric of a table of results that names no other. Of written answers, it is the share that is
-    correct.
+    It is the default metric of tables of results. For written answers, it is the share of correct ones.
     """
 
     name = "score"
