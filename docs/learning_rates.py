@@ -20,10 +20,9 @@ BEGIN, END = "<!-- docs/learning_rates.py -->\n", "<!-- end -->\n"
 FIXED, TRIALS = (2e-5, 2e-4), (1, 2, 4, 8, 13)
 
 
-def differences(runs: pd.DataFrame, **columns: str) -> pd.DataFrame:
+def differences(runs: pd.DataFrame) -> pd.DataFrame:
     """The differences from LoRA, with intervals that are simultaneous over the methods."""
-    results = tensorbench.load_results(runs, seed="run", **columns)
-    return results.tables["differences"].set_index(["k", "method"])
+    return tensorbench.load_results(runs).tables["differences"].set_index(["k", "method"])
 
 
 def shown(line: pd.Series) -> str:
@@ -35,19 +34,18 @@ def shown(line: pd.Series) -> str:
 
 def content() -> str:
     """The tables, and the sentences with their numbers."""
-    runs = pd.read_csv(RUNS)
-    results = tensorbench.load_results(runs, seed="run", lr="learning_rate")
-    tuned = differences(runs, lr="learning_rate")
+    runs = pd.read_csv(RUNS).rename(columns={"run": "seed", "learning_rate": "lr"})
+    results, tuned = tensorbench.load_results(runs), differences(runs)
     scores = results.tables["scores"].set_index(["k", "method"])["score"] * 100
-    by_rate = runs.groupby(["method", "learning_rate"])["score"]
+    by_rate = runs.groupby(["method", "lr"])["score"]
     means = by_rate.mean()
     best = means.groupby("method").max().sort_values(ascending=False)
     rates = means.groupby("method").idxmax().map(lambda place: place[1])
     bias = best - scores[13]
     near = by_rate.var()[means >= means.groupby("method").transform("max") - 1].mean() ** 0.5
-    fixed = {rate: differences(runs[runs["learning_rate"] == rate]).loc[1] for rate in FIXED}
+    fixed = {rate: differences(runs[runs["lr"] == rate].drop(columns="lr")).loc[1] for rate in FIXED}
     others = [method for method in best.index if method != "LoRA"]
-    verdicts = tuned.loc[13, "verdict"].to_dict()
+    verdicts = tuned["verdict"].xs(13, level="k").to_dict()
     rows = [
         [
             method,
