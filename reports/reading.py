@@ -159,19 +159,19 @@ def _rerun(experiment: Experiment) -> str:
     """Says what the trials from packs gave when some of them ran again beside the new trials."""
     came = f"{many(experiment.references, 'trial')} came from packs."
     records = [experiment.records[id_] for id_ in experiment.trials if id_ in experiment.records]
-    reruns = [(run.score, again) for run in records if (again := stored_rerun(run))]
+    reruns = [(run.score, rerun) for run in records if (rerun := stored_rerun(run))]
     if not reruns:
         return f"{came} None of them ran again where the new ones ran: both machines may give other scores."
     apart = [
-        abs(score - again.score) for score, again in reruns if score is not None and again.score is not None
+        abs(score - rerun.score) for score, rerun in reruns if score is not None and rerun.score is not None
     ]
     largest = ""
     if apart:
         largest = (
             f", with scores that differ by {max(apart):.2g} at most" if max(apart) else ", with equal scores"
         )
-    devices = listed(sorted({again.device for _, again in reruns}))
-    other = sum(bool(again.faults) for _, again in reruns)
+    devices = listed(sorted({rerun.device for _, rerun in reruns}))
+    other = sum(bool(rerun.faults) for _, rerun in reruns)
     refused = (
         f" {other} gave other results than accepted, and the new ones ran in spite of it." if other else ""
     )

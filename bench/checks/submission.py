@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from tensorbench.checks.verify import Verification, verify
 from tensorbench.machine.memory import MIB
@@ -58,10 +58,19 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 ADDRESS = r"^https://[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+(/[A-Za-z0-9._/~%+-]{0,200})?$"
 
 
+def _name(text: str) -> str:
+    if not re.fullmatch(NAME, text):
+        raise ValueError("should be a name on GitHub: letters, digits, - and _, at most 64")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_name)]
+
+
 class Rerun(Frozen):
     """A rerun of some trials of an entry, `tensorbench verify PACK --rerun N`, that found nothing broken."""
 
-    by: Annotated[str, Field(pattern=f"^{NAME}$")]
+    by: Name
     date: date
     trials: Annotated[int, Field(ge=1)]
     processor: Label
@@ -71,7 +80,7 @@ class Card(Frozen):
     """What the board shows of an entry besides its pack. It is the YAML file beside the pack."""
 
     #: The name of who ran the suite, on GitHub.
-    by: Annotated[str, Field(pattern=f"^{NAME}$")]
+    by: Name
     #: The address of the method's code, if this package lacks the method.
     code: Annotated[str, Field(pattern=ADDRESS)] | None = None
     reruns: tuple[Rerun, ...] = ()
@@ -303,9 +312,9 @@ def _suite_of(pack: Path, trials: set[str]) -> tuple[str, frozenset[str], frozen
         lora, own = _trials_of(name)
         if lora <= trials:
             return Path(name).stem, lora, own
-        if some := len(lora & trials):
+        if held := len(lora & trials):
             raise UserError(
-                f"{pack} plans {some} of the {len(lora)} trials of LoRA in {Path(name).stem}: all studies of "
+                f"{pack} plans {held} of the {len(lora)} trials of LoRA in {Path(name).stem}: all studies of "
                 "it are needed, and their trials as the suite states them"
             )
     suites = listed(Path(name).stem for name in SUITES)

@@ -97,8 +97,8 @@ def references_of(plan: Plan, records: Sequence[Record]) -> dict[str, Record]:
 
 def reran(run: Record) -> StoredRerun | None:
     """What a reference gave when it ran again here. None if it did not, whatever its pack says."""
-    again = stored_rerun(run)
-    return again if again and again.run_id == run.run_id else None
+    rerun = stored_rerun(run)
+    return rerun if rerun and rerun.run_id == run.run_id else None
 
 
 def to_run_again(full_plan: Plan, plan: Plan, records: Sequence[Record]) -> dict[str, Record]:
@@ -175,13 +175,13 @@ def run_again(
 def refuse_other_results(plan: Plan, records: Sequence[Record], name: str) -> None:
     """Raises UserError if references gave other results when they ran again, with what can be done."""
     runs = references_of(plan, records).values()
-    reruns = [(run, again) for run in runs if (again := reran(run))]
+    reruns = [(run, rerun) for run in runs if (rerun := reran(run))]
     apart = [
         f"  trial {run.trial_id} ({run.name}): {_score(run.score)} on "
         f"{run.provenance.get('gpu') or run.provenance.get('cpu', 'unknown hardware')}, now "
-        f"{_score(again.score)} on {again.device}; {'; '.join(again.faults)}"
-        for run, again in reruns
-        if again.faults
+        f"{_score(rerun.score)} on {rerun.device}; {'; '.join(rerun.faults)}"
+        for run, rerun in reruns
+        if rerun.faults
     ]
     if not apart:
         return
