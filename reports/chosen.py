@@ -121,9 +121,12 @@ def _sureness(
     block = next((b for b in analysis.blocks if any(cell.number in e.cells for e in b.entrants)), None)
     score, unit = analysis.score(cell.number), unit_of(cell.metric, cell.unit)
     if score is not None:
-        bounds = f" ({' to '.join(map(unit.score, score.interval))})" if score.interval else ""
-        what = score_name(block) if block else "score"
-        yield f"{cell.evaluated} {cell.metric}", f"{unit.score(score.value)}{bounds}, {what}"
+        # Without an interval, tables show the mean of the trials kept, which is another number.
+        known = "not stated: an interval takes three studies or seeds"
+        if score.interval:
+            bounds = " to ".join(map(unit.score, score.interval))
+            known = f"{unit.score(score.value)} ({bounds}), {score_name(block) if block else 'score'}"
+        yield f"{cell.evaluated} {cell.metric}", known
     if block is None:
         return
     for entrant in block.claims:
