@@ -17,8 +17,8 @@ from tensorbench.methods import UserError
 from tensorbench.plan.rows import Plan
 from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import Forecast, Share
-from tensorbench.search.chooser import Batch
-from tensorbench.search.ranks import choosers_of
+from tensorbench.run.search.chooser import Batch
+from tensorbench.run.search.ranks import choosers_of
 from tensorbench.store import DEFAULT_STORE
 from tensorbench.store.opening import is_pack
 

@@ -41,8 +41,8 @@ from tensorbench.run.references import (
     run_again,
     to_run_again,
 )
-from tensorbench.search.chooser import Batch, Choices
-from tensorbench.search.ranks import choosers_of
+from tensorbench.run.search.chooser import Batch, Choices
+from tensorbench.run.search.ranks import choosers_of
 from tensorbench.store import DEFAULT_STORE
 from tensorbench.store.changes import changed_trials
 from tensorbench.store.commits import held

@@ -24,7 +24,7 @@ IMPORTED = (
     "tensorbench.run.suites",
     "tensorbench.cli.progress",
     "tensorbench.execution.local",
-    "tensorbench.search.study",
+    "tensorbench.run.search.ranks",
     "mlflow.store.tracking.sqlalchemy_store",
     "mlflow.store.db.utils",
     "optuna.storages._rdb.storage",

@@ -16,8 +16,8 @@ from tensorbench.execution.inline import Inline
 from tensorbench.execution.perform import Event, Report
 from tensorbench.methods import UserError
 from tensorbench.plan.rows import Plan
+from tensorbench.run.search.chooser import Choices
 from tensorbench.run.suites import Audience
-from tensorbench.search.chooser import Choices
 
 from ..messages import naming
 from .toy_runs import SHORT

@@ -31,7 +31,7 @@ from tensorbench.plan.suite_rows import TaskRow
 from tensorbench.records.measures import Measure
 from tensorbench.records.record import Record
 from tensorbench.records.words import Status
-from tensorbench.search.chooser import Batch
+from tensorbench.run.search.chooser import Batch
 from tensorbench.store.store import Store
 
 from ...messages import naming

@@ -10,8 +10,8 @@ from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.record import Record
 from tensorbench.records.words import Status
-from tensorbench.search.chooser import Batch, Choices, Chooser
-from tensorbench.search.ranks import choosers_of
+from tensorbench.run.search.chooser import Batch, Choices, Chooser
+from tensorbench.run.search.ranks import choosers_of
 
 #: The validation loss and score of a trial. None: it failed.
 Scripted = Callable[[Trial], tuple[float, float] | None]

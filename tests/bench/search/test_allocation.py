@@ -12,7 +12,7 @@ from tensorbench.methods import UserError
 from tensorbench.plan.cells import PlanCell
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite import Suite, load_suite
-from tensorbench.search.chooser import Chooser
+from tensorbench.run.search.chooser import Chooser
 from tensorbench.store.store import Store
 
 from ..toy_suites import DIGITS, MOVIES, VISION, plan, suite, write

@@ -18,8 +18,8 @@ from tensorbench.methods import UserError
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite import load_suite
 from tensorbench.plan.trial import Trial
-from tensorbench.search.chooser import Choices, Chooser, Steps
-from tensorbench.search.pilot import vertex
+from tensorbench.run.search.chooser import Choices, Chooser, Steps
+from tensorbench.run.search.pilot import vertex
 from tensorbench.store.store import Store
 from tensorbench.tasks.splits import PreparedData
 

@@ -12,8 +12,8 @@ from tensorbench.plan.cells import cells
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite import Suite, load_suite
 from tensorbench.plan.trial import Trial
-from tensorbench.search.chooser import Choices
-from tensorbench.search.ranks import AT_ONCE, CellPoints, RankPoint, choosers_of
+from tensorbench.run.search.chooser import Choices
+from tensorbench.run.search.ranks import AT_ONCE, CellPoints, RankPoint, choosers_of
 
 from ..toy_suites import DIGITS, MOVIES, TEXT, VISION, suite
 from .scripted import Scripted, choose, only_chooser, record, steps
@@ -72,7 +72,7 @@ def test_a_small_space_is_tried_whole_after_the_heuristics_ranks() -> None:
 
 def test_a_model_that_has_nothing_new_to_propose_is_helped(monkeypatch: pytest.MonkeyPatch) -> None:
     # Without draws, each point is the first untried one.
-    monkeypatch.setattr("tensorbench.search.ranks.DRAWS", 0)
+    monkeypatch.setattr("tensorbench.run.search.ranks.DRAWS", 0)
     _, trials = choose(suite(**SEARCH), loss_of)
     assert len({tuple(trial.method["ranks"]) for trial in trials}) == 10
 

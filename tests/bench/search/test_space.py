@@ -10,7 +10,7 @@ import pytest
 
 from tensorbench.methods import Geometry, Method, UserError, create
 from tensorbench.plan.recipe import AXES, Recipe, Setting
-from tensorbench.search.space import RankSpace
+from tensorbench.run.search.space import RankSpace
 
 from ...messages import naming
 from ..toy_suites import plan

@@ -13,7 +13,7 @@ from tensorbench.methods import UnknownNameError, UserError
 from tensorbench.plan.cells import MANTISSA, PlanCell
 from tensorbench.plan.choosing import Centres, HeadRates, Lengths, Pilot
 from tensorbench.records.record import Record, latest, results
-from tensorbench.search.chooser import Batch, Choices, Chooser, Steps, mean_result
+from tensorbench.run.search.chooser import Batch, Choices, Chooser, Steps, mean_result
 
 #: The registered name of the method that trains only the head.
 HEAD = "head_only"

@@ -18,10 +18,10 @@ from tensorbench.plan.rows import Plan
 from tensorbench.records.metrics import METRICS
 from tensorbench.records.record import Record, latest, results
 from tensorbench.records.words import OWN_SIZE
-from tensorbench.search.allocation import RankAllocation
-from tensorbench.search.chooser import Batch, Choices, Chooser, Steps, ending, mean_result
-from tensorbench.search.pilot import PilotChooser
-from tensorbench.search.space import Ranks, RankSpace
+from tensorbench.run.search.allocation import RankAllocation
+from tensorbench.run.search.chooser import Batch, Choices, Chooser, Steps, ending, mean_result
+from tensorbench.run.search.pilot import PilotChooser
+from tensorbench.run.search.space import Ranks, RankSpace
 
 if TYPE_CHECKING:
     # Imported late, since they take seconds, and most suites choose no ranks.

@@ -11,7 +11,7 @@ from tensorbench.methods import UnknownNameError, UserError
 from tensorbench.plan.cells import PlanCell
 from tensorbench.plan.suite_rows import Budget, MethodRow
 from tensorbench.plan.yaml_text import parse
-from tensorbench.search.chooser import Choices, Chooser, Steps, ending
+from tensorbench.run.search.chooser import Choices, Chooser, Steps, ending
 
 #: The ranks of a starved mode: one that is whole in the heuristic, and any other.
 STARVED_WHOLE, STARVED = (1, 0.5), "0.5x"
