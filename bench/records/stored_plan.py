@@ -187,10 +187,12 @@ class Share(Wired):
     #: For searches and studies, the number of points. For other trials, the number of rows.
     points: int
     trials: int
-    #: The number of trials without a stored result.
+    #: The number of trials without a stored result, and of references that run again.
     open: int
     #: The number of trials with a result that a pack brought into another experiment of the store.
     references: int = 0
+    #: The number of references that run again before new trials.
+    again: int = 0
     #: The time that the open trials take, one after the other.
     seconds: float
 
@@ -225,6 +227,7 @@ class Forecast(ShowsOverview, Wired):
                     "points": f"{part.points:,}",
                     "trials": f"{part.trials:,}",
                     **({"from packs": f"{part.references:,}"} if part.references else {}),
+                    **({"run again": f"{part.again:,}"} if part.again else {}),
                     "to run": f"{part.open:,}",
                     "time": duration(part.seconds),
                 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,10 +17,12 @@ from tensorbench.methods import UserError
 from tensorbench.plan.rows import Plan
 from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import Forecast, Share
+from tensorbench.records.words import Tag
 from tensorbench.run.search.chooser import Batch
 from tensorbench.run.search.ranks import choosers_of
 from tensorbench.store import DEFAULT_STORE
-from tensorbench.store.opening import is_pack
+from tensorbench.store.opening import is_pack, lacks_file
+from tensorbench.store.pack.reading import open_pack
 
 if TYPE_CHECKING:
     # Imported only if needed, since MLflow takes seconds.
@@ -36,6 +38,7 @@ class _Part:
     points: int = 0
     trials: int = 0
     references: int = 0
+    again: int = 0
     #: The trials without a stored result. A trial that is not known yet is like one before it.
     open: list[tuple[Trial, Workload]] = field(default_factory=list)
 
@@ -60,17 +63,25 @@ def make_forecast(
         notes += changed_trials(plan, opened, records)
     settled = {record.trial_id for record in records if record.settled}
     references: dict[str, Record] = {}
-    if not (faults or _absent(store)):
-        from tensorbench.run.references import find_references, references_of
+    again: Set[str] = set()
+    if not (faults or lacks_file(store)):
+        from tensorbench.run.references import find_references, references_of, to_run_again
 
         lacking = {trial.id for trial in plan.trials} - settled
-        records += [run for _, run in find_references(store, plan.suite.name, lacking).values()]
+        if is_pack(store):
+            held = [run for source in open_pack(Path(store)) for run in source.records()]
+            # As if it were unpacked.
+            records += [replace(run, tags={**run.tags, Tag.ORIGIN: run.origin}) for run in held]
+        else:
+            records += [run for _, run in find_references(store, plan.suite.name, lacking).values()]
         references = references_of(plan, records)
+        if lacking - references.keys():
+            again = to_run_again(plan, plan, records).keys()
     settled |= references.keys()
     work = workloads(plan)
     points = sum(len(row.trials) if row.studies else 1 for row in plan.rows)
-    to_run = [(trial, work[trial.id]) for trial in plan.trials if trial.id not in settled]
-    parts = [_Part("run", points, len(plan.trials), len(references), to_run)]
+    to_run = [(trial, work[trial.id]) for trial in plan.trials if trial.id not in settled - again]
+    parts = [_Part("run", points, len(plan.trials), len(references), len(again), to_run)]
     if plan.suite.searched:
         parts.append(_search_part(plan, records, settled, notes))
     pace = pace_on(device, plan, records)
@@ -89,6 +100,7 @@ def make_forecast(
                 points=part.points,
                 trials=part.trials,
                 references=part.references,
+                again=part.again,
                 open=len(part.open),
                 seconds=sum(pace.seconds(*job) for job in part.open),
             )
@@ -113,15 +125,8 @@ def _gpus(device: str) -> str:
     )
 
 
-def _absent(store: str) -> bool:
-    # A pack may be given as the store for its noise.
-    return is_pack(store) or (
-        store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).exists()
-    )
-
-
 def _opened(store: str, name: str) -> tuple[Store | None, list[str]]:
-    if _absent(store):
+    if is_pack(store) or lacks_file(store):
         return None, []
     from tensorbench.store.store import Store
 

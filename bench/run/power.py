@@ -31,7 +31,7 @@ from tensorbench.reports.results import NO_ADAPTERS, OWN_SIZE, REFERENCE, Experi
 from tensorbench.reports.thresholds import DEFAULT, CustomThresholds, thresholds
 from tensorbench.reports.units import PERCENT, unit_of
 from tensorbench.store import DEFAULT_STORE
-from tensorbench.store.opening import is_pack
+from tensorbench.store.opening import is_pack, lacks_file
 from tensorbench.store.pack.reading import open_pack
 
 #: The standard deviations over seeds that are assumed for a run's score if no run is stored.
@@ -198,6 +198,7 @@ def powers(
     Raises:
         UserError: if there are fewer studies than an interval needs, or if a threshold is invalid. Also if a
             threshold has units but noise is assumed, because assumed noise is relative to the score.
+            Also if the store cannot be read, unless it is a database file that does not exist yet.
     """
     tuning, rows = plan.suite.tuning, plan.rows
     studies = len({row.studies.trials[seed].study for row in rows if row.studies for seed in row.trials})
@@ -286,12 +287,9 @@ def _stored(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[Design, 
     """
     from tensorbench.store.store import Store
 
-    try:
-        sources = open_pack(Path(store)) if is_pack(store) else Store.every(store)
-    except UserError:
-        if is_pack(store):
-            raise
-        return {}  # there is no store
+    if lacks_file(store):
+        return {}
+    sources = open_pack(Path(store)) if is_pack(store) else Store.every(store)
     planned = plan.stored()
     trials, experiments = planned.by_id(), list[Experiment]()
     for source in sorted(sources, key=lambda source: source.name != plan.suite.name):

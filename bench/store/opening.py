@@ -26,6 +26,11 @@ def is_pack(name: str) -> bool:
     return name.endswith(ENDING)
 
 
+def lacks_file(uri: str) -> bool:
+    """Whether a store is a database file that does not exist yet, as before a suite's first start."""
+    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+
+
 def open_results(uri: str, names: Iterable[str]) -> list[Source]:
     """Opens experiments and packs for reading.
 

@@ -101,6 +101,8 @@ def test_stored_runs_give_the_noise(tmp_path: Path, new_store: Callable[[Path], 
     assert isorank.design.seeds == 5
     assert isorank.design.examples > 0
     assert powers(planned, uri, sd=0.01)[0].sd == pytest.approx(0.01)
+    with pytest.raises(UserError, match=r"'runs\.csv' is not supported"):
+        powers(planned, "runs.csv")
 
 
 def test_the_noise_is_that_of_the_plans_trials_in_any_experiment_or_pack(

@@ -84,7 +84,8 @@ def test_references_are_taken_by_id_and_two_of_them_run_again_once(
     uri, suite = new_store(tmp_path), write(tmp_path, EXTENDED)
     unpack(pack, store=uri)
     (share,) = make_forecast(plan(EXTENDED), uri).parts
-    assert (share.trials, share.references, share.open) == (6, 3, 3)
+    assert (share.trials, share.references, share.again, share.open) == (6, 3, 2, 5)
+    assert make_forecast(plan(EXTENDED), str(pack)).parts == (share,)
     planned = call("plan", suite, "--store", uri)
     assert "from packs" in planned.out
     one = call("run", suite, "--store", uri, "--executor", "inline", "--seed", "0,1")
