@@ -386,7 +386,7 @@ def search_suite(
                 if made.complete:
                     chooser.write(made, targets[name])
                     written.append(targets[name])
-                    audience.note(f"The suite with these choices is in {targets[name]}.")
+                    audience.note(f"The suite is in {targets[name]}.")
     if plot is not None:
         # Imported after the trials, since it takes a second.
         from tensorbench.reports.figures.choice import draw
