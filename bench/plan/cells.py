@@ -63,7 +63,10 @@ def cells(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Iterato
         if suite.lacks_floor:
             floor = MethodRow(method=FLOORS[not pair.has_head])
             of_pair.append((len(suite.methods), floor, create(floor.method)))
-        _check_labels(of_pair)
+        called = Counter(row.label or method.label for _, row, method in of_pair)
+        for number, row, _ in of_pair:
+            if row.label and called[row.label] > 1:
+                raise UserError(f"methods.{number}.label: '{row.label}' is what another method is called too")
         for number, row, template in of_pair:
             with _naming(number), METHODS.blaming(row.method):
                 written = suite.recipe(pair.task, row)
@@ -120,14 +123,6 @@ def check_number(suite: Suite, pairs: int, methods: Sequence[MethodRow]) -> None
             f"suite '{suite.name}' would be {trials:,} trials, accepted are at most {MOST_TRIALS:,}: {pairs} "
             f"pairs of task and backbone × {sizes:,} methods under a budget × {seeds:,} trials of each"
         )
-
-
-def _check_labels(methods: Sequence[tuple[int, MethodRow, Method]]) -> None:
-    """Raises UserError for a label that equals the label or name of another method."""
-    named = Counter(row.label or method.label for _, row, method in methods)
-    for number, row, _ in methods:
-        if row.label and named[row.label] > 1:
-            raise UserError(f"methods.{number}.label: '{row.label}' is what another method is called too")
 
 
 def _check_training(method: Method, row: MethodRow, recipe: Recipe, pair: Pairing) -> None:
@@ -193,11 +188,9 @@ def requested_parameters(budget: Budget | None, geometry: Geometry) -> int | Non
     """
     if budget is None:
         return None
-    return _lora_parameters(budget.isoparameters, geometry) if budget.isoparameters else budget.parameters
-
-
-def _lora_parameters(rank: int, geometry: Geometry) -> int:
-    return create("lora", rank=rank).count(geometry)
+    if budget.isoparameters:
+        return create("lora", rank=budget.isoparameters).count(geometry)
+    return budget.parameters
 
 
 def _check_ranks(method: Method, budget: Budget | None, geometry: Geometry) -> None:
@@ -352,6 +345,7 @@ class PlanCell(Pairing):
         named = self.method_row.ranks_in_part or (sized.rank_names if options.get("ranks") else ())
         count, peak = sized.count(self.info.geometry), sized.peak_count(self.info.geometry)
         ratio = None if self.target_count is None else count / self.target_count
+        reference = create("lora", rank=REFERENCE_RANK).count(self.info.geometry)
         return Row(
             method=f"{shown.method} [{note}]" if note else shown.method,
             # Without a label, show the title, unless options distinguish the method from its plain form.
@@ -371,7 +365,7 @@ class PlanCell(Pairing):
             within=round(abs(ratio - 1), 12) <= self.budget.tolerance
             if self.budget and ratio is not None
             else None,
-            percent_of_lora=100 * count / _lora_parameters(REFERENCE_RANK, self.info.geometry),
+            percent_of_lora=100 * count / reference,
             trials={trial.seed: trial.id for trial in trials},
             studies=studies,
         )

@@ -8,11 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    PositiveFloat,
-    field_validator,
-)
+from pydantic import AfterValidator, Field, PositiveFloat, field_validator
 
 from tensorbench.methods.validation import LARGEST_SCALE, Frozen, refuse_repeats
 from tensorbench.plan.recipe import AXES, Epochs
@@ -27,17 +23,29 @@ FIRST_SEED, SEEDS_APART = 10_000, 1_000
 #: A rank that a budget sets.
 BudgetRank = Annotated[int, Field(gt=0, le=10**6)]
 
-Grid = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    refuse_repeats(values)
+    return values
+
+
+def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(sorted(_distinct(values)))
+
+
+Grid = Annotated[tuple[PositiveFloat, ...], Field(min_length=1), AfterValidator(_ascending)]
 
 #: Values to try for the scale, as factors of the method's own scale.
-ScaleGrid = Annotated[tuple[Annotated[PositiveFloat, Field(le=LARGEST_SCALE)], ...], Field(min_length=1)]
+ScaleGrid = Annotated[
+    tuple[Annotated[PositiveFloat, Field(le=LARGEST_SCALE)], ...],
+    Field(min_length=1),
+    AfterValidator(_ascending),
+]
 
-#: A number of points to try.
-Points = Annotated[int, Field(gt=0, le=100_000)]
+SelectionSeeds = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_distinct)]
 
-SelectionSeeds = Annotated[tuple[int, ...], Field(min_length=1)]
-
-Modes = Annotated[tuple[str, ...], Field(min_length=1)]
+#: Names of modes, or of methods.
+SelectedNames = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_distinct)]
 
 
 #: The values to try for each axis (see `AXES`). An absent axis keeps the suite's value.
@@ -113,7 +121,7 @@ class Search(Frozen):
     """A search over the ranks of the modes, always within the budget."""
 
     #: The number of points to try, or all points if there are fewer.
-    trials: Points
+    trials: Annotated[int, Field(gt=0, le=100_000)]
     #: The seeds of the trials. None of them may be a seed of the final runs.
     seeds: SelectionSeeds = (1000,)
     #: The epochs of each trial. None: as many as the final runs.
@@ -121,7 +129,7 @@ class Search(Frozen):
     #: The validation result that is compared. On a small split many scores are equal, but hardly any losses.
     by: By = "loss"
     #: The modes whose ranks are searched; other modes keep the heuristic's ranks. None: all modes.
-    modes: Modes | None = None
+    modes: SelectedNames | None = None
     #: The values of rates and scale that are searched together with the ranks. None: not searched.
     lr: Grid | None = None
     scale: ScaleGrid | None = None
@@ -133,17 +141,6 @@ class Search(Frozen):
     #: The seed of Optuna's sampler.
     seed: int = Field(0, ge=0, le=MAX_SEED)
 
-    @field_validator("seeds", *AXES, "modes")
-    @classmethod
-    def _different(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-        refuse_repeats(values or ())
-        return values
-
-    @field_validator(*AXES)
-    @classmethod
-    def _ascending(cls, grid: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        return tuple(sorted(grid)) if grid else grid
-
     @property
     def grids(self) -> Grids:
         """The values to try, in the order of AXES."""
@@ -154,13 +151,7 @@ class Allocation(Frozen):
     """Ways to share a budget among the modes of a method: each mode starved or favoured, as rows."""
 
     #: The modes whose ranks are varied. None: all.
-    modes: Modes | None = None
-
-    @field_validator("modes")
-    @classmethod
-    def _different(cls, modes: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        refuse_repeats(modes or ())
-        return modes
+    modes: SelectedNames | None = None
 
 
 #: The default learning rates at which a pilot looks for centres.
@@ -171,17 +162,6 @@ class PilotStep(Frozen):
     """A step of a pilot. It tries several learning rates or numbers of epochs, each with all of `seeds`."""
 
     seeds: SelectionSeeds = (1000, 1001)
-
-    @field_validator("seeds", "rates", "times", "methods", check_fields=False)
-    @classmethod
-    def _different(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-        refuse_repeats(values or ())
-        return values
-
-    @field_validator("rates", "times", check_fields=False)
-    @classmethod
-    def _ascending(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        return tuple(sorted(values))
 
 
 class HeadRates(PilotStep):
@@ -201,9 +181,9 @@ class Lengths(PilotStep):
     """
 
     #: The methods by label, title or registered name. None: all methods with an adapter.
-    methods: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    methods: SelectedNames | None = None
     #: The lengths to try besides one epoch, as multiples of the task's epochs.
-    times: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1.0, 2.0)
+    times: Grid = (1.0, 2.0)
     #: The adapter's learning rate in this step.
     lr: PositiveFloat = 5e-3
 
@@ -216,7 +196,7 @@ class Centres(PilotStep):
 
     #: The task on which rates are tried. None: the suite's first task.
     task: str | None = None
-    rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=3)] = PILOT_RATES
+    rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=3), AfterValidator(_ascending)] = PILOT_RATES
     #: Factors by which the rates of some methods are multiplied. The keys are labels, titles or registered
     #: names of methods.
     multiples: dict[str, PositiveFloat] = {}

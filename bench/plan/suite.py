@@ -151,17 +151,14 @@ class Suite(Frozen):
         refuse_unknown_home(source.local)
         return source
 
-    @field_validator("forgetting", mode="before")
+    @field_validator("forgetting", "tuning", mode="before")
     @classmethod
-    def _no_forgetting(cls, value: Any) -> Any:
-        return None if value == "none" else value
-
-    @field_validator("tuning", mode="before")
-    @classmethod
-    def _tuning_by_name(cls, value: Any) -> Any:
-        if isinstance(value, str) and value != "none":
+    def _none_by_name(cls, value: Any, info: ValidationInfo) -> Any:
+        if value == "none":
+            return None
+        if info.field_name == "tuning" and isinstance(value, str):
             raise ValueError("tuning is none, or by studies: {studies: 5, points: 8}")
-        return None if value == "none" else value
+        return value
 
     @field_validator("seeds")
     @classmethod
@@ -366,20 +363,6 @@ def source_text(name: str, text: str) -> SourceFile:
     return SourceFile(name=name, sha256=sha256_of(text.encode()), text=text)
 
 
-def suite_path(source: Path | str) -> Path:
-    """Returns the path of a suite's file. `source` is the path, or the name of a packaged suite.
-
-    A file of the user's comes first. Raises UserError if there is neither.
-    """
-    path = Path(source)
-    if path.is_file() or path.suffix or path.name != str(source):
-        return path
-    packaged = {file.stem: file for file in PACKAGED.glob("*.yaml")}
-    if path.name not in packaged:
-        raise UnknownNameError("file or packaged suite", path.name, packaged)
-    return packaged[path.name]
-
-
 def load_suite(
     source: Path | str | Mapping[str, Any],
     *,
@@ -404,7 +387,13 @@ def load_suite(
         suite = validate(Suite, _with_methods(fields, Path.cwd(), "suite"), "suite")
         # Keep the paths as the author wrote them, since `beside` makes them absolute on this machine.
         return suite.beside(Path.cwd()).read_from(suite.file)
-    path = suite_path(source)
+    path = Path(source)
+    # A file of the user's comes before the packaged suite of its name.
+    if not (path.is_file() or path.suffix or path.name != str(source)):
+        packaged = {file.stem: file for file in PACKAGED.glob("*.yaml")}
+        if path.name not in packaged:
+            raise UnknownNameError("file or packaged suite", path.name, packaged)
+        path = packaged[path.name]
     try:
         text = read_text(path)
         values = parse(text)

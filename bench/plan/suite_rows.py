@@ -386,26 +386,18 @@ class MethodRow(Frozen):
             if key not in accepted and not (key in self.each and key.startswith(TRAINING)):
                 own = [field for field in type(self).model_fields if field != "options"]
                 raise UnknownNameError(f"field of method '{self.method}':", key, (*accepted, *own))
-        for values in product(*self.each.values()):
-            chosen = dict(zip(self.each, values, strict=True))
+        for combination in product(*self.each.values()):
+            chosen = dict(zip(self.each, combination, strict=True))
             options, training = dict(self.options), dict(self.training)
             for key, value in chosen.items():
                 if key.startswith(TRAINING):
                     training[key.removeprefix(TRAINING)] = value
                 else:
                     options[key] = value
-            row = self.model_copy(
-                update={
-                    "options": options,
-                    "training": training,
-                    "each": {},
-                    "label": self._labelled(chosen),
-                }
-            )
+            label = self.label
+            if label is not None and chosen:
+                values = (f"{key.removeprefix(TRAINING)}={value}" for key, value in chosen.items())
+                label = f"{label} [{', '.join(values)}]"
+            update = {"options": options, "training": training, "each": {}, "label": label}
+            row = self.model_copy(update=update)
             yield row, create(self.method, **row.options)
-
-    def _labelled(self, chosen: Mapping[str, Any]) -> str | None:
-        if self.label is None or not chosen:
-            return self.label
-        values = (f"{key.removeprefix(TRAINING)}={value}" for key, value in chosen.items())
-        return f"{self.label} [{', '.join(values)}]"

@@ -67,7 +67,10 @@ class RankAllocation(Chooser):
         return self.choices
 
     def _rows(self, cells: Sequence[PlanCell]) -> Iterator[dict[str, Any]]:
-        """Yields a row for each allocation of the method of these cells, and adds lines to the choices."""
+        """Yields a row for each allocation of the method of these cells, and adds lines to the choices.
+
+        A row is as a suite's author writes it, with its budgets if it has others than the suite.
+        """
         lines, row = self.choices.lines, cells[0].method_row
         earlier: defaultdict[Budget | None, list[PlanCell]] = defaultdict(list)
         for cell in cells:
@@ -89,7 +92,10 @@ class RankAllocation(Chooser):
                 earlier[budget] = [*earlier[budget], *sized]
                 lines += map(_described, sized)
             if kept:
-                yield self._as_written(allocated, kept)
+                fields = allocated.model_dump(mode="json", exclude_defaults=True, exclude={"budgets"})
+                own = [budget.model_dump(mode="json", exclude_unset=True) for budget in kept if budget]
+                budgets = {"budgets": own} if tuple(kept) != self.suite.budgets else {}
+                yield {"method": fields.pop("method"), **fields.pop("options"), **fields, **budgets}
 
     def _allocations(self, cells: Sequence[PlanCell]) -> Iterator[tuple[str, float | str]]:
         """Yields a mode and its rank for each allocation of the method of these cells."""
@@ -108,13 +114,6 @@ class RankAllocation(Chooser):
         for mode in varied:
             ranks = STARVED_WHOLE if mode in whole else (FAVOURED,) if opposite else (FAVOURED, STARVED)
             yield from ((mode, rank) for rank in ranks)
-
-    def _as_written(self, row: MethodRow, kept: Sequence[Budget | None]) -> dict[str, Any]:
-        """Returns a row as a suite's author writes it, with its budgets if it has others than the suite."""
-        budgets = [budget.model_dump(mode="json", exclude_unset=True) for budget in kept if budget]
-        fields = row.model_dump(mode="json", exclude_defaults=True, exclude={"budgets"})
-        own = {"budgets": budgets} if tuple(kept) != self.suite.budgets else {}
-        return {"method": fields.pop("method"), **fields.pop("options"), **fields, **own}
 
 
 def _sized(cell: PlanCell, row: MethodRow, earlier: Sequence[PlanCell]) -> PlanCell:

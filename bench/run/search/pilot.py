@@ -90,9 +90,44 @@ class PilotChooser(Chooser):
     section = "pilot"
 
     def __init__(self, pilot: Pilot, cells: Sequence[PlanCell]) -> None:
-        super().__init__(cells[0].suite)
-        _check(pilot, cells)
+        suite = cells[0].suite
+        super().__init__(suite)
         self.pilot, self.cells = pilot, cells
+        tasks = {cell.task.task for cell in cells}
+        if pilot.head_lr is not None and (
+            headless := sorted(tasks - {cell.task.task for cell in cells if cell.method.name == HEAD})
+        ):
+            raise UserError(
+                f"pilot.head_lr: task '{headless[0]}' has no row of {HEAD}, which chooses the rate"
+            )
+        if pilot.epochs is not None:
+            if by_steps := next((cell for cell in cells if cell.recipe.epochs is None), None):
+                raise UserError(
+                    f"pilot.epochs: task '{by_steps.task.task}' counts steps; give epochs, or pilot epochs: "
+                    "null"
+                )
+            for number in sorted(_rows_of_lengths(pilot.epochs, cells)):
+                row = suite.methods[number]
+                if row.training.get("epochs") or row.training.get("steps"):
+                    raise UserError(
+                        f"pilot.epochs: methods.{number} ('{row.method}') sets its own length; leave it out "
+                        "there, or name the rows that choose in pilot.epochs.methods"
+                    )
+        if (centres := pilot.centres) is not None:
+            _multiples(centres, cells)
+            if centres.task is not None and centres.task not in tasks:
+                raise UnknownNameError("pilot.centres.task:", centres.task, tasks)
+            if centres.task is None and suite.tasks[0].task not in tasks:
+                raise UserError(
+                    f"pilot.centres: they are chosen on the first task, '{suite.tasks[0].task}', which is "
+                    "not in this part of the suite; name another in pilot.centres.task"
+                )
+            for number in sorted({cell.number for cell in _centred(cells)}):
+                if (row := suite.methods[number]).each:
+                    raise UserError(
+                        f"pilot.centres: methods.{number} ('{row.method}') stands for several methods, but "
+                        "has one centre: write them as rows of their own"
+                    )
 
     def steps(self) -> Steps:
         """Runs the steps of the pilot, each with the choices of earlier steps."""
@@ -153,42 +188,6 @@ class PilotChooser(Chooser):
             choices.centres[number] = centre
 
 
-def _check(pilot: Pilot, cells: Sequence[PlanCell]) -> None:
-    """Raises UserError for a step that does not fit these cells."""
-    suite = cells[0].suite
-    tasks = {cell.task.task for cell in cells}
-    if pilot.head_lr is not None and (
-        headless := sorted(tasks - {cell.task.task for cell in cells if cell.method.name == HEAD})
-    ):
-        raise UserError(f"pilot.head_lr: task '{headless[0]}' has no row of {HEAD}, which chooses the rate")
-    if pilot.epochs is not None:
-        if by_steps := next((cell for cell in cells if cell.recipe.epochs is None), None):
-            raise UserError(
-                f"pilot.epochs: task '{by_steps.task.task}' counts steps; give epochs, or pilot epochs: null"
-            )
-        for number in sorted(_rows_of_lengths(pilot.epochs, cells)):
-            if {key for key, value in suite.methods[number].training.items() if value} & {"epochs", "steps"}:
-                raise UserError(
-                    f"pilot.epochs: methods.{number} ('{suite.methods[number].method}') sets its own length; "
-                    "leave it out there, or name the rows that choose in pilot.epochs.methods"
-                )
-    if (centres := pilot.centres) is not None:
-        _multiples(centres, cells)
-        if centres.task is not None and centres.task not in tasks:
-            raise UnknownNameError("pilot.centres.task:", centres.task, tasks)
-        if centres.task is None and suite.tasks[0].task not in tasks:
-            raise UserError(
-                f"pilot.centres: they are chosen on the first task, '{suite.tasks[0].task}', which is not in "
-                "this part of the suite; name another in pilot.centres.task"
-            )
-        for number in sorted({cell.number for cell in _centred(cells)}):
-            if (row := suite.methods[number]).each:
-                raise UserError(
-                    f"pilot.centres: methods.{number} ('{row.method}') stands for several methods, but "
-                    "has one centre: write them as rows of their own"
-                )
-
-
 def vertex(losses: Mapping[float, float]) -> float:
     """Returns the learning rate with the lowest mean loss, by a parabola over the logarithm of the rate.
 
@@ -202,18 +201,12 @@ def vertex(losses: Mapping[float, float]) -> float:
     lowest = math.log10(rates[best])
     around = rates[best - 1 : best + 2] if best else []
     if len(around) == 3 and all(math.isfinite(losses[rate]) for rate in around):
-        lowest = _lowest_point(*((math.log10(rate), losses[rate]) for rate in around))
+        (x0, y0), (x1, y1), (x2, y2) = ((math.log10(rate), losses[rate]) for rate in around)
+        rise, fall = (x1 - x0) * (y1 - y2), (x1 - x2) * (y1 - y0)
+        if rise != fall:
+            lowest = x1 - 0.5 * ((x1 - x0) * rise - (x1 - x2) * fall) / (rise - fall)
     rounded = float(f"{10 ** (round(2 * lowest) / 2):.{MANTISSA}e}")
     return min(max(rounded, rates[0]), rates[-1])
-
-
-def _lowest_point(left: tuple[float, float], mid: tuple[float, float], right: tuple[float, float]) -> float:
-    """Returns the x of the vertex of the parabola through three points (x, y). `mid` must be the lowest."""
-    (x0, y0), (x1, y1), (x2, y2) = left, mid, right
-    rise, fall = (x1 - x0) * (y1 - y2), (x1 - x2) * (y1 - y0)
-    if rise == fall:
-        return x1
-    return x1 - 0.5 * ((x1 - x0) * rise - (x1 - x2) * fall) / (rise - fall)
 
 
 def _rows_of_lengths(section: Lengths, cells: Sequence[PlanCell]) -> set[int]:

@@ -87,7 +87,10 @@ class CellPoints:
                 f"search.modes: {', '.join(section.modes or ())}: {cell.own.method} gives their ranks itself"
             )
         self.space = RankSpace(method, geometry, self.budget, modes, below=self.below)
-        self.heuristic = self.space.affordable(method.size)
+        self.heuristic = method.size
+        if self.space.count(method.size) > self.budget:
+            # The largest ranks within the budget in the same proportions.
+            self.heuristic = self.space.ranks(method.size) or self.space.smallest
         #: The ids of each point's trials, one for each seed.
         self.trials: dict[RankPoint, list[str]] = {}
         budget = cell.budget.label if cell.budget else OWN_SIZE

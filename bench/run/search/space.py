@@ -77,13 +77,6 @@ class RankSpace:
         larger = range(fitting + 1, min(2 * fitting, most + 1))
         return fitting + bisect_left(larger, True, key=lambda rank: not fits(rank))
 
-    def affordable(self, ranks: Ranks) -> Ranks:
-        """Returns these ranks if they are within the budget.
-
-        Otherwise returns the largest ranks within the budget in the same proportions.
-        """
-        return ranks if self.count(ranks) <= self.budget else self.ranks(ranks) or self.smallest
-
     def ranks(
         self, weights: Sequence[float], *, budget: int | None = None, fixed: Mapping[int, int] | None = None
     ) -> Ranks | None:

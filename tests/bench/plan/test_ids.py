@@ -13,12 +13,14 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
 from tensorbench.backbones import BackboneSpec
+from tensorbench.backbones.registered_backbones import TINY_RANDOM_BERT
 from tensorbench.baselines.peft_types import OWN_CLASSES
 from tensorbench.methods import METHODS, Method, UserError, create
 from tensorbench.methods.catalog import identity_of, load_methods
@@ -34,6 +36,7 @@ from tensorbench.tasks.data_tasks import READING_VERSION
 from tensorbench.tasks.description import Description
 from tensorbench.tasks.task import PREPARATION_VERSION, Task
 
+from ...messages import naming
 from ..toy_suites import DIGITS, MOVIES, TEXT, VISION, plan
 
 ROOT = Path(__file__).parents[3]
@@ -113,13 +116,16 @@ def test_a_new_field_changes_no_identity_and_a_changed_one_does() -> None:
         {"training": {**VISION["training"], "weight_decay": 0.01, "adapter_weight_decay": -0.0}},
         {"training": {**VISION["training"], "core_lr": 0.5}},
         {"methods": [{"method": "lora", "rank": 2}], "budgets": []},
-        {"methods": [{"method": "lora", "scale": 1, "dropout": 0, "targets": "qkv"}]},
+        {"methods": [{"method": "lora", "scale": 1, "dropout": "0", "targets": "qkv"}]},
         {"methods": [{"method": "lora", "label": "mine", "training": {"epochs": 2}}]},
         {"budgets": [{"isorank": 2}]},
         {"budgets": [{"isoparameters": 2, "tolerance": 0.5}]},
         {"name": "another", "description": "other", "closing": "words", "forgetting": "none"},
-        {"backbones": [{"name": "tiny-random-vit", "label": "mine", "dtype": "float32"}]},
-        {"tasks": [{**DIGITS, "label": "numbers", "training": {"batch_size": 16}}]},
+        {"backbones": [{"name": "tiny-random-vit", "label": "mine", "dtype": "float32", "image_size": 32}]},
+        {
+            "training": {"lr": 1, "epochs": 2},
+            "tasks": [{**DIGITS, "label": "numbers", "training": {"lr": 5e-3, "batch_size": 16}}],
+        },
         {"methods": ["lora", "head_only", "converged_head"], "seeds": [1, 0]},
     ],
     ids=str,
@@ -346,6 +352,36 @@ def test_an_option_of_a_method_changes_its_identity_unless_it_has_no_effect(name
 def test_presets_of_all_methods_have_different_identities() -> None:
     presets = [preset for of_class in PRESETS.values() for preset in of_class]
     assert len({json.dumps(preset.identity(), sort_keys=True) for preset in presets}) == len(presets)
+
+
+def test_a_rate_of_a_core_counts_only_where_there_is_one() -> None:
+    tucker, cp = (
+        [{"method": "tenslora", "variant": "att", "factorization": kind}] for kind in ("tucker", "cp")
+    )
+
+    def planned(methods: list[dict[str, Any]], **training: float) -> str:
+        return trial(methods=methods, training={"batch_size": 16, **training}).id
+
+    assert planned(tucker, core_lr=4) != planned(tucker)
+    assert planned(cp, core_lr=4) == planned(cp)
+    with pytest.raises(UserError, match=naming("core_lr", "LoRA")):
+        planned([{"method": "lora", "training": {"core_lr": 4}}])
+    with pytest.raises(UserError, match=naming("core_lr", "1e-08", "lr_floor")):
+        planned(tucker, lr=1e-4, core_lr=1e-4)
+
+
+def test_an_id_depends_on_the_precision_not_on_the_device() -> None:
+    training = VISION["training"]
+    assert trial(device="cuda", training={**training, "precision": "fp32"}).id == trial().id
+    assert trial(device="cuda").id == trial(training={**training, "precision": "bf16"}).id != trial().id
+
+
+def test_without_max_tokens_texts_are_as_long_as_the_model_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = replace(TINY_RANDOM_BERT, max_tokens=40)
+    monkeypatch.setattr("tensorbench.backbones.registered_backbones.TINY_RANDOM_BERT", short)
+    unasked = {key: value for key, value in MOVIES.items() if key != "max_tokens"}
+    ids = [trial(TEXT, tasks=[row]).id for row in (unasked, {**MOVIES, "max_tokens": 40}, MOVIES)]
+    assert ids[0] == ids[1] != ids[2]
 
 
 # --- methods of others ---

@@ -9,8 +9,7 @@ from tensorbench.plan.pairs import Part
 
 from ..local_checkpoints import encoder
 from ..local_checkpoints import write as checkpoint
-from ..search.scripted import choose
-from ..toy_suites import DIGITS, VISION, plan, suite
+from ..toy_suites import DIGITS, plan
 
 LABELLED = {
     "tasks": [{**DIGITS, "label": "Digits (8×8)"}],
@@ -63,16 +62,6 @@ def test_a_part_is_named_by_label_or_name() -> None:
         {"methods": ["LoRA"], "tasks": ["digits"], "backbones": ["tiny-random-vit"]},
     ):
         assert [row.method for row in made.select(Part(**selection)).rows] == ["ours"]
-
-
-def test_a_search_goes_on_under_another_label() -> None:
-    tried = []
-    for rows in (LABELLED, PLAIN):
-        choices, trials = choose(suite(**{**VISION, **rows, "search": {"trials": 2}}), lambda _: (1.0, 0.5))
-        tried.append(([trial.id for trial in trials], choices.ranks[0].name))
-    (labelled, name), (plain, _) = tried
-    assert labelled == plain
-    assert name == "ours · fixed size · Digits (8×8) · ViT, random"
 
 
 def test_labels_distinguish_two_folders_of_one_name(tmp_path: Path) -> None:

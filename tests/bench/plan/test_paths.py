@@ -19,7 +19,6 @@ from tensorbench.plan.suite import load_suite
 from ...messages import naming
 from ..hub_stand_in import write_glue
 from ..machine.paper_hub import SUITE, save_roberta
-from ..search.scripted import choose
 
 Call = Callable[..., Any]
 
@@ -106,17 +105,6 @@ def test_a_missing_file_of_weights_is_reported_too(home: Path) -> None:
     file.write_text(yaml.safe_dump(LOCAL | {"backbones": [{"timm": "test_vit", "local": "w.safetensors"}]}))
     with pytest.raises(UserError, match=naming(home / "suites" / "w.safetensors")):
         make_plan(load_suite(file))
-
-
-def test_a_search_goes_on_when_its_data_have_moved(home: Path, made: Path) -> None:
-    ids = []
-    for folder in (home, made):
-        options = {"search": {"trials": 2}, "methods": ["lora"], "budgets": [{"isoparameters": 2}]}
-        file = folder / "suites" / "searched.yaml"
-        file.write_text(yaml.safe_dump(LOCAL | options))
-        _, trials = choose(load_suite(file), lambda trial: (1.0, 0.5))
-        ids.append([trial.id for trial in trials])
-    assert ids[0] == ids[1]
 
 
 def test_a_packaged_suite_is_read_by_its_name(

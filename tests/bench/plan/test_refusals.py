@@ -33,6 +33,7 @@ methods: [{method: lora, bugdets: []}] | 'bugdets' … 'budgets'
 methods: [{method: lora, name: x}] | 'lora' … 'name'
 methods: [{method: lora, training: {clpi: 1}}] | training of lora … did you mean 'clip'
 methods: [{method: tenslora, variant: qkv_dept}] | 'qkv_depth'
+methods: [{method: peft, type: LILI}] | methods.0: … 'LILI' … 'LILY' … LOHA
 methods: [{method: lora, each: {rnak: [1]}}] | 'rnak' … 'rank'
 methods: [{method: lora, each: {training: {lrr: [1e-3]}}}] | methods.0: training of lora … 'lrr' … 'lr'
 # values of a wrong kind
@@ -41,6 +42,11 @@ name: "{long}" | name … 128
 seeds: 3 | seeds … [3] … 3
 seeds: 0, 1 | seeds … [0, 1]
 seeds: null | seeds: should be a list (got None)
+seeds: [0, true] | seeds: … number … true
+training: {lr: true} | training.lr: … number … true
+training: {epochs: true} | training.epochs: … number … true
+methods: [{method: lora, rank: true}] | methods.0 … rank: … number … true
+methods: [{method: tenslora, variant: qkv, ranks: [4, true, 4]}] | methods.0 … ranks: … number … true
 methods: lora | methods … [lora]
 methods: [] | methods … 1 … []
 methods: [{rank: 1}] | 'methods.0.method'
@@ -52,8 +58,17 @@ methods: [{method: lora, each: {training: {lr: 1e-3}}}] | each.training.lr: shou
 # values out of their limits
 training: {lr: -1e-3} | training.lr: … greater than 0
 training: {lr: .inf} | training.lr: … finite
+training: {head_lr: 1e300} | head_lr 1e+300 … 1e+38
+training: {epochs: 1e12} | training.epochs: … 100000 … 1000000000000.0
+backbones: [{name: tiny-random-vit, image_size: 1000000}] | backbones.0.image_size: … 4096 … 1000000
+tasks: [{task: digits, resize: 1000000}] | tasks.0.resize: … 4096 … 1000000
 tasks: [{task: digits, max_tokens: 0}] | tasks.0.max_tokens: … greater than 0
 methods: [{method: lora, rank: 0}] | rank … 0
+methods: [lotr, {method: lora, rank: 1000000000}] | methods.1: … rank is 1,000,000,000 … at most 32
+methods: [{method: lora, scale: 0}] | methods.0: … scale: … other than 0 … 0
+methods: [{method: tenslora, variant: qkv, ranks: [4, 4, 9]}] | methods.0: … projection is 9 … at most 3
+methods: [{method: peft, type: VERA, config: {d_initial: .nan}}] | config.d_initial: … finite … nan
+budgets: [{isorank: 1000000}] | methods.0: isorank 1000000: … 1,000,000 … at most 32
 methods: [{method: tenslora, variant: qkv, ranks: [2, 0, 1]}] | ranks.1: … than 0
 methods: [{method: tenslora, variant: qkv_depth, ranks: [2, 2]}] | 4 … input, output … layer … got 2
 methods: [{method: tenslora, variant: att, ranks: [2, 2, 2, 2]}] | 3 … head_size … 4
@@ -73,12 +88,16 @@ backbones: [tiny-random-vit, {name: tiny-random-vit, label: b}] | backbones:
 budgets: [{isorank: 2}, {isorank: 2}] | budgets … 2
 budgets: [{isoparameters: 4}, {isoparameters: 4, tolerance: .2}] | budgets … 4
 methods: [{method: lora, budgets: [{isorank: 2}, {isorank: 2}]}] | methods.0.budgets: isorank 2
+methods: [lora, {method: lora}] | methods: lora is duplicated
+training: {augmentation: [flip, flip]} | training.augmentation: flip is duplicated
 methods: [lora, {method: lora, scale: 1.0, label: again}] | methods.1.label: 'again' has … methods.0
 methods: [{method: lora, each: {training.lr: [.1], training: {lr: [.2]}}}] | methods.0.each: training.lr
 # fields that exclude each other
 budgets: [{}] | one of isorank, isoparameters, parameters; got none
 budgets: [{isorank: 1, isoparameters: 1}] | one of … got ['isorank', 'isoparameters']
+budgets: [{isorank: 2, tolerance: .1}] | budgets.0: tolerance 0.1 … isoparameters or parameters
 training: {steps: 1, epochs: 1} | epochs or steps
+{methods: [{method: head_only, training: {lr: .1}}], training: {head_lr: 3e-3}} | training.lr: … head_lr 0.003
 methods: [{method: lora, rank: 1, options: {}}] | rank … 'options'
 methods: [{method: lora, rank: 1, budgets: [{isorank: 2}]}] | size already
 methods: [{method: lora, each: {budgets: [[{isorank: 1}]]}}] | methods.0.each: … budgets
@@ -104,6 +123,7 @@ tuning: {studies: 3, trials: 8} | 'tuning.trials'
 tuning: {studies: 3, lr: {around: published}} | tuning.lr.around: … 'published'
 tuning: {studies: 3, lr: {decades: 0}} | tuning.lr.decades:
 tuning: {studies: 1000, points: 1000} | at most 100,000
+{methods: [head_only], tuning: {studies: 2, points: 2, head_lr: 1e300}} | head_lr: 1e+300 … 'digits' … up to 1
 tuning: {studies: 2, points: 2, lr: {around: 1e-6, decades: 1}} | tuning.lr … LoRA … 'digits'
 tuning: {studies: 2, points: 2, lr: {around: .9, decades: 1}} | tuning.lr … LoRA … 'digits'
 tuning: {studies: 2, points: 2, lr: {around: 1e-3, decades: 6}} | tuning.lr … LoRA … 'digits'

@@ -24,7 +24,6 @@ from tensorbench.store.store import Store
 from tensorbench.tasks.splits import PreparedData
 
 from ...messages import naming
-from ..toy_runs import raising
 from ..toy_suites import DIGITS, VISION, write
 from . import scripted
 
@@ -198,15 +197,9 @@ def test_a_method_s_rates_are_a_multiple_of_the_others() -> None:
     assert [trial.recipe.lr for trial in ran] == [1e-2, 1e-1, 1.0]
 
 
-def test_nothing_is_chosen_or_written_if_all_trials_fail(
-    tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_chosen_if_all_trials_fail() -> None:
     choices, _ = choose(PILOT, lambda trial: None)
     assert (choices.complete, choices.centres, len(choices.missing)) == (False, {}, 3)
-    monkeypatch.setattr("tensorbench.execution.perform.run_trial", raising(RuntimeError("the disk was full")))
-    out = tmp_path / "chosen.yaml"
-    ended = call("search", write(tmp_path, PILOT), "--store", new_store(tmp_path), "--out", out)
-    assert (ended.code, out.exists()) == (1, False)
 
 
 @pytest.mark.parametrize(
@@ -271,15 +264,6 @@ def test_paths_that_begin_at_the_suite_s_folder_would_be_lost_elsewhere(tmp_path
     chooser.check_target(tmp_path / "one" / "chosen.yaml")
     with pytest.raises(UserError, match="--out"):
         chooser.check_target(tmp_path / "other" / "chosen.yaml")
-
-
-def test_a_file_that_the_pilot_did_not_write_is_kept(tmp_path: Path) -> None:
-    suite = write(tmp_path, PILOT)
-    before = suite.read_bytes()
-    (tmp_path / "mine.yaml").write_bytes(before)
-    with pytest.raises(UserError, match=naming("--out", "did not write")):
-        tensorbench.search_suite(suite, out=tmp_path / "mine.yaml")
-    assert (tmp_path / "mine.yaml").read_bytes() == before
 
 
 def test_centres_on_a_task_that_is_left_out_are_refused(tmp_path: Path, new_store: NewStore) -> None:

@@ -120,18 +120,6 @@ def test_each_task_has_a_file_of_its_own_name(tmp_path: Path, new_store: NewStor
 # --- trials that do not finish ---
 
 
-def test_an_interrupt_leaves_the_trial_for_the_next_start(
-    tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    suite, uri = write(tmp_path, **SEARCH), new_store(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(tensorbench.execution.perform, "run_trial", raising(KeyboardInterrupt()))
-        assert call("search", suite, "--store", uri).code == 130
-    (killed,) = Store.existing(uri, "toy").records()
-    assert call("search", suite, "--store", uri).code == 0
-    assert ended(uri)[killed.trial_id] == 1
-
-
 def test_points_that_failed_are_tried_again_only_on_request(
     tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
