@@ -126,54 +126,42 @@ def test_a_pull_request_s_packs_are_read_and_nothing_of_it_is_run(checkout: Path
     assert (code, "results/board holds packs" in text) == (1, True)
 
 
-def test_what_cannot_be_read_is_shown_as_it_is(checkout: Path) -> None:
-    card = {"results/board/mine.yaml": "by: ada\n"}
-    code, text = comment(checkout, {"results/board/mine.tensorbench.zip": "bad"} | card)
-    assert code == 1
-    assert "\n    <b>bad\n    @all" in text
+PACK, CARD = "results/board/mine.tensorbench.zip", "results/board/mine.yaml"
+#: An entry of the board.
+ENTRY = {PACK: "a pack", CARD: "by: ada\n"}
+LONG = "a pack" * 100
+
+#: The files of a pull request, those of the board, the exit code, and a pattern of the comment.
+PULLS: dict[str, tuple[dict[str, str | None], dict[str, str], int, str]] = {
+    # What cannot be read is shown as it is.
+    "unreadable": ({PACK: "bad", CARD: "by: ada\n"}, {}, 1, "\n    <b>bad\n    @all"),
+    # Somebody who ran an entry again changes its card alone.
+    "rerun": ({CARD: "by: ada\nreruns: []\n"}, ENTRY, 0, r"^ran /\S+/mine\.tensorbench\.zip\na pack"),
+    "replaced": ({PACK: "another pack"}, ENTRY, 1, "has mine.tensorbench.zip already"),
+    # Git takes the entry for another one renamed.
+    "renamed": (
+        {"results/board/other.tensorbench.zip": None, PACK: LONG, CARD: "by: ada\n"},
+        {"results/board/other.tensorbench.zip": LONG, CARD: ""},
+        0,
+        LONG,
+    ),
+    # Refused unread.
+    "no card": ({PACK: "a pack"}, {}, 1, "mine.yaml is missing"),
+    "shell": ({"results/board/$(touch x).tensorbench.zip": ""}, {}, 1, "holds packs"),
+    "newline": ({"results/board/a\nb.tensorbench.zip": ""}, {}, 1, "holds packs"),
+    "letter": ({"results/board/é.tensorbench.zip": ""}, {}, 1, "holds packs"),
+    "code": ({"results/board/run.py": ""}, {}, 1, "holds packs"),
+    "size": ({"results/board/big.tensorbench.zip": "x" * (8 * 2**20 + 1)}, {}, 1, "at most 8 MiB"),
+    "no pack": ({CARD: ""}, {}, 1, "adds no pack"),
+    "many": ({f"results/board/p{n}.tensorbench.zip": "" for n in range(4)}, {}, 1, "more than 3 packs"),
+}
 
 
-ENTRY = {"results/board/mine.tensorbench.zip": "a pack", "results/board/mine.yaml": "by: ada\n"}
-
-
-def test_somebody_who_ran_an_entry_again_changes_its_card_alone(checkout: Path) -> None:
-    code, text = comment(checkout, {"results/board/mine.yaml": "by: ada\nreruns: []\n"}, ENTRY)
-    assert code == 0
-    assert re.search(r"^ran /\S+/mine\.tensorbench\.zip\na pack", text)
-
-
-def test_no_entry_of_the_board_is_replaced(checkout: Path) -> None:
-    code, text = comment(checkout, {"results/board/mine.tensorbench.zip": "another pack"}, ENTRY)
-    assert (code, "has mine.tensorbench.zip already" in text) == (1, True)
-
-
-def test_an_entry_is_read_although_git_takes_it_for_another_one_renamed(checkout: Path) -> None:
-    content = "a pack" * 100
-    board = {"results/board/other.tensorbench.zip": content, "results/board/mine.yaml": ""}
-    mine = {"results/board/other.tensorbench.zip": None, "results/board/mine.tensorbench.zip": content}
-    code, text = comment(checkout, {**mine, "results/board/mine.yaml": "by: ada\n"}, board)
-    assert (code, content in text) == (0, True)
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({"results/board/mine.tensorbench.zip": "a pack"}, "mine.yaml is missing"),
-        ({"results/board/$(touch x).tensorbench.zip": ""}, "holds packs"),
-        ({"results/board/a\nb.tensorbench.zip": ""}, "holds packs"),
-        ({"results/board/é.tensorbench.zip": ""}, "holds packs"),
-        ({"results/board/run.py": ""}, "holds packs"),
-        ({"results/board/big.tensorbench.zip": "x" * (8 * 2**20 + 1)}, "at most 8 MiB"),
-        ({"results/board/mine.yaml": ""}, "adds no pack"),
-        ({f"results/board/p{n}.tensorbench.zip": "" for n in range(4)}, "more than 3 packs"),
-    ],
-    ids=["card", "shell", "newline", "letter", "code", "size", "none", "many"],
-)
-def test_a_pull_request_s_files_are_refused_unread(
-    checkout: Path, files: dict[str, str], message: str
-) -> None:
-    code, text = comment(checkout, files)
-    assert (code, message in text) == (1, True), text
+@pytest.mark.parametrize("pull", PULLS)
+def test_a_pull_request_is_read_or_refused_unread(checkout: Path, pull: str) -> None:
+    files, board, code, message = PULLS[pull]
+    ended, text = comment(checkout, files, board)
+    assert (ended, bool(re.search(message, text))) == (code, True), text
 
 
 #: Answers as GitHub's interface gives them, with jq's expressions applied by the real jq.
