@@ -28,7 +28,7 @@ def is_commit(revision: str | None) -> bool:
     return revision is not None and re.fullmatch("[0-9a-f]{40}", revision) is not None
 
 
-def commit_of(repository: str, revision: str | None, kind: RepositoryKind = "model") -> str:
+def commit_of(repository: str, revision: str | None, kind: RepositoryKind) -> str:
     """Returns the current commit of a revision: a branch, tag or commit. None means the main branch.
 
     Raises UserError as `snapshot` does.

@@ -94,9 +94,9 @@ class Table:
         ]
         return "\n".join([_line(self.title), *aligned, *map(_line, self._notes(MOST_LINES))])
 
-    def html(self, most: int | None = MOST_LINES) -> str:
-        """The table as an HTML element. It has at most `most` lines, or all of them."""
-        heads, *lines = self._cells(_line, most)
+    def html(self) -> str:
+        """The table as an HTML element, with its first lines."""
+        heads, *lines = self._cells(_line, MOST_LINES)
 
         def row(tag: str, cells: Sequence[str]) -> str:
             styled = (
@@ -107,7 +107,7 @@ class Table:
 
         body = "".join(row("td", line) for line in lines)
         table = f"<table><thead>{row('th', heads)}</thead><tbody>{body}</tbody></table>" * bool(lines)
-        notes = "".join(f"<p>{escape(_line(note))}</p>" for note in self._notes(most))
+        notes = "".join(f"<p>{escape(_line(note))}</p>" for note in self._notes(MOST_LINES))
         return f"<div><p><b>{escape(_line(self.title))}</b></p>{table}{notes}</div>"
 
     def on_page(self, style: str = "", most: int | None = None) -> str:

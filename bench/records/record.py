@@ -158,17 +158,13 @@ def record_of(
 
     `status` is MLflow's. It has no value for duplicates, which are recognised by a tag.
     """
-    trial_id = tags.get(Tag.TRIAL_ID, "")
-    # Some servers return 0 for an open run.
-    return Record(run_id, trial_id, _status(status, tags), started, tags, metrics, artifacts, ended or None)
-
-
-def _status(status: str, tags: Mapping[str, str]) -> Status:
-    """The status of a run, from MLflow's status and, for a duplicate, the run's tag."""
     if status == Status.FINISHED and tags.get(Tag.DUPLICATE) == YES:
-        return Status.DUPLICATE
+        status = Status.DUPLICATE
     # MLflow's SCHEDULED is not used here; such a run has not ended.
-    return Status(status) if status in Status.__members__ else Status.RUNNING
+    state = Status(status) if status in Status.__members__ else Status.RUNNING
+    # Some servers return 0 for an open run.
+    ended = ended or None
+    return Record(run_id, tags.get(Tag.TRIAL_ID, ""), state, started, tags, metrics, artifacts, ended)
 
 
 def latest(records: Iterable[Record]) -> dict[str, Record]:

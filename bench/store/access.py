@@ -31,7 +31,7 @@ class Access:
     does not exist.
     """
 
-    def __init__(self, allowed: Sequence[str] = ()) -> None:
+    def __init__(self, allowed: Sequence[str]) -> None:
         self._hub = HUB in allowed
         self._folders = [Path(name).expanduser() for name in allowed if name != HUB]
         for folder in self._folders:

@@ -324,47 +324,35 @@ def find_leftovers(
     watching: Callable[[str, int], None] = lambda *_: None,
     delete: bool = False,
 ) -> Iterator[Leftovers]:
-    """Yields what dead drivers left behind in each experiment, or in all of the store (see `leftovers`).
+    """Yields what dead drivers left behind in each experiment, or in all experiments of the store.
 
-    `watching` is called with the experiment and the number of drivers that the search waits for.
+    Only signs of life show whether a driver on another machine is alive. So the search waits until each
+    driver has given a new sign or counts as dead, for `EXPIRY` seconds at most. Before it waits, it calls
+    `watching` with the experiment and the number of drivers that it waits for. `delete` removes what it
+    finds, except records on disk.
     """
     # MLflow itself creates the experiment Default.
     every = (each.name for each in Store.every(store) if each.name != "Default")
     for name in experiments or every:
-        yield leftovers(Store.existing(store, name), partial(watching, name), delete=delete)
-
-
-def leftovers(store: Store, watching: Callable[[int], None], *, delete: bool) -> Leftovers:
-    """Finds what dead drivers left behind in an experiment. `delete` removes it, except records on disk.
-
-    Only signs of life show whether a driver on another machine is alive. So this function waits until each
-    driver has given a new sign or counts as dead, for `EXPIRY` seconds at most. Before it waits, it calls
-    `watching` with the number of drivers that it waits for.
-    """
-    claims = Claims(store)
-    _watch(claims, watching)
-    # Read claims first: a driver gives its first sign of life before it claims.
-    taken = claims.taken()
-    living = claims.living() - {claims.driver}
-    # With no driver at work, no claim is needed to determine the next attempt at a trial.
-    needless = claims.left() if living else list(taken)
-    waiting, refused = Outbox(store.outbox).everything()
-    left = Leftovers(
-        store.name,
-        sorted(needless),
-        claims.stale(),
-        sorted(claims.silent()),
-        waiting,
-        refused,
-    )
-    if delete:
-        claims.close_stale()
-        for trial in needless:
-            claims.settle(trial)
-    return left
+        opened = Store.existing(store, name)
+        claims = Claims(opened)
+        _watch(claims, partial(watching, name))
+        # Read claims first: a driver gives its first sign of life before it claims.
+        taken = claims.taken()
+        living = claims.living() - {claims.driver}
+        # With no driver at work, no claim is needed to determine the next attempt at a trial.
+        needless = sorted(claims.left() if living else taken)
+        waiting, refused = Outbox(opened.outbox).everything()
+        left = Leftovers(name, needless, claims.stale(), sorted(claims.silent()), waiting, refused)
+        if delete:
+            claims.close_stale()
+            for trial in needless:
+                claims.settle(trial)
+        yield left
 
 
 def _watch(claims: Claims, watching: Callable[[int], None]) -> None:
+    """Waits until each other driver has given a new sign or counts as dead."""
     first, until = claims.signs(), time.monotonic() + EXPIRY
     living = claims.living() - {claims.driver}
     if living:

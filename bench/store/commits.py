@@ -17,7 +17,11 @@ def held(suite: Suite, store: str) -> tuple[Suite, list[str]]:
     Also returns a note for each branch or tag that has moved on the hub since. A store that cannot be read
     and a hub that cannot be reached are passed over: what needs them says so.
     """
-    revisions = _revisions(suite)
+    places: list[BackboneSpec | Task] = [*suite.backbones]
+    for row in suite.tasks:
+        with suppress(UserError):  # planning says it, if this task is to be planned
+            places.append(suite.placed(row).lookup())
+    revisions = {revision: place for place in places if (revision := hub_revision(place))}
     if not revisions:
         return suite, []
     # Imported late: most suites name no repository, and MLflow takes seconds.
@@ -44,12 +48,3 @@ def held(suite: Suite, store: str) -> tuple[Suite, list[str]]:
             )
     known = {revision: commits[revision] for revision in revisions if revision in commits}
     return suite.held_at(known), notes
-
-
-def _revisions(suite: Suite) -> dict[str, BackboneSpec | Task]:
-    """The backbones and tasks of a suite that name a branch or tag of the hub, by that branch or tag."""
-    places: list[BackboneSpec | Task] = [*suite.backbones]
-    for row in suite.tasks:
-        with suppress(UserError):  # planning says it, if this task is to be planned
-            places.append(suite.placed(row).lookup())
-    return {revision: place for place in places if (revision := hub_revision(place))}

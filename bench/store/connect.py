@@ -104,22 +104,12 @@ def _reason(error: BaseException) -> str:
     return shown_uri(str(database or error).strip())
 
 
-def _passing(error: BaseException) -> bool:
-    """Whether a request may succeed when it is repeated at once.
-
-    MLflow itself repeats requests without an answer, but not those whose answer arrived incomplete. Nor does
-    it repeat the insertion of a tag that another driver inserted just after MLflow had found none.
-    """
-    return any(
-        isinstance(cause, ChunkedEncodingError) or NO_JSON in str(cause) or NOT_UNIQUE in str(cause)
-        for cause in chain(error)
-    )
-
-
 def asking_again(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Decorates a function so that it is called again if it failed for a passing reason.
 
-    The function must be safe to repeat, since the store may have carried out the first request.
+    The function must be safe to repeat, since the store may have carried out the first request. MLflow itself
+    repeats requests without an answer, but not those whose answer arrived incomplete. Nor does it repeat the
+    insertion of a tag that another driver inserted just after MLflow had found none.
     """
 
     @wraps(function)
@@ -128,7 +118,10 @@ def asking_again(function: Callable[Parameters, Result]) -> Callable[Parameters,
             try:
                 return function(*args, **named)
             except BROKEN_STORE as error:
-                if not _passing(error):
+                causes = list(chain(error))
+                texts = " ".join(map(str, causes))
+                incomplete = any(isinstance(cause, ChunkedEncodingError) for cause in causes)
+                if not (incomplete or NO_JSON in texts or NOT_UNIQUE in texts):
                     raise
         return function(*args, **named)
 
@@ -263,31 +256,27 @@ def read_only(uri: str) -> bool:
 
 
 def _client(uri: str) -> MlflowClient:
-    client = MlflowClient(uri)
-    if uri.startswith("http"):
-        _await_answer(lambda: client.search_experiments(max_results=1))
-    else:
-        client.search_experiments(max_results=1)
-    return client
+    """Makes MLflow's client for a store that answers.
 
-
-def _await_answer(ask: Callable[[], object]) -> None:
-    """Calls `ask`, which may wait for a server. Raises TimeoutError after `FIRST_ANSWER` seconds.
-
-    MLflow itself would repeat a request without an answer, for two minutes in all.
+    Raises TimeoutError if a server does not answer within `FIRST_ANSWER` seconds. MLflow itself would repeat
+    the request, for two minutes in all.
     """
-    answer: Future[object] = Future()
+    client, answer = MlflowClient(uri), Future[object]()
 
-    def request() -> None:
+    def ask() -> None:
         try:
-            answer.set_result(ask())
+            answer.set_result(client.search_experiments(max_results=1))
         except Exception as error:
             answer.set_exception(error)
 
-    threading.Thread(target=request, daemon=True).start()
-    if not wait([answer], FIRST_ANSWER).done:
-        raise TimeoutError(f"no answer within {FIRST_ANSWER:g} seconds")
+    if uri.startswith("http"):
+        threading.Thread(target=ask, daemon=True).start()
+        if not wait([answer], FIRST_ANSWER).done:
+            raise TimeoutError(f"no answer within {FIRST_ANSWER:g} seconds")
+    else:
+        ask()
     answer.result()
+    return client
 
 
 def state_folder(uri: str) -> Path:
@@ -396,13 +385,8 @@ def index_trials(database: Path) -> None:
         connection.execute(INDEX)
 
 
-#: The name of the folder of artifacts, beside a SQLite file.
+#: The name of the folder of all experiments' artifacts, beside a SQLite file.
 ARTIFACTS = "mlartifacts"
-
-
-def artifacts_of(database: Path, experiment: str) -> str:
-    """Returns the URI of the folder for a new experiment's artifacts."""
-    return (database.parent / ARTIFACTS / experiment).absolute().as_uri()
 
 
 def follow(database: Path) -> None:

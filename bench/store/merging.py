@@ -91,7 +91,8 @@ def merged_plan(first: StoredPlan, second: StoredPlan) -> StoredPlan:
     rows = _by_key(first)
     for key, row in _by_key(second).items():
         if key in rows:
-            trials = [*_of(rows[key], trials_of_first), *_of(row, coming)]
+            sides = (rows[key], trials_of_first), (row, coming)
+            trials = [ids[id_] for side, ids in sides for id_ in side.trials.values() if id_ in ids]
             row = _merged_row(first.suite, rows[key], row, trials)
         rows[key] = row
     return first.model_copy(
@@ -115,10 +116,6 @@ def _by_key(plan: StoredPlan) -> dict[tuple[Any, ...], Row]:
         counted[key] += 1
         rows[*key, counted[key]] = row
     return rows
-
-
-def _of(row: Row, trials: Mapping[str, PlannedTrial]) -> list[PlannedTrial]:
-    return [trials[id_] for id_ in row.trials.values() if id_ in trials]
 
 
 def _merged_row(suite: str, first: Row, second: Row, trials: Sequence[PlannedTrial]) -> Row:

@@ -40,12 +40,14 @@ def open_results(uri: str, names: Iterable[str]) -> list[Source]:
     Raises UserError if an experiment is missing, if a pack is refused (see
     `tensorbench.store.pack.reading.open_pack`), or if two of them have results of the same experiment.
     """
-    names = list(dict.fromkeys(names))
-    sources = [
-        source
-        for name in names
-        for source in (open_pack(Path(name)) if is_pack(name) else [_existing(uri, name)])
-    ]
+    names, sources = list(dict.fromkeys(names)), list[Source]()
+    for name in names:
+        if is_pack(name):
+            sources += open_pack(Path(name))
+        else:
+            with naming_extra():
+                from tensorbench.store.store import Store
+            sources.append(Store.existing(uri, name))
     by_name: dict[str, Source] = {}
     for source in sources:
         if (other := by_name.setdefault(source.name, source)) is not source:
@@ -56,13 +58,6 @@ def open_results(uri: str, names: Iterable[str]) -> list[Source]:
                 f"with `tensorbench unpack {packs} --store {store}`, and then name '{source.name}'"
             )
     return sources
-
-
-def _existing(uri: str, name: str) -> Source:
-    with naming_extra():
-        from tensorbench.store.store import Store
-
-    return Store.existing(uri, name)
 
 
 def stores_of(sources: Iterable[Source]) -> list[Store]:

@@ -59,36 +59,25 @@ def find_runs(client: MlflowClient, experiments: Sequence[str], condition: str) 
             page_token=token,
         )
     )
-    return [
-        stored_record(
-            run.info.run_id,
-            run.info.status,
-            run.info.start_time,
-            dict(run.data.tags),
-            dict(run.data.metrics),
-            run.info.artifact_uri,
-            run.info.end_time,
+    records = []
+    for run in runs:
+        info, tags = run.info, dict(run.data.tags)
+        metrics = _measures(tags) | run.data.metrics
+        records.append(
+            record_of(
+                info.run_id, info.status, info.start_time, tags, metrics, info.artifact_uri, info.end_time
+            )
         )
-        for run in runs
-    ]
+    return records
 
 
-def stored_record(
-    run_id: str,
-    status: str,
-    started: int,
-    tags: dict[str, str],
-    metrics: dict[str, float],
-    artifacts: str,
-    ended: int | None,
-) -> Record:
-    """Makes the record of a run in a store, with the measures of its tag among the metrics."""
+def _measures(tags: dict[str, str]) -> dict[str, float]:
+    """Removes the tag of measures from a run's tags, and returns the measures in it."""
     try:
-        measures = {str(key): float(value) for key, value in json.loads(tags.pop(Tag.MEASURES, "{}")).items()}
+        return {str(key): float(value) for key, value in json.loads(tags.pop(Tag.MEASURES, "{}")).items()}
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         # Not written by this program.
-        measures = {}
-    return record_of(run_id, status, started, tags, measures | metrics, artifacts, ended)
+        return {}
 
 
 def read_tables(uri: str, experiment_id: str, kind: RunKind) -> list[Record] | None:
@@ -127,10 +116,12 @@ def read_tables(uri: str, experiment_id: str, kind: RunKind) -> list[Record] | N
             tags_of[run_id][key] = tag
         for run_id, key, value, is_nan in connection.execute(metrics):
             metrics_of[run_id][key] = math.nan if is_nan else value
-    return [
-        stored_record(run_id, status, started, tags_of[run_id], metrics_of[run_id], artifacts, ended)
-        for run_id, status, started, artifacts, ended in rows
-    ]
+    records = []
+    for run_id, status, started, artifacts, ended in rows:
+        own_tags = tags_of[run_id]
+        own_metrics = _measures(own_tags) | metrics_of[run_id]
+        records.append(record_of(run_id, status, started, own_tags, own_metrics, artifacts, ended))
+    return records
 
 
 def read_curves(

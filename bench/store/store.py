@@ -30,9 +30,9 @@ from tensorbench.records.words import YES, Artifact, RunKind, Status, Tag
 from tensorbench.store.addresses import shown_uri
 from tensorbench.store.artifacts import artifacts_of_run, as_json, check_content, keep_files
 from tensorbench.store.connect import (
+    ARTIFACTS,
     BROKEN_STORE,
     SQLITE,
-    artifacts_of,
     asking_again,
     connect,
     database_file,
@@ -476,7 +476,7 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> Experiment:
         return experiment
     location = None
     if uri.startswith(SQLITE):
-        location = artifacts_of(database_file(uri), name)
+        location = (database_file(uri).parent / ARTIFACTS / name).absolute().as_uri()
     try:
         return client.get_experiment(client.create_experiment(name, artifact_location=location))
     except MlflowException as error:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
-from typing import TYPE_CHECKING
 
 import torch
 from pydantic import ValidationError
@@ -29,9 +28,6 @@ from tensorbench.store.artifacts import broken, hashes
 from tensorbench.store.connect import BROKEN_STORE, connect
 from tensorbench.store.queries import experiments, find_runs
 from tensorbench.store.store import Store
-
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
 
 
 @dataclass(frozen=True)
@@ -157,12 +153,6 @@ def find_trial(store: str, run: str) -> tuple[Store, Record]:
     For a trial id, it is the trial's run that counts. Raises UserError if no run or several runs match.
     """
     client = connect(store, create=False)
-    record = _find(client, run)
-    experiment = client.get_run(record.run_id).info.experiment_id
-    return Store(client, client.get_experiment(experiment), store), record
-
-
-def _find(client: MlflowClient, run: str) -> Record:
     every = [experiment.experiment_id for experiment in experiments(client)]
     records = find_runs(client, every, f"tags.{Tag.KIND} = '{RunKind.TRIAL}'")
     start = run.strip().lower()
@@ -170,7 +160,9 @@ def _find(client: MlflowClient, run: str) -> Record:
     trials = latest(record for record in records if start and record.trial_id.startswith(start))
     matches = {record.run_id: record for record in (*by_run, *trials.values())}
     if len(matches) == 1:
-        return next(iter(matches.values()))
+        (record,) = matches.values()
+        experiment = client.get_run(record.run_id).info.experiment_id
+        return Store(client, client.get_experiment(experiment), store), record
     if matches:
         raise UserError(f"'{run}' is the beginning of several:\n{_listed(matches.values())}")
     if not records:
@@ -185,11 +177,12 @@ def _find(client: MlflowClient, run: str) -> Record:
     raise UserError(f"there is no run or trial '{run}'; finished are, nearest first:\n{listed}")
 
 
-def _listed(records: Iterable[Record], most: int = 6) -> str:
+def _listed(records: Iterable[Record]) -> str:
     listed = list(records)
-    lines = [f"  trial {r.trial_id}, run {r.run_id}: {r.name} ({r.status.lower()})" for r in listed[:most]]
-    if len(listed) > most:
-        lines.append(f"  and {len(listed) - most} more")
+    shown, left_out = listed[:6], len(listed[6:])
+    lines = [f"  trial {r.trial_id}, run {r.run_id}: {r.name} ({r.status.lower()})" for r in shown]
+    if left_out:
+        lines.append(f"  and {left_out} more")
     return "\n".join(lines) or "  none"
 
 

@@ -142,7 +142,7 @@ class TrialRun:
         record = replace(
             self._pending,
             status=ending.status,
-            ended=_now(),
+            ended=int(time.time() * 1000),
             tags={**self._pending.tags, Tag.HASHES: hashes, Tag.VERDICT: ending.verdict},
             metrics=ending.metrics,
         )
@@ -175,7 +175,3 @@ class TrialRun:
             self._store.send(self._pending, Path(folder))
         self._pending = Record(self.run_id, self._pending.trial_id)
         return True
-
-
-def _now() -> int:
-    return int(time.time() * 1000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +19,16 @@ class _Correlation(Metric):
     bounds = (-1.0, 1.0)
     #: As for Matthews' correlation, two points matter as much as a point of accuracy.
     point = 2.0
+    #: The function of scipy.stats that computes it.
+    function: ClassVar[str]
 
     def score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float:
         if np.ptp(targets) == 0 or np.ptp(predictions) == 0:
             return 0.0
-        return float(self._correlation(np.asarray(targets, float), np.asarray(predictions, float)))
+        from scipy import stats
 
-    @abstractmethod
-    def _correlation(self, targets: Array, predictions: Array) -> float: ...
+        correlation = getattr(stats, self.function)
+        return float(correlation(np.asarray(targets, float), np.asarray(predictions, float)).statistic)
 
     def contributions(self, targets: NDArray[Any], predictions: NDArray[Any]) -> Array:
         score = self.score(targets, predictions)
@@ -48,11 +50,7 @@ class Pearson(_Correlation):
 
     name = "pearson"
     description = "Pearson's correlation"
-
-    def _correlation(self, targets: Array, predictions: Array) -> float:
-        from scipy.stats import pearsonr
-
-        return float(pearsonr(targets, predictions).statistic)
+    function = "pearsonr"
 
     def _influence(self, targets: Array, predictions: Array, score: float) -> Array:
         x, y = ((values - values.mean()) / values.std() for values in (targets, predictions))
@@ -65,11 +63,7 @@ class Spearman(_Correlation):
 
     name = "spearman"
     description = "Spearman's correlation of ranks"
-
-    def _correlation(self, targets: Array, predictions: Array) -> float:
-        from scipy.stats import spearmanr
-
-        return float(spearmanr(targets, predictions).statistic)
+    function = "spearmanr"
 
     def _influence(self, targets: Array, predictions: Array, score: float) -> Array:
         """Returns the influence of each example: its direct influence, plus that on other examples' ranks."""

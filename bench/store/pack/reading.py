@@ -193,7 +193,12 @@ class Packed(Source):
         if not self.has(record, name):
             return None
         if name == Artifact.CONFIG:
-            return self._config(run_id)
+            lines = self._experiment.lines
+            numbers = self._arrays["config"][self._lines[run_id]].tolist()
+            # A few numbers may repeat a long line many times.
+            if (size := sum(len(lines[number]) + 1 for number in numbers)) > MOST_CONFIG:
+                raise self._refused(RUNS, f"the configuration of run {run_id} has {size:,} characters")
+            return "\n".join(lines[number] for number in numbers).encode()
         number, own = self._split[run_id], self._answers[run_id]
         split = self._examples[number]
         return Predictions(
@@ -203,14 +208,6 @@ class Packed(Source):
             classes=self._experiment.splits[number].classes,
             steps=self._arrays["log_probability"][own],
         ).file()
-
-    def _config(self, run_id: str) -> bytes:
-        lines = self._experiment.lines
-        numbers = self._arrays["config"][self._lines[run_id]].tolist()
-        # A few numbers may repeat a long line many times.
-        if (size := sum(len(lines[number]) + 1 for number in numbers)) > MOST_CONFIG:
-            raise self._refused(RUNS, f"the configuration of run {run_id} has {size:,} characters")
-        return "\n".join(lines[number] for number in numbers).encode()
 
     def plan(self) -> StoredPlan | None:
         plan = super().plan()

@@ -38,9 +38,7 @@ class MergedExperiment:
     there: int
 
 
-def merge(
-    sources: Sequence[Source], uri: str, listener: Listener = lambda done, of: None
-) -> list[MergedExperiment]:
+def merge(sources: Sequence[Source], uri: str, listener: Listener) -> list[MergedExperiment]:
     """Merges experiments into the store at `uri`, which is created if missing.
 
     Several sources may have results of one experiment. Finished trials in the store keep their results, and

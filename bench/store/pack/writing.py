@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors.numpy import save
 
@@ -217,18 +216,15 @@ class _Content:
         }
         self._done.without_adapter += Artifact.ADAPTER in names and Artifact.ADAPTER not in artifacts
         for name, content in artifacts.items():
-            if name.endswith(".json"):
-                artifacts[name] = self._cleaned(run, name, content)
+            if not name.endswith(".json"):
+                continue
+            try:
+                artifacts[name] = clean_json(content)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{name} of run {run.run_id} ({run.name}) is no JSON: {error}") from error
+            if artifacts[name] != content:
+                self._changed.setdefault(run.origin, {})[name] = sha256_of(artifacts[name])
         return artifacts
-
-    def _cleaned(self, run: Record, name: Artifact, content: bytes) -> bytes:
-        try:
-            cleaned = clean_json(content)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{name} of run {run.run_id} ({run.name}) is no JSON: {error}") from error
-        if cleaned != content:
-            self._changed.setdefault(run.origin, {})[name] = sha256_of(cleaned)
-        return cleaned
 
     def _points(self) -> pd.DataFrame:
         """The points of the runs' curves, sorted by run, key and step."""
@@ -255,17 +251,28 @@ class _Content:
             "prediction": [answers for _, answers, _ in answered],
             "log_probability": [steps for _, _, steps in answered],
         }
-        return save({name: _planes(name, parts) for name, parts in values.items()})
+        arrays = {}
+        for name, parts in values.items():
+            dtype = np.dtype(ARRAYS[name])
+            numbers = np.concatenate([np.empty(0, dtype), *(np.asarray(part, dtype) for part in parts)])
+            # The first byte of all numbers, then the second, and so on.
+            arrays[name] = np.ascontiguousarray(numbers.view(np.uint8).reshape(-1, dtype.itemsize).T)
+        return save(arrays)
 
     def _line(self, run: Record, curves: dict[str, int]) -> bytes:
-        split = self._predictions.get(run.origin)
+        split, tags = self._predictions.get(run.origin), kept_tags(run.tags)
+        if Tag.HASHES in tags:
+            digests = hashes(run) | self._changed.get(run.origin, {})
+            tags[Tag.HASHES] = json.dumps(
+                {name: digests[name] for name in sorted(digests) if name in TRAVELS}
+            )
         try:
             line = PackedRun(
                 run_id=run.origin,
                 status=run.status.ended,
                 started=run.started,
                 ended=run.started if run.ended is None else run.ended,
-                tags=self._tags(run),
+                tags=tags,
                 # The last point of a curve is the metric's value.
                 metrics=dict(sorted(kv for kv in run.metrics.items() if not kv[0].startswith(CURVES_BEGIN))),
                 config=len(self._configs.get(run.origin, ())),
@@ -276,22 +283,6 @@ class _Content:
             said = explained(error, PackedRun)[0]
             raise UserError(f"run {run.run_id} ({run.name}) cannot be packed: {said}") from error
         return line.model_dump_json(exclude_defaults=True).encode() + b"\n"
-
-    def _tags(self, run: Record) -> dict[str, str]:
-        tags = kept_tags(run.tags)
-        if Tag.HASHES in tags:
-            digests = hashes(run) | self._changed.get(run.origin, {})
-            tags[Tag.HASHES] = json.dumps(
-                {name: digests[name] for name in sorted(digests) if name in TRAVELS}
-            )
-        return tags
-
-
-def _planes(name: str, parts: Iterable[Any]) -> NDArray[np.uint8]:
-    """Joins the parts of an array, in the form of a pack's file (see `ARRAYS`)."""
-    dtype = np.dtype(ARRAYS[name])
-    values = np.concatenate([np.empty(0, dtype), *(np.asarray(part, dtype) for part in parts)])
-    return np.ascontiguousarray(values.view(np.uint8).reshape(-1, dtype.itemsize).T)
 
 
 def _answers_suffice(metric: str) -> bool:
