@@ -321,22 +321,15 @@ class _Driving:
         trial, run = event.trial, self.running[event.trial.id]
         if event.provenance is not None:
             self.executor.limit(trial, self.limits.begin(trial, event.provenance))
-            config = trial.model_dump(mode="json")
-            self._tell(partial(run.start, config, event.provenance, self._start(event)))
+            split = trial.task.split_seed(trial.seed)
+            streams = stream_seeds(trial.seed) | ({} if split is None else {"split": split})
+            start = Start(suite=self.plan.suite.file, libraries=event.libraries or {}, streams=streams)
+            self._tell(partial(run.start, trial.model_dump(mode="json"), event.provenance, start))
         elif event.progress is not None:
             self._tell(partial(run.progress, event.progress))
         elif event.ending is not None:
             self._end(trial, run, event.ending)
         self.notify(event)
-
-    def _start(self, event: Event) -> Start:
-        suite, trial = self.plan.suite, event.trial
-        split = trial.task.split_seed(trial.seed)
-        return Start(
-            suite=suite.file,
-            libraries=event.libraries or {},
-            streams=stream_seeds(trial.seed) | ({} if split is None else {"split": split}),
-        )
 
     def _end(self, trial: Trial, run: TrialRun, ending: Record) -> None:
         sent = self._deliver(run, partial(run.end, ending))

@@ -13,7 +13,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -389,10 +388,11 @@ def check_disk(plan: Plan, trials: list[Trial], store: Store) -> None:
     if store.local:
         needs[store.outbox] += sum(sizes)
     for folder, mib in needs.items():
-        free = shutil.disk_usage(_existing(folder)).free / MIB
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        free = shutil.disk_usage(existing).free / MIB
         if free < mib:
             raise UserError(
-                f"{_existing(folder)} has {free:,.0f} MiB free, and {len(trials)} trial(s) need {mib:,.0f} "
+                f"{existing} has {free:,.0f} MiB free, and {len(trials)} trial(s) need {mib:,.0f} "
                 "there; free some space, or name another store or TENSORBENCH_CACHE"
             )
 
@@ -412,7 +412,3 @@ def worker_mib(trials: list[Trial]) -> float:
     """The least memory of a worker in MiB: the process, and the largest backbone in float32."""
     specs = {trial.backbone for trial in trials}
     return PROCESS_MIB + max(4 * encoder_weights(describe(spec).geometry) for spec in specs) / MIB
-
-
-def _existing(folder: Path) -> Path:
-    return folder if folder.exists() else _existing(folder.parent)

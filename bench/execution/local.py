@@ -217,11 +217,9 @@ class Local(Executor):
             self._waiting.remove(trial)
             at_home = [worker for worker in self._workers if worker.slot == slot]
             alone = alone or not self._shares(slot)
-            self._give(at_home[0] if at_home else self._start(slot), trial, alone=alone)
-
-    def _give(self, worker: _Worker, trial: Trial, *, alone: bool) -> None:
-        worker.trial, worker.alone, worker.watch = trial, alone, Watch(None)
-        self._send(worker, ("run", (trial, alone)))
+            worker = at_home[0] if at_home else self._start(slot)
+            worker.trial, worker.alone, worker.watch = trial, alone, Watch(None)
+            self._send(worker, ("run", (trial, alone)))
 
     @staticmethod
     def _send(worker: _Worker, message: tuple[str, Any]) -> None:

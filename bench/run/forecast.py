@@ -27,7 +27,6 @@ from tensorbench.store.pack.reading import open_pack
 if TYPE_CHECKING:
     # Imported only if needed, since MLflow takes seconds.
     from tensorbench.records.record import Record
-    from tensorbench.store.store import Store
 
 
 @dataclass
@@ -53,18 +52,24 @@ def make_forecast(
     the number of operations, at the speed of the suite's other stored trials there, or else of this machine.
     `notes` precede the forecast's own.
     """
-    opened, faults = _opened(store, plan.suite.name)
-    notes = [*notes, *faults]
+    notes, readable = [*notes], not lacks_file(store)
     records: list[Record] = []
-    if opened is not None:
+    if readable and not is_pack(store):
         from tensorbench.store.changes import changed_trials
+        from tensorbench.store.store import Store
 
-        records = opened.records()
-        notes += changed_trials(plan, opened, records)
+        try:
+            opened = Store.there(store, plan.suite.name)
+        except UserError as error:
+            notes.append(str(error))
+            opened, readable = None, False
+        if opened is not None:
+            records = opened.records()
+            notes += changed_trials(plan, opened, records)
     settled = {record.trial_id for record in records if record.settled}
     references: dict[str, Record] = {}
     again: Set[str] = set()
-    if not (faults or lacks_file(store)):
+    if readable:
         from tensorbench.run.references import find_references, references_of, to_run_again
 
         lacking = {trial.id for trial in plan.trials} - settled
@@ -123,17 +128,6 @@ def _gpus(device: str) -> str:
         "on the first. A run takes one slot there; --executor local takes one on each, and "
         "--slots-per-device auto as many as fit."
     )
-
-
-def _opened(store: str, name: str) -> tuple[Store | None, list[str]]:
-    if is_pack(store) or lacks_file(store):
-        return None, []
-    from tensorbench.store.store import Store
-
-    try:
-        return Store.there(store, name), []
-    except UserError as error:
-        return None, [str(error)]
 
 
 def _bf16(trials: Sequence[Trial], device: str) -> str:
