@@ -361,10 +361,7 @@ class PlanCell(Pairing):
             peak=None if peak == count else peak,
             asked=self.target_count,
             ratio=ratio,
-            # Rounded, so that a float's last digit does not decide about a count exactly at the tolerance.
-            within=round(abs(ratio - 1), 12) <= self.budget.tolerance
-            if self.budget and ratio is not None
-            else None,
+            within=self.budget.keeps(ratio) if self.budget and ratio is not None else None,
             percent_of_lora=100 * count / reference,
             trials={trial.seed: trial.id for trial in trials},
             studies=studies,

@@ -80,6 +80,11 @@ class Budget(Frozen):
             return f"isoparameters {self.isoparameters}"
         return f"{self.parameters:,} parameters"
 
+    def keeps(self, ratio: float) -> bool:
+        """Returns whether a number of parameters, divided by the budget's, is within the tolerance."""
+        # Rounded, so that a float's last digit does not decide about a count exactly at the tolerance.
+        return round(abs(ratio - 1), 12) <= self.tolerance
+
 
 class Verbalizer(Frozen):
     """The prompt and the answer words of a language model without a head."""

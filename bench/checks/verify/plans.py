@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from tensorbench.checks.verify.findings import Examined
 from tensorbench.checks.verify.suites import MOST_LISTED, PlacedRow, PlannedRows, suites_of
-from tensorbench.checks.verify.trials import Resolved, resolve
+from tensorbench.checks.verify.trials import resolve
 from tensorbench.methods import UserError, create
 from tensorbench.methods.errors import first_few
 from tensorbench.methods.validation import explained
@@ -68,7 +68,7 @@ def _check_row(
     findings: Examined, row: Row, trials: Mapping[str, Trial | None], access: Access | None
 ) -> PlacedRow | None:
     """Checks a row, and returns it with its first trial. None if no trial of it has the right id."""
-    where = _where(row)
+    where = " · ".join(filter(None, (f"plan, row {row.method}", row.budget, row.task, row.backbone)))
     for seed, id_ in row.trials.items():
         if id_ not in trials:
             findings.broken(f"{where}: the trial of seed {seed}", id_, "the plan has no such trial")
@@ -86,12 +86,16 @@ def _check_row(
             findings.compare(f"{where}: {what} of trial {trial.id}", value, shared[what])
     if (resolved := resolve(findings, first, access)) is None:
         return PlacedRow(where, row, first)
-    _check_counts(findings, where, row, resolved)
-    return PlacedRow(where, row, first, resolved.info.geometry)
-
-
-def _where(row: Row) -> str:
-    return " · ".join(filter(None, (f"plan, row {row.method}", row.budget, row.task, row.backbone)))
+    geometry, count = resolved.info.geometry, resolved.count
+    reference = create("lora", rank=REFERENCE_RANK).count(geometry)
+    findings.compare(f"{where}: ranks", row.ranks, resolved.method.size or ())
+    findings.compare(f"{where}: parameters", row.parameters, count)
+    findings.compare(f"{where}: parameters at the peak", row.peak, resolved.peak)
+    findings.near(f"{where}: percent of LoRA", row.percent_of_lora, 100 * count / reference, 1e-9)
+    findings.compare(f"{where}: registered method", row.family, resolved.method.name)
+    if row.asked:
+        findings.near(f"{where}: ratio to the budget", row.ratio, count / row.asked, 1e-9)
+    return PlacedRow(where, row, first, geometry)
 
 
 def _check_suites(findings: Examined, source: Source, plan: StoredPlan, placed: Sequence[PlacedRow]) -> None:
@@ -121,7 +125,11 @@ def _check_results(findings: Examined, source: Source, plan: StoredPlan, settled
 
     A plan of which the source has no trial, as of a pilot alone, is only noted.
     """
-    planned = [(_part_of(row, seed), id_) for row in plan.rows for seed, id_ in row.trials.items()]
+    planned: list[tuple[str, str]] = []
+    for row in plan.rows:
+        for seed, id_ in row.trials.items():
+            place = row.studies and row.studies.trials.get(seed)
+            planned.append((f"study {place.study}" if place else f"seed {seed}", id_))
     missing = [(part, id_) for part, id_ in planned if id_ not in settled]
     own = {run.trial_id for run in source.records() if run.settled}
     if missing and own.isdisjoint(id_ for _, id_ in planned):
@@ -137,11 +145,6 @@ def _check_results(findings: Examined, source: Source, plan: StoredPlan, settled
         held = _listed([number for number in numbers if f"study {number}" not in absent])
         of = max(study.studies for study in studies)
         findings.notes.append(f"{plan.suite} holds {held} of {of:,} planned")
-
-
-def _part_of(row: Row, seed: int) -> str:
-    place = row.studies and row.studies.trials.get(seed)
-    return f"study {place.study}" if place else f"seed {seed}"
 
 
 def _listed(studies: Sequence[int]) -> str:
@@ -186,14 +189,3 @@ def _check_studies(findings: Examined, where: str, row: Row, trials: Mapping[int
         findings.compare(f"{where}: place of trial {trial.id}", studies.trials.get(seed), place)
         rates_of_trial = trial.recipe.lr, trial.recipe.head_lr
         findings.compare(f"{where}: rates of trial {trial.id}", rates_of_trial, (lr, studies.head_lr or lr))
-
-
-def _check_counts(findings: Examined, where: str, row: Row, resolved: Resolved) -> None:
-    reference = create("lora", rank=REFERENCE_RANK).count(resolved.info.geometry)
-    findings.compare(f"{where}: ranks", row.ranks, resolved.method.size or ())
-    findings.compare(f"{where}: parameters", row.parameters, resolved.count)
-    findings.compare(f"{where}: parameters at the peak", row.peak, resolved.peak)
-    findings.near(f"{where}: percent of LoRA", row.percent_of_lora, 100 * resolved.count / reference, 1e-9)
-    findings.compare(f"{where}: registered method", row.family, resolved.method.name)
-    if row.asked:
-        findings.near(f"{where}: ratio to the budget", row.ratio, resolved.count / row.asked, 1e-9)

@@ -96,19 +96,15 @@ def run_again(
             except UserError as error:
                 candidate.findings.cannot("score of another run", str(error))
                 continue
-            yield _run(candidate, resources, tolerance)
-
-
-def _run(candidate: Candidate, resources: Resources, tolerance: float | None) -> Rerun:
-    reports: list[Progress] = []
-    ending = perform(candidate.trial, resources, reports.append, (KeyboardInterrupt,))
-    now = provenance(str(resources.device)) | {"threads": str(torch.get_num_threads())}
-    rerun = compared(candidate, ending, reports, now, tolerance)
-    if rerun.score is not None:
-        same = rerun.allowed == SAME
-        largest = SAME_LOGITS if same else LOGITS[candidate.trial.recipe.precision]
-        _compare_adapter(candidate, resources, largest)
-    return rerun
+            reports: list[Progress] = []
+            ending = perform(candidate.trial, resources, reports.append, (KeyboardInterrupt,))
+            now = provenance(str(resources.device)) | {"threads": str(torch.get_num_threads())}
+            rerun = compared(candidate, ending, reports, now, tolerance)
+            if rerun.score is not None:
+                same = rerun.allowed == SAME
+                largest = SAME_LOGITS if same else LOGITS[candidate.trial.recipe.precision]
+                _compare_adapter(candidate, resources, largest)
+            yield rerun
 
 
 def compared(
@@ -128,7 +124,12 @@ def compared(
         predictions = ending.files.get(Artifact.PREDICTIONS)
         share = EXAMPLES / len(read_predictions(predictions).example) if predictions else 0.0
         tolerance = max(ELSEWHERE, share)
-    allowed, reason = _allowed(candidate, now, tolerance)
+    allowed, reason = SAME, "the same hardware"
+    other = [key for key in (*HARDWARE, "threads") if record.provenance.get(key) != now.get(key)]
+    if other:
+        allowed, reason = tolerance, f"not the same {', '.join(other)} as then"
+    elif now.get("gpu") and not candidate.trial.recipe.deterministic:
+        allowed, reason = tolerance, "the recipe is not deterministic on a GPU"
     score = ending.metrics.get(Measure.SCORE)
     if record.status == Status.FAILED:
         findings.compare("failure of another run", record.verdict, ending.verdict)
@@ -232,17 +233,6 @@ def _compare_adapter(candidate: Candidate, resources: Resources, allowed: float)
     if not difference <= allowed * max(1.0, float(stored.abs().max())):
         said = f"others by up to {difference:.3g}"
         candidate.findings.broken(f"outputs of {Artifact.ADAPTER}", "as in the predictions", said)
-
-
-def _allowed(candidate: Candidate, now: Mapping[str, str], tolerance: float) -> tuple[float, str]:
-    """Returns the largest accepted difference between the two scores, and the reason for it."""
-    then = candidate.record.provenance
-    other = [name for name in (*HARDWARE, "threads") if then.get(name) != now.get(name)]
-    if other:
-        return tolerance, f"not the same {', '.join(other)} as then"
-    if now.get("gpu") and not candidate.trial.recipe.deterministic:
-        return tolerance, "the recipe is not deterministic on a GPU"
-    return SAME, "the same hardware"
 
 
 @contextmanager

@@ -283,24 +283,16 @@ class PlannedRows:
             if missing := [str(seed) for seed in cell.seeds if seed not in row.row.trials]:
                 stored, more = f"{len(row.row.trials):,} seeds", first_few(missing, MOST_LISTED)
                 self._findings.broken(f"{row.where}: seeds of {origin}", stored, f"also {more}")
-            if whole:
-                self._compare_budget(cell, row)
+            if whole and row.geometry is not None:
+                asked, within = requested_parameters(cell.budget, row.geometry), row.row.within
+                if asked is None or cell.budget is None:
+                    within = None
+                elif row.row.ratio is not None:
+                    within = cell.budget.keeps(row.row.ratio)
+                self._findings.compare(f"{row.where}: parameters asked for", row.row.asked, asked)
+                self._findings.compare(f"{row.where}: within the budget", row.row.within, within)
         if whole:
             self._compare_defaults(pairs, origin)
-
-    def _compare_budget(self, cell: SuiteCell, placed: PlacedRow) -> None:
-        """Compares what a row's budget asks for, and whether the row keeps it."""
-        row, budget = placed.row, cell.budget
-        if placed.geometry is None:
-            return
-        asked = requested_parameters(budget, placed.geometry)
-        self._findings.compare(f"{placed.where}: parameters asked for", row.asked, asked)
-        within = row.within
-        if asked is None or budget is None:
-            within = None
-        elif row.ratio is not None:
-            within = round(abs(row.ratio - 1), 12) <= budget.tolerance
-        self._findings.compare(f"{placed.where}: within the budget", row.within, within)
 
     def _pairs(
         self, cells: Iterable[SuiteCell], origin: str, *, whole: bool

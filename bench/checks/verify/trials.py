@@ -14,7 +14,7 @@ import torch
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from tensorbench.backbones import BackboneInfo, BackboneSpec, describe
+from tensorbench.backbones import BackboneInfo, describe
 from tensorbench.checks.verify.examples import Splits, answers_in_words, check_rows, stored_objective
 from tensorbench.checks.verify.findings import Examined
 from tensorbench.machine.files import sha256, sha256_of
@@ -41,6 +41,9 @@ SCORES_AGREE, LOSSES_AGREE = 1e-9, 1e-4
 
 #: The longest accepted header of an adapter's file, in bytes. It is enough for some 50,000 tensors.
 MOST_HEADER = 8 * 2**20
+
+#: Describes a backbone once for all trials on it.
+_described = lru_cache(describe)
 
 #: Reads the tag of final ranks.
 FINAL_RANKS = TypeAdapter(dict[str, list[NonNegativeInt]])
@@ -167,11 +170,6 @@ def resolve(findings: Examined, trial: Trial, access: Access | None) -> Resolved
         )
         return None
     return Resolved(method, info)
-
-
-@lru_cache
-def _described(backbone: BackboneSpec) -> BackboneInfo:
-    return describe(backbone)
 
 
 def _check_words(findings: Examined, record: Record, trial: Trial, resolved: Resolved) -> None:

@@ -111,8 +111,14 @@ class Forged(Source):
         rows: list[dict[str, Any]] = self.stored_plan["rows"]
         return rows
 
-    def of(self, row: int, study: int) -> list[ForgedTrial]:
-        return [trial for trial in self.trials if (trial.row, trial.study) == (row, study)]
+    def of(self, row: int, study: int | None = None) -> list[ForgedTrial]:
+        return [trial for trial in self.trials if trial.row == row and study in (None, trial.study)]
+
+    def change(self, section: str, *, row: int | None = None, **fields: object) -> None:
+        """Replaces fields in a section of the configuration of all trials, or of those of a row."""
+        for trial in self.trials:
+            if row in (None, trial.row):
+                trial.trial[section].update(fields)
 
     def keep(self, wanted: Callable[[ForgedTrial], bool]) -> None:
         self.trials = [trial for trial in self.trials if wanted(trial)]
