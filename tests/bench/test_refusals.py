@@ -14,7 +14,7 @@ import pytest
 
 from ..messages import naming
 from . import local_checkpoints
-from .toy_suites import DIGITS, MOVIES, TEXT, VISION, write
+from .toy_suites import MOVIES, TEXT, VISION, write
 
 Call = Callable[..., Any]
 
@@ -109,11 +109,6 @@ LONG = "x" * 311_000
 CASES: dict[str, tuple[Callable[[Path], tuple[object, ...]], tuple[str, ...]]] = {
     # Too large to be intended.
     "alias bomb": (text(BOMB), ("suite.yaml", "aliases", "20,000")),
-    "bomb in each": (
-        text(BOMB.replace("a0:", "name: toy\na0:", 1) + "methods: [{method: lora, each: {rank: *a29}}]\n"),
-        ("suite.yaml", "aliases", "20,000"),
-    ),
-    "alias of itself": (text("name: a\nseeds: &a [*a]\n"), ("aliases", "20,000")),
     "file size": (text("name: toy\n# " + "x" * 2**21), ("suite.yaml", "1,048,576 bytes")),
     "each": (
         field(
@@ -140,76 +135,15 @@ CASES: dict[str, tuple[Callable[[Path], tuple[object, ...]], tuple[str, ...]]] =
         ("num_hidden_layers", "10000000", "from 1 to 1,000"),
     ),
     "width": (checkpoint("bert", hidden_size=2 * 10**9), ("hidden_size", "2000000000", "65,536")),
-    "image size": (
-        field(backbones=[{"name": "tiny-random-vit", "image_size": 1_000_000}]),
-        ("backbones.0.image_size", "1000000", "4096"),
-    ),
-    "resize": (
-        field(tasks=[{**DIGITS, "resize": 1_000_000}]),
-        ("tasks.0.resize", "1000000", "4096"),
-    ),
-    "epochs": (field(training={"epochs": 1e12}), ("training.epochs", "1000000000000.0", "100000")),
-    "rank": (
-        field(methods=["lotr", {"method": "lora", "rank": 10**9}]),
-        ("methods.1", "rank", "1,000,000,000", "at most 32"),
-    ),
-    "ranks": (
-        field(methods=[{"method": "tenslora", "variant": "qkv", "ranks": [4, 4, 9]}]),
-        ("methods.0", "projection", "9", "at most 3"),
-    ),
-    "isorank": (field(budgets=[{"isorank": 10**6}]), ("methods.0", "isorank", "1,000,000", "at most 32")),
     "long value": (field(evaluate=LONG), ("evaluate", "'test' or 'validation'", "xxx")),
     "long key": (field(**{LONG: 1}), ("unknown field", "xxx", "accepted are")),
     "long name": (field(methods=[LONG]), ("methods.0", "unknown method", "xxx", "lora")),
     "many wrong values": (field(seeds=["x"] * 5000), ("seeds.0", "integer", "more")),
-    # Accepted by an earlier version, and meaningless.
-    "scale": (field(methods=[{"method": "lora", "scale": 0}]), ("methods.0", "scale", "0", "other than 0")),
-    "true rate": (field(training={"lr": True}), ("training.lr", "number", "true")),
-    "true epochs": (field(training={"epochs": True}), ("training.epochs", "number", "true")),
-    "true rank": (field(methods=[{"method": "lora", "rank": True}]), ("methods.0", "rank", "number", "true")),
-    "true ranks": (
-        field(methods=[{"method": "tenslora", "variant": "qkv", "ranks": [4, True, 4]}]),
-        ("methods.0", "ranks", "number", "true"),
-    ),
-    "true seed": (field(seeds=[0, True]), ("seeds", "number", "true")),
-    "same augmentation": (
-        field(training={"augmentation": ["flip", "flip"]}),
-        ("training.augmentation", "flip is duplicated"),
-    ),
-    "same method": (
-        field(methods=["lora", {"method": "lora"}]),
-        ("methods", "lora is duplicated"),
-    ),
-    "tolerance": (
-        field(budgets=[{"isorank": 2, "tolerance": 0.1}]),
-        ("budgets.0", "tolerance", "0.1", "isoparameters or parameters"),
-    ),
     "max_tokens beyond": (
         field(TEXT, tasks=[{**MOVIES, "max_tokens": 4096}]),
         ("max_tokens", "4096", "128", "tiny-random-bert"),
     ),
     "no store": (run("--store", ""), ("--store", "''", "sqlite:///")),
-    "rate": (field(training={"head_lr": 1e300}), ("head_lr", "1e+300", "1e+38")),
-    "rate of the head in studies": (
-        field(
-            seeds=[],
-            methods=["head_only"],
-            training={"batch_size": 16},
-            tuning={"studies": 2, "points": 2, "head_lr": 1e300},
-        ),
-        ("head_lr", "1e+300", "'digits'", "up to 1"),
-    ),
-    "rate without effect": (
-        field(
-            methods=[{"method": "head_only", "each": {"training.lr": [1e-3, 1e-2]}}],
-            training={"head_lr": 3e-3, "steps": 2},
-        ),
-        ("methods.0", "training.lr", "head_lr 0.003"),
-    ),
-    "value of peft": (
-        field(methods=[{"method": "peft", "type": "VERA", "config": {"d_initial": float("nan")}}]),
-        ("methods.0", "config.d_initial", "finite", "nan"),
-    ),
     # Reported before anything is announced as running.
     "max_tokens": (
         run(base=TEXT, tasks=[{**MOVIES, "max_tokens": 1}]),
@@ -241,10 +175,6 @@ CASES: dict[str, tuple[Callable[[Path], tuple[object, ...]], tuple[str, ...]]] =
     "driver": (
         lambda folder: ("run", write(folder), "--store", "mysql://u:p@127.0.0.1:1/x"),
         ("mysql", "is not supported", "postgresql"),
-    ),
-    "peft type": (
-        field(methods=[{"method": "peft", "type": "LILI"}]),
-        ("methods.0", "LILI", "LOHA"),
     ),
 }
 
