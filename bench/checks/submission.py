@@ -254,7 +254,7 @@ def read_submission(pack: Path, card: Card | None = None, published: Sequence[Pa
         raise UserError(f"{pack} holds {len(results.experiments)} experiments; a submission is of one")
     if (rows := len(results.all_cells)) > MOST_ROWS:
         raise UserError(f"{pack} has {rows:,} rows; the board takes at most {MOST_ROWS}")
-    cells = _trials_of_cells(results)
+    cells = {c.number: {seed.trial_id for seed in results.of_cell(c.number)} for c in results.all_cells}
     suite, lora, own = _suite_of(pack, {id_ for ids in cells.values() for id_ in ids})
     newcomers = [
         cell for cell in results.all_cells if cell.family not in NO_ADAPTERS and not cells[cell.number] <= own
@@ -279,19 +279,11 @@ def read_submission(pack: Path, card: Card | None = None, published: Sequence[Pa
         if name not in compared
     ]
     faults += _faults(results, newcomers, {setting: results.all_cells[n] for setting, n in of_lora.items()})
-    if not (card and card.code) and any(not _is_built_in(cell.family) for cell in newcomers):
+    if not (card and card.code) and not all(METHODS.is_built_in(cell.family) for cell in newcomers):
         faults.append("this package lacks a method of it: --code URL says where reviewers find the code")
     faults += _disagreements(results, of_lora.values(), published)
     own_entrants = tuple(compared[name] for name in names if name in compared)
     return Submission(pack, suite, card, results, block, own_entrants, tuple(dict.fromkeys(faults)))
-
-
-def _is_built_in(family: str) -> bool:
-    return family in METHODS and METHODS.is_built_in(family)
-
-
-def _trials_of_cells(results: LoadedResults) -> dict[int, set[str]]:
-    return {c.number: {seed.trial_id for seed in results.of_cell(c.number)} for c in results.all_cells}
 
 
 @cache

@@ -21,16 +21,6 @@ WIDE = 110
 MEDIUM = 72
 
 
-def worker_lines(console: Console) -> Bars:
-    """Makes the lines that show the workers: the name of each worker's trial, and how far it has come."""
-    return Bars(
-        TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
-        TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, justify="right")),
-        console=console,
-        expand=True,
-    )
-
-
 class RunDisplay:
     """Shows the progress of a run: one line per worker and, when a trial has ended, a line that stays.
 
@@ -58,7 +48,13 @@ class RunDisplay:
         self._on = f" on {workers} workers" if workers > 1 else ""
         self._bar = progress_bars(console)
         self._all = self._bar.add_task(self._told_all(), total=trials)
-        self._workers = worker_lines(console)
+        #: The name of each worker's trial, and how far it has come.
+        self._workers = Bars(
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, justify="right")),
+            console=console,
+            expand=True,
+        )
         #: One line per worker, in the order of their first trials.
         self._lines: dict[str, TaskID] = {}
         self._live = Live(Group(self._bar, self._workers), console=console, transient=True)
@@ -96,8 +92,14 @@ class RunDisplay:
             self._done += event.kind != "lost"
             if event.kind != "elsewhere":
                 self._show(event.worker, "[dim]idle[/dim]", "")
+            mark = {"elsewhere": "[dim]–[/dim]", "finished": "[green]✓[/green]"}.get(
+                event.kind, "[red]✗[/red]"
+            )
+            # Enough of the id for other commands to find the trial.
+            short = f" [dim]{id_[:8]}[/dim]" * (event.kind != "elsewhere")
+            line = f"{mark} {name}: {escape(event.outcome)}{short}"
             # In a file, each trial is one line of any length.
-            self._console.print(_ended(name, event), highlight=False, soft_wrap=not self._console.is_terminal)
+            self._console.print(line, highlight=False, soft_wrap=not self._console.is_terminal)
         done = self._done + sum(self._shares.values())
         self._bar.update(self._all, completed=done, description=self._told_all())
 
@@ -128,13 +130,6 @@ def _progress_text(progress: Any, width: int) -> str:
     if progress.validation_metric is not None and width >= WIDE:
         parts.append(f"validation {progress.validation_metric:.4f}")
     return " · ".join(parts)
-
-
-def _ended(name: str, event: tensorbench.Event) -> str:
-    # Enough of the id for other commands to find the trial.
-    id_ = f" [dim]{event.trial.id[:8]}[/dim]" * (event.kind != "elsewhere")
-    mark = {"elsewhere": "[dim]–[/dim]", "finished": "[green]✓[/green]"}.get(event.kind, "[red]✗[/red]")
-    return f"{mark} {name}: {escape(event.outcome)}{id_}"
 
 
 class Terminal(tensorbench.Audience):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -43,24 +44,20 @@ KEPT = ("dtype", "quantise", "image_size")
 Located = TypeVar("Located", BackboneSpec, DataSource | None)
 
 
-def _once(value: Any) -> Any:
-    """Returns the part of a list's entry by which repeated entries are found.
+#: What tells the entries of a list apart: an entry that equals an earlier one in this is refused.
+APART: dict[str, Callable[[Any], Any]] = {
+    "tasks": attrgetter("task"),
+    "backbones": lambda spec: spec.model_copy(update={"label": None}),
+    "budgets": attrgetter("label"),
+    "seeds": int,
+}
 
-    It is the name of a task, the label of a budget, and a backbone without its label. A seed is returned
-    unchanged.
-    """
-    if isinstance(value, TaskRow):
-        return value.task
-    if isinstance(value, Budget):
-        return value.label
-    return value.model_copy(update={"label": None}) if isinstance(value, BackboneSpec) else value
-
-
-def _name(row: TaskRow | BackboneSpec | MethodRow) -> str | None:
-    """Returns the name that tables show for a row without label."""
-    if isinstance(row, BackboneSpec):
-        return row.name or row.hub_name
-    return row.task if isinstance(row, TaskRow) else row.method
+#: The name that tables show for an entry without label.
+NAMES: dict[str, Callable[[Any], str | None]] = {
+    "tasks": attrgetter("task"),
+    "backbones": lambda spec: spec.name or spec.hub_name,
+    "methods": attrgetter("method"),
+}
 
 
 def _read_limit(value: Any) -> float | str | None:
@@ -179,18 +176,18 @@ class Suite(Frozen):
     def _task_names(cls, tasks: Any) -> Any:
         return [{"task": t} if isinstance(t, str) else t for t in tasks] if isinstance(tasks, list) else tasks
 
-    @field_validator("tasks", "seeds", "backbones", "budgets")
+    @field_validator(*APART)
     @classmethod
-    def _no_repeats(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        refuse_repeats(map(_once, values))
+    def _no_repeats(cls, values: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        refuse_repeats(map(APART[str(info.field_name)], values))
         return values
 
-    @field_validator("tasks", "backbones", "methods")
+    @field_validator(*NAMES)
     @classmethod
-    def _distinct_labels(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _distinct_labels(cls, values: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
         """Refuses a label that equals the label or name of another row."""
         labels = {value.label for value in values if value.label}
-        named = [value.label or _name(value) for value in values]
+        named = [value.label or NAMES[str(info.field_name)](value) for value in values]
         for label in sorted(labels):
             if named.count(label) > 1:
                 raise ValueError(
