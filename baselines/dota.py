@@ -55,7 +55,7 @@ class DoTA(TrainsOfSites, StartKept):
         return self.count(geometry)
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> AddedAdapter:
-        return AddedAdapter(backbone, self, lambda _, base: _Operator(base.weight, self.resolved_rank))
+        return AddedAdapter(backbone, self, lambda base: _Operator(base.weight, self.resolved_rank))
 
 
 class _Operator(Addition):

@@ -160,15 +160,13 @@ class _Tucker(_Slices):
         mixed = (self.tensor.core @ mixture.T).movedim(-1, 0).unflatten(0, (self.layers, -1))
         sigmas = self.slices.split(mixed, 1)
         if self.interleaved:
-            sigmas |= {name: _interleaved(sigma) for name, sigma in sigmas.items() if name in MLP}
+            # Each projection's mixtures (L, slice, r, r) in the order of the reference code.
+            for name in sigmas.keys() & set(MLP):
+                flat = sigmas[name].movedim(1, -1).flatten(-2)
+                sigmas[name] = flat.unflatten(-1, sigmas[name].shape[1:3]).movedim(-2, 1)
         # Contiguous, since the rounding of a product depends on its operands' memory layout.
         turned = {name: sigma.mT.contiguous() for name, sigma in sigmas.items() if name != "fc2"}
         return inputs, outputs, sigmas | turned
-
-
-def _interleaved(mixed: Tensor) -> Tensor:
-    """Reorders mixtures (L, slice, r, r) as the reference code does (see `FacTTK.mlp_slices`)."""
-    return mixed.movedim(1, -1).flatten(-2).unflatten(-1, mixed.shape[1:3]).movedim(-2, 1)
 
 
 def _uniform(tensor: Tensor, fan_in: int, generator: torch.Generator) -> None:

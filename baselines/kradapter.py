@@ -44,7 +44,7 @@ class KRAdapter(Targeted, Unsized):
         )
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> AddedAdapter:
-        return AddedAdapter(backbone, self, lambda _, base: _Product(tuple(base.weight.shape), generator))
+        return AddedAdapter(backbone, self, lambda base: _Product(tuple(base.weight.shape), generator))
 
 
 def columns(out: int, in_: int) -> tuple[int, int]:

@@ -145,7 +145,7 @@ class LoRETTAAdapter(OneRank):
         return (train_limit(modes_of(geometry.hidden, self.width)),)
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> AddedAdapter:
-        return AddedAdapter(backbone, self, lambda _, base: _Bottleneck(self, base.out_features, generator))
+        return AddedAdapter(backbone, self, lambda base: _Bottleneck(self, base.out_features, generator))
 
 
 class _Bottleneck(Addition):

@@ -111,7 +111,7 @@ class QuanTA(Targeted, StartKept):
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> AddedAdapter:
         axes = self.shape(backbone.geometry)
-        return AddedAdapter(backbone, self, lambda _, base: _Circuit(axes, base.out_features, generator))
+        return AddedAdapter(backbone, self, lambda base: _Circuit(axes, base.out_features, generator))
 
     def _largest(self, geometry: Geometry) -> int:
         return max(map(max, self.adapted(geometry).values()))

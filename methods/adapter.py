@@ -420,12 +420,13 @@ class PartlyFrozen(nn.Module):
 
     def frozen(self) -> dict[str, Tensor]:
         """The frozen tensors by name, without seeds."""
-        return {name: tensor for name, tensor in self._own() if tensor.is_floating_point()}
+        own = self.named_buffers(recurse=False)
+        return {name: tensor for name, tensor in own if tensor.is_floating_point()}
 
     def kept(self) -> dict[str, Tensor]:
         """The persistent buffers by name."""
         persistent = self.state_dict().keys()
-        return {name: tensor for name, tensor in self._own() if name in persistent}
+        return {name: tensor for name, tensor in self.named_buffers(recurse=False) if name in persistent}
 
     def draw_seed(self, generator: torch.Generator) -> None:
         """Draws a seed and registers it as a persistent buffer. `seeded` and `draw` use this seed."""
@@ -457,6 +458,3 @@ class PartlyFrozen(nn.Module):
             self.register_buffer(f"start{index}", tensor, persistent=persistent)
         self.remake()
         return nn.ParameterList(tensor.clone() for tensor in self.frozen().values())
-
-    def _own(self) -> Iterator[tuple[str, Tensor]]:
-        return self.named_buffers(recurse=False)

@@ -29,16 +29,14 @@ class AddedAdapter(Adapter):
     reason in `Method.not_low_rank`. If `Method.not_mergeable` gives a reason, `delta` and `merge` raise too.
     """
 
-    def __init__(
-        self, backbone: Backbone, method: Method, make: Callable[[Site, nn.Linear], Addition]
-    ) -> None:
+    def __init__(self, backbone: Backbone, method: Method, make: Callable[[nn.Linear], Addition]) -> None:
         super().__init__(backbone, backbone.geometry.sites(method.projections))
         self.method = method
         self.additions: dict[Site, Addition] = {}
         for site, base in self.bases.items():
             # At least float32: in lower precision, rounding would swallow small optimizer steps.
             dtype = torch.promote_types(base.weight.dtype, torch.float32)
-            self.additions[site] = make(site, base).to(base.weight.device, dtype)
+            self.additions[site] = make(base).to(base.weight.device, dtype)
             self.install(site, _Added(base, self.additions[site]))
 
     def named_parameters(self) -> dict[str, nn.Parameter]:

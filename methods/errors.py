@@ -38,10 +38,10 @@ def cut(text: str, most: int = SHOWN) -> str:
     return short.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def first_few(items: Sequence[str], most: int, separator: str = ", ") -> str:
-    """Joins the first `most` items. If there are more, adds " and N more"."""
+def first_few(items: Sequence[str], most: int) -> str:
+    """Joins the first `most` items with commas. If there are more, adds " and N more"."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
-    return separator.join(items[:most]) + more
+    return ", ".join(items[:most]) + more
 
 
 #: A repr that reads no more of a value than a message can show.

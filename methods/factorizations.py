@@ -113,7 +113,10 @@ class Tucker:
         # From the last mode to the first: large modes come first, so that the product stays small longest.
         for mode in range(order - 1, 0, -1):
             factor = _stack([tensor.factors[mode] for tensor in tensors])
-            rest = _mode_product(rest, factor, mode + 1)
+            # A product along this mode, which changes its size from r to n.
+            flat = rest.movedim(mode + 1, -1)
+            product = flat.flatten(1, -2) @ factor.transpose(1, 2)
+            rest = product.unflatten(1, flat.shape[1:-1]).movedim(-1, mode + 1)
         inputs = _stack([tensor.factors[0] for tensor in tensors])
         return inputs.transpose(1, 2), rest.movedim(1, -1)
 
@@ -208,13 +211,3 @@ def _chain(modes: Sequence[Item]) -> list[Item]:
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
-
-
-def _mode_product(tensor: Tensor, factor: Tensor, dim: int) -> Tensor:
-    """Multiplies T tensors by their factors (T, n, r) along dimension `dim`.
-
-    This changes the dimension's size from r to n.
-    """
-    flat = tensor.movedim(dim, -1)
-    product = flat.flatten(1, -2) @ factor.transpose(1, 2)
-    return product.unflatten(1, flat.shape[1:-1]).movedim(-1, dim)

@@ -36,7 +36,13 @@ class QuantisedLinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.quantisation, self.training = quantisation, layer.training
-        packed, scales = _quantised(layer.weight.detach().float().cpu(), quantisation)
+        functional, weight = _functional(), layer.weight.detach().float().cpu()
+        if quantisation == "int8":
+            packed, largest, _ = functional.int8_vectorwise_quant(weight)
+            scales = largest[:, None] / 127
+        else:
+            packed, state = functional.quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4")
+            scales = state.absmax
         self.register_buffer("packed", packed.to(layer.weight.device))
         self.register_buffer("scales", scales.to(layer.weight.device))
         self.register_parameter("bias", layer.bias)
@@ -73,16 +79,6 @@ class _Product(torch.autograd.Function):
         packed, scales = context.saved_tensors
         weight = _dequantised(packed, scales, context.quantisation, context.shape)
         return gradients[0] @ weight.to(gradients[0].dtype), None, None, None, None
-
-
-def _quantised(weight: Tensor, quantisation: Quantisation) -> tuple[Tensor, Tensor]:
-    """Returns the packed numbers and the scales of a float32 weight (out, in)."""
-    functional = _functional()
-    if quantisation == "int8":
-        packed, largest, _ = functional.int8_vectorwise_quant(weight)
-        return packed, largest[:, None] / 127
-    packed, state = functional.quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4")
-    return packed, state.absmax
 
 
 def _dequantised(packed: Tensor, scales: Tensor, quantisation: Quantisation, shape: Any) -> Tensor:

@@ -8,14 +8,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    PositiveInt,
-    TypeAdapter,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-)
+from pydantic import AfterValidator, Field, PositiveInt, TypeAdapter, WrapValidator
 
 from tensorbench.methods.backbone import TARGETS, Geometry
 from tensorbench.methods.base import Method
@@ -26,11 +19,6 @@ Choice = TypeVar("Choice")
 #: The choices of projections in `Targets`, and "qv", which is query and value.
 AnyTargets = Literal["qv", "qkv", "qkvo", "qkvo+mlp"]
 ANY_TARGETS: dict[AnyTargets, tuple[str, ...]] = {"qv": ("query", "value"), **dict(TARGETS.items())}
-
-
-def _list_or_names(value: Any, _: ValidatorFunctionWrapHandler) -> Any:
-    """Validates ranks as a list or a mapping. For a union, pydantic's message would be about both."""
-    return (_BY_NAME if isinstance(value, Mapping) else _COMPLETE).validate_python(value)
 
 
 def _rank_or_part(value: Any) -> float | str:
@@ -53,8 +41,14 @@ _BY_NAME: TypeAdapter[dict[str, float | str]] = TypeAdapter(
     Annotated[dict[str, Annotated[Any, AfterValidator(_rank_or_part)]], Field(min_length=1)]
 )
 
-#: The ranks of a method with several: all in a list, some by name, or None.
-Ranks = Annotated[tuple[PositiveInt, ...] | Mapping[str, float | str] | None, WrapValidator(_list_or_names)]
+#: The ranks of a method with several: all in a list, some by name, or None. They are validated as the one or
+#: the other, since pydantic's message for a union would be about both.
+Ranks = Annotated[
+    tuple[PositiveInt, ...] | Mapping[str, float | str] | None,
+    WrapValidator(
+        lambda value, _: (_BY_NAME if isinstance(value, Mapping) else _COMPLETE).validate_python(value)
+    ),
+]
 
 
 def check_ranks(label: str, ranks: Sequence[int]) -> None:

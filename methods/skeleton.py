@@ -9,6 +9,9 @@ from torch.nn import functional as F
 
 from tensorbench.methods.backbone import Geometry, Site
 
+#: The number of classes of the head.
+CLASSES = 3
+
 
 class Skeleton(nn.Module):
     """The linear layers of a transformer. For example, `0.query` is the first layer's query projection."""
@@ -26,14 +29,14 @@ class Skeleton(nn.Module):
 class _Classifier(nn.Module):
     """A skeleton with a classification head, and with a forward that uses every linear layer."""
 
-    def __init__(self, geometry: Geometry, classes: int) -> None:
+    def __init__(self, geometry: Geometry) -> None:
         super().__init__()
         self.geometry = geometry
         self.encoder = Skeleton(geometry)
-        self.head = nn.Linear(geometry.hidden, classes)
+        self.head = nn.Linear(geometry.hidden, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns logits (batch, classes) for x (batch, hidden)."""
+        """Returns logits (batch, CLASSES) for x (batch, hidden)."""
         for layer in self.encoder.children():
             assert isinstance(layer, nn.ModuleDict)
             keys, values = self._repeated(layer["key"](x)), self._repeated(layer["value"](x))
@@ -57,9 +60,9 @@ class SkeletonBackbone:
     module: nn.Module
 
     @classmethod
-    def random(cls, geometry: Geometry, classes: int = 3) -> SkeletonBackbone:
+    def random(cls, geometry: Geometry) -> SkeletonBackbone:
         """Builds a backbone whose weights are drawn from torch's global random stream."""
-        return cls(geometry, _Classifier(geometry, classes).eval())
+        return cls(geometry, _Classifier(geometry).eval())
 
     @property
     def projections(self) -> tuple[str, ...]:

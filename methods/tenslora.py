@@ -371,8 +371,11 @@ class _StackedTensors(Parametrisation):
         sites, layer_slices = geometry.sites(method.projections), method.slices(geometry)
         #: The positions of each site's slices in a layer's stack, and the tensor that holds each slice.
         self._positions = {site: layer_slices.positions(site.projection) for site in sites}
+        # The index of a slice's tensor, by layer and position, in row-major order over `axes`.
+        grid = torch.arange(len(self.tensors)).view(self.axes.get("layer", 1), self.axes.get("projection", 1))
+        tensor_of = grid.expand(geometry.layers, len(layer_slices)).tolist()
         self._sources = {
-            site: [self._tensor_of(site.layer, position) for position in positions]
+            site: [tensor_of[site.layer][position] for position in positions]
             for site, positions in self._positions.items()
         }
         #: The sites that use their slices transposed: all output projections, or none. Their heads are on the
@@ -388,14 +391,6 @@ class _StackedTensors(Parametrisation):
 
     def _shares_down(self, site: Site) -> bool:
         return self.down_of[site] < len(self.tensors)
-
-    def _tensor_of(self, layer: int, slice_: int) -> int:
-        """Returns the index of the tensor with this slice of this layer, in row-major order over `axes`."""
-        position = {"layer": layer, "projection": slice_}
-        index = 0
-        for axis, size in self.axes.items():
-            index = index * size + position[axis]
-        return index
 
     def contract(self) -> Contracted:
         down, rest = self.factorization.contract(list(self.tensors))

@@ -12,7 +12,7 @@ from tensorbench.methods.adapter import Adapter
 from tensorbench.methods.backbone import GATED_INPUT, SHARED_INPUT, Backbone, Site
 from tensorbench.methods.lowrank.contracted import Contracted, Parametrisation, pair
 from tensorbench.methods.lowrank.linear import AdaptedLinear, DropoutAt, SharedInput
-from tensorbench.methods.lowrank.masks import BatchPart, DropoutSite, Masks, in_backward
+from tensorbench.methods.lowrank.masks import BatchPart, Masks, in_backward
 
 #: Converts the contracted pairs of a parametrisation to the shapes of a backbone's sites.
 Fit = Callable[[Contracted, Parametrisation], Contracted]
@@ -45,7 +45,27 @@ class LowRankAdapter(Adapter):
         self._inputs: list[SharedInput] = []
         self._linears: dict[Site, AdaptedLinear] = {}
         for sites in _by_input(parametrisation.down_of):
-            self._adapt(sites, dropout_at)
+            indices = tuple(dict.fromkeys(parametrisation.down_of[site] for site in sites))
+            shared = SharedInput(
+                self.recontract,
+                indices,
+                readers=len(sites),
+                input_slices=parametrisation.input_slices.get(sites[0], 0),
+                dropout=masks.place() if masks is not None and dropout_at == "input" else None,
+            )
+            self._inputs.append(shared)
+            for site in sites:
+                place = None
+                if masks is not None and dropout_at != "input":
+                    place = masks.place(of_weight=dropout_at == "update")
+                self._linears[site] = AdaptedLinear(
+                    self.bases[site],
+                    shared,
+                    indices.index(parametrisation.down_of[site]),
+                    output_slices=parametrisation.output_slices.get(site, 1),
+                    dropout=place,
+                )
+                self.install(site, self._linears[site])
         if self.named_parameters():
             self.register(self.parametrisation)
         # Bound methods, so that a deep copy of the backbone's module calls its own copy of the adapter.
@@ -102,8 +122,9 @@ class LowRankAdapter(Adapter):
         return cutting is None or cutting.settled
 
     def final_ranks(self) -> dict[str, list[int]]:
-        cutting = self.parametrisation.cutting
-        return {} if cutting is None else {name: [rank] for name, rank in cutting.named_ranks.items()}
+        if (cutting := self.parametrisation.cutting) is None:
+            return {}
+        return {name: [rank] for name, rank in zip(cutting.names, cutting.tensor.ranks, strict=True)}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Loads a state. If training cuts ranks, the state may have smaller ranks than a fresh adapter.
@@ -170,30 +191,6 @@ class LowRankAdapter(Adapter):
         # At the end of the backward pass of this thread, as torch's DDP does. A hook on a tensor would run as
         # soon as the tensor's gradient arrives, while other layers may still be recomputed.
         torch.autograd.Variable._execution_engine.queue_callback(self._drop)
-
-    def _adapt(self, sites: list[Site], dropout_at: DropoutAt) -> None:
-        method = self.parametrisation
-        indices = tuple(dict.fromkeys(method.down_of[site] for site in sites))
-        shared = SharedInput(
-            self.recontract,
-            indices,
-            readers=len(sites),
-            input_slices=method.input_slices.get(sites[0], 0),
-            dropout=self._place(dropout_at == "input", of_weight=False),
-        )
-        self._inputs.append(shared)
-        for site in sites:
-            self._linears[site] = AdaptedLinear(
-                self.bases[site],
-                shared,
-                indices.index(method.down_of[site]),
-                output_slices=method.output_slices.get(site, 1),
-                dropout=self._place(dropout_at != "input", of_weight=dropout_at == "update"),
-            )
-            self.install(site, self._linears[site])
-
-    def _place(self, here: bool, *, of_weight: bool) -> DropoutSite | None:
-        return self.masks.place(of_weight=of_weight) if here and self.masks is not None else None
 
     def _begin_forward(self, *_: object) -> None:
         if self.masks is not None:

@@ -384,9 +384,7 @@ class _OrthogonalTrain:
             before = torch.linalg.pinv(rest) @ carried
             changes.append(
                 CutParameter(
-                    self.cores[index],
-                    size * vh.unflatten(1, carried_core.shape[1:]),
-                    {0: before.T, 2: after},
+                    self.cores[index], size * vh.unflatten(1, carried_core.shape[1:]), {0: before.T, 2: after}
                 )
             )
             after = torch.linalg.pinv(s.diag()) @ u.T @ rest * size
@@ -415,10 +413,6 @@ class Cutting:
     @property
     def settled(self) -> bool:
         return self.count(self.tensor.ranks) <= self.final
-
-    @property
-    def named_ranks(self) -> dict[str, int]:
-        return dict(zip(self.names, self.tensor.ranks, strict=True))
 
     def begin_training(self, steps: int) -> None:
         """Plans the cuts of a training run of `steps` steps. Raises UserError if the run is too short."""

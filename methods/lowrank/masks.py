@@ -97,8 +97,18 @@ class Masks:
             output.register_hook(forward)
 
     def _forward(self) -> _Forward:
+        """Returns the running forward, or the earlier one of which a backward pass recomputes a layer."""
         if in_backward():
-            return self._recomputed()
+            # The number of the node whose gradient this thread is computing.
+            node = torch._C._current_autograd_node()._sequence_nr()
+            candidates = [forward for forward in self._open if forward.start <= node < forward.end]
+            # If a whole backbone is recomputed, one checkpoint may enclose several of its forwards.
+            if len(candidates) != 1 or (self._running is not None and len(self._open) > 1):
+                raise RuntimeError(
+                    "an adapter with dropout cannot tell which forward a backward computes again; "
+                    "gradient checkpointing has to be around the backbone's layers, with use_reentrant=False"
+                )
+            return candidates[0]
         # Single layers may be called while an adapter holds its factors.
         forward = _Forward(next_node()) if self._running is None else self._running
         if not forward.seeds:
@@ -106,18 +116,6 @@ class Masks:
                 self._latest = torch.randint(2**63 - 1, (self._places,), generator=self._seeds).tolist()
             forward.seeds = self._latest
         return forward
-
-    def _recomputed(self) -> _Forward:
-        # The number of the node whose gradient this thread is computing.
-        node = torch._C._current_autograd_node()._sequence_nr()
-        candidates = [forward for forward in self._open if forward.start <= node < forward.end]
-        # If a whole backbone is recomputed, one checkpoint may enclose several of its forwards.
-        if len(candidates) != 1 or (self._running is not None and len(self._open) > 1):
-            raise RuntimeError(
-                "an adapter with dropout cannot tell which forward a backward computes again; "
-                "gradient checkpointing has to be around the backbone's layers, with use_reentrant=False"
-            )
-        return candidates[0]
 
 
 @dataclass(frozen=True)
