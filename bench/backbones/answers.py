@@ -104,11 +104,7 @@ class Writer:
         ids, mask, written = input_ids, attention_mask, list[Tensor]()
         for count in range(int(room.max())):
             states = encoder(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                use_cache=True,
-                **remembered,
+                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **remembered
             ).last_hidden_state[:, -1]
             token = token_logits(encoder, states, self.unembedding).argmax(-1)
             ended = (
@@ -142,12 +138,7 @@ class Answers:
         self.words, self.unembedding = [tuple(tokens) for tokens in words], unembedding
 
     def __call__(
-        self,
-        encoder: Any,
-        *,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor | None = None,
+        self, encoder: Any, *, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:
         lengths = attention_mask.sum(1, keepdim=True)
         states: dict[tuple[int, ...], Tensor] = {}

@@ -42,6 +42,11 @@ LARGEST = {
     **dict.fromkeys(("image_size", "img_size", "patch_size"), MAX_PIXELS),
 }
 
+#: The number of entries of a tensor that a fingerprint reads at once, so that their int64 copy takes 2 MiB.
+_CHUNK = 1 << 18
+#: The integers that a fingerprint reads in place of numbers, by the bytes of each.
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 #: The kind of a backbone, one of `tensorbench.backbones.kinds.NAMES`.
 BackboneKind = str
 
@@ -239,7 +244,13 @@ class LoadedBackbone:
         }
         for name, tensor in tensors:
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            sums.setdefault(tensor.device, []).append(_bit_sum(tensor, weights[tensor.device]))
+            # int64 arithmetic wraps modulo 2^64, is exact, and does not depend on the order of summation.
+            bits = tensor.detach().contiguous().flatten().view(_INTEGERS[tensor.element_size()])
+            total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+            for chunk in bits.split(_CHUNK):
+                weighted = chunk.to(torch.int64) * weights[tensor.device][: len(chunk)]
+                total = total * 0x2545F4914F6CDD1D + weighted.sum()
+            sums.setdefault(tensor.device, []).append(total)
         for values in sums.values():
             digest.update(repr(torch.stack(values).tolist()).encode())
         return digest.hexdigest()
@@ -358,17 +369,3 @@ def _fault(encoder: nn.Module, path: str, shape: tuple[int, int]) -> str | None:
     if tuple(module.weight.shape) != shape:
         return f"{path} has shape {tuple(module.weight.shape)}, expected {shape}"
     return None
-
-
-_CHUNK = 1 << 18
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _bit_sum(tensor: Tensor, weights: Tensor) -> Tensor:
-    # int64 arithmetic wraps modulo 2^64, is exact, and does not depend on the order of summation.
-    # Chunks limit the int64 copy to 2 MiB.
-    bits = tensor.detach().contiguous().flatten().view(_INTEGERS[tensor.element_size()])
-    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    for chunk in bits.split(_CHUNK):
-        total = total * 0x2545F4914F6CDD1D + (chunk.to(torch.int64) * weights[: len(chunk)]).sum()
-    return total

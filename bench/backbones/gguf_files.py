@@ -28,6 +28,7 @@ def convert_gguf(source: Path, target: Path, quantisation: str | None = None) ->
     if quantisation not in (None, actual):
         raise UserError(f"{source}: its weights are {actual}, the backbone is named after {quantisation}")
     import torch
+    from gguf.quants import dequantize
     from safetensors.torch import save_file
     from transformers import AutoModel, AutoTokenizer
 
@@ -47,22 +48,11 @@ def convert_gguf(source: Path, target: Path, quantisation: str | None = None) ->
     model.config.save_pretrained(target)
     tokenizer.save_pretrained(target)
     weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
-    weights |= _unembedding(source)
+    # The output layer (vocabulary, hidden) is missing if it is tied to the embeddings.
+    for tensor in _tensors(source):
+        if tensor.name == "output.weight":
+            weights["lm_head.weight"] = torch.tensor(dequantize(tensor.data, tensor.tensor_type))
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
-
-
-def _unembedding(source: Path) -> dict[str, Any]:
-    """Returns the output layer (vocabulary, hidden) by its name in a checkpoint.
-
-    Empty if the file has no output layer.
-    """
-    import torch
-    from gguf.quants import dequantize
-
-    layers = {tensor.name: tensor for tensor in _tensors(source)}
-    if (layer := layers.get("output.weight")) is None:
-        return {}
-    return {"lm_head.weight": torch.tensor(dequantize(layer.data, layer.tensor_type))}
 
 
 def _quantisation(source: Path) -> str:

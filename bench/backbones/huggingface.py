@@ -225,10 +225,11 @@ def as_backbone(info: BackboneInfo, encoder: Any, unembedding: Tensor | None = N
 
 
 def load_tokenizer(folder: Path, pads_by_end: bool = False) -> Any:
-    """Loads the tokenizer of a checkpoint folder. Raises UserError if there is none or it does not load.
+    """Loads the tokenizer of a checkpoint folder.
 
     If `pads_by_end`, a tokenizer without padding token, as many decoders have, pads with its end token. The
-    choice has no effect, since padding is masked.
+    choice has no effect, since padding is masked. Raises UserError if there is no tokenizer, if it does not
+    load, and if it makes very much of a short text or draws tokens at random.
     """
     from transformers import AutoTokenizer
 
@@ -237,7 +238,19 @@ def load_tokenizer(folder: Path, pads_by_end: bool = False) -> Any:
         raise UserError(f"{folder} has no tokenizer: put its tokenizer.json or vocabulary there")
     with _blaming_tokenizer(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        _refuse_odd(folder, tokenizer)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        steps = (getattr(backend, name, None) for name in ("normalizer", "decoder"))
+        added = max(map(tokenizer.num_special_tokens_to_add, (False, True)))
+        longer = (_growth(json.loads(step.__getstate__())) for step in steps if step is not None)
+        if max([added, *longer]) > MOST_GROWTH:
+            raise UserError(
+                f"the tokenizer in {folder} may make a text more than {MOST_GROWTH:,} times as long, or add "
+                "more than so many tokens to it"
+            )
+        if dropout := getattr(getattr(backend, "model", None), "dropout", None):
+            raise UserError(
+                f"the tokenizer in {folder} draws tokens at random (dropout {dropout:g}); set it to null"
+            )
     if pads_by_end and tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -255,23 +268,6 @@ def _blaming_tokenizer(folder: Path) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UserError(f"the tokenizer in {folder} fails: {_summary(error)}") from error
-
-
-def _refuse_odd(folder: Path, tokenizer: Any) -> None:
-    """Raises UserError for a tokenizer that makes very much of a short text, or draws tokens at random."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    steps = (getattr(backend, name, None) for name in ("normalizer", "decoder"))
-    added = max(map(tokenizer.num_special_tokens_to_add, (False, True)))
-    longer = (_growth(json.loads(step.__getstate__())) for step in steps if step is not None)
-    if max([added, *longer]) > MOST_GROWTH:
-        raise UserError(
-            f"the tokenizer in {folder} may make a text more than {MOST_GROWTH:,} times as long, or add more "
-            "than so many tokens to it"
-        )
-    if dropout := getattr(getattr(backend, "model", None), "dropout", None):
-        raise UserError(
-            f"the tokenizer in {folder} draws tokens at random (dropout {dropout:g}); set it to null"
-        )
 
 
 def _growth(step: Any) -> int:

@@ -61,13 +61,27 @@ class AssetBackbone:
 
     def describe(self, image_size: int | None) -> BackboneInfo:
         """Describes the backbone (see `BackboneEntry`). Downloads nothing, since the hash is known."""
+        content = f"sha256:{assets.ASSETS[self.asset].sha256}"
+        model_input: ModelInput
+        if self.image_size is None:
+            refuse_image_size(self.name, image_size)
+            tokenizer = partial(_load_tokenizer, self.folder)
+            model_input = TextInput(content, self.max_tokens, tokenizer, decodes=KINDS[self.kind].decodes)
+            counted = {"vocabulary": self.vocabulary, "positions": self.max_tokens}
+        else:
+            size = pixel_size(self.name, self.image_size, image_size, self.patch)
+            model_input = ImageInput(size, IMAGENET_MEAN, IMAGENET_STD)
+            counted = {"patches": (size // self.patch) ** 2, "patch": self.patch, "spare_tokens": 1}
+        geometry = self.geometry
+        if geometry.encoder is None:
+            geometry = with_encoder(geometry, **counted, layer_scale=self.kind == "dinov2")
         return BackboneInfo(
             name=self.name,
             kind=self.kind,
-            geometry=self._counted(image_size),
-            projections=self.geometry.projections,
-            input=self._input(image_size),
-            weights_hash=f"sha256:{assets.ASSETS[self.asset].sha256}",
+            geometry=geometry,
+            projections=geometry.projections,
+            input=model_input,
+            weights_hash=content,
             description=self.description,
         )
 
@@ -77,26 +91,6 @@ class AssetBackbone:
 
         info = self.describe(image_size)
         return load_folder(self.folder(), info)
-
-    def _counted(self, image_size: int | None) -> Geometry:
-        model_input = self._input(image_size)
-        if self.geometry.encoder is not None:
-            return self.geometry
-        if not isinstance(model_input, ImageInput):
-            return with_encoder(self.geometry, vocabulary=self.vocabulary, positions=self.max_tokens)
-        patches = (model_input.size // self.patch) ** 2
-        return with_encoder(
-            self.geometry, patches=patches, patch=self.patch, layer_scale=True, spare_tokens=1
-        )
-
-    def _input(self, image_size: int | None) -> ModelInput:
-        if self.image_size is None:
-            refuse_image_size(self.name, image_size)
-            tokenizer_hash = f"sha256:{assets.ASSETS[self.asset].sha256}"
-            tokenizer = partial(_load_tokenizer, self.folder)
-            return TextInput(tokenizer_hash, self.max_tokens, tokenizer, decodes=KINDS[self.kind].decodes)
-        size = pixel_size(self.name, self.image_size, image_size, self.patch)
-        return ImageInput(size, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def minilm_l6_folder() -> Path:

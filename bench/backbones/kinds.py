@@ -84,13 +84,6 @@ _OF_GATED_T5 = _layout(
     _T5_BLOCK, *_T5_ATTENTION, *(f"layer.1.DenseReluDense.{name}" for name in ("wi_0", "wi_1", "wo"))
 )
 
-#: The paths of attention in ViT and DINOv2 of transformers 4, for models of users (see
-#: `tensorbench.backbones.plain`).
-_OLD = (
-    *("attention.attention.query", "attention.attention.key", "attention.attention.value"),
-    "attention.output.dense",
-)
-
 
 #: A function of an encoder and an image side in pixels. It resizes the position embeddings in place.
 Resize = Callable[[Any, int], None]
@@ -236,12 +229,7 @@ def _t5(model_class: str, trained_tokens: int, remark: str) -> Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "bert": Kind(
-        "BertModel",
-        (_OF_BERT,),
-        pooling.mean_of_tokens,
-        arguments={"add_pooling_layer": False},
-    ),
+    "bert": Kind("BertModel", (_OF_BERT,), pooling.mean_of_tokens, arguments={"add_pooling_layer": False}),
     "roberta": Kind(
         "RobertaModel",
         (_OF_BERT,),
@@ -402,7 +390,7 @@ KINDS: dict[str, Kind] = {
     ),
     "vit": Kind(
         "ViTModel",
-        (_OF_VIT, _layout("encoder.layer", *_OLD, "intermediate.dense", "output.dense")),
+        (_OF_VIT,),
         pooling.class_token,
         arguments={"add_pooling_layer": False},
         normalisation=(HALF, HALF),
@@ -421,7 +409,7 @@ KINDS: dict[str, Kind] = {
     ),
     "dinov2": Kind(
         "Dinov2Model",
-        (_OF_DINO, _layout("encoder.layer", *_OLD, "mlp.fc1", "mlp.fc2")),
+        (_OF_DINO,),
         pooling.class_token,
         normalisation=IMAGENET,
         shape=DinoShape(),

@@ -75,17 +75,33 @@ class RandomBackbone:
 
     def describe(self, image_size: int | None) -> BackboneInfo:
         """Describes the backbone (see `BackboneEntry`)."""
-        rest = f"vocabulary={self.vocabulary}, tokens={self.max_tokens}"
+        model_input: ModelInput
         if self._reads_images:
+            size = pixel_size(self.name, self.image_size, image_size, self.patch)
+            model_input = ImageInput(size, HALF, HALF)
+            counted = {"patches": (size // self.patch) ** 2, "patch": self.patch}
             rest = f"image={self.image_size}, patch={self.patch}"
+        else:
+            refuse_image_size(self.name, image_size)
+            tokenizer, decodes = partial(byte_tokenizer, self.max_tokens), KINDS[self.kind].decodes
+            model_input = TextInput(BYTE_TOKENIZER, self.max_tokens, tokenizer, decodes=decodes)
+            counted = {"vocabulary": self.vocabulary, "positions": self._positions}
+            rest = f"vocabulary={self.vocabulary}, tokens={self.max_tokens}"
+        geometry, projections = self.geometry, self.geometry.projections
+        if geometry.encoder is None and self.kind in _COUNTED:
+            geometry = with_encoder(geometry, **counted, layer_scale=self.kind == "dinov2")
+        elif geometry.encoder is None:
+            from tensorbench.backbones.huggingface import parameters
+
+            config, shape = self._config(), KINDS[self.kind].shape
+            geometry = shape.geometry(config, parameters(config, model_input))
+            projections = shape.projections(config)
         return BackboneInfo(
             name=self.name,
             kind=self.kind,
-            geometry=self._counted(image_size),
-            projections=self.geometry.projections
-            if self.kind in _COUNTED or self.geometry.encoder is not None
-            else KINDS[self.kind].shape.projections(self._config()),
-            input=self._input(image_size),
+            geometry=geometry,
+            projections=projections,
+            input=model_input,
             weights_hash=f"random:{self.kind}:{self.geometry}, {rest}, seed={SEED}",
             description=f"random weights in the shape of a {self.kind} ({self.geometry}), no training",
         )
@@ -121,36 +137,10 @@ class RandomBackbone:
             }
         return self._class().config_class(attn_implementation=kind.attention, **shape)
 
-    def _input(self, image_size: int | None) -> ModelInput:
-        if self._reads_images:
-            return ImageInput(pixel_size(self.name, self.image_size, image_size, self.patch), HALF, HALF)
-        refuse_image_size(self.name, image_size)
-        tokenizer = partial(byte_tokenizer, self.max_tokens)
-        return TextInput(BYTE_TOKENIZER, self.max_tokens, tokenizer, decodes=KINDS[self.kind].decodes)
-
     @property
     def _reads_images(self) -> bool:
         return self.kind == TIMM or KINDS[self.kind].reads == "images"
 
     @property
     def _positions(self) -> int:
-        after_padding = self.kind != TIMM and KINDS[self.kind].positions_after_padding
-        return self.max_tokens + (2 if after_padding else 0)
-
-    def _counted(self, image_size: int | None) -> Geometry:
-        model_input = self._input(image_size)
-        if self.geometry.encoder is not None:
-            return self.geometry
-        if self.kind not in _COUNTED:
-            from tensorbench.backbones.huggingface import parameters
-
-            config = self._config()
-            return KINDS[self.kind].shape.geometry(config, parameters(config, model_input))
-        if isinstance(model_input, ImageInput):
-            return with_encoder(
-                self.geometry,
-                patches=(model_input.size // self.patch) ** 2,
-                patch=self.patch,
-                layer_scale=self.kind == "dinov2",
-            )
-        return with_encoder(self.geometry, vocabulary=self.vocabulary, positions=self._positions)
+        return self.max_tokens + (2 if KINDS[self.kind].positions_after_padding else 0)

@@ -5,12 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tensorbench.backbones.backbone import BackboneInfo
-from tensorbench.backbones.indexed import (
-    AssetBackbone,
-    minilm_l6_folder,
-    smollm2_folder,
-    vit_s14_folder,
-)
+from tensorbench.backbones.indexed import AssetBackbone, minilm_l6_folder, smollm2_folder, vit_s14_folder
 from tensorbench.backbones.inputs import ModelInput
 from tensorbench.backbones.kinds import NAMES
 from tensorbench.backbones.random_weights import RandomBackbone

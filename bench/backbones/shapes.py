@@ -104,10 +104,7 @@ class T5Shape(Shape):
     gated: str | bool = "is_gated_act"
 
     def settings(self, geometry: Geometry) -> dict[str, Any]:
-        return {
-            **super().settings(geometry),
-            "feed_forward_proj": "gated-gelu" if geometry.gated else "relu",
-        }
+        return {**super().settings(geometry), "feed_forward_proj": "gated-gelu" if geometry.gated else "relu"}
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ def refuse_timm_choices(file: Path, architecture: Any, arguments: Any) -> None:
     So arguments of `timm.create_model` itself, which could load weights or code, are refused.
     """
     import timm
+    import torch
 
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         raise UserError(f"{file}: architecture should be a model of timm, got {architecture!r:.60}")
@@ -68,7 +69,18 @@ def refuse_timm_choices(file: Path, architecture: Any, arguments: Any) -> None:
         raise UserError(f"{file}: model_args should be an object, got {arguments!r:.60}")
     if not arguments:
         return
-    accepted = _arguments_of_timm(architecture)
+    with torch.device("meta"):
+        built = type(timm.create_model(architecture, pretrained=False))
+    accepted = []
+    for each in built.__mro__:
+        if "__init__" not in vars(each):
+            continue
+        parameters = inspect.signature(vars(each)["__init__"]).parameters.values()
+        accepted += [parameter.name for parameter in parameters if parameter.kind in _NAMED]
+        # Without **kwargs, a class passes no arguments to its bases.
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    accepted = [name for name in dict.fromkeys(accepted) if name not in _NO_MODEL_ARGUMENTS]
     for name in arguments:
         if name not in accepted:
             near = did_you_mean(name, accepted)
@@ -76,21 +88,3 @@ def refuse_timm_choices(file: Path, architecture: Any, arguments: Any) -> None:
                 f"{file}: model_args may only hold arguments of timm's {architecture}, got {name!r:.60}"
                 f"{'; ' + near if near else ''}"
             )
-
-
-def _arguments_of_timm(architecture: str) -> list[str]:
-    import timm
-    import torch
-
-    with torch.device("meta"):
-        built = type(timm.create_model(architecture, pretrained=False))
-    names = []
-    for each in built.__mro__:
-        if "__init__" not in vars(each):
-            continue
-        parameters = inspect.signature(vars(each)["__init__"]).parameters.values()
-        names += [parameter.name for parameter in parameters if parameter.kind in _NAMED]
-        # Without **kwargs, a class passes no arguments to its bases.
-        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-            break
-    return [name for name in dict.fromkeys(names) if name not in _NO_MODEL_ARGUMENTS]
