@@ -167,6 +167,7 @@ def _classes(
     """Returns the names of the classes, and the class number of each value in the column.
 
     The names come from the description, otherwise from those stored with the data, otherwise from the values.
+    A description that lists the stored names in their order may give one of them another name.
     """
     names = data.names or tuple(stored_names)
     if isinstance(data.classes, dict):
@@ -176,7 +177,11 @@ def _classes(
         return names, {value: names.index(name) for value, name in data.classes.items()}
     if {*names} & {*stored_names}:
         numbers = {name: number for number, name in enumerate(names)}
-        if _renamed(names, stored_names):
+        other = [pair for pair in zip(names, stored_names, strict=False) if pair[0] != pair[1]]
+        # With two other names, which of them stands for which stored one would be a guess.
+        if len(names) == len(stored_names) and (
+            not other or (len(other) == 1 and other[0][0] not in stored_names and other[0][1] not in names)
+        ):
             stored_names = names
         elif not {*names} <= {*stored_names} and not {*stored_names} <= {*names}:
             raise _other_order(column, names, stored_names)
@@ -192,17 +197,6 @@ def _classes(
         _check_number(data, column, names, rows)
         _check_spellings(column, names)
     return names, {name: number for number, name in enumerate(names)}
-
-
-def _renamed(names: Sequence[str], stored_names: Sequence[str]) -> bool:
-    """Whether the description lists the stored names in their order, at most one of them under another name.
-
-    With two other names, which of them stands for which stored one would be a guess.
-    """
-    other = [pair for pair in zip(names, stored_names, strict=False) if pair[0] != pair[1]]
-    return len(names) == len(stored_names) and (
-        not other or (len(other) == 1 and other[0][0] not in stored_names and other[0][1] not in names)
-    )
 
 
 def _other_order(column: str, names: Sequence[str], stored_names: Sequence[str]) -> UserError:

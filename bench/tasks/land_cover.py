@@ -46,10 +46,6 @@ _IGBP = {
 }
 
 
-#: A patch's row and column on the grid of patches, and its label.
-_Located = tuple[int, int, int]
-
-
 class LandCover(Task):
     """Satellite images of 32×32 pixels in ten classes of land cover.
 
@@ -74,7 +70,8 @@ class LandCover(Task):
         cover = _read(fetch("modis-land-cover") / _MAP)
         scale = cover.shape[0] / picture.shape[0]
         label_of = {number: label for label, number in enumerate(_IGBP)}
-        patches: list[_Located] = []
+        #: Row and column on the grid of patches, and the label, of each patch.
+        patches: list[tuple[int, int, int]] = []
         seen: set[tuple[bytes, int]] = set()
         for row in range(picture.shape[0] // _PATCH):
             for column in range(picture.shape[1] // _PATCH):
@@ -88,7 +85,15 @@ class LandCover(Task):
                 if (pixels, label) not in seen:
                     seen.add((pixels, label))
                     patches.append((row, column, label))
-        kept = _capped(patches)
+        taken: Counter[int] = Counter()
+        kept = []
+        # A fixed shuffle of the locations.
+        for i in stable_order("land-cover/cap", ((row, column) for row, column, _ in patches)):
+            label = patches[i][2]
+            if taken[label] < _MOST_PER_CLASS:
+                taken[label] += 1
+                kept.append(patches[i])
+        kept.sort()
         return Examples(
             [_patch(picture, row, column) for row, column, _ in kept],
             [label for _, _, label in kept],
@@ -109,18 +114,6 @@ def _span(index: int, scale: float) -> slice:
 
 def _patch(picture: NDArray[np.uint8], row: int, column: int) -> NDArray[np.uint8]:
     return picture[row * _PATCH : (row + 1) * _PATCH, column * _PATCH : (column + 1) * _PATCH]
-
-
-def _capped(patches: list[_Located]) -> list[_Located]:
-    """Keeps at most `_MOST_PER_CLASS` patches of each class, chosen by a fixed shuffle of the locations."""
-    taken: Counter[int] = Counter()
-    kept = []
-    for i in stable_order("land-cover/cap", ((row, column) for row, column, _ in patches)):
-        label = patches[i][2]
-        if taken[label] < _MOST_PER_CLASS:
-            taken[label] += 1
-            kept.append(patches[i])
-    return sorted(kept)
 
 
 LAND_COVER = LandCover()

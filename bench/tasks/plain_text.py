@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -58,10 +57,13 @@ def articles(count: int) -> list[str]:
     Raises UserError if the file can be neither reached nor found in the hub's cache.
     """
     import pyarrow
+    from huggingface_hub import HfFileSystem, try_to_load_from_cache
     from pyarrow import parquet
 
+    place = f"datasets/{REPOSITORY}@{REVISION}/{FILE}"
     try:
-        with closing(_opened()) as file:
+        cached = try_to_load_from_cache(REPOSITORY, FILE, revision=REVISION, repo_type="dataset")
+        with open(cached, "rb") if isinstance(cached, str) else HfFileSystem().open(place) as file:
             batch = next(parquet.ParquetFile(file).iter_batches(batch_size=count, columns=["text"]))
     except (OSError, ValueError, StopIteration, pyarrow.ArrowException) as error:
         raise UserError(
@@ -70,15 +72,6 @@ def articles(count: int) -> list[str]:
             "hub's cache here (HF_HOME says where)"
         ) from error
     return [str(text) for text in batch.column("text").to_pylist()]
-
-
-def _opened() -> Any:
-    import huggingface_hub
-
-    cached = huggingface_hub.try_to_load_from_cache(REPOSITORY, FILE, revision=REVISION, repo_type="dataset")
-    if isinstance(cached, str):
-        return open(cached, "rb")
-    return huggingface_hub.HfFileSystem().open(f"datasets/{REPOSITORY}@{REVISION}/{FILE}")
 
 
 TEXTS: dict[TextName, PlainText] = {

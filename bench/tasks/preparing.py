@@ -191,10 +191,7 @@ def _split(task: Task, tensors: dict[str, Tensor], model_input: ModelInput, key:
     if task.target != "generation":
         return made
     return WrittenSplit(
-        **vars(made),
-        prompts=tensors["prompts"],
-        answers=answers_of(tensors),
-        phrases=task.answer_after,
+        **vars(made), prompts=tensors["prompts"], answers=answers_of(tensors), phrases=task.answer_after
     )
 
 

@@ -109,7 +109,7 @@ def _label(task: Task) -> tuple[Callable[[Any], Any], str]:
     if task.target == "regression":
         return _number, "targets are finite numbers"
     if task.target == "generation":
-        return _text, "answers are texts"
+        return _string, "answers are texts"
     read, accepted = _integer(0, len(task.classes)), f"whole numbers from 0 to {len(task.classes) - 1}"
     if task.target == "multi-label":
         return lambda labels: tuple(
@@ -158,14 +158,11 @@ def _integer(least: int, beyond: int) -> Callable[[Any], int]:
     return read
 
 
-def _text(value: Any) -> str:
-    return str(_string(value))
-
-
 def _string(text: Any) -> str:
+    """Returns a text of Python or numpy as Python's. Raises TypeError for anything else."""
     if not isinstance(text, str):
         raise TypeError
-    return text
+    return str(text)
 
 
 def _pair(text: Any) -> tuple[str, str]:

@@ -171,14 +171,24 @@ def _read_jsonl(file: Path, names: Sequence[str], data: Description) -> Table:
     """
     import pyarrow as pa
 
+    lines, rows = array("q"), list[dict[str, Any]]()
     with _reading(file), file.open(encoding="utf-8-sig") as stream:
-        rows = {number: _object(file, number, text) for number, text in enumerate(stream, 1) if text.strip()}
-    lines = list(rows)
+        for number, text in enumerate(stream, 1):
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{file}, line {number}: it is no JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise UserError(f"{file}, line {number}: it should be a JSON object, got {shown(row)}")
+            lines.append(number)
+            rows.append(row)
     if rows:
-        check_columns(str(file), names, list(dict.fromkeys(name for row in rows.values() for name in row)))
+        check_columns(str(file), names, list(dict.fromkeys(name for row in rows for name in row)))
     columns = {}
     for name in names:
-        values = [row.get(name) for row in rows.values()]
+        values = [row.get(name) for row in rows]
         expected = str if name in names_of(data.text) else None
         if data.target == "generation" and name == data.label:
             values, expected = list(map(as_answer, values)), str
@@ -193,16 +203,6 @@ def _read_jsonl(file: Path, names: Sequence[str], data: Description) -> Table:
 def as_answer(value: Any) -> Any:
     """Converts a number or a boolean to a text, written as in JSON. Returns other values unchanged."""
     return json.dumps(value) if isinstance(value, (bool, int, float)) else value
-
-
-def _object(file: Path, number: int, text: str) -> dict[str, Any]:
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}, line {number}: it is no JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{file}, line {number}: it should be a JSON object, got {shown(row)}")
-    return row
 
 
 def _check_kinds(file: Path, name: str, values: Iterable[tuple[int, Any]], expected: type | None) -> None:

@@ -28,20 +28,16 @@ def joined(batches: list[Arrays]) -> Arrays:
 
 def taken(arrays: Arrays, positions: NDArray[np.int64]) -> Arrays:
     """Returns the arrays of the examples at these positions, in this order."""
-    return {
-        name: values[_indices(arrays, name, positions)] if values.shape else values
-        for name, values in arrays.items()
+    chosen = {
+        name: values[positions] for name, values in arrays.items() if values.shape and name not in END_TO_END
     }
-
-
-def _indices(arrays: Arrays, name: str, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-    if name not in END_TO_END:
-        return positions
-    lengths = arrays[END_TO_END[name]]
-    starts, counts = (lengths.cumsum() - lengths)[positions], lengths[positions]
-    # A running index, plus each example's start, minus its offset in the result.
-    offsets = np.repeat(starts - (counts.cumsum() - counts), counts)
-    return offsets + np.arange(len(offsets))
+    for name in END_TO_END.keys() & arrays.keys():
+        lengths = arrays[END_TO_END[name]]
+        starts, counts = (lengths.cumsum() - lengths)[positions], lengths[positions]
+        # A running index, plus each example's start, minus its offset in the result.
+        offsets = np.repeat(starts - (counts.cumsum() - counts), counts)
+        chosen[name] = arrays[name][offsets + np.arange(len(offsets))]
+    return {**arrays, **chosen}
 
 
 def encoded(task: Task, tokenizer: Any, max_tokens: int, texts: Sequence[Any]) -> Arrays:
@@ -127,8 +123,7 @@ def written(tokenizer: Any, max_tokens: int, prompts: Sequence[str], answers: Se
         cut.append(length > max_tokens)
     encoded = [answer.encode() for answer in answers]
     return {
-        "tokens": np.fromiter(chain.from_iterable(rows), dtype=np.int32),
-        "lengths": np.array([len(row) for row in rows]),
+        **flat(rows),
         "prompts": np.array(lengths),
         "cut": np.array(cut),
         "answer_bytes": np.frombuffer(b"".join(encoded), dtype=np.uint8),
