@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from tensorbench.execution.estimate import longest_first
 from tensorbench.execution.executor import Executor
@@ -31,7 +31,7 @@ from tensorbench.store.connect import StoreError, StoreFailedError, StoreRefused
 from tensorbench.store.outbox import Outbox
 from tensorbench.store.store import Store
 from tensorbench.store.writer import TrialRun, begin_trial
-from tensorbench.training.seeding import stream_seeds
+from tensorbench.training.seeding import Stream, stream_seed
 
 Answer = TypeVar("Answer")
 
@@ -322,7 +322,8 @@ class _Driving:
         if event.provenance is not None:
             self.executor.limit(trial, self.limits.begin(trial, event.provenance))
             split = trial.task.split_seed(trial.seed)
-            streams = stream_seeds(trial.seed) | ({} if split is None else {"split": split})
+            streams: dict[str, int] = {name: stream_seed(trial.seed, name) for name in get_args(Stream)}
+            streams |= {} if split is None else {"split": split}
             start = Start(suite=self.plan.suite.file, libraries=event.libraries or {}, streams=streams)
             self._tell(partial(run.start, trial.model_dump(mode="json"), event.provenance, start))
         elif event.progress is not None:

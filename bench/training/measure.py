@@ -112,7 +112,15 @@ def provenance(device: str) -> dict[str, str]:
     if _git("ls-files", "--error-unmatch", _file().name) is not None:
         commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     else:
-        commit, changes = _built_from()
+        commit, changes = None, None
+        with suppress(OSError, ValueError):  # setup.py stored nothing in this package
+            stored = (_file().parents[1] / "commit.txt").read_text(encoding="utf-8")
+            commit, *changed = stored.splitlines()
+            changes = "\n".join(changed)
+    facts = _cpu_facts()
+    # What decides the order of sums on a processor. Clouds give processors of several families one name.
+    kind = [f"{key} {facts[key]}" for key in ("cpu family", "model") if key in facts]
+    kind += [torch.backends.cpu.get_cpu_capability(), "bf16" if computes_bf16() else "no bf16"]
     gpu = device_name(device) if device.startswith("cuda") else ""
     return {
         "git_commit": commit or "unknown",
@@ -121,7 +129,7 @@ def provenance(device: str) -> dict[str, str]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "cpu_kind": _cpu_kind(),
+        "cpu_kind": ", ".join(kind),
         "cpu_cores": str(os.cpu_count()),
         "memory_mib": str(psutil.virtual_memory().total // MIB),
         "threads": str(torch.get_num_threads()),
@@ -147,15 +155,6 @@ def _gpu_facts(device: torch.device) -> dict[str, str]:
 def _file() -> Path:
     # An editable installation may consist of links.
     return Path(__file__).resolve()
-
-
-def _built_from() -> tuple[str | None, str | None]:
-    """The commit and the changed files that setup.py stored in this package. None if it stored nothing."""
-    try:
-        commit, *changes = (_file().parents[1] / "commit.txt").read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
-        return None, None
-    return commit, "\n".join(changes)
 
 
 def _version(name: str) -> str:
@@ -201,14 +200,6 @@ def _git(*arguments: str) -> str | None:
 
 def _cpu_name() -> str:
     return _cpu_facts().get("model name") or platform.processor()
-
-
-def _cpu_kind() -> str:
-    """What decides the order of sums on a processor. Clouds give processors of several families one name."""
-    facts = _cpu_facts()
-    numbers = [f"{key} {facts[key]}" for key in ("cpu family", "model") if key in facts]
-    vectors = torch.backends.cpu.get_cpu_capability()
-    return ", ".join([*numbers, vectors, "bf16" if computes_bf16() else "no bf16"])
 
 
 def _cpu_facts() -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
@@ -19,11 +19,6 @@ def stream_seed(seed: int, stream: Stream) -> int:
     """Returns the seed of a stream, an integer of 63 bits."""
     digest = hashlib.sha256(f"tensorbench/{stream}/{seed}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-def stream_seeds(seed: int) -> dict[str, int]:
-    """Returns the seed of every stream, by the stream's name."""
-    return {stream: stream_seed(seed, stream) for stream in get_args(Stream)}
 
 
 def generator(seed: int, stream: Stream) -> torch.Generator:

@@ -98,8 +98,8 @@ class Resources:
         self._data: tuple[tuple[object, ...], PreparedData] | None = None
         #: Losses of the backbone without adapter, by text and precision.
         self._bare: dict[tuple[str, str], float] = {}
-        #: Forward times by method, data and precision.
-        self._inference: dict[str, Measures] = {}
+        #: Forward times by method, data and precision. They are measured in the first trial with these.
+        self.forward_times: dict[str, Measures] = {}
 
     def backbone(self, trial: Trial) -> LoadedBackbone:
         """Returns the trial's backbone, without an adapter. Makes the worker's GPU the thread's default.
@@ -112,7 +112,7 @@ class Resources:
             # Free the old one first, so that memory never holds both.
             self._backbone = None
             self._bare.clear()
-            self._inference.clear()
+            self.forward_times.clear()
             if self.device.type == "cuda":
                 # Other workers on the GPU can use the memory meanwhile.
                 torch.cuda.empty_cache()
@@ -164,7 +164,24 @@ class Resources:
         key = (json.dumps(trial.data, sort_keys=True), *row.sizes, seed)
         if self._data is None or self._data[0] != key:
             self._data = None
-            self._data = (key, self._prepared(trial, row.input(model_input), seed))
+            task, model_input = row.lookup(), row.input(model_input)
+            now = data_key(task, model_input, row.max_tokens, per_seed=seed is not None)
+            if changed := [name for name in now if trial.data.get(name) != now[name]]:
+                raise UserError(
+                    f"task '{row.task}' changed since the plan ({', '.join(changed)}); start again"
+                )
+            made = prepare(task, model_input, row.max_tokens, *row.sizes, split_seed=seed)
+            splits = (made.train, made.validation, made.test)
+            if cut := sum(getattr(split, "cut", 0) for split in splits):
+                what, how = ("prompts", " from the left")
+                if task.target == "generation":
+                    what, how = ("prompts with their answers", "")
+                warnings.warn(
+                    f"task '{row.task}': {cut:,} of {sum(map(len, splits)):,} {what} have more than "
+                    f"{now['max_tokens']} tokens and were cut{how}; raise max_tokens, or accept this",
+                    stacklevel=2,
+                )
+            self._data = (key, made.to(self.device))
         _, data = self._data
         trial.recipe.check_batch(row.task, len(data.train))
         return data
@@ -189,37 +206,6 @@ class Resources:
         if key not in self._bare:
             self._bare[key], _ = text_loss(backbone, text, trial.recipe)
         return self._bare[key]
-
-    def inference(self, trial: Trial, measure: Callable[[], Measures]) -> Measures:
-        """Returns the inference times of a trial.
-
-        `measure` is called only for the first trial with the same method, data and precision. Later trials
-        get its result.
-        """
-        content = trial.model_dump(mode="json", include={"method", "data"})
-        key = json.dumps([content, trial.recipe.precision], sort_keys=True)
-        if key not in self._inference:
-            self._inference[key] = measure()
-        return self._inference[key]
-
-    def _prepared(self, trial: Trial, model_input: ModelInput, split_seed: int | None) -> PreparedData:
-        row = trial.task
-        task = row.lookup()
-        now = data_key(task, model_input, row.max_tokens, per_seed=split_seed is not None)
-        if changed := [name for name in now if trial.data.get(name) != now[name]]:
-            raise UserError(f"task '{row.task}' changed since the plan ({', '.join(changed)}); start again")
-        made = prepare(task, model_input, row.max_tokens, *row.sizes, split_seed=split_seed)
-        splits = (made.train, made.validation, made.test)
-        if cut := sum(getattr(split, "cut", 0) for split in splits):
-            what, how = ("prompts", " from the left")
-            if task.target == "generation":
-                what, how = ("prompts with their answers", "")
-            warnings.warn(
-                f"task '{row.task}': {cut:,} of {sum(map(len, splits)):,} {what} have more than "
-                f"{now['max_tokens']} tokens and were cut{how}; raise max_tokens, or accept this",
-                stacklevel=2,
-            )
-        return made.to(self.device)
 
 
 def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], None]) -> Outcome:
@@ -396,7 +382,11 @@ def _in_use(
 
     with adapter.hold():
         adapted = outputs()
-    measures = dict(resources.inference(trial, lambda: _inference(trial, backbone, adapter, batches)))
+    content = trial.model_dump(mode="json", include={"method", "data"})
+    key = json.dumps([content, trial.recipe.precision], sort_keys=True)
+    if key not in resources.forward_times:
+        resources.forward_times[key] = _inference(trial, backbone, adapter, batches)
+    measures = dict(resources.forward_times[key])
     adapter.detach()
     if has_parameters:
         measures[Measure.ADAPTER_EFFECT] = effect(adapted, outputs())
