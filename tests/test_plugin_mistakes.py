@@ -213,7 +213,7 @@ LATE_MISTAKES = {
             'name = "mine"',
             'name = "mine"\n    def count(self, geometry): raise KeyError("x")',
             naming("KeyError: 'x'"),
-        ),
+        )
     ],
 }
 

@@ -12,17 +12,7 @@ from torch import Tensor
 from tensorbench.methods import Geometry, Site, create
 from tensorbench.methods.backbone import GATED_PROJECTIONS
 
-from ..methods.oracle import (
-    BASE,
-    RANK,
-    SCALE,
-    SMOLLM2,
-    SpiedDropout,
-    StackedOracle,
-    Values,
-    factors,
-    stacked,
-)
+from ..methods.oracle import BASE, RANK, SCALE, SMOLLM2, SpiedDropout, StackedOracle, Values, factors, stacked
 
 
 class TestCaRA(StackedOracle):

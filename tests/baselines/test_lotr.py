@@ -50,7 +50,4 @@ class TestLoTR(StackedOracle):
 class TestSeparateTensors(TestLoTR):
     options = {**TestLoTR.options, "tensors": "separate"}
     # Adds only a second pair of shared factors.
-    published = [
-        ({"rank": 4}, BASE, 6_528 + 2 * 768 * 4),
-        ({"rank": 32}, BASE, 73_728 + 2 * 768 * 32),
-    ]
+    published = [({"rank": 4}, BASE, 6_528 + 2 * 768 * 4), ({"rank": 32}, BASE, 73_728 + 2 * 768 * 32)]

@@ -176,10 +176,7 @@ class TestKRAdapter(DenseOracle):
     name = "kradapter"
     options = {}
     zero = r"\.U$"
-    published = [
-        (QKV, BASE, 36 * 43_008),
-        ({"targets": "qkvo+mlp"}, BASE, 12 * (4 * 43_008 + 2 * 108_288)),
-    ]
+    published = [(QKV, BASE, 36 * 43_008), ({"targets": "qkvo+mlp"}, BASE, 12 * (4 * 43_008 + 2 * 108_288))]
     test_counts = None
 
     def dense(self, values: Values, geometry: Geometry) -> Dense:

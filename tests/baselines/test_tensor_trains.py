@@ -151,11 +151,7 @@ class TestTRAC(SiteOracle):
         ({"rank": 16, **QKV}, BASE, 39_456),
         ({"rank": 121, **QKV}, BASE, 220_896),
         ({"rank": 16, "targets": "qv"}, LLAMA, 106_496),
-        (
-            {"rank": 4, "targets": "qv"},
-            SMOLLM2,
-            30 * (85 + 237 + 85 + 140) + (108 + 324 + 108 + 288) * 4,
-        ),
+        ({"rank": 4, "targets": "qv"}, SMOLLM2, 30 * (85 + 237 + 85 + 140) + (108 + 324 + 108 + 288) * 4),
     ]
     budgets = [({}, (121,), 220_896)]
 

@@ -12,7 +12,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tensorbench.backbones import BackboneSpec, LoadedBackbone, describe, load
+from tensorbench.backbones.inputs import TextInput
 from tensorbench.backbones.kinds import KINDS as ROWS
+from tensorbench.backbones.random_weights import byte_tokenizer
 from tensorbench.checks.conformance.subject import tiny
 
 TEXT = {"vocab_size": 50, "max_position_embeddings": 34, "pad_token_id": 1}
@@ -77,6 +80,37 @@ def model_of(kind: str, **changes: Any) -> Any:
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
     return model
+
+
+def saved(model: Any, folder: Path, **spec: Any) -> LoadedBackbone:
+    """Saves a model of transformers, and loads it as a backbone. `spec` are further fields of its spec."""
+    model.save_pretrained(folder)
+    return load(BackboneSpec(local=folder, **spec))
+
+
+def language_model(kind: str, folder: Path, tokens: int = 16, **changes: Any) -> Any:
+    """A tiny language model with random parameters, saved in a folder with a tokenizer of bytes.
+
+    `tokens` is the largest number of tokens that it reads. `changes` replace fields of its configuration.
+    """
+    config = tiny(kind)._config()
+    config.update({"max_position_embeddings": tokens, **changes})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = transformers.AutoModelForCausalLM.from_config(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    model.save_pretrained(folder)
+    byte_tokenizer(tokens).save_pretrained(folder)
+    return model
+
+
+def text_input_of(folder: Path) -> TextInput:
+    """The input of a backbone in a folder, which reads texts."""
+    text_input = describe(BackboneSpec(local=folder)).input
+    assert isinstance(text_input, TextInput)
+    return text_input
 
 
 def whole_model_of(name: str, tower: str) -> Any:

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -215,22 +214,6 @@ class LowRankOracle(DenseOracle):
             assert down.shape[0] == up.shape[1]
             assert down.shape[0] < min(dense[site][0].shape) or geometry not in EVEN
             torch.testing.assert_close(up @ down, dense[site][0], **TOLERANCE)
-
-    def test_it_runs_as_a_lora_of_peft(self) -> None:
-        for geometry in (self.geometries[0], self.geometries[-1]):
-            backbone, adapter = self.attached(geometry)
-            plain, x = ToyBackbone(geometry), backbone.inputs()
-            factors, biases = adapter.factors(), adapter.biases()
-            ranks = {plain.path(site): len(down) for site, (down, _) in factors.items()}
-            config = LoraConfig(target_modules=list(ranks), rank_pattern=ranks, alpha_pattern=ranks)
-            inject_adapter_in_model(config, plain.module)
-            for site, (down, up) in factors.items():
-                layer: Any = plain.module.get_submodule(plain.path(site))
-                layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data = down, up
-                if (bias := biases.get(site)) is not None:
-                    own = layer.base_layer.bias
-                    layer.base_layer.bias = nn.Parameter(bias if own is None else own + bias)
-            torch.testing.assert_close(plain.module.eval()(x), backbone.module(x), **TOLERANCE)
 
     def test_dropout_sits_where_the_method_has_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for geometry in dict.fromkeys((self.geometries[0], *self.geometries[-3:])):

@@ -7,32 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from tensorbench.methods import Adapter, Geometry, Method, Site, UserError, attach, create
+from tensorbench.methods import Geometry, Method, Site, UserError, attach, create
 
 from ..messages import naming
 from .oracle import UNEQUAL
 from .toy import ToyBackbone
 
 GEOMETRY = Geometry(12, 3, 2, 48)
-
-
-def started(seed: int) -> Adapter:
-    return attach(ToyBackbone(GEOMETRY), create("tenslora", variant="att").isorank(2), seed)
-
-
-def test_the_same_seed_attaches_the_same_start() -> None:
-    first, same, other = (
-        torch.cat([p.flatten() for p in started(seed).state().values()]) for seed in (3, 3, 4)
-    )
-    assert torch.equal(first, same)
-    assert not torch.equal(first, other)
-
-
-def test_nothing_is_attached_while_ranks_are_free() -> None:
-    backbone = ToyBackbone(GEOMETRY)
-    with pytest.raises(UserError, match="ranks are free"):
-        attach(backbone, create("tenslora", variant="att"))
-    assert all(parameter.requires_grad for parameter in backbone.module.parameters())
 
 
 @pytest.mark.parametrize("name", ["lora", "lotr"])
@@ -84,11 +65,6 @@ def test_ranks_below_one_are_refused(method: Method, rank: int) -> None:
 def test_labels(name: str, options: dict[str, Any], label: str) -> None:
     method = create(name, **options)
     assert (method.isorank(4) if method.size is None else method).label == label
-
-
-def test_dropout_is_by_default_that_of_the_reference_code() -> None:
-    names = ("fact_tt", "fact_tk", "cara", "lotr")
-    assert [create(name).stored()["dropout"] for name in names] == [0.1, 0.1, 0.1, 0.0]
 
 
 def test_as_many_ranks_as_names_are_accepted() -> None:

@@ -16,12 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tensorbench.methods import create
 from tensorbench.methods.backbone import Geometry, Site
 from tensorbench.methods.errors import UserError
-from tensorbench.methods.lowrank import (
-    Contracted,
-    LowRankAdapter,
-    Matrix,
-    Parametrisation,
-)
+from tensorbench.methods.lowrank import Contracted, LowRankAdapter, Matrix, Parametrisation
 from tensorbench.methods.tenslora import VARIANTS
 
 from .toy import GEOMETRY, ToyBackbone, attached, gradients, scatter
@@ -84,14 +79,21 @@ def contractions(adapter: LowRankAdapter) -> list[int]:
     return calls
 
 
-def test_factors_are_contracted_once_a_forward() -> None:
-    backbone, adapter = attached(variant="att_qkv_depth")
+def test_factors_are_contracted_once_a_forward_again_if_recomputed_and_never_if_merged() -> None:
+    backbone, adapter = attached(Geometry(12, 3, 5, 48), variant="att_qkv_depth")
     calls = contractions(adapter)
     gradients(backbone, adapter)
     assert len(calls) == 1
     with torch.no_grad():
         backbone.module(backbone.inputs())
     assert len(calls) == 2
+    backbone.module.checkpoint = "non-reentrant"
+    gradients(backbone, adapter)
+    assert len(calls) == 4
+    adapter.merge()
+    calls.clear()
+    backbone.module(backbone.inputs())
+    assert calls == []
 
 
 def test_inside_hold_factors_are_contracted_once_for_all_forwards_and_without_a_graph() -> None:
@@ -102,22 +104,6 @@ def test_inside_hold_factors_are_contracted_once_for_all_forwards_and_without_a_
         for _ in range(3):
             assert not backbone.module(backbone.inputs()).requires_grad
     assert len(calls) == 1
-
-
-def test_a_recomputed_backward_contracts_once_more() -> None:
-    backbone, adapter = attached(Geometry(12, 3, 5, 48), variant="att_qkv_depth")
-    backbone.module.checkpoint = "non-reentrant"
-    calls = contractions(adapter)
-    gradients(backbone, adapter)
-    assert len(calls) == 2
-
-
-def test_a_merged_adapter_contracts_nothing() -> None:
-    backbone, adapter = attached(variant="qkv")
-    adapter.merge()
-    calls = contractions(adapter)
-    backbone.module(backbone.inputs())
-    assert calls == []
 
 
 # --- what is built ---

@@ -63,12 +63,14 @@ def dense(backbone: LoadedBackbone) -> LoadedBackbone:
     for site in plain.geometry.sites(plain.projections):
         layer = plain.module.get_submodule(plain.path(site))
         assert isinstance(layer, QuantisedLinear)
-        linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-        linear.load_state_dict(
-            {"weight": layer.weight} | ({"bias": layer.bias} if layer.bias is not None else {})
-        )
-        plain.module.set_submodule(plain.path(site), linear.requires_grad_(False).eval())
+        plain.module.set_submodule(plain.path(site), dense_layer(layer).requires_grad_(False).eval())
     return plain
+
+
+def dense_layer(layer: QuantisedLinear) -> nn.Linear:
+    linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    linear.load_state_dict({"weight": layer.weight, **dict(layer.named_parameters())})
+    return linear
 
 
 def run(
@@ -122,12 +124,6 @@ def test_nf4_is_what_its_numbers_and_scales_say(width: int) -> None:
     numbers = get_4bit_type("nf4", device="cpu")[torch.stack([packed >> 4, packed & 15], 1).flatten()]
     scales = layer.get_buffer("scales").repeat_interleave(64)[: len(numbers)]
     torch.testing.assert_close(layer.weight, (numbers * scales).view(33, width))
-
-
-def dense_layer(layer: QuantisedLinear) -> nn.Linear:
-    linear = nn.Linear(layer.in_features, layer.out_features)
-    linear.weight.data = layer.weight
-    return linear
 
 
 @pytest.mark.parametrize("method", presets(), ids=lambda method: method.label)

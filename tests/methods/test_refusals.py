@@ -92,12 +92,7 @@ def test_options(name: str, options: dict[str, Any], message: str) -> None:
         ("kadaptation", {"rank": 2, "products": 7}, BASE, naming("products", 7)),
         ("lora_xs", {"rank": 25, "targets": "qv"}, SMALL, r"rank is 25.* 24"),
         ("quanta", {"axes": (1,)}, SMALL, r"axes of 1 .*2 to 23"),
-        (
-            "tt_lora",
-            {"rank": 2, "form": "reconstruction", "targets": "qkvo+mlp"},
-            SMALL,
-            "fc1 is 96 × 24",
-        ),
+        ("tt_lora", {"rank": 2, "form": "reconstruction", "targets": "qkvo+mlp"}, SMALL, "fc1 is 96 × 24"),
         ("peft", {"type": "VERA", "rank": 10**12}, SMALL, "rank is 1,000,000,000,000, accepted is at most"),
         (
             "tenslora",

@@ -187,17 +187,6 @@ def test_a_head_slice_touches_the_channels_of_its_head(variant: str) -> None:
 # --- start ---
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize(("factorization", "zero"), [("tucker", "core"), ("cp", "factor_0"), ("tt", "last")])
-def test_one_part_starts_at_zero_and_the_others_do_not(variant: str, factorization: str, zero: str) -> None:
-    adapter = started(sized(variant, factorization), GEOMETRIES[0])
-    for container in tensors(adapter):
-        parts = dict(container.named_parameters())
-        name = list(parts)[-1] if zero == "last" else next(key for key in parts if key.endswith(zero))
-        for key, part in parts.items():
-            assert bool(part.any()) == (key != name), key
-
-
 @pytest.mark.parametrize("init", ["orthogonal", "normal", "kaiming_uniform"])
 @pytest.mark.parametrize("factorization", ["tucker", "cp", "tt"])
 def test_every_part_starts_by_init(factorization: str, init: str) -> None:

@@ -64,33 +64,6 @@ def test_rank_limits() -> None:
     assert limits == {"tucker": (768, 768, 3, 12), "cp": (768 * 3 * 12,), "tt": (768, 3 * 768, 768)}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("geometry", [Geometry(384, 6, 12, 1536), Geometry(96, 4, 5, 384)], ids=str)
-def test_no_ranks_that_the_rule_allows_come_nearer(variant: str, geometry: Geometry) -> None:
-    method = create("tenslora", variant=variant)
-    assert isinstance(method, TensLoRA)
-    shape = dict(zip(method.modes, method.shape(geometry), strict=True))
-    small = [size for mode, size in shape.items() if mode in ("head", "projection", "layer")]
-    unit = 2 * geometry.hidden * 3 * geometry.layers
-    for budget in (4 * unit, 5 * unit + 17, 9 * unit):
-        if "head" in shape:
-            pairs = [
-                (wide, narrow)
-                for narrow in range(1, geometry.head_size + 1)
-                for wide in range(narrow + 1, min(5 * narrow, geometry.hidden) + 1)
-            ]
-        else:
-            pairs = [(rank, rank) for rank in range(1, geometry.hidden + 1)]
-        counts = [method.model_copy(update={"ranks": (*pair, *small)}).count(geometry) for pair in pairs]
-        best = min((abs(count - budget), count) for count in counts)
-        fitted = method.fit(geometry, budget)
-        assert (abs(fitted.count(geometry) - budget), fitted.count(geometry)) == best
-        assert fitted.size is not None
-        wide, narrow, *rest = fitted.size
-        assert rest == small
-        assert (1 < wide / narrow <= 5) if "head" in shape else wide == narrow
-
-
 # --- ranks in part ---
 
 
@@ -120,36 +93,35 @@ def test_ranks_given_by_name_stay_and_the_budget_sets_the_others(
     assert fitted.stored() == create("tenslora", variant="qkv_depth", ranks=list(size)).stored()
 
 
-@pytest.mark.parametrize("factorization", ["tucker", "tt"])
+@pytest.mark.parametrize("factorization", ["tucker", "tt", "cp"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_with_a_rank_given_none_that_the_rule_allows_comes_nearer(variant: str, factorization: str) -> None:
+def test_no_ranks_that_the_rule_allows_come_nearer(variant: str, factorization: str) -> None:
+    """Compares with all that it allows, in turn without and with a rank that is given."""
     random = Random(f"{variant} {factorization}")
-    for _ in range(8):
+    for number in range(12):
         heads, layers = random.randint(2, 6), random.randint(2, 9)
         geometry = Geometry(heads * random.randint(4, 16), heads, layers, 64)
         free = create("tenslora", variant=variant, factorization=factorization)
         assert isinstance(free, TensLoRA)
         budget = random.randint(15, 40) * 2 * geometry.hidden * layers
         limits = dict(zip(free.rank_names, free.rank_limits(geometry), strict=True))
-        name = random.choice(free.rank_names)
-        given = random.randint(1, min(4, limits[name] or 1))
-        fitted = free.model_copy(update={"ranks": {name: given}}).fit(geometry, budget)
+        given: dict[str, int] = {}
+        if number % 2 and factorization != "cp":  # which has no other rank
+            name = random.choice(free.rank_names)
+            given = {name: random.randint(1, min(4, limits[name] or 1))}
+        fitted = free.model_copy(update={"ranks": given or None}).fit(geometry, budget)
         assert fitted.size is not None
         of_name = dict(zip(free.rank_names, fitted.size, strict=True))
-        assert of_name[name] == given
         ends = {"input", "output", "head_size"} & limits.keys() if factorization == "tucker" else {*limits}
-        whole = {mode: size for mode, size in limits.items() if mode not in ends}
-        assert {mode: of_name[mode] for mode in whole if mode != name} == {
-            mode: size for mode, size in whole.items() if mode != name
-        }
+        whole = {mode: size for mode, size in limits.items() if mode not in ends} | given
+        assert whole.items() <= of_name.items()
         # The ranks of a train are equal, even where fewer would suffice.
-        largest = max(limits[mode] or 1 for mode in ends) if factorization == "tucker" else 400
+        largest = max(limits[mode] or 1 for mode in ends) if factorization == "tucker" else 600
         pairs = [(rank, rank) for rank in range(1, largest + 1)]
-        if "head_size" in ends and name not in ends:
+        if "head_size" in ends and not given.keys() & ends:
             pairs = [(r, s) for s in range(1, geometry.head_size + 1) for r in range(s + 1, 5 * s + 1)]
         allowed = [
-            {**{mode: wide if mode == "input" else narrow for mode in ends}, name: given}
-            for wide, narrow in pairs
+            {mode: wide if mode == "input" else narrow for mode in ends} | given for wide, narrow in pairs
         ]
         if factorization == "tucker":
             allowed = [ranks for ranks in allowed if all(ranks[mode] <= limits[mode] for mode in ends)]  # type: ignore[operator]
@@ -194,17 +166,6 @@ def test_ranks_in_part_need_a_budget_of_parameters_that_holds_them() -> None:
         large = create("tenslora", variant="qkv_depth", ranks={name: rank})
         with pytest.raises(UserError, match=f"rank of {name} is .*, accepted is at most"):
             large.fit(BASE, LORA)
-
-
-@pytest.mark.parametrize("factorization", ["cp", "tt"])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_other_factorisations_share_one_rank(variant: str, factorization: str) -> None:
-    method = create("tenslora", variant=variant, factorization=factorization)
-    fitted = method.fit(BASE, LORA)
-    assert fitted.size is not None
-    (rank,) = set(fitted.size)
-    for other in (rank - 1, rank + 1):
-        assert abs(method.isorank(other).count(BASE) - LORA) >= abs(fitted.count(BASE) - LORA)
 
 
 @pytest.mark.parametrize(("variant", "factorization", "targets"), CONSTRUCTIONS)

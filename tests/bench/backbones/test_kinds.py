@@ -22,7 +22,7 @@ from tensorbench.methods.backbone import GATED_PROJECTIONS, PROJECTIONS, Geometr
 from tensorbench.methods.errors import UserError
 
 from ...messages import naming
-from ..local_checkpoints import batch, edit, features, model_of, whole_model_of
+from ..local_checkpoints import batch, edit, features, model_of, saved, whole_model_of
 
 #: The kinds that are not checked here, since tests/bench/conformance checks them with all methods.
 MET = ("bert", "roberta", "vit", "dinov2", "timm")
@@ -68,8 +68,7 @@ def expected(kind: str, model: Any, inputs: dict[str, Tensor], **more: Any) -> T
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_model_gives_the_features_of_transformers(kind: str, tmp_path: Path) -> None:
     model, inputs = model_of(kind), inputs_of(kind)
-    model.save_pretrained(tmp_path)
-    backbone = load(BackboneSpec(local=tmp_path))
+    backbone = saved(model, tmp_path)
     about = kind in (*MEANS, "siglip_vision_model") or KINDS[kind].pool is pooling.last_token
     tolerance = {"rtol": 0.0, "atol": 5e-6 if about else 0.0}
     torch.testing.assert_close(features(backbone, inputs), expected(kind, model, inputs), **tolerance)
@@ -78,13 +77,11 @@ def test_a_saved_model_gives_the_features_of_transformers(kind: str, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "kind",
-    ["vit", "dinov2", "deit", "dinov2_with_registers", "vit_mae", "clip_vision_model", "dinov3_vit"],
+    "kind", ["vit", "dinov2", "deit", "dinov2_with_registers", "vit_mae", "clip_vision_model", "dinov3_vit"]
 )
 def test_another_image_size_is_that_of_transformers(kind: str, tmp_path: Path) -> None:
     model, inputs = model_of(kind), inputs_of(kind, size=32)
-    model.save_pretrained(tmp_path)
-    backbone = load(BackboneSpec(local=tmp_path, image_size=32))
+    backbone = saved(model, tmp_path, image_size=32)
     more = {} if kind.startswith("dinov2") else {"interpolate_pos_encoding": True}
     torch.testing.assert_close(features(backbone, inputs), expected(kind, model, inputs, **more))
 
@@ -94,8 +91,7 @@ def test_another_image_size_is_that_of_transformers(kind: str, tmp_path: Path) -
 )
 def test_a_vision_tower_is_taken_out_of_a_whole_model(model_type: str, part: str, tmp_path: Path) -> None:
     model = whole_model_of(model_type, part)
-    model.save_pretrained(tmp_path)
-    backbone, inputs = load(BackboneSpec(local=tmp_path)), inputs_of(part)
+    backbone, inputs = saved(model, tmp_path), inputs_of(part)
     assert backbone.info.kind == part
     torch.testing.assert_close(features(backbone, inputs), expected(part, model.vision_model, inputs))
     settings = json.loads((tmp_path / "config.json").read_text())
@@ -131,8 +127,7 @@ def test_an_encoder_is_taken_out_of_a_whole_t5(
 
 
 def test_a_gated_mlp_of_dinov2_is_refused_by_name(tmp_path: Path) -> None:
-    model_of("dinov2_with_registers", use_swiglu_ffn=True).save_pretrained(tmp_path)
-    backbone = load(BackboneSpec(local=tmp_path))
+    backbone = saved(model_of("dinov2_with_registers", use_swiglu_ffn=True), tmp_path)
     lora = create("lora", rank=2, targets="qkvo+mlp")
     with pytest.raises(UserError, match=naming("fc1, fc2", "query")):
         lora.attach(backbone, torch.Generator())
@@ -140,8 +135,7 @@ def test_a_gated_mlp_of_dinov2_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_split_layers_are_the_fused_ones_in_parts(tmp_path: Path) -> None:
     model = model_of("modernbert")
-    model.save_pretrained(tmp_path)
-    backbone = load(BackboneSpec(local=tmp_path))
+    backbone = saved(model, tmp_path)
     layer = model.layers[1]
     for parts, fused in ((("query", "key", "value"), layer.attn.Wqkv), (("gate", "fc1"), layer.mlp.Wi)):
         layers: list[Any] = [backbone.module.get_submodule(backbone.path(Site(1, part))) for part in parts]
@@ -150,8 +144,7 @@ def test_split_layers_are_the_fused_ones_in_parts(tmp_path: Path) -> None:
 
 def test_a_gate_of_its_own_is_a_site(tmp_path: Path) -> None:
     model, inputs = model_of("dinov3_vit", use_gated_mlp=True), inputs_of("dinov3_vit")
-    model.save_pretrained(tmp_path)
-    backbone = load(BackboneSpec(local=tmp_path))
+    backbone = saved(model, tmp_path)
     assert backbone.projections == GATED_PROJECTIONS
     assert torch.equal(features(backbone, inputs), expected("dinov3_vit", model, inputs))
     lora = create("lora", rank=2, targets="qkvo+mlp")
@@ -167,16 +160,8 @@ def test_a_gate_of_its_own_is_a_site(tmp_path: Path) -> None:
         ("vit", {"model_type": "swinv2"}, naming("'swinv2'", "width")),
         ("vit", {"model_type": "convnext"}, naming("'convnext'", "convolutions")),
         ("bert", {"model_type": "albert"}, naming("'albert'", "share")),
-        (
-            "siglip_vision_model",
-            {"vision_use_head": False},
-            "vision_use_head should be true, got False",
-        ),
-        (
-            "beit",
-            {"use_mean_pooling": False},
-            "should be true, got False: .* the mean of the patches",
-        ),
+        ("siglip_vision_model", {"vision_use_head": False}, "vision_use_head should be true, got False"),
+        ("beit", {"use_mean_pooling": False}, "should be true, got False: .* the mean of the patches"),
     ],
 )
 def test_unknown_kinds_are_refused(kind: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -209,8 +194,7 @@ HEADS = {
 def test_heads_of_texts_are_those_of_transformers_classifiers(kind: str, tmp_path: Path) -> None:
     name, dense, last = HEADS[kind]
     encoder, inputs = model_of(kind), inputs_of(kind)
-    encoder.save_pretrained(tmp_path)
-    backbone = load(BackboneSpec(local=tmp_path))
+    backbone = saved(encoder, tmp_path)
     classifier = getattr(transformers, f"{name}ForSequenceClassification")(encoder.config).eval()
     classifier.base_model.load_state_dict(encoder.state_dict(), strict=False)
     head: Any = backbone.head

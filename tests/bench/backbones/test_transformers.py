@@ -13,14 +13,14 @@ import torch
 import transformers
 
 from tensorbench.backbones import BackboneSpec, describe, load
-from tensorbench.backbones.inputs import ImageInput, TextInput
+from tensorbench.backbones.inputs import ImageInput
 from tensorbench.backbones.random_weights import byte_tokenizer
 from tensorbench.machine.files import sha256_of_all
 from tensorbench.methods.backbone import Site
 from tensorbench.methods.errors import UserError
 
 from ...messages import naming
-from ..local_checkpoints import KINDS, batch, edit, encoder, features, whole_model_of, write
+from ..local_checkpoints import KINDS, batch, edit, encoder, features, text_input_of, whole_model_of, write
 
 
 def local(folder: Path, **more: Any) -> BackboneSpec:
@@ -152,15 +152,10 @@ def test_the_tokenizer_s_hash_follows_every_file_of_it(tmp_path: Path, name: str
     folder = write(tmp_path / "model", "bert", encoder("bert"))
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n")
 
-    def current_hash() -> str:
-        text = describe(local(folder)).input
-        assert isinstance(text, TextInput)
-        return text.tokenizer_hash
-
-    hashes = [current_hash()]
+    hashes = [text_input_of(folder).tokenizer_hash]
     for content in ("{}", "{ }"):
         (folder / name).write_text(content)
-        hashes.append(current_hash())
+        hashes.append(text_input_of(folder).tokenizer_hash)
     assert hashes[0] == f"sha256:{sha256_of_all(folder / 'vocab.txt')}"
     assert len(set(hashes)) == 3
 
@@ -182,10 +177,8 @@ def test_folders_that_hold_no_usable_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no model\.safetensors"):
         load(local(tmp_path))
     folder = write(tmp_path / "model", "bert", encoder("bert"))
-    text = describe(local(folder)).input
-    assert isinstance(text, TextInput)
     with pytest.raises(UserError, match="no tokenizer"):
-        text.load_tokenizer()
+        text_input_of(folder).load_tokenizer()
     (folder / "config.json").write_text('{"model_type": "mamba"}')
     with pytest.raises(UserError, match=naming("'mamba'", "bert")):
         describe(local(folder))
@@ -203,11 +196,7 @@ def test_folders_that_hold_no_usable_checkpoint(tmp_path: Path) -> None:
             r"image_mean should be three .*\(got \[0.5\]\)",
         ),
         ("preprocessor_config.json", b'{"image_std": 0.5}', r"image_std should be three .*\(got 0.5\)"),
-        (
-            "preprocessor_config.json",
-            b'{"do_rescale": false}',
-            naming("do_rescale", 0, 255),
-        ),
+        ("preprocessor_config.json", b'{"do_rescale": false}', naming("do_rescale", 0, 255)),
         (
             "preprocessor_config.json",
             b'{"rescale_factor": 0.00784313725490196}',
@@ -215,16 +204,8 @@ def test_folders_that_hold_no_usable_checkpoint(tmp_path: Path) -> None:
         ),
         ("config.json", b"[1]", naming("JSON", "[1]")),
         ("config.json", b'{"model_type": "vit", "hidden_size": "x"}', "hidden_size.*got str"),
-        (
-            "config.json",
-            b'{"model_type": "vit", "patch_size": 0}',
-            naming("patch_size", 1, "4,096"),
-        ),
-        (
-            "config.json",
-            b'{"model_type": "vit", "intermediate_size": -1}',
-            naming("intermediate_size", 1),
-        ),
+        ("config.json", b'{"model_type": "vit", "patch_size": 0}', naming("patch_size", 1, "4,096")),
+        ("config.json", b'{"model_type": "vit", "intermediate_size": -1}', naming("intermediate_size", 1)),
     ],
 )
 def test_a_broken_description_is_refused_by_file(
@@ -240,10 +221,8 @@ def test_a_broken_description_is_refused_by_file(
 def test_a_broken_tokenizer_or_index_is_refused_by_folder(tmp_path: Path, content: str) -> None:
     folder = write(tmp_path / "model", "bert", encoder("bert"))
     (folder / "tokenizer.json").write_text(content)
-    text = describe(local(folder)).input
-    assert isinstance(text, TextInput)
     with pytest.raises(UserError, match=naming("tokenizer", folder, "Error")):
-        text.load_tokenizer()
+        text_input_of(folder).load_tokenizer()
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
     (folder / "model.safetensors.index.json").write_text(content)
     with pytest.raises(UserError, match=naming(folder, "Error")):
@@ -257,7 +236,7 @@ def test_a_token_beyond_the_model_s_embeddings_is_refused_by_name(tmp_path: Path
     # The tokenizer adds this token only where the text contains it.
     tokenizer.add_special_tokens({"additional_special_tokens": ["<261>"]})
     tokenizer.save_pretrained(folder)
-    assert isinstance(describe(local(folder)).input, TextInput)
+    text_input_of(folder)
     for more in ({"unk_token": "<262>"}, {"pad_token": "<263>"}):
         tokenizer.add_special_tokens(more)
         tokenizer.save_pretrained(folder)
@@ -357,7 +336,6 @@ def test_a_tokenizer_that_never_ends_is_refused(
     }
     (folder / "tokenizer.json").write_text(json.dumps(made))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    text = describe(local(folder)).input
-    assert isinstance(text, TextInput)
+    text = text_input_of(folder)
     with pytest.raises(UserError, match=f"{folder}.*{message}"), text.blaming():
         text.load_tokenizer()(["a" * 60 + "!"])

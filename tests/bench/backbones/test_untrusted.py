@@ -11,11 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from tensorbench.backbones import BackboneSpec, describe, load
-from tensorbench.backbones.inputs import TextInput
 from tensorbench.methods.errors import UserError
 
 from ...messages import naming
-from ..local_checkpoints import batch, encoder, features, write
+from ..local_checkpoints import batch, encoder, features, text_input_of, write
 
 
 def saying(folder: Path, file: str = "config.json", **more: Any) -> BackboneSpec:
@@ -88,10 +87,9 @@ def test_a_tokenizer_s_own_class_is_refused_and_never_asked_for(
     )
     (tmp_path / "model" / "vocab.txt").write_text("[PAD]\n[UNK]\n")
     (tmp_path / "model" / "own.py").write_text("raise SystemExit('its code ran')")
-    text = describe(spec).input
-    assert isinstance(text, TextInput)
+    assert spec.local is not None
     with pytest.raises(UserError, match="tokenizer"):
-        text.load_tokenizer()
+        text_input_of(spec.local).load_tokenizer()
 
 
 def test_an_adapter_in_the_folder_is_refused(tmp_path: Path) -> None:
@@ -115,10 +113,7 @@ def test_an_adapter_in_the_folder_is_refused(tmp_path: Path) -> None:
             naming("model_args", "'pretrained'"),
         ),
         ({"architecture": "test_vit", "model_args": ["img_size"]}, "model_args should be an object"),
-        (
-            {"architecture": "test_vit", "model_args": {"img_sise": 32}},
-            naming("model_args", "'img_size'"),
-        ),
+        ({"architecture": "test_vit", "model_args": {"img_sise": 32}}, naming("model_args", "'img_size'")),
         ({"architecture": "test_vit", "model_args": {"device": "cuda"}}, naming("model_args", "'device'")),
         (
             {"architecture": "test_vit", "model_args": {"**(__import__('os').abort() and {}), y": None}},

@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from tensorbench.backbones import BackboneSpec, describe, load
+from tensorbench.backbones import BackboneSpec, load
 from tensorbench.backbones.answers import put_head, token_logits, unembedding_of
 from tensorbench.backbones.inputs import Prompt, TextInput
 from tensorbench.backbones.random_weights import byte_tokenizer
@@ -27,7 +27,7 @@ from tensorbench.tasks.tokens import prompted
 from tensorbench.training.trial import Resources, run_trial
 
 from ...messages import naming
-from ..local_checkpoints import edit
+from ..local_checkpoints import edit, language_model, text_input_of
 from ..toy_suites import TEXT, plan
 
 ANSWERS = {"prompt": "{text} :", "words": [" no", " yes"]}
@@ -48,23 +48,11 @@ def likelihoods(model: Any, prompts: list[list[int]], words: list[tuple[int, ...
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt_neox"])
 def test_scores_are_the_likelihoods_of_the_words(kind: str, tied: bool, tmp_path: Path) -> None:
-    config = tiny(kind)._config()
-    config.tie_word_embeddings = tied
-    name = {"llama": "Llama", "gemma2": "Gemma2", "gpt_neox": "GPTNeoX"}[kind]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    model.save_pretrained(tmp_path)
-    tokenizer = byte_tokenizer(16)
-    tokenizer.save_pretrained(tmp_path)
+    model, tokenizer = language_model(kind, tmp_path, tie_word_embeddings=tied), byte_tokenizer(16)
     backbone = load(BackboneSpec(local=tmp_path))
     # The first word is one token; the others have two tokens and share the first.
     prompt = Prompt("{text}:", ("a", "bc", "bd"))
-    text_input = backbone.info.input
-    assert isinstance(text_input, TextInput)
+    text_input = text_input_of(tmp_path)
     prompts, cut = prompted(tokenizer, prompt, 16, ["one", "another"])
     assert not any(cut)
     put_head(backbone, TextInput("", 16, text_input.load_tokenizer, prompt=prompt), 3, torch.Generator())
@@ -83,12 +71,9 @@ def test_scores_are_the_likelihoods_of_the_words(kind: str, tied: bool, tmp_path
 
 
 def test_an_output_layer_counts_that_is_not_tied_though_its_configuration_says_so(tmp_path: Path) -> None:
-    config = tiny("llama")._config()
+    config = language_model("llama", tmp_path).config
     assert config.tie_word_embeddings
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
-        own = torch.randn(config.vocab_size, config.hidden_size)
+    own = torch.randn(config.vocab_size, config.hidden_size)
     edit(tmp_path, add={"lm_head.weight": own})
     model = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(model.lm_head.weight, own)
@@ -126,16 +111,6 @@ def test_head_only_is_the_zero_shot_score_and_adapters_train() -> None:
     with torch.no_grad():
         logits = backbone.module(**split.batch(torch.arange(5)))
     torch.testing.assert_close(bare.final.logits[:5], logits)
-
-
-def test_a_prompt_is_another_trial_and_no_prompt_the_old_one() -> None:
-    base = {**TEXT, "backbones": ["tiny-random-llama"]}
-    (without,) = plan(base).trials
-    with_words = {**TEXT["tasks"][0], "verbalizer": ANSWERS}
-    (answering,) = plan({**base, "tasks": [with_words]}).trials
-    assert "prompt" not in without.data
-    assert answering.data["prompt"] == ["{text} :", " no", " yes"]
-    assert without.id != answering.id
 
 
 def test_a_head_that_is_not_there_is_not_searched() -> None:
@@ -248,7 +223,5 @@ def test_a_tokenizer_that_fails_is_named(tmp_path: Path) -> None:
     transformers.LlamaModel(tiny("llama")._config()).save_pretrained(tmp_path)
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<s>": 0, "film": 1}))
     transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<s>").save_pretrained(tmp_path)
-    text_input = describe(BackboneSpec(local=tmp_path)).input
-    assert isinstance(text_input, TextInput)
     with pytest.raises(UserError, match=f"the tokenizer in {tmp_path} fails: .*UNK"):
-        prepare(TASKS.get("movie-sentiment"), text_input, 16)
+        prepare(TASKS.get("movie-sentiment"), text_input_of(tmp_path), 16)

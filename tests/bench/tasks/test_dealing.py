@@ -92,24 +92,18 @@ def test_a_suite_deals_other_shares_of_a_task_under_another_identity() -> None:
         deal(task, examples.labels, examples.ids, list(examples.inputs), None, official)
 
 
-def test_a_row_of_a_suite_asks_for_a_metric_that_fits() -> None:
-    row = TaskRow.model_validate({"task": "tweet-sentiment", "metric": "accuracy"})
-    assert row.lookup().metric == "accuracy"
-    assert row.lookup().sizes == TWEETS.sizes
-    assert row.lookup().identity_hash() != TWEETS.identity_hash()
-    assert TaskRow.model_validate(row.model_dump(mode="json")) == row
-    for metric in ("acuracy", "rmse"):
-        with pytest.raises(UserError, match=f"metric .{metric}"):
-            TaskRow(task="tweet-sentiment", metric=metric).lookup()
-
-
-def test_a_row_of_a_suite_asks_for_shares() -> None:
-    row = TaskRow.model_validate({"task": "digits", "fractions": [20, 20, 60]})
-    assert row.lookup().fractions == (20, 20, 60)
-    assert row.lookup().identity_hash() != TaskRow(task="digits").lookup().identity_hash()
+def test_a_row_of_a_suite_asks_for_a_metric_that_fits_and_for_shares() -> None:
+    row = TaskRow.model_validate({"task": "tweet-sentiment", "metric": "accuracy", "fractions": [20, 20, 60]})
+    task = row.lookup()
+    assert (task.metric, task.fractions) == ("accuracy", (20, 20, 60))
+    assert task.identity_hash() != TWEETS.identity_hash()
+    assert TaskRow(task="tweet-sentiment", metric="accuracy").lookup().sizes == TWEETS.sizes
     assert TaskRow.model_validate(row.model_dump(mode="json")) == row
     with pytest.raises(ValidationError, match=naming("train, validation and test", 100)):
         TaskRow.model_validate({"task": "digits", "fractions": [20, 20, 50]})
+    for metric in ("acuracy", "rmse"):
+        with pytest.raises(UserError, match=f"metric .{metric}"):
+            TaskRow(task="tweet-sentiment", metric=metric).lookup()
 
 
 @pytest.mark.parametrize("name", ["cola", "metamath"])
@@ -201,14 +195,7 @@ def test_examples_that_do_not_fit(
         Examples(["a", "b"], labels, ids, groups)
 
 
-def test_identity_changes_with_data_and_version() -> None:
-    tasks = [ToyText() for _ in range(3)]
-    tasks[1].version = 2
-    tasks[2].data_hash = "1"
-    assert len({task.identity_hash() for task in tasks}) == 3
-
-
-def test_a_score_by_another_metric_is_another_task_s() -> None:
-    task, other = ToyText(), ToyText()
-    other.metric = "matthews"
-    assert task.identity_hash() != other.identity_hash()
+def test_identity_changes_with_data_version_and_metric() -> None:
+    tasks = [ToyText() for _ in range(4)]
+    tasks[1].version, tasks[2].data_hash, tasks[3].metric = 2, "1", "matthews"
+    assert len({task.identity_hash() for task in tasks}) == 4

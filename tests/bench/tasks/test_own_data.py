@@ -458,10 +458,7 @@ def test_a_plan_knows_every_split_of_own_data(tmp_path: Path, own_cache: Path) -
 
 @pytest.mark.parametrize(
     ("files", "message"),
-    [
-        ({"train": "ab", "test": "abc"}, "train.* of c"),
-        ({"train": "abc", "test": "ab"}, "test.* of c"),
-    ],
+    [({"train": "ab", "test": "abc"}, "train.* of c"), ({"train": "abc", "test": "ab"}, "test.* of c")],
 )
 def test_every_split_has_every_class(
     tmp_path: Path, own_cache: Path, files: dict[str, str], message: str

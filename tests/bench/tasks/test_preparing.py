@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
 from copy import deepcopy
 from dataclasses import replace
@@ -16,7 +15,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from tensorbench.methods.errors import UserError
-from tensorbench.tasks import Examples, ImageSplit, TextSplit, data_key, objective, prepare
+from tensorbench.tasks import Examples, ImageSplit, TextSplit, data_key, prepare
 
 from ...messages import naming
 from .toy_tasks import IMAGES, TEXT, ToyImages, ToyText, splits, tokenizer
@@ -231,26 +230,3 @@ def test_moving_to_a_device_keeps_what_plans_batches(own_cache: Path) -> None:
     images = prepare(ToyImages(), IMAGES).train.to("meta")
     assert images.batch(torch.tensor([0]))["pixel_values"].is_meta
     assert not images.ids.is_meta
-
-
-def score(metric: str, logits: torch.Tensor, labels: torch.Tensor) -> float:
-    task = ToyText()
-    task.metric = metric
-    return objective(task).score(logits, labels)
-
-
-def test_scores() -> None:
-    labels = torch.tensor([0, 0, 0, 1, 2, 2, 1, 0])
-    guesses = torch.tensor([0, 0, 1, 1, 2, 0, 1, 0])
-    logits = torch.nn.functional.one_hot(guesses, 3).float()
-    assert score("accuracy", logits, labels) == 0.75
-    # The nearest float32 would differ.
-    assert score("accuracy", logits[:5], labels[:5]) == 4 / 5
-    # 6 of 8 right; classes 4, 2, 2 and guesses 4, 3, 1: (6·8 − 24) / √((64 − 24)·(64 − 26)).
-    assert score("matthews", logits, labels) == pytest.approx(24 / math.sqrt(40 * 38))
-    assert score("matthews", torch.zeros(8, 3), labels) == 0
-    # Always guessing the same class scores zero, even for the larger class.
-    for column in (0, 1):
-        constant = torch.zeros(10, 2)
-        constant[:, column] = 1
-        assert score("matthews", constant, torch.tensor([1] * 7 + [0] * 3)) == 0

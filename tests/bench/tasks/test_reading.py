@@ -50,12 +50,7 @@ def at(row: int, field: str, value: Any) -> Any:
         ("labels", 7, None, r"label of row 7 .*None \(NoneType\)"),
         ("ids", 4, "a", r"id of row 4 .*'a' \(str\)"),
         ("ids", 4, 2**63, r"id of row 4 .*9223372036854775808 \(int\)"),
-        (
-            "inputs",
-            5,
-            ("a", "b"),
-            r"text of row 5 .*\('a', 'b'\) \(tuple\)",
-        ),
+        ("inputs", 5, ("a", "b"), r"text of row 5 .*\('a', 'b'\) \(tuple\)"),
         ("inputs", 0, ("a", "b", "c"), "text of row 0 "),
         ("inputs", 2, None, r"text of row 2 .*None \(NoneType\)"),
         ("inputs", 2, ["a"] * 99, r"row 2 .*\['a', .{0,80}\(list\)"),
@@ -94,11 +89,7 @@ def test_an_input_that_is_no_image_is_refused_by_its_row(own_cache: Path, image:
 
 
 @pytest.mark.parametrize(
-    ("made", "message"),
-    [
-        (Examples([], [], []), "no examples"),
-        ([("a text", 1)], r"examples\(\) .*list"),
-    ],
+    ("made", "message"), [(Examples([], [], []), "no examples"), ([("a text", 1)], r"examples\(\) .*list")]
 )
 def test_a_task_that_gives_no_examples_is_refused(
     monkeypatch: pytest.MonkeyPatch, made: Any, message: str

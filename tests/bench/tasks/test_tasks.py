@@ -49,12 +49,6 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield get
 
 
-def test_registered_names() -> None:
-    assert set(NAMES) <= set(TASKS)
-    for name in NAMES:
-        assert TASKS.get(name).name == name
-
-
 @pytest.mark.processes
 def test_descriptions_need_neither_data_nor_transformers() -> None:
     code = (

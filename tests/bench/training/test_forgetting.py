@@ -10,7 +10,6 @@ import huggingface_hub
 import pyarrow
 import pytest
 import torch
-import transformers
 from pyarrow import parquet
 
 import tensorbench
@@ -18,7 +17,6 @@ import tensorbench.training.trial
 from tensorbench.backbones import BackboneSpec, load
 from tensorbench.backbones.inputs import TextInput
 from tensorbench.backbones.random_weights import byte_tokenizer
-from tensorbench.checks.conformance.subject import tiny
 from tensorbench.methods import UserError
 from tensorbench.plan.recipe import Recipe
 from tensorbench.records.measures import Measure
@@ -28,6 +26,7 @@ from tensorbench.tasks.plain_text import plain_tokens
 from tensorbench.training.trial import Resources, run_trial, text_loss
 
 from ...messages import naming
+from ..local_checkpoints import language_model
 from ..toy_runs import run
 from ..toy_suites import TEXT, plan
 
@@ -38,14 +37,7 @@ DECODER = {**TEXT, "backbones": ["tiny-random-llama"], "training": {"batch_size"
 def test_the_loss_is_the_mean_of_all_tokens_together(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny(kind)._config()
-    config.tie_word_embeddings = kind == "gemma2"
-    name = {"llama": "Llama", "gemma2": "Gemma2"}[kind]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
-    model.save_pretrained(tmp_path)
-    byte_tokenizer(16).save_pretrained(tmp_path)
+    model = language_model(kind, tmp_path, tie_word_embeddings=kind == "gemma2")
     backbone = load(BackboneSpec(local=tmp_path))
     text = tuple(torch.arange(2, 2 + length) for length in (3, 12, 7))
     total, count = 0.0, 0

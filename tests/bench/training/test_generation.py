@@ -11,14 +11,12 @@ import numpy as np
 import pyarrow
 import pytest
 import torch
-import transformers
 from pyarrow import parquet
 
 from tensorbench.backbones import BackboneSpec, LoadedBackbone, load
 from tensorbench.backbones.answers import put_head
 from tensorbench.backbones.inputs import TextInput
 from tensorbench.backbones.random_weights import byte_tokenizer
-from tensorbench.checks.conformance.subject import tiny
 from tensorbench.methods import Geometry, UserError, create, from_identity
 from tensorbench.plan.suite import load_suite
 from tensorbench.records.measures import Measure
@@ -34,6 +32,7 @@ from tensorbench.training.trial import Resources, run_trial
 
 from ...messages import naming
 from ...predicted import frame_of
+from ..local_checkpoints import language_model
 from ..toy_suites import VISION, plan
 
 PROMPTS, ANSWERS = ["what?", "why is it so?", "a"], ["this", "é", "no reason at all"]
@@ -43,17 +42,7 @@ PROMPTS, ANSWERS = ["what?", "why is it so?", "a"], ["this", "é", "no reason at
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A language model of transformers, saved with a tokenizer of bytes in the folder `model.folder`."""
     folder = tmp_path_factory.mktemp(request.param)
-    config = tiny(request.param)._config()
-    config.max_position_embeddings = 64
-    name = {"llama": "Llama", "gemma2": "Gemma2", "gpt2": "GPT2LMHead"}[request.param]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        made = getattr(transformers, f"{name}{'Model' if name[-1] == 'd' else 'ForCausalLM'}")(config).eval()
-        with torch.no_grad():
-            for parameter in made.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=0.3)
-    made.save_pretrained(folder)
-    byte_tokenizer(64).save_pretrained(folder)
+    made = language_model(request.param, folder, tokens=64)
     made.folder = folder
     return made
 

@@ -419,9 +419,6 @@ def test_without_warmup_the_first_step_has_the_peak_and_the_last_the_floor() -> 
     values = rates(50, 0)
     assert (values[0], values[-1]) == (1.0, pytest.approx(0.1))
     assert values == sorted(values, reverse=True)
-
-
-def test_a_single_step_has_the_peak() -> None:
     assert rates(1, 0) == [1.0]
 
 

@@ -101,11 +101,7 @@ def test_the_backbone_gets_parts_of_a_batch_and_runs_layers_again() -> None:
 @pytest.mark.parametrize(
     ("made", "saving", "message"),
     [
-        (
-            trial({**TEXT}, "head_only"),
-            PARTS,
-            naming("--micro-batch", "'tiny-random-bert'"),
-        ),
+        (trial({**TEXT}, "head_only"), PARTS, naming("--micro-batch", "'tiny-random-bert'")),
         (
             trial(VISION, {"method": "lora", "dropout": 0.1}),
             Saving(shrink=True),
