@@ -86,40 +86,36 @@ class Writer:
         A text stops before the tokenizer's end token, after `new_tokens` tokens, or when prompt and answer
         together have `limit` tokens. Other prompts of the batch do not affect it.
         """
-        # Without this, a compiled encoder is compiled again for each length of keys and values. A decorator
-        # would import torch's compiler together with this module, which takes a second.
-        with torch.compiler.set_stance("force_eager"), padded(encoder, ANY_SIDE):
-            return self._written(encoder, input_ids, attention_mask)
-
-    def _written(self, encoder: Any, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
         from transformers import DynamicCache
 
         tokenizer, cache = self.tokenizer, DynamicCache(config=encoder.config)
         # transformers before 5.24 uses the longer name.
         takes = inspect.signature(encoder.forward).parameters
         remembered = {"cache" if "cache" in takes else "past_key_values": cache}
-        lengths = attention_mask.sum(1)
-        room = (self.limit - lengths).clamp(max=self.new_tokens)
+        room = (self.limit - attention_mask.sum(1)).clamp(max=self.new_tokens)
         positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
         ids, mask, written = input_ids, attention_mask, list[Tensor]()
-        for count in range(int(room.max())):
-            states = encoder(
-                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **remembered
-            ).last_hidden_state[:, -1]
-            token = token_logits(encoder, states, self.unembedding).argmax(-1)
-            ended = (
-                written[-1] == tokenizer.eos_token_id
-                if written
-                else torch.zeros_like(token, dtype=torch.bool)
-            )
-            written.append(token.masked_fill(ended | (count >= room), tokenizer.eos_token_id))
-            if bool((written[-1] == tokenizer.eos_token_id).all()):
-                break
-            ids = written[-1][:, None]
-            mask = F.pad(mask, (0, 1), value=1)
-            # A full row stays at the last position until the other rows are done, as the model may have no
-            # further position.
-            positions = (positions[:, -1:] + 1).clamp(max=self.limit - 1)
+        # Without this, a compiled encoder is compiled again for each length of keys and values. A decorator
+        # would import torch's compiler together with this module, which takes a second.
+        with torch.compiler.set_stance("force_eager"), padded(encoder, ANY_SIDE):
+            for count in range(int(room.max())):
+                states = encoder(
+                    input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **remembered
+                ).last_hidden_state[:, -1]
+                token = token_logits(encoder, states, self.unembedding).argmax(-1)
+                ended = (
+                    written[-1] == tokenizer.eos_token_id
+                    if written
+                    else torch.zeros_like(token, dtype=torch.bool)
+                )
+                written.append(token.masked_fill(ended | (count >= room), tokenizer.eos_token_id))
+                if bool((written[-1] == tokenizer.eos_token_id).all()):
+                    break
+                ids = written[-1][:, None]
+                mask = F.pad(mask, (0, 1), value=1)
+                # A full row stays at the last position until the other rows are done, as the model may have
+                # no further position.
+                positions = (positions[:, -1:] + 1).clamp(max=self.limit - 1)
         rows = torch.stack(written, 1).tolist() if written else [[] for _ in range(len(input_ids))]
         answers = (list(takewhile(lambda token: token != tokenizer.eos_token_id, row)) for row in rows)
         return [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]

@@ -123,7 +123,16 @@ class TimmBackbone:
             architecture, arguments = config["architecture"], config.get("model_args") or {}
             refuse_timm_choices(file, architecture, arguments)
             check_shape(file, arguments)
-            return Blueprint(architecture, arguments, _settings(file, config))
+            inner = config.get("pretrained_cfg") or {}
+            if not isinstance(inner, dict):
+                raise UserError(f"{file}: pretrained_cfg should be an object, got {shown(inner)}")
+            # Older timm configs have the settings at the top level.
+            settings = config | inner
+            try:
+                _Settings.model_validate(settings)
+            except ValidationError as error:
+                raise UserError(f"{file}: {explained(error, _Settings)[0]}") from error
+            return Blueprint(architecture, arguments, settings)
         if not timm.is_model(self.model):
             near = near_names(self.model, timm.list_models(), at_most=3)
             hint = f"near are {', '.join(near)}" if near else "timm.list_models() has their names"
@@ -200,20 +209,6 @@ class _Settings(BaseModel):
     input_size: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     classifier: str | tuple[str, ...] | None = None
     license: str | None = None
-
-
-def _settings(file: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the pretraining settings in a repository's config. Raises UserError for an invalid field."""
-    inner = config.get("pretrained_cfg") or {}
-    if not isinstance(inner, dict):
-        raise UserError(f"{file}: pretrained_cfg should be an object, got {shown(inner)}")
-    # Older timm configs have the settings at the top level.
-    settings = config | inner
-    try:
-        _Settings.model_validate(settings)
-    except ValidationError as error:
-        raise UserError(f"{file}: {explained(error, _Settings)[0]}") from error
-    return settings
 
 
 @dataclass(frozen=True)
