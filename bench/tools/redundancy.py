@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -76,6 +77,8 @@ def gram_matrices(updates: Mapping[Site, Pair]) -> dict[str, Tensor]:
         "input": torch.zeros(hidden, hidden, dtype=torch.float64),
         "head_size": torch.zeros(head_size, head_size, dtype=torch.float64),
         "head": torch.zeros(heads, heads, dtype=torch.float64),
+        "projection": torch.zeros(len(projections), len(projections), dtype=torch.float64),
+        "layer": torch.zeros(len(layers), len(layers), dtype=torch.float64),
     }
     for pair in updates.values():
         outer = pair.unsplit @ pair.unsplit.T
@@ -84,33 +87,17 @@ def gram_matrices(updates: Mapping[Site, Pair]) -> dict[str, Tensor]:
         grams["input"] += pair.unsplit.T @ inner @ pair.unsplit
         grams["head_size"] += torch.einsum("hjr,hkr->jk", weighed, pair.split)
         grams["head"] += torch.einsum("hjr,gjr->hg", weighed, pair.split)
-
-    by_projection = [
-        [
-            sum(inner_product(updates.get(Site(i, left)), updates.get(Site(i, right))) for i in layers)
-            for right in projections
-        ]
-        for left in projections
-    ]
-    by_layer = [
-        [
-            sum(inner_product(updates.get(Site(left, p)), updates.get(Site(right, p))) for p in projections)
-            for right in layers
-        ]
-        for left in layers
-    ]
-    return grams | {
-        "projection": torch.tensor(by_projection, dtype=torch.float64),
-        "layer": torch.tensor(by_layer, dtype=torch.float64),
-    }
-
-
-def inner_product(left: Pair | None, right: Pair | None) -> float:
-    """Returns the sum over the entrywise product of two updates. None stands for an update of zero."""
-    if left is None or right is None:
-        return 0.0
-    split = torch.einsum("hjr,hjs->rs", left.split, right.split)
-    return float((split * (left.unsplit @ right.unsplit.T)).sum())
+    for (site, own), (other, pair) in product(updates.items(), repeat=2):
+        if site.layer == other.layer or site.projection == other.projection:
+            # The sum over the entrywise product of the two updates.
+            split = torch.einsum("hjr,hjs->rs", own.split, pair.split)
+            overlap = (split * (own.unsplit @ pair.unsplit.T)).sum()
+            if site.layer == other.layer:
+                place = projections.index(site.projection), projections.index(other.projection)
+                grams["projection"][place] += overlap
+            if site.projection == other.projection:
+                grams["layer"][layers.index(site.layer), layers.index(other.layer)] += overlap
+    return grams
 
 
 def singular_values(gram: Tensor) -> list[float]:

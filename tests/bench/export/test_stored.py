@@ -18,9 +18,6 @@ from transformers import AutoImageProcessor, pipeline
 import tensorbench.store.trained
 import tensorbench.tools.export.write
 from tensorbench.backbones import BackboneSpec, load
-from tensorbench.execution.driver import execute
-from tensorbench.execution.inline import Inline
-from tensorbench.execution.session import session
 from tensorbench.methods import UserError
 from tensorbench.records.record import Record, record_of
 from tensorbench.records.words import Tag
@@ -32,6 +29,7 @@ from tensorbench.tools.redundancy import analyse
 from ...messages import naming
 from ...predicted import frame_of
 from ...stored import begun
+from ..toy_runs import run_inline
 from ..toy_suites import TEXT, VISION, plan
 from .cases import Case, close
 
@@ -53,8 +51,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path],
     store = Store.create(uri, "toy")
     wild = {"method": "lora", "rank": 1, "training": {"lr": 1e30}}
     made = plan(VISION, methods=["lora", {"method": "tenslora", "variant": "qkv"}, "head_only", wild])
-    with session(store) as at_work, Inline("cpu") as place:
-        execute(made, list(made.trials), at_work, place, lambda event: None)
+    run_inline(store, made)
     other = plan(VISION, seeds=[7])
     begun(store, other.trials[0], other.rows).kill()
     return Stored(uri, store.records())
@@ -67,8 +64,7 @@ def test_ranks_that_training_cut_are_those_that_it_left(
     store = Store.create(uri, "toy")
     cut = {"method": "tenslora", "variant": "qkv", "ranks": [6, 3, 2], "cuts": {"times": 1, "last": 0.5}}
     made = plan(VISION, methods=[cut])
-    with session(store) as at_work, Inline("cpu") as place:
-        execute(made, list(made.trials), at_work, place, lambda event: None)
+    run_inline(store, made)
     (record,) = store.records()
     left = [rank for (rank,) in json.loads(record.tag(Tag.FINAL_RANKS)).values()]
     assert left != [6, 3, 2]
@@ -276,8 +272,7 @@ def test_names_of_outputs_that_may_have_changed_are_reported(
     store = Store.create(uri, "toy")
     task = {"name": "mine", "csv": str(data), "text": "text", "label": "label", "max_tokens": 16}
     made = plan({**TEXT, "tasks": [task]}, methods=["lora"])
-    with session(store) as at_work, Inline("cpu") as place:
-        execute(made, list(made.trials), at_work, place, lambda event: None)
+    run_inline(store, made)
     (record,) = store.records()
     assert not export_run(record.run_id, tmp_path / "before", uri).doubts
     data.write_text(f"text,label\n{rows.replace('bad', 'terrible')}")
