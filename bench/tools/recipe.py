@@ -284,7 +284,7 @@ def _write_script(folder: Path, trial: Trial) -> str:
         original.save(folder / ORIGINAL, copies(dense.module.encoder.state_dict()))
     if config is not None:
         config.save_pretrained(folder)
-    saves = merges or _is_plain(original)
+    saves = merges or original.head_is_beside
     write_json(folder / "training_arguments.json", _arguments(original, recipe, saves=saves))
     script = _script(original, task, method, recipe, by_peft=config is not None)
     (folder / "train.py").write_text(script, encoding="utf-8")
@@ -297,13 +297,8 @@ def _write_script(folder: Path, trial: Trial) -> str:
     if isinstance(model_input, TextInput):
         tokens = min(model_input.max_tokens, trial.task.max_tokens)
         usage = TEXTS.format(place=str(original.reference or ORIGINAL), tokens=tokens, labels=labels)
-    served = (SERVED_APART if _is_plain(original) else SERVED) if merges else ""
+    served = (SERVED_APART if original.head_is_beside else SERVED) if merges else ""
     return usage + served.format(plain="model.merge_and_unload()" if config is not None else "model")
-
-
-def _is_plain(original: Original) -> bool:
-    """Whether the head is beside the encoder, in a module of the script's own."""
-    return original.answers is None and not original.target.head
 
 
 def _merges(adapter: Adapter) -> bool:
@@ -328,13 +323,13 @@ def _peft_config(original: Original, adapter: PeftAdapter) -> Any:
         every += [f"{path}.{name}".rstrip(".") for name, _ in inside]
     same = [name for name in every if name.rpartition(".")[2] in ends]
     config.target_modules = ends if len(same) == len(paths) else list(paths)
-    plain = _is_plain(original)
+    apart = original.head_is_beside
     fields = {
-        "modules_to_save": ["head"] if plain else list(original.target.head.values()) or None,
+        "modules_to_save": ["head"] if apart else list(original.target.head.values()) or None,
         "inference_mode": False,
-        "base_model_name_or_path": None if plain else original.reference or ORIGINAL,
+        "base_model_name_or_path": None if apart else original.reference or ORIGINAL,
         "revision": original.revision,
-        "task_type": None if plain else original.target.task,
+        "task_type": None if apart else original.target.task,
     }
     for field, value in fields.items():
         setattr(config, field, value)
@@ -364,7 +359,7 @@ def _arguments(original: Original, recipe: Recipe, *, saves: bool) -> dict[str, 
         "save_total_limit": 1,
         "load_best_model_at_end": best,
         "metric_for_best_model": "eval_loss",
-        "remove_unused_columns": not _is_plain(original),
+        "remove_unused_columns": not original.head_is_beside,
         "report_to": "none",
     }
 
@@ -373,7 +368,7 @@ def _script(original: Original, task: Task, method: Method, recipe: Recipe, *, b
     place = str(original.reference or original.place)
     shown = repr(place) if original.reference else f'HERE / "{ORIGINAL}"'
     call, model = loading(original, place, shown), ""
-    if _is_plain(original):
+    if original.head_is_beside:
         model = MODEL.format(
             call=call,
             hidden=original.encoder.config.hidden_size,

@@ -116,7 +116,16 @@ def facts_of(original: Original) -> dict[str, str]:
     facts = {} if isinstance(original.answers, Writer) else {"classes": classes}
     model_input = original.model_input
     if isinstance(model_input, ImageInput):
-        return {**facts, "input": _description(model_input)}
+        size = model_input.size
+        if model_input.resize is None:
+            resized = f"the central square, resized to {size}×{size} pixels (bicubic)"
+        else:
+            resized = (
+                f"squashed to {model_input.resize}×{model_input.resize} pixels (bilinear), of which the "
+                f"central {size}×{size} are cut out"
+            )
+        pixels = f"pixels in [0, 1], mean {model_input.mean}, std {model_input.std}"
+        return {**facts, "input": f"RGB, {resized}; {pixels}"}
     facts["input"] = f"token ids of the backbone's own tokenizer, at most {model_input.max_tokens}"
     if model_input.prompt is not None:
         facts["input"] += f", of the prompt {json.dumps(model_input.prompt.template, ensure_ascii=False)}"
@@ -178,14 +187,25 @@ def loading(original: Original, place: str, shown: str) -> str:
 def _notes(original: Original, merged: bool) -> list[str]:
     images = original.model_input if isinstance(original.model_input, ImageInput) else None
     timm = isinstance(original, TimmOriginal)
-    beside = not timm and original.answers is None and not original.target.head
     notes = []
     if merged:
         notes.append("The update is added to the backbone's weights: peft is not needed.")
-        if images and not beside:
+        if images and not original.head_is_beside:
             notes.append('`transformers.pipeline("image-classification", model=".")` takes images.')
-        if images:
-            notes += _differences(images, "timm" if timm else "transformers")
+        # How the pixels that a library prepares differ from those in training.
+        if images and not timm:
+            notes.append(
+                'Training resized images with PIL, as transformers does with `backend="pil"`. With its '
+                "default, torchvision, a pixel is off by at most one of 255 levels."
+            )
+        if images and images.resize is None:
+            notes.append(
+                "Training cut the central square out of an image and then resized it; the preprocessor "
+                "resizes first. Square images come out the same, others shifted by up to a pixel: where that "
+                "matters, cut the square out yourself."
+            )
+        elif images and images.resize is not None and timm and (images.resize - images.size) % 4 == 3:
+            notes.append("timm cuts the centre out one pixel lower and further right than training did.")
     else:
         notes.append(_origin(original))
         if original.spec.quantise:
@@ -193,7 +213,7 @@ def _notes(original: Original, merged: bool) -> list[str]:
                 "The adapter belongs to the frozen model with all of its projections "
                 + QUANTISED[original.spec.quantise][1]
             )
-    if beside:
+    if original.head_is_beside:
         notes.append(
             "No class of transformers has the pooling and the head of training: the head is in "
             f"`{HEAD}`, beside the model."
@@ -216,33 +236,3 @@ def _origin(original: Original) -> str:
         f"The frozen model is {place} of the Hugging Face hub, at commit {original.revision}. "
         f"`peft.{original.target.loader}.from_pretrained` finds it by itself."
     )
-
-
-def _description(images: ImageInput) -> str:
-    if images.resize is None:
-        resized = f"the central square, resized to {images.size}×{images.size} pixels (bicubic)"
-    else:
-        resized = (
-            f"squashed to {images.resize}×{images.resize} pixels (bilinear), of which the central "
-            f"{images.size}×{images.size} are cut out"
-        )
-    return f"RGB, {resized}; pixels in [0, 1], mean {images.mean}, std {images.std}"
-
-
-def _differences(images: ImageInput, library: str) -> list[str]:
-    """Returns notes on how the pixels that a library prepares differ from those in training."""
-    notes = []
-    if library == "transformers":
-        notes.append(
-            'Training resized images with PIL, as transformers does with `backend="pil"`. With its default, '
-            "torchvision, a pixel is off by at most one of 255 levels."
-        )
-    if images.resize is None:
-        notes.append(
-            "Training cut the central square out of an image and then resized it; the preprocessor resizes "
-            "first. Square images come out the same, others shifted by up to a pixel: where that matters, "
-            "cut the square out yourself."
-        )
-    elif library == "timm" and (images.resize - images.size) % 4 == 3:
-        notes.append("timm cuts the centre out one pixel lower and further right than training did.")
-    return notes

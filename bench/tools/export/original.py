@@ -139,7 +139,13 @@ class Original:
                 )
         #: The hub id of the model, or its folder on this machine. None if it can be had nowhere else, so that
         #: a checkpoint contains it. `revision` is the commit of a model from the hub.
-        self.reference, self.revision = _source(backbone, self.spec)
+        self.reference: str | None = None
+        self.revision: str | None = None
+        entry = entry_of(self.spec)
+        if isinstance(entry, HubBackbone):
+            self.reference, self.revision = entry.repository, backbone.info.weights_hash.rpartition("@")[2]
+        elif isinstance(entry, FolderBackbone):
+            self.reference = str(entry.path.expanduser().resolve())
         inside = self.answers is not None or self.target.head
         #: The prefix of the encoder's modules in the original model, including the dot.
         self.prefix = f"{self.encoder.base_model_prefix}." if inside else ""
@@ -211,9 +217,14 @@ class Original:
                 state["weight"] = torch.cat((state["weight"], torch.zeros_like(state["weight"])), dim=1)
         return heads
 
+    @property
+    def head_is_beside(self) -> bool:
+        """Whether the head fits no module of the original model, and is in a file beside it."""
+        return self.answers is None and not self.target.head
+
     def save_head(self, folder: Path) -> None:
-        """Writes a head that fits no module of the original model to a file beside it."""
-        if self.answers is None and not self.target.head:
+        """Writes a head that is beside the original model."""
+        if self.head_is_beside:
             save_file(copies(self.backbone.head.state_dict()), folder / HEAD, metadata={"format": "pt"})
 
     def bare(self) -> Any:
@@ -307,7 +318,7 @@ class TimmOriginal(Original):
     Raises UserError for a model that timm cannot make by name, and for a classifier that is not linear.
     """
 
-    prefix, answers = "", None
+    prefix, answers, head_is_beside = "", None, False
 
     def _check(self) -> None:
         import timm
@@ -352,9 +363,6 @@ class TimmOriginal(Original):
 
     def heads(self) -> dict[str, dict[str, Tensor]]:
         return {path: copies(self.backbone.head.state_dict()) for path in self._heads}
-
-    def save_head(self, folder: Path) -> None:
-        return
 
     def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         tensors = self.state(state)
@@ -412,19 +420,6 @@ def timm_settings(images: ImageInput) -> dict[str, Any]:
         "mean": list(images.mean),
         "std": list(images.std),
     }
-
-
-def _source(backbone: LoadedBackbone, spec: BackboneSpec) -> tuple[str | None, str | None]:
-    """Where the frozen model comes from: a hub id and a commit, or a folder on this machine and None.
-
-    (None, None) if it can be had nowhere else, so that a checkpoint contains it.
-    """
-    entry = entry_of(spec)
-    if isinstance(entry, HubBackbone):
-        return entry.repository, backbone.info.weights_hash.rpartition("@")[2]
-    if isinstance(entry, FolderBackbone):
-        return str(entry.path.expanduser().resolve()), None
-    return None, None
 
 
 def fuse(updates: Sequence[Update | None], widths: Sequence[int]) -> Update:
