@@ -1,4 +1,4 @@
-"""The methods of a report: their scores, comparisons and guards, in blocks that are comparable."""
+"""Blocks of a report: comparable methods, with their scores, comparisons and guards."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Entrant:
 
     method: str
     family: str
-    #: None if a table of others does not say it.
+    #: The number of adapter parameters. None if an imported table does not state it.
     parameters: int | None
     #: The settings on which the method has complete studies, the number of its cell on each, and its studies.
     settings: tuple[TaskAndBackbone, ...]
@@ -126,7 +126,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Edge:
-    """The edge of a method's window at which its best rates lie. Its score is a lower bound."""
+    """The edge of a method's window at which its best rates lie, which makes its score a lower bound."""
 
     method: str
     #: "lower" or "upper".
@@ -165,7 +165,7 @@ class Block:
     #: The methods with studies on all settings. The reference comes first, then the others by score after
     #: `k` trials, best first.
     entrants: tuple[Entrant, ...]
-    #: The methods with studies on some of the settings, where they are compared.
+    #: The methods with studies on only some of the settings, and compared on these.
     part: tuple[Entrant, ...]
     #: The reason why a method is in no mean over all settings, by its name.
     left_out: Mapping[str, str]
@@ -174,7 +174,7 @@ class Block:
     #: The variance of scores by source, on each setting.
     sources: tuple[Sources, ...]
     notes: tuple[str, ...]
-    #: Sentences that come before any answer, on what withholds verdicts: nothing trained, for example.
+    #: Sentences that come before any answer and say why verdicts are withheld: nothing trained, for example.
     guards: tuple[str, ...] = ()
     #: The methods whose best rates lie at the edge of their windows.
     edges: tuple[Edge, ...] = ()

@@ -1,4 +1,4 @@
-"""A choice of ranks on validation: the points that a search tried, those that tie, and what modes did."""
+"""A choice of ranks on validation: the points that a search tried, ties, and the importance of modes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FEWEST = 5
 
 @dataclass(frozen=True)
 class Ties:
-    """The points that validation cannot tell from the chosen one."""
+    """Counts of the points that validation cannot distinguish from the chosen one."""
 
     #: The number of complete points.
     points: int
@@ -126,8 +126,9 @@ class RankChoice(ShowsOverview):
 
         All points tie if they have the same score, even if their losses differ. Otherwise, points with
         several seeds tie if the simultaneous 95% interval of their difference from the chosen point contains
-        zero. Its variance is the residual of a table of points by seeds without the means of both, pooled
-        over all points. Points with one seed tie if their results are equal, since their noise is unknown.
+        zero. Its variance comes from the residuals of the table of points × seeds, after the means of points
+        and of seeds are removed, pooled over all points. Points with one seed tie if their results are equal,
+        since their noise is unknown.
 
         There are no ties without a choice, and with few parameters as a second objective.
         """
@@ -193,7 +194,10 @@ class RankChoice(ShowsOverview):
         )
 
     def overview(self) -> Table:
-        """Returns the table of all points, from best to worst, and what it shows."""
+        """Returns the table of all tried points, from best to worst, with `sentences` as its notes.
+
+        Incomplete points come last.
+        """
         unit = unit_of(self.metric)
         rates = any(point.label for point in self.tried)
         rest = [place for place, point in enumerate(self.tried) if not point.complete]

@@ -1,8 +1,8 @@
-"""Guards of comparisons: withhold verdicts that something else than the methods would decide.
+"""Guards of comparisons: withhold verdicts that would not be due to the methods themselves.
 
 There is no verdict on a setting where nothing trained, or where the reference is no better than a head. Where
-runs of the reference collapsed, no method is called better. A method some of whose seeds diverged is not
-called better either, since only the others have a score. If a method's best rates lie at the edge of its
+runs of the reference collapsed, no method is called better. If some seeds of a method diverged, it is not
+called better either, since only its other seeds have a score. If a method's best rates lie at the edge of its
 window, its score is a lower bound, and the method is not called worse.
 """
 
@@ -55,7 +55,7 @@ NOTHING = "nothing trained"
 
 @dataclass(frozen=True)
 class Guards:
-    """What withholds verdicts on the methods of a block."""
+    """The reasons to withhold verdicts on the methods of a block."""
 
     #: Sentences that come before any answer.
     sentences: tuple[str, ...] = ()
@@ -65,7 +65,11 @@ class Guards:
     collapsed: Mapping[TaskAndBackbone, str] = field(default_factory=dict)
 
     def left(self, verdict: Verdict, settings: Sequence[TaskAndBackbone]) -> Verdict:
-        """What the guards leave of a verdict over these settings together."""
+        """Returns a verdict over all these settings together, replaced if a guard withholds it.
+
+        If one of the settings is in `lost`, there is no verdict. If one is in `collapsed`, "better" becomes
+        undecided.
+        """
         if why := _over(self.lost, settings):
             return Verdict(Answer.NONE, reason=why)
         if verdict.side == "better" and (why := _over(self.collapsed, settings)):
@@ -74,7 +78,7 @@ class Guards:
 
 
 def _over(reasons: Mapping[TaskAndBackbone, str], settings: Sequence[TaskAndBackbone]) -> str:
-    """The reasons on these settings, with the tasks if there are several settings."""
+    """The reasons for these settings as text, with their tasks if there are several settings."""
     tasks = grouped((setting for setting in settings if setting in reasons), reasons.__getitem__)
     if len(settings) == 1:
         return "".join(tasks)
@@ -96,7 +100,7 @@ def find_guards(
     Args:
         scored: All cells of the report. Cells with studies have their score after tuning as their mean.
         methods: The numbers of the block's cells.
-        reference: Those of the reference.
+        reference: The numbers of the reference's cells.
         collapsed: The collapsed runs or kept trials, by the number of the cell.
     """
     own = [cell for cell in scored if cell.number in methods or cell.number in reference]
@@ -206,7 +210,7 @@ def unbeaten(cells: Iterable[Cell]) -> list[str]:
 def guarded(
     results: Results, block: Block, scored: Sequence[Cell], collapsed: Mapping[int, Collapses]
 ) -> Block:
-    """Returns the block with its guards and edges, and with the verdicts that they leave.
+    """Returns the block with its guards and edges, and without the verdicts that they withhold.
 
     `scored` has all cells of the report, each with its score after `block.k` trials as its mean. `collapsed`
     has the cells with collapsed seeds or kept trials, by the number of the cell.
@@ -244,7 +248,7 @@ def guarded(
 
 @dataclass(frozen=True)
 class _Sides:
-    """Both sides of the comparisons of a block, with what may withhold their verdicts."""
+    """Both sides of a block's comparisons, with the reasons to withhold their verdicts."""
 
     results: Results
     block: Block
@@ -256,7 +260,7 @@ class _Sides:
     collapsed: Mapping[int, Collapses]
 
     def left(self, entrant: Entrant, comparison: Comparison, edges: Sequence[Edge | None]) -> Comparison:
-        """The comparison of a method with the verdicts that the guards leave. `edges` are the method's."""
+        """A method's comparison, without verdicts that guards withhold. `edges` are the method's."""
         places = [self.block.settings.index(setting) for setting in entrant.settings]
         own = [self.edges[0], *(self.edges[1 + place] for place in places)]
         return self._left(
@@ -264,7 +268,7 @@ class _Sides:
         )
 
     def of_level(self, level: Level) -> Comparison:
-        """The same for a method without adapter, which has a cell on every setting."""
+        """Like `left`, for a method without adapter. It must have a cell on every setting."""
         assert level.comparison is not None
         cells = [number for number in level.cells if number is not None]
         settings = self.block.settings
@@ -310,7 +314,7 @@ class _Sides:
     def _diverged_elsewhere(self, number: int, settings: Sequence[TaskAndBackbone]) -> bool:
         """Whether all seeds of the cell's method ended without a score on another setting, and some diverged.
 
-        That setting is in no mean, so a mean over these settings may not speak for the method.
+        That setting is left out of every mean, so a mean over `settings` may flatter the method.
         """
         own = self.results.all_cells[number]
         return any(
@@ -339,7 +343,7 @@ def _judged(verdict: Verdict, edges: Sequence[Edge | None], *, collapsed: bool) 
 
 
 def _edges(results: Results, entrant: Entrant) -> list[Edge | None]:
-    """The edge of all studies together, followed by that on each setting. None where there is none."""
+    """The edge of all studies together, followed by the edge on each setting. None if there is no edge."""
     plans = [plan for number in entrant.cells if (plan := results.all_cells[number].studies)]
     if not plans or any(studies.offsets is None for studies in entrant.studies):
         return [None] * (1 + len(entrant.cells))
@@ -348,7 +352,7 @@ def _edges(results: Results, entrant: Entrant) -> list[Edge | None]:
 
 
 def _kept(studies: CompleteStudies) -> Array:
-    """The offset of the trial that each study keeps, in decades. Studies that all diverged have none."""
+    """The offset, in decades, of each study's kept trial. Leaves out studies whose trials all diverged."""
     assert studies.offsets is not None
     losses = np.where(np.isfinite(studies.losses), studies.losses, np.inf)
     kept: Array = studies.offsets[np.arange(studies.count), losses.argmin(1)]

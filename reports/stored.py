@@ -1,4 +1,4 @@
-"""The contents of a store: its experiments in numbers, and single trials and cells with provenance."""
+"""The contents of a store: counts for each experiment, and single trials and cells with provenance."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PARTS = ("method", "task", "recipe")
 
 @dataclass(frozen=True)
 class Contents:
-    """An experiment in numbers. Each trial in the suite's latest plan counts once."""
+    """An experiment's numbers of trials and studies. Each trial in the suite's latest plan counts once."""
 
     experiment: str
     #: The numbers of planned trials that are finished, failed, running and missing.
@@ -197,7 +197,7 @@ def _row(plan: StoredPlan | None, trial_id: str) -> Row | None:
 
 @dataclass(frozen=True, repr=False)
 class CellContents(ShowsOverview):
-    """A cell of a report's tables, with the provenance of its seeds."""
+    """A cell of a report's tables, with its seeds and the provenance of each seed's trial."""
 
     cell: Cell
     #: Each seed with its provenance. The provenance is None if the trial never started.
@@ -239,7 +239,7 @@ class CellContents(ShowsOverview):
         return _subjects(title, (*lines, *self.lines()))
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """Yields (heading, text) for each subject of the seeds' provenance, except their random streams.
+        """Yields (heading, text) for each subject of the trials' provenance, except their random streams.
 
         If the seeds differ, each text is followed by the number of seeds that have it.
         """
@@ -262,7 +262,7 @@ class CellContents(ShowsOverview):
 def load_cell(
     *experiments: str, number: int, store: str = DEFAULT_STORE, selection: Selection | None = None
 ) -> CellContents:
-    """The cell with this number, and the provenance of its seeds.
+    """Reads the cell with this number, its seeds, and the provenance of their trials.
 
     `number` is the cell's number in the file `cells.csv` of a report on the same experiments with the same
     selection. Raises UserError if no cell has the number, and as `tensorbench.reports.reading.read` does.

@@ -48,7 +48,7 @@ class Summary:
 
     @property
     def remarks(self) -> list[str]:
-        """What a reader should know beside the answer, up to the suite's closing text."""
+        """Remarks on failed and missing trials, windows and trainings, and the suite's closing text."""
         from tensorbench.reports.answers import window_advice
 
         lost = distinct(seed for seed in self.results.all_seeds if not seed.finished)
@@ -72,14 +72,14 @@ class Summary:
         return [*remarks, *window_advice(self.analysis), *self.warnings, *closing]
 
     def overview(self, name: str) -> Table:
-        """The table of scores. Its notes are the answer, and what a reader should know beside it."""
+        """The table of scores. Its notes are the answers and the remarks."""
         from tensorbench.reports.answers import answers
 
         return overview(name, self.results, [*answers(self.analysis), *self.remarks], self.analysis.score)
 
     @property
     def failures(self) -> list[str]:
-        """What comes before any answer: the guards of all blocks, and of cells in no block."""
+        """The sentences before any answer: the guards of all blocks, and of cells in no block."""
         guards = (guard for block in self.analysis.blocks for guard in block.guards)
         return list(dict.fromkeys([*guards, *self.analysis.faults]))
 
@@ -118,7 +118,7 @@ def _claims(block: Block) -> Iterator[dict[str, str]]:
 
 @dataclass(frozen=True)
 class SuiteAnswer:
-    """The answer of a complete suite, as its run in MLflow shows it."""
+    """The conclusions of a complete suite, in the form that its run in MLflow shows."""
 
     sentences: tuple[str, ...]
     #: The differences from the reference and the ends of their intervals, as metrics. With tuning, there is a
@@ -127,7 +127,7 @@ class SuiteAnswer:
 
 
 def suite_answer(analysis: Analysis) -> SuiteAnswer:
-    """Computes the answer of a complete suite. Raises UserError for trials that cannot be compared."""
+    """Computes the conclusions of a complete suite. Raises UserError for trials that cannot be compared."""
     from tensorbench.reports.answers import answers, remarks
 
     refuse_mixtures(find_mixtures(analysis.results))
@@ -156,7 +156,7 @@ def _differences(analysis: Analysis) -> Iterator[tuple[Block, str, int, float, B
 
 
 def _metric_name(text: str) -> str:
-    """Makes a text a part of a metric's name: MLflow accepts few characters in it."""
+    """Makes a text valid as part of a metric's name, since MLflow accepts few characters."""
     return " ".join(re.sub(r"[^\w.\- ]", " ", text).split())[:LONGEST_PART]
 
 

@@ -52,7 +52,7 @@ MOST_GROWTH = 1000
 
 @dataclass(frozen=True)
 class FolderBackbone:
-    """A backbone in a folder that `save_pretrained` of transformers 4 or 5 has written."""
+    """A backbone in a folder written by `save_pretrained` of transformers 4 or 5."""
 
     path: Path
 
@@ -227,9 +227,9 @@ def as_backbone(info: BackboneInfo, encoder: Any, unembedding: Tensor | None = N
 def load_tokenizer(folder: Path, pads_by_end: bool = False) -> Any:
     """Loads the tokenizer of a checkpoint folder.
 
-    If `pads_by_end`, a tokenizer without padding token, as many decoders have, pads with its end token. The
-    choice has no effect, since padding is masked. Raises UserError if there is no tokenizer, if it does not
-    load, and if it makes very much of a short text or draws tokens at random.
+    If `pads_by_end`, a tokenizer without a padding token, which is common for decoders, pads with its end
+    token. This has no effect on results, since padding is masked. Raises UserError if there is no tokenizer,
+    if it does not load, and if it may lengthen a text too much or draws tokens at random.
     """
     from transformers import AutoTokenizer
 
@@ -285,7 +285,9 @@ def _growth(step: Any) -> int:
 def _check_tokens(folder: Path, hashed: str, pads_by_end: bool, vocabulary: int) -> None:
     """Raises UserError if a folder's tokenizer makes tokens for which its model has no embeddings.
 
-    A missing or broken tokenizer is refused later, when texts are read.
+    `vocabulary` is the number of embeddings, and `hashed` the hash of the tokenizer's files. For
+    `pads_by_end` see `load_tokenizer`. A missing or broken tokenizer passes. It is refused when texts are
+    read.
     """
     try:
         tokenizer = load_tokenizer(folder, pads_by_end)

@@ -95,10 +95,10 @@ class Plan(ShowsOverview):
         return f"{part}{studies.studies} studies of {studies.points} points"
 
     def rates(self, row: Row) -> dict[str, str]:
-        """Returns what a plan shows of a row's learning rates, by heading.
+        """Returns a row's learning rates as texts, by column heading.
 
-        It is the rate of its trials or the window of its studies, and "–" for a fitted head, which has none.
-        With studies, it is also the rate that the method's paper states, which decides nothing.
+        `lr` is the rate of the row's trials, the window of its studies, or "–" for a fitted head, which has
+        no rate. With studies, `paper lr` is the rate that the method's paper states, for comparison only.
         """
         method, rate = METHODS.get(row.family), "–"
         if row.studies:
@@ -112,9 +112,10 @@ class Plan(ShowsOverview):
 
     @property
     def windows(self) -> list[dict[str, Any]]:
-        """The window of learning rates of each row with studies, and the rate that the method's paper states.
+        """The window of learning rates of each row that is tuned by studies, as JSON values.
 
-        These are JSON values.
+        Keys are task, backbone, budget, method, `lr` (the ends of the window) and `published_lr` (the rate
+        that the method's paper states, or None).
         """
         return [
             {name: getattr(row, name) for name in ("task", "backbone", "budget", "method")}
@@ -157,7 +158,7 @@ class Plan(ShowsOverview):
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the plan should know about its rows."""
+        """Notes on the rows: split sizes, shared trials, missed budgets, rates of heads, and added floors."""
         notes = self.splits
         if shared := sum(len(row.trials) for row in self.rows) - len(self.trials):
             notes.append(f"{shared} trial(s) belong to more than one row and run once.")

@@ -264,7 +264,7 @@ class Suite(Frozen):
 
     @property
     def lacks_floor(self) -> bool:
-        """Whether the suite gets a floor that it does not name. Suites that search ranks get none."""
+        """Whether a floor is added, since the suite names none. Suites that search ranks get none."""
         named = any(row.method in FLOORS for row in self.methods)
         return self.floor == "auto" and not (named or self.search)
 
@@ -281,7 +281,7 @@ class Suite(Frozen):
         return suite
 
     def held_at(self, commits: Mapping[str, str]) -> Suite:
-        """Returns the suite with these commits of revisions on the hub, as in `commits`."""
+        """Returns the suite with these hub commits in place of its `commits`."""
         suite = self.model_copy()
         suite._commits = dict(commits)
         return suite
@@ -293,9 +293,9 @@ class Suite(Frozen):
 
     @property
     def commits(self) -> dict[str, str]:
-        """The commits of the hub revisions that the suite names, by their text: "model me/tiny at main".
+        """Maps each hub revision that the suite names, such as "model me/tiny at main", to its commit.
 
-        Planning adds each that it resolves, and never resolves one again.
+        Planning adds the revisions that it resolves. A revision that is here is not resolved again.
         """
         return self._commits
 
@@ -370,11 +370,11 @@ def load_suite(
 
     Args:
         source: A suite's file, the name of a packaged suite, or a dictionary of a suite's fields. Relative
-            paths in a file start at the file's folder, and those in a dictionary at the working folder. Files
-            that its methods name are run.
+            paths in a file start at the file's folder, and those in a dictionary at the working folder.
+            Python files that the suite's methods name are executed.
         data: A folder that replaces the suite's `source`.
         backbones: Folders of checkpoints that replace the suite's backbones. They keep `dtype`, `quantise`
-            and `image_size`. A suite of one timm model takes its safetensors file.
+            and `image_size`. For a suite of one timm model, they are safetensors files of that model.
 
     Raises:
         UserError: with the file, field, value and accepted values.
@@ -410,9 +410,10 @@ def load_suite(
 def _replaced(
     values: Mapping[str, Any], data: Path | str | None, backbones: Sequence[Path | str]
 ) -> dict[str, Any]:
-    """Returns a suite's fields with another `source` and other `backbones`, as `load_suite` takes them.
+    """Returns a suite's fields with `data` and `backbones` put in (see `load_suite`).
 
-    Raises UserError if the suite's backbones differ in what the new ones would keep.
+    New backbones keep the old ones' `timm` and the fields `KEPT`. Raises UserError if the old ones differ in
+    any of these.
     """
     replaced = dict(values)
     if data is not None:
@@ -428,7 +429,7 @@ def _replaced(
 
 
 def _with_methods(values: dict[str, Any], folder: Path, where: str) -> dict[str, Any]:
-    """Runs the files that rows of methods name, and gives each row the name of its file's method.
+    """Executes the Python files that rows of `methods` name, and adds the name of the method to each row.
 
     Relative paths start at `folder`. Raises UserError as `load_methods` does, and for a file with several
     methods if the row names none.

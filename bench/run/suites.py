@@ -1,4 +1,4 @@
-"""Runs the trials of a suite, and its choosers. Python and the command line both use this module."""
+"""Runs suites, including their searches, allocations and pilots, for Python and the command line."""
 
 from __future__ import annotations
 
@@ -57,19 +57,20 @@ if TYPE_CHECKING:
 
 
 class Audience:
-    """Is told what a run does. Its methods do nothing. A subclass may print, as the command line does."""
+    """Receives the events of a run. Its methods do nothing. A subclass may print them, for example."""
 
     def opened(self, sent: int, closed: int) -> None:
         """Called when the store has been opened.
 
-        Earlier processes may have left records and open runs behind. `sent` is the number of these records
-        that were sent, and `closed` the number of these runs that were closed.
+        Earlier processes may have left records that they could not store, and unfinished runs. `sent` is the
+        number of such records that are now in the store, and `closed` the number of such runs closed.
         """
 
     def starting(self, plan: Plan, waiting: int, device: str, references: int) -> None:
         """Called before the trials of a plan run.
 
-        `waiting` is the number of them that remain to run, and `references` the number that came from packs.
+        `waiting` is the number of trials that remain to run, and `references` the number of trials that came
+        from packs.
         """
 
     def watch(self, plan: Plan, count: int, slots: int) -> AbstractContextManager[Report]:
@@ -83,8 +84,8 @@ class Audience:
     def trying(self, title: str, trials: int, following: int) -> None:
         """Called before trials of a search or a pilot run, or trials from packs run again.
 
-        `title` is what they are for, `trials` their number, and `following` the number of trials that will
-        depend on their results.
+        `title` says what these trials are for, `trials` is their number, and `following` the number of trials
+        that will depend on their results.
         """
 
     def chosen(self, choices: Choices) -> None:
@@ -148,9 +149,9 @@ class _Work:
     ) -> list[Record]:
         """Runs the trials of a plan, the selected part of `full_plan`. Returns the store's records after it.
 
-        `records` are those before. If `retry_failed` is set, only the failures in `records` run again.
-        A failure that another driver has already retried is left out, even if it failed again. `rerun` says
-        whether trials from packs run again first (see `tensorbench.run.references`).
+        `records` are the store's records before the run. If `retry_failed` is set, only the failures in
+        `records` run again. A failure that another driver has already retried is left out, even if it failed
+        again. `rerun` says whether trials from packs run again first (see `tensorbench.run.references`).
         """
         store, executor = self.store, self.executor
         failed = failures(records) if retry_failed else {}
@@ -325,7 +326,7 @@ def search_suite(
     retry_failed: bool = False,
     audience: Audience | None = None,
 ) -> SearchRun:
-    """Chooses by a suite's section `search`, `allocation` or `pilot`, and writes a suite with the choices.
+    """Runs a suite's `search`, `allocation` or `pilot`, and writes a suite with the choices.
 
     The written suite is for `run_suite`. It has the chosen ranks or all allocations beside the heuristic's
     ranks, or the chosen rates and epochs. An allocation runs no trials. A search repeats its proposals from
@@ -339,7 +340,7 @@ def search_suite(
         plot: A .png, .svg or .pdf file in which a search draws scores by rank and the importance of modes.
         store: The address of the MLflow store.
         place: Where trials run.
-        part: Which part of the suite takes part. By default everything.
+        part: Which part of the suite is used. By default everything.
         trials: Replaces `trials` of the section `search`.
         sampler_seed: Replaces `seed` of the section `search`.
         retry_failed: Whether to run failed trials again.
@@ -404,7 +405,7 @@ def fetch(
 ) -> Mapping[str, str]:
     """Downloads everything that a suite needs, so that it can run on machines without a network.
 
-    It takes the commits of the hub that the suite's experiment in the store has, if it has started. Every
+    If the suite has an experiment in the store, the hub commits stored there are used. Every
     backbone is loaded and every data set is prepared, so that errors show now. `notify` is called with each
     step and note. Returns the commits of the suite's hub repositories, as in `Suite.commits`. Raises
     UserError if something is not available.
@@ -450,7 +451,7 @@ def _planned(suite: Suite, device: str, part: Part, audience: Audience) -> Plan:
 
 
 def _loaded(suite: Suite | Path | str, store: str, notify: Callable[[str], None]) -> Suite:
-    """The suite at the commits of the hub that its experiment in the store has."""
+    """The suite with the hub commits that its experiment in the store has fixed, if there is one."""
     loaded, notes = held(suite if isinstance(suite, Suite) else load_suite(suite), store)
     for note in notes:
         notify(note)

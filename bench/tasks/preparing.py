@@ -1,4 +1,4 @@
-"""Prepares a task's splits for a backbone: token ids of texts, or pixels of images. They are cached."""
+"""Prepares and caches a task's splits for a backbone: token ids of texts, or pixels of images."""
 
 from __future__ import annotations
 

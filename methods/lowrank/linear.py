@@ -178,7 +178,10 @@ class AdaptedLinear(AdaptedLayer):
 
 
 def _unregistered(factor: Tensor | None) -> Tensor | None:
-    """Returns a view of a parameter, because a module would register the parameter itself as its own."""
+    """Returns a view of a parameter, so that a module can hold it without registering it.
+
+    Other tensors and None are returned unchanged.
+    """
     return factor.view_as(factor) if isinstance(factor, nn.Parameter) else factor
 
 

@@ -1,7 +1,7 @@
 """The figures of comparisons: differences from the reference, scores by trials, and scores by learning rate.
 
-The score of a method without adapter is a level, drawn as a line. Scores by trials and by rate are of tuned
-methods alone.
+The score of a method without adapter is a level, drawn as a line. Scores by trials and by rate are
+drawn for tuned methods only.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def colours_of(block: Block) -> dict[str, str]:
 
 
 def _lines_of_levels(block: Block) -> list[Line2D]:
-    """The handles of a legend for the methods without adapter."""
+    """The legend's lines for the methods without adapter."""
     return [
         Line2D([], [], color=MUTED, ls=DASHES[number % len(DASHES)], lw=1.1, label=level.method)
         for number, level in enumerate(block.levels)

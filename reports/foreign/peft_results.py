@@ -1,4 +1,4 @@
-"""Reads result files of peft's method_comparison, each of one configuration."""
+"""Reads result files of peft's method_comparison. Each file has one run of one configuration."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from tensorbench.records.measures import Measure
 from tensorbench.reports.foreign.runs import ForeignRun
 from tensorbench.reports.peft_comparison import REFERENCE, read_run
 
-#: What peft's results cannot say.
+#: A note on the limits of peft's results.
 UNTUNED = (
     "peft's runs have seed 0 and were not tuned alike: their order holds the luck of rates and of one run."
 )
 
 
 def read_peft(file: Path, content: object, notes: list[str]) -> Iterator[ForeignRun]:
-    """Yields the run of one of peft's result files. Adds a note if it has no score.
+    """Yields the run in a result file of peft's method_comparison, or nothing if it has no score.
 
-    All configurations ran once with seed 0, and were not tuned alike. A file that is the same in several
-    folders is the same run. `content` is not used, since ids are hashes of files.
+    Adds the note `UNTUNED` once, and a note for a file without a score. Copies of a file in several folders
+    count as one run, since the run's id is a hash of the file's name and bytes. `content` is not used. Raises
+    UserError for a malformed file.
     """
     run = read_run(file, 0)
     if UNTUNED not in notes:

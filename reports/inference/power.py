@@ -53,8 +53,8 @@ class Design:
     spreads: tuple[float, ...]
     #: The variance that test examples add to the mean over settings, whatever the number of seeds.
     examples: float = 0.0
-    #: The variance of a paired difference as this number of seeds shows it on average, up to a factor. None
-    #: if any number shows the same.
+    #: Maps a number of seeds to the mean estimated variance of a paired difference, up to a factor. None if
+    #: this does not depend on the number.
     shown: Callable[[int], float] | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -265,8 +265,8 @@ def of_assumed(
 
     `claims` is the number of comparisons with simultaneous intervals, including this one. Scores are those
     after `k` trials. `examples` is the variance that test examples add to a difference on one task. Raises
-    ValueError if there are too few studies for an interval, or if fewer than k trials remain without one
-    study.
+    ValueError if there are too few studies for an interval, or if leaving out one study leaves fewer than k
+    trials.
     """
     if studies < LEAST_SEEDS:
         raise ValueError(f"studies: {studies}, expected at least {LEAST_SEEDS}")
@@ -278,11 +278,11 @@ def of_assumed(
 
 @cache
 def _variance(response: Response, cells: int, points: int, k: int, studies: int) -> float:
-    """The mean over simulated comparisons of a study's variance, as the jackknife finds it after k trials.
+    """Simulates comparisons of two methods after k trials. Returns the mean variance per study.
 
-    It decreases with the number of studies, mostly for few points: if no trial of a method failed, the fewer
-    they are, the more may fail. `cells` is the number of cells from which failures are learnt. They count as
-    like the two that are compared.
+    The variance is the jackknife's plus that of failures. It decreases with the number of studies, mostly for
+    few points: if no trial failed, the assumed share of failures is larger for fewer trials. `cells` is the
+    number of cells whose failures are pooled. All are assumed to fail as often as the two that are compared.
     """
     # Without one study, k trials have to remain.
     studies = max(min(studies, _MOST_TRIALS // points), -(-k // points) + 1, LEAST_SEEDS)
@@ -303,8 +303,8 @@ def of_stored(
 ) -> Design:
     """The design of a comparison of this many tasks, studies and claims, with the noise of stored studies.
 
-    `stored` is the result of `of_effects` for effects from `studies.of_pair`, after as many trials as a study
-    has `points`. How its variance changes with the number of studies is simulated by `response`.
+    `stored` is the result of `of_effects` for effects from `studies.of_pair` after `points` trials.
+    `response` simulates how the variance changes with the number of studies.
     """
     spreads = stored.spreads if stored.settings == tasks else (fmean(stored.spreads),) * tasks
     planned = replace(

@@ -1,11 +1,11 @@
 """The score after k trials of tuning, estimated from studies.
 
-Somebody runs k trials, each at a fresh learning rate from the window and with a fresh seed, and keeps the
-trial with the lowest validation loss. The score after k trials is the expected test score of the trial kept.
-As a function of k this is the curve of Dodge et al. (2019) with test scores.
+Suppose a user runs k trials, each at a fresh learning rate from the window and with a fresh seed, and keeps
+the trial with the lowest validation loss. The score after k trials is the expected test score of the trial
+kept. As a function of k this is the curve of Dodge et al. (2019) with test scores.
 
-Without tuning, a seed is a study of one point: the score after one trial is the mean over seeds. Its failures
-are no matter of tuning, so none of its trials counts as failed, and failures add nothing to its error.
+Without tuning, a seed is a study of one point: the score after one trial is the mean over seeds. Tuning
+cannot avoid failures then, so no trial counts as failed, and failures add nothing to the score's error.
 
 Larger scores are better, in the score's own units. Study numbers pair two methods: trial j of study s has the
 same offset from the window's centre and the same seed for both methods.
@@ -65,7 +65,7 @@ class CompleteStudies:
     point: float = 0.01
     #: The score of a model that has learnt nothing.
     chance: float = 0.0
-    #: Whether each loss is of the other studies' scores at the trial's rate, for want of a validation score.
+    #: Whether losses come from other studies' scores at the trial's rate, for lack of validation scores.
     crossed: bool = False
     #: Which trials (studies, points) diverged in spite of a finite loss, as they may if losses are `crossed`.
     diverged: NDArray[np.bool_] | None = field(default=None, repr=False)
@@ -118,7 +118,7 @@ class CompleteStudies:
 
     @cached_property
     def pseudo_values(self) -> dict[int, _PseudoValues]:
-        """Those of the score after k trials, by k."""
+        """A cache of the pseudo-values of the score after k trials, by k."""
         return {}
 
     @cached_property
@@ -142,7 +142,7 @@ class CompleteStudies:
 
     @cached_property
     def failed(self) -> NDArray[np.bool_]:
-        """Whether each trial (studies, points) diverged, or scored `FAILED` points or more below `best`.
+        """Whether each trial (studies, points) diverged, or scored at least `FAILED` × `point` below `best`.
 
         Seeds never count as failed.
         """
@@ -198,7 +198,7 @@ def paired(method: CompleteStudies, reference: CompleteStudies) -> tuple[Complet
 
 
 def shared(tasks: Sequence[CompleteStudies]) -> list[CompleteStudies]:
-    """The studies that all tasks or methods have, of each of them."""
+    """Restricts every task or method to the study numbers that all of them have."""
     numbers = [n for n in tasks[0].numbers if all(n in studies.numbers for studies in tasks)]
     return [studies.only(numbers) for studies in tasks]
 
@@ -235,7 +235,7 @@ def of_pair(
 
     Only studies that both methods have count. The squared standard error over studies is a jackknife
     variance. Its degrees of freedom are the number of studies minus one. The error is None for fewer than
-    `LEAST_SEEDS` studies, or if fewer than k trials remain without one study. `failures` are those of the
+    `LEAST_SEEDS` studies, or if leaving out one study leaves fewer than k trials. `failures` are those of the
     block, and by default those of these studies. The error covers test examples if both methods have them,
     from the same test set. It covers validation examples if their number is stored and both have each test
     example's loss. Raises the ValueErrors of `paired` and `score_after`.
@@ -301,7 +301,7 @@ class _PseudoValues(NamedTuple):
     scores: Array
     #: Each test example's contribution to them (studies, examples). None if it is unknown.
     by_example: Array | None
-    #: The influence of each validation example on them (studies, examples). None if it is unknown or none.
+    #: The influence of each validation example on them (studies, examples). None if it is unknown or zero.
     influence: Array | None
 
 
@@ -335,7 +335,7 @@ def _variance_of_failures(studies: CompleteStudies, k: int, failures: Failures) 
     By the delta method, the standard error is k p^(k - 1) times `fall` times the standard error of p. With
     few trials, the observed p and its error may be too small by chance. So p is the upper quartile of
     `Failures.chance`. The variance of p is that of `Failures.chance` or over studies, whichever is larger,
-    and at least that of half a failure among the trials: where no method fails, one of them may all the same.
+    and at least that of half a failure among the trials: even if none failed, one may.
     """
     share, variance = failures.chance(int(studies.failed.sum()), studies.trials)
     over_studies = studies.failed.mean(1).var(ddof=1) / studies.count

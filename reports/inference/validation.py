@@ -1,4 +1,4 @@
-"""The luck of the validation sample, by which all trials of a task are chosen."""
+"""The luck of the validation sample: the error of scores if all trials are chosen by the same examples."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ _NODES = 7
 
 
 def influences(losses: Array, scores: Array, by_example: Array, validation: int, k: int) -> Array:
-    """The influence of each example, if it were one of validation, on the score after k trials.
+    """The influence (trials, examples) of validation examples on the score after k trials, split by trial.
 
-    A validation loss is a mean over `validation` examples, so that trial i's has a standard error e_i. Let
-    f_i(x) be the normal density with mean losses[i] and standard deviation e_i, and F(x) the mean over
-    trials of the chance to exceed x. The lowest two of k losses are those of trials i and j, and tie, with
-    density
+    The examples stand in for validation examples. Trial i's validation loss is a mean over `validation`
+    examples, with a standard error e_i. Let f_i(x) be the normal density with mean losses[i] and standard
+    deviation e_i, and F(x) the mean over trials of the probability that a loss exceeds x. Of k losses of
+    the N trials, the lowest two are those of trials i and j, and tie, with density
 
         a_ij = k (k - 1) / N² ∫ f_i(x) f_j(x) F(x)^(k - 2) dx
 
-    and then the score changes by y_i - y_j, whichever is kept. An example with losses h_i in place of their
-    means changes it by the sum over pairs of a_ij (y_i - y_j) (h_j - h_i). This is the linear term of the
-    score's expansion in the errors of the losses, which alone counts where trials of different studies share
-    the errors (the first term of the tetrachoric series).
+    and then the score changes by y_i - y_j if the other of the two is kept. The influence of an example on
+    which trial i has the loss h_i is the sum over pairs of a_ij (y_i - y_j) (h_j - h_i). This is the linear
+    term of the score's expansion in the errors of the losses. No other term counts if trials of different
+    studies share the errors (the first term of the tetrachoric series).
 
-    The influence on all trials is split into the trials' own, as a U-statistic of degree two is into its
-    projections: row i has twice the pairs of i, less a share of the whole. Rows sum up to the influence.
+    The influence is split among the n trials like a U-statistic of degree two into its projections: row i is
+    the sum over all pairs with i, less 1/n of the influence. Rows sum up to the influence. Those of diverged
+    trials are zero and do not count in n.
 
     Args:
         losses: Validation losses (trials,). Those of diverged trials are infinite.

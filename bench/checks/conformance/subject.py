@@ -1,4 +1,4 @@
-"""Runs checks. Gives each check of a method its own copy of a tiny random backbone, and compares tensors."""
+"""Shared tools of conformance checks: fresh copies of a tiny random backbone, comparisons, and a runner."""
 
 from __future__ import annotations
 
@@ -144,16 +144,16 @@ def undisturbed() -> Iterator[None]:
 def tiny(kind: BackboneKind, geometry: Geometry | None = None) -> RandomBackbone:
     """Describes a tiny backbone of a kind, for 16 tokens or images of 16 × 16 pixels.
 
-    By default its geometry is that of the kind in `GEOMETRIES`, or else `GEOMETRY`.
+    The default geometry is the kind's in `GEOMETRIES`, or else `GEOMETRY`.
     """
     geometry = geometry or GEOMETRIES.get(kind, GEOMETRY)
     return RandomBackbone(f"tiny-{kind}", kind, geometry, image_size=16, patch=8, max_tokens=16)
 
 
 def load_tiny(kind: BackboneKind, geometry: Geometry | None = None) -> LoadedBackbone:
-    """Loads a tiny backbone of a kind. All its weights are random, also biases and norms.
+    """Loads a tiny backbone of a kind. All weights, including biases and norms, are random.
 
-    The weights are the same at every call.
+    They are the same at every call.
     """
     backbone = tiny(kind, geometry).load(None)
     draws = torch.Generator().manual_seed(1)
@@ -219,7 +219,7 @@ class Subject:
 
     @property
     def geometry(self) -> Geometry:
-        """The geometry of the tiny backbone."""
+        """The geometry of the backbone."""
         return self._original().geometry
 
     @property
@@ -333,9 +333,9 @@ def sites_of(method: Method, geometry: Geometry = GEOMETRY) -> set[Site]:
 
 
 def transient_tensors(adapter: Adapter, backbone: LoadedBackbone) -> set[str]:
-    """The attributes of adapter and modules that hold a tensor which is neither a parameter nor a buffer.
+    """Dotted paths of tensors in the adapter or backbone that are neither parameters nor buffers.
 
-    They are given as dotted paths, such as `adapter.cache.0`.
+    An example is `adapter.cache.0`.
     """
     lasting = {id(tensor) for tensor in (*backbone.module.parameters(), *backbone.module.buffers())}
     lasting |= {id(parameter) for parameter in adapter.named_parameters().values()}

@@ -78,7 +78,10 @@ class Packed(Source):
         self._divide(runs)
 
     def _divide(self, runs: list[PackedRun]) -> None:
-        """Reads the arrays, and finds the part of each run and of each split in them."""
+        """Reads the pack's arrays, and computes which slice of them belongs to each run and each split.
+
+        Raises PackError if arrays do not fit the runs and splits, or a value is out of range.
+        """
         splits = self._experiment.splits
         #: The number of the split of each run with compact predictions.
         self._split = {run.run_id: run.split for run in runs if run.split is not None}
@@ -241,6 +244,6 @@ class Packed(Source):
 
 
 def _parts(lengths: dict[Part, int]) -> dict[Part, slice]:
-    """The places of parts of these lengths that lie one after the other in an array."""
+    """The slice of each part in an array that concatenates parts of these lengths."""
     places = pairwise(accumulate(lengths.values(), initial=0))
     return {part: slice(*place) for part, place in zip(lengths, places, strict=True)}
