@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tensorbench.methods.backbone import Geometry
 from tensorbench.methods.errors import UserError
 from tensorbench.methods.lowrank import Contracted, LowRankMethod, OwnPairs, Parametrisation
-from tensorbench.methods.trains import Trains, TrainsOfSites, balanced, chain
+from tensorbench.methods.trains import Trains, TrainsOfSites, balanced, chain, tt_svd
 from tensorbench.methods.validation import Scale
 
 #: The modes of the input and of the output.
@@ -101,21 +101,27 @@ class TTLoRA(TrainsOfSites, LowRankMethod):
 
 
 class _WholeTrains(OwnPairs):
+    @torch.no_grad()
     def __init__(self, method: TTLoRA, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__(geometry.sites(method.projections))
         self.scale, self.contracting = method.scale, method.form == "contraction"
         self.modes = {name: modes_of(in_, out) for name, (out, in_) in method.adapted(geometry).items()}
         self.trains: Any = nn.ModuleDict()
         for name, modes in self.modes.items():
-            self.trains[name] = trains = Trains(geometry.layers, sum(modes, ()), method.resolved_rank)
+            sizes, rank = sum(modes, ()), method.resolved_rank
+            self.trains[name] = trains = Trains(geometry.layers, sizes, rank)
             if method.start == "decomposed":
                 drawn, own = (
                     torch.empty(*map(math.prod, modes)),
                     torch.Generator().manual_seed(DECOMPOSED_SEED),
                 )
-                trains.decompose(nn.init.kaiming_uniform_(drawn, a=math.sqrt(8), generator=own))
+                nn.init.kaiming_uniform_(drawn, a=math.sqrt(8), generator=own)
+                for core, nearest in zip(trains.cores, tt_svd(drawn, sizes, rank), strict=True):
+                    core.copy_(nearest)
                 continue
-            trains.draw_unit(generator)
+            for core in trains.cores:
+                nn.init.uniform_(core, -1, 1, generator=generator)
+                core.div_(core.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
             if method.start == "zero":
                 nn.init.zeros_(trains.cores[-1])
 

@@ -15,7 +15,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from tensorbench.methods.backbone import MLP, TARGETS, Geometry, Site, Targets
+from tensorbench.methods.backbone import MLP, TARGETS, Geometry, Targets
 from tensorbench.methods.errors import UserError, too_small
 from tensorbench.methods.factorizations import FACTORIZATIONS, Init
 from tensorbench.methods.lowrank import Contracted, CutMethod, Parametrisation
@@ -387,10 +387,9 @@ class _StackedTensors(Parametrisation):
             site: next(own) if site in self._turned or len(set(sources)) > 1 else sources[0]
             for site, sources in self._sources.items()
         }
-        self.input_slices = cut_sites(filter(self._shares_down, sites), geometry, CUT_INPUTS)
-
-    def _shares_down(self, site: Site) -> bool:
-        return self.down_of[site] < len(self.tensors)
+        #: The sites that share a down factor with others.
+        self._sharing = {site for site, down in self.down_of.items() if down < len(self.tensors)}
+        self.input_slices = cut_sites(self._sharing, geometry, CUT_INPUTS)
 
     def contract(self) -> Contracted:
         down, rest = self.factorization.contract(list(self.tensors))
@@ -408,7 +407,7 @@ class _StackedTensors(Parametrisation):
             if site in self._turned:
                 ups[site] = inputs[0].T
                 downs.append(parts[0].T[:, :columns])
-            elif self._shares_down(site):
+            elif site in self._sharing:
                 ups[site] = parts[0] if len(parts) == 1 else torch.cat(parts, int(cut_input))
             elif cut_input:
                 ups[site] = torch.cat(parts, 1)

@@ -87,20 +87,6 @@ class Trains(nn.Module):
         """Returns each train's tensor as a matrix with `rows` rows: (number, rows, columns), row-major."""
         return chain(list(self.cores)).flatten(1).unflatten(1, (rows, -1))
 
-    @torch.no_grad()
-    def draw_unit(self, generator: torch.Generator) -> None:
-        """Draws the cores from a uniform distribution and scales each core to norm one."""
-        for core in self.cores:
-            nn.init.uniform_(core, -1, 1, generator=generator)
-            core.div_(core.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
-
-    @torch.no_grad()
-    def decompose(self, tensor: Tensor) -> None:
-        """Sets every train to the decomposition of one tensor by `tt_svd`."""
-        modes, rank = [core.shape[2] for core in self.cores], self.cores[0].shape[-1]
-        for core, nearest in zip(self.cores, tt_svd(tensor, modes, rank), strict=True):
-            core.copy_(nearest)
-
     def draw_normal(self, variance: float, generator: torch.Generator) -> None:
         """Draws normal cores, such that the entries of each train's tensor have the variance `variance`."""
         for core in self.cores:

@@ -127,12 +127,32 @@ def describe_folder(
     does not fit, and for a tokenizer whose tokens the model does not know.
     """
     with _config(folder) as config:
-        model_input, shape = _model_input(folder, config, name, image_size), KINDS[config.model_type].shape
+        kind = KINDS[config.model_type]
+        model_input: ModelInput
+        if kind.normalisation is None:
+            refuse_image_size(name, image_size)
+            reserved = config.pad_token_id + 1 if kind.positions_after_padding else 0
+            hashed = f"sha256:{sha256_of_all(*files)}" if (files := _tokenizer_files(folder)) else ""
+            _check_tokens(folder, hashed, kind.decodes, config.vocab_size)
+            positions = getattr(config, "max_position_embeddings", kind.trained_tokens)
+            assert positions is not None, f"{config.model_type}: KINDS has no trained_tokens"
+            model_input = TextInput(
+                tokenizer_hash=hashed,
+                max_tokens=int(positions) - reserved,
+                load_tokenizer=partial(load_tokenizer, folder, pads_by_end=kind.decodes),
+                blaming=partial(_blaming_tokenizer, folder),
+                decodes=kind.decodes,
+                model_type=config.model_type,
+            )
+        else:
+            size, patch = _side(config.image_size, name), _side(config.patch_size, name)
+            size = pixel_size(name, size, image_size, patch)
+            model_input = ImageInput(size, *normalisation(folder, kind.normalisation))
         return BackboneInfo(
             name=name,
             kind=config.model_type,
-            geometry=shape.geometry(config, parameters(config, model_input)),
-            projections=shape.projections(config),
+            geometry=kind.shape.geometry(config, parameters(config, model_input)),
+            projections=kind.shape.projections(config),
             input=model_input,
             weights_hash=weights_hash,
             description=description,
@@ -372,27 +392,6 @@ def _weight_files(folder: Path) -> list[Path]:
             f"transformers and write them with save_pretrained)"
         )
     return weights
-
-
-def _model_input(folder: Path, config: Any, name: str, image_size: int | None) -> ModelInput:
-    kind = KINDS[config.model_type]
-    if kind.normalisation is None:
-        refuse_image_size(name, image_size)
-        reserved = config.pad_token_id + 1 if kind.positions_after_padding else 0
-        hashed = f"sha256:{sha256_of_all(*files)}" if (files := _tokenizer_files(folder)) else ""
-        _check_tokens(folder, hashed, kind.decodes, config.vocab_size)
-        positions = getattr(config, "max_position_embeddings", kind.trained_tokens)
-        assert positions is not None, f"{config.model_type}: KINDS has no trained_tokens"
-        return TextInput(
-            tokenizer_hash=hashed,
-            max_tokens=int(positions) - reserved,
-            load_tokenizer=partial(load_tokenizer, folder, pads_by_end=kind.decodes),
-            blaming=partial(_blaming_tokenizer, folder),
-            decodes=kind.decodes,
-            model_type=config.model_type,
-        )
-    size, patch = _side(config.image_size, name), _side(config.patch_size, name)
-    return ImageInput(pixel_size(name, size, image_size, patch), *normalisation(folder, kind.normalisation))
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:

@@ -12,8 +12,21 @@ from tensorbench.machine.cards import send
 from tensorbench.tasks.objective import Objective, extracted, same
 
 
+class _Labelled:
+    """N examples with labels, the base class of splits."""
+
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def targets(self, indices: Tensor) -> Tensor:
+        """Returns the labels (B, …) of these examples."""
+        return self.labels[send(indices, self.labels.device)]
+
+
 @dataclass(frozen=True)
-class TextSplit:
+class TextSplit(_Labelled):
     """N tokenised texts, end to end in one buffer.
 
     - `tokens`: int32 (total tokens,), the token ids of all texts.
@@ -38,9 +51,6 @@ class TextSplit:
     #: The number of prompts (for generation, of prompts with their answers) that were too long and were cut.
     #: Texts without a prompt are not counted.
     cut: int = 0
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     @property
     def uneven(self) -> Tensor | None:
@@ -78,13 +88,9 @@ class TextSplit:
             batch["token_type_ids"] = ((position >= self.seconds[rows, None]) & mask).long()
         return batch
 
-    def targets(self, indices: Tensor) -> Tensor:
-        """Returns the labels (B, …) of these examples."""
-        return self.labels[send(indices, self.labels.device)]
-
 
 @dataclass(frozen=True)
-class ImageSplit:
+class ImageSplit(_Labelled):
     """N square images.
 
     - `pixels`: uint8 (N, 3, size, size).
@@ -101,9 +107,6 @@ class ImageSplit:
 
     #: None means that all examples have the same size, as in `TextSplit.uneven`.
     uneven = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def to(self, device: torch.device | str) -> ImageSplit:
         """Returns the same split on `device`. The ids stay on the CPU."""
@@ -124,10 +127,6 @@ class ImageSplit:
         if augment is not None:
             pixels = augment(pixels)
         return {"pixel_values": pixels.float().div_(255).sub_(self.mean).div_(self.std)}
-
-    def targets(self, indices: Tensor) -> Tensor:
-        """Returns the labels (B, …) of these examples."""
-        return self.labels[send(indices, self.labels.device)]
 
 
 def answers_of(tensors: dict[str, Tensor]) -> tuple[str, ...]:

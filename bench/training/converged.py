@@ -99,9 +99,13 @@ def choose(
     `train` and `validation` are the standardised features (N, features). On a tie, the strongest penalty is
     chosen. The search stops early after `PATIENCE` consecutive fits without a lower loss.
     """
+    fits: Iterator[Fit]
     if objective.kind == "regression":
-        targets = (train_labels.double() - objective.centre) / objective.spread
-        fits = _ridge(train, targets.numpy())
+        from sklearn.linear_model import Ridge
+
+        targets = ((train_labels.double() - objective.centre) / objective.spread).numpy()
+        models = ((c, Ridge(alpha=1 / c).fit(train, targets)) for c in GRID)
+        fits = (Fit(c, model.coef_[None], np.array([model.intercept_]), True) for c, model in models)
     elif objective.kind == "multi-label":
         fits = _several(train, train_labels.long().numpy())
     else:
@@ -129,14 +133,6 @@ def _features(backbone: LoadedBackbone, split: Split, recipe: Recipe, saving: Sa
     features = torch.empty(len(split), parts[0].shape[1], dtype=torch.float64)
     features[torch.cat(order)] = torch.cat(parts)
     return features.numpy()
-
-
-def _ridge(features: Floats, targets: Floats) -> Iterator[Fit]:
-    from sklearn.linear_model import Ridge
-
-    for c in GRID:
-        model = Ridge(alpha=1 / c).fit(features, targets)
-        yield Fit(c, model.coef_[None], np.array([model.intercept_]), converged=True)
 
 
 def _logistic(features: Floats, labels: NDArray[np.int64], outputs: int) -> Iterator[Fit]:

@@ -154,17 +154,14 @@ class AdaptedLinear(AdaptedLayer):
         """Given the down-projection's output (N, r), returns the up-projection's input and weight."""
         up, middle = self.up, self.middle
         assert up is not None
-        if isinstance(middle, Diagonal) and self.shared.input_slices <= 1:
-            # The mask commutes with a diagonal, so the diagonal may scale whichever operand is smaller.
-            return middle.scaled(self._dropped(narrow), up)
-        if isinstance(middle, Diagonal):
-            narrow = middle.summed(narrow)
-        elif isinstance(middle, Matrix):
+        if isinstance(middle, Matrix):
             narrow = F.linear(narrow, middle.entries)
-        return self._dropped(narrow), up
-
-    def _dropped(self, narrow: Tensor) -> Tensor:
-        return self.dropout.drop(narrow) if self.dropout and self.training else narrow
+        elif isinstance(middle, Diagonal) and self.shared.input_slices > 1:
+            narrow, middle = middle.summed(narrow), None
+        if self.dropout and self.training:
+            narrow = self.dropout.drop(narrow)
+        # The mask commutes with a diagonal, so the diagonal may scale whichever operand is smaller.
+        return middle.scaled(narrow, up) if isinstance(middle, Diagonal) else (narrow, up)
 
     def _by_entries(self, dropout: DropoutSite, x: Tensor) -> Tensor:
         """Multiplies x by the dense update, after dropping some of the update's entries."""
