@@ -25,6 +25,7 @@ from typing import Any, Literal, NoReturn
 import psutil
 
 from tensorbench.records.words import Artifact, Status
+from tensorbench.store.artifacts import hashes
 from tensorbench.store.claims import PREFIX, SIGN
 from tensorbench.store.store import Store
 from tests.bench.programs import Program
@@ -131,6 +132,7 @@ def check(store: Store, trials: Collection[str]) -> Counter[str]:
     for record in records:
         if record.status == "FINISHED":
             names = {file.path for file in store.client.list_artifacts(record.run_id)}
+            assert names == hashes(record).keys(), record.tags
             assert names == {"adapter.safetensors", "config.json", "predictions.safetensors"}, names
             losses = store.client.get_metric_history(record.run_id, "train/loss")
             numbers = sorted(metric.step for metric in losses)

@@ -131,20 +131,11 @@ def test_a_death_at_any_event_of_a_worker_costs_its_trial_one_attempt_and_leaves
 # --- unpacking ---
 
 
-@pytest.fixture(scope="module")
-def packs(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> tuple[Path, Path]:
-    """Two packs of the same trial, the first without its adapter and the second with it."""
-    folder = tmp_path_factory.mktemp("trained")
-    store = Store.create(new_store(folder), "toy")
-    executed(store, plan(methods=["lora"], training=SHORT))
-    return packed(store.uri, "toy", folder / "bare"), packed(store.uri, "toy", folder / "full", adapters=True)
-
-
 @pytest.mark.parametrize("bare", [False, True], ids=["into nothing", "adapters alone"])
 def test_an_unpack_that_is_killed_is_completed_by_the_same_unpack(
-    packs: tuple[Path, Path], bare: bool, tmp_path: Path, new_store: NewStore
+    trained: tuple[Path, Path], bare: bool, tmp_path: Path, new_store: NewStore
 ) -> None:
-    without, pack = packs
+    without, pack = trained
 
     def store_in(name: str) -> tuple[Path, str]:
         folder = tmp_path / name

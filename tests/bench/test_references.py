@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-import tensorbench.execution.inline
 from tensorbench.execution.driver import pending
 from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
@@ -24,7 +23,7 @@ from tensorbench.store.store import Store
 
 from ..messages import naming
 from ..packs import changed, edit_runs, packed
-from .toy_runs import SHORT, raising, run_inline
+from .toy_runs import SHORT, forbid_trials, raising, run_inline
 from .toy_suites import TEXT, plan, write
 
 Call = Callable[..., Any]
@@ -75,14 +74,20 @@ def stated(run_id: str) -> str:
     return StoredRerun(run_id=run_id, score=0.5, allowed=0.02, device="cpu").model_dump_json()
 
 
+@pytest.fixture
+def extended(pack: Path, tmp_path: Path, uri: str) -> tuple[str, Path]:
+    """The address of a store with the published trials, and the file of the suite that extends theirs."""
+    unpack(pack, store=uri)
+    return uri, write(tmp_path, EXTENDED)
+
+
 LORA, HEAD = ("LoRA", Status.FINISHED, True), ("head only", Status.FINISHED, False)
 
 
 def test_references_are_taken_by_id_and_two_of_them_run_again_once(
-    pack: Path, tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
+    extended: tuple[str, Path], pack: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri, suite = new_store(tmp_path), write(tmp_path, EXTENDED)
-    unpack(pack, store=uri)
+    uri, suite = extended
     (share,) = make_forecast(plan(EXTENDED), uri).parts
     assert (share.trials, share.references, share.again, share.open) == (6, 3, 2, 5)
     assert make_forecast(plan(EXTENDED), str(pack)).parts == (share,)
@@ -110,18 +115,15 @@ def test_references_are_taken_by_id_and_two_of_them_run_again_once(
     (share,) = make_forecast(plan(EXTENDED), uri).parts
     assert (share.references, share.open) == (3, 0)
     # A finished suite loads and trains nothing.
-    for name in ("prepare_all", "report_trial"):
-        monkeypatch.setattr(tensorbench.execution.inline, name, raising(AssertionError(name)))
+    forbid_trials(monkeypatch)
     assert call("run", suite, "--store", uri).code == 0
 
 
 def test_without_new_trials_nothing_runs(
-    pack: Path, tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
+    extended: tuple[str, Path], tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri, suite = new_store(tmp_path), write(tmp_path, {**EXTENDED, "methods": ["lora"]})
-    unpack(pack, store=uri)
-    for name in ("prepare_all", "report_trial"):
-        monkeypatch.setattr(tensorbench.execution.inline, name, raising(AssertionError(name)))
+    uri, suite = extended[0], write(tmp_path, {**EXTENDED, "methods": ["lora"]})
+    forbid_trials(monkeypatch)
     ended = call("run", suite, "--store", uri)
     assert ended.code == 0, ended.err
     assert "3 trials, 3 from packs, 0 to run" in ended.out
@@ -144,11 +146,11 @@ def test_references_with_other_results_stop_the_run(
     stored: str,
     pack: Path,
     tmp_path: Path,
-    new_store: NewStore,
+    uri: str,
     call: Call,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    uri, suite = new_store(tmp_path), write(tmp_path, EXTENDED)
+    suite = write(tmp_path, EXTENDED)
     unpack(edited(pack, tmp_path, change), store=uri)
     refused = call("run", suite, "--store", uri)
     assert refused.code == 2
@@ -160,8 +162,7 @@ def test_references_with_other_results_stop_the_run(
     assert "--no-rerun" in refused.err
     assert all(packed for _, _, packed in states(uri))
     # The result is remembered.
-    for name in ("prepare_all", "report_trial"):
-        monkeypatch.setattr(tensorbench.execution.inline, name, raising(AssertionError(name)))
+    forbid_trials(monkeypatch)
     again = call("run", suite, "--store", uri)
     assert again.code == 2
     assert refused.err.endswith(again.err)
@@ -171,11 +172,8 @@ def test_references_with_other_results_stop_the_run(
     assert "2 gave other results than accepted" in notes(uri)
 
 
-def test_the_report_says_that_nothing_ran_again(
-    pack: Path, tmp_path: Path, new_store: NewStore, call: Call
-) -> None:
-    uri, suite = new_store(tmp_path), write(tmp_path, EXTENDED)
-    unpack(pack, store=uri)
+def test_the_report_says_that_nothing_ran_again(extended: tuple[str, Path], call: Call) -> None:
+    uri, suite = extended
     assert call("run", suite, "--store", uri, "--no-rerun").code == 0
     assert not reruns(uri)
     assert "3 trials came from packs. None of them ran again" in notes(uri)
@@ -187,11 +185,10 @@ def test_the_report_says_that_nothing_ran_again(
 
 
 def test_an_interrupted_start_goes_on(
-    pack: Path, tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
+    extended: tuple[str, Path], call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Interrupts the copying of the second reference, and later the second rerun."""
-    uri, suite = new_store(tmp_path), write(tmp_path, EXTENDED)
-    unpack(pack, store=uri)
+    uri, suite = extended
     send, tag, sent = Store.send, Store.tag, []
 
     def copied(store: Store, record: Record, folder: Path) -> None:
@@ -251,10 +248,9 @@ def test_one_in_ten_runs_again_over_all_starts() -> None:
 
 @pytest.mark.parametrize("methods", [("LoRA", "head only"), ("head only", "LoRA")])
 def test_starts_of_single_methods_run_references_again(
-    methods: tuple[str, str], pack: Path, tmp_path: Path, new_store: NewStore, call: Call
+    methods: tuple[str, str], extended: tuple[str, Path], call: Call
 ) -> None:
-    uri, suite = new_store(tmp_path), write(tmp_path, EXTENDED)
-    unpack(pack, store=uri)
+    uri, suite = extended
     first, second = (
         call("run", suite, "--store", uri, "--executor", "inline", "--method", name) for name in methods
     )
@@ -266,13 +262,13 @@ def test_starts_of_single_methods_run_references_again(
 
 @pytest.mark.parametrize("name", ["published", "toy"])
 def test_what_a_pack_says_of_reruns_does_not_count(
-    name: str, tmp_path: Path, new_store: NewStore, call: Call
+    name: str, tmp_path: Path, uri: str, new_store: NewStore, call: Call
 ) -> None:
     """The pack is of another suite, or of the first start of the same one."""
     (tmp_path / "there").mkdir()
     there = Store.create(new_store(tmp_path / "there"), name)
     run_inline(there, plan(TEXT, **PUBLISHED | {"name": name}))
-    uri, suite = new_store(tmp_path), write(tmp_path, EXTENDED)
+    suite = write(tmp_path, EXTENDED)
     forged = edited(
         packed(there.uri, name, tmp_path / "there"),
         tmp_path,
@@ -293,10 +289,9 @@ def test_a_number_of_references_beyond_all_digits(pack: Path, tmp_path: Path) ->
 
 
 def test_two_packs_with_different_scores_are_refused(
-    pack: Path, tmp_path: Path, new_store: NewStore, call: Call
+    extended: tuple[str, Path], tmp_path: Path, new_store: NewStore, call: Call
 ) -> None:
-    uri, suite = new_store(tmp_path), write(tmp_path, EXTENDED)
-    unpack(pack, store=uri)
+    uri, suite = extended
     (tmp_path / "other").mkdir()
     other = Store.create(new_store(tmp_path / "other"), "other")
     run_inline(other, plan(TEXT, **{**PUBLISHED, "name": "other"}))
@@ -310,10 +305,9 @@ def test_two_packs_with_different_scores_are_refused(
 
 
 def test_a_reference_that_cannot_run_again_is_no_disagreement(
-    pack: Path, tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
+    extended: tuple[str, Path], call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri, suite = new_store(tmp_path), write(tmp_path, EXTENDED)
-    unpack(pack, store=uri)
+    uri, suite = extended
     with monkeypatch.context() as patch:
         patch.setattr("tensorbench.execution.perform.run_trial", raising(MemoryError("all of it")))
         refused = call("run", suite, "--store", uri)

@@ -13,23 +13,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import tensorbench.execution.inline
 from tensorbench.backbones import load
 from tensorbench.execution.driver import pending
-from tensorbench.machine.files import sha256
 from tensorbench.methods import from_identity
 from tensorbench.plan.suite import load_suite
-from tensorbench.records.origin import StoredConfig
 from tensorbench.records.record import Record
-from tensorbench.records.words import Artifact, RunKind
+from tensorbench.records.words import RunKind
 from tensorbench.store.store import Store
 from tensorbench.tasks import TASKS, prepare
 from tensorbench.training.loop import evaluate
 from tensorbench.training.measure import LIBRARIES
-from tensorbench.training.seeding import stream_seed
 
 from ..predicted import frame_of
-from .toy_runs import Ran, raising, run
+from .toy_runs import Ran, forbid_trials, run
 from .toy_suites import MOVIES, TEXT, plan
 
 Call = Callable[..., Any]
@@ -145,20 +141,6 @@ def test_provenance_is_stored(finished: Ran) -> None:
     assert params["weights_hash"] == load("tiny-random-bert").info.weights_hash
 
 
-def test_where_a_trial_comes_from_is_stored(finished: Ran) -> None:
-    record = finished.by_method("LoRA", seed=1)
-    stored = finished.store.content(record, Artifact.CONFIG, StoredConfig)
-    assert stored is not None
-    assert stored.start is not None
-    suite = stored.start.suite
-    assert (suite.name, suite.text) == ("suite.yaml", finished.suite.read_text())
-    assert suite.sha256 == sha256(finished.suite) == record.provenance["suite_sha256"]
-    assert stored.start.streams["data_order"] == stream_seed(1, "data_order")
-    assert stored.start.libraries["torch"] == record.provenance["version_torch"]
-    assert record.ended is not None
-    assert record.ended >= record.started
-
-
 @pytest.mark.parametrize("method", ["LoRA", "TensLoRA att", "head only"])
 def test_predictions_are_those_of_the_stored_adapter_and_give_the_score(finished: Ran, method: str) -> None:
     record = finished.by_method(method, seed=1)
@@ -195,8 +177,7 @@ def test_a_second_start_loads_nothing_and_trains_nothing(
     finished: Ran, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = finished.store.records()
-    for name in ("prepare_all", "report_trial"):
-        monkeypatch.setattr(tensorbench.execution.inline, name, raising(AssertionError(name)))
+    forbid_trials(monkeypatch)
     real = Store.records
     reads: list[tuple[RunKind, str | None]] = []
 

@@ -100,7 +100,9 @@ def test_from_a_trial_one_comes_to_the_suite_and_all_that_made_it(ran: Ran, call
     read = json.loads(call("show", record.trial_id, "--store", ran.uri, "--json").out)["provenance"]
     assert read["start"]["suite"]["text"] == ran.suite.read_text()
     assert read["start"]["libraries"]["torch"] == record.provenance["version_torch"]
+    assert record.provenance["suite_sha256"] == sha256(ran.suite)
     assert (read["started"], read["ended"]) == (record.started, record.ended)
+    assert read["ended"] >= read["started"]
 
 
 def test_from_a_cell_of_a_table_one_comes_to_its_trials_and_what_made_them(ran: Ran, call: Call) -> None:

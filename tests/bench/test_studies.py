@@ -94,12 +94,13 @@ def halves(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore, call: 
     return Halves(suite, first, second, ended.out, packs, whole, (held.studies, held.studies_complete))
 
 
-def test_a_stopped_study_is_incomplete_and_goes_on_where_it_was(halves: Halves) -> None:
+def test_a_stopped_study_is_incomplete_and_goes_on_where_it_was(halves: Halves, call: Call) -> None:
     assert halves.stopped == (3, 1)
     assert re.search(naming(16, "2 of 3 studies", 4, "5 to run"), halves.shown)
     assert "2/3" in halves.shown
     (held,) = contents(halves.first)
     assert (held.complete, held.studies_complete) == (16, 2)
+    assert "2 of 3" in call("list", "--store", halves.first).out
 
 
 def test_a_study_without_some_of_its_points_keeps_no_trial(halves: Halves) -> None:
@@ -119,10 +120,6 @@ def test_a_trial_is_shown_with_its_place(halves: Halves, call: Call) -> None:
     assert record.tags["seed"] == str(seed)
     shown = call("show", record.trial_id, "--store", halves.first).out
     assert f"{place['study']}, point {place['point']}" in shown
-
-
-def test_the_list_shows_complete_studies(halves: Halves, call: Call) -> None:
-    assert "2 of 3" in call("list", "--store", halves.first).out
 
 
 def test_studies_of_a_part_and_of_another_machine_are_one(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,13 +28,6 @@ from tensorbench.training.trial import Resources
 
 from ...messages import naming
 from ..toy_suites import plan
-
-NewStore = Callable[[Path], str]
-
-
-@pytest.fixture
-def store(tmp_path: Path, new_store: NewStore) -> Store:
-    return Store.create(new_store(tmp_path), "toy")
 
 
 def test_cores_are_divided_among_workers() -> None:

@@ -24,13 +24,11 @@ import tensorbench.execution.inline
 import tensorbench.execution.perform
 import tensorbench.machine.cards
 from tensorbench.execution import driver, local, worker
-from tensorbench.execution.driver import execute
 from tensorbench.execution.health import refusal
 from tensorbench.execution.inline import Inline
 from tensorbench.execution.local import REFUSED, Local
 from tensorbench.execution.perform import Event
 from tensorbench.execution.place import Place
-from tensorbench.execution.session import session
 from tensorbench.execution.worker import Slot
 from tensorbench.machine import mps
 from tensorbench.machine.cards import VISIBLE, held
@@ -41,12 +39,11 @@ from tensorbench.store.store import Store
 from tensorbench.training.trial import Resources
 
 from ...messages import naming
-from ..toy_runs import SHORT, executed, raising
+from ..toy_runs import SHORT, executed, raising, run_on
 from ..toy_suites import plan
 
 pytestmark = pytest.mark.processes
 
-NewStore = Callable[[Path], str]
 FULL = torch.OutOfMemoryError("CUDA out of memory")
 ASSERT = RuntimeError("CUDA error: device-side assert triggered")
 
@@ -56,11 +53,6 @@ def forks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers are forks of this process, so they have its mocks. Lost trials run again at once."""
     monkeypatch.setattr(local, "get_context", lambda _: get_context("fork"))
     monkeypatch.setattr(driver, "WAIT", 0.0)
-
-
-@pytest.fixture
-def store(tmp_path: Path, new_store: NewStore) -> Store:
-    return Store.create(new_store(tmp_path), "toy")
 
 
 def cards(count: int, sharing: int = 1) -> list[Slot]:
@@ -77,38 +69,32 @@ def on(card: int, broken: Callable[..., Any], real: Callable[..., Any]) -> Calla
 
 
 def run(store: Store, made: Plan, slots: list[Slot]) -> tuple[list[Event], Local]:
-    events: list[Event] = []
-    with session(store) as at_work, Local(slots) as place:
+    with Local(slots) as place:
         place.prepare(list(made.trials))
-        execute(made, list(made.trials), at_work, place, events.append)
-    return events, place
+        return run_on(place, store, made), place
 
 
 def statuses(store: Store) -> Counter[str]:
     return Counter(str(record.status) for record in store.records())
 
 
-@pytest.mark.parametrize("card", [0, 1])
+@pytest.mark.parametrize(
+    ("card", "examination", "reason"),
+    [
+        (0, "refusal", "3 of 80 MiB are free"),
+        (1, "refusal", "3 of 80 MiB are free"),
+        (1, "refused_precision", "Tesla T4 does not compute bf16"),
+    ],
+)
 def test_a_card_that_cannot_be_used_gets_no_trial(
-    store: Store, monkeypatch: pytest.MonkeyPatch, card: int
+    store: Store, monkeypatch: pytest.MonkeyPatch, card: int, examination: str, reason: str
 ) -> None:
-    monkeypatch.setattr(worker, "refusal", on(card, lambda device: "3 of 80 MiB are free", lambda device: ""))
+    monkeypatch.setattr(worker, examination, on(card, lambda *_: reason, lambda *_: ""))
     made = plan(seeds=range(5), training=SHORT)
-    with pytest.warns(UserWarning, match=naming(f"cuda:{card}/{card} ", "no more", "3 of 80 MiB")):
+    with pytest.warns(UserWarning, match=naming(f"cuda:{card}/{card} ", "no more", reason)):
         events, _ = run(store, made, cards(2))
     assert statuses(store) == {"FINISHED": 5}
     assert {event.worker for event in events} == {f"cuda:{1 - card}/{1 - card}"}
-
-
-def test_trials_run_on_the_cards_that_compute_their_precision(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    old = on(1, lambda trials, device: "Tesla T4 does not compute bf16", lambda trials, device: "")
-    monkeypatch.setattr(worker, "refused_precision", old)
-    with pytest.warns(UserWarning, match=naming("cuda:1/1 ", "no more", "Tesla T4")):
-        events, _ = run(store, plan(seeds=range(5), training=SHORT), cards(2))
-    assert statuses(store) == {"FINISHED": 5}
-    assert {event.worker for event in events} == {"cuda:0/0"}
 
 
 def test_without_a_usable_card_nothing_starts_and_the_reason_is_the_card_s(
@@ -243,20 +229,18 @@ def test_a_worker_that_does_not_end_delays_nobody(store: Store, monkeypatch: pyt
     monkeypatch.setattr(local, "ENDING", 0.05)
     # As a process that waits for a GPU which fell off its bus: SIGKILL does not end it.
     monkeypatch.setattr(local, "kill_group", lambda pid: None)
-    events: list[Event] = []
 
     def notify(event: Event) -> None:
-        events.append(event)
         if event.kind == "started" and event.trial == made.trials[0]:
             (held,) = [held for held in place._workers if held.trial == event.trial]
             stuck.append(psutil.Process(held.process.pid))
             monkeypatch.setattr(held.process, "kill", lambda: None)
             held.watch.limit = 0.0
 
-    with session(store) as at_work, Local(cards(2)) as place:
+    with Local(cards(2)) as place:
         place.prepare(list(made.trials))
         with pytest.warns(UserWarning, match="does not end"):
-            execute(made, list(made.trials), at_work, place, notify)
+            run_on(place, store, made, notify=notify)
         assert statuses(store) == {"FINISHED": 3, "FAILED": 1}
         assert place.free == 1
         stuck[0].kill()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from tensorbench.execution.estimate import longest_first, step_count
-from tensorbench.records.record import Record
-from tensorbench.records.words import Status
 
+from ..toy_runs import timed
 from ..toy_suites import DIGITS, plan
 
 
@@ -20,17 +19,7 @@ def test_longest_trials_come_first_by_steps_or_by_what_was_measured() -> None:
     lora, head = sorted(made.trials, key=lambda trial: trial.method["method"], reverse=True)
     assert longest_first(made, made.trials, []) == [head, lora]
     # In the stored records a step of LoRA took five times as long as one of the head alone.
-    records = [
-        Record(
-            row.method,
-            "other",
-            Status.FINISHED,
-            0,
-            {"method": row.method, "backbone": row.backbone, "task": row.task},
-            {"cost/seconds": 50.0 if row.trials[0] == lora.id else 10.0, "cost/steps": 10.0},
-        )
-        for row in made.rows
-    ]
+    records = [timed(row, 50.0 if row.trials[0] == lora.id else 10.0) for row in made.rows]
     assert longest_first(made, made.trials, records) == [lora, head]
 
 
@@ -46,18 +35,7 @@ def test_trials_on_one_seed_s_split_stay_together() -> None:
     tasks = [{**DIGITS, "split": "per_seed"}]
     methods = ["head_only", "lora", {"method": "tenslora", "variant": "att"}]
     made = plan(tasks=tasks, methods=methods, seeds=[0, 1, 2])
-    seconds = dict(zip((row.method for row in made.rows), (10.0, 30.0, 20.0), strict=True))
-    records = [
-        Record(
-            row.method,
-            "other",
-            Status.FINISHED,
-            0,
-            {"method": row.method, "backbone": row.backbone, "task": row.task},
-            {"cost/seconds": seconds[row.method], "cost/steps": 10.0},
-        )
-        for row in made.rows
-    ]
+    records = [timed(row, seconds) for row, seconds in zip(made.rows, (10.0, 30.0, 20.0), strict=True)]
     ordered = longest_first(made, made.trials, records)
     assert [trial.seed for trial in ordered] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert [trial.method["method"] for trial in ordered] == ["lora", "tenslora", "head_only"] * 3

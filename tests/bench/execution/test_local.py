@@ -18,17 +18,15 @@ import psutil
 import pytest
 
 from tensorbench.execution import driver, local
-from tensorbench.execution.driver import execute
 from tensorbench.execution.local import Local
 from tensorbench.execution.perform import Event
-from tensorbench.execution.session import session
 from tensorbench.execution.worker import Slot
 from tensorbench.methods import UserError
-from tensorbench.plan.rows import Plan
 from tensorbench.store.store import Store
 
 from ..programs import FORKS
 from ..services import driver as program
+from ..toy_runs import raising, run_on
 from ..toy_suites import plan, write
 
 SHORT = {"batch_size": 16, "steps": 2}
@@ -61,29 +59,10 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "WAIT", 0.0)
 
 
-@pytest.fixture
-def store(tmp_path: Path, new_store: NewStore) -> Store:
-    return Store.create(new_store(tmp_path), "toy")
-
-
-def run(
-    store: Store, place: Local, made: Plan, notify: Callable[[Event], None] = lambda event: None
-) -> list[Event]:
-    events: list[Event] = []
-
-    def note(event: Event) -> None:
-        events.append(event)
-        notify(event)
-
-    with session(store) as at_work:
-        execute(made, list(made.trials), at_work, place, note)
-    return events
-
-
 def test_every_trial_runs_once_and_workers_report_their_place(store: Store, workers: Local) -> None:
     longer = {"method": "head_only", "training": {**SHORT, "steps": 4}}
     made = plan(methods=["lora", longer], seeds=[0, 1], training=SHORT)
-    events = run(store, workers, made)
+    events = run_on(workers, store, made)
     assert sorted(e.trial.id for e in events if e.kind == "finished") == sorted(t.id for t in made.trials)
     assert {record.status for record in store.records()} == {"FINISHED"}
     for record in store.records():
@@ -99,7 +78,7 @@ def test_workers_on_a_cpu_run_their_trials_at_the_same_time(store: Store, worker
     def count(event: Event) -> None:
         busy.append(sum(worker.trial is not None for worker in workers._workers))
 
-    run(store, workers, plan(methods=["lora"], seeds=[0, 1, 2, 3], training=SHORT), count)
+    run_on(workers, store, plan(methods=["lora"], seeds=[0, 1, 2, 3], training=SHORT), notify=count)
     assert max(busy) == 2
 
 
@@ -120,7 +99,7 @@ def test_a_worker_that_dies_while_it_sends_its_result_is_a_loss(store: Store, wo
             worker.process.kill()
             worker.process.join()
 
-    kinds = [event.kind for event in run(store, workers, made, notify) if event.kind != "progress"]
+    kinds = [event.kind for event in run_on(workers, store, made, notify=notify) if event.kind != "progress"]
     assert kinds == ["started", "lost", "started", "finished"]
 
 
@@ -128,11 +107,8 @@ def test_a_worker_that_dies_while_it_sends_its_result_is_a_loss(store: Store, wo
 def test_an_error_of_who_listens_is_not_taken_for_the_worker_s(
     store: Store, workers: Local, error: OSError
 ) -> None:
-    def notify(event: Event) -> None:
-        raise error
-
     with pytest.raises(type(error)) as raised:
-        run(store, workers, plan(training=SHORT), notify)
+        run_on(workers, store, plan(training=SHORT), notify=raising(error))
     assert raised.value is error
     assert [record.status for record in store.records()] == ["KILLED"]
 
@@ -147,27 +123,11 @@ def test_a_trial_that_ends_its_worker_each_time_is_lost_and_the_others_go_on(
             worker = next(w for w in workers._workers if w.trial and w.trial.id == event.trial.id)
             os.kill(worker.process.pid or 0, signal.SIGKILL)
 
-    kinds = [e.kind for e in run(store, workers, made, notify) if e.kind not in ("progress", "started")]
-    assert sorted(kinds) == ["finished", "lost", "lost", "lost"]
+    events = run_on(workers, store, made, notify=notify)
+    assert sorted(event.kind for event in events if event.ending) == ["finished", "lost", "lost", "lost"]
     statuses = sorted((record.status, record.tags.get("failure")) for record in store.records())
     assert statuses == [("FINISHED", None), *[("KILLED", "lost")] * 3]
     assert not [record for record in store.records() if record.status == "KILLED" and record.settled]
-
-
-def test_a_failure_in_a_worker_is_stored_with_its_traceback(store: Store, workers: Local) -> None:
-    training = {"batch_size": 16, "steps": 3, "lr": 1e30, "warmup": 0}
-    assert run(store, workers, plan(training=training))[-1].kind == "failed"
-    (record,) = store.records()
-    assert (record.status, record.tags["failure"]) == ("FAILED", "diverged")
-    path = store.client.download_artifacts(record.run_id, "traceback.txt")
-    assert "Diverged" in Path(path).read_text()
-
-
-def test_unusable_data_are_refused_before_any_trial(workers: Local) -> None:
-    made = plan()
-    changed = made.trials[0].model_copy(update={"weights_hash": "0" * 16})
-    with pytest.raises(UserError, match="changed"):
-        workers.prepare([changed])
 
 
 def test_a_later_preparation_checks_too_and_outlasts_a_worker_that_died_idle() -> None:
@@ -204,7 +164,7 @@ def test_a_trial_beyond_its_worker_s_memory_fails_and_the_others_go_on(
     with Local([Slot("cpu/0", "cpu", 1, memory=2048)]) as place:
         place.prepare([head])
         (process,) = place.processes()
-        events = run(store, place, replace(made, rows=rows, trials=(hungry, head)))
+        events = run_on(place, store, replace(made, rows=rows, trials=(hungry, head)))
         assert place.processes() == [process], "the worker died for it"
     assert [event.kind for event in events if event.ending] == ["failed", "finished"]
     failed, finished = store.records()

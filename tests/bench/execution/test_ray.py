@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -49,11 +48,6 @@ def cluster() -> Iterator[RayCluster]:
         patch.setattr(ray, "init", partial(ray.init, num_gpus=1))
         with RayCluster.open(Place(device="cpu", workers=1)) as made:
             yield made
-
-
-@pytest.fixture
-def store(tmp_path: Path, new_store: Callable[[Path], str]) -> Store:
-    return Store.create(new_store(tmp_path), "toy")
 
 
 def run(

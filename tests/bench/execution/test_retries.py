@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +21,7 @@ from tensorbench.store.claims import Claims
 from tensorbench.store.connect import StoreError
 from tensorbench.store.store import Store
 
-from ..toy_runs import SHORT
+from ..toy_runs import SHORT, run_inline
 from ..toy_suites import plan
 
 
@@ -52,7 +50,7 @@ def test_each_retry_waits_longer_up_to_the_last_one(
 
 
 def test_other_trials_run_while_a_lost_trial_waits_and_three_losses_end_its_retries(
-    tmp_path: Path, new_store: Callable[[Path], str], clock: list[float], monkeypatch: pytest.MonkeyPatch
+    store: Store, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = plan(seeds=[0, 1], training=SHORT)
     first, second = made.trials
@@ -75,7 +73,6 @@ def test_other_trials_run_while_a_lost_trial_waits_and_three_losses_end_its_retr
         elif events.count((0, "lost")) == 2 and event.kind == "lost":
             clock[0] += 20
 
-    store = Store.create(new_store(tmp_path), "toy")
     with session(store) as at_work, Inline("cpu") as place:
         execute(made, [first, second], at_work, place, notify)
         # Another driver may retry it immediately.
@@ -87,7 +84,7 @@ def test_other_trials_run_while_a_lost_trial_waits_and_three_losses_end_its_retr
 
 
 def test_a_lost_trial_keeps_its_claim_while_it_waits_though_its_record_is_sent_late(
-    tmp_path: Path, new_store: Callable[[Path], str], clock: list[float], monkeypatch: pytest.MonkeyPatch
+    store: Store, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = plan(seeds=[0], training=SHORT)
     happened: list[str] = []
@@ -116,7 +113,5 @@ def test_a_lost_trial_keeps_its_claim_while_it_waits_though_its_record_is_sent_l
         "perform",
         lambda *rest, **alone: perform(*rest, **alone) if "away" in happened else lost("its node died"),
     )
-    store = Store.create(new_store(tmp_path), "toy")
-    with session(store) as at_work, Inline("cpu") as place:
-        execute(made, list(made.trials), at_work, place, lambda event: None)
+    run_inline(store, made)
     assert happened == ["away", "sent KILLED", "sent FINISHED", "settled"]

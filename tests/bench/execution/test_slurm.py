@@ -8,7 +8,7 @@ import re
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -67,11 +67,6 @@ def held(tmp_path: Path, cluster: Slurm) -> Path:
     folder.mkdir()
     cluster.environment.update(PATH=os.pathsep.join(folders), HELD=str(folder))
     return folder
-
-
-@pytest.fixture
-def store(tmp_path: Path, new_store: Callable[[Path], str]) -> Store:
-    return Store.create(new_store(tmp_path), "toy")
 
 
 @pytest.fixture

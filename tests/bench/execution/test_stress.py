@@ -56,6 +56,13 @@ def test_a_worker_ends_with_its_driver_whatever_it_does(
     assert scenarios.outlive(folder, how)["processes left"] == 0
 
 
+@pytest.fixture
+def database(folder: Path) -> Iterator[Postgres]:
+    started = Postgres(folder / "postgres")
+    yield started
+    started.stop()
+
+
 POSTGRES = pytest.mark.skipif(
     postgres_programs() is None, reason="PostgreSQL's server programs are not installed"
 )
@@ -71,48 +78,40 @@ def test_two_drivers_outlast_an_outage_of_the_server_over_postgresql(folder: Pat
 @pytest.mark.postgres
 @POSTGRES
 def test_postgresql_outlasts_a_killed_first_start_and_one_that_is_stopped_is_an_error(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, database: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database = Postgres(folder / "postgres")
+    killed = crashes.start(folder, "create", database.uri, step=100)
+    assert killed.returncode == -signal.SIGKILL, killed.output()
+    assert Store.create(database.uri, "toy").records() == []
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")
+    server = psutil.Process(int((folder / "postgres" / "data" / "postmaster.pid").read_text().split()[0]))
+    server.suspend()
     try:
-        killed = crashes.start(folder, "create", database.uri, step=100)
-        assert killed.returncode == -signal.SIGKILL, killed.output()
-        assert Store.create(database.uri, "toy").records() == []
-        monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")
-        server = psutil.Process(int((folder / "postgres" / "data" / "postmaster.pid").read_text().split()[0]))
-        server.suspend()
-        try:
-            with pytest.raises(UserError, match="timeout expired"):
-                Store.create(database.uri, "toy")
-        finally:
-            server.resume()
+        with pytest.raises(UserError, match="timeout expired"):
+            Store.create(database.uri, "toy")
     finally:
-        database.stop()
+        server.resume()
 
 
 @pytest.mark.postgres
 @POSTGRES
 def test_a_suite_runs_straight_into_postgresql_and_its_tables_have_what_mlflow_gives(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    database: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database = Postgres(folder / "postgres")
-    try:
-        made = plan(methods=["head_only", "lora"], training=SHORT)
-        store = Store.create(database.uri, "toy")
-        assert [event.kind for event in executed(store, made)] == ["finished", "finished"]
-        for kind in RunKind:
-            assert store.records(kind) == store._find(f"tags.{Tag.KIND} = '{kind}'")
-        assert {record.status for record in store.records()} == {Status.FINISHED}
-        assert store.plan() == made.stored()
-        assert not store.client.search_registered_models()
-        # PostgreSQL rejects NUL characters.
-        monkeypatch.setattr(tensorbench.execution.perform, "run_trial", raising(ValueError("a\0b \udce9")))
-        failing = plan(methods=["lora"], training={**SHORT, "lr": 0.1})
-        assert [event.kind for event in executed(store, failing)] == ["failed"]
-        assert store.records()[-1].tags["failure_message"] == "ValueError: a\\x00b \\udce9"
-        assert not list(store.outbox.glob("*/[!.]*"))
-    finally:
-        database.stop()
+    made = plan(methods=["head_only", "lora"], training=SHORT)
+    store = Store.create(database.uri, "toy")
+    assert [event.kind for event in executed(store, made)] == ["finished", "finished"]
+    for kind in RunKind:
+        assert store.records(kind) == store._find(f"tags.{Tag.KIND} = '{kind}'")
+    assert {record.status for record in store.records()} == {Status.FINISHED}
+    assert store.plan() == made.stored()
+    assert not store.client.search_registered_models()
+    # PostgreSQL rejects NUL characters.
+    monkeypatch.setattr(tensorbench.execution.perform, "run_trial", raising(ValueError("a\0b \udce9")))
+    failing = plan(methods=["lora"], training={**SHORT, "lr": 0.1})
+    assert [event.kind for event in executed(store, failing)] == ["failed"]
+    assert store.records()[-1].tags["failure_message"] == "ValueError: a\\x00b \\udce9"
+    assert not list(store.outbox.glob("*/[!.]*"))
 
 
 RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")

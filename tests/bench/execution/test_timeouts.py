@@ -15,11 +15,9 @@ from rich.console import Console
 
 from tensorbench.cli.progress import RunDisplay
 from tensorbench.execution import local, watch
-from tensorbench.execution.driver import execute
 from tensorbench.execution.estimate import Pace, Workload
 from tensorbench.execution.local import Local
 from tensorbench.execution.perform import Event
-from tensorbench.execution.session import session
 from tensorbench.execution.watch import Limits, Silence, Watch
 from tensorbench.execution.worker import Slot
 from tensorbench.methods import UserError
@@ -36,6 +34,7 @@ from tensorbench.store.store import Store
 
 from ...messages import naming
 from ..programs import FORKS
+from ..toy_runs import run_on, timed
 from ..toy_suites import VISION, plan, write
 
 NewStore = Callable[[Path], str]
@@ -106,8 +105,7 @@ def test_a_time_limit_may_be_a_multiple_of_what_such_trials_took() -> None:
     by_method = {row.method: row.trials[0] for row in made.rows}
     lora, head = (next(t for t in made.trials if t.id == by_method[name]) for name in ("LoRA", "head only"))
     (row,) = [row for row in made.rows if row.method == "LoRA"]
-    tags = {"method": "LoRA", "backbone": row.backbone, "task": row.task}
-    stored = Record("r", "t", Status.FINISHED, 0, tags | ON_H100, {"cost/seconds": 20.0, "cost/steps": 10.0})
+    stored = timed(row, 20.0, ON_H100)
     limits = Limits("5x", made, [stored])
     assert limits.begin(lora, H100) == 5 * 100 * 2.0
     assert limits.begin(head, H100) is None
@@ -124,8 +122,7 @@ def test_a_time_limit_may_be_a_multiple_of_what_such_trials_took() -> None:
 def test_no_limit_comes_from_trials_on_other_hardware(elsewhere: dict[str, str]) -> None:
     made = plan(methods=["lora"], training={"batch_size": 16, "steps": 100})
     (trial,), (row,) = made.trials, made.rows
-    tags = {"method": "LoRA", "backbone": row.backbone, "task": row.task, **ON_H100}
-    stored = Record("r", "t", Status.FINISHED, 0, tags, {"cost/seconds": 1.0, "cost/steps": 10.0})
+    stored = timed(row, 1.0, ON_H100)
     limits = Limits("5x", made, [stored])
     assert limits.begin(trial, elsewhere) is None
     # What it took there is a limit for trials there alone.
@@ -162,11 +159,9 @@ def test_times_of_stored_trials_limit_those_of_other_settings() -> None:
         batch.add(cell, [cell.trial(9, "validation", setting=setting)], note=setting.label)
     made = Plan(made.suite, tuple(batch.rows), tuple(batch.trials), tuple(batch.cells))
     first, second = made.rows
-    tags = {"method": first.method, "backbone": first.backbone, "task": first.task, **ON_H100}
-    stored = Record("r", "t", Status.FINISHED, 0, tags, {"cost/seconds": 20.0, "cost/steps": 10.0})
     (other,) = [trial for trial in made.trials if trial.id in second.trials.values()]
     assert first.method != second.method
-    assert Limits("5x", made, [stored]).begin(other, H100) == 5 * 100 * 2.0
+    assert Limits("5x", made, [timed(first, 20.0, ON_H100)]).begin(other, H100) == 5 * 100 * 2.0
 
 
 @pytest.mark.parametrize(("timeout", "read"), [(60, 60.0), ("90.5", 90.5), ("5x", "5x"), (None, None)])
@@ -256,7 +251,7 @@ def test_a_worker_that_prepares_and_gives_no_sign_of_life_is_given_up_at_the_lim
 @pytest.mark.processes
 @pytest.mark.parametrize("how", ["endless", "stopped"])
 def test_a_trial_that_never_ends_is_ended_and_has_failed(
-    tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch, how: str
+    store: Store, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setattr(watch, "SILENT", 0.5)
     # A working process shows signs of life, however rarely on a busy machine; a stopped one shows none.
@@ -266,30 +261,20 @@ def test_a_trial_that_never_ends_is_ended_and_has_failed(
     made = plan(
         methods=["head_only", {"method": "lora", "training": {"steps": 2}}], training=LONG, trial_timeout=1000
     )
-    events: list[Event] = []
-
-    def notify(event: Event) -> None:
-        events.append(event)
-        worker = next((candidate for candidate in place._workers if candidate.trial == event.trial), None)
-        if event.progress is None or worker is None or event.progress.steps < 10:
-            return
-        if how == "stopped":
-            os.kill(worker.process.pid or 0, signal.SIGSTOP)
-        else:
-            worker.watch.limit = 0.0
 
     def end(event: Event) -> None:
-        notify(event)
-        if event.kind == "silent" and event.trial == made.trials[0]:
-            worker = next(candidate for candidate in place._workers if candidate.trial == event.trial)
+        worker = next((candidate for candidate in place._workers if candidate.trial == event.trial), None)
+        if worker is None or event.trial != made.trials[0]:
+            return
+        if event.progress is not None and how == "stopped":
+            os.kill(worker.process.pid or 0, signal.SIGSTOP)
+        elif event.progress is not None or event.kind == "silent":
             worker.watch.limit = 0.0
 
-    store = Store.create(new_store(tmp_path), "toy")
     with Local([Slot("cpu/0", "cpu", 1)]) as place:
         place.prepare(list(made.trials))
         (process,) = place.processes()
-        with session(store) as at_work:
-            execute(made, list(made.trials), at_work, place, end)
+        events = run_on(place, store, made, notify=end)
         assert not psutil.pid_exists(process.pid)
     assert [event.kind for event in events if event.ending] == ["failed", "finished"]
     # On a busy machine the next worker may be silent too.

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,6 @@ from urllib.parse import quote
 
 import pytest
 
-import tensorbench.execution.driver
-import tensorbench.store.store
 from tensorbench.execution.session import session
 from tensorbench.machine.alive import owner
 from tensorbench.machine.files import sha256
@@ -24,17 +20,12 @@ from tensorbench.records.record import Record
 from tensorbench.records.stored_plan import StoredSuite
 from tensorbench.records.words import Artifact, RunKind, Tag
 from tensorbench.store.artifacts import UNFINISHED, ChangedError, hashes
-from tensorbench.store.connect import StoreError
 from tensorbench.store.store import Store
 
 from ...messages import naming
 from ..toy_runs import SHORT, Ran, executed, run
 from ..toy_suites import VISION, plan
-
-
-@pytest.fixture
-def store(tmp_path: Path, new_store: Callable[[Path], str]) -> Store:
-    return Store.create(new_store(tmp_path), "toy")
+from .drivers import dead_owner
 
 
 def files(record: Record) -> dict[str, str]:
@@ -52,36 +43,13 @@ def test_finished_and_failed_trials_leave_the_hashes_of_their_artifacts(store: S
     assert set(hashes(failed)) == {"config.json", "traceback.txt"}
 
 
-def test_a_record_from_the_outbox_has_hashes_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep = tensorbench.store.store.keep_files
-
-    def full(client: Any, run_id: str, folder: Path, *others: Any) -> None:
-        if (folder / Artifact.CONFIG).exists():
-            raise OSError(28, "No space left on device")
-        keep(client, run_id, folder, *others)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tensorbench.execution.driver, "FILE_PATIENCE", 0)
-        patch.setattr(tensorbench.store.store, "keep_files", full)
-        with pytest.raises(StoreError):
-            executed(store, plan(methods=["head_only"], training=SHORT))
-    with session(Store.existing(store.uri, "toy")) as at_work:
-        assert at_work.sent == 1
-    (record,) = store.records()
-    assert hashes(record) == files(record)
-
-
 @pytest.mark.parametrize("end", ["stored again", "closed"])
 def test_copies_of_dead_processes_are_removed(store: Store, end: str) -> None:
     """A later process stores files of the run, or finds that the run's driver is dead."""
     with session(store) as at_work:
         run = store.begin("toy", at_work.claims.driver)
-        gone = "import sys; from tensorbench.machine.alive import owner; sys.stdout.write(owner())"
-        maker = subprocess.run(
-            [sys.executable, "-c", gone], capture_output=True, text=True, check=True
-        ).stdout
         beside = Path(run.artifacts.removeprefix("file://")).parent
-        left = beside / f"{UNFINISHED}{quote(maker, safe='')}-x" / "plan.json"
+        left = beside / f"{UNFINISHED}{quote(dead_owner(), safe='')}-x" / "plan.json"
         own = beside / f"{UNFINISHED}{quote(owner(), safe='')}-x"
         left.parent.mkdir(parents=True)
         left.write_text("{")

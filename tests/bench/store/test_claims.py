@@ -7,17 +7,13 @@ import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from tensorbench.execution.driver import execute, failures
-from tensorbench.execution.inline import Inline
-from tensorbench.execution.perform import Event
-from tensorbench.execution.session import session
+from tensorbench.execution.driver import failures
 from tensorbench.records.record import Record, failed
 from tensorbench.records.words import Status, Tag
 from tensorbench.store import claims
@@ -25,13 +21,9 @@ from tensorbench.store.claims import SIGN, Claims
 from tensorbench.store.store import Store
 
 from ...stored import begun
+from ..toy_runs import run_inline
 from ..toy_suites import plan
 from .drivers import ELSEWHERE, dead_owner, names, opened, signs, stored, take
-
-
-@pytest.fixture
-def store(tmp_path: Path, new_store: Callable[[Path], str]) -> Store:
-    return Store.create(new_store(tmp_path), "toy")
 
 
 def test_only_one_of_several_drivers_claims_a_trial(store: Store) -> None:
@@ -194,10 +186,7 @@ def test_a_failure_by_another_driver_stays_unless_a_retry_is_requested(store: St
     later.end(failed("error", "once more, by another driver", ""))
     kinds = []
     for retried in ({}, failed_runs, failures(store.records())):
-        events: list[Event] = []
-        with session(store) as at_work, Inline("cpu") as place:
-            execute(made, [trial], at_work, place, events.append, retried=retried)
-        kinds.append(events[-1].kind)
+        kinds.append(run_inline(store, made, retried=retried)[-1].kind)
     assert kinds == ["elsewhere", "elsewhere", "finished"]
 
 
@@ -221,18 +210,8 @@ def test_what_another_driver_settled_meanwhile_is_dropped_without_a_claim_unless
         return real(self, trial, *arguments)
 
     monkeypatch.setattr(Claims, "take", take)
-    events: list[Event] = []
     retried = failures(store.records()) if retries else {}
-    with session(store) as at_work, Inline("cpu") as place:
-        execute(
-            made,
-            list(made.trials),
-            at_work,
-            place,
-            events.append,
-            retried=retried,
-            records=read_before,
-        )
+    events = run_inline(store, made, retried=retried, records=read_before)
     dropped = [event.trial.id for event in events if event.kind == "elsewhere"]
     assert dropped == [trial.id for trial in made.trials if trial.id not in claimed]
     assert len(dropped) == (1 if retries else 2)

@@ -176,11 +176,7 @@ def test_a_renamed_store_is_resumed_reported_and_exported(
 
 def test_a_copy_and_its_original_are_two_stores(tmp_path: Path, new_store: NewStore) -> None:
     original = begun(tmp_path / "old", new_store)
-    copy = moved(
-        tmp_path / "old",
-        tmp_path / "new",
-        lambda a, b: (shutil.copytree if a.is_dir() else shutil.copy)(a, b),
-    )
+    copy = moved(tmp_path / "old", tmp_path / "new", copied)
     before = sorted((tmp_path / "old").rglob("*"))
     executed(Store.create(copy, "toy"), plan(**SUITE), plan(**SUITE).trials[1:])
     for record in Store.existing(copy, "toy").records():

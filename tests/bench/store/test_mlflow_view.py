@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -26,14 +24,7 @@ from ...stored import Result, begun, usual_ending
 from ...stored import write as stored
 from ..toy_suites import plan
 
-NewStore = Callable[[Path], str]
-
 HERE = Place(device="cpu")
-
-
-@pytest.fixture
-def uri(tmp_path: Path, new_store: NewStore) -> str:
-    return new_store(tmp_path)
 
 
 def answer_of(store: Store) -> tuple[str, dict[str, float]]:

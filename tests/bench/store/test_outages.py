@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import warnings
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,13 +26,6 @@ from ...messages import naming
 from ...stored import begun
 from ..toy_runs import SHORT, executed, raising
 from ..toy_suites import plan
-
-NewStore = Callable[[Path], str]
-
-
-@pytest.fixture
-def store(tmp_path: Path, new_store: NewStore) -> Store:
-    return Store.create(new_store(tmp_path), "toy")
 
 
 def test_a_database_waits_for_whoever_writes_to_its_file(store: Store) -> None:

@@ -26,14 +26,6 @@ from ...stored import begun
 from ..toy_runs import SHORT, executed, raising
 from ..toy_suites import plan
 
-NewStore = Callable[[Path], str]
-Change = Callable[[dict[str, Any]], Any]
-
-
-@pytest.fixture
-def store(tmp_path: Path, new_store: NewStore) -> Store:
-    return Store.create(new_store(tmp_path), "toy")
-
 
 def leave(store: Store, name: str, run_id: str) -> Path:
     """Puts a record into the outbox, like a process that ended before it could send the record."""
@@ -53,20 +45,26 @@ def open_run(store: Store) -> str:
     return begun(store, made.trials[0], made.rows).run_id
 
 
-#: Changes that make a record's content invalid, by name.
-CHANGES: dict[str, Change] = {
-    "no object": lambda content: [1],
-    "a field too few": lambda content: {key: content[key] for key in content if key != "run_id"},
-    "nobody's run": lambda content: {**content, "run_id": "0" * 32},
-    "a run id that is no id": lambda content: {**content, "run_id": "../../x"},
-    "an unknown status": lambda content: {**content, "status": "DONE"},
-    "an end beyond all time": lambda content: {**content, "ended": 10**30},
-    "tags of numbers": lambda content: {**content, "tags": {"a": {"b": 1}}},
-    "a point without a step": lambda content: {**content, "points": [["score", 1.0, 5]]},
-    "a step beyond all numbers": lambda content: {**content, "points": [["score", 1.0, 5, 10**30]]},
-    "a metric that cannot be named so": lambda content: {**content, "points": [["a\nb", 1.0, 5, 1]]},
-}
-FILES: dict[str, Callable[[Path], Any]] = {
+def content(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
+    def edit(kept: Path) -> None:
+        file = kept / "record.json"
+        file.write_text(json.dumps(change(json.loads(file.read_text()))))
+
+    return edit
+
+
+#: Ways to damage a record in its folder.
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "no object": content(lambda record: [1]),
+    "a field too few": content(lambda record: {key: record[key] for key in record if key != "run_id"}),
+    "nobody's run": content(lambda record: {**record, "run_id": "0" * 32}),
+    "a run id that is no id": content(lambda record: {**record, "run_id": "../../x"}),
+    "an unknown status": content(lambda record: {**record, "status": "DONE"}),
+    "an end beyond all time": content(lambda record: {**record, "ended": 10**30}),
+    "tags of numbers": content(lambda record: {**record, "tags": {"a": {"b": 1}}}),
+    "a point without a step": content(lambda record: {**record, "points": [["score", 1.0, 5]]}),
+    "a step beyond all numbers": content(lambda record: {**record, "points": [["score", 1.0, 5, 10**30]]}),
+    "a metric that cannot be named so": content(lambda record: {**record, "points": [["a\nb", 1.0, 5, 1]]}),
     "half a file": lambda kept: (kept / "record.json").write_bytes((kept / "record.json").read_bytes()[:50]),
     "no text": lambda kept: (kept / "record.json").write_bytes(b"\xff\xfe\x00{"),
     "deeper than can be read": lambda kept: (kept / "record.json").write_text("[" * 10**5 + "]" * 10**5),
@@ -76,15 +74,11 @@ FILES: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("damage", [*CHANGES, *FILES])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_record_is_put_aside_and_the_others_are_sent(store: Store, damage: str) -> None:
     bad = leave(store, "0-damaged", open_run(store))
     good = leave(store, "1-whole", open_run(store))
-    if change := CHANGES.get(damage):
-        file = bad / "record.json"
-        file.write_text(json.dumps(change(json.loads(file.read_text()))))
-    else:
-        FILES[damage](bad)
+    DAMAGES[damage](bad)
     with (
         pytest.warns(UserWarning, match="/refused/0-damaged"),
         session(store) as at_work,

@@ -198,15 +198,6 @@ def test_checkpoints_of_ones_own_are_named_without_their_folders() -> None:
 # --- of two runs of a trial the one with its adapter counts ---
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> tuple[Path, Path]:
-    """Two packs of the same trial, the first without its adapter and the second with it."""
-    folder = tmp_path_factory.mktemp("trained")
-    store = Store.create(new_store(folder), "toy")
-    executed(store, plan(methods=["lora"], training=SHORT))
-    return packed(store.uri, "toy", folder / "bare"), packed(store.uri, "toy", folder / "full", adapters=True)
-
-
 def adapters(store: Store) -> list[bool]:
     """For each finished run that counts, whether the store has its adapter."""
     return [
