@@ -25,6 +25,12 @@ for other in sys.stdin:
 """
 
 
+def telling(*inside: str) -> subprocess.Popen[str]:
+    """Starts `TELLING`, with a command that may start it inside of a container."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*inside, sys.executable, "-c", TELLING], stdin=pipe, stdout=pipe, text=True)
+
+
 def gone() -> int:
     """Returns the id of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
@@ -34,8 +40,7 @@ def gone() -> int:
 
 @pytest.mark.skipif(not hasattr(os, "waitid"), reason="there is no way here to wait and leave it as it is")
 def test_a_process_is_dead_though_nobody_has_taken_note_of_its_end() -> None:
-    pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", TELLING], stdin=pipe, stdout=pipe, text=True) as process:
+    with telling() as process:
         assert process.stdout is not None
         name = process.stdout.readline().strip()
         assert not dead(name)
@@ -89,9 +94,7 @@ def test_the_host_name_identifies_systems_without_ids(
 def test_a_driver_in_another_container_is_not_taken_for_dead_by_either() -> None:
     made = container()
     assert made is not None
-    with subprocess.Popen(
-        [*made, sys.executable, "-c", TELLING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
+    with telling(*made) as other:
         assert other.stdin is not None
         assert other.stdout is not None
         name = other.stdout.readline().strip()

@@ -25,6 +25,8 @@ from ..hub_stand_in import Hub, client
 from ..services import wait_until
 from .paper_hub import EUROSAT, GLUE, ROBERTA, VIT, Call, ids, plan, suite_file
 
+Move = Callable[[], None]
+
 TEXT = {"tasks": [{"task": "mrpc", "max_tokens": 64}], "backbones": [{"hub": "me/tiny-roberta"}]}
 
 
@@ -51,7 +53,7 @@ def test_fetched_once_a_suite_runs_without_network(
 
 
 def test_what_an_experiment_holds_is_fetched_and_not_todays_branch(
-    moved: Callable[[], None], online: Hub, tmp_path: Path, call: Call, new_store: Callable[[Path], str]
+    moved: Move, online: Hub, tmp_path: Path, call: Call, new_store: Callable[[Path], str]
 ) -> None:
     file, uri = suite_file(tmp_path, **TEXT), new_store(tmp_path)
     # The stand-in serves today's commit alone, so the earlier one is fetched while it is that.
@@ -69,7 +71,18 @@ def test_what_an_experiment_holds_is_fetched_and_not_todays_branch(
 
 
 @pytest.fixture
-def moved(online: Hub) -> Iterator[Callable[[], None]]:
+def file(tmp_path: Path) -> Path:
+    """The file of a suite with a model and data of the hub."""
+    return suite_file(tmp_path, **TEXT)
+
+
+@pytest.fixture
+def store(uri: str) -> Store:
+    return Store.create(uri, "hub")
+
+
+@pytest.fixture
+def moved(online: Hub) -> Iterator[Move]:
     """Yields a function that adds a commit to the model's and to GLUE's repository."""
     cards = [online.folders[name] / "README.md" for name in (ROBERTA, GLUE)]
     texts = [card.read_text() for card in cards]
@@ -88,14 +101,8 @@ def moved(online: Hub) -> Iterator[Callable[[], None]]:
 
 @pytest.mark.parametrize("command", ["run", "plan"])
 def test_an_experiment_keeps_the_commits_of_its_first_start(
-    moved: Callable[[], None],
-    online: Hub,
-    tmp_path: Path,
-    call: Call,
-    new_store: Callable[[Path], str],
-    command: str,
+    moved: Move, online: Hub, file: Path, uri: str, call: Call, command: str
 ) -> None:
-    file, uri = suite_file(tmp_path, **TEXT), new_store(tmp_path)
     first = ids(make_plan(load_suite(file)))
     assert call("run", file, "--store", uri).code == 0
     commits = {"model me/tiny-roberta at main": ROBERTA, "data set nyu-mll/glue at main": GLUE}
@@ -113,20 +120,15 @@ def test_an_experiment_keeps_the_commits_of_its_first_start(
     assert store.commits() == kept
     if command == "plan":
         assert json.loads(ended.out)["forecast"]["parts"][0]["open"] == 0
-    other = suite_file(tmp_path, **TEXT, name="other")
+    other = suite_file(file.parent, **TEXT, name="other")
     assert call("run", other, "--store", uri).code == 0
     assert Store.existing(uri, "other").commits()["model me/tiny-roberta at main"] == online.commit(ROBERTA)
 
 
 def test_two_starts_cannot_take_two_commits(
-    moved: Callable[[], None],
-    online: Hub,
-    tmp_path: Path,
-    new_store: Callable[[Path], str],
-    monkeypatch: pytest.MonkeyPatch,
+    moved: Move, online: Hub, file: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The branch moves between their plans. The second looks before or after the first stored its commits."""
-    file, store = suite_file(tmp_path, **TEXT), Store.create(new_store(tmp_path), "hub")
     first = make_plan(load_suite(file))
     commit = online.commit(ROBERTA)
     moved()
@@ -143,13 +145,8 @@ def test_two_starts_cannot_take_two_commits(
 
 
 def test_a_first_start_that_died_before_storing_its_suite_holds_its_commits(
-    moved: Callable[[], None],
-    online: Hub,
-    tmp_path: Path,
-    new_store: Callable[[Path], str],
-    monkeypatch: pytest.MonkeyPatch,
+    moved: Move, online: Hub, file: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, store = suite_file(tmp_path, **TEXT), Store.create(new_store(tmp_path), "hub")
     commit = online.commit(ROBERTA)
     with monkeypatch.context() as patched:
         patched.setattr(Store, "keep", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -162,8 +159,7 @@ def test_a_first_start_that_died_before_storing_its_suite_holds_its_commits(
     assert any("has moved" in note for note in notes)
 
 
-def test_a_malformed_tag_of_commits_is_named(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
-    store = Store.create(new_store(tmp_path), "hub")
+def test_a_malformed_tag_of_commits_is_named(store: Store) -> None:
     run = store.begin("hub")
     store.tag(run.run_id, Tag.COMMITS, "[1]")
     with pytest.raises(UserError, match=naming("commits", run.run_id, "[1]")):
@@ -171,14 +167,9 @@ def test_a_malformed_tag_of_commits_is_named(tmp_path: Path, new_store: Callable
 
 
 def test_of_two_first_starts_at_once_the_second_waits_for_the_commits_of_the_first(
-    moved: Callable[[], None],
-    online: Hub,
-    tmp_path: Path,
-    new_store: Callable[[Path], str],
-    monkeypatch: pytest.MonkeyPatch,
+    moved: Move, online: Hub, file: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second begins when the first has just read that no commits are stored."""
-    file, store = suite_file(tmp_path, **TEXT), Store.create(new_store(tmp_path), "hub")
     plans = [make_plan(load_suite(file))]
     commit = online.commit(ROBERTA)
     moved()
@@ -212,12 +203,12 @@ def test_of_two_first_starts_at_once_the_second_waits_for_the_commits_of_the_fir
     assert read(store)["model me/tiny-roberta at main"] == commit
 
 
-def test_a_suite_resolves_a_branch_once(moved: Callable[[], None], online: Hub, tmp_path: Path) -> None:
-    suite = load_suite(suite_file(tmp_path, **TEXT))
+def test_a_suite_resolves_a_branch_once(moved: Move, file: Path) -> None:
+    suite = load_suite(file)
     first = ids(make_plan(suite))
     moved()
     assert ids(make_plan(suite)) == first
-    assert ids(make_plan(load_suite(tmp_path / "suite.yaml"))) != first
+    assert ids(make_plan(load_suite(file))) != first
 
 
 def test_a_suite_without_a_hub_has_no_commits(tmp_path: Path, call: Call) -> None:

@@ -29,23 +29,18 @@ def test_boundaries_between_files_count_in_the_hash(tmp_path: Path) -> None:
     assert len({sha256_of_all(a, b), sha256_of_all(b, a), sha256_of_all(c, d), sha256_of_all(a)}) == 4
 
 
-def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
-    target = tmp_path / "target"
-    target.write_text("old")
-    with written_whole(target) as unfinished:
+def test_files_and_folders_take_their_place_when_they_are_whole(tmp_path: Path) -> None:
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.write_text("old")
+    with written_whole(file) as unfinished:
         unfinished.write_text("new")
-        assert target.read_text() == "old"
-    assert target.read_text() == "new"
-    assert os.listdir(tmp_path) == ["target"]
-
-
-def test_a_folder_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
-    with written_whole(tmp_path / "target") as unfinished:
+        assert file.read_text() == "old"
+    with written_whole(folder) as unfinished:
         unfinished.mkdir()
         (unfinished / "part").write_text("new")
-        assert not (tmp_path / "target").exists()
-    assert (tmp_path / "target" / "part").read_text() == "new"
-    assert os.listdir(tmp_path) == ["target"]
+        assert not folder.exists()
+    assert file.read_text() == (folder / "part").read_text() == "new"
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
 def test_interrupted_writes_keep_nothing(tmp_path: Path) -> None:

@@ -18,11 +18,15 @@ import tensorbench
 
 pytestmark = pytest.mark.processes
 
-CLOSING = """
-import time
+#: The beginning of programs that a signal interrupts, and that no limit of time ends.
+INSTALLED = """
+import gc, signal, sys, time, weakref
 from tensorbench.machine import interrupts
 interrupts.LIMITS = dict.fromkeys(interrupts.SIGNALS, 1000)
 interrupts.install()
+"""
+
+CLOSING = """
 try:
     print("at work", flush=True)
     time.sleep(1000)
@@ -32,11 +36,7 @@ except KeyboardInterrupt:
 """
 
 WRITING = """
-import sys, time
-from tensorbench.machine import interrupts
 interrupts.PATIENCE = 1000
-interrupts.LIMITS = dict.fromkeys(interrupts.SIGNALS, 1000)
-interrupts.install()
 try:
     with interrupts.deferred():
         print("at work", flush=True)
@@ -48,9 +48,6 @@ except KeyboardInterrupt:
 """
 
 SWALLOWED = """
-import gc, signal, sys, time, weakref
-from tensorbench.machine import interrupts
-
 def tell(what):
     print("ignored", what.exc_type.__name__, flush=True)
 
@@ -87,8 +84,6 @@ def in_collection(what):
 
 sys.unraisablehook = tell
 interrupts.RETRY = 0.3
-interrupts.LIMITS = dict.fromkeys(interrupts.SIGNALS, 1000)
-interrupts.install()
 """
 
 LOST = """
@@ -164,7 +159,7 @@ in_del(interrupt)
 @contextmanager
 def started(program: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", INSTALLED + program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     try:
@@ -253,7 +248,7 @@ def test_a_write_ends_before_its_interrupt() -> None:
 
 
 def printed(program: str) -> tuple[str, int]:
-    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, "-c", INSTALLED + program], stdout=subprocess.PIPE, text=True)
     return done.stdout, done.returncode
 
 
@@ -346,10 +341,6 @@ def test_an_interrupt_of_any_import_ends_the_program_in_order(module: str, how: 
 
 
 IMPORTING = """
-import sys, time
-from tensorbench.machine import interrupts
-interrupts.LIMITS = dict.fromkeys(interrupts.SIGNALS, 1000)
-interrupts.install()
 try:
     import careless
     print("imported", flush=True)
@@ -363,7 +354,7 @@ def test_no_module_swallows_an_interrupt(tmp_path: Path) -> None:
     (tmp_path / "careless.py").write_text(
         "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept BaseException:\n    pass\n"
     )
-    assert printed(f"import sys\nsys.path.append({str(tmp_path)!r})\n{IMPORTING}") in (
+    assert printed(f"sys.path.append({str(tmp_path)!r})\n{IMPORTING}") in (
         ("imported\nclosing\n", 0),
         # The timer may be faster than the print.
         ("closing\n", 0),
