@@ -9,7 +9,7 @@ import typer
 
 import tensorbench
 from tensorbench.cli.options import AsJson, StoreUri, names_option
-from tensorbench.cli.tables import echo_json, err, print_tables, progress_line
+from tensorbench.cli.tables import echo_json, print_tables, progress_line
 from tensorbench.store import DEFAULT_STORE
 
 
@@ -77,7 +77,7 @@ def check(
     For a task the examples are read, for a backbone the weights. Missing ones are downloaded.
     """
     failed = False
-    with progress_line(err, "checking") as notify:
+    with progress_line("checking") as notify:
         # A name may be that of a method and of a task, and the second check may break off.
         for checked in tensorbench.check(name, quick=quick, notify=notify):
             print_tables(checked.table)

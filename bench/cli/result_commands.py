@@ -262,7 +262,7 @@ def unpack(
     store: StoreUri = DEFAULT_STORE,
 ) -> None:
     """Merge packs into a store. Stored trials stay; missing adapters are added, contradictions refused."""
-    with progress_line(err, "trials") as notify:
+    with progress_line("trials") as notify:
         experiments = tensorbench.unpack(*file, store=store, listener=notify)
     for merged in experiments:
         say(f"{merged.name}: {merged.written:,} trials written, {merged.there:,} were there.")

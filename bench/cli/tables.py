@@ -160,9 +160,9 @@ class TimeLeft(ProgressColumn):
 
 
 @contextmanager
-def progress_line(console: Console, doing: str) -> Iterator[Callable[..., None]]:
+def progress_line(doing: str) -> Iterator[Callable[..., None]]:
     """Context with a progress bar. Yields a function that takes the numbers done and of all, and a name."""
-    with progress_bars(console) as bars:
+    with progress_bars(err) as bars:
         line = bars.add_task(doing, total=None)
 
         def notify(done: int, total: int, name: str = doing) -> None:

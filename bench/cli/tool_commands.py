@@ -55,7 +55,7 @@ def perf(
     def first(label: str, mode: str, ms: float) -> None:
         say(f"{label}, {mode}: {ms:.1f} ms a step", console=err)
 
-    with progress_line(err, "loading the backbone") as notify:
+    with progress_line("loading the backbone") as notify:
         timings = tensorbench.time_methods(
             method or ["all"],
             rank_mode or ["isoparameters"],

@@ -10,7 +10,7 @@ from typing import get_args
 from tensorbench.backbones import BACKBONES
 from tensorbench.checks.conformance.backbones import check_backbone
 from tensorbench.checks.conformance.cases import CheckResult, conformance_cases, run_case
-from tensorbench.checks.conformance.subject import Finding, Status
+from tensorbench.checks.conformance.subject import Status
 from tensorbench.checks.conformance.tasks import check_task
 from tensorbench.machine.table import ShowsOverview, Table
 from tensorbench.methods import METHODS, UnknownNameError, load_methods
@@ -61,9 +61,12 @@ def check(
     for kind, named, run in (("task", TASKS, check_task), ("backbone", BACKBONES, check_backbone)):
         if name in named:
             findings = run(name)
-            yield Checked(
-                of_findings(f"{kind} {name}", findings), any(each.status == "failed" for each in findings)
-            )
+            width = max(len(finding.check) for finding in findings)
+            counts = Counter(finding.status for finding in findings)
+            # As notes, since messages may be long.
+            notes = [f"{MARKS[f.status]} {f.check:{width}}  {f.message}".rstrip() for f in findings]
+            notes.append(", ".join(f"{counts[status]} {status}" for status in STATUSES))
+            yield Checked(Table(f"{kind} {name}", (), notes), counts["failed"] > 0)
 
 
 def of_methods(results: Sequence[CheckResult]) -> Table:
@@ -102,11 +105,3 @@ def _refusals(results: Sequence[CheckResult]) -> list[str]:
         f"– {', '.join(names)} not applicable: {reason} ({first_few(presets, 3)})"
         for (reason, *presets), names in checks.items()
     ]
-
-
-def of_findings(title: str, findings: Sequence[Finding]) -> Table:
-    """The findings about one task or backbone and their counts, as notes, since messages may be long."""
-    width = max(len(finding.check) for finding in findings)
-    notes = [f"{MARKS[f.status]} {f.check:{width}}  {f.message}".rstrip() for f in findings]
-    counts = Counter(finding.status for finding in findings)
-    return Table(title, (), [*notes, ", ".join(f"{counts[status]} {status}" for status in STATUSES)])

@@ -57,20 +57,20 @@ def _in_training(subject: Subject, method: Method) -> Tensor:
 
 def _variants(method: Method) -> Iterator[tuple[str, Method]]:
     for name, value in method:
-        for other in _other_values(value, type(method).model_fields[name].annotation):
+        annotation = type(method).model_fields[name].annotation
+        others: list[Any] = []
+        if get_origin(annotation) is Literal:
+            others = [other for other in get_args(annotation) if other != value]
+        elif isinstance(value, bool):
+            others = [not value]
+        elif isinstance(value, float):
+            others = [value / 2 or 0.2]
+        elif isinstance(value, int):
+            others = [value + 1]
+        for other in others:
             # Some combinations of values are invalid.
             with suppress(UserError, ValueError):
                 yield name, type(method).model_validate({**dict(method), name: other})
-
-
-def _other_values(value: Any, annotation: Any) -> list[Any]:
-    if get_origin(annotation) is Literal:
-        return [other for other in get_args(annotation) if other != value]
-    if isinstance(value, bool):
-        return [not value]
-    if isinstance(value, float):
-        return [value / 2 or 0.2]
-    return [value + 1] if isinstance(value, int) else []
 
 
 def _expect_options_kept(method: Method, what: str, sized: Callable[[Method], Method]) -> None:
@@ -90,8 +90,9 @@ def count(subject: Subject) -> str:
     counted, and the number that the method refused.
     """
     counted, refusals = 0, []
+    sizes = [subject.method, *(subject.method.isorank(rank) for rank in (1, 2, 5) if subject.method.sizeable)]
     for geometry in (None, *COUNTED):
-        for method in _sizes(subject.method):
+        for method in sizes:
             backbone = subject.backbone(geometry=geometry)
             try:
                 adapter = subject.attach(backbone, method=method)
@@ -113,11 +114,6 @@ def count(subject: Subject) -> str:
     if not counted:
         raise NotApplicable(f"refuses every geometry: {refusals[0]}")
     return f"{counted} sizes" + (f", {len(refusals)} refused" if refusals else "")
-
-
-def _sizes(method: Method) -> list[Method]:
-    ranks = (1, 2, 5) if method.sizeable else ()
-    return [method, *(method.isorank(rank) for rank in ranks)]
 
 
 def isorank(subject: Subject) -> None:

@@ -136,7 +136,7 @@ def detach(subject: Subject) -> None:
         adapter = subject.attach(backbone)
         fresh = outputs(backbone, batch)
         if state == "trained":
-            _steps(adapter, backbone, batch, head=False)
+            _train_adapter(adapter, backbone, batch)
         scatter(adapter)
         if state == "merged":
             adapter.merge()
@@ -163,10 +163,8 @@ def _surroundings(backbone: LoadedBackbone) -> dict[str, Any]:
     }
 
 
-def _steps(
-    adapter: Adapter, backbone: LoadedBackbone, batch: dict[str, Tensor], *, head: bool = True
-) -> None:
-    groups = [group for group in adapter.parameter_groups() if head or group["name"] != "head"]
+def _train_adapter(adapter: Adapter, backbone: LoadedBackbone, batch: dict[str, Tensor]) -> None:
+    groups = [group for group in adapter.parameter_groups() if group["name"] != "head"]
     if not groups:
         return
     optimizer = torch.optim.Adam(groups, lr=1e-2)
