@@ -30,6 +30,7 @@ from tensorbench.machine.table import ShowsOverview, Table
 from tensorbench.methods import METHODS, Adapter, Backbone, Method, Site, UnknownNameError, UserError, create
 from tensorbench.methods.sizes import ANY_TARGETS, AnyTargets
 from tensorbench.methods.tenslora import VARIANTS
+from tensorbench.plan.cells import REFERENCE_RANK
 from tensorbench.plan.recipe import Recipe
 from tensorbench.training import numerics
 from tensorbench.training.inference import Forward, Inference
@@ -50,9 +51,6 @@ FEWEST_ROUNDS = 3
 #: The length in steps of the training whose first steps are timed. It is so long that the timed steps include
 #: nothing that a method does late in training.
 TRAINING = 10_000
-
-#: The rank of the LoRA (peft's, on query, key and value) that other methods are compared with.
-REFERENCE_RANK = 4
 
 RANK_MODES = ("isorank", "isoparameters")
 
