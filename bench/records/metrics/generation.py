@@ -15,16 +15,21 @@ from numpy.typing import NDArray
 from tensorbench.records.metrics.metric import Array, Metric
 
 
-class ExactMatch(Metric):
+class _Mean(Metric):
+    """The mean of what each example contributes."""
+
+    kinds = ("generation",)
+
+    def score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float:
+        return float(self.contributions(targets, predictions).mean())
+
+
+class ExactMatch(_Mean):
     """The share of written answers that are correct by the task's rule."""
 
     name = "exact_match"
-    kinds = ("generation",)
     description = "share of written answers that are right"
     bounds = (0.0, 1.0)
-
-    def score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float:
-        return float((targets == predictions).mean())
 
     def contributions(self, targets: NDArray[Any], predictions: NDArray[Any]) -> Array:
         return (targets == predictions).astype(float)
@@ -34,18 +39,14 @@ class ExactMatch(Metric):
         return 0.0
 
 
-class AnswerLikelihood(Metric):
+class AnswerLikelihood(_Mean):
     """The mean over examples of the correct answer's log-likelihood per token, in nats."""
 
     name = "answer_likelihood"
-    kinds = ("generation",)
     description = "mean log-likelihood of the right answer, in nats a token"
     reads = "outputs"
     in_units = True
     bounds = (-math.inf, 0.0)
-
-    def score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float:
-        return float(self.contributions(targets, predictions).mean())
 
     def contributions(self, targets: NDArray[Any], predictions: NDArray[Any]) -> Array:
         outputs = np.asarray(predictions, dtype=float)
@@ -53,20 +54,16 @@ class AnswerLikelihood(Metric):
         return per_token
 
 
-class MeanScore(Metric):
+class MeanScore(_Mean):
     """The mean of the examples' scores from 0 to 1. An example's first output is its score.
 
     It is the default metric of tables of results. For written answers, it is the share of correct ones.
     """
 
     name = "score"
-    kinds = ("generation",)
     description = "mean of the examples' scores, each from 0 to 1"
     reads = "outputs"
     bounds = (0.0, 1.0)
-
-    def score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float:
-        return float(self.contributions(targets, predictions).mean())
 
     def contributions(self, targets: NDArray[Any], predictions: NDArray[Any]) -> Array:
         return np.asarray(predictions, dtype=float)[:, 0]
