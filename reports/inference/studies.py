@@ -13,7 +13,7 @@ same offset from the window's centre and the same seed for both methods.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -120,6 +120,18 @@ class CompleteStudies:
     def pseudo_values(self) -> dict[int, _PseudoValues]:
         """A cache of the pseudo-values of the score after k trials, by k."""
         return {}
+
+    @property
+    def lifted(self) -> Array:
+        """The scores (trials,), with failures lifted to the level of other trials."""
+        return (self.scores + self.fall * self.failed).ravel()
+
+    @cached_property
+    def influence(self) -> Callable[[int], Array]:
+        """The influence of validation examples on the score after k trials, as from `influences`."""
+        assert self.losses_by_example is not None
+        by_example = self.losses_by_example.reshape(self.trials, -1)
+        return influences(self.losses.ravel(), self.lifted, by_example, self.validation)
 
     @cached_property
     def strata(self) -> NDArray[np.int64]:
@@ -308,23 +320,20 @@ class _PseudoValues(NamedTuple):
 def _pseudo_values(studies: CompleteStudies, k: int) -> _PseudoValues:
     if k in studies.pseudo_values:
         return studies.pseudo_values[k]
-    (count, points), losses, trials = studies.losses.shape, studies.losses.ravel(), studies.trials
+    (count, points), trials = studies.losses.shape, studies.trials
     every = np.arange(count)
     kept = _kept(studies, k, every)
     weights = np.tile(count * kept, (count, 1))
     for study in every:
         rest = every != study
         weights[study, rest.repeat(points)] -= (count - 1) * _kept(studies, k, every[rest])
-    lifted = (studies.scores + studies.fall * studies.failed).ravel()
     by_example, influence = studies.by_example, None
     if by_example is not None:
         by_example = weights @ by_example.reshape(trials, -1)
     if studies.chosen_alike(k) and studies.losses_by_example is not None and studies.validation:
-        each = studies.losses_by_example.reshape(trials, -1)
-        rows = influences(losses, lifted, each, studies.validation, k)
-        influence = count * rows.reshape(*studies.losses_by_example.shape).sum(1)
+        influence = count * studies.influence(k).reshape(*studies.losses_by_example.shape).sum(1)
     score = float(kept @ studies.scores.ravel())
-    studies.pseudo_values[k] = _PseudoValues(score, weights @ lifted, by_example, influence)
+    studies.pseudo_values[k] = _PseudoValues(score, weights @ studies.lifted, by_example, influence)
     return studies.pseudo_values[k]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from scipy import special
@@ -15,7 +16,7 @@ _POINTS, _REACH = 41, 5
 _NODES = 7
 
 
-def influences(losses: Array, scores: Array, by_example: Array, validation: int, k: int) -> Array:
+def influences(losses: Array, scores: Array, by_example: Array, validation: int) -> Callable[[int], Array]:
     """The influence (trials, examples) of validation examples on the score after k trials, split by trial.
 
     The examples stand in for validation examples. Trial i's validation loss is a mean over `validation`
@@ -34,25 +35,25 @@ def influences(losses: Array, scores: Array, by_example: Array, validation: int,
     the sum over all pairs with i, less 1/n of the influence. Rows sum up to the influence. Those of diverged
     trials are zero and do not count in n.
 
+    Returns it as a function of k, the number of trials of which one is kept.
+
     Args:
         losses: Validation losses (trials,). Those of diverged trials are infinite.
         scores: Test scores (trials,).
         by_example: Each trial's loss on each of a sample of examples (trials, examples), for example of test.
         validation: The number of validation examples.
-        k: The number of trials of which one is kept.
     """
     trials = len(losses)
     lasting = np.isfinite(losses)
-    rows = np.zeros_like(by_example, dtype=float)
-    if k < 2 or lasting.sum() < 2:
-        return rows
+    if lasting.sum() < 2:
+        return lambda k: np.zeros(by_example.shape)
     means, values = losses[lasting], scores[lasting]
     off = by_example[lasting] - by_example[lasting].mean(1, keepdims=True)
     # The error that all trials have in common changes no choice. Those whose losses exploded have another.
     off = off - np.median(off, axis=0)
     errors = np.sqrt((off**2).mean(1) * len(off) / (len(off) - 1) / validation)
     if not errors.max():
-        return rows
+        return lambda k: np.zeros(by_example.shape)
     errors = np.maximum(errors, 1e-6 * errors.max())
     grid = np.unique(means + errors * np.linspace(-_REACH, _REACH, _POINTS)[:, None])
     beyond = 1 - special.ndtr((grid[:, None] - means) / errors).sum(1) / trials
@@ -62,9 +63,16 @@ def influences(losses: Array, scores: Array, by_example: Array, validation: int,
     middle = (np.outer(means, squares) + np.outer(squares, means)) / both
     nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
     within = middle[:, :, None] + np.sqrt(np.outer(squares, squares) / both)[:, :, None] * nodes
-    rest = np.interp(within, grid, beyond) ** (k - 2) @ (weights / weights.sum())
-    ties = np.exp(-(np.subtract.outer(means, means) ** 2) / both / 2) / np.sqrt(2 * math.pi * both) * rest
-    changes = k * (k - 1) / trials**2 * ties * np.subtract.outer(values, values).T
-    pairs = changes.sum(1)[:, None] * off - changes @ off
-    rows[lasting] = pairs - pairs.sum(0) / 2 / len(off)
-    return rows
+    chances = np.interp(within, grid, beyond)
+    ties = np.exp(-(np.subtract.outer(means, means) ** 2) / both / 2) / np.sqrt(2 * math.pi * both)
+
+    def after(k: int) -> Array:
+        rows = np.zeros(by_example.shape)
+        if k > 1:
+            rest = chances ** (k - 2) @ (weights / weights.sum())
+            changes = k * (k - 1) / trials**2 * (ties * rest) * np.subtract.outer(values, values).T
+            pairs = changes.sum(1)[:, None] * off - changes @ off
+            rows[lasting] = pairs - pairs.sum(0) / 2 / len(off)
+        return rows
+
+    return after
