@@ -121,8 +121,9 @@ class Timings(ShowsOverview):
     def overview(self) -> Table:
         """The times and the memory of a training step.
 
-        Further columns are the ratios of the times to those of LoRA, and to those of a backbone of which only
-        one bias is trained. The rank mode is a dash for a method of fixed size.
+        Further columns are the ratios of the step's time to that of LoRA, of LoRA on the method's own layers
+        (sites), of the floor, and of the method's own floor. The rank mode is a dash for a method of fixed
+        size.
         """
         lines = [
             {
@@ -134,16 +135,17 @@ class Timings(ShowsOverview):
                 "step ms": f"{row.step_ms:.1f} ± {row.spread_ms:.1f}",
                 "of LoRA": f"{row.ratio_to_lora:.3f} "
                 f"({row.ratio_to_lora_low:.2f}–{row.ratio_to_lora_high:.2f})",
-                "same sites": f"{row.ratio_to_lora_on_sites:.3f}",
-                "of floor": f"{row.ratio_to_floor:.3f}",
-                "own floor": f"{row.ratio_to_own_floor:.3f}",
+                "sites": f"{row.ratio_to_lora_on_sites:.3f}",
+                "floor": f"{row.ratio_to_floor:.3f}",
+                "own": f"{row.ratio_to_own_floor:.3f}",
                 "MiB": None if row.peak_mib is None else f"{row.peak_mib:,.0f}",
             }
             for row in self.rows
         ]
-        spare = ("forward", "backward", "of floor", "MiB", "same sites", "own floor", "params")
+        spare = ("forward", "backward", "floor", "MiB", "sites", "own", "params")
         values = [asdict(row) for row in self.rows]
-        return Table(self.title, lines, texts=("method", "rank mode"), spare=spare, values=values)
+        texts, by = ("method", "rank mode"), ("rank mode",)
+        return Table(self.title, lines, texts=texts, spare=spare, by=by, values=values)
 
     def inference(self) -> Table:
         """The times of a forward pass over those of the bare backbone, and the sizes of adapters."""
@@ -160,7 +162,7 @@ class Timings(ShowsOverview):
             for row in self.rows
         ]
         title = "At inference: a forward over the bare backbone's"
-        return Table(title, lines, texts=("method", "rank mode"), spare=("rank mode", "bare ms"))
+        return Table(title, lines, texts=("method", "rank mode"), spare=("bare ms",), by=("rank mode",))
 
 
 @dataclass(frozen=True)
