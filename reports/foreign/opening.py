@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
 from tensorbench.methods import UserError
-from tensorbench.reports.foreign.inspect_log import read_inspect
-from tensorbench.reports.foreign.lm_eval import read_lm_eval
+from tensorbench.records.measures import Measure
 from tensorbench.reports.foreign.names import BINARY_LOG, COLUMNS, ENDINGS, FILES, TableOptions
-from tensorbench.reports.foreign.peft_results import read_peft
-from tensorbench.reports.foreign.runs import ForeignRun, ForeignSource
+from tensorbench.reports.foreign.runs import ForeignRun, ForeignSource, of_name
 from tensorbench.reports.foreign.table import read_table
+from tensorbench.reports.peft_comparison import REFERENCE, read_run
+from tensorbench.reports.units import many
 
 #: What files of results lack.
 NO_SEEDS = (
     "These files name no training seed: models are told apart by name, and `NAME-seed3` is run 3 of NAME. "
     "Without such names each model is one run, and no difference can be claimed."
 )
+#: A note on the limits of peft's results.
+UNTUNED = (
+    "peft's runs have seed 0 and were not tuned alike: their order holds the luck of rates and of one run."
+)
+#: The values of inspect's grades (`CORRECT`, `INCORRECT`, `PARTIAL` and `NOANSWER`).
+GRADES = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0}
 
 
 def open_foreign(name: str | pd.DataFrame, options: TableOptions) -> ForeignSource:
@@ -50,10 +59,6 @@ def open_foreign(name: str | pd.DataFrame, options: TableOptions) -> ForeignSour
     return ForeignSource(path.name, [*scored, *(unscored[key] for key in sorted(failed))], notes, metric)
 
 
-#: The reader of a JSON file by a key of its content.
-READERS = {"run_info": read_peft, "eval": read_inspect, "results": read_lm_eval}
-
-
 def _read(file: Path, notes: list[str]) -> list[ForeignRun]:
     if file.suffix == BINARY_LOG:
         raise UserError(
@@ -80,3 +85,146 @@ def _read(file: Path, notes: list[str]) -> list[ForeignRun]:
         OverflowError,
     ) as error:
         raise UserError(f"{file}: cannot be read ({type(error).__name__}: {error})") from error
+
+
+# --- files of evaluations ---
+
+
+def read_lm_eval(file: Path, content: Mapping[str, Any], notes: list[str]) -> Iterator[ForeignRun]:
+    """Yields a run for each task of a results file, with the answers to its questions if they are there.
+
+    The score is the task's first metric of which more is better. Groups of tasks are left out, since their
+    tasks are there. Adds notes on tasks that are left out, and on answers that are not all there.
+    """
+    config = content.get("config") or {}
+    arguments = config.get("model_args") or {}
+    if isinstance(arguments, str):
+        arguments = dict(pair.split("=", 1) for pair in arguments.split(",") if "=" in pair)
+    adapter, backbone = arguments.get("peft"), arguments.get("pretrained")
+    method, seed = of_name(str(adapter or content.get("model_name") or backbone or file.parent.name))
+    for task, values in content["results"].items():
+        if content.get("group_subtasks", {}).get(task):
+            continue
+        better = content.get("higher_is_better", {}).get(task, {})
+        key = next(
+            (
+                key
+                for key, value in values.items()
+                if isinstance(value, int | float)
+                and "_stderr" not in key
+                and better.get(key.partition(",")[0], True)
+                and key not in ("alias", "sample_len")
+            ),
+            None,
+        )
+        if key is None:
+            notes.append(f"{file.name}: {task} has no metric of which more is better, and is left out.")
+            continue
+        metric, _, chosen = key.partition(",")
+        examples = _answers(file, task, metric, chosen)
+        size = content.get("n-samples", {}).get(task, {}).get("effective")
+        if examples and size and len(examples) != size:
+            notes.append(
+                f"{task} of {method}: {len(examples):,} of {many(size, 'answer')} are there: not used."
+            )
+            examples = {}
+        yield ForeignRun(
+            method=method,
+            task=f"{task} {metric}",
+            score=float(values[key]),
+            seed=seed,
+            where=f"{file.name}, {task}",
+            backbone=str(backbone) if adapter and backbone else ForeignRun.backbone,
+            examples=examples,
+        )
+
+
+def _answers(file: Path, task: str, metric: str, chosen: str) -> dict[str, float]:
+    """The score of each question by its id. Empty without a file of samples."""
+    samples = file.with_name(f"samples_{task}_{file.stem.removeprefix('results_')}.jsonl")
+    if not samples.is_file():
+        return {}
+    with samples.open(encoding="utf-8") as lines:
+        answers = [json.loads(line) for line in lines if line.strip()]
+    return {
+        str(answer["doc_id"]): float(answer[metric])
+        for answer in answers
+        if answer.get("filter", "none") == (chosen or "none")
+        and isinstance(answer.get(metric), int | float)
+        and 0 <= answer[metric] <= 1
+    }
+
+
+def read_inspect(file: Path, content: Mapping[str, Any], notes: list[str]) -> Iterator[ForeignRun]:
+    """Yields a run for each scorer of a log: its first metric, with the scores of the samples.
+
+    A log whose status is not `success` is a failed run, but not a diverged one.
+    """
+    evaluated, status = content["eval"], content["status"]
+    method, seed = of_name(str(evaluated["model"]))
+    scores = (content.get("results") or {}).get("scores") or []
+    if status != "success":
+        notes.append(f"{file.name}: status {status}: a failed run, in no mean.")
+    names = (
+        [each["name"] for each in scores] or [each["name"] for each in evaluated.get("scorers") or []] or [""]
+    )
+    values = {each["name"]: [metric["value"] for metric in each["metrics"].values()] for each in scores}
+    for name in names:
+        own = values.get(name, []) if status == "success" else []
+        yield ForeignRun(
+            method=method,
+            task=str(evaluated["task"]) + f" {name}" * (len(names) > 1),
+            score=float(own[0]) if own else None,
+            seed=seed,
+            where=file.name,
+            failure="error",
+            examples=_samples(content.get("samples") or [], name) if own else {},
+        )
+
+
+def _samples(samples: list[Mapping[str, Any]], scorer: str) -> dict[str, float]:
+    """The mean score of each sample over its epochs. Empty if a sample has no score from 0 to 1."""
+    scores: defaultdict[str, list[float]] = defaultdict(list)
+    for sample in samples:
+        value = ((sample.get("scores") or {}).get(scorer) or {}).get("value")
+        number = GRADES.get(value) if isinstance(value, str) else value
+        if not isinstance(number, int | float) or not 0 <= number <= 1:
+            return {}
+        scores[str(sample["id"])].append(float(number))
+    return {sample: fmean(each) for sample, each in scores.items()}
+
+
+def read_peft(file: Path, content: object, notes: list[str]) -> Iterator[ForeignRun]:
+    """Yields the run in a result file of peft's method_comparison, or nothing if it has no score.
+
+    Adds the note `UNTUNED` once, and a note for a file without a score. Copies of a file in several folders
+    count as one run, since the run's id is a hash of the file's name and bytes. `content` is not used. Raises
+    UserError for a malformed file.
+    """
+    run = read_run(file, 0)
+    if UNTUNED not in notes:
+        notes.append(UNTUNED)
+    if run is None:
+        notes.append(f"{file.name}: no score, left out.")
+        return
+    numbers = {
+        Measure.ADAPTER_PARAMETERS: run.parameters,
+        Measure.SECONDS: run.seconds,
+        Measure.FORGETTING: run.forgetting,
+    }
+    yield ForeignRun(
+        method=run.name,
+        task="image-gen" if run.questions is None else "MetaMathQA",
+        score=run.score,
+        seed=run.seed,
+        where=run.file,
+        backbone=run.model or ForeignRun.backbone,
+        of_family=run.name.partition("--")[0],
+        plain=run.name == REFERENCE,
+        measures={measure: number for measure, number in numbers.items() if number is not None},
+        content=f"{run.name} {run.sha256}",
+    )
+
+
+#: The reader of a JSON file by a key of its content.
+READERS = {"run_info": read_peft, "eval": read_inspect, "results": read_lm_eval}
