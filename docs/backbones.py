@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from marked import replaced
+from marked import table as written
 
 from tensorbench.backbones.kinds import KINDS, NAMES, TIMM
 from tensorbench.checks.conformance import check_kind
@@ -39,13 +40,9 @@ def table(checks: Mapping[str, str]) -> str:
     for name in NAMES:
         named, *cells = TIMM_ROW if name == TIMM else _row(name)
         rows.setdefault((*cells, checks.get(name, "none")), []).append(named)
-    lines = [
-        HEADINGS,
-        tuple("---" for _ in HEADINGS),
-        *((", ".join(kinds), *row) for row, kinds in rows.items()),
-    ]
+    lines = [(", ".join(kinds), *row) for row, kinds in rows.items()]
     remarks = [f"- `{name}`: {kind.remark}." for name, kind in KINDS.items() if kind.remark]
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *remarks])
+    return "\n".join([written(HEADINGS, lines), "", *remarks])
 
 
 def _row(name: str) -> tuple[str, ...]:
@@ -87,10 +84,6 @@ def run_checks() -> dict[str, str]:
     return checks
 
 
-def main() -> None:
+if __name__ == "__main__":
     page = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(replaced(page, BEGIN, END, f"\n\n{table(run_checks())}\n\n"), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

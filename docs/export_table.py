@@ -5,11 +5,11 @@ The tables are in docs/guides/export.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from marked import replaced
+from marked import replaced, table
 
 from tensorbench.backbones.kinds import KINDS, NAMES, TIMM
 from tensorbench.methods import METHODS, Geometry, NotLowRank, UserError, attach, create
@@ -28,6 +28,7 @@ GEOMETRY, RANK = Geometry(768, 12, 12, 3072, encoder=1), 4
 NEAR = 0.05
 
 HEADINGS = ("kind", "the original model", "the head", "peft's loader", "one layer there")
+OF_RANKS = ("method", "its parameters", "rank as LoRA", "parameters as LoRA")
 
 
 def rewritten(text: str) -> str:
@@ -35,23 +36,17 @@ def rewritten(text: str) -> str:
     rows: dict[tuple[str, ...], list[tuple[str, str]]] = {}
     for named, model, *rest in map(_row, NAMES):
         rows.setdefault(tuple(rest), []).append((named, model))
-    lines = [HEADINGS, tuple("---" for _ in HEADINGS)]
+    lines = []
     for cells, kinds in rows.items():
         names, models = ((", ".join(dict.fromkeys(column))) for column in zip(*kinds, strict=True))
         lines.append((names, models, *cells))
-    text = replaced(text, BEGIN, END, _table(lines))
-    return replaced(text, RANKS_BEGIN, RANKS_END, _table(_ranks()))
-
-
-def _table(lines: Iterable[Sequence[str]]) -> str:
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"\n\n{table}\n\n"
+    text = replaced(text, BEGIN, END, f"\n\n{table(HEADINGS, lines)}\n\n")
+    ranks = table(OF_RANKS, _ranks(), ("---", "---:", "---:", "---:"))
+    return replaced(text, RANKS_BEGIN, RANKS_END, f"\n\n{ranks}\n\n")
 
 
 def _ranks() -> Iterator[tuple[str, ...]]:
     """A line for each low-rank method that has as many parameters as the LoRA of rank `RANK`."""
-    yield "method", "its parameters", "rank as LoRA", "parameters as LoRA"
-    yield "---", "---:", "---:", "---:"
     backbone, ranks = SkeletonBackbone.random(GEOMETRY), dict[str, tuple[int, int, int]]()
     budget = create("lora", rank=RANK).count(GEOMETRY)
     for template in (each for name in METHODS for each in METHODS.get(name).listed() if each.sizeable):
@@ -88,9 +83,5 @@ def _row(name: str) -> tuple[str, ...]:
     return named, " / ".join(models), head, " / ".join(loaders), fused or "–"
 
 
-def main() -> None:
-    PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from answers import ranks, studies
-from answers.answer import Answer, table
+from answers.answer import Answer
 from answers.decoder import of_decoder
-from marked import replaced
+from marked import replaced, table
 
 DOCS = Path(__file__).parent
 PAGES, PACKS = DOCS / "results", DOCS.parent / "results"

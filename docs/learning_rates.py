@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-from answers.answer import table
-from marked import replaced
+from marked import replaced, table
 
 import tensorbench
 from tensorbench.records.stored_plan import rate_text

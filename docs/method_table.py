@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from marked import replaced
+from marked import table as written
 
 from tensorbench.methods import METHODS, Geometry, Method, UserError, create
 from tensorbench.reports.results import grouped
@@ -37,7 +38,6 @@ def table() -> str:
     """
     templates = [template for name in METHODS if name != "peft" for template in METHODS.get(name).listed()]
     adapters = [template for template in templates if template.projections]
-    rows = [HEADINGS, ("---",) * len(HEADINGS), *map(_row, adapters)]
     exceptions = {
         "Not zero at the start": _names(each for each in adapters if each.nonzero_start),
         "Do not export as LoRA": _names(each for each in adapters if each.not_low_rank),
@@ -46,7 +46,7 @@ def table() -> str:
         "Frozen tensors": "; ".join(filter(None, map(_frozen, templates))),
     }
     lines = [f"- {what}: {which}." for what, which in exceptions.items()]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows) + "\n" + "\n".join([*lines, ""])
+    return "\n".join([written(HEADINGS, map(_row, adapters)), "", *lines, ""])
 
 
 def _names(templates: Iterable[Method]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from capabilities import capabilities
 from marked import replaced
+from marked import table as written
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import Tensor
 from torch.nn import functional as F
@@ -59,13 +60,9 @@ def table() -> str:
             refused.setdefault(reason(error, kind), []).append(f"`{kind}`")
         else:
             alike.setdefault(row(method), []).append(f"`{kind}`")
-    rows = [
-        HEADINGS,
-        ("---",) * len(HEADINGS),
-        *((", ".join(kinds), *cells) for cells, kinds in alike.items()),
-    ]
+    rows = [(", ".join(kinds), *cells) for cells, kinds in alike.items()]
     lines = [f"- {', '.join(kinds)}: {why}." for why, kinds in refused.items()]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows) + "\n".join(["\nRefused:\n", *lines, ""])
+    return "\n".join([written(HEADINGS, rows), "\nRefused:\n", *lines, ""])
 
 
 def row(method: Method) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -64,9 +63,3 @@ def bounds(interval: Bounds | None) -> str:
 def with_interval(difference: float, interval: Bounds | None) -> str:
     """Formats a difference of scores in points, with its interval in brackets."""
     return f"{points(difference)} ({bounds(interval)})"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+from marked import table
 
 from tensorbench.reports.analysis import Analysis, analyse
 from tensorbench.reports.blocks import Comparison
@@ -16,7 +17,7 @@ from tensorbench.reports.inference.intervals import simultaneous
 from tensorbench.reports.reading import read
 from tensorbench.reports.results import REFERENCE, Cell, Results, Seed
 
-from .answer import table, with_interval
+from .answer import with_interval
 from .studies import in_words
 
 HEAD = (
