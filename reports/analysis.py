@@ -11,29 +11,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from tensorbench.records.metrics import METRICS, bounds, direction
-from tensorbench.reports.blocks import (
-    Block,
-    Entrant,
-    Estimate,
-    Sensitivity,
-)
+from tensorbench.reports.blocks import Block, Entrant, Estimate, Sensitivity
 from tensorbench.reports.collapses import DIVERGED, Collapses, collapses
-from tensorbench.reports.comparable import (
-    Comparable,
-    block_budgets,
-    comparable,
-    find_reference,
-)
-from tensorbench.reports.comparisons import (
-    compared,
-    failures_of,
-    gain_of,
-    moderated_on_settings,
-    on_setting,
-)
-from tensorbench.reports.complete import complete_studies
+from tensorbench.reports.comparable import Comparable, block_budgets, comparable, find_reference
+from tensorbench.reports.comparisons import compared, failures_of, gain_of, moderated_on_settings, on_setting
+from tensorbench.reports.complete import Material, complete_studies
 from tensorbench.reports.evidence import Evidence, gather
-from tensorbench.reports.guards import find_guards, guarded, plain_lora
+from tensorbench.reports.guards import find_guards, guarded
 from tensorbench.reports.inference import rates as of_rates
 from tensorbench.reports.inference import studies as estimates
 from tensorbench.reports.inference.crossed import OnSetting
@@ -41,15 +25,8 @@ from tensorbench.reports.inference.effects import Effect, effect
 from tensorbench.reports.inference.intervals import LEAST_SEEDS, simultaneous
 from tensorbench.reports.inference.studies import CompleteStudies
 from tensorbench.reports.ranks import Allocations, find_allocations
-from tensorbench.reports.recipes import Recipe, recipes
-from tensorbench.reports.results import (
-    NO_ADAPTERS,
-    Cell,
-    Results,
-    Seed,
-    block_order,
-    grouped,
-)
+from tensorbench.reports.recipes import recipes
+from tensorbench.reports.results import NO_ADAPTERS, REFERENCE, Cell, Results, Seed, block_order, grouped
 from tensorbench.reports.thresholds import DEFAULT, CustomThresholds, thresholds
 from tensorbench.reports.units import listed, many, sign_note, unit_of
 
@@ -85,7 +62,7 @@ class Analysis:
             return None
         k = studies.losses.shape[1]
         for block in self.blocks:
-            for entrant in (*block.entrants, *block.part):
+            for entrant in block.methods:
                 if number in entrant.cells and k in entrant.scores:
                     return entrant.scores[k][entrant.cells.index(number)]
         part = on_setting(self.results, number, estimates.of_method(studies, k))
@@ -112,20 +89,24 @@ def analyse(results: Results, threshold: CustomThresholds = None) -> Analysis:
     """
     matters = thresholds((cell.metric for cell in results.all_cells if cell.metric), threshold)
     evidence = gather(results, _needed(results))
-    ended = complete_studies(evidence)
-    complete = ended.studies
-    collapsed, made = collapses(results), recipes(results)
+    studies, unfinished, limits = complete_studies(evidence)
+    material = Material(results, studies, recipes(results), collapses(results))
 
     def judged(block: Block) -> Block:
-        block = compared(results, block, complete, made, collapsed)
-        return guarded(results, block, _scored(results, complete, block.k), collapsed)
+        return guarded(material, compared(material, block), _scored(material, block.k))
 
-    blocks = tuple(map(judged, _blocks(results, complete, matters, made, collapsed)))
-    allocations = tuple(find_allocations(results, blocks, judged))
-    notes = (*results.notes, *evidence.notes, *ended.unfinished, *ended.limits, *_extent(results))
-    faults = tuple(_faults(results, blocks, complete, collapsed))
+    blocks = tuple(map(judged, _blocks(material, matters)))
     return Analysis(
-        results, matters, blocks, allocations, notes, ended.limits, faults, evidence, complete, collapsed
+        results,
+        matters,
+        blocks,
+        allocations=tuple(find_allocations(results, blocks, judged)),
+        notes=(*results.notes, *evidence.notes, *unfinished, *limits, *_extent(results)),
+        limits=tuple(limits),
+        faults=tuple(_faults(material, blocks)),
+        evidence=evidence,
+        studies=studies,
+        collapses=material.collapses,
     )
 
 
@@ -171,57 +152,41 @@ def _extent(results: Results) -> Iterator[str]:
         )
 
 
-def _faults(
-    results: Results,
-    blocks: Sequence[Block],
-    complete: Mapping[int, CompleteStudies],
-    collapsed: Mapping[int, Collapses],
-) -> Iterator[str]:
+def _faults(material: Material, blocks: Sequence[Block]) -> Iterator[str]:
     """Yields the guards of the cells in no block, such as a reference whose trials all collapsed."""
-    used = {
-        number for block in blocks for entrant in (*block.entrants, *block.part) for number in entrant.cells
-    }
+    results = material.results
+    used = {number for block in blocks for entrant in block.methods for number in entrant.cells}
     rest = [cell.number for cell in results.all_cells if cell.number not in used]
     named = [cell for cell in results.all_cells if cell.method == results.reference]
-    references = [cell.number for cell in named or plain_lora(results.all_cells) if cell.number in rest]
+    # By default the reference is LoRA without options.
+    plain = [c for c in results.all_cells if c.family == REFERENCE and c.method == c.title]
+    references = [cell.number for cell in named or plain if cell.number in rest]
     said = {sentence for block in blocks for sentence in block.guards}
     most = max((block.k for block in blocks), default=1)
-    guards = find_guards(results, _scored(results, complete, most), rest, references, collapsed)
+    guards = find_guards(material, _scored(material, most), rest, references)
     yield from (sentence for sentence in guards.sentences if sentence not in said)
 
 
 # --- blocks ---
 
 
-def _blocks(
-    results: Results,
-    complete: Mapping[int, CompleteStudies],
-    matters: Mapping[str, float],
-    made: Mapping[int, Recipe],
-    collapsed: Mapping[int, Collapses],
-) -> Iterator[Block]:
+def _blocks(material: Material, matters: Mapping[str, float]) -> Iterator[Block]:
     """Yields the blocks before their methods are compared."""
+    results = material.results
     every = results.all_cells
     cells = [cell for cell in every if cell.family not in NO_ADAPTERS] or list(every)
     joined = block_budgets(cell.budget for cell in cells)
     by_budget = grouped(cells, lambda cell: joined[cell.budget])
     for budget in sorted(by_budget, key=block_order):
-        for group in comparable(results, budget, by_budget[budget], made):
-            block = _block(results, complete, group, budget, made, collapsed)
+        for group in comparable(results, budget, by_budget[budget], material.recipes):
+            block = _block(material, group, budget)
             if block is not None:
                 yield replace(block, threshold=matters.get(group.metric, _threshold(block)))
 
 
-def _block(
-    results: Results,
-    complete: Mapping[int, CompleteStudies],
-    group: Comparable,
-    budget: str,
-    made: Mapping[int, Recipe],
-    collapsed: Mapping[int, Collapses],
-) -> Block | None:
+def _block(material: Material, group: Comparable, budget: str) -> Block | None:
     """A block with its methods, before they are compared. None if too few studies are complete."""
-    methods = group.methods
+    complete, methods = material.studies, group.methods
     # Cells of one group were allowed the same tuning on each setting, and k trials on all of them.
     plan = min((c.studies for c in group.cells if c.studies), key=lambda plan: plan.points, default=None)
     lacking_words = "a complete study" if plan else "a finished seed"
@@ -257,19 +222,20 @@ def _block(
     if not everywhere:
         return None
     first = everywhere[0]
-    reference, missing = find_reference(results, budget, first, made)
+    reference, missing = find_reference(material.results, budget, first, material.recipes)
     if reference and not all(number in complete for number in reference.cells):
         missing = [f"{reference.method} lacks {lacking_words} on some task: nothing is compared with it."]
         reference = None
     numbers = [cell.number for own in (*everywhere, *somewhere) for cell in own]
-    failures = failures_of(complete, numbers, reference)
+    failures = failures_of(material, numbers, reference)
     scores = {
         k: {n: estimates.of_method(complete[n], k, failures) for n in numbers if complete[n].most >= k}
         for k in ks
     }
-    scores = {k: moderated_on_settings(results, parts, collapsed) for k, parts in scores.items()}
+    collapsed = material.collapses
+    scores = {k: moderated_on_settings(material.results, each, collapsed) for k, each in scores.items()}
     entrants, part = (
-        tuple(_entrant(results, own, complete, scores) for own in every) for every in (everywhere, somewhere)
+        tuple(_entrant(material, own, scores) for own in every) for every in (everywhere, somewhere)
     )
     return Block(
         budget=budget,
@@ -302,14 +268,11 @@ def _threshold(block: Block) -> float:
 
 
 def _entrant(
-    results: Results,
-    cells: Sequence[Cell],
-    complete: Mapping[int, CompleteStudies],
-    parts: Mapping[int, Mapping[int, OnSetting]],
+    material: Material, cells: Sequence[Cell], parts: Mapping[int, Mapping[int, OnSetting]]
 ) -> Entrant:
     """The method with these cells. `parts` has their scores after k trials, by k and the cell's number."""
-    studies = tuple(complete[cell.number] for cell in cells)
-    metric = results.metrics[cells[0].number]
+    studies = tuple(material.studies[cell.number] for cell in cells)
+    metric = material.results.metrics[cells[0].number]
     scores: dict[int, tuple[Estimate, ...]] = {}
     means: dict[int, Estimate] = {}
     for k, of_cells in parts.items():
@@ -354,11 +317,11 @@ def _score(metric: str, score: Effect) -> Estimate:
     return Estimate(sign * score.difference, interval)
 
 
-def _scored(results: Results, complete: Mapping[int, CompleteStudies], k: int) -> list[Cell]:
+def _scored(material: Material, k: int) -> list[Cell]:
     """All cells. Those with studies have their score after k trials as their mean."""
-    scored = []
+    results, scored = material.results, []
     for cell in results.all_cells:
-        if cell.studies and (gain := gain_of(cell, complete, k)) is not None:
+        if cell.studies and (gain := gain_of(cell, material, k)) is not None:
             # A cell whose trials all diverged has no metric of its own.
             metric, mean = results.metrics[cell.number], results.direction(cell.number) * gain
             cell = replace(cell, metric=metric, mean=mean)

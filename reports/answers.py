@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from tensorbench.records.stored_plan import rate_text
 from tensorbench.records.words import OWN_SIZE
 from tensorbench.reports.analysis import Analysis
-from tensorbench.reports.blocks import Block, Comparison, Entrant, Estimate, Level
+from tensorbench.reports.blocks import Block, Comparison
 from tensorbench.reports.inference.effects import Answer, Verdict
 from tensorbench.reports.ranks import Allocations, Trend
 from tensorbench.reports.results import FLOOR, TaskAndBackbone
@@ -28,7 +28,7 @@ def in_words(verdict: Verdict, size: str) -> str:
     """A verdict on a difference as text. `size` is the threshold with its unit."""
     side = verdict.side
     if verdict.reason:
-        return str(verdict)
+        return f"{verdict.answer}: {verdict.reason}"
     if verdict.answer is Answer.BEYOND:
         return f"{side} by more than {size}"
     if verdict.answer is Answer.WITHIN:
@@ -72,7 +72,9 @@ def share_between(share: float, difference: Comparison) -> str:
 
 def answer(block: Block, *, guarded: bool = True) -> str:
     """Answers which method to use, in one sentence between those on guards, if `guarded`, and on edges."""
-    return " ".join([*block.guards * guarded, _answer(block), *map(str, block.edges)])
+    text = _verdicts(block)
+    text = f"After {trials_of_tuning(block.k)}, {text}" if block.tuned else f"{text[:1].upper()}{text[1:]}"
+    return " ".join([*block.guards * guarded, text, *map(str, block.edges)])
 
 
 def withheld(block: Block) -> bool:
@@ -81,14 +83,8 @@ def withheld(block: Block) -> bool:
     return bool(verdicts) and all(v.answer is Answer.NONE and v.reason for v in verdicts)
 
 
-def _answer(block: Block) -> str:
-    text = _after_tuning(block)
-    if block.tuned:
-        return f"After {trials_of_tuning(block.k)}, {text}"
-    return f"{text[:1].upper()}{text[1:]}"
-
-
-def _after_tuning(block: Block) -> str:
+def _verdicts(block: Block) -> str:
+    """The methods of each verdict in one sentence, or why nothing is compared."""
     if not block.reference:
         return "nothing is compared: there is no reference (--reference METHOD names one)."
     if not block.compared:
@@ -249,7 +245,8 @@ def level_notes(block: Block) -> list[str]:
                 text += f", without an interval: {why if block.tuned else 'they share too few seeds'}."
             else:
                 interval = between(level.comparison, block.unit).replace("-", "−")
-                text += f" ({interval}): {_said(block, level)}."
+                said = in_words(level.comparison.verdict, block.unit.size(block.threshold))
+                text += f" ({interval}): {said}."
             notes.append(text)
         elif len(ran) < len(block.settings):
             where = joined([setting.task for setting in ran])
@@ -257,11 +254,6 @@ def level_notes(block: Block) -> list[str]:
                 f"{level.method.capitalize()} ran on {where} alone, so it has no mean over all tasks."
             )
     return notes
-
-
-def _said(block: Block, level: Level) -> str:
-    assert level.comparison is not None
-    return in_words(level.comparison.verdict, block.unit.size(block.threshold))
 
 
 def remarks(block: Block) -> list[str]:
@@ -281,16 +273,6 @@ def detectable(block: Block) -> str:
     if needed is None:
         return f"{text} For {size}, more seeds are not enough: add tasks, test examples or studies."
     return f"{text} For {size}, take {needed:,} seeds."
-
-
-def score_text(block: Block, entrant: Entrant, place: int | None = None, spread: float | None = None) -> str:
-    """A method's score after `block.k` trials, as text, with a standard deviation if one is given.
-
-    The score is that on the method's setting at index `place`. If `place` is None, it is the mean over
-    settings.
-    """
-    score: Estimate = entrant.means[block.k] if place is None else entrant.scores[block.k][place]
-    return block.unit.score(score.value) + ("" if spread is None else f" ± {block.unit.score(spread)}")
 
 
 def order_note(block: Block) -> str:
@@ -330,12 +312,7 @@ def settings_counted(block: Block) -> str:
     return many(len(block.settings), "task" if len(tasks) == len(block.settings) else "task-backbone pair")
 
 
-def setting_name(block: Block, setting: TaskAndBackbone) -> str:
-    """The name of the task. If the block has the task on several backbones, also the backbone."""
-    return named_among(block.settings, setting)
-
-
-def named_among(settings: Collection[TaskAndBackbone], setting: TaskAndBackbone) -> str:
+def setting_name(settings: Collection[TaskAndBackbone], setting: TaskAndBackbone) -> str:
     """The name of the task. If `settings` have the task on several backbones, also the backbone."""
     several = sum(other.task == setting.task for other in settings) > 1
     return str(setting) if several else setting.task

@@ -188,6 +188,11 @@ class Block:
         return self.reference.method if self.reference else ""
 
     @property
+    def methods(self) -> tuple[Entrant, ...]:
+        """All methods with an adapter: those on all settings, then those on some."""
+        return (*self.entrants, *self.part)
+
+    @property
     def compared(self) -> tuple[Entrant, ...]:
         """The methods compared with the reference over all settings after `k` trials."""
         return tuple(entrant for entrant in self.entrants if self.k in entrant.differences)
@@ -195,7 +200,7 @@ class Block:
     @property
     def claims(self) -> tuple[Entrant, ...]:
         """All methods compared with the reference. Their intervals are simultaneous."""
-        return (*self.compared, *(entrant for entrant in self.part if self.k in entrant.differences))
+        return tuple(entrant for entrant in self.methods if self.k in entrant.differences)
 
     @cached_property
     def design(self) -> Design | None:

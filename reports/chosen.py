@@ -124,8 +124,8 @@ def _sureness(
         # Without an interval, tables show the mean of the trials kept, which is another number.
         known = "not stated: an interval takes three studies or seeds"
         if score.interval:
-            bounds = " to ".join(map(unit.score, score.interval))
-            known = f"{unit.score(score.value)} ({bounds}), {score_name(block) if block else 'score'}"
+            shown = unit.estimate(score.value, score.interval)
+            known = f"{shown}, {score_name(block) if block else 'score'}"
         yield f"{cell.evaluated} {cell.metric}", known
     if block is None:
         return

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 import numpy as np
-from scipy import special
 
 from tensorbench.methods import UserError
 from tensorbench.records.measures import Measure
 from tensorbench.records.metrics import METRICS, Metric
 from tensorbench.reports.evidence import Predictions, predictions
-from tensorbench.reports.inference.intervals import LEVEL, RESOLUTION
+from tensorbench.reports.inference.intervals import RESOLUTION, most_of_share
 from tensorbench.reports.results import (
     FLOOR,
     NO_ADAPTERS,
@@ -60,9 +59,7 @@ class Collapses:
     @property
     def chance(self) -> float:
         """The upper 95% bound on the probability that a run collapses (Clopper and Pearson, 1934)."""
-        if self.count == self.runs:
-            return 1.0
-        return float(special.betaincinv(self.count + 1, self.runs - self.count, LEVEL))
+        return most_of_share(self.count, self.runs)
 
     def __str__(self) -> str:
         return f"{self.method} on {self.setting.task}: {self.counted}."

@@ -9,8 +9,8 @@ import numpy as np
 
 from tensorbench.records.metrics import bounds, direction
 from tensorbench.reports.blocks import Block, Comparison, Entrant, Level, Transfer
-from tensorbench.reports.collapses import Collapses
 from tensorbench.reports.comparable import Reference
+from tensorbench.reports.complete import Material
 from tensorbench.reports.inference import rates as of_rates
 from tensorbench.reports.inference import studies as estimates
 from tensorbench.reports.inference.crossed import OnSetting
@@ -19,15 +19,8 @@ from tensorbench.reports.inference.failures import Failures
 from tensorbench.reports.inference.intervals import LEAST_SEEDS, simultaneous
 from tensorbench.reports.inference.moderation import moderated
 from tensorbench.reports.inference.studies import CompleteStudies
-from tensorbench.reports.recipes import Recipe, difference
-from tensorbench.reports.results import (
-    CONVERGED,
-    NO_ADAPTERS,
-    Cell,
-    Results,
-    TaskAndBackbone,
-    grouped,
-)
+from tensorbench.reports.recipes import difference
+from tensorbench.reports.results import CONVERGED, NO_ADAPTERS, Cell, Results, TaskAndBackbone, grouped
 from tensorbench.reports.units import listed, many
 
 
@@ -37,12 +30,10 @@ def on_setting(results: Results, number: int, part: OnSetting) -> OnSetting:
     return replace(part, size=results.size(number), limit=high - low)
 
 
-def failures_of(
-    complete: Mapping[int, CompleteStudies], numbers: Iterable[int], reference: Reference | None
-) -> Failures:
+def failures_of(material: Material, numbers: Iterable[int], reference: Reference | None) -> Failures:
     """The failures of the cells with these numbers and of the reference."""
     every = dict.fromkeys([*numbers, *(reference.cells if reference else ())])
-    return estimates.pooled_failures([complete[number] for number in every])
+    return estimates.pooled_failures([material.studies[number] for number in every])
 
 
 def moderated_on_settings(
@@ -59,28 +50,19 @@ def moderated_on_settings(
     return differences
 
 
-def compared(
-    results: Results,
-    block: Block,
-    complete: Mapping[int, CompleteStudies],
-    made: Mapping[int, Recipe],
-    collapsed: Mapping[int, Collapses],
-) -> Block:
+def compared(material: Material, block: Block) -> Block:
     """Adds to the block the comparisons with the reference, the levels and the sources of variance."""
+    results, complete = material.results, material.studies
     own = block.reference.cells if block.reference else ()
     on = dict(zip(block.settings, own, strict=True)) if own else {}
-
-    def is_rival(entrant: Entrant) -> bool:
-        return entrant.cells != tuple(on.get(setting) for setting in entrant.settings)
-
     sides = {
         entrant.method: [complete[on[setting]] for setting in entrant.settings]
-        for entrant in (*block.entrants, *block.part)
-        if on and is_rival(entrant)
+        for entrant in block.methods
+        if on and entrant.cells != tuple(on[setting] for setting in entrant.settings)
     }
     shared = [
         entrant
-        for entrant in (*block.entrants, *block.part)
+        for entrant in block.methods
         if entrant.method in sides and _pairs(entrant, sides[entrant.method])
     ]
     notes = [
@@ -97,9 +79,13 @@ def compared(
         for entrant in shared
         for number, own, other in zip(entrant.cells, entrant.studies, sides[entrant.method], strict=True)
     }
-    numbers = [number for entrant in (*block.entrants, *block.part) for number in entrant.cells]
-    failures = failures_of(complete, numbers, block.reference)
-    fell = {number for number in pairs if {number, on[results.all_cells[number].setting]} & {*collapsed}}
+    numbers = [number for entrant in block.methods for number in entrant.cells]
+    failures = failures_of(material, numbers, block.reference)
+    fell = {
+        number
+        for number in pairs
+        if {number, on[results.all_cells[number].setting]} & material.collapses.keys()
+    }
     differences = {
         k: moderated_on_settings(
             results,
@@ -127,7 +113,7 @@ def compared(
         sources=tuple(of_rates.sources(studies, block.k) for studies in of_settings),
         notes=(*block.notes, *notes, *_limits(block, entrants)),
     )
-    return replace(block, levels=tuple(_levels(results, block, complete, made)))
+    return replace(block, levels=tuple(_levels(material, block)))
 
 
 def _pairs(entrant: Entrant, reference: Sequence[CompleteStudies]) -> bool:
@@ -251,11 +237,10 @@ def _transferred(results: Results, block: Block, entrant: Entrant, claims: int) 
 # --- methods without adapter ---
 
 
-def _levels(
-    results: Results, block: Block, complete: Mapping[int, CompleteStudies], made: Mapping[int, Recipe]
-) -> Iterator[Level]:
+def _levels(material: Material, block: Block) -> Iterator[Level]:
     """Yields the converged head, the head alone and full fine-tuning, if they have run."""
-    compared = {entrant.method for entrant in (*block.entrants, *block.part)} | {block.against}
+    results, made = material.results, material.recipes
+    compared = {entrant.method for entrant in block.methods} | {block.against}
     levels = []
     on = dict(zip(block.settings, block.reference.cells, strict=True)) if block.reference else {}
 
@@ -276,9 +261,9 @@ def _levels(
             cells: dict[TaskAndBackbone, Cell] = {}
             for cell in sorted(of_method, key=other_recipe):
                 cells.setdefault(cell.setting, cell)
-            level = _level(results, block, [cells.get(setting) for setting in block.settings], complete, made)
+            level = _level(material, block, [cells.get(setting) for setting in block.settings])
             if level is not None:
-                levels.append((level, _paired_level(results, block, level, complete)))
+                levels.append((level, _paired_level(material, block, level)))
     claims = sum(parts is not None for _, parts in levels)
     for level, parts in levels:
         if parts is None:
@@ -289,19 +274,14 @@ def _levels(
         yield replace(level, differences=each, difference=over_all.effect.difference, comparison=over_all)
 
 
-def _level(
-    results: Results,
-    block: Block,
-    cells: Sequence[Cell | None],
-    complete: Mapping[int, CompleteStudies],
-    made: Mapping[int, Recipe],
-) -> Level | None:
+def _level(material: Material, block: Block, cells: Sequence[Cell | None]) -> Level | None:
     """The level of a method with these cells, one per setting. None if it has no score."""
+    complete, made = material.studies, material.recipes
     sign, own = direction(block.metric), block.reference
     scores: list[float | None] = []
     differences: list[float | None] = []
     for place, cell in enumerate(cells):
-        gain = gain_of(cell, complete, block.k)
+        gain = gain_of(cell, material, block.k)
         scores.append(None if gain is None else sign * gain)
         studies = complete[own.cells[place]] if own else None
         # Seeds compare with seeds of the same recipe. Studies have no recipe that others could share.
@@ -324,9 +304,7 @@ def _level(
     )
 
 
-def _paired_level(
-    results: Results, block: Block, level: Level, complete: Mapping[int, CompleteStudies]
-) -> list[OnSetting] | None:
+def _paired_level(material: Material, block: Block, level: Level) -> list[OnSetting] | None:
     """The differences of a method without adapter from the reference, paired by seed.
 
     None if they share no seed on some setting, or if the reference was tuned.
@@ -336,20 +314,19 @@ def _paired_level(
     parts = []
     for number, other in zip(level.cells, block.reference.cells, strict=True):
         assert number is not None, "a mean difference has a cell on every setting"
-        if not {*complete[number].numbers} & {*complete[other].numbers}:
+        pair = material.studies[number], material.studies[other]
+        if not {*pair[0].numbers} & {*pair[1].numbers}:
             return None
-        parts.append(
-            on_setting(results, number, estimates.of_pair(complete[number], complete[other], block.k))
-        )
+        parts.append(on_setting(material.results, number, estimates.of_pair(*pair, block.k)))
     return parts
 
 
-def gain_of(cell: Cell | None, complete: Mapping[int, CompleteStudies], k: int) -> float | None:
+def gain_of(cell: Cell | None, material: Material, k: int) -> float | None:
     """The score of a cell after k trials or, if the cell has no studies, its mean score. Larger is better.
 
     None if the score is unknown.
     """
     if cell is None or cell.studies is None:
         return cell.gain if cell else None
-    studies = complete.get(cell.number)
+    studies = material.studies.get(cell.number)
     return estimates.score_after(studies, k) if studies and studies.most >= k else None

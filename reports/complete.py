@@ -16,9 +16,10 @@ from tensorbench.methods.errors import first_few
 from tensorbench.records.measures import Measure
 from tensorbench.records.metrics import METRICS
 from tensorbench.records.words import Status
-from tensorbench.reports.collapses import DIVERGED
+from tensorbench.reports.collapses import DIVERGED, Collapses
 from tensorbench.reports.evidence import Evidence, predictions
 from tensorbench.reports.inference.studies import CompleteStudies
+from tensorbench.reports.recipes import Recipe
 from tensorbench.reports.results import Cell, Results, Seed, TaskAndBackbone, grouped, kept_trials
 from tensorbench.reports.thresholds import DEFAULT
 from tensorbench.reports.units import listed, many
@@ -28,19 +29,23 @@ MOST_NAMED = 6
 
 
 @dataclass(frozen=True)
-class Complete:
-    """The complete studies of all cells, and notes on those that are left out."""
+class Material:
+    """What methods are compared by: their studies, recipes and collapses, each by the cell's number."""
 
-    #: By the cell's number. Cells without a complete study are absent.
+    results: Results
+    #: The complete studies. Cells without one are absent.
     studies: Mapping[int, CompleteStudies]
-    #: Notes on studies that have not ended.
-    unfinished: tuple[str, ...]
-    #: Notes on ended studies that are left out, and on methods whose trials all failed.
-    limits: tuple[str, ...]
+    recipes: Mapping[int, Recipe]
+    #: The collapsed seeds or kept trials of cells that have any.
+    collapses: Mapping[int, Collapses]
 
 
-def complete_studies(evidence: Evidence) -> Complete:
-    """The complete studies of all cells of the results."""
+def complete_studies(evidence: Evidence) -> tuple[dict[int, CompleteStudies], list[str], list[str]]:
+    """The complete studies of all cells by the cell's number. Cells without one are absent.
+
+    Also returns notes on studies that have not ended, and notes on ended studies that are left out and on
+    methods whose trials all failed.
+    """
     results, chances = evidence.results, _chances(evidence.results)
     complete: dict[int, CompleteStudies] = {}
     incomplete: defaultdict[str, list[Cell]] = defaultdict(list)
@@ -60,8 +65,13 @@ def complete_studies(evidence: Evidence) -> Complete:
             incomplete[reason].append(cell)
         for reason in reasons:
             left_out[reason].append(cell)
-    limits = (*_left_out(left_out, results), *_all_failed(complete, results))
-    return Complete(complete, tuple(_left_out(incomplete, results)), limits)
+    limits = list(_left_out(left_out, results))
+    if failed := [results.all_cells[n] for n, studies in complete.items() if studies.failed.all()]:
+        limits.append(
+            f"All trials failed of {listed(f'{cell.method} on {cell.task}' for cell in failed)}: the score "
+            "shown is that of chance, and no learning rate is advised."
+        )
+    return complete, list(_left_out(incomplete, results)), limits
 
 
 def _complete(cell: Cell, seeds: Sequence[Seed]) -> tuple[tuple[int, ...], list[str], list[str]]:
@@ -100,15 +110,6 @@ def _left_out(reasons: Mapping[str, Sequence[Cell]], results: Results) -> Iterat
         if len(cells) == every:
             whose = "all methods on all tasks"
         yield f"Left out: {reason} of {whose}."
-
-
-def _all_failed(complete: Mapping[int, CompleteStudies], results: Results) -> Iterator[str]:
-    cells = [results.all_cells[number] for number, studies in complete.items() if studies.failed.all()]
-    if cells:
-        yield (
-            f"All trials failed of {listed(f'{cell.method} on {cell.task}' for cell in cells)}: the score "
-            "shown is that of chance, and no learning rate is advised."
-        )
 
 
 def _seeds(evidence: Evidence, cell: Cell) -> CompleteStudies:
@@ -150,17 +151,19 @@ def _studies(evidence: Evidence, cell: Cell, numbers: Sequence[int], chance: flo
     runs = evidence.of_runs(cell.number, [seed.seed for seed in every if seed.finished])
     by_example, losses_by_example, test_set = None, None, None
     if runs and len({run.test_set for run in runs}) == 1:
-        test_set, examples = runs[0].test_set, len(runs[0].values)
+        test_set, count = runs[0].test_set, len(runs[0].values)
         values = iter(runs)
-        rows = [next(values).values if seed.finished else np.full(examples, chance) for seed in every]
-        by_example = np.array(rows, dtype=np.float32).reshape(*shape, examples)
+        rows = [next(values).values if seed.finished else np.full(count, chance) for seed in every]
+        by_example = np.array(rows, dtype=np.float32).reshape(*shape, count)
         known = [run.losses for run in runs if run.losses is not None]
         if len(known) == len(runs):
             losses_of = iter(known)
-            rows = [next(losses_of) if seed.finished else np.zeros(examples) for seed in every]
-            losses_by_example = np.array(rows, dtype=np.float32).reshape(*shape, examples)
+            rows = [next(losses_of) if seed.finished else np.zeros(count) for seed in every]
+            losses_by_example = np.array(rows, dtype=np.float32).reshape(*shape, count)
     scores = [chance if seed.score is None else sign * seed.score for seed in every]
     losses = [np.inf if seed.validation_loss is None else seed.validation_loss for seed in every]
+    finished = [(results.experiment(seed.experiment), seed.trial_id) for seed in every if seed.finished]
+    examples = {each.records[id_].measure(Measure.VALIDATION_EXAMPLES) for each, id_ in finished}
     return CompleteStudies(
         losses=np.array(losses).reshape(shape),
         scores=np.array(scores).reshape(shape),
@@ -168,23 +171,13 @@ def _studies(evidence: Evidence, cell: Cell, numbers: Sequence[int], chance: flo
         offsets=np.array([seed.offset for seed in every], dtype=float).reshape(shape),
         by_example=by_example,
         losses_by_example=losses_by_example,
-        validation=_validation_examples(results, every),
+        validation=int(examples.pop() or 0) if len(examples) == 1 else 0,
         test_set=test_set,
         point=_point(results, cell),
         chance=chance,
         crossed=cell.studies.crossed,
         diverged=np.array([not seed.finished for seed in every]).reshape(shape),
     )
-
-
-def _validation_examples(results: Results, seeds: Sequence[Seed]) -> int:
-    """The number of validation examples of these seeds. 0 if it is not stored, or not the same for all."""
-    numbers = {
-        results.experiment(seed.experiment).records[seed.trial_id].measure(Measure.VALIDATION_EXAMPLES)
-        for seed in seeds
-        if seed.finished
-    }
-    return int(numbers.pop() or 0) if len(numbers) == 1 else 0
 
 
 def _chances(results: Results) -> dict[TaskAndBackbone, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
@@ -22,6 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import Collection
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 
@@ -168,7 +169,10 @@ class Drawn:
         """
         text = self._drawn[self._drawn.index("<svg") :]
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-        text = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda match: _shorter(match[0]), text)
+        # A hundredth of an SVG's unit is invisible.
+        text = re.sub(
+            r' (?:d|x|y|transform)="[^"]*"', lambda own: re.sub(r"(\.\d\d)\d+", r"\1", own[0]), text
+        )
         text = re.sub(r'\b(id=")', rf"\g<1>{self.name}-", text)
         # Links lead to anchors of the page, not of the figure.
         text = re.sub(r'(url\(#|(?<!<a xlink:)href="#)', rf"\g<1>{self.name}-", text)
@@ -186,7 +190,9 @@ class Drawn:
     def _mark(self, address: str, in_page: bool) -> str:
         """The opening tag of a mark, with its tooltip and, in the report's page, its link."""
         link = f' xlink:href="{address}"' if in_page and not address.startswith(TIP) else ""
-        return f"<a{link}><title>{escape(visible_lines(self.tips.texts[address]))}</title>"
+        lines = self.tips.texts[address].split("\n")
+        text = "\n".join(visible(" ".join(line.split())) for line in lines)
+        return f"<a{link}><title>{escape(text)}</title>"
 
     @cached_property
     def _drawn(self) -> str:
@@ -214,16 +220,6 @@ class Figures(tuple[Drawn, ...]):
         return "".join(figure._repr_html_() for figure in self)
 
 
-def _shorter(numbers: str) -> str:
-    """Cuts numbers to two decimals, since a hundredth of an SVG's unit is invisible."""
-    return re.sub(r"(\.\d\d)\d+", r"\1", numbers)
-
-
-def visible_lines(text: str) -> str:
-    """Escapes the invisible characters of a text, and keeps its line breaks."""
-    return "\n".join(visible(" ".join(line.split())) for line in text.split("\n"))
-
-
 def panels(count: int, *, columns: int = 2, height: float, wide: bool = False) -> tuple[Figure, list[Axes]]:
     """Makes a figure with `count` axes in a grid whose rows are `height` inches high.
 
@@ -241,6 +237,14 @@ def panels(count: int, *, columns: int = 2, height: float, wide: bool = False) -
     for unused in axes[count:]:
         unused.set_visible(False)
     return figure, axes[:count]
+
+
+def log_axis(ax: Axes, label: Callable[[float, int], str]) -> None:
+    """Gives a panel a logarithmic x-axis with a few labels, which `label` writes."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+    ax.xaxis.set_major_formatter(FuncFormatter(label))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def styled() -> Any:

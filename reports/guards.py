@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from tensorbench.methods.errors import first_few
-from tensorbench.records.stored_plan import StudyPlan
 from tensorbench.reports.blocks import Block, Comparison, Edge, Entrant, Level
 from tensorbench.reports.collapses import DIVERGED, Collapses, untrained
+from tensorbench.reports.complete import Material
 from tensorbench.reports.inference.effects import Answer, Verdict
 from tensorbench.reports.inference.intervals import Array
 from tensorbench.reports.inference.studies import CompleteStudies
@@ -25,7 +25,6 @@ from tensorbench.reports.results import (
     FLOOR,
     NO_ADAPTERS,
     OWN_SIZE,
-    REFERENCE,
     Cell,
     Results,
     TaskAndBackbone,
@@ -89,11 +88,7 @@ def _over(reasons: Mapping[TaskAndBackbone, str], settings: Sequence[TaskAndBack
 
 
 def find_guards(
-    results: Results,
-    scored: Sequence[Cell],
-    methods: Collection[int],
-    reference: Collection[int],
-    collapsed: Mapping[int, Collapses],
+    material: Material, scored: Sequence[Cell], methods: Collection[int], reference: Collection[int]
 ) -> Guards:
     """Finds the guards of the methods of a block.
 
@@ -101,8 +96,8 @@ def find_guards(
         scored: All cells of the report. Cells with studies have their score after tuning as their mean.
         methods: The numbers of the block's cells.
         reference: The numbers of the reference's cells.
-        collapsed: The collapsed runs or kept trials, by the number of the cell.
     """
+    results, collapsed = material.results, material.collapses
     own = [cell for cell in scored if cell.number in methods or cell.number in reference]
     nothing = untrained(results, own)
     sentences = []
@@ -132,11 +127,6 @@ def find_guards(
 # --- references and heads ---
 
 
-def plain_lora(cells: Iterable[Cell]) -> list[Cell]:
-    """The cells of plain LoRA (LoRA without options), which is the default reference."""
-    return [cell for cell in cells if cell.family == REFERENCE and cell.method == cell.title]
-
-
 def failed_references(
     cells: Sequence[Cell], references: Iterable[Cell], collapses: Mapping[int, Collapses]
 ) -> dict[int, str]:
@@ -149,37 +139,33 @@ def failed_references(
     `cells` are all cells of the report. `collapses` has the collapsed runs by the number of the cell.
     """
     sentences = {}
-    for cell in references:
-        if failure := _failure(cell, cells, collapses.get(cell.number)):
-            rest = OF_FAILED_RUNS if cell.number in collapses else OF_NO_BETTER
-            sentences[cell.number] = f"{failure}. {OF_NO_SCORE if cell.gain is None else rest}"
-    return sentences
-
-
-def _failure(cell: Cell, cells: Sequence[Cell], collapsed: Collapses | None) -> str:
-    """Says how a reference failed (see `failed_references`). Empty if it did not."""
-    if cell.family in NO_ADAPTERS:
-        return ""
-    unit, reasons = unit_of(cell.metric, cell.unit), []
-    for family, name in HEADS.items():
-        heads = [
-            other
-            for other in cells
-            if (other.family, other.setting, other.metric) == (family, cell.setting, cell.metric)
-            and other.gain is not None
-        ]
-        best = max(heads, key=lambda other: other.gain or 0.0, default=None)
-        if best is not None and cell.gain is not None and (best.gain or 0.0) >= cell.gain:
-            reasons.append(
-                f"it is not above {name} ({unit.score(cell.mean)} against {unit.score(best.mean)})"
+    for cell in (cell for cell in references if cell.family not in NO_ADAPTERS):
+        unit, collapsed, reasons = unit_of(cell.metric, cell.unit), collapses.get(cell.number), []
+        for family, head in HEADS.items():
+            heads = [
+                other
+                for other in cells
+                if (other.family, other.setting, other.metric) == (family, cell.setting, cell.metric)
+                and other.gain is not None
+            ]
+            best = max(heads, key=lambda other: other.gain or 0.0, default=None)
+            if best is not None and cell.gain is not None and (best.gain or 0.0) >= cell.gain:
+                reasons.append(
+                    f"it is not above {head} ({unit.score(cell.mean)} against {unit.score(best.mean)})"
+                )
+                break
+        # Means that are close to each other show no failure.
+        verb, rest = "scored no better than a head", OF_NO_BETTER
+        if collapsed is not None:
+            verb, rest = "failed", OF_FAILED_RUNS
+            reasons.append(collapsed.counted)
+        if reasons:
+            name = cell.method if cell.budget == OWN_SIZE else f"{cell.method} ({cell.budget})"
+            sentences[cell.number] = (
+                f"{name} {verb} on {cell.setting}: {'; '.join(reasons)}. "
+                f"{OF_NO_SCORE if cell.gain is None else rest}"
             )
-            break
-    if collapsed is not None:
-        reasons.append(collapsed.counted)
-    name = cell.method if cell.budget == OWN_SIZE else f"{cell.method} ({cell.budget})"
-    # Means that are close to each other show no failure.
-    verb = "scored no better than a head" if collapsed is None else "failed"
-    return f"{name} {verb} on {cell.setting}: {'; '.join(reasons)}" if reasons else ""
+    return sentences
 
 
 def unbeaten(cells: Iterable[Cell]) -> list[str]:
@@ -207,32 +193,38 @@ def unbeaten(cells: Iterable[Cell]) -> list[str]:
 # --- what guards leave of verdicts ---
 
 
-def guarded(
-    results: Results, block: Block, scored: Sequence[Cell], collapsed: Mapping[int, Collapses]
-) -> Block:
+def guarded(material: Material, block: Block, scored: Sequence[Cell]) -> Block:
     """Returns the block with its guards and edges, and without the verdicts that they withhold.
 
-    `scored` has all cells of the report, each with its score after `block.k` trials as its mean. `collapsed`
-    has the cells with collapsed seeds or kept trials, by the number of the cell.
+    `scored` has all cells of the report, each with its score after `block.k` trials as its mean.
     """
+    results, collapsed = material.results, material.collapses
     reference = block.reference.cells if block.reference else ()
+    methods = [number for entrant in block.methods for number in entrant.cells]
+    guards = find_guards(material, scored, methods, reference)
+    edges = {entrant.method: _edges(results, entrant) for entrant in block.methods}
+    none: list[Edge | None] = [None] * (1 + len(block.settings))
+    of_reference = edges.get(block.against, none)
     on = dict(zip(block.settings, reference, strict=False))
-    entrants = (*block.entrants, *block.part)
-    methods = [number for entrant in entrants for number in entrant.cells]
-    guards = find_guards(results, scored, methods, reference, collapsed)
-    edges = {entrant.method: _edges(results, entrant) for entrant in entrants}
-    none = [None] * (1 + len(block.settings))
-    sides = _Sides(results, block, guards, edges.get(block.against, none), on, collapsed)
+    sides = _Sides(results, guards, block.against, on, collapsed)
 
     def left(entrant: Entrant) -> Entrant:
-        own = edges[entrant.method]
-        differences = {k: sides.left(entrant, each, own) for k, each in entrant.differences.items()}
+        places = [0, *(1 + block.settings.index(setting) for setting in entrant.settings)]
+        pairs = [(own, of_reference[at]) for own, at in zip(edges[entrant.method], places, strict=True)]
+        cells = dict(zip(entrant.settings, entrant.cells, strict=True))
+        differences = {
+            k: sides.left(each, entrant.method, cells, pairs) for k, each in entrant.differences.items()
+        }
         return replace(entrant, differences=differences)
 
-    levels = tuple(
-        replace(level, comparison=sides.of_level(level)) if level.comparison else level
-        for level in block.levels
-    )
+    def left_of_level(level: Level) -> Level:
+        if level.comparison is None:
+            return level
+        # A level with a comparison has a cell on every setting, and no rates.
+        cells = {s: n for s, n in zip(block.settings, level.cells, strict=True) if n is not None}
+        pairs = list(zip(none, none, strict=True))
+        return replace(level, comparison=sides.left(level.comparison, level.method, cells, pairs))
+
     of_levels = (number for level in block.levels for number in level.cells if number is not None)
     cells = [*reference, *methods, *of_levels]
     return replace(
@@ -241,7 +233,7 @@ def guarded(
         edges=tuple(edge for edge, *_ in edges.values() if edge),
         entrants=tuple(map(left, block.entrants)),
         part=tuple(map(left, block.part)),
-        levels=levels,
+        levels=tuple(map(left_of_level, block.levels)),
         collapsed=tuple(collapsed[number] for number in dict.fromkeys(cells) if number in collapsed),
     )
 
@@ -251,56 +243,45 @@ class _Sides:
     """Both sides of a block's comparisons, with the reasons to withhold their verdicts."""
 
     results: Results
-    block: Block
     guards: Guards
-    #: The edges of the reference, as `_edges` returns them.
-    edges: Sequence[Edge | None]
+    against: str
     #: The numbers of the reference's cells, by setting.
     reference: Mapping[TaskAndBackbone, int]
     collapsed: Mapping[int, Collapses]
 
-    def left(self, entrant: Entrant, comparison: Comparison, edges: Sequence[Edge | None]) -> Comparison:
-        """A method's comparison, without verdicts that guards withhold. `edges` are the method's."""
-        places = [self.block.settings.index(setting) for setting in entrant.settings]
-        own = [self.edges[0], *(self.edges[1 + place] for place in places)]
-        return self._left(
-            comparison, entrant.settings, entrant.method, entrant.cells, list(zip(edges, own, strict=True))
-        )
-
-    def of_level(self, level: Level) -> Comparison:
-        """Like `left`, for a method without adapter. It must have a cell on every setting."""
-        assert level.comparison is not None
-        cells = [number for number in level.cells if number is not None]
-        settings = self.block.settings
-        none: list[tuple[Edge | None, Edge | None]] = [(None, None)] * (1 + len(settings))
-        return self._left(level.comparison, settings, level.method, cells, none)
-
-    def _left(
+    def left(
         self,
         comparison: Comparison,
-        settings: Sequence[TaskAndBackbone],
         method: str,
-        cells: Sequence[int],
+        cells: Mapping[TaskAndBackbone, int],
         edges: Sequence[tuple[Edge | None, Edge | None]],
     ) -> Comparison:
-        fell, lost = [], []
-        for setting, number in zip(settings, cells, strict=True):
-            pair = (number, self.reference[setting])
-            fell.append(bool({*pair} & self.collapsed.keys()))
-            lost.append([self._diverged(each) for each in pair])
+        """A method's comparison, without verdicts that guards withhold.
 
+        `cells` has the numbers of the method's cells by setting. `edges` has those of the method and of the
+        reference, first over all settings and then on each.
+        """
+        settings = list(cells)
+        pairs = [(number, self.reference[setting]) for setting, number in cells.items()]
+        fell = [bool({*pair} & self.collapsed.keys()) for pair in pairs]
+        lost = [[self._diverged(number) for number in pair] for pair in pairs]
         everywhere = range(len(settings))
-        both = cells[0], self.reference[settings[0]]
-        elsewhere = [self._diverged_elsewhere(number, settings) for number in both]
+        elsewhere = [self._diverged_elsewhere(number, settings) for number in pairs[0]]
 
         def judged(verdict: Verdict, places: Sequence[int], at: tuple[Edge | None, Edge | None]) -> Verdict:
             verdict = self.guards.left(verdict, [settings[place] for place in places])
-            names = (method, self.block.against)
+            names = (method, self.against)
             diverged = [any(lost[place][of] for place in places) for of in range(2)]
             for name, side, here, beyond in zip(names, ("better", "worse"), diverged, elsewhere, strict=True):
                 if verdict.side == side and (here or (beyond and places is everywhere)):
                     return Verdict(Answer.UNDECIDED, reason=f"seeds of {name} diverged")
-            return _judged(verdict, at, collapsed=any(fell[place] for place in places))
+            # A method whose score is a lower bound may be better than it seems. So may the reference.
+            for edge, side in zip(at, ("worse", "better"), strict=True):
+                if edge and verdict.side == side:
+                    return Verdict(Answer.UNDECIDED, reason=f"the best rates of {edge.method} lie at an edge")
+            if verdict.answer is Answer.WITHIN and (any(fell[place] for place in places) or any(at)):
+                return Verdict(Answer.UNDECIDED, verdict.side)
+            return verdict
 
         return replace(
             comparison,
@@ -332,23 +313,23 @@ class _Sides:
         return any(seed.failure == DIVERGED for seed in self.results.of_cell(number))
 
 
-def _judged(verdict: Verdict, edges: Sequence[Edge | None], *, collapsed: bool) -> Verdict:
-    # A method whose score is a lower bound may be better than it seems. So may the reference.
-    for edge, side in zip(edges, ("worse", "better"), strict=True):
-        if edge and verdict.side == side:
-            return Verdict(Answer.UNDECIDED, reason=f"the best rates of {edge.method} lie at an edge")
-    if verdict.answer is Answer.WITHIN and (collapsed or any(edges)):
-        return Verdict(Answer.UNDECIDED, verdict.side)
-    return verdict
-
-
 def _edges(results: Results, entrant: Entrant) -> list[Edge | None]:
     """The edge of all studies together, followed by the edge on each setting. None if there is no edge."""
     plans = [plan for number in entrant.cells if (plan := results.all_cells[number].studies)]
     if not plans or any(studies.offsets is None for studies in entrant.studies):
         return [None] * (1 + len(entrant.cells))
+    low, high = plans[0].ends
+    # In widths of the window, from -0.5 to 0.5.
     kept = [_kept(studies) / plan.decades for studies, plan in zip(entrant.studies, plans, strict=True)]
-    return [_edge(entrant.method, plans[0], places) for places in (np.concatenate(kept), *kept)]
+    edges: list[Edge | None] = []
+    for places in (np.concatenate(kept), *kept):
+        edge = None
+        if len(places) and (places > 0.5 - OUTER).mean() >= MOST:
+            edge = Edge(entrant.method, "upper", (low, min(10 * high, LARGEST)), high)
+        elif len(places) and (places < OUTER - 0.5).mean() >= MOST:
+            edge = Edge(entrant.method, "lower", (max(low / 10, SMALLEST), high), low)
+        edges.append(edge)
+    return edges
 
 
 def _kept(studies: CompleteStudies) -> Array:
@@ -357,13 +338,3 @@ def _kept(studies: CompleteStudies) -> Array:
     losses = np.where(np.isfinite(studies.losses), studies.losses, np.inf)
     kept: Array = studies.offsets[np.arange(studies.count), losses.argmin(1)]
     return kept[np.isfinite(losses.min(1))]
-
-
-def _edge(method: str, plan: StudyPlan, places: Array) -> Edge | None:
-    """The edge at which kept trials lie. `places` are in widths of the window, from -0.5 to 0.5."""
-    low, high = plan.ends
-    if len(places) and (places > 0.5 - OUTER).mean() >= MOST:
-        return Edge(method, "upper", (low, min(10 * high, LARGEST)), high)
-    if len(places) and (places < OUTER - 0.5).mean() >= MOST:
-        return Edge(method, "lower", (max(low / 10, SMALLEST), high), low)
-    return None

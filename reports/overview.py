@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 
 from tensorbench.machine.table import Table
 from tensorbench.records.stored_plan import TEXT_COLUMNS, row_texts
-from tensorbench.records.words import Status
-from tensorbench.reports.results import Cell, Results, Seed, distinct, grouped, kept_trials, measured
-from tensorbench.reports.units import many
+from tensorbench.reports.results import Cell, Results, Seed, grouped, kept_trials, measured
 
 if TYPE_CHECKING:
     # This import takes seconds.
@@ -28,22 +26,28 @@ def overview(
     `score_of` returns the estimated score of a cell, given its number. Only scores of tuned cells are shown
     by it (see `score`).
     """
-    cells, seeds = results.all_cells, results.all_seeds
-    of_cell = grouped(seeds, lambda seed: seed.cell)
+    cells = results.all_cells
     tuned = any(cell.studies for cell in cells)
     alike = grouped(cells, lambda cell: (cell.setting, cell.studies is not None))
     lines = [
         row_texts(cell, "cut" if cell.left else cell.ranks)
         | {
             "measure": measured([cell] if cell.metric else alike[cell.setting, cell.studies is not None])
-            + _after(cell),
-            "score": score(cell, of_cell[cell.number], score_of),
+            + (f" after {cell.studies.points} trials of tuning" if cell.studies else ""),
+            "score": score(cell, results.of_cell(cell.number), score_of),
         }
-        | ({"studies": studies(cell, of_cell[cell.number])} if tuned else {})
+        | ({"studies": studies(cell, results.of_cell(cell.number))} if tuned else {})
         | {"trials": f"{cell.finished}/{cell.seeds}" + f" ✗ {cell.failures}" * bool(cell.failed)}
         for cell in cells
     ]
-    how_to_read = [legend(intervals=any("[" in line["score"] for line in lines))] if tuned else []
+    how_to_read = []
+    if tuned:
+        if any("[" in line["score"] for line in lines):
+            how_to_read.append("In brackets: the 95% interval of the score after so many trials.")
+        how_to_read.append(
+            "Each study keeps its trial with the lowest validation loss; unfinished ones do not count. ± is "
+            "the standard deviation over studies."
+        )
     if any(cell.studies is None and cell.finished > 1 for cell in cells):
         how_to_read.append("Without studies, ± is the standard deviation over seeds.")
     spare = ["% LoRA", "params", "of budget", "ranks"]
@@ -52,17 +56,13 @@ def overview(
         spare.remove("of budget")
         how_to_read.append(f"{missed} row(s) marked ! miss their budget by more than its tolerance.")
     return Table(
-        f"{name}: {counts(seeds)}",
+        f"{name}: {results.facts.counted}",
         lines,
         [*notes, *how_to_read],
         (*TEXT_COLUMNS, "measure"),
         by=("task", "backbone", "measure", "budget"),
         spare=spare,
     )
-
-
-def _after(cell: Cell) -> str:
-    return f" after {cell.studies.points} trials of tuning" if cell.studies else ""
 
 
 def score(cell: Cell, seeds: Sequence[Seed], score_of: Callable[[int], Estimate | None] | None = None) -> str:
@@ -95,22 +95,3 @@ def studies(cell: Cell, seeds: Sequence[Seed]) -> str:
     kept = kept_trials(cell.studies, seeds)
     failed = sum(seed is None for seed in kept.values())
     return f"{len(kept)}/{cell.studies.studies}" + (f" ({failed} without a trial)" if failed else "")
-
-
-def counts(seeds: Sequence[Seed]) -> str:
-    """The numbers of finished, failed and missing trials, as text."""
-    trials = distinct(seeds)
-    finished = sum(seed.finished for seed in trials)
-    failed = sum(seed.status == Status.FAILED for seed in trials)
-    parts = {"failed": failed, "missing": len(trials) - finished - failed}
-    text = ", ".join(f"{count:,} {word}" for word, count in parts.items() if count)
-    return f"{finished:,} of {many(len(trials), 'trial')} finished" + (f"; {text}" if text else "")
-
-
-def legend(*, intervals: bool) -> str:
-    """Explains how to read the scores of studies. `intervals` says whether any of them has an interval."""
-    kept = (
-        "Each study keeps its trial with the lowest validation loss; unfinished ones do not count. ± is the "
-        "standard deviation over studies."
-    )
-    return f"In brackets: the 95% interval of the score after so many trials. {kept}" if intervals else kept

@@ -18,7 +18,6 @@ from tensorbench.reports.inference.rates import LEAST_SMOOTHED
 from tensorbench.reports.ranks import over_budgets
 from tensorbench.reports.recipes import Mixture, provenance_counts
 from tensorbench.reports.redundancy import StoredRedundancy
-from tensorbench.reports.results import Results
 from tensorbench.reports.suite_lines import suite_lines
 from tensorbench.reports.units import listed, many
 from tensorbench.store.addresses import shown_uri
@@ -51,6 +50,12 @@ def render(
                 break
         else:
             figures[int(figure.name.rpartition("-")[2])][figure.kind] = figure
+    plans = dict.fromkeys(
+        f"{many(c.studies.studies, 'studies').removesuffix('s')} of {many(c.studies.points, 'trial')}"
+        if c.studies
+        else f"{many(c.seeds, 'seed')} a cell"
+        for c in results.all_cells
+    )
     loader = environment(
         inline=lambda figure: Markup(figure.inline()),
         table=lambda shown, style="", most=None: Markup(shown.on_page(style, most)),
@@ -69,7 +74,7 @@ def render(
         by_budget=over_budgets(analysis.blocks),
         training=others["training"],
         redundancy=list(zip(analyses, of_analyses, strict=True)),
-        plans=_plans(results),
+        plans=listed(plans),
         splits=results.split_sizes(),
         mixtures=mixtures,
         provenance=[
@@ -85,17 +90,6 @@ def render(
         least_smoothed=LEAST_SMOOTHED,
     )
     return visible(text)
-
-
-def _plans(results: Results) -> str:
-    """How many seeds a cell has, or how many studies of how many trials."""
-    plans = dict.fromkeys(
-        f"{many(c.studies.studies, 'studies').removesuffix('s')} of {many(c.studies.points, 'trial')}"
-        if c.studies
-        else f"{many(c.seeds, 'seed')} a cell"
-        for c in results.all_cells
-    )
-    return listed(plans)
 
 
 def environment(**values: Any) -> Environment:

@@ -127,32 +127,6 @@ class PeftComparison:
     skipped: list[str]
 
 
-def read_peft_results(folders: Sequence[Path]) -> tuple[list[PeftRun], list[str], set[str]]:
-    """Reads result files.
-
-    Returns the distinct runs, the names of files without a score, and the names of the configurations with a
-    score in the last folder. `folders` are ordered from old to new. A file that is unchanged in several
-    folders is one run. Raises UserError for a folder without results, and for a file that is not one of
-    peft's.
-    """
-    runs: dict[tuple[str, str], PeftRun] = {}
-    skipped: set[str] = set()
-    newest: set[str] = set()
-    for wave, folder in enumerate(folders):
-        files = sorted(folder.glob("*.json"))
-        if not files:
-            raise UserError(f"--peft-results {folder}: no METHOD--NAME.json in it")
-        newest = set()
-        for file in files:
-            run = read_run(file, wave)
-            if run is None:
-                skipped.add(file.name)
-            else:
-                newest.add(run.name)
-                runs.setdefault((run.name, run.created), run)
-    return list(runs.values()), sorted(skipped), newest
-
-
 def read_run(file: Path, wave: int) -> PeftRun | None:
     """Reads a run's file. None if the run failed or has no score. Raises UserError for a malformed file."""
     # A pipe or a device would be read without end.
@@ -206,10 +180,22 @@ def _number(value: Any, kind: type, least: int) -> Any:
 def compare_peft(folders: Sequence[Path], reference: str = "") -> PeftComparison:
     """Compares the configurations of the newest folder, the last of `folders`, with `reference`.
 
-    By default it is `REFERENCE`. The noise of reruns is estimated from all folders. Raises UserError for
-    unreadable input, for files of several metrics, and for a reference that the newest folder lacks.
+    By default it is `REFERENCE`. The noise of reruns is estimated from all folders. A file that is unchanged
+    in several folders is one run. Raises UserError for a folder without results, for a file that is not one
+    of peft's, for files of several metrics, and for a reference that the newest folder lacks.
     """
-    runs, skipped, newest = read_peft_results(folders)
+    distinct: dict[tuple[str, str], PeftRun] = {}
+    skipped, newest = set[str](), set[str]()
+    for wave, folder in enumerate(folders):
+        files = sorted(folder.glob("*.json"))
+        if not files:
+            raise UserError(f"--peft-results {folder}: no METHOD--NAME.json in it")
+        read = {file.name: read_run(file, wave) for file in files}
+        skipped |= {name for name, run in read.items() if run is None}
+        newest = {run.name for run in read.values() if run}
+        for run in filter(None, read.values()):
+            distinct.setdefault((run.name, run.created), run)
+    runs = list(distinct.values())
     metrics = sorted({run.metric for run in runs})
     if len(metrics) != 1:
         raise UserError(f"--peft-results: one metric at a time, got {', '.join(metrics) or 'no score'}")
@@ -246,7 +232,7 @@ def compare_peft(folders: Sequence[Path], reference: str = "") -> PeftComparison
         naive=len(_apart(rows, None, float(t_quantile(0.975, math.inf)))),
         real=len(_apart(rows, noise, any_pair)),
         reruns=list(_reruns(runs, folders, noise)),
-        skipped=skipped,
+        skipped=sorted(skipped),
     )
 
 

@@ -72,7 +72,7 @@ def find_allocations(
     for number, block in enumerate(blocks):
         entrants = [
             entrant
-            for entrant in (*block.entrants, *block.part)
+            for entrant in block.methods
             if (cell := results.all_cells[entrant.cells[0]]).budget == block.budget != OWN_SIZE
             and "," in cell.rank_names
         ]

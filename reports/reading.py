@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import fsum
 from statistics import fmean, median, stdev
-from typing import Annotated, Any
+from typing import Annotated
 
 import pandas as pd
 from pydantic import Field, TypeAdapter, ValidationError
@@ -36,6 +36,14 @@ ENDED_WELL = (Status.FINISHED, Status.DUPLICATE)
 
 #: The validator of the ranks that cutting leaves in each mode.
 FINAL_RANKS = TypeAdapter(dict[str, Annotated[list[int], Field(min_length=1)]])
+
+#: How a summary of a measure is computed from the values of a cell's finished seeds.
+SUMMARIES: Mapping[str, Callable[[list[float]], float]] = {
+    "mean": fmean,
+    "median": median,
+    "max": max,
+    "sum": fsum,
+}
 
 #: A run with its experiment. The run is None if the trial never started.
 Run = tuple[Experiment, Record | None]
@@ -82,7 +90,12 @@ def read_sources(sources: Sequence[Source], selection: Selection | None = None) 
             "alone; redundancy and provenance are of all rows."
         )
     notes += [note for each in selected for note in _notes(each)]
-    notes += _cut_prompts(cells)
+    cut_cells = grouped((cell for cell in cells if cell["cut_prompts"]), lambda cell: cell.setting)
+    for (task, backbone), own in cut_cells.items():
+        cut, prompts = (max(cell[column] or 0 for cell in own) for column in ("cut_prompts", "prompts"))
+        notes.append(
+            f"{task} on {backbone}: {cut:,.0f} of {prompts:,.0f} prompts were too long and were cut."
+        )
     return Results(selected, cells, seeds, tuple(notes), selection.reference if selection else "")
 
 
@@ -178,13 +191,6 @@ def _rerun(experiment: Experiment) -> str:
     return f"{came} {len(reruns)} of them ran again on {devices}{largest}.{refused}"
 
 
-def _cut_prompts(cells: Sequence[Cell]) -> Iterator[str]:
-    cut_cells = grouped((cell for cell in cells if cell["cut_prompts"]), lambda cell: cell.setting)
-    for (task, backbone), own in cut_cells.items():
-        cut, prompts = (max(cell[column] or 0 for cell in own) for column in ("cut_prompts", "prompts"))
-        yield f"{task} on {backbone}: {cut:,.0f} of {prompts:,.0f} prompts were too long and were cut."
-
-
 def tabulate(experiments: Sequence[Experiment]) -> tuple[tuple[Cell, ...], tuple[Seed, ...]]:
     """The cells and the seeds of these experiments.
 
@@ -215,6 +221,17 @@ def _key(row: Row) -> tuple[str | None, ...]:
 
 
 def _cell(number: int, experiment: Experiment, row: Row, runs: Sequence[Run], seeds: Sequence[Seed]) -> Cell:
+    """The cell with this number: a row with the counts, means and summaries of its seeds."""
+    done, failed = ([seed for seed in seeds if seed.status == s] for s in (Status.FINISHED, Status.FAILED))
+    # Trials of studies have different learning rates, so no mean over them is a result.
+    alike = [seed for seed in done if seed.study is None]
+    scores = [seed.score for seed in alike if seed.score is not None]
+    measures: dict[str, float | None] = {}
+    for column, measure in COLUMNS.items():
+        if measure.summary:
+            own = (seed[column] for seed in (alike if measure.summary == "mean" else done))
+            values = [value for value in own if value is not None]
+            measures[column] = SUMMARIES[measure.summary](values) if values else None
     trials = (experiment.trials[id_] for id_ in row.trials.values() if id_ is not None)
     scored = [(each, record) for each, record in runs if record and record.score is not None]
     first = scored[0][1] if scored else Record()
@@ -241,7 +258,15 @@ def _cell(number: int, experiment: Experiment, row: Row, runs: Sequence[Run], se
         left=_left(scored),
         rank_names=",".join(row.rank_names),
         allocation=",".join(row.allocation),
-        **summed(seeds),
+        seeds=len(seeds),
+        finished=len(done),
+        failed=len(failed),
+        failures=", ".join(sorted({seed.failure for seed in failed})),
+        missing=len(seeds) - len(done) - len(failed),
+        complete=len(done) == len(seeds),
+        mean=fmean(scores) if scores else None,
+        sd=stdev(scores) if len(scores) > 1 else None,
+        measures=measures,
     )
 
 
@@ -252,7 +277,8 @@ def _seed(cell: int, row: Row, seed: int, experiment: Experiment, record: Record
     message = record.tag(Tag.FAILURE_MESSAGE) if record else ""
     if record and status == Status.FINISHED and record.score is None:
         status, failure, message = Status.FAILED, "error", "stored as finished, without a score"
-    measures = {column: _known(record.measure(m)) if record else None for column, m in COLUMNS.items()}
+    stored = {column: record.measure(m) if record else None for column, m in COLUMNS.items()}
+    measures = {column: None if v is None or math.isnan(v) else v for column, v in stored.items()}
     if status != Status.FINISHED:
         measures[Measure.SCORE.column] = None
     place = row.studies.trials.get(seed) if row.studies else None
@@ -272,10 +298,6 @@ def _seed(cell: int, row: Row, seed: int, experiment: Experiment, record: Record
         message=message,
         measures=measures,
     )
-
-
-def _known(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else value
 
 
 def _holder(experiments: Sequence[Experiment], trial_id: str | None) -> Run:
@@ -307,37 +329,3 @@ def _left(runs: Sequence[tuple[Experiment, Record]]) -> str:
             by_mode[name] += ranks
     spans = {name: (min(ranks), max(ranks)) for name, ranks in by_mode.items()}
     return ", ".join(f"{name} {low}" + f" to {high}" * (high > low) for name, (low, high) in spans.items())
-
-
-#: How a summary of a measure is computed from the values of a cell's finished seeds.
-SUMMARIES: Mapping[str, Callable[[list[float]], float]] = {
-    "mean": fmean,
-    "median": median,
-    "max": max,
-    "sum": fsum,
-}
-
-
-def summed(seeds: Sequence[Seed]) -> dict[str, Any]:
-    """The fields of a cell that are counts, means and summaries of its seeds."""
-    done, failed = ([seed for seed in seeds if seed.status == s] for s in (Status.FINISHED, Status.FAILED))
-    # Trials of studies have different learning rates, so no mean over them is a result.
-    alike = [seed for seed in done if seed.study is None]
-    scores = [seed.score for seed in alike if seed.score is not None]
-    measures: dict[str, float | None] = {}
-    for column, measure in COLUMNS.items():
-        if measure.summary:
-            own = (seed[column] for seed in (alike if measure.summary == "mean" else done))
-            values = [value for value in own if value is not None]
-            measures[column] = SUMMARIES[measure.summary](values) if values else None
-    return {
-        "seeds": len(seeds),
-        "finished": len(done),
-        "failed": len(failed),
-        "failures": ", ".join(sorted({seed.failure for seed in failed})),
-        "missing": len(seeds) - len(done) - len(failed),
-        "complete": len(done) == len(seeds),
-        "mean": fmean(scores) if scores else None,
-        "sd": stdev(scores) if len(scores) > 1 else None,
-        "measures": measures,
-    }

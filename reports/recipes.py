@@ -157,7 +157,12 @@ class Mixture:
 
 def find_mixtures(results: Results) -> list[Mixture]:
     """All mixtures among the trials of a report. The serious ones come first."""
-    mixtures = _mixed_trials(results) + _mixed_surroundings(results)
+    mixtures = _mixed_trials(results)
+    for key, counts in provenance_counts(results).items():
+        if key.startswith(SURROUNDINGS) and len(counts) > 1:
+            what = key.replace("version_", "version of ").replace("_", " ")
+            values = {value: f"{trials:,} trials" for value, trials in counts.most_common()}
+            mixtures.append(Mixture(what, "", values, serious=False))
     return sorted(mixtures, key=lambda mixture: not mixture.serious)
 
 
@@ -172,6 +177,12 @@ def refuse_mixtures(mixtures: Sequence[Mixture]) -> None:
 
 
 def _mixed_trials(results: Results) -> list[Mixture]:
+    def named(cells: Sequence[Cell]) -> str:
+        """The experiments of these cells, or their methods if there is only one experiment."""
+        if len(results.experiments) > 1:
+            return ", ".join(sorted({cell.experiment for cell in cells}))
+        return first_few(list(dict.fromkeys(cell.method for cell in cells)), 3)
+
     trials, mixtures = trial_of_each(results), []
     for setting, cells in grouped(results.all_cells, lambda cell: cell.setting).items():
         values: defaultdict[str, defaultdict[str, list[Cell]]] = defaultdict(lambda: defaultdict(list))
@@ -186,29 +197,9 @@ def _mixed_trials(results: Results) -> list[Mixture]:
             # A suite may set rates per method. If all experiments have the same rates, they agree.
             if len(by_value) == 1 or (key in PER_METHOD and len(experiments) == 1):
                 continue
-            holders_of = {short(value): _holders(results, holders) for value, holders in by_value.items()}
+            holders_of = {short(value): named(holders) for value, holders in by_value.items()}
             mixtures.append(Mixture(key, str(setting), holders_of, key in DECISIVE))
     return mixtures
-
-
-def _holders(results: Results, cells: Sequence[Cell]) -> str:
-    """The experiments of these cells, or their methods if there is only one experiment."""
-    if len(results.experiments) > 1:
-        return ", ".join(sorted({cell.experiment for cell in cells}))
-    return first_few(list(dict.fromkeys(cell.method for cell in cells)), 3)
-
-
-def _mixed_surroundings(results: Results) -> list[Mixture]:
-    return [
-        Mixture(
-            key.replace("version_", "version of ").replace("_", " "),
-            "",
-            {value: f"{trials:,} trials" for value, trials in values.most_common()},
-            False,
-        )
-        for key, values in provenance_counts(results).items()
-        if key.startswith(SURROUNDINGS) and len(values) > 1
-    ]
 
 
 def provenance_counts(results: Results) -> dict[str, Counter[str]]:

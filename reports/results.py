@@ -21,6 +21,7 @@ from tensorbench.records.metrics import METRICS, direction
 from tensorbench.records.record import Record
 from tensorbench.records.stored_plan import PlannedTrial, Row, StudyPlan, StudyTrial
 from tensorbench.records.words import OWN_SIZE, Status, Tag
+from tensorbench.reports.units import many
 from tensorbench.store.source import Source
 
 #: Registered names of the reference (LoRA), the floor (head alone) and the ceiling (full fine-tuning).
@@ -296,6 +297,13 @@ class Facts:
     @property
     def missing(self) -> int:
         return self.trials - self.finished - self.failed
+
+    @property
+    def counted(self) -> str:
+        """The numbers of finished, failed and missing trials, as text."""
+        parts = {"failed": self.failed, "missing": self.missing}
+        text = ", ".join(f"{count:,} {word}" for word, count in parts.items() if count)
+        return f"{self.finished:,} of {many(self.trials, 'trial')} finished" + (f"; {text}" if text else "")
 
 
 @dataclass(frozen=True)

@@ -26,15 +26,14 @@ from tensorbench.records.metrics import direction
 from tensorbench.records.pack_format import ENDING
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.answers import answers, between, in_words
-from tensorbench.reports.blocks import Block, Comparison, Estimate, Level
-from tensorbench.reports.inference.intervals import Bounds
+from tensorbench.reports.blocks import Block, Comparison, Estimate
 from tensorbench.reports.page import environment
 from tensorbench.reports.reading import read_sources
 from tensorbench.reports.report import compose
 from tensorbench.reports.results import Cell, Experiment, Results, TaskAndBackbone, block_order, grouped
+from tensorbench.reports.tidy import ends
 from tensorbench.reports.units import many, minus, unit_of
 from tensorbench.store.opening import is_pack, open_results
-from tensorbench.store.source import Source
 
 #: The file that lists the site's files. A rebuild removes only files in this list.
 MANIFEST = "site-files.json"
@@ -119,11 +118,6 @@ class Published:
         """The name of the figure for the index. Empty if there is none."""
         return PICTURE if PICTURE in self.files else ""
 
-    @property
-    def newest(self) -> str:
-        """The UTC day on which the suite's last trial ended."""
-        return self.experiment.last_day
-
 
 def published(packs: Sequence[Path]) -> Iterator[Published]:
     """Yields the suites in these packs, by name.
@@ -133,17 +127,13 @@ def published(packs: Sequence[Path]) -> Iterator[Published]:
     """
     for source in sorted(open_results("", map(str, packs)), key=lambda source: source.name):
         try:
-            yield _published(source)
+            results = read_sources([source])
+            composed = compose(results, FORMATS, when=f"of trials up to {results.experiments[0].last_day}")
         except UserError as error:
             raise UserError(f"{source.where}: {error}") from error
-
-
-def _published(source: Source) -> Published:
-    results = read_sources([source])
-    composed = compose(results, FORMATS, when=f"of trials up to {results.experiments[0].last_day}")
-    pictures = {name for name in composed.files if name.startswith("figures/")} - {PICTURE}
-    kept = {name: content for name, content in composed.files.items() if name not in pictures}
-    return Published(source.where, composed.analysis, kept)
+        pictures = {name for name in composed.files if name.startswith("figures/")} - {PICTURE}
+        kept = {name: content for name, content in composed.files.items() if name not in pictures}
+        yield Published(source.where, composed.analysis, kept)
 
 
 @dataclass(frozen=True)
@@ -154,67 +144,67 @@ class Standing:
     cell: Cell
     #: The title of the block: the budget and, if needed, what distinguishes the block from others of this
     #: budget.
-    block: str
+    title: str
     #: The mean over seeds, or the score after `k` trials of tuning, in stored units.
     score: Estimate | None
     #: The number of trials of tuning. None for a mean over seeds.
-    k: int | None = None
-    #: The name of the reference. Empty if there is none.
-    reference: str = ""
+    k: int | None
+    #: The block that has the method. None if it is in none.
+    block: Block | None = None
     is_reference: bool = False
     #: The comparison with the reference, and the index of the cell's setting in it.
     comparison: Comparison | None = None
     place: int = 0
-    #: The verdict over all settings of the block, in words.
-    verdict: str = ""
     #: The reason why the method is missing from the means over all settings. Empty if it is not missing.
     left_out: str = ""
+
+    @property
+    def reference(self) -> str:
+        """The name of the reference. Empty if there is none."""
+        return self.block.against if self.block else ""
+
+    @property
+    def verdict(self) -> str:
+        """The verdict over all settings of the block, in words. Empty if there is no comparison."""
+        if self.block is None or self.comparison is None:
+            return ""
+        return in_words(self.comparison.verdict, self.block.unit.size(self.block.threshold))
 
 
 def standings(suite: str, analysis: Analysis) -> list[Standing]:
     """A standing for each cell of a suite, best score first. Cells without a score come last."""
-
-    def of_cell(number: int, block: Block | None = None, place: int = 0, **fields: Any) -> Standing:
-        cell, found = analysis.results.all_cells[number], fields.get("comparison")
+    of_cells: dict[int, Standing] = {}
+    for cell in analysis.results.all_cells:
         # If none of its trials finished, a cell has the metric of its setting.
-        cell = replace(cell, metric=analysis.results.metrics[number])
-        if "score" not in fields:
-            fields["score"] = score = analysis.score(number)
-            fields["k"] = cell.studies.points if score and cell.studies else None
-        if block and found:
-            fields["verdict"] = in_words(found.verdict, block.unit.size(block.threshold))
-        return Standing(suite, cell, fields.pop("title", cell.budget), place=place, **fields)
-
-    compared: dict[int, Standing] = {}
+        cell, score = replace(cell, metric=analysis.results.metrics[cell.number]), analysis.score(cell.number)
+        k = cell.studies.points if score and cell.studies else None
+        of_cells[cell.number] = Standing(suite, cell, cell.budget, score, k)
     for block in analysis.blocks:
         own = block.reference.cells if block.reference else ()
-        for entrant in (*block.entrants, *block.part):
+        for entrant in block.methods:
             for place, number in enumerate(entrant.cells):
-                compared[number] = of_cell(
-                    number,
-                    block,
-                    place,
+                of_cells[number] = replace(
+                    of_cells[number],
                     title=block.title,
                     score=entrant.scores[block.k][place],
                     k=block.k if block.tuned else None,
-                    reference=block.against,
+                    block=block,
                     is_reference=entrant.cells == own,
                     comparison=entrant.differences.get(block.k),
+                    place=place,
                     left_out=block.left_out.get(entrant.method, ""),
                 )
-        levels: Sequence[Level] = block.levels if block is analysis.blocks[0] else ()
-        for level in levels:
-            for place, of_level in enumerate(level.cells):
-                if level.comparison and of_level is not None:
-                    compared[of_level] = of_cell(
-                        of_level, block, place, reference=block.against, comparison=level.comparison
+        for level in block.levels if block is analysis.blocks[0] else ():
+            for place, at in enumerate(level.cells if level.comparison else ()):
+                if at is not None:
+                    of_cells[at] = replace(
+                        of_cells[at], block=block, comparison=level.comparison, place=place
                     )
-    every = [compared.get(cell.number) or of_cell(cell.number) for cell in analysis.results.all_cells]
 
     def gain(standing: Standing) -> float:
         return direction(standing.cell.metric) * standing.score.value if standing.score else -math.inf
 
-    return sorted(every, key=gain, reverse=True)
+    return sorted(of_cells.values(), key=gain, reverse=True)
 
 
 def leaderboard(lines: Sequence[Standing]) -> Table:
@@ -229,27 +219,22 @@ def leaderboard(lines: Sequence[Standing]) -> Table:
                 **{name: getattr(line.cell, name) for name in (*naming, "parameters", "evaluated", "metric")},
                 "mean": line.score and line.score.value,
                 "sd": line.cell.sd,
-                **_ends("", line.score.interval if line.score else None),
+                **ends(line.score.interval if line.score else None),
                 "trials_of_tuning": line.k,
                 "finished": line.cell.finished,
                 "seeds": line.cell.seeds,
                 "reference": line.reference,
                 "difference": found and found.effect.parts[line.place].difference,
-                **_ends("difference_", found.intervals[line.place] if found else None),
+                **ends(found.intervals[line.place] if found else None, "difference_"),
                 "settings": found and len(found.effect.parts),
                 "overall": found and found.effect.difference,
-                **_ends("overall_", found.interval if found else None),
+                **ends(found.interval if found else None, "overall_"),
                 "verdict": line.verdict or None,
             }
             for line in lines
             for found in [line.comparison]
         ],
     )
-
-
-def _ends(prefix: str, interval: Bounds | None) -> dict[str, float | None]:
-    low, high = interval or (None, None)
-    return {f"{prefix}low": low, f"{prefix}high": high}
 
 
 # --- the files ---
@@ -323,13 +308,13 @@ def methods_table(lines: Sequence[Standing], suites: Sequence[Published]) -> Tab
             max(group, key=lambda line: line.comparison is not None),
             {line.cell.setting: line for line in group},
         )
-        for group in grouped(lines, lambda line: (line.suite, line.block, line.cell.method)).values()
+        for group in grouped(lines, lambda line: (line.suite, line.title, line.cell.method)).values()
     ]
 
     def place(first: Standing) -> tuple[Any, ...]:
         found = first.comparison
         best = -found.effect.difference if found else 0.0 if first.is_reference else math.inf
-        return order.index(first.suite), block_order(first.block), first.block, best
+        return order.index(first.suite), block_order(first.title), first.title, best
 
     rows = [_method_line(*group, settings) for group in sorted(groups, key=lambda group: place(group[0]))]
     columns = ["method", "suite", "budget", "mean difference", "verdict", *map(str, settings), "parameters"]
@@ -356,7 +341,7 @@ def _method_line(
     return {
         "method": first.cell.method,
         "suite": Entry(first.suite, link=report),
-        "budget": first.block,
+        "budget": first.title,
         "mean difference": Entry(
             unit.difference(found.effect.difference),
             minus(unit.difference(found.effect.difference)),

@@ -15,7 +15,7 @@ from tensorbench.machine.table import ShowsOverview, Table
 from tensorbench.methods import UserError
 from tensorbench.records.measures import Measure, SplitSizes
 from tensorbench.records.record import Record, latest
-from tensorbench.records.stored_plan import Row, StoredPlan, StudyTrial, row_texts
+from tensorbench.records.stored_plan import Row, StudyTrial, row_texts
 from tensorbench.records.words import OWN_SIZE, Artifact, RunKind, Status, Tag
 from tensorbench.reports.provenance import UNKNOWN, Provenance, provenance_of
 from tensorbench.reports.reading import read
@@ -128,7 +128,7 @@ class TrialContents(ShowsOverview):
 
     def overview(self) -> Table:
         """The trial's identity, results, configuration and origin, with a line for each subject."""
-        return _subjects(self.record.name, (*_identity(self), *_outcome(self), *_surroundings(self)))
+        return _subjects(self.record.name, (*_identity(self), *_outcome(self.record), *_surroundings(self)))
 
     def as_dict(self) -> dict[str, Any]:
         """The contents as JSON values."""
@@ -159,10 +159,6 @@ class TrialContents(ShowsOverview):
         studies = self.row.studies if self.row else None
         return studies.trials.get(int(self.record.tag(Tag.SEED))) if studies else None
 
-    def measure(self, measure: Measure) -> float | None:
-        """The stored value of a measure. None if the store has none."""
-        return self.record.measure(measure)
-
 
 def load_trial(trial: str, *, store: str = DEFAULT_STORE) -> TrialContents:
     """Reads the trial whose trial id or run id begins with `trial`.
@@ -173,10 +169,12 @@ def load_trial(trial: str, *, store: str = DEFAULT_STORE) -> TrialContents:
         source, record = find_trial(store, trial)
         trace = source.artifact(record, Artifact.TRACEBACK) if record.status == Status.FAILED else None
         configuration, artifacts = source.details(record)
+        plan = source.plan()
+        rows = (row for row in plan.rows if record.trial_id in row.trials.values()) if plan else ()
         return TrialContents(
             experiment=source.name,
             record=record,
-            row=_row(source.plan(), record.trial_id),
+            row=next(iter(rows), None),
             budgets=tuple(json.loads(record.tag(Tag.BUDGETS, "[]"))),
             configuration=configuration,
             artifacts=artifacts,
@@ -188,11 +186,6 @@ def load_trial(trial: str, *, store: str = DEFAULT_STORE) -> TrialContents:
         )
     except BROKEN_STORE as error:
         raise UserError(shown_uri(f"trial '{trial}' cannot be read from {store}: {error}")) from error
-
-
-def _row(plan: StoredPlan | None, trial_id: str) -> Row | None:
-    rows = plan.rows if plan else ()
-    return next((row for row in rows if trial_id in row.trials.values()), None)
 
 
 @dataclass(frozen=True, repr=False)
@@ -294,14 +287,20 @@ def _identity(trial: TrialContents) -> Iterator[tuple[str, str]]:
         yield "budget", f"{budget['budget']}{ratio}" + ", missed" * (budget["within"] is False)
     if not trial.budgets:
         yield "budget", OWN_SIZE
-    adapter, head = trial.measure(Measure.ADAPTER_PARAMETERS), trial.measure(Measure.HEAD_PARAMETERS)
-    peak = trial.measure(Measure.PEAK_PARAMETERS)
+    adapter, head = record.measure(Measure.ADAPTER_PARAMETERS), record.measure(Measure.HEAD_PARAMETERS)
+    peak = record.measure(Measure.PEAK_PARAMETERS)
     count = adapter if row is None or peak is not None else row.parameters
     if count is not None:
         share = f", {row.percent_of_lora:.2f}% of LoRA r=4" if row else ""
         before = "" if peak is None else f" (peak {peak:,.0f})"
         yield "parameters", f"{count:,.0f}{before}{share}" + ("" if head is None else f"; head {head:,.0f}")
-    yield from _final_ranks(record)
+    # One line for all modes and bonds, and one line for each projection that has a rank per layer.
+    ranks: Mapping[str, Sequence[int]] = json.loads(record.tag(Tag.FINAL_RANKS, "{}"))
+    if single := [f"{name} {left[0]}" for name, left in ranks.items() if len(left) == 1]:
+        yield "final ranks", ", ".join(single)
+    for name, left in ranks.items():
+        if len(left) > 1:
+            yield f"final ranks, {name}", f"{' '.join(map(str, left))}, layer by layer"
     yield "backbone", record.tag(Tag.BACKBONE)
     yield "task", f"{record.tag(Tag.TASK)}, seed {record.tag(Tag.SEED)}"
     if (place := trial.place) is not None:
@@ -311,78 +310,62 @@ def _identity(trial: TrialContents) -> Iterator[tuple[str, str]]:
         yield "part of", phase
 
 
-def _final_ranks(record: Record) -> Iterator[tuple[str, str]]:
-    # One line for all modes and bonds, and one line for each projection that has a rank per layer.
-    ranks: Mapping[str, Sequence[int]] = json.loads(record.tag(Tag.FINAL_RANKS, "{}"))
-    single = [f"{name} {left[0]}" for name, left in ranks.items() if len(left) == 1]
-    if single:
-        yield "final ranks", ", ".join(single)
-    for name, left in ranks.items():
-        if len(left) > 1:
-            yield f"final ranks, {name}", f"{' '.join(map(str, left))}, layer by layer"
-
-
 def _scored(record: Record, score: float) -> str:
     unit = record.tag(Tag.UNIT)
     return f"{record.tag(Tag.METRIC)} {score:.4f}" + (f" {unit}" if unit else "")
 
 
-def _outcome(trial: TrialContents) -> Iterator[tuple[str, str]]:
-    record = trial.record
+def _outcome(record: Record) -> Iterator[tuple[str, str]]:
     yield "status", "✗ " * (record.status == Status.FAILED) + record.status.lower()
     if record.status == Status.FAILED:
         yield "failure", f"{record.tag(Tag.FAILURE)}: {record.tag(Tag.FAILURE_MESSAGE)}"
-    score, loss = trial.measure(Measure.SCORE), trial.measure(Measure.SCORE_LOSS)
+    score, loss = record.measure(Measure.SCORE), record.measure(Measure.SCORE_LOSS)
     if score is not None:
         line = _scored(record, score) + ("" if loss is None else f", loss {loss:.4f}")
         yield record.tag(Tag.EVALUATED, "score"), line
-    validation, epoch = trial.measure(Measure.SELECTED_VALIDATION), trial.measure(Measure.SELECTED_EPOCH)
+    validation, epoch = record.measure(Measure.SELECTED_VALIDATION), record.measure(Measure.SELECTED_EPOCH)
     if validation is not None:
         at = "" if epoch is None else f", at epoch {epoch:.0f}"
         yield "selected", f"validation {_scored(record, validation)}{at}"
     if sizes := SplitSizes.of(record.metrics):
         yield "examples", str(sizes)
-    if (c := trial.measure(Measure.HEAD_C)) is not None:
-        short = "" if trial.measure(Measure.HEAD_CONVERGED) else ", ✗ not converged"
+    if (c := record.measure(Measure.HEAD_C)) is not None:
+        short = "" if record.measure(Measure.HEAD_CONVERGED) else ", ✗ not converged"
         yield "fitted head", f"C = {c:g}{short}"
-    seconds, steps = trial.measure(Measure.SECONDS), trial.measure(Measure.STEPS)
+    seconds, steps = record.measure(Measure.SECONDS), record.measure(Measure.STEPS)
     if seconds is not None:
-        step = trial.measure(Measure.STEP_MS)
+        step = record.measure(Measure.STEP_MS)
         each = "" if step is None else f" of {step:.1f} ms"
         yield "time", f"{seconds:,.0f} s" + ("" if steps is None else f", {steps:.0f} steps{each}")
-    peak = trial.measure(Measure.PEAK_MIB)
+    peak = record.measure(Measure.PEAK_MIB)
     if peak is not None:
         yield "peak memory", f"{peak:,.0f} MiB"
-    yield from _inference(trial)
-    cut, prompts = trial.measure(Measure.CUT_PROMPTS), trial.measure(Measure.PROMPTS)
-    if cut is not None:
-        yield "prompts cut", f"{cut:,.0f} of {prompts:,.0f} in all splits"
-    if record.status == Status.FINISHED:
-        yield "forgetting", _forgetting(trial)
-
-
-def _inference(trial: TrialContents) -> Iterator[tuple[str, str]]:
-    stored, loaded = trial.measure(Measure.ADAPTER_BYTES), trial.measure(Measure.LOADED_BYTES)
+    stored, loaded = record.measure(Measure.ADAPTER_BYTES), record.measure(Measure.LOADED_BYTES)
     if stored is not None:
         frozen = "" if loaded is None else f", {loaded:,.0f} in memory including frozen tensors"
         yield "adapter", f"{stored:,.0f} bytes on disk{frozen}"
-    bare, examples = trial.measure(Measure.BARE_MS), trial.measure(Measure.TIMED_EXAMPLES)
+    bare, examples = record.measure(Measure.BARE_MS), record.measure(Measure.TIMED_EXAMPLES)
     if bare is not None:
-        merged = trial.measure(Measure.MERGED_FORWARD)
+        merged = record.measure(Measure.MERGED_FORWARD)
         line = "it cannot be merged" if merged is None else f"merged {merged:.2f} times"
         yield (
             "inference",
-            f"{trial.measure(Measure.ADAPTED_FORWARD):.2f} times the bare backbone's {bare:.1f} ms for "
+            f"{record.measure(Measure.ADAPTED_FORWARD):.2f} times the bare backbone's {bare:.1f} ms for "
             f"{examples:.0f} examples; {line}",
         )
+    cut, prompts = record.measure(Measure.CUT_PROMPTS), record.measure(Measure.PROMPTS)
+    if cut is not None:
+        yield "prompts cut", f"{cut:,.0f} of {prompts:,.0f} in all splits"
+    if record.status == Status.FINISHED:
+        yield "forgetting", _forgetting(record)
 
 
-def _forgetting(trial: TrialContents) -> str:
-    change = trial.measure(Measure.FORGETTING)
+def _forgetting(record: Record) -> str:
+    change = record.measure(Measure.FORGETTING)
     if change is None:
         return "not measured"
-    bare, adapted = trial.measure(Measure.TEXT_LOSS_BARE), trial.measure(Measure.TEXT_LOSS)
-    tokens, text = trial.measure(Measure.TEXT_TOKENS), trial.record.tag(Tag.TEXT)
+    bare, adapted = record.measure(Measure.TEXT_LOSS_BARE), record.measure(Measure.TEXT_LOSS)
+    tokens, text = record.measure(Measure.TEXT_TOKENS), record.tag(Tag.TEXT)
     line = f"{change:+.4f} nats a token, from {bare:.4f} to {adapted:.4f}"
     return f"{line}, on {tokens:,.0f} tokens of {text}"
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tensorbench.machine.visible import visible
 from tensorbench.records.stored_plan import PlannedTrial
-from tensorbench.reports.results import Cell, Results, Seed, kept_trials
+from tensorbench.reports.collapses import counted
+from tensorbench.reports.results import Cell, Results, Seed
 from tensorbench.reports.units import unit_of
 
+#: The fields of a recipe that come first.
+FIRST = ("lr", "head_lr", "core_lr", "epochs", "steps", "batch_size")
 #: The words, in lower case, that YAML 1.1 does not read as strings.
 _RESERVED = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 
@@ -32,8 +35,7 @@ def suite_lines(results: Results) -> Callable[[Cell], str]:
             return "None: another program made these runs."
         seeds = [seed for seed in results.of_cell(cell.number) if seed.trial_id in trials]
         if cell.studies:
-            kept = kept_trials(cell.studies, results.of_cell(cell.number)).values()
-            seeds = sorted(filter(None, kept), key=lambda seed: seed.validation_loss or 0.0)[:1]
+            seeds = sorted(counted(results, cell), key=lambda seed: seed.validation_loss or 0.0)[:1]
         if not seeds:
             return "None: no trial of a complete study has finished."
         return _suite(cell, seeds, trials[seeds[0].trial_id])
@@ -49,6 +51,7 @@ def _suite(cell: Cell, seeds: Sequence[Seed], trial: PlannedTrial) -> str:
     task = {key: value for key, value in task.items() if value is not None}
     backbone = {key: value for key, value in trial.backbone.items() if value is not None and key != "label"}
     recipe = {key: value for key, value in trial.recipe.items() if value not in (None, [], False)}
+    first = [key for key in FIRST if key in recipe]
     text = [
         *(f"# {visible(line)}" for line in _comments(cell, seeds)),
         f"# version {trial.method['version']} of method {trial.method['method']}: another gives other trials",
@@ -59,7 +62,7 @@ def _suite(cell: Cell, seeds: Sequence[Seed], trial: PlannedTrial) -> str:
         "methods:",
         *_item(options),
         "training:",
-        *(f"  {key}: {_flow(value)}" for key, value in sorted(recipe.items(), key=_rates_first)),
+        *(f"  {key}: {_flow(recipe[key])}" for key in (*first, *sorted(recipe.keys() - {*first}))),
         f"seeds: {_flow([seed.seed for seed in seeds])}",
         f"evaluate: {trial.evaluate}",
         "floor: none",
@@ -93,11 +96,6 @@ def _comments(cell: Cell, seeds: Sequence[Seed]) -> list[str]:
     ]
 
 
-def _rates_first(field: tuple[str, Any]) -> tuple[int, str]:
-    order = ("lr", "head_lr", "core_lr", "epochs", "steps", "batch_size")
-    return (order.index(field[0]) if field[0] in order else len(order), field[0])
-
-
 def _item(fields: Mapping[str, Any]) -> list[str]:
     """Formats these fields as an item of a YAML list, with one field per line."""
     return [
@@ -109,24 +107,14 @@ def _item(fields: Mapping[str, Any]) -> list[str]:
 def _flow(value: Any) -> str:
     """Formats a plain value on one line, so that YAML 1.1 and YAML 1.2 read the same value."""
     if isinstance(value, Mapping):
-        return _joined("{}", (f"{_flow(key)}: {_flow(entry)}" for key, entry in value.items()))
+        return f"{{{', '.join(f'{_flow(key)}: {_flow(entry)}' for key, entry in value.items())}}}"
     if isinstance(value, (list, tuple)):
-        return _joined("[]", map(_flow, value))
+        return f"[{', '.join(map(_flow, value))}]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if not isinstance(value, str):
         return repr(value)
     if _PLAIN.fullmatch(value) and value.lower() not in _RESERVED:
         return value
-    return f'"{"".join(map(_character, value))}"'
-
-
-def _character(character: str) -> str:
-    if character == "\n":
-        return r"\n"
-    plain = character.isprintable() and character not in '"\\'
-    return character if plain else f"\\U{ord(character):08x}"
-
-
-def _joined(brackets: str, parts: Iterable[str]) -> str:
-    return ", ".join(parts).join(brackets)
+    quoted = (c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in value)
+    return f'"{"".join(quoted)}"'.replace(r"\U0000000a", r"\n")

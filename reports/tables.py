@@ -20,12 +20,10 @@ from tensorbench.reports.answers import (
     between,
     heading,
     in_words,
-    named_among,
     of_allocations,
     order_note,
     remarks,
     score_name,
-    score_text,
     setting_name,
     settings_counted,
     share_between,
@@ -38,7 +36,7 @@ from tensorbench.reports.recipes import Mixture
 from tensorbench.reports.redundancy import StoredRedundancy
 from tensorbench.reports.results import Cell, Results, distinct
 from tensorbench.reports.tidy import tidy_tables
-from tensorbench.reports.units import minus, unit_of
+from tensorbench.reports.units import listed, minus, unit_of
 
 #: The mark of a cell with missing trials.
 INCOMPLETE = "†"
@@ -62,30 +60,26 @@ def scores_table(results: Results, block: Block, number: int = 0) -> Table:
     against = f"difference from {block.against}" if block.against else "difference"
     fixed = ["method", "parameters", "mean", "difference", against, "verdict", *SAMPLES]
     # A task may have the name of a column.
-    names = [setting_name(block, setting) for setting in block.settings]
+    names = [setting_name(block.settings, setting) for setting in block.settings]
     names = [f"task {name}" if name in fixed else name for name in names]
-    rows = [*block.entrants, *block.part]
     lines = [
         _entrant_line(
             results, block, entrant, names, "" if results.foreign else f"#suites-{number}-{place}", place
         )
-        for place, entrant in enumerate(rows)
+        for place, entrant in enumerate(block.methods)
     ]
     lines += [_level_line(results, block, level, names) for level in block.levels]
-    mark = f", {block.unit.mark}" if block.unit.mark else ""
     how = (
         f"after {block.k} trials of tuning: the expected score of the trial with the lowest validation loss"
         if block.tuned
         else "mean ± standard deviation over seeds"
     )
-    legend = (
-        f"{block.evaluated.capitalize()} {block.metric}{mark}, {how}. Differences are in "
-        f"{block.unit.points}, with simultaneous 95% intervals."
-    )
+    scale = block.unit.named(f"{block.evaluated.capitalize()} {block.metric}")
+    legend = f"{scale}, {how}. Differences are in {block.unit.points}, with simultaneous 95% intervals."
     if any(INCOMPLETE in text for line in lines for text in line.values()):
         legend += f" {INCOMPLETE} Seeds are missing: the mean is of those that are there."
     if block.without_examples:
-        where = ", ".join(setting_name(block, setting) for setting in block.without_examples)
+        where = listed(setting_name(block.settings, setting) for setting in block.without_examples)
         legend += f" These intervals are too narrow: they lack test examples on {where}."
     notes = [legend, order_note(block), *block.notes, *map(str, block.collapsed)]
     named = [
@@ -116,7 +110,8 @@ def _entrant_line(
             scores[name] = NOTHING
             continue
         cell = results.all_cells[entrant.cells[own]]
-        text = score_text(block, entrant, own, cell.sd) + incomplete(cell)
+        text = unit.score(entrant.scores[block.k][own].value)
+        text += ("" if cell.sd is None else f" ± {unit.score(cell.sd)}") + incomplete(cell)
         if comparison is None:
             scores[name] = text
         else:
@@ -131,7 +126,7 @@ def _entrant_line(
         ),
         "parameters": _number(entrant.parameters, ",.0f"),
         **scores,
-        "mean": score_text(block, entrant) if whole else NOTHING,
+        "mean": unit.score(entrant.means[block.k].value) if whole else NOTHING,
         **(
             _claim(block, comparison, "" if whole else f" on {len(places)} of {len(block.settings)}")
             if comparison
@@ -236,7 +231,7 @@ def _dotted(entrant: Entrant, place: int) -> Entry:
 
 def rates_table(analysis: Analysis, block: Block, advice: Mapping[int, RateAdvice]) -> Table:
     """The rate to start from, for each method of a tuned block on each task. `advice` is by cell."""
-    names = [setting_name(block, setting) for setting in block.settings]
+    names = [setting_name(block.settings, setting) for setting in block.settings]
     names = [f"task {name}" if name == "method" else name for name in names]
     lines = []
     for place, entrant in enumerate(block.entrants):
@@ -265,7 +260,7 @@ def variance_table(block: Block) -> Table:
             name: unknown if variance is None else block.unit.score(variance**0.5)
             for name, (variance, unknown) in found.items()
         }
-        lines.append({"task": setting_name(block, setting), **shown})
+        lines.append({"task": setting_name(block.settings, setting), **shown})
     of = (
         "Learning rate: of the smoothed score over the window. Seed: of trials about it. Failed trials are "
         "left out."
@@ -286,7 +281,7 @@ def allocations_table(results: Results, section: Allocations, advice: Mapping[in
     """A method's allocations, with their differences from the heuristic. `advice` is by cell."""
     block, lines = section.block, []
     against = f"difference from {block.against}" if block.against else "difference"
-    for place, entrant in enumerate((*block.entrants, *block.part)):
+    for place, entrant in enumerate(block.methods):
         cells = [results.all_cells[number] for number in entrant.cells]
         if comparison := entrant.differences.get(block.k):
             partly = len(cells) < len(block.settings)
@@ -340,15 +335,15 @@ def budgets_table(group: OverBudgets) -> Table:
         for of_budget, entrant in zip(group.blocks, entrants, strict=True):
             if entrant is not None:
                 mean = entrant.means[block.k]
-                ends = " to ".join(map(block.unit.score, mean.interval or ()))
+                ends = block.unit.between(mean.interval)
                 size = _number(entrant.parameters, ",.0f")
                 text = block.unit.score(mean.value)
                 line[of_budget.budget] = Entry(f"{text} with {size}", text, f"{ends} · {size}".lstrip(" ·"))
         lines.append(line)
-    mark = f", {block.unit.mark}" if block.unit.mark else ""
+    scale = block.unit.named(f"{block.evaluated.capitalize()} {block.metric}")
     note = (
-        f"{block.evaluated.capitalize()} {block.metric}{mark}, the {score_name(block)}, as a mean over "
-        f"{settings_counted(block)}. Beneath it are its 95% interval and the number of parameters."
+        f"{scale}, the {score_name(block)}, as a mean over {settings_counted(block)}. Beneath it are its 95% "
+        "interval and the number of parameters."
     )
     budgets = [each.budget for each in group.blocks]
     return Table("Scores by budget", lines, [note], ("method",), ["method", *budgets])
@@ -360,7 +355,7 @@ def lost_table(results: Results) -> Table:
     lines = [
         {
             "method": seed.method,
-            "task": named_among(settings, results.all_cells[seed.cell].setting),
+            "task": setting_name(settings, results.all_cells[seed.cell].setting),
             "budget": seed.budget,
             "seed": str(seed.seed),
             "state": Entry(seed.failure or seed.status.lower(), style="warn"),
@@ -393,7 +388,7 @@ def trials_table(analysis: Analysis) -> Table:
             outcome = f"failed: {seed.failure}" if seed.failure else "failed"
         if studies is None or number not in studies.numbers:
             outcome += ", left out"
-        line = {"method": seed.method, "task": named_among(settings, cell.setting), "budget": seed.budget}
+        line = {"method": seed.method, "task": setting_name(settings, cell.setting), "budget": seed.budget}
         if seed.study is not None:
             line |= {"study": f"{seed.study}", "point": f"{seed.point}", "rate": f"{seed.lr:.3g}"}
         loss = seed.validation_loss
@@ -510,7 +505,13 @@ def markdown(analysis: Analysis, mixtures: Sequence[Mixture] = ()) -> str:
             text.append(f"## {markdown_text(heading(block))}")
         text.append(" ".join([f"**{markdown_text(answer(block))}**", *map(markdown_text, remarks(block))]))
         text.append(scores_table(results, block).markdown())
-    text += _of_ranks(analysis)
+    for section, table in _allocations(analysis):
+        trends = [trend_note(section, trend) for trend in section.trends]
+        text.append(f"## Ranks of {markdown_text(section.method)}")
+        text.append(" ".join([f"**{markdown_text(of_allocations(section))}**", *map(markdown_text, trends)]))
+        text.append(table.markdown())
+    for group in over_budgets(analysis.blocks):
+        text += ["## Scores by budget", budgets_table(group).markdown()]
     costs = costs_table(results)
     text += [f"## {costs.title}", costs.markdown()]
     if notes := [*analysis.notes, *(str(mixture) for mixture in mixtures if not mixture.serious)]:
@@ -522,18 +523,6 @@ def _allocations(analysis: Analysis) -> Iterator[tuple[Allocations, Table]]:
     advice = {each.cell: each for each in rate_advice(analysis)} if analysis.allocations else {}
     for section in analysis.allocations:
         yield section, allocations_table(analysis.results, section, advice)
-
-
-def _of_ranks(analysis: Analysis) -> Iterator[str]:
-    """Yields the parts of the section on ranks as Markdown."""
-    for section, table in _allocations(analysis):
-        trends = [trend_note(section, trend) for trend in section.trends]
-        yield f"## Ranks of {markdown_text(section.method)}"
-        yield " ".join([f"**{markdown_text(of_allocations(section))}**", *map(markdown_text, trends)])
-        yield table.markdown()
-    for group in over_budgets(analysis.blocks):
-        yield "## Scores by budget"
-        yield budgets_table(group).markdown()
 
 
 def latex(analysis: Analysis) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from tensorbench.machine.table import Table
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.answers import in_words, trend_words
-from tensorbench.reports.blocks import Block, Comparison
+from tensorbench.reports.blocks import Block
 from tensorbench.reports.inference.intervals import Bounds
 from tensorbench.reports.inference.rates import enough_to_smooth, share_near
 from tensorbench.reports.inference.studies import share_failed, share_failed_interval
@@ -67,7 +67,7 @@ def _trials(analysis: Analysis) -> Lines:
 
 
 def _differences(block: Block) -> Lines:
-    for entrant in (*block.entrants, *block.part):
+    for entrant in block.methods:
         for k, comparison in entrant.differences.items():
             error = comparison.effect.error
             yield {
@@ -76,7 +76,7 @@ def _differences(block: Block) -> Lines:
                 "k": k,
                 "primary": k == block.k,
                 "difference": comparison.effect.difference,
-                **_bounds(comparison.interval),
+                **ends(comparison.interval),
                 "threshold": block.threshold,
                 "verdict": in_words(comparison.verdict, block.unit.size(block.threshold)),
                 "studies": comparison.effect.fewest,
@@ -94,13 +94,13 @@ def _trends(section: Allocations) -> Lines:
             "allocations": "; ".join(trend.allocations),
             "k": section.block.k,
             "slope": trend.slope.effect.difference,
-            **_bounds(trend.slope.interval),
+            **ends(trend.slope.interval),
             "verdict": trend_words(trend.slope.verdict),
         }
 
 
 def _by_setting(block: Block) -> Lines:
-    for entrant in (*block.entrants, *block.part):
+    for entrant in block.methods:
         for k, comparison in entrant.differences.items():
             each = zip(
                 entrant.settings,
@@ -113,11 +113,10 @@ def _by_setting(block: Block) -> Lines:
                 yield {
                     "method": entrant.method,
                     "reference": block.against,
-                    "task": setting.task,
-                    "backbone": setting.backbone,
+                    **setting._asdict(),
                     "k": k,
                     "difference": part.difference,
-                    **_bounds(interval),
+                    **ends(interval),
                     "verdict": in_words(verdict, block.unit.size(block.threshold)),
                     "studies": part.pairs,
                     "examples": part.count,
@@ -125,17 +124,16 @@ def _by_setting(block: Block) -> Lines:
 
 
 def _scores(block: Block) -> Lines:
-    for entrant in (*block.entrants, *block.part):
+    for entrant in block.methods:
         for k, scores in entrant.scores.items():
             for setting, score, studies in zip(entrant.settings, scores, entrant.studies, strict=True):
                 yield {
                     "method": entrant.method,
-                    "task": setting.task,
-                    "backbone": setting.backbone,
+                    **setting._asdict(),
                     "metric": block.metric,
                     "k": k,
                     "score": score.value,
-                    **_bounds(score.interval),
+                    **ends(score.interval),
                     "studies": studies.count,
                     "parameters": entrant.parameters,
                 }
@@ -147,8 +145,7 @@ def _sensitivity(block: Block) -> Lines:
             low, high = share_failed_interval(studies)
             yield {
                 "method": entrant.method,
-                "task": setting.task,
-                "backbone": setting.backbone,
+                **setting._asdict(),
                 "share_near": share_near(studies) if enough_to_smooth(studies) else None,
                 "share_failed": share_failed(studies),
                 "failed_low": low,
@@ -157,24 +154,18 @@ def _sensitivity(block: Block) -> Lines:
             }
         sensitivity = entrant.sensitivity
         if sensitivity and sensitivity.failed_difference:
+            near, failed = sensitivity.near_difference, sensitivity.failed_difference
             yield {
                 "method": entrant.method,
                 "task": "all",
                 "share_near": sensitivity.near,
                 "share_failed": sensitivity.failed,
                 "trials": sensitivity.trials,
-                **_share("near", sensitivity.near_difference),
-                **_share("failed", sensitivity.failed_difference),
+                "near_difference": near and near.effect.difference,
+                **ends(near.interval if near else None, "near_difference_"),
+                "failed_difference": failed.effect.difference,
+                **ends(failed.interval, "failed_difference_"),
             }
-
-
-def _share(name: str, compared: Comparison | None) -> dict[str, Any]:
-    low, high = (compared and compared.interval) or (None, None)
-    return {
-        f"{name}_difference": compared and compared.effect.difference,
-        f"{name}_difference_low": low,
-        f"{name}_difference_high": high,
-    }
 
 
 def _transfer(block: Block) -> Lines:
@@ -184,20 +175,15 @@ def _transfer(block: Block) -> Lines:
                 "method": entrant.method,
                 "task": "all",
                 "transfer": transfer.mean,
-                **_bounds(transfer.interval),
+                **ends(transfer.interval),
             }
             for setting, cost in zip(entrant.settings, transfer.costs, strict=True):
-                yield {
-                    "method": entrant.method,
-                    "task": setting.task,
-                    "backbone": setting.backbone,
-                    "transfer": cost,
-                }
+                yield {"method": entrant.method, **setting._asdict(), "transfer": cost}
 
 
 def _variance(block: Block) -> Lines:
     for setting, sources in zip(block.settings, block.sources, strict=True):
-        yield {"task": setting.task, "backbone": setting.backbone, "k": block.k, **vars(sources)}
+        yield {**setting._asdict(), "k": block.k, **vars(sources)}
 
 
 def _levels(block: Block) -> Lines:
@@ -208,17 +194,16 @@ def _levels(block: Block) -> Lines:
         for setting, score, difference, interval in each:
             yield {
                 "method": level.method,
-                "task": setting.task,
-                "backbone": setting.backbone,
+                **setting._asdict(),
                 "score": score,
                 "difference": difference,
-                **_bounds(interval),
+                **ends(interval),
             }
         yield {
             "method": level.method,
             "task": "all",
             "difference": level.difference,
-            **_bounds(comparison.interval if comparison else None),
+            **ends(comparison.interval if comparison else None),
         }
 
 
@@ -248,5 +233,7 @@ def _collapses(analysis: Analysis) -> Lines:
         }
 
 
-def _bounds(interval: Bounds | None) -> dict[str, float | None]:
-    return dict(zip(("low", "high"), interval or (None, None), strict=True))
+def ends(interval: Bounds | None, prefix: str = "") -> dict[str, float | None]:
+    """The columns of an interval."""
+    low, high = interval or (None, None)
+    return {f"{prefix}low": low, f"{prefix}high": high}

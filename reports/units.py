@@ -34,6 +34,18 @@ class Unit:
             return NOTHING
         return f"{100 * value:+.{digits}f}" if self.mark else f"{value:+.4g}"
 
+    def estimate(self, value: float, interval: tuple[float, float] | None) -> str:
+        """Formats a score with its interval in brackets, if it has one."""
+        return self.score(value) + (f" ({self.between(interval)})" if interval else "")
+
+    def between(self, interval: tuple[float, float] | None) -> str:
+        """Formats the interval of a score. Empty if there is none."""
+        return " to ".join(map(self.score, interval or ()))
+
+    def named(self, what: str) -> str:
+        """The name of an axis or column with its mark, such as "test accuracy, %"."""
+        return f"{what}, {self.mark}" if self.mark else what
+
     def size(self, value: float) -> str:
         """Formats a threshold with its unit, such as "1 point"."""
         if not self.mark:

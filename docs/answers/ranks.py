@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tensorbench.reports.advice import rate_advice
 from tensorbench.reports.analysis import Analysis
+from tensorbench.reports.answers import trend_words
 from tensorbench.reports.blocks import Block
 from tensorbench.reports.inference.effects import verdict
 from tensorbench.reports.inference.intervals import simultaneous
@@ -86,7 +87,7 @@ def slope(analysis: Analysis, mode: str, block: Block) -> Ruling:
     words = {"better": f"improves with the rank of {mode}", "worse": f"worsens with the rank of {mode}"}
     outcome = words.get(verdict(interval, 0.0).side, "undecided")
     if trend.slope.verdict.reason:
-        outcome = str(trend.slope.verdict)
+        outcome = trend_words(trend.slope.verdict)
     on_tasks = [points(part.difference) for part in effect.parts]
     row = [listed(trend.allocations), points(effect.difference), bounds(interval), *on_tasks]
     short = f"**{outcome}**: {with_interval(effect.difference, interval)} points a doubling."

@@ -9,6 +9,7 @@ from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
+from marked import table
 
 from tensorbench.records.metrics import direction
 from tensorbench.reports.advice import rate_advice
@@ -26,7 +27,7 @@ from tensorbench.reports.results import Cell
 from tensorbench.reports.selection import Selection
 from tensorbench.reports.units import listed, many
 
-from .answer import Answer, Picture, bounds, points, table, with_interval
+from .answer import Answer, Picture, bounds, points, with_interval
 
 LORA, QKV_DEPTH, ALL_MODES, ATT = "LoRA", "TensLoRA qkv_depth", "TensLoRA att_qkv_depth", "TensLoRA att"
 #: Methods of stage 2: two trains for all matrices, a train for each matrix, and a CP tensor for all.
@@ -398,7 +399,7 @@ def fresh_tunings(fresh: Analysis, block: Block) -> Ruling:
             kept = np.take_along_axis(studies.scores, studies.losses.argmin(1)[:, None], 1).mean()
             low, high = sorted(sign * bound for bound in expected_of(own, studies.count, block.k))
             as_expected = "yes" if low <= after <= high else "no"
-            of_study = [score(estimate.value), _scores(block, estimate.interval), _scores(block, (low, high))]
+            of_study = [score(estimate.value), *map(block.unit.between, (estimate.interval, (low, high)))]
             count = f"{len(numbers)} of {cell.studies.studies - own.count}"
             of_fresh = [count, score(after), score(sign * kept), as_expected]
             rows.append([entrant.method, setting.task, *of_study, *of_fresh])
@@ -422,10 +423,6 @@ def expected_of(studies: CompleteStudies, count: int, k: int) -> Bounds:
     interval = effect([of_both]).interval(simultaneous(1))
     assert interval is not None
     return interval
-
-
-def _scores(block: Block, interval: Bounds) -> str:
-    return " to ".join(map(block.unit.score, interval))
 
 
 # --- words ---

@@ -21,7 +21,7 @@ def draw(analysis: Analysis) -> tuple[list[Drawn], list[str]]:
     looks = Looks(cell.family for cell in analysis.results.all_cells)
     shown, notes = curves(analysis.results)
     with styled():
-        drawn = compared(analysis, looks)
+        drawn = list(compared(analysis, looks))
         for cost in COSTS:
             drawn += score_against(analysis, cost, looks)
         drawn += [*ranks(analysis, looks), *training(shown, looks)]

@@ -56,7 +56,7 @@ def _by_rank(panel: Axes, choice: RankChoice, mode: int) -> None:
     panel.set_xlabel("rank")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     if mode == 0:
-        panel.set_ylabel("validation score" + (f", {unit.mark}" if unit.mark else ""))
+        panel.set_ylabel(unit.named("validation score"))
 
 
 def _importance(panel: Axes, choice: RankChoice) -> None:

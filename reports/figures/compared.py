@@ -12,14 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import (
-    FixedFormatter,
-    FixedLocator,
-    FuncFormatter,
-    LogLocator,
-    NullFormatter,
-    NullLocator,
-)
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from matplotlib.transforms import blended_transform_factory
 
 from tensorbench.records.metrics import direction
@@ -34,7 +27,7 @@ from tensorbench.reports.answers import (
     trials_of_tuning,
 )
 from tensorbench.reports.blocks import Block, Entrant
-from tensorbench.reports.drawing import INK, MUTED, RULE, SERIES, Drawn, Looks, Tips, panels
+from tensorbench.reports.drawing import INK, MUTED, RULE, SERIES, Drawn, Looks, Tips, log_axis, panels
 from tensorbench.reports.inference.intervals import Bounds
 from tensorbench.reports.inference.rates import LEAST_SMOOTHED, smoothed, window
 from tensorbench.reports.inference.studies import FAILED
@@ -50,22 +43,18 @@ FAR = 6
 DASHES = (":", "--", "-.")
 
 
-def compared(analysis: Analysis, looks: Looks) -> list[Drawn]:
-    """The figures of all blocks."""
-    return [figure for number in range(len(analysis.blocks)) for figure in _of_block(analysis, number, looks)]
-
-
-def _of_block(analysis: Analysis, number: int, looks: Looks) -> Iterator[Drawn]:
-    block = analysis.blocks[number]
-    colours = colours_of(block)
-    if block.compared:
-        title = f"{score_name(block).capitalize()}, {heading(block)}"
-        yield differences(block, f"differences-{number}", title, looks)
-        if len(block.settings) > 1:
-            yield _by_task(block, number, looks, colours)
-    if block.tuned:
-        yield _curves(block, number, looks, colours)
-        yield _rates(analysis, block, number)
+def compared(analysis: Analysis, looks: Looks) -> Iterator[Drawn]:
+    """Yields the figures of all blocks."""
+    for number, block in enumerate(analysis.blocks):
+        colours = colours_of(block)
+        if block.compared:
+            title = f"{score_name(block).capitalize()}, {heading(block)}"
+            yield differences(block, f"differences-{number}", title, looks)
+            if len(block.settings) > 1:
+                yield _by_task(block, number, looks, colours)
+        if block.tuned:
+            yield _curves(block, number, looks, colours)
+            yield _rates(analysis, block, number)
 
 
 def colours_of(block: Block) -> dict[str, str]:
@@ -145,13 +134,13 @@ def _by_task(block: Block, number: int, looks: Looks, colours: Mapping[str, str]
     tips, texts = Tips(), []
     for place, (ax, setting) in enumerate(zip(axes, block.settings, strict=True)):
         _forest_of(ax, block, looks, colours, place, tips)
-        ax.set_title(setting_name(block, setting))
+        ax.set_title(setting_name(block.settings, setting))
         values = [
             f"{entrant.method} "
             f"{block.unit.difference(entrant.differences[block.k].effect.parts[place].difference)}"
             for entrant in block.compared
         ]
-        texts.append(f"{setting_name(block, setting)}: {', '.join(values)}")
+        texts.append(f"{setting_name(block.settings, setting)}: {', '.join(values)}")
     if block.levels:
         figure.legend(handles=_lines_of_levels(block), loc="outside lower center", ncols=3)
     return Drawn(
@@ -287,8 +276,7 @@ def _curves(block: Block, number: int, looks: Looks, colours: Mapping[str, str])
             marks = ax.scatter([*scores], values, s=14, color=colour, marker=shape, lw=0, zorder=3)
             texts = []
             for k, score in scores.items():
-                ends = " to ".join(map(unit.score, score.interval or ()))
-                shown = unit.score(score.value) + f" ({ends})" * bool(ends)
+                shown = unit.estimate(score.value, score.interval)
                 texts.append(f"{entrant.method}\n{shown} after {trials_of_tuning(k)}")
             tips.put(marks, texts)
         low, high = ax.get_ylim()
@@ -301,9 +289,9 @@ def _curves(block: Block, number: int, looks: Looks, colours: Mapping[str, str])
         ax.xaxis.set_major_locator(FixedLocator(list(block.ks)))
         ax.xaxis.set_major_formatter(FixedFormatter(list(map(str, block.ks))))
         ax.xaxis.set_minor_locator(NullLocator())
-        ax.set_title(setting_name(block, setting))
+        ax.set_title(setting_name(block.settings, setting))
         ax.set_xlabel("trials of tuning")
-        ax.set_ylabel(f"{block.metric}" + (f", {unit.mark}" if unit.mark else ""))
+        ax.set_ylabel(unit.named(block.metric))
     lines = [
         Line2D([], [], color=colours[e.method], marker=looks.shape(e.family), ms=4, label=e.method)
         for e in block.entrants
@@ -347,10 +335,7 @@ def _rates(analysis: Analysis, block: Block, number: int) -> Drawn:
         ax.axhline(0, color=MUTED, lw=0.7)
         for place in places:
             smooth |= _draw_trials(ax, analysis, block, entrant, place, zeros[place], bottom, tips)
-        ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
-        ax.xaxis.set_minor_formatter(NullFormatter())
+        log_axis(ax, lambda rate, _: f"{rate:g}")
         ax.set_xlabel("learning rate")
         ax.set_title(entrant.method)
     limits = [ax.get_ylim() for ax in axes]
@@ -360,7 +345,7 @@ def _rates(analysis: Analysis, block: Block, number: int) -> Drawn:
         ax.set_ylabel(f"{block.unit.points} from {block.against or 'the best'}")
     handles = [
         Line2D([], [], color=SERIES[i % len(SERIES)], marker="o", lw=0.9, ms=4, label=name)
-        for i, name in enumerate(setting_name(block, setting) for setting in block.settings)
+        for i, name in enumerate(setting_name(block.settings, setting) for setting in block.settings)
     ]
     handles.append(Line2D([], [], color=MUTED, marker="x", ls="none", ms=5, label="failed"))
     figure.legend(handles=handles, loc="outside lower center", ncols=5)

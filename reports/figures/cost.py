@@ -202,7 +202,7 @@ def _figure(
         ]
         figure.legend(handles=handles, loc="outside lower left", ncols=min(6, len(handles)))
     ax.set_xlabel(cost.label)
-    ax.set_ylabel(measured([points[0].cell]) + (f", {unit.mark}" if unit.mark else ""))
+    ax.set_ylabel(unit.named(measured([points[0].cell])))
     names = f"from cheapest to costliest: {', '.join(p.name for p in line) or 'none'}"
     caption = (
         f"Hollow if trials are missing. The solid line joins the best scores, {names}. "
@@ -262,9 +262,8 @@ def _common_title(titles: Sequence[str]) -> str:
 
 def _tip(cost: Cost, point: _Point) -> Iterator[str]:
     """Yields the lines of a point's tooltip: the method, its score with the interval, and its cost."""
-    shown, found = point.unit.score, point.estimate
     yield point.name
-    yield shown(found.value) + (f" ({' to '.join(map(shown, found.interval))})" if found.interval else "")
+    yield point.unit.estimate(point.estimate.value, point.estimate.interval)
     yield f"{cost.label}: {point.cost:{cost.form}}"
     if not point.cell.complete:
         yield "trials are missing"

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.answers import is_apart, score_name, settings_counted
@@ -18,6 +17,7 @@ from tensorbench.reports.drawing import (
     Looks,
     PointName,
     Tips,
+    log_axis,
     name_at_right,
     panels,
 )
@@ -66,9 +66,7 @@ def _by_parameters(
         ax.fill_between(sizes, low, high, color=colour, alpha=0.15, lw=0)
         marks = ax.scatter(sizes, values, s=26, color=colour, marker=looks.shape(entrants[0].family), lw=0)
         shown = [
-            f"{method}\n{unit.score(mean.value)}"
-            + (f" ({' to '.join(map(unit.score, mean.interval))})" if mean.interval else "")
-            + f"\n{size:,} parameters"
+            f"{method}\n{unit.estimate(mean.value, mean.interval)}\n{size:,} parameters"
             for size, mean in points
         ]
         tips.put(marks, shown)
@@ -86,12 +84,9 @@ def _by_parameters(
             ax.axhline(value, color=MUTED, lw=1.1, ls=dashes, zorder=1, label=level.method)
         else:
             outside.append(f"{level.method} ({unit.score(value / unit.factor)})")
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
-    ax.xaxis.set_major_formatter(FuncFormatter(count))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    log_axis(ax, count)
     ax.set_xlabel("adapter parameters")
-    ax.set_ylabel(f"{block.evaluated} {block.metric}" + (f", {unit.mark}" if unit.mark else ""))
+    ax.set_ylabel(unit.named(f"{block.evaluated} {block.metric}"))
     name_at_right(ax, names)
     if handles := ax.get_legend_handles_labels()[0]:
         figure.legend(handles=handles, loc="outside lower center", ncols=3)

@@ -217,7 +217,7 @@ def _figure(number: int, panel: Panel, shown: Sequence[Curve], looks: Looks) -> 
     ax.set_ylim(low, high)
     name_at_right(ax, ends)
     ax.set_xlabel("epoch")
-    ax.set_ylabel("validation score" + (f", {unit.mark}" if unit.mark else ""))
+    ax.set_ylabel(unit.named("validation score"))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     seeds, planned = len(first.of_seeds), first.cell.seeds
     short = f" ({seeds} of {planned})" if alike and seeds < planned else ""

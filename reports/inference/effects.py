@@ -23,10 +23,6 @@ class Effect:
     error: Error | None
 
     @property
-    def pairs(self) -> int:
-        return sum(part.pairs for part in self.parts)
-
-    @property
     def fewest(self) -> int:
         """The number of pairs on the setting that has the fewest."""
         return min(part.pairs for part in self.parts)
@@ -64,17 +60,6 @@ class Verdict:
     side: str = ""
     #: The reason why the verdict is weaker than its interval. Empty if it is not.
     reason: str = ""
-
-    def __str__(self) -> str:
-        if self.reason:
-            return f"{self.answer}: {self.reason}"
-        if self.answer is Answer.BEYOND:
-            return f"{self.side} by more than the threshold"
-        if self.answer is Answer.WITHIN:
-            return f"significantly {self.side}, but " * bool(self.side) + "practically equivalent"
-        if self.answer is Answer.UNDECIDED and self.side:
-            return f"significantly {self.side}; may be under the threshold"
-        return str(self.answer)
 
 
 def verdict(interval: Bounds | None, threshold: float) -> Verdict:

@@ -43,6 +43,14 @@ def t_quantile(probability: ArrayLike, freedom: ArrayLike) -> Array:
     return quantiles
 
 
+def most_of_share(count: int, trials: int, level: float = LEVEL) -> float:
+    """The one-sided upper limit of the probability of which `count` in `trials` came true.
+
+    It is exact (Clopper and Pearson, 1934).
+    """
+    return float(special.betaincinv(count + 1, trials - count, level)) if count < trials else 1.0
+
+
 @dataclass(frozen=True)
 class Error:
     """The error of a mean over settings: one variance per source, in squared units of the score."""

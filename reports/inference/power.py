@@ -143,36 +143,23 @@ class Design:
         return high
 
 
-def of_effect(effect: Effect, claims: int) -> Design | None:
-    """The design behind a measured comparison. None if the noise of the comparison is unknown.
-
-    `claims` is the number of comparisons with simultaneous intervals, including this one.
-    """
-    if effect.error is None or effect.error.none:
-        return None
-    return Design(
-        seeds=round(effect.pairs / len(effect.parts)),
-        claims=claims,
-        spreads=tuple(part.error.seeds * part.pairs for part in effect.parts if part.error),
-        examples=effect.error.examples,
-    )
-
-
 def of_effects(effects: Sequence[Effect], claims: int) -> Design | None:
-    """One design for several measured comparisons, with their mean variances. None if no noise is known.
+    """The design behind measured comparisons, with their mean variances. None if no noise is known.
 
     The mean is taken over all comparisons whose noise is known. A median would promise too much, since most
     variances over few seeds are too small. Leaving out comparisons with collapsed runs would promise too much
-    as well. For `claims` see `of_effect`.
+    as well. `claims` is the number of comparisons with simultaneous intervals.
     """
-    designs = [design for each in effects if (design := of_effect(each, claims))]
-    if not designs:
+    known = [(each, each.error) for each in effects if each.error is not None and not each.error.none]
+    if not known:
         return None
-    return replace(
-        designs[0],
-        seeds=round(fmean(design.seeds for design in designs)),
-        spreads=tuple(map(fmean, zip(*(design.spreads for design in designs), strict=True))),
-        examples=fmean(design.examples for design in designs),
+    seeds = [round(sum(part.pairs for part in each.parts) / len(each.parts)) for each, _ in known]
+    spreads = [[part.error.seeds * part.pairs for part in each.parts if part.error] for each, _ in known]
+    return Design(
+        seeds=round(fmean(seeds)),
+        claims=claims,
+        spreads=tuple(map(fmean, zip(*spreads, strict=True))),
+        examples=fmean(error.examples for _, error in known),
     )
 
 

@@ -24,7 +24,14 @@ from scipy import special
 
 from tensorbench.reports.inference.crossed import OnSetting, of_examples, of_seeds, of_seeds_and_examples
 from tensorbench.reports.inference.failures import Failures, pooled
-from tensorbench.reports.inference.intervals import LEAST_SEEDS, LEVEL, RESOLUTION, Array, Bounds
+from tensorbench.reports.inference.intervals import (
+    LEAST_SEEDS,
+    LEVEL,
+    RESOLUTION,
+    Array,
+    Bounds,
+    most_of_share,
+)
 from tensorbench.reports.inference.kept import kept_weights
 from tensorbench.reports.inference.validation import influences
 
@@ -353,11 +360,6 @@ def _variance_of_failures(studies: CompleteStudies, k: int, failures: Failures) 
     return float((k * share ** (k - 1) * fall) ** 2 * variance)
 
 
-def _most(level: float, failed: int, trials: int) -> float:
-    """The one-sided upper limit of the share of failures at this level (Clopper and Pearson, 1934)."""
-    return float(special.betaincinv(failed + 1, trials - failed, level)) if failed < trials else 1.0
-
-
 def share_failed(studies: CompleteStudies) -> float:
     """The share of trials that failed."""
     return float(studies.failed.mean())
@@ -371,4 +373,4 @@ def share_failed_interval(studies: CompleteStudies) -> Bounds:
     """
     failed, trials, tail = int(studies.failed.sum()), studies.trials, (1 - LEVEL) / 2
     low = special.betaincinv(failed, trials - failed + 1, tail) if failed else 0.0
-    return float(low), _most(1 - tail, failed, trials)
+    return float(low), most_of_share(failed, trials, 1 - tail)

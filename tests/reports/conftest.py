@@ -3,33 +3,67 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 
+from tensorbench.plan.rows import Plan
 from tensorbench.reports.analysis import Analysis, analyse
 from tensorbench.reports.reading import read
-from tensorbench.reports.report import write_report
+from tensorbench.reports.report import Composed, compose, write_report
 from tensorbench.reports.results import Results
+from tensorbench.reports.selection import Selection
 
 from ..stored import write
 from .browsing import CHROMIUM, DRIVER, opened
-from .made_up import NAME, NewStore, plan_of, result, store
+from .made_up import NAME, SMALL, Analysed, Composes, NewStore, Stored, plan_of, result
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(scope="session")
-def rich(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
+def rich(stored: Stored) -> str:
     """The URI of a store with all of the made-up results. Tests only read it."""
-    uri = new_store(tmp_path_factory.mktemp("rich"))
-    write(uri, plan_of(), result)
-    return uri
+    return stored(result, plan_of())
+
+
+@pytest.fixture(scope="session")
+def stored(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Stored:
+    """A function that writes the results of plans to a store of its own, and returns the store's address."""
+
+    def make(result: Any, *plans: Plan) -> str:
+        uri = new_store(tmp_path_factory.mktemp("stored"))
+        for plan in plans:
+            write(uri, plan, result)
+        return uri
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def analysed(stored: Stored) -> Analysed:
+    """A function that writes the results of plans, and returns their analysis, or that of a selection."""
+
+    def make(result: Any, *plans: Plan, selection: Selection | None = None) -> Analysis:
+        return analyse(read(stored(result, *plans), [plan.suite.name for plan in plans], selection))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def composed(stored: Stored) -> Composes:
+    """A function that writes the results of plans, and returns their report in memory."""
+
+    def make(result: Any, *plans: Plan, formats: Sequence[str] = ("html", "md")) -> Composed:
+        return compose(read(stored(result, *plans), [plan.suite.name for plan in plans]), formats)
+
+    return make
 
 
 @pytest.fixture
@@ -58,9 +92,9 @@ def analysis(results: Results) -> Analysis:
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
+def small(stored: Stored) -> str:
     """The URI of a store with the suite `SMALL`. Tests only read it."""
-    return store(tmp_path_factory.mktemp("small"), new_store)
+    return stored(result, plan_of(**SMALL))
 
 
 @pytest.fixture(scope="session")

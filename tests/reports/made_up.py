@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import io
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
+from tensorbench.cli.tables import print_tables
+from tensorbench.machine.table import Table
 from tensorbench.methods.validation import validate
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.rows import Plan
 from tensorbench.plan.suite import Suite
 from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import Row
+from tensorbench.reports.report import Composed
+from tensorbench.reports.summary import Summary, summarise
+from tensorbench.store.store import Store
 
 from ..stored import Result, write
 
 Call = Callable[..., Any]
 NewStore = Callable[[Path], str]
+#: Writes the results of plans to a store of its own, and returns the store's address.
+Stored = Callable[..., str]
+#: The same, and returns the analysis, or the report in memory.
+Analysed = Callable[..., Any]
+Composes = Callable[..., Composed]
 
 NAME = "rich"
 #: One of the budgets of these results.
@@ -86,21 +98,39 @@ def result(trial: Trial, row: Row) -> Result | None:
         return None
     own = random.Random(f"{row.title} {row.task} {trial.seed}")
     right = BASE[row.task] + EDGE[row.title] + 3 * (trial.seed - 2) + own.choice([-1, 0, 1])
-    labels = np.arange(EXAMPLES) % 2
-    answers = labels.copy()
-    wrong = random.Random(f"{row.task} {trial.seed}").sample(range(EXAMPLES), EXAMPLES - right)
-    answers[wrong] = 1 - answers[wrong]
-    score = right / EXAMPLES
-    return Result(
-        score=score,
+    return answered(
+        right,
+        EXAMPLES,
+        random.Random(f"{row.task} {trial.seed}").sample(range(EXAMPLES), EXAMPLES - right),
         failure=lost or "",
-        labels=labels,
-        answers=answers,
-        validation=[score - 0.1 / epoch for epoch in range(1, 7)],
+        validation=[right / EXAMPLES - 0.1 / epoch for epoch in range(1, 7)],
         step_ms=10 + own.random() + 2 * ("TensLoRA" in row.title),
         # The head alone is the cheapest, so it is among the best whatever it scores.
         peak_mib=100 + 5 * own.random() - 20 * (row.title == "head only"),
     )
+
+
+def answered(right: int, examples: int, wrong: Sequence[int] = (), **fields: Any) -> Result:
+    """A result with this many right answers of two classes: the first, unless `wrong` are the others."""
+    labels = np.arange(examples) % 2
+    answers = labels.copy()
+    answers[list(wrong) or np.arange(right, examples)] ^= 1
+    return Result(score=right / examples, labels=labels, answers=answers, **fields)
+
+
+def summary_of(uri: str, name: str = "small") -> Summary:
+    """The summary that a run of the stored suite shows at its end."""
+    opened = Store.existing(uri, name)
+    plan = opened.plan()
+    assert plan is not None
+    return summarise(opened, plan)
+
+
+def printed(*tables: Table, width: int = 300) -> str:
+    """The tables as a terminal of this width shows them."""
+    text = io.StringIO()
+    print_tables(*tables, console=Console(file=text, width=width))
+    return text.getvalue()
 
 
 def store(folder: Path, new_store: NewStore, plan: Plan | None = None, result_of: Any = result) -> str:

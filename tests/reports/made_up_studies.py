@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 from typing import Any
 
-import numpy as np
-
 from tensorbench.methods.validation import validate
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.rows import Plan
@@ -16,6 +14,7 @@ from tensorbench.records.measures import Measure
 from tensorbench.records.stored_plan import Row
 
 from ..stored import Result
+from .made_up import answered
 
 NAME = "studied"
 EXAMPLES = 1000
@@ -36,6 +35,8 @@ STUDIED: dict[str, Any] = {
     "tuning": {"studies": 4, "points": 4},
     "floor": "none",
 }
+#: The part on one task, which a test writes quickly.
+ONE_TASK: dict[str, Any] = {"tasks": ["digits"], "backbones": ["tiny-random-vit"]}
 #: The window of the made-up effects, which are in decades from its centre.
 WINDOW = {"around": 5e-3, "decades": 1}
 
@@ -93,15 +94,11 @@ def result(trial: Trial, row: Row) -> Result | None:
     if collapsed:
         quality = 52.0 + own.gauss(0, 0.5)
     right = max(0, min(EXAMPLES, round(EXAMPLES / 100 * (quality + shared.gauss(0, 0.3)))))
-    labels = np.arange(EXAMPLES) % 2
-    answers = labels.copy()
-    wrong = random.Random(row.task).sample(range(EXAMPLES), EXAMPLES)[: EXAMPLES - right]
-    answers[wrong] = 1 - answers[wrong]
-    return Result(
-        score=right / EXAMPLES,
+    return answered(
+        right,
+        EXAMPLES,
+        random.Random(row.task).sample(range(EXAMPLES), EXAMPLES)[: EXAMPLES - right],
         failure="diverged" if diverged else "",
-        labels=labels,
-        answers=answers,
         validation=[quality / 100],
         step_ms=10 + own.random(),
         measures={Measure.SELECTED_LOSS: 2 - quality / 50 + own.gauss(0, 0.01)},

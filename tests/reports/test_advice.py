@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
-from tensorbench.cli.tables import print_tables
 from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.stored_plan import Row
 from tensorbench.reports.advice import learning_rates, rate_advice, stored_advice
-from tensorbench.reports.analysis import Analysis, analyse
+from tensorbench.reports.analysis import analyse
 from tensorbench.reports.figures import draw
 from tensorbench.reports.page import render
 from tensorbench.reports.reading import read
-from tensorbench.reports.report import write_report
+from tensorbench.reports.report import compose
 
 from ..packs import packed
-from ..stored import Result, write
-from .made_up import SMALL, NewStore, store
-from .made_up_studies import NAME, plan_of, result
-
-Call = Callable[..., Any]
+from ..stored import Result
+from .made_up import SMALL, Call, Stored, answered, printed
+from .made_up_studies import NAME, ONE_TASK, plan_of, result
 
 #: For each method, in decades from the centre: the best rate, and the ends of the range of rates whose score
 #: is within a point of the best. Scores fall by four points per decade², so this range extends half a decade
@@ -47,19 +40,13 @@ def trained(trial: Trial, row: Row) -> Result:
     if row.title == "LoTR" and offset > CLIFF:
         score = 0.5
     right = round(EXAMPLES * score)
-    labels = np.arange(EXAMPLES) % 2
-    answers = np.where(np.arange(EXAMPLES) < right, labels, 1 - labels)
-    loss = {Measure.SELECTED_LOSS: 1 - right / EXAMPLES}
-    return Result(score=right / EXAMPLES, labels=labels, answers=answers, measures=loss)
+    return answered(right, EXAMPLES, measures={Measure.SELECTED_LOSS: 1 - right / EXAMPLES})
 
 
 @pytest.fixture(scope="module")
-def studied(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
-    uri = new_store(tmp_path_factory.mktemp("studied"))
+def studied(stored: Stored) -> str:
     methods = ["lora", "lotr", {"method": "tenslora", "variant": "att"}]
-    suite = {"methods": methods, "tasks": ["digits"], "backbones": ["tiny-random-vit"]}
-    write(uri, plan_of(**suite, tuning={"studies": 5, "points": 8}), trained)
-    return uri
+    return stored(trained, plan_of(**ONE_TASK, methods=methods, tuning={"studies": 5, "points": 8}))
 
 
 def test_the_range_is_the_known_one(studied: str) -> None:
@@ -83,27 +70,22 @@ def test_a_pack_gives_the_advice_of_its_store(studied: str, tmp_path: Path, call
     rows = json.loads(call("list", "methods", "--advice", str(pack), "--json").out)
     assert rows == json.loads(call("list", "methods", "--advice", studied, "--json").out)
     assert {row["method"] for row in rows} == TRUE_RANGES.keys()
-    printed = call("list", "methods", "--advice", str(pack)).out
-    assert all(method in printed for method in TRUE_RANGES)
+    shown = call("list", "methods", "--advice", str(pack)).out
+    assert all(method in shown for method in TRUE_RANGES)
 
 
 @pytest.mark.parametrize("width", [80, 200])
 def test_the_legend_names_the_columns_of_the_table(studied: str, width: int) -> None:
-    console = Console(file=io.StringIO(), width=width)
-    print_tables(learning_rates(studied), console=console)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = printed(learning_rates(studied), width=width)
     head = next(line for line in text.splitlines() if line.startswith(" method"))
     legend = text.partition("start: ")[2]
     assert ("share" in head.split(), "share: " in legend) == (True, True)
 
 
-def test_without_a_study_there_is_no_advice(
-    studied: str, tmp_path: Path, new_store: NewStore, call: Call
-) -> None:
-    uri = store(tmp_path / "seeds", new_store)
+def test_without_a_study_there_is_no_advice(studied: str, small: str, call: Call) -> None:
     with pytest.raises(UserError, match="no complete study"):
-        stored_advice([uri])
-    assert len(stored_advice([uri, studied])) == len(TRUE_RANGES)
+        stored_advice([small])
+    assert len(stored_advice([small, studied])) == len(TRUE_RANGES)
     with pytest.raises(UserError, match="neither a store"):
         stored_advice([SMALL["name"]])
     ended = call("list", "tasks", "--advice", studied)
@@ -117,16 +99,15 @@ def test_the_page_of_a_study_says_which_rate_to_start_from(studied: str) -> None
         assert f"{each.start:.2g}<small>{each.range}</small>" in page
 
 
-def test_nine_trials_advise_no_rate(tmp_path: Path, new_store: NewStore) -> None:
-    uri = new_store(tmp_path)
-    write(uri, plan_of(tuning={"studies": 3, "points": 3}), result)
+def test_nine_trials_advise_no_rate(stored: Stored) -> None:
+    uri = stored(result, plan_of(tuning={"studies": 3, "points": 3}))
     with pytest.raises(UserError, match="at least 15 trials"):
         stored_advice([uri])
-    written = write_report(NAME, out=tmp_path / "out", store=uri, formats=["html"], log=False)
-    assert isinstance(written.analysis, Analysis)
-    for block in written.analysis.blocks:
+    made = compose(read(uri, [NAME]), ["html"])
+    for block in made.analysis.blocks:
         for entrant in block.entrants:
             shares = entrant.sensitivity
+            assert shares is not None
             assert (shares.near, shares.near_difference, entrant.transfer) == (None, None, None)
             assert shares.failed >= 0
-    assert "too few trials" in (tmp_path / "out" / "index.html").read_text()
+    assert "too few trials" in made.files["index.html"]

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.stored_plan import Row
 from tensorbench.records.words import RunKind, Status
-from tensorbench.reports.analysis import analyse
 from tensorbench.reports.reading import read
 from tensorbench.reports.results import COLUMNS, Cell, Results
 from tensorbench.store.store import Store
@@ -24,7 +24,7 @@ from ..bench import toy_suites
 from ..messages import naming
 from ..stored import Result, write
 from .browsing import page_of
-from .made_up import NAME, SMALL, Call, NewStore, plan_of, result, store
+from .made_up import NAME, SMALL, Analysed, Call, NewStore, Stored, plan_of, result
 
 
 def cell(results: Results, **where: str) -> Cell:
@@ -56,7 +56,7 @@ def _trials(title: str, budget: str, task: str) -> list[tuple[Trial, Row]]:
     ]
 
 
-def test_ranks_that_training_cuts_are_those_that_it_left(tmp_path: Path, new_store: NewStore) -> None:
+def test_ranks_that_training_cuts_are_those_that_it_left(tmp_path: Path, analysed: Analysed) -> None:
     def result_of(trial: Trial, row: Row) -> Result | None:
         made = result(trial, row)
         if made is None or row.title == "LoRA":
@@ -64,7 +64,7 @@ def test_ranks_that_training_cuts_are_those_that_it_left(tmp_path: Path, new_sto
         left = json.dumps({"input": [2 - trial.seed], "layer": [3, 1, 2]})
         return replace(made, tags=made.tags | {"final_ranks": left})
 
-    analysis = analyse(read(store(tmp_path, new_store, result_of=result_of), ["small"]))
+    analysis = analysed(result_of, plan_of(**SMALL))
     left = {cell.method: cell.left for cell in analysis.results.all_cells}
     assert left == {"LoRA": "", "TensLoRA att": "input 1 to 2, layer 1 to 3"}
     page = page_of(analysis, tmp_path).read_text(encoding="utf-8")
@@ -90,26 +90,19 @@ def test_every_seed_is_traced_to_its_run(rich: str, results: Results) -> None:
     assert run.data.tags["trial_id"] == line["trial_id"]
 
 
-def test_trials_shared_by_two_experiments_count_once(tmp_path: Path, new_store: NewStore) -> None:
-    uri = store(tmp_path, new_store)
-    write(uri, plan_of(**SMALL | {"name": "other"}), result)
-    write(uri, plan_of(**SMALL | {"name": "longer", "training": {"epochs": 9}}), result)
+def test_trials_shared_by_two_experiments_count_once(stored: Stored) -> None:
+    changes: list[dict[str, Any]] = [{}, {"name": "other"}, {"name": "longer", "training": {"epochs": 9}}]
+    uri = stored(result, *(plan_of(**SMALL | each) for each in changes))
     assert len(read(uri, ["small", "other"]).cells) == len(read(uri, ["small"]).cells)
     # The order of loading does not matter, even with an experiment of equal names and other trials between.
     for names in (["small", "longer", "other"], ["small", "other", "longer"]):
         assert len(read(uri, names).cells) == 2 * len(read(uri, ["small"]).cells)
 
 
-def test_nothing_finished_is_nothing_to_report(tmp_path: Path, new_store: NewStore) -> None:
-    uri = store(
-        tmp_path, new_store, result_of=lambda trial, row: Result(failure="diverged") if trial.seed else None
-    )
+def test_nothing_finished_is_nothing_to_report(stored: Stored) -> None:
+    uri = stored(lambda trial, row: Result(failure="diverged") if trial.seed else None, plan_of(**SMALL))
     with pytest.raises(UserError, match=naming("2 failed", "2 missing")):
         read(uri, ["small"])
-
-
-def test_an_experiment_of_something_else_is_refused(tmp_path: Path, new_store: NewStore) -> None:
-    uri = new_store(tmp_path)
     Store.create(uri, "empty")
     with pytest.raises(UserError, match="no suite"):
         read(uri, ["empty"])
@@ -140,9 +133,9 @@ def test_a_search_alone_is_nothing_to_report(tmp_path: Path, new_store: NewStore
     assert run.status == Status.FINISHED
 
 
-def test_runs_that_repeat_a_trial_are_noted(tmp_path: Path, new_store: NewStore) -> None:
-    uri = new_store(tmp_path)
-    store = write(uri, plan_of(**SMALL), result)
+def test_runs_that_repeat_a_trial_are_noted(stored: Stored) -> None:
+    uri = stored(result, plan_of(**SMALL))
+    store = Store.existing(uri, "small")
     (first, *_) = store.records()
     duplicate = store.client.create_run(
         store.experiment.experiment_id,
@@ -160,9 +153,8 @@ def test_a_trial_that_another_experiment_finished_is_not_missing(tmp_path: Path,
     assert both.cells["complete"].all()
 
 
-def test_a_suites_file_names_its_experiment(tmp_path: Path, new_store: NewStore, call: Call) -> None:
-    uri = new_store(tmp_path)
-    write(uri, plan_of(**SMALL | {"name": "toy"}), result)
+def test_a_suites_file_names_its_experiment(tmp_path: Path, stored: Stored, call: Call) -> None:
+    uri = stored(result, plan_of(**SMALL | {"name": "toy"}))
     suite = toy_suites.write(tmp_path)
     ended = call("report", suite, "--store", uri, "--out", tmp_path / "out", "--format", "csv", "--no-log")
     assert ended.code == 0, ended.err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +17,10 @@ from tensorbench.reports.chosen import choose
 from tensorbench.reports.reading import read
 
 from ..messages import naming
-from ..stored import Result, write
-from .made_up import SMALL, NewStore, result, store
-from .made_up_studies import NAME, plan_of
+from ..stored import Result
+from . import made_up
+from .made_up import Analysed, answered
+from .made_up_studies import ONE_TASK, plan_of
 
 EXAMPLES = 1000
 #: The offset at which a method's validation loss is lowest, in decades, and its test score.
@@ -31,21 +32,20 @@ def trained(trial: Trial, row: Row) -> Result:
     assert row.studies is not None
     best, score = TRUE[row.title]
     loss = (0.1 if row.title == "LoTR" else 0.2) + (row.studies.trials[trial.seed].offset - best) ** 2
-    labels = np.arange(EXAMPLES) % 2
-    answers = np.where(np.arange(EXAMPLES) < EXAMPLES * score, labels, 1 - labels)
-    return Result(score=score, labels=labels, answers=answers, measures={Measure.SELECTED_LOSS: loss})
+    return answered(round(EXAMPLES * score), EXAMPLES, measures={Measure.SELECTED_LOSS: loss})
 
 
-def analysed(folder: Path, new_store: NewStore, **changes: object) -> Analysis:
-    uri = new_store(folder)
-    methods = ["lora", "lotr", {"method": "tenslora", "variant": "att"}]
-    suite = {"methods": methods, "tasks": ["digits"], "backbones": ["tiny-random-vit"], **changes}
-    write(uri, plan_of(**suite, tuning={"studies": 5, "points": 8}), trained)
-    return analyse(read(uri, [NAME]))
+METHODS = ["lora", "lotr", {"method": "tenslora", "variant": "att"}]
+SUITE: dict[str, Any] = ONE_TASK | {"methods": METHODS, "tuning": {"studies": 5, "points": 8}}
 
 
-def test_validation_chooses_method_and_rate(tmp_path: Path, new_store: NewStore) -> None:
-    chosen = choose(analysed(tmp_path, new_store))
+@pytest.fixture(scope="module")
+def analysis(analysed: Analysed) -> Analysis:
+    return analysed(trained, plan_of(**SUITE))
+
+
+def test_validation_chooses_method_and_rate(analysis: Analysis) -> None:
+    chosen = choose(analysis)
     plan = chosen.cell.studies
     assert plan is not None
     assert (chosen.cell.method, chosen.trial.method["method"]) == ("LoTR", "lotr")
@@ -56,30 +56,28 @@ def test_validation_chooses_method_and_rate(tmp_path: Path, new_store: NewStore)
     assert chosen.facts["rates within a point of the best"].endswith("by 40 trials")
 
 
-def test_the_choice_may_be_among_some_methods(tmp_path: Path, new_store: NewStore) -> None:
-    analysis = analysed(tmp_path, new_store)
+def test_the_choice_may_be_among_some_methods(analysis: Analysis) -> None:
     assert choose(analysis, ["tenslora", "LoRA"]).cell.method in ("LoRA", "TensLoRA att")
     with pytest.raises(UserError, match=naming("lota", "LoTR")):
         choose(analysis, ["lota"])
 
 
-def test_a_recipe_is_of_one_task(tmp_path: Path, new_store: NewStore) -> None:
-    analysis = analysed(tmp_path, new_store, tasks=["digits", "textile"])
+def test_a_recipe_is_of_one_task(analysed: Analysed) -> None:
+    analysis = analysed(trained, plan_of(**SUITE | {"tasks": ["digits", "textile"]}))
     with pytest.raises(UserError, match=naming("digits", "textile", "--task")):
         choose(analysis)
 
 
-def test_without_tuning_the_rate_is_the_suites(tmp_path: Path, new_store: NewStore) -> None:
+def test_without_tuning_the_rate_is_the_suites(small: str, analysed: Analysed) -> None:
     with pytest.raises(UserError, match="validation loss"):
-        choose(analyse(read(store(tmp_path / "none", new_store), [SMALL["name"]])))
+        choose(analyse(read(small, ["small"])))
 
     def with_losses(trial: Trial, row: Row) -> Result | None:
-        made = result(trial, row)
+        made = made_up.result(trial, row)
         loss = {"LoRA": 0.2, "TensLoRA att": 0.3}[row.title]
         return made and replace(made, measures={Measure.SELECTED_LOSS: loss})
 
-    uri = store(tmp_path / "seeds", new_store, result_of=with_losses)
-    chosen = choose(analyse(read(uri, [SMALL["name"]])))
+    chosen = choose(analysed(with_losses, made_up.plan_of(**made_up.SMALL)))
     assert chosen.cell.method == "LoRA"
     assert chosen.lr == chosen.trial.recipe["lr"]
     assert "not tuned" in chosen.facts["learning rate"]

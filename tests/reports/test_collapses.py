@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import itertools
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -12,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 from scipy import stats
 
-from tensorbench.cli.tables import print_tables
+from tensorbench.plan.rows import Plan
 from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import Row
 from tensorbench.reports import guards
@@ -24,22 +21,22 @@ from tensorbench.reports.blocks import Entrant
 from tensorbench.reports.collapses import Collapses, collapses
 from tensorbench.reports.inference.effects import Answer
 from tensorbench.reports.reading import read
-from tensorbench.reports.report import write_report
+from tensorbench.reports.report import compose
 from tensorbench.reports.results import Results, TaskAndBackbone
 from tensorbench.reports.selection import Selection
-from tensorbench.reports.summary import summarise
 from tensorbench.reports.tidy import tidy_tables
-from tensorbench.store.store import Store
 
 from ..messages import naming
 from ..stored import Result
 from .browsing import page_of
-from .made_up import SMALL, Call, NewStore, plan_of, store
+from .made_up import SMALL, Analysed, Call, Stored, answered, plan_of, printed, summary_of
 
 FIVE: dict[str, Any] = SMALL | {"seeds": [0, 1, 2, 3, 4]}
 WITH_HEAD: dict[str, Any] = FIVE | {"methods": ["head_only", *SMALL["methods"]]}
 EXAMPLES = 1000
-LABELS = np.arange(EXAMPLES) % 2
+PLAN, WITHOUT_HEAD, TWO_TASKS = (
+    plan_of(**changes) for changes in (WITH_HEAD, FIVE, WITH_HEAD | {"tasks": ["digits", "textile"]})
+)
 
 #: The number of correct answers by title, task and seed. Runs that are not named have about 900.
 Right = Mapping[tuple[str, str, int], int]
@@ -50,27 +47,11 @@ def results_with(right: Right, diverged: Collection[tuple[str, str, int]] = ()) 
     def of_trial(trial: Trial, row: Row) -> Result:
         key = (row.title, row.task, trial.seed)
         count = right.get(key, 900 + (trial.seed * 7 + len(row.title)) % 3)
-        answers = LABELS.copy()
-        answers[np.random.default_rng(trial.seed).permutation(EXAMPLES)[: EXAMPLES - count]] ^= 1
-        score, failure = count / EXAMPLES, "diverged" if key in diverged else ""
-        return Result(score=score, failure=failure, answers=answers, labels=LABELS, validation=[score])
+        wrong = np.random.default_rng(trial.seed).permutation(EXAMPLES)[: EXAMPLES - count]
+        failure = "diverged" if key in diverged else ""
+        return answered(count, EXAMPLES, wrong.tolist(), failure=failure, validation=[count / EXAMPLES])
 
     return of_trial
-
-
-@pytest.fixture
-def stored(tmp_path: Path, new_store: NewStore) -> Callable[..., str]:
-    """A function that writes a plan's results to a store of its own and returns the store's URI."""
-    numbers = itertools.count()
-
-    def make(result: ResultOf, changes: dict[str, Any] = WITH_HEAD) -> str:
-        return store(tmp_path / str(next(numbers)), new_store, plan_of(**changes), result)
-
-    return make
-
-
-def analysis_of(uri: str, threshold: float | None = None) -> Analysis:
-    return analyse(read(uri, ["small"]), threshold)
 
 
 def only_block(analysis: Analysis) -> Block:
@@ -86,62 +67,63 @@ def of(results: Results) -> list[tuple[str, int, int]]:
     return [(side.method, side.count, side.runs) for side in collapses(results).values()]
 
 
+def every_seed(method: str, task: str = "digits") -> list[tuple[str, str, int]]:
+    return [(method, task, seed) for seed in range(5)]
+
+
+def head(right: int, *tasks: str) -> dict[tuple[str, str, int], int]:
+    """The number of correct answers of the head alone, by default on digits."""
+    return {key: right for task in tasks or ("digits",) for key in every_seed("head only", task)}
+
+
 # --- what a collapse is ---
 
+#: With 1,000 examples of two classes guessing reaches at most 53%, with two standard errors.
+GUESSED, NEAR = {("LoRA", "digits", 1): 525}, [*every_seed("LoRA"), *every_seed("TensLoRA att")]
 
-def test_collapses_are_measured_by_the_head_or_else_the_methods_median(
-    stored: Callable[..., str],
+
+@pytest.mark.parametrize(
+    ("right", "plan", "collapsed"),
+    [
+        # Measured by the head alone, or else by the method's median.
+        (head(700) | {("LoRA", "digits", 1): 650}, PLAN, []),
+        (head(700) | {("LoRA", "digits", 1): 590}, PLAN, [("LoRA", 1, 5)]),
+        ({("LoRA", "digits", 1): 650}, WITHOUT_HEAD, [("LoRA", 1, 5)]),
+        # Near guessing, unless all methods guess.
+        (head(600) | GUESSED, PLAN, [("LoRA", 1, 5)]),
+        (head(550) | dict.fromkeys(NEAR, 540) | GUESSED, PLAN, []),
+    ],
+)
+def test_a_collapse_is_far_below_the_head_or_near_guessing(
+    right: Right, plan: Plan, collapsed: list[tuple[str, int, int]], stored: Stored
 ) -> None:
-    low = {("LoRA", "digits", 1): 650}
-    head = {("head only", "digits", seed): 700 for seed in range(5)}
-    assert of(read(stored(results_with(head | low)), ["small"])) == []
-    assert of(read(stored(results_with(head | {("LoRA", "digits", 1): 590})), ["small"])) == [("LoRA", 1, 5)]
-    assert of(read(stored(results_with(low), FIVE), ["small"])) == [("LoRA", 1, 5)]
+    assert of(read(stored(results_with(right), plan), ["small"])) == collapsed
 
 
-def test_scores_near_guessing_are_collapses_unless_all_methods_guess(stored: Callable[..., str]) -> None:
-    def head(right: int) -> dict[tuple[str, str, int], int]:
-        return {("head only", "digits", seed): right for seed in range(5)}
-
-    # With 1,000 examples of two classes guessing reaches at most 53%, with two standard errors.
-    guessed = {("LoRA", "digits", 1): 525}
-    assert of(read(stored(results_with(head(600) | guessed)), ["small"])) == [("LoRA", 1, 5)]
-    near = {(title, "digits", seed): 540 for title in ("LoRA", "TensLoRA att") for seed in range(5)}
-    assert of(read(stored(results_with(head(550) | near | guessed)), ["small"])) == []
-
-
-def test_constant_answers_are_collapses_where_they_score_zero(stored: Callable[..., str]) -> None:
+def test_constant_answers_are_collapses_where_they_score_zero(stored: Stored) -> None:
     def result(trial: Trial, row: Row) -> Result:
         kept = results_with({})(trial, row)
         if row.title != "LoRA" or trial.seed > 2:
             return replace(kept, score=0.8)
-        return replace(kept, score=0.0, answers=np.zeros_like(LABELS))
+        return replace(kept, score=0.0, answers=np.zeros(EXAMPLES, int))
 
-    of_matthews = FIVE | {"tasks": [{"task": "digits", "metric": "matthews"}]}
+    of_matthews = plan_of(**FIVE | {"tasks": [{"task": "digits", "metric": "matthews"}]})
     assert of(read(stored(result, of_matthews), ["small"])) == [("LoRA", 3, 5)]
 
 
 def test_the_report_says_first_at_the_terminal_which_baseline_failed(
-    stored: Callable[..., str], call: Call, tmp_path: Path
+    stored: Stored, call: Call, tmp_path: Path
 ) -> None:
     uri = stored(results_with({("LoRA", "digits", 1): 500}), TWO_TASKS)
-    done = call(
-        "report", "small", "--store", uri, "--out", str(tmp_path / "out"), "--format", "json", "--no-log"
-    )
+    done = call("report", "small", "--store", uri, "--out", tmp_path / "out", "--format", "json", "--no-log")
     first, *_ = done.out.splitlines()
-    assert first.startswith(only_block(analysis_of(uri)).guards[0])
+    assert first.startswith(only_block(analyse(read(uri, ["small"]))).guards[0])
     assert re.match(naming("LoRA (isorank 2)", "digits"), first)
     assert "1 of 5 runs collapsed" in first
 
 
-def every_seed(method: str, task: str = "digits") -> set[tuple[str, str, int]]:
-    return {(method, task, seed) for seed in range(5)}
-
-
-def test_a_cell_whose_seeds_all_diverged_collapsed_entirely(
-    stored: Callable[..., str], tmp_path: Path
-) -> None:
-    analysis = analysis_of(stored(results_with({}, diverged=every_seed("TensLoRA att"))))
+def test_a_cell_whose_seeds_all_diverged_collapsed_entirely(analysed: Analysed, tmp_path: Path) -> None:
+    analysis = analysed(results_with({}, diverged=every_seed("TensLoRA att")), PLAN)
     assert of(analysis.results) == [("TensLoRA att", 5, 5)]
     (side,) = analysis.collapses.values()
     assert (side.seeds, side.chance) == (5, 1)
@@ -154,41 +136,36 @@ def test_a_cell_whose_seeds_all_diverged_collapsed_entirely(
     assert page.index("5 of 5 runs collapsed") < page.index("Too few seeds")
 
 
-def test_runs_that_the_machine_lost_are_no_collapses(stored: Callable[..., str]) -> None:
+def test_runs_that_the_machine_lost_are_no_collapses(stored: Stored) -> None:
     def lost(trial: Trial, row: Row) -> Result:
         made = results_with({})(trial, row)
         failure = "out of memory" if row.title == "LoRA" else ""
         return replace(made, failure=failure)
 
-    assert of(read(stored(lost), ["small"])) == []
+    assert of(read(stored(lost, PLAN), ["small"])) == []
 
 
-def test_a_store_in_which_every_run_diverged_has_collapsed_entirely(stored: Callable[..., str]) -> None:
+def test_a_store_in_which_every_run_diverged_has_collapsed_entirely(stored: Stored) -> None:
     methods = ("LoRA", "TensLoRA att")
-    uri = stored(results_with({}, set().union(*map(every_seed, methods))), FIVE)
-    opened = Store.existing(uri, "small")
-    plan = opened.plan()
-    assert plan is not None
-    summary = summarise(opened, plan)
-    assert all(any(failure.startswith(method) for failure in summary.failures) for method in methods)
+    uri = stored(results_with({}, [key for method in methods for key in every_seed(method)]), WITHOUT_HEAD)
+    failures = summary_of(uri).failures
+    assert all(any(failure.startswith(method) for failure in failures) for method in methods)
 
 
 # --- what is claimed ---
 
 
-def test_without_collapses_equal_methods_are_equivalent(stored: Callable[..., str]) -> None:
-    analysis = analysis_of(stored(results_with({})))
+def test_without_collapses_equal_methods_are_equivalent(analysed: Analysed) -> None:
+    analysis = analysed(results_with({}), PLAN)
     assert only(analysis).differences[1].verdict.answer is Answer.WITHIN
     assert only_block(analysis).collapsed == ()
 
 
 @pytest.mark.parametrize("method", ["LoRA", "TensLoRA att"])
-def test_a_collapse_of_either_side_keeps_equivalence_from_being_claimed(
-    method: str, stored: Callable[..., str]
-) -> None:
+def test_a_collapse_of_either_side_keeps_equivalence_from_being_claimed(method: str, stored: Stored) -> None:
     # The threshold is wide enough to contain the interval.
-    right = {("head only", "digits", seed): 800 for seed in range(5)} | {(method, "digits", 3): 600}
-    analysis = analysis_of(stored(results_with(right)), 0.5)
+    uri = stored(results_with(head(800) | {(method, "digits", 3): 600}), PLAN)
+    analysis = analyse(read(uri, ["small"]), 0.5)
     (side,) = analysis.collapses.values()
     assert (side.method, side.count, side.runs) == (method, 1, 5)
     found = only(analysis).differences[1]
@@ -199,13 +176,12 @@ def test_a_collapse_of_either_side_keeps_equivalence_from_being_claimed(
 
 @pytest.mark.parametrize(("diverging", "side"), [("TensLoRA att", "better"), ("LoRA", "worse")])
 def test_nothing_is_better_than_what_it_lost_by_diverging(
-    diverging: str, side: str, stored: Callable[..., str]
+    diverging: str, side: str, analysed: Analysed
 ) -> None:
     other = {"better": 950, "worse": 850}[side]
-    right = {("TensLoRA att", "digits", seed): other + seed % 2 for seed in range(5)}
-    right |= {("head only", "digits", seed): 700 for seed in range(5)}
+    right = {("TensLoRA att", "digits", seed): other + seed % 2 for seed in range(5)} | head(700)
     whole, lost = (
-        only(analysis_of(stored(results_with(right, diverged)))).differences[1]
+        only(analysed(results_with(right, diverged), PLAN)).differences[1]
         for diverged in ((), {(diverging, "digits", 2)})
     )
     assert whole.verdict.side == side
@@ -226,35 +202,25 @@ def test_the_bound_is_that_of_clopper_and_pearson() -> None:
 
 # --- a baseline that failed ---
 
-TWO_TASKS = WITH_HEAD | {"tasks": ["digits", "textile"]}
 
-
-def test_a_reference_below_the_head_alone_is_named_first(stored: Callable[..., str], tmp_path: Path) -> None:
+def test_a_reference_below_the_head_alone_is_named_first(stored: Stored) -> None:
     right = {("LoRA", "textile", seed): 850 + seed for seed in range(5)}
     right |= {("TensLoRA att", "textile", seed): 951 + seed % 2 for seed in range(5)}
     uri = stored(results_with(right), TWO_TASKS)
-    analysis = analysis_of(uri)
-    (failure,) = only_block(analysis).guards
+    made = compose(read(uri, ["small"]), ["html", "md"])
+    (failure,) = only_block(made.analysis).guards
     assert re.match(naming("LoRA (isorank 2)", "textile · tiny-random-vit"), failure)
     assert "(85.20 against " in failure
-    write_report("small", out=tmp_path / "out", store=uri, formats=["html", "md"], log=False)
-    page, text = ((tmp_path / "out" / name).read_text() for name in ("index.html", "tables/tables.md"))
+    page, text = (str(made.files[name]) for name in ("index.html", "tables/tables.md"))
     assert page.index(failure) < page.index("<table")
     assert text.index("not above the head alone") < text.index("| method |")
-    printed = io.StringIO()
-    opened = Store.existing(uri, "small")
-    plan = opened.plan()
-    assert plan is not None
-    print_tables(*summarise(opened, plan).tables("toy"), console=Console(file=printed, width=300))
-    assert printed.getvalue().startswith(failure)
+    assert printed(*summary_of(uri).tables("toy")).startswith(failure)
 
 
-def test_a_reference_of_which_a_run_collapsed_has_failed_there(
-    stored: Callable[..., str], tmp_path: Path
-) -> None:
+def test_a_reference_of_which_a_run_collapsed_has_failed_there(analysed: Analysed, tmp_path: Path) -> None:
     # LoRA's mean is above the head's although one of its runs collapsed.
-    right = {("head only", "textile", seed): 700 for seed in range(5)} | {("LoRA", "textile", 2): 550}
-    analysis = analysis_of(stored(results_with(right), TWO_TASKS))
+    right = head(700, "textile") | {("LoRA", "textile", 2): 550}
+    analysis = analysed(results_with(right), TWO_TASKS)
     failure, *_ = only_block(analysis).guards
     assert re.match(naming("LoRA (isorank 2)", "textile"), failure)
     assert "above" not in failure
@@ -270,10 +236,10 @@ def test_a_reference_of_which_a_run_collapsed_has_failed_there(
 
 @pytest.mark.parametrize("reference", ["LoRA", "TensLoRA att"])
 def test_a_reference_whose_seeds_all_diverged_has_failed_there(
-    reference: str, stored: Callable[..., str], tmp_path: Path, call: Call
+    reference: str, stored: Stored, tmp_path: Path, call: Call
 ) -> None:
-    head = {("head only", task, seed): 700 for task in TWO_TASKS["tasks"] for seed in range(5)}
-    uri = stored(results_with(head, diverged=every_seed(reference, "textile")), TWO_TASKS)
+    lost = every_seed(reference, "textile")
+    uri = stored(results_with(head(700, "digits", "textile"), lost), TWO_TASKS)
     named = Selection() if reference == "LoRA" else Selection(reference=reference)
     analysis = analyse(read(uri, ["small"], named))
     failure, *_ = analysis.faults
@@ -286,13 +252,9 @@ def test_a_reference_whose_seeds_all_diverged_has_failed_there(
     done = call("report", "small", "--store", uri, "--out", out, "--format", "md", "--no-log", *chosen)
     assert failure in done.out.splitlines()
     assert failure.split(";")[0] in (tmp_path / "out" / "tables" / "tables.md").read_text()
-    opened = Store.existing(uri, "small")
-    plan = opened.plan()
-    assert plan is not None
-    assert (failure in summarise(opened, plan).failures) == (reference == "LoRA")
+    assert (failure in summary_of(uri).failures) == (reference == "LoRA")
 
 
-def test_a_reference_that_is_above_the_heads_has_not_failed(stored: Callable[..., str]) -> None:
-    right = {("head only", task, seed): 700 for task in TWO_TASKS["tasks"] for seed in range(5)}
-    analysis = analysis_of(stored(results_with(right), TWO_TASKS))
+def test_a_reference_that_is_above_the_heads_has_not_failed(analysed: Analysed) -> None:
+    analysis = analysed(results_with(head(700, "digits", "textile")), TWO_TASKS)
     assert (only_block(analysis).guards, analysis.faults) == ((), ())

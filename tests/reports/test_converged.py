@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
-from tensorbench.cli.tables import print_tables
 from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import Row
 from tensorbench.reports import figures
@@ -20,11 +17,9 @@ from tensorbench.reports.guards import unbeaten
 from tensorbench.reports.reading import read
 from tensorbench.reports.report import write_report
 from tensorbench.reports.results import CONVERGED, Results
-from tensorbench.reports.summary import summarise
-from tensorbench.store.store import Store
 
 from ..stored import Result
-from .made_up import EXAMPLES, NewStore, plan_of, store
+from .made_up import EXAMPLES, Stored, answered, plan_of, printed, summary_of
 
 METHODS = ["head_only", "converged_head", "lora", {"method": "tenslora", "each": {"variant": ["att", "qkv"]}}]
 SMALL: dict[str, Any] = {
@@ -35,22 +30,11 @@ SMALL: dict[str, Any] = {
     "budgets": [{"isorank": 2}],
     "seeds": [0, 1, 2],
 }
+TITLES = ("head only", "converged head", "LoRA", "TensLoRA att", "TensLoRA qkv")
 #: The number of correct answers by task and method.
 RIGHT = {
-    "digits": {
-        "head only": 150,
-        "converged head": 180,
-        "LoRA": 170,
-        "TensLoRA att": 172,
-        "TensLoRA qkv": 160,
-    },
-    "textile": {
-        "head only": 120,
-        "converged head": 130,
-        "LoRA": 140,
-        "TensLoRA att": 144,
-        "TensLoRA qkv": 141,
-    },
+    "digits": dict(zip(TITLES, (150, 180, 170, 172, 160), strict=True)),
+    "textile": dict(zip(TITLES, (120, 130, 140, 144, 141), strict=True)),
 }
 
 
@@ -58,16 +42,14 @@ def result(trial: Trial, row: Row) -> Result:
     """The made-up result of a trial. The converged head has the same result for every seed."""
     fitted = row.family == CONVERGED
     right = RIGHT[row.task][row.title] + (0 if fitted else trial.seed)
-    labels = np.arange(EXAMPLES) % 2
-    answers = np.where(np.arange(EXAMPLES) < right, labels, 1 - labels)
     score = right / EXAMPLES
     validation = [score] if fitted else [score - 0.1 / epoch for epoch in range(1, 7)]
-    return Result(score=score, labels=labels, answers=answers, validation=validation)
+    return answered(right, EXAMPLES, validation=validation)
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
-    return store(tmp_path_factory.mktemp("converged"), new_store, plan_of(**SMALL), result)
+def uri(stored: Stored) -> str:
+    return stored(result, plan_of(**SMALL))
 
 
 @pytest.fixture(scope="module")
@@ -81,24 +63,19 @@ def test_the_converged_head_comes_first_where_no_adapter_beats_it(
     (sentence,) = unbeaten(results.all_cells)
     for part in ("digits · tiny-random-vit", "90.00", "86.50", "TensLoRA att"):
         assert part in sentence
-    opened = Store.existing(uri, "small")
-    printed = io.StringIO()
-    plan = opened.plan()
-    assert plan is not None
-    print_tables(*summarise(opened, plan).tables("toy"), console=Console(file=printed, width=200))
-    assert printed.getvalue().index(sentence) < printed.getvalue().index("± is the standard deviation")
+    shown = printed(*summary_of(uri).tables("toy"))
+    assert shown.index(sentence) < shown.index("± is the standard deviation")
     write_report("small", out=tmp_path / "out", store=uri, formats=["html", "md"], log=False)
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.index(sentence) < page.index("<table")
     assert sentence.split(":")[0] in (tmp_path / "out" / "tables" / "tables.md").read_text().split("## ")[0]
 
 
-def test_nothing_is_said_while_runs_are_missing(tmp_path: Path, new_store: NewStore) -> None:
+def test_nothing_is_said_while_runs_are_missing(stored: Stored) -> None:
     def some_results(trial: Trial, row: Row) -> Result | None:
         return None if (row.title, row.task, trial.seed) == ("LoRA", "digits", 2) else result(trial, row)
 
-    begun = store(tmp_path / "begun", new_store, plan_of(**SMALL), some_results)
-    assert not unbeaten(read(begun, ["small"]).all_cells)
+    assert not unbeaten(read(stored(some_results, plan_of(**SMALL)), ["small"]).all_cells)
 
 
 def test_seeds_that_do_not_differ_break_no_interval(results: Results) -> None:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,46 +16,32 @@ from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import Row
 from tensorbench.reports.advice import rate_advice, stored_advice
-from tensorbench.reports.analysis import Analysis, analyse
+from tensorbench.reports.analysis import analyse
 from tensorbench.reports.answers import answer
 from tensorbench.reports.figures import draw
 from tensorbench.reports.reading import read
 from tensorbench.reports.report import write_report
 from tensorbench.reports.selection import Selection
 from tensorbench.reports.site import standings
-from tensorbench.reports.summary import summarise
 from tensorbench.reports.units import unit_of
-from tensorbench.store.store import Store
 
-from ..stored import Result, write
-from .made_up import NewStore
-from .made_up_studies import NAME, plan_of, result
-
-Call = Callable[..., Any]
+from ..stored import Result
+from .made_up import Analysed, Call, Composes, Stored, summary_of
+from .made_up_studies import NAME, ONE_TASK, plan_of, result
 
 TASK = "digits"
 METHODS = ["converged_head", "full", "lora", "lotr", "fact_tt"]
-ONE_TASK: dict[str, Any] = {"tasks": [TASK], "backbones": ["tiny-random-vit"]}
 TEXTS = ["html", "csv", "md", "latex", "json", "svg"]
 
 
-def stored(
-    folder: Path, new_store: NewStore, diverges: Callable[[Row], bool], change: Any = None, **suite: Any
-) -> str:
-    """Writes a store in which all trials of some rows diverged. `change` replaces the other results."""
+def diverging(diverges: Callable[[Row], bool]) -> Callable[[Trial, Row], Result]:
+    """The made-up results, but all trials of some rows diverged."""
 
-    def of_trial(trial: Trial, row: Row) -> Result | None:
+    def of_trial(trial: Trial, row: Row) -> Result:
         made = result(trial, row) or Result(failure="diverged")
-        made = replace(made, failure="diverged" if diverges(row) else made.failure)
-        return change(made) if change else made
+        return replace(made, failure="diverged" if diverges(row) else made.failure)
 
-    uri = new_store(folder)
-    write(uri, plan_of(**{"methods": METHODS} | suite), of_trial)
-    return uri
-
-
-def analysed(uri: str) -> Analysis:
-    return analyse(read(uri, [NAME]))
+    return of_trial
 
 
 @pytest.fixture(params=["LoTR", "LoRA", "full fine-tuning"])
@@ -66,14 +51,13 @@ def method(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def uri(method: str, tmp_path: Path, new_store: NewStore) -> str:
-    return stored(tmp_path, new_store, lambda row: (row.title, row.task) == (method, TASK))
+def uri(method: str, stored: Stored) -> str:
+    return stored(diverging(lambda row: (row.title, row.task) == (method, TASK)), plan_of(methods=METHODS))
 
 
 def test_all_trials_failed_in_every_file_of_the_report(method: str, uri: str, tmp_path: Path) -> None:
     done = write_report(NAME, out=tmp_path / "out", store=uri, formats=TEXTS, log=False)
     analysis = done.analysis
-    assert isinstance(analysis, Analysis)
     (cell,) = (c for c in analysis.results.all_cells if (c.method, c.task) == (method, TASK))
     assert all(analysis.failed(seed) for seed in analysis.results.of_cell(cell.number))
     (note,) = (note for note in analysis.notes if "failed" in note and f"{method} on {TASK}" in note)
@@ -104,7 +88,7 @@ def test_all_trials_failed_in_every_file_of_the_report(method: str, uri: str, tm
 
 
 def test_no_rate_is_advised_where_all_trials_failed(method: str, uri: str, call: Call) -> None:
-    analysis = analysed(uri)
+    analysis = analyse(read(uri, [NAME]))
     advised = {(each.method, each.task) for each in rate_advice(analysis)}
     every = {(c.method, c.task) for c in analysis.results.all_cells if c.studies}
     assert every - advised == {(method, TASK)}
@@ -113,8 +97,7 @@ def test_no_rate_is_advised_where_all_trials_failed(method: str, uri: str, call:
 
 
 def test_a_method_that_diverged_is_worse_than_one_that_did_not(method: str, uri: str) -> None:
-    analysis = analysed(uri)
-    (block,) = analysis.blocks
+    (block,) = analyse(read(uri, [NAME])).blocks
     assert (block.metric, block.unit.mark) == ("accuracy", "%")
     place = [setting.task for setting in block.settings].index(TASK)
     if method == "full fine-tuning":
@@ -137,21 +120,19 @@ def test_the_terminal_shows_the_failures(method: str, uri: str, tmp_path: Path, 
     done = call("report", NAME, "--store", uri, "--out", str(tmp_path / "out"), "--format", "md", "--no-log")
     assert done.code == 0
     assert any(f"{method} on {TASK}" in line for line in done.out.splitlines())
-    summary = summarise(Store.existing(uri, NAME), plan_of(methods=METHODS).stored())
-    (line,) = (
-        line for line in summary.overview(NAME).lines if (line["method"], line["task"]) == (method, TASK)
-    )
+    lines = summary_of(uri, NAME).overview(NAME).lines
+    (line,) = (line for line in lines if (line["method"], line["task"]) == (method, TASK))
     assert (line["score"], line["trials"]) == ("–", "0/16 ✗ diverged")
 
 
 def test_an_error_of_a_method_that_always_diverged_has_the_sign_and_unit_of_its_metric(
-    tmp_path: Path, new_store: NewStore
+    analysed: Analysed,
 ) -> None:
-    def as_error(made: Result) -> Result:
+    def as_error(trial: Trial, row: Row) -> Result:
+        made = diverging(lambda row: row.title == "LoRA")(trial, row)
         return replace(made, score=(1 - made.score) ** 0.5, tags={"metric": "rmse"})
 
-    uri = stored(tmp_path, new_store, lambda row: row.title == "LoRA", as_error, **ONE_TASK)
-    analysis = analysed(uri)
+    analysis = analysed(as_error, plan_of(**ONE_TASK, methods=METHODS))
     (block,) = analysis.blocks
     assert (block.metric, block.unit.mark) == ("rmse", "")
     (reference,) = (entrant for entrant in block.entrants if entrant.method == "LoRA")
@@ -168,10 +149,8 @@ def test_an_error_of_a_method_that_always_diverged_has_the_sign_and_unit_of_its_
     assert standings(NAME, analysis)[-1] == line
 
 
-def test_a_task_has_one_level_of_chance_whichever_trials_are_selected(
-    tmp_path: Path, new_store: NewStore
-) -> None:
-    uri = stored(tmp_path, new_store, lambda row: False, **ONE_TASK)
+def test_a_task_has_one_level_of_chance_whichever_trials_are_selected(stored: Stored) -> None:
+    uri = stored(diverging(lambda row: False), plan_of(**ONE_TASK, methods=METHODS))
     chances = set()
     for methods in (["full"], ["lora", "lotr"], ["fact_tt"]):
         analysis = analyse(read(uri, [NAME], Selection(methods=methods)))
@@ -179,34 +158,27 @@ def test_a_task_has_one_level_of_chance_whichever_trials_are_selected(
     assert chances == {0.5}
 
 
-def test_a_task_on_which_no_trial_finished_is_not_compared(tmp_path: Path, new_store: NewStore) -> None:
-    uri = stored(tmp_path, new_store, lambda row: row.task == TASK)
-    done = write_report(NAME, out=tmp_path / "out", store=uri, formats=TEXTS, log=False)
-    assert isinstance(done.analysis, Analysis)
-    (block,) = done.analysis.blocks
+def test_a_task_on_which_no_trial_finished_is_not_compared(composed: Composes) -> None:
+    lost = diverging(lambda row: row.task == TASK)
+    analysis = composed(lost, plan_of(methods=METHODS), formats=TEXTS).analysis
+    (block,) = analysis.blocks
     assert TASK not in {setting.task for setting in block.settings}
     assert any(TASK in note for note in block.notes)
-    assert all(done.analysis.failed(s) for s in done.analysis.results.all_seeds if s.task == TASK)
-    assert not {TASK} & {each.task for each in rate_advice(done.analysis)}
+    assert all(analysis.failed(seed) for seed in analysis.results.all_seeds if seed.task == TASK)
+    assert not {TASK} & {each.task for each in rate_advice(analysis)}
 
 
-def test_adapters_that_all_diverged_are_all_at_chance(tmp_path: Path, new_store: NewStore) -> None:
-    uri = stored(tmp_path, new_store, lambda row: row.family not in ("converged_head", "full"), **ONE_TASK)
-    done = write_report(NAME, out=tmp_path / "out", store=uri, formats=TEXTS, log=False)
-    assert isinstance(done.analysis, Analysis)
-    (block,) = done.analysis.blocks
-    assert {entrant.sensitivity.failed for entrant in block.entrants} == {1.0}
-    assert {each.method for each in rate_advice(done.analysis)} == {"full fine-tuning"}
+def test_adapters_that_all_diverged_are_all_at_chance(composed: Composes) -> None:
+    lost = diverging(lambda row: row.family not in ("converged_head", "full"))
+    analysis = composed(lost, plan_of(**ONE_TASK, methods=METHODS), formats=TEXTS).analysis
+    (block,) = analysis.blocks
+    assert {entrant.sensitivity.failed for entrant in block.entrants if entrant.sensitivity} == {1.0}
+    assert {each.method for each in rate_advice(analysis)} == {"full fine-tuning"}
     assert "significantly" not in answer(block).replace("no method is significantly better", "")
 
 
-def test_studies_that_all_diverged_give_no_advice(tmp_path: Path, new_store: NewStore) -> None:
-    uri = stored(
-        tmp_path,
-        new_store,
-        lambda row: row.family != "converged_head",
-        **ONE_TASK,
-        methods=["converged_head", "lora"],
-    )
+def test_studies_that_all_diverged_give_no_advice(stored: Stored) -> None:
+    lost = diverging(lambda row: row.family != "converged_head")
+    uri = stored(lost, plan_of(**ONE_TASK, methods=["converged_head", "lora"]))
     with pytest.raises(UserError, match="no complete study"):
         stored_advice([uri])

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +25,7 @@ from tensorbench.reports.results import Cell, Results
 from tensorbench.reports.units import PERCENT
 
 from ..stored import Result
-from .made_up import SMALL, NewStore, plan_of, store
+from .made_up import SMALL, Stored, plan_of
 
 
 def cells(**columns: Any) -> list[Cell]:
@@ -158,11 +157,10 @@ def test_labels_do_not_overlap_and_stay_below_the_top() -> None:
     assert spread([9.9, 9.8, 9.7, 1.0], 1.0, top=10.0) == pytest.approx([10.0, 9.0, 8.0, 1.0])
 
 
-def test_a_method_of_fixed_size_beside_budgets_has_a_curve(tmp_path: Path, new_store: NewStore) -> None:
+def test_a_method_of_fixed_size_beside_budgets_has_a_curve(stored: Stored) -> None:
     methods = ["head_only", "lora", {"method": "peft", "type": "IA3"}]
     plan = plan_of(**SMALL | {"methods": methods, "budgets": [{"isorank": 2}, {"isorank": 3}]})
-    uri = store(tmp_path, new_store, plan, lambda *_: Result(score=0.5, validation=[0.4, 0.5]))
-    results = read(uri, ["small"])
+    results = read(stored(lambda *_: Result(score=0.5, validation=[0.4, 0.5]), plan), ["small"])
     drawn = [curve for curve in curves(results)[0] if curve.cell.family != "head_only"]
     assert {curve.cell.number for curve in drawn} == {
         cell.number for cell in results.all_cells if cell.family != "head_only"

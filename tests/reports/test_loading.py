@@ -20,8 +20,7 @@ from tensorbench.store.pack.writing import write_pack
 
 from ..messages import naming
 from ..predicted import file_of
-from ..stored import write
-from .made_up import EXAMPLES, NAME, SMALL, NewStore, plan_of, result, store
+from .made_up import EXAMPLES, NAME, SMALL, Stored, plan_of, result
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -137,9 +136,9 @@ def test_a_pack_gives_the_frames_of_its_store(rich: str, results: LoadedResults,
         pd.testing.assert_frame_equal(getattr(packed, name), getattr(results, name))
 
 
-def test_a_trial_of_several_experiments_is_in_each_frame_once(tmp_path: Path, new_store: NewStore) -> None:
-    uri = store(tmp_path, new_store)
-    write(uri, plan_of(**SMALL | {"name": "other", "seeds": [0, 1, 2]}), result)
+def test_a_trial_of_several_experiments_is_in_each_frame_once(stored: Stored) -> None:
+    other = SMALL | {"name": "other", "seeds": [0, 1, 2]}
+    uri = stored(result, plan_of(**SMALL), plan_of(**other))
     both = tensorbench.load_results("small", "other", store=uri)
     assert len(both.trials) == 6
     for name, keys in (("trials", []), ("curves", ["measure", "step"]), ("predictions", ["example"])):

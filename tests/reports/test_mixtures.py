@@ -20,8 +20,8 @@ from tensorbench.reports.report import write_report
 from tensorbench.reports.results import Results
 
 from ..messages import naming
-from ..stored import Result, write
-from .made_up import SMALL, NewStore, plan_of, result, store
+from ..stored import Result
+from .made_up import SMALL, Stored, plan_of, result
 
 
 def test_one_suite_is_no_mixture(results: Results) -> None:
@@ -30,11 +30,10 @@ def test_one_suite_is_no_mixture(results: Results) -> None:
 
 
 def test_trials_that_measure_something_else_are_refused_unless_asked_for(
-    tmp_path: Path, new_store: NewStore
+    tmp_path: Path, stored: Stored
 ) -> None:
-    uri = store(tmp_path, new_store)
     other = SMALL | {"name": "other", "evaluate": "validation", "training": {"epochs": 3}}
-    write(uri, plan_of(**other), result)
+    uri = stored(result, plan_of(**SMALL), plan_of(**other))
     with pytest.raises(UserError, match=naming("evaluate", "digits", "test (small)", "validation (other)")):
         write_report("small", "other", out=tmp_path / "out", store=uri)
     assert not (tmp_path / "out").exists()
@@ -53,11 +52,9 @@ def test_trials_that_measure_something_else_are_refused_unless_asked_for(
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
+def two(stored: Stored) -> str:
     """The URI of a store with two experiments that differ only in their seeds. Tests only read it."""
-    uri = store(tmp_path_factory.mktemp("two"), new_store)
-    write(uri, plan_of(**SMALL | {"name": "other", "seeds": [2, 3]}), result)
-    return uri
+    return stored(result, plan_of(**SMALL), plan_of(**SMALL | {"name": "other", "seeds": [2, 3]}))
 
 
 @pytest.mark.parametrize(
@@ -95,20 +92,20 @@ def test_nothing_compares_what_is_measured_otherwise(two: str, what: str, value:
     assert any(f"{what} " in note and "no verdict" in note for note in second.notes)
 
 
-def test_other_rates_are_flagged_between_experiments(tmp_path: Path, new_store: NewStore) -> None:
-    uri = store(tmp_path, new_store)
-    write(uri, plan_of(**SMALL | {"name": "other", "training": {"lr": 0.25}}), result)
+def test_other_rates_are_flagged_between_experiments(stored: Stored) -> None:
+    other = SMALL | {"name": "other", "training": {"lr": 0.25}}
+    uri = stored(result, plan_of(**SMALL), plan_of(**other))
     (rate, _) = [m for m in recipes.find_mixtures(read(uri, ["small", "other"])) if m.what.endswith("lr")]
     assert (rate.what, rate.serious) == ("training lr", False)
     assert rate.values["0.25"] == "other"
 
 
-def test_other_library_versions_are_flagged(tmp_path: Path, new_store: NewStore) -> None:
+def test_other_library_versions_are_flagged(stored: Stored) -> None:
     def result_of(trial: Trial, row: Row) -> Result | None:
         made = result(trial, row)
         assert made is not None
         return dataclasses.replace(made, tags={"provenance.version_torch": f"2.{trial.seed}"})
 
-    mixtures = recipes.find_mixtures(read(store(tmp_path, new_store, result_of=result_of), ["small"]))
+    mixtures = recipes.find_mixtures(read(stored(result_of, plan_of(**SMALL)), ["small"]))
     assert len(mixtures) == 1
     assert re.search(naming("torch", "2.0 (2", "2.1 (2"), str(mixtures[0]))

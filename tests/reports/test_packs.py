@@ -16,16 +16,9 @@ from tensorbench.store.opening import unpack
 
 from ..messages import naming
 from ..packs import changed, edit_json, edit_runs, packed
-from .made_up import Call, NewStore, plan_of, store
+from .made_up import SMALL, Call, NewStore, Stored, plan_of, result
 
-OTHER: dict[str, Any] = {
-    "name": "other",
-    "tasks": ["digits"],
-    "backbones": ["tiny-random-vit"],
-    "methods": ["lora"],
-    "budgets": [{"isorank": 4}],
-    "seeds": [0, 1],
-}
+OTHER: dict[str, Any] = SMALL | {"name": "other", "methods": ["lora"], "budgets": [{"isorank": 4}]}
 
 TABLES = ("csv", "md", "latex", "json")
 
@@ -69,8 +62,8 @@ def test_the_commands_take_packs(small: str, pack: Path, tmp_path: Path, call: C
         assert re.search(naming("small", written, there), merged.out), merged.err
 
 
-def test_several_experiments_in_one_pack(small: str, tmp_path: Path, new_store: NewStore) -> None:
-    other = store(tmp_path / "b", new_store, plan_of(**OTHER))
+def test_several_experiments_in_one_pack(small: str, tmp_path: Path, stored: Stored) -> None:
+    other = stored(result, plan_of(**OTHER))
     packs = [packed(small, "small", tmp_path), packed(other, "other", tmp_path)]
     both = tensorbench.pack(*packs, out=tmp_path / "both.tensorbench.zip")
     assert both.trials == {"other": 2, "small": 4}
@@ -78,22 +71,14 @@ def test_several_experiments_in_one_pack(small: str, tmp_path: Path, new_store: 
     assert done.analysis.results.title == "other, small"
 
 
-@pytest.mark.parametrize(
-    ("tag", "value"),
-    [
-        ("final_ranks", "[1]"),
-        ("final_ranks", '{"a": []}'),
-    ],
-)
-def test_tags_that_cannot_be_read_are_refused_with_their_run(
-    tag: str, value: str, pack: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("value", ["[1]", '{"a": []}'])
+def test_tags_that_cannot_be_read_are_refused_with_their_run(value: str, pack: Path, tmp_path: Path) -> None:
     def change(runs: list[dict[str, Any]]) -> None:
         for run in runs:
-            run["tags"][tag] = value
+            run["tags"]["final_ranks"] = value
 
     changed(pack, tmp_path / "bad.tensorbench.zip", edit_runs(change))
-    message = rf"tag {tag} of run \w+ .* in .*bad.tensorbench.zip cannot be read: '{re.escape(value)}'"
+    message = rf"tag final_ranks of run \w+ .* in .*bad.tensorbench.zip cannot be read: '{re.escape(value)}'"
     with pytest.raises(UserError, match=message):
         write_report(str(tmp_path / "bad.tensorbench.zip"), out=tmp_path / "out", formats=["md"])
     (tmp_path / "results").mkdir()

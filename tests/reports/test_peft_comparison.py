@@ -19,7 +19,6 @@ from tensorbench.reports.peft_comparison import (
     as_json,
     as_markdown,
     compare_peft,
-    read_peft_results,
 )
 
 QUESTIONS = 1319
@@ -151,9 +150,9 @@ def test_a_score_that_is_no_share_has_no_interval_without_reruns(tmp_path: Path)
 def test_a_failed_run_is_listed_and_not_compared(tmp_path: Path) -> None:
     write(tmp_path / "0", REFERENCE, content(0.5))
     write(tmp_path / "0", "lora--b", content(0.5, status="failed"))
-    runs, skipped, _ = read_peft_results([tmp_path / "0"])
-    assert [run.name for run in runs] == [REFERENCE]
-    assert skipped == ["lora--b.json"]
+    alone = compare_peft([tmp_path / "0"])
+    assert [run.name for run in alone.runs] == [REFERENCE]
+    assert alone.skipped == ["lora--b.json"]
     # Nor does its score of an earlier folder stand for the failed run.
     write(tmp_path / "before", REFERENCE, content(0.5))
     write(tmp_path / "before", "lora--b", content(0.9))

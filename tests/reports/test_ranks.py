@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 import tensorbench
-from tensorbench.plan.rows import Plan
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.stored_plan import Row
 from tensorbench.reports.advice import rate_advice
 from tensorbench.reports.analysis import Analysis, analyse
-from tensorbench.reports.answers import answers, of_allocations, trend_note
+from tensorbench.reports.answers import answers as sentences
+from tensorbench.reports.answers import of_allocations, trend_note
 from tensorbench.reports.blocks import Block, Entrant
 from tensorbench.reports.figures import draw
 from tensorbench.reports.inference.effects import Answer, Verdict
@@ -28,15 +28,15 @@ from tensorbench.reports.inference.studies import score_after, share_failed
 from tensorbench.reports.overview import overview
 from tensorbench.reports.ranks import HEURISTIC, Allocations, find_allocations, over_budgets, short_name
 from tensorbench.reports.reading import read
-from tensorbench.reports.report import write_report
+from tensorbench.reports.report import compose
 from tensorbench.reports.results import Results
 from tensorbench.reports.selection import Selection
 from tensorbench.reports.tables import allocations_table, budgets_table, markdown
 from tensorbench.reports.tidy import tidy_tables
 
 from ..packs import changed, edit_json
-from ..stored import Result, write
-from .made_up import NewStore
+from ..stored import Result
+from .made_up import Analysed, Composes, Stored, answered
 from .made_up_studies import EXAMPLES, NAME, STUDIED, plan_of, seeds_of
 
 METHOD = "TensLoRA qkv_depth"
@@ -74,15 +74,11 @@ def made_up(trial: Trial, row: Row) -> Result:
     given = row.method.removeprefix(METHOD).strip(" []")
     edge = -6.0 if row.family == "converged_head" else EDGE.get(given, 0.0)
     quality = 85 + edge - 4 * offset**2 + own.gauss(0, 0.3) + shared.gauss(0, 0.5)
-    labels = np.arange(EXAMPLES) % 2
     right = round(EXAMPLES / 100 * quality)
-    wrong = random.Random(row.task).sample(range(EXAMPLES), EXAMPLES - right)
-    guesses = labels.copy()
-    guesses[wrong] ^= 1
-    return Result(
-        score=right / EXAMPLES,
-        labels=labels,
-        answers=guesses,
+    return answered(
+        right,
+        EXAMPLES,
+        random.Random(row.task).sample(range(EXAMPLES), EXAMPLES - right),
         validation=[quality / 100],
         measures={Measure.SELECTED_LOSS: 2 - quality / 50 + own.gauss(0, 0.01)},
     )
@@ -92,25 +88,9 @@ def but_the_last_study(trial: Trial, row: Row) -> Result | None:
     return None if row.studies and row.studies.trials[trial.seed].study == 3 else made_up(trial, row)
 
 
-Stored = Callable[..., str]
-Made = Callable[[Trial, Row], Result | None]
-
-
-@pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Stored:
-    """A function that stores made-up results of the suite with some fields changed, and returns their URI."""
-
-    def store(plan: Plan | None = None, result: Made = made_up, **changes: Any) -> str:
-        uri = new_store(tmp_path_factory.mktemp("ranks"))
-        write(uri, plan or plan_of(**SUITE | changes), result)
-        return uri
-
-    return store
-
-
 @pytest.fixture(scope="module")
 def uri(stored: Stored) -> str:
-    return stored()
+    return stored(made_up, plan_of(**SUITE))
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +134,7 @@ def test_the_report_s_own_family_is_with_lora(analysis: Analysis, section: Alloc
     (block,) = analysis.blocks
     assert block.against == "LoRA"
     assert len(block.claims) == len(section.block.claims) + 1
-    first, second = answers(analysis)
+    first, second = sentences(analysis)
     assert second.startswith(f"{METHOD} at 768 parameters: ")
     assert METHOD not in second.partition(": ")[2]
     assert HEURISTIC not in first
@@ -229,27 +209,28 @@ def test_the_best_rate_is_that_of_all_tasks(
     assert ends == pytest.approx(expected, rel=0.05)
 
 
-def test_without_lora_the_heuristic_is_the_reference(stored: Stored, tmp_path: Path) -> None:
-    done = write_report(NAME, out=tmp_path / "out", store=stored(methods=ROWS), log=False)
+def test_without_lora_the_heuristic_is_the_reference(composed: Composes) -> None:
+    done = composed(made_up, plan_of(**SUITE | {"methods": ROWS}), formats=["svg"])
     (block,) = done.analysis.blocks
     assert block.against == METHOD
     assert len(block.compared) == len(ROWS) - 1
-    first, trend = done.answers
+    first, trend = sentences(done.analysis)
     assert f"better than {METHOD}" in first
     assert trend.startswith("The rank of projection")
     # The figure of the block is that of the allocations.
     assert not [name for name in done.files if "figures/ranks" in name]
 
 
-def test_other_methods_have_no_reference_without_lora(stored: Stored) -> None:
-    (block,) = (analysis := analyse(read(stored(methods=["lotr", *ROWS]), [NAME]))).blocks
+def test_other_methods_have_no_reference_without_lora(analysed: Analysed) -> None:
+    analysis = analysed(made_up, plan_of(**SUITE | {"methods": ["lotr", *ROWS]}))
+    (block,) = analysis.blocks
     assert not block.compared
     (section,) = analysis.allocations
     assert len(section.block.compared) == len(ROWS) - 1
 
 
-def test_allocations_without_the_heuristic_are_shown_without_a_verdict(stored: Stored) -> None:
-    analysis = analyse(read(stored(methods=["lora", *ROWS[1:]]), [NAME]))
+def test_allocations_without_the_heuristic_are_shown_without_a_verdict(analysed: Analysed) -> None:
+    analysis = analysed(made_up, plan_of(**SUITE | {"methods": ["lora", *ROWS[1:]]}))
     (section,) = analysis.allocations
     assert not section.block.compared
     assert not section.trends
@@ -259,13 +240,12 @@ def test_allocations_without_the_heuristic_are_shown_without_a_verdict(stored: S
 
 @pytest.mark.parametrize("rows", [ROWS, ROWS[1:]])
 def test_allocations_that_lack_a_task_are_compared_on_the_others(
-    rows: list[dict[str, Any]], stored: Stored, tmp_path: Path
+    rows: list[dict[str, Any]], composed: Composes
 ) -> None:
     def begun(trial: Trial, row: Row) -> Result | None:
         return None if row.allocation and row.task == "digits" else made_up(trial, row)
 
-    uri = stored(result=begun, methods=["lora", "lotr", *rows])
-    done = write_report(NAME, out=tmp_path / "out", store=uri, formats=["html", "md"], log=False)
+    done = composed(begun, plan_of(**SUITE | {"methods": ["lora", "lotr", *rows]}))
     assert len(done.analysis.allocations) == (rows is ROWS)
     for section in done.analysis.allocations:
         assert "no allocation has enough complete studies on all tasks" in of_allocations(section)
@@ -273,37 +253,34 @@ def test_allocations_that_lack_a_task_are_compared_on_the_others(
         assert not section.trends
 
 
-def test_seeds_have_the_section_too(stored: Stored) -> None:
+def test_seeds_have_the_section_too(analysed: Analysed) -> None:
     suite = {name: value for name, value in (STUDIED | SUITE).items() if name != "tuning"}
-    uri = stored(seeds_of(**suite, seeds=[0, 1, 2, 3]))
-    (section,) = analyse(read(uri, [NAME])).allocations
+    (section,) = analysed(made_up, seeds_of(**suite, seeds=[0, 1, 2, 3])).allocations
     assert section.trends[0].slope.interval is not None
     assert of_row(section.block, "projection=1").differences[1].verdict.side == "worse"
 
 
-def test_the_page_and_the_tables_have_the_section(uri: str, section: Allocations, tmp_path: Path) -> None:
-    write_report(NAME, out=tmp_path / "out", store=uri, log=False)
-    page = (tmp_path / "out" / "index.html").read_text()
-    assert of_allocations(section) in page
-    assert 'id="figure-ranks-0"' in page
-    assert f"## Ranks of {METHOD}".replace("_", "\\_") in (tmp_path / "out/tables/tables.md").read_text()
-    files = {path.name for path in (tmp_path / "out" / "tables").iterdir()}
-    assert {"allocations.csv", "trends.csv"} <= files
+def test_the_page_and_the_tables_have_the_section(results: Results, section: Allocations) -> None:
+    files = compose(results, ["html", "md", "csv"]).files
+    assert of_allocations(section) in files["index.html"]
+    assert 'id="figure-ranks-0"' in files["index.html"]
+    assert f"## Ranks of {METHOD}".replace("_", "\\_") in files["tables/tables.md"]
+    assert {"tables/allocations.csv", "tables/trends.csv"} <= files.keys()
 
 
-def test_methods_without_allocations_have_no_section(stored: Stored, tmp_path: Path) -> None:
-    uri = stored(methods=["lora", "lotr", ROWS[0]])
-    done = write_report(NAME, out=tmp_path / "out", store=uri, log=False)
-    assert 'id="ranks"' not in (tmp_path / "out" / "index.html").read_text()
+def test_methods_without_allocations_have_no_section(composed: Composes) -> None:
+    done = composed(made_up, plan_of(**SUITE | {"methods": ["lora", "lotr", ROWS[0]]}))
+    assert 'id="ranks"' not in done.files["index.html"]
     assert not done.analysis.allocations
     assert {"allocations", "trends"}.isdisjoint(tidy_tables(done.analysis))
     assert "Ranks of" not in markdown(done.analysis)
 
 
 @pytest.mark.parametrize("budgets", [2, 3])
-def test_methods_under_several_budgets_are_shown_by_size(budgets: int, stored: Stored) -> None:
+def test_methods_under_several_budgets_are_shown_by_size(budgets: int, analysed: Analysed) -> None:
     sizes = [{"isoparameters": rank, "tolerance": 0.5} for rank in (4, 2, 8)[:budgets]]
-    analysis = analyse(read(stored(methods=["converged_head", "lora", ROWS[0]], budgets=sizes), [NAME]))
+    suite = SUITE | {"methods": ["converged_head", "lora", ROWS[0]], "budgets": sizes}
+    analysis = analysed(made_up, plan_of(**suite))
     (group,) = over_budgets(analysis.blocks)
     assert [block.budget for block in group.blocks] == [f"isoparameters {r}" for r in (2, 4, 8)[:budgets]]
     for name, line in zip(group.methods, budgets_table(group).lines, strict=True):
@@ -339,9 +316,9 @@ def packs(stored: Stored, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """A pack of the allocations alone, and a pack of their references, which has an older plan."""
     folder = tmp_path_factory.mktemp("packs")
     paths = [folder / f"{name}.tensorbench.zip" for name in ("study_ranks", "study", "older")]
-    uri = stored(result=lambda trial, row: made_up(trial, row) if row.allocation else None)
+    uri = stored(lambda trial, row: made_up(trial, row) if row.allocation else None, plan_of(**SUITE))
     tensorbench.pack(NAME, out=str(paths[0]), store=uri)
-    references = stored(name="study", methods=["lora", ROWS[0]])
+    references = stored(made_up, plan_of(**SUITE | {"name": "study", "methods": ["lora", ROWS[0]]}))
     tensorbench.pack("study", out=str(paths[1]), store=references)
 
     def age(plan: dict[str, Any]) -> None:
@@ -363,18 +340,18 @@ def test_the_registered_questions_are_answered(
     packs: tuple[Path, Path], section: Allocations, script: Callable[[str], ModuleType]
 ) -> None:
     questions, shown = script("answers.ranks"), script("answers.answer")
-    answered = questions.of_ranks(*packs, mode="projection")
-    assert list(answered) == [f"Question {number}" for number in range(1, 5)]
-    assert all(each.text.startswith("On 3 of 3 studies.") for each in answered.values())
+    answers = questions.of_ranks(*packs, mode="projection")
+    assert list(answers) == [f"Question {number}" for number in range(1, 5)]
+    assert all(each.text.startswith("On 3 of 3 studies.") for each in answers.values())
     worse = of_row(section.block, "projection=1").differences
-    assert f"| {shown.bounds(worse[5].interval)} |" in answered["Question 1"].text
-    assert "from LoRA" in answered["Question 2"].text
+    assert f"| {shown.bounds(worse[5].interval)} |" in answers["Question 1"].text
+    assert "from LoRA" in answers["Question 2"].text
     (trend,) = section.trends
     with_interval = shown.with_interval(trend.slope.effect.difference, trend.slope.interval)
-    assert answered["Question 3"].short == (
+    assert answers["Question 3"].short == (
         f"**improves with the rank of projection**: {with_interval} points a doubling."
     )
-    assert f"| {shown.bounds(worse[1].interval)} |" in answered["Question 4"].text
+    assert f"| {shown.bounds(worse[1].interval)} |" in answers["Question 4"].text
 
 
 def test_shares_of_failed_trials_are_a_family_of_their_own(
@@ -406,8 +383,8 @@ def test_best_rates_at_an_end_of_the_window_are_said(
 def test_answers_before_the_last_study_are_interim(
     stored: Stored, tmp_path: Path, script: Callable[[str], ModuleType]
 ) -> None:
-    uri = stored(result=but_the_last_study, tuning={"studies": 4, "points": 5})
+    uri = stored(but_the_last_study, plan_of(**SUITE | {"tuning": {"studies": 4, "points": 5}}))
     pack = tmp_path / "pack.tensorbench.zip"
     tensorbench.pack(NAME, out=str(pack), store=uri)
-    answered = script("answers.ranks").of_ranks(pack, pack, mode="projection")
-    assert all(each.short.startswith("Interim, after 3 of 4 studies: ") for each in answered.values())
+    answers = script("answers.ranks").of_ranks(pack, pack, mode="projection")
+    assert all(each.short.startswith("Interim, after 3 of 4 studies: ") for each in answers.values())

@@ -16,9 +16,7 @@ from tensorbench.reports.reading import read
 from tensorbench.reports.selection import Selection
 
 from ..messages import naming
-from ..stored import write
-from . import made_up
-from .made_up import Call
+from .made_up import SMALL, Call, Stored, plan_of, result
 
 
 def test_comparisons_hold_at_once_for_the_chosen_methods_alone(rich: str) -> None:
@@ -86,13 +84,13 @@ def test_rows_of_fixed_size_are_named_as_in_tables() -> None:
 
 
 def test_a_row_is_paired_with_that_of_the_same_name_in_another_experiment(
-    tmp_path: Path, new_store: made_up.NewStore
+    stored: Stored,
 ) -> None:
-    uri = made_up.store(tmp_path, new_store)
-    for name in ("wider", "repeated"):
-        other = made_up.SMALL | {"name": name, "training": {"batch_size": 8}}
-        write(uri, made_up.plan_of(**other), made_up.result)
-    names = ["small", "wider", "repeated"]
+    others = (SMALL | {"name": name, "training": {"batch_size": 8}} for name in ("wider", "repeated"))
+    uri, names = (
+        stored(result, *(plan_of(**each) for each in (SMALL, *others))),
+        ["small", "wider", "repeated"],
+    )
     both = {"LoRA", "LoRA · wider"}
     # The pair repeated by the third appears once.
     (method_names,) = {tuple(read(uri, names).cells["method"])}

@@ -17,12 +17,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from rich.console import Console
 
 import tensorbench
-from tensorbench.cli.tables import print_tables
 from tensorbench.methods import UnknownNameError, UserError
-from tensorbench.plan.rows import Plan
 from tensorbench.records.words import RunKind
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.answers import answer, answers, in_words
@@ -30,23 +27,14 @@ from tensorbench.reports.blocks import Block, Entrant
 from tensorbench.reports.drawing import Drawn, Figures
 from tensorbench.reports.loading import LoadedResults
 from tensorbench.reports.report import MANIFEST, compose, write_report
-from tensorbench.reports.summary import summarise
 from tensorbench.store.connect import StoreError
 from tensorbench.store.store import Store
 
 from ..messages import naming
-from ..stored import write
-from . import made_up_studies
-from .made_up import Call, NewStore
+from .made_up import Call, Stored, printed, summary_of
+from .made_up_studies import NAME, STUDIED, plan_of, result, seeds_of
 
-NAME = made_up_studies.NAME
 EVIL = "</td></script></title><script>alert(1)</script><img src=x onerror=alert(1)> $a$"
-
-
-def one_point_version() -> Plan:
-    """The made-up study's suite with four seeds in place of studies."""
-    suite = {key: value for key, value in made_up_studies.STUDIED.items() if key != "tuning"}
-    return made_up_studies.seeds_of(**suite, seeds=[0, 1, 2, 3], closing="Made up, [all] of it.")
 
 
 @dataclass(frozen=True)
@@ -54,7 +42,6 @@ class Shown:
     """A written report with everything that shows its numbers."""
 
     uri: str
-    plan: Plan
     folder: Path
     results: LoadedResults
 
@@ -68,29 +55,30 @@ class Shown:
     @property
     def views(self) -> Mapping[str, str]:
         """The text of each view for readers, without markup."""
-        printed = io.StringIO()
-        summary = summarise(Store.existing(self.uri, NAME), self.plan.stored())
-        print_tables(*summary.tables("toy"), console=Console(file=printed, width=400))
         plain: dict[str, Callable[[str], str]] = {
             "index.html": lambda text: html.unescape(re.sub(r"<[^>]*>", " ", text)),
             "tables/tables.md": lambda text: text.replace("\\", ""),
             "tables/tables.tex": lambda text: re.sub(r"\\(?=[_%#&])|\$", "", text).replace(r"\pm", "±"),
         }
         texts = {name: change(self.text(name)) for name, change in plain.items()} | {
-            "terminal": printed.getvalue(),
+            "terminal": printed(*summary_of(self.uri, NAME).tables("toy"), width=400),
         }
         return {name: " ".join(text.replace("−", "-").split()) for name, text in texts.items()}
 
 
 @pytest.fixture(scope="module", params=["study", "seeds"])
-def shown(request: Any, tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Shown:
-    folder = tmp_path_factory.mktemp(request.param)
-    uri = new_store(folder)
-    tuned = request.param == "study"
-    plan = made_up_studies.plan_of(closing="Made up, [all] of it.") if tuned else one_point_version()
-    write(uri, plan, made_up_studies.result)
-    write_report(NAME, out=folder / "out", store=uri)
-    return Shown(uri, plan, folder / "out", tensorbench.load_results(NAME, store=uri))
+def shown(request: Any, tmp_path_factory: pytest.TempPathFactory, stored: Stored) -> Shown:
+    folder = tmp_path_factory.mktemp(request.param) / "out"
+    suite = STUDIED | {"closing": "Made up, [all] of it."}
+    if request.param == "study":
+        plan = plan_of(**suite)
+    else:
+        # Four seeds in place of studies.
+        del suite["tuning"]
+        plan = seeds_of(**suite, seeds=[0, 1, 2, 3])
+    uri = stored(result, plan)
+    write_report(NAME, out=folder, store=uri)
+    return Shown(uri, folder, tensorbench.load_results(NAME, store=uri))
 
 
 def claims(block: Block, entrant: Entrant) -> list[str]:
@@ -124,11 +112,11 @@ def test_every_view_shows_the_scores(shown: Shown) -> None:
     views = shown.views
     for entrant in block.entrants:
         for place, score in enumerate(entrant.scores[block.k]):
-            printed = block.unit.score(score.value)
+            text = block.unit.score(score.value)
             cell = shown.results.all_cells[entrant.cells[place]]
             for name in ("index.html", "tables/tables.md", "tables/tables.tex"):
-                assert printed in views[name], (name, entrant.method)
-                assert cell.sd is None or f"{printed} ± {block.unit.score(cell.sd)}" in views[name]
+                assert text in views[name], (name, entrant.method)
+                assert cell.sd is None or f"{text} ± {block.unit.score(cell.sd)}" in views[name]
             assert f"{round(score.value, 9):.4f}" in views["terminal"]
     for level in block.levels:
         for value in level.scores:
@@ -169,8 +157,8 @@ def test_csv_json_and_frames_have_the_stored_numbers(shown: Shown) -> None:
 
 def test_a_notebook_shows_the_scores_of_the_terminal(shown: Shown) -> None:
     results, terminal = shown.results, shown.views["terminal"]
-    summary = summarise(Store.existing(shown.uri, NAME), shown.plan.stored())
-    table = ElementTree.fromstring(summary.overview(NAME).html()).find("table")
+    overview = summary_of(shown.uri, NAME).overview(NAME)
+    table = ElementTree.fromstring(overview.html()).find("table")
     assert table is not None
     heads, *lines = [[cell.text or "" for cell in row] for row in table.iter("tr")]
     assert [line[heads.index("method")] for line in lines] == [c.method for c in results.all_cells]
@@ -178,9 +166,7 @@ def test_a_notebook_shows_the_scores_of_the_terminal(shown: Shown) -> None:
         assert line[heads.index("score")] in terminal
     assert len(str(results).splitlines()) > len(lines)
     assert results.answer == "\n".join(answers(results.analysis))
-    notes = summary.overview(NAME).notes
-    assert results.answer in notes
-    assert "Made up, [all] of it." in notes
+    assert {results.answer, "Made up, [all] of it."} <= {*overview.notes}
 
 
 def test_lost_trials_are_shown_and_not_averaged(shown: Shown) -> None:
@@ -197,8 +183,8 @@ def test_lost_trials_are_shown_and_not_averaged(shown: Shown) -> None:
         if cell.studies is None and not cell.complete:
             scores = [seed.score for seed in shown.results.of_cell(cell.number) if seed.finished]
             assert cell.mean == pytest.approx(sum(scores) / len(scores))
-            printed = f"{100 * (cell.mean or 0):.2f} ± {100 * (cell.sd or 0):.2f} †"
-            assert printed in shown.views["tables/tables.md"]
+            text = f"{100 * (cell.mean or 0):.2f} ± {100 * (cell.sd or 0):.2f} †"
+            assert text in shown.views["tables/tables.md"]
 
 
 def drawings(text: str) -> list[str]:

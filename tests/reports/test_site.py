@@ -27,9 +27,9 @@ from tensorbench.reports.answers import answer
 from tensorbench.reports.site import Standing, differences, packs_in, published, site_files
 
 from ..packs import changed, edit_json, packed
-from ..stored import Result, write
+from ..stored import Result
 from . import made_up_studies
-from .made_up import SMALL, Call, NewStore, plan_of, store
+from .made_up import SMALL, Call, Stored, plan_of
 
 EVIL = "=cmd|'/C calc'!A0<script>alert(1)</script>"
 
@@ -122,12 +122,11 @@ def test_every_page_leads_to_the_documentation(results: Path, docs: str) -> None
         assert ("index.html" if docs == ".." else f"{docs}index.html") in led_to
 
 
-def test_a_reference_that_failed_is_named_before_what_is_claimed(tmp_path: Path, new_store: NewStore) -> None:
+def test_a_reference_that_failed_is_named_before_what_is_claimed(tmp_path: Path, stored: Stored) -> None:
     def fallen(trial: Trial, row: Row) -> Result:
         return Result(score=0.9 + 0.001 * trial.seed - 0.5 * (row.title == "LoRA" and trial.seed == 1))
 
-    uri = store(tmp_path, new_store, plan_of(**SMALL | {"seeds": [0, 1, 2]}), fallen)
-    pack = packed(uri, "small", tmp_path)
+    pack = packed(stored(fallen, plan_of(**SMALL | {"seeds": [0, 1, 2]})), "small", tmp_path)
     (suite,) = published([pack])
     (block,) = suite.analysis.blocks
     assert block.guards
@@ -135,13 +134,13 @@ def test_a_reference_that_failed_is_named_before_what_is_claimed(tmp_path: Path,
     assert 0 < index.index(block.guards[0]) < index.index('id="standing"')
 
 
-def test_addresses_distinguish_names_of_packs_and_settings(tmp_path: Path, new_store: NewStore) -> None:
+def test_addresses_distinguish_names_of_packs_and_settings(tmp_path: Path, stored: Stored) -> None:
     suite = SMALL | {
         "tasks": [{"task": "digits", "label": "c"}, {"task": "textile", "label": "c++"}],
         # LoRA at rank 2 appears under both.
         "budgets": [{"isorank": 2}, {"isoparameters": 2, "tolerance": 0.2}],
     }
-    uri = store(tmp_path, new_store, plan_of(**suite), lambda trial, row: Result(score=0.5))
+    uri = stored(lambda trial, row: Result(score=0.5), plan_of(**suite))
     (tmp_path / "results").mkdir()
     pack = packed(uri, "small", tmp_path).rename(tmp_path / "results" / "a#1 100%25.tensorbench.zip")
     site = site_files([pack])
@@ -162,14 +161,12 @@ def test_the_index_opens_with_the_answer_of_each_suite(site: Files) -> None:
 
 
 def test_a_suite_tuned_by_studies_is_listed_with_the_others(
-    results: Path, tmp_path: Path, new_store: NewStore
+    results: Path, tmp_path: Path, stored: Stored
 ) -> None:
-    uri = new_store(tmp_path)
     methods = ["converged_head", "lora", "lotr"]
-    plan = made_up_studies.plan_of(tasks=["digits"], backbones=["tiny-random-vit"], methods=methods)
-    write(uri, plan, made_up_studies.result)
+    plan = made_up_studies.plan_of(**made_up_studies.ONE_TASK, methods=methods)
     name = made_up_studies.NAME
-    pack = packed(uri, name, tmp_path)
+    pack = packed(stored(made_up_studies.result, plan), name, tmp_path)
     suite, _ = sorted(published([pack, results / "small.tensorbench.zip"]), key=lambda s: s.name != name)
     (block,) = suite.analysis.blocks
     site = site_files([pack, results / "small.tensorbench.zip"])

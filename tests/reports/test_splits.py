@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-
-from tensorbench.cli.tables import print_tables
-from tensorbench.machine.table import Table
 from tensorbench.records.measures import Measure, SplitSizes
 from tensorbench.reports.reading import read
 from tensorbench.reports.report import write_report
@@ -18,12 +13,7 @@ from tensorbench.store.store import Store
 
 from ..bench.toy_runs import SHORT, run_inline
 from ..bench.toy_suites import plan
-
-
-def printed(table: Table) -> str:
-    text = io.StringIO()
-    print_tables(table, console=Console(file=text, width=120))
-    return " ".join(text.getvalue().split())
+from .made_up import printed
 
 
 def test_sizes_are_in_plans_records_and_reports(tmp_path: Path, new_store: Callable[[Path], str]) -> None:

@@ -24,45 +24,53 @@ from tensorbench.reports.inference.intervals import simultaneous
 from tensorbench.reports.reading import read
 from tensorbench.reports.selection import Selection
 
-from ..stored import Result, write
-from .made_up import NewStore
-from .made_up_studies import NAME, plan_of, result
+from ..stored import Result
+from .made_up import Analysed, Stored
+from .made_up_studies import plan_of, result
 
 Script = Callable[[str], ModuleType]
+Packed = Callable[..., Path]
 
 ATT, QKV_DEPTH, ALL_MODES = "TensLoRA att", "TensLoRA qkv_depth", "TensLoRA att_qkv_depth"
-METHODS = [
+METHODS: list[Any] = [
     *("converged_head", "head_only", "lora"),
     {"method": "tenslora", "each": {"variant": ["att", "qkv_depth", "att_qkv_depth"]}},
 ]
 
 
 @pytest.fixture(scope="module")
-def pack(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Path:
-    folder = tmp_path_factory.mktemp("answered")
-    uri = new_store(folder)
-    write(uri, plan_of(methods=METHODS), result)
-    tensorbench.pack(NAME, out=str(folder / "study.tensorbench.zip"), store=uri)
-    return folder / "study.tensorbench.zip"
+def packed(tmp_path_factory: pytest.TempPathFactory, stored: Stored) -> Packed:
+    """A function that writes the results of a plan, with some fields changed, into a pack."""
+
+    def make(result: Any = result, **changes: Any) -> Path:
+        plan = plan_of(**changes)
+        file = tmp_path_factory.mktemp("answered") / f"{plan.suite.name}.tensorbench.zip"
+        tensorbench.pack(plan.suite.name, out=str(file), store=stored(result, plan))
+        return file
+
+    return make
 
 
 @pytest.fixture(scope="module")
-def fresh(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Analysis:
+def pack(packed: Packed) -> Path:
+    return packed(methods=METHODS)
+
+
+@pytest.fixture(scope="module")
+def fresh(analysed: Analysed) -> Analysis:
     """The analysis of eight studies of each of two methods. `pack` has the first four of each."""
-    uri = new_store(tmp_path_factory.mktemp("fresh"))
-    write(uri, plan_of(methods=METHODS[-2:], tuning={"studies": 8, "points": 4}), result)
-    selection = Selection(methods=["LoRA", QKV_DEPTH])
-    return analyse(read(uri, [NAME], selection))
+    plan = plan_of(methods=METHODS[-2:], tuning={"studies": 8, "points": 4})
+    return analysed(result, plan, selection=Selection(methods=["LoRA", QKV_DEPTH]))
 
 
-def analysed(pack: Path, methods: Sequence[str] = (), reference: str = "LoRA") -> Analysis:
+def of_pack(pack: Path, methods: Sequence[str] = (), reference: str = "LoRA") -> Analysis:
     selection = Selection(methods=methods, reference=reference)
     return analyse(read("", [str(pack)], selection))
 
 
 @pytest.fixture(scope="module")
 def block(pack: Path) -> Block:
-    (block,) = analysed(pack).blocks
+    (block,) = of_pack(pack).blocks
     return block
 
 
@@ -88,10 +96,10 @@ def test_each_question_has_the_numbers_of_its_own_analysis(pack: Path, script: S
     def printed(number: str, at: int, until: int | None = None) -> dict[str, list[str]]:
         return {cells[0]: cells[1:3] for cells in rows(answers[f"Question {number}"].text)[at:until]}
 
-    assert printed("1", 1) == expected(analysed(pack))
+    assert printed("1", 1) == expected(of_pack(pack))
     family = [QKV_DEPTH, ALL_MODES]
-    assert printed("4", 1, 3) == expected(analysed(pack, family))
-    assert printed("4", 4) == expected(analysed(pack, family, ATT))
+    assert printed("4", 1, 3) == expected(of_pack(pack, family))
+    assert printed("4", 4) == expected(of_pack(pack, family, ATT))
     # Two comparisons at once have narrower intervals than three.
     assert printed("4", 1, 3)[ALL_MODES] != printed("1", 1)[ALL_MODES]
     # The results are made up with ALL_MODES three points above LoRA and ATT four points below.
@@ -101,12 +109,10 @@ def test_each_question_has_the_numbers_of_its_own_analysis(pack: Path, script: S
 
 
 def test_a_core_s_rate_is_compared_with_the_rows_of_the_study(
-    pack: Path, tmp_path: Path, new_store: NewStore, script: Script
+    pack: Path, packed: Packed, script: Script
 ) -> None:
     core = {"method": "tenslora", "variant": "qkv_depth"}
     methods = [core, *({**core, "training": {"core_lr": multiple}} for multiple in (4, 16))]
-    changes = {"name": "core_lr", "methods": methods, "tuning": {"studies": 3, "points": 4}}
-    uri = new_store(tmp_path)
 
     def slower(trial: Trial, row: Row) -> Result | None:
         """The result of a trial: none with `core_lr` 1, and 3 points less with `core_lr` 16."""
@@ -119,27 +125,22 @@ def test_a_core_s_rate_is_compared_with_the_rows_of_the_study(
         answers[np.flatnonzero(answers == made.labels)[:30]] ^= 1
         return replace(made, answers=answers, score=float((answers == made.labels).mean()))
 
-    write(uri, plan_of(**changes), slower)
-    tensorbench.pack("core_lr", out=str(tmp_path / "core_lr.tensorbench.zip"), store=uri)
-    answer = script("answers.studies").of_core_rate(pack, tmp_path / "core_lr.tensorbench.zip")
+    core_lr = packed(slower, name="core_lr", methods=methods, tuning={"studies": 3, "points": 4})
+    answer = script("answers.studies").of_core_rate(pack, core_lr)
     assert answer.text.startswith("On 3 of 3 studies.")
     assert f"**worse by what matters**: {QKV_DEPTH} [core_lr=16.0]" in answer.short
     assert [cells[0] for cells in rows(answer.text)[1:3]] == [f"{QKV_DEPTH} [core_lr={n}.0]" for n in (4, 16)]
 
 
-def test_trains_are_compared_with_the_rows_of_the_study(
-    pack: Path, tmp_path: Path, new_store: NewStore, script: Script
-) -> None:
+def test_trains_are_compared_with_the_rows_of_the_study(pack: Path, packed: Packed, script: Script) -> None:
     train = {"method": "tenslora", "variant": "qkv_depth", "factorization": "tt"}
-    changes = {"name": "trains", "methods": [train, "metatt", "tt_lora", "lorta"]}
-    uri = new_store(tmp_path)
 
     def made(trial: Trial, row: Row) -> Result | None:
         return result(trial, row.model_copy(update={"title": row.method}))
 
-    write(uri, plan_of(**changes, tuning={"studies": 3, "points": 4}), made)
-    tensorbench.pack("trains", out=str(tmp_path / "trains.tensorbench.zip"), store=uri)
-    answer = script("answers.studies").of_trains(pack, tmp_path / "trains.tensorbench.zip")
+    methods = [train, "metatt", "tt_lora", "lorta"]
+    trains = packed(made, name="trains", methods=methods, tuning={"studies": 3, "points": 4})
+    answer = script("answers.studies").of_trains(pack, trains)
     assert answer.text.startswith("On 3 of 3 studies.")
     # The train is three points below Tucker, and each of the shared trains well above the separate ones.
     below, above = (f"**{side} by what matters**: " for side in ("worse", "better"))
@@ -151,13 +152,11 @@ def test_trains_are_compared_with_the_rows_of_the_study(
 
 
 def test_full_fine_tuning_that_ran_on_one_task_has_a_difference_there(
-    pack: Path, tmp_path: Path, new_store: NewStore, script: Script
+    pack: Path, packed: Packed, script: Script
 ) -> None:
-    changes: dict[str, Any] = {"name": "full", "methods": ["full"], "tasks": ["movie-sentiment"]}
-    uri = new_store(tmp_path)
-    write(uri, plan_of(**changes, backbones=["tiny-random-bert"], tuning={"studies": 2, "points": 4}), result)
-    tensorbench.pack("full", out=str(tmp_path / "full.tensorbench.zip"), store=uri)
-    sentences, shown = script("answers.studies").of_levels(pack, tmp_path / "full.tensorbench.zip")
+    changes: dict[str, Any] = {"tasks": ["movie-sentiment"], "backbones": ["tiny-random-bert"]}
+    full = packed(**changes, name="full", methods=["full"], tuning={"studies": 2, "points": 4})
+    sentences, shown = script("answers.studies").of_levels(pack, full)
     assert "Full fine-tuning ran on movie-sentiment alone" in sentences
     differences = {cells[0]: cells[1:] for cells in rows(shown)}
     assert differences["method"] == ["from LoRA", "movie-sentiment", "digits"]
@@ -214,7 +213,7 @@ def test_forgiveness_is_judged_at_the_level_of_both_shares(block: Block, script:
 
 
 def test_too_few_studies_have_no_answer(pack: Path, script: Script) -> None:
-    rules, analysis = script("answers.studies"), analysed(pack)
+    rules, analysis = script("answers.studies"), of_pack(pack)
     number = analysis.blocks[0].entrants[0].cells[0]
     fewer = {**analysis.studies, number: analysis.studies[number].only((0, 1))}
     answer = rules.answered([(replace(analysis, studies=fewer), rules.after_tuning)])
@@ -223,7 +222,7 @@ def test_too_few_studies_have_no_answer(pack: Path, script: Script) -> None:
 
 
 def test_an_answer_says_what_its_evidence_lacks(pack: Path, script: Script) -> None:
-    rules, analysis = script("answers.studies"), analysed(pack)
+    rules, analysis = script("answers.studies"), of_pack(pack)
     notes = ("Predictions of 1 run do not give the score that is stored.",)
     evidence = replace(analysis.evidence, notes=notes)
     lacking = replace(analysis, evidence=evidence)
@@ -233,7 +232,7 @@ def test_an_answer_says_what_its_evidence_lacks(pack: Path, script: Script) -> N
 
 
 def test_fresh_tunings_are_other_studies(fresh: Analysis, pack: Path, script: Script) -> None:
-    (block,) = analysed(pack).blocks
+    (block,) = of_pack(pack).blocks
     ruling = script("answers.studies").fresh_tunings(fresh, block)
     assert len(ruling.rows) == 2 * len(block.settings)
     assert {row[5] for row in ruling.rows} == {"4 of 4"}
@@ -278,8 +277,8 @@ def test_advice_has_the_expected_scores_and_the_rates_of_the_list(
     for entrant in block.entrants:
         expected = [block.unit.score(entrant.means[k].value) for k in block.ks]
         assert list(rows[entrant.method][1:-1]) == expected
-    starts = {advice.cell: f"{advice.start:.2g}" for advice in rate_advice(analysed(pack))}
-    by_method = {cells[0]: cells[1:] for cells in rules.rates(analysed(pack), block).rows}
+    starts = {advice.cell: f"{advice.start:.2g}" for advice in rate_advice(of_pack(pack))}
+    by_method = {cells[0]: cells[1:] for cells in rules.rates(of_pack(pack), block).rows}
     for entrant in block.entrants:
         assert [cell.split(" ")[0] for cell in by_method[entrant.method]] == [
             starts[n] for n in entrant.cells

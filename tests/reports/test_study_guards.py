@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from rich.console import Console
 
-from tensorbench.cli.tables import print_tables
-from tensorbench.plan.rows import Plan
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.stored_plan import Row
@@ -23,13 +18,10 @@ from tensorbench.reports.blocks import Block
 from tensorbench.reports.inference.effects import Answer
 from tensorbench.reports.reading import read
 from tensorbench.reports.report import write_report
-from tensorbench.reports.summary import Summary, summarise
-from tensorbench.store.store import Store
 
-from ..stored import Result, write
-from .made_up_studies import NAME, plan_of
-
-NewStore = Callable[[Path], str]
+from ..stored import Result
+from .made_up import Analysed, Stored, answered, printed, summary_of
+from .made_up_studies import NAME, ONE_TASK, plan_of
 
 QKV = "TensLoRA qkv_depth"
 METHODS: list[Any] = ["converged_head", "lora", {"method": "tenslora", "variant": "qkv_depth"}]
@@ -37,8 +29,8 @@ METHODS: list[Any] = ["converged_head", "lora", {"method": "tenslora", "variant"
 Quality = Callable[[Row, Trial], tuple[float, float]]
 
 
-def stored(folder: Path, new_store: NewStore, plan: Plan, quality: Quality, examples: int = 1000) -> str:
-    """Stores made-up results: a parabola over rates with noise, by the quality of each trial's method."""
+def made_up(quality: Quality, examples: int = 1000) -> Callable[[Trial, Row], Result]:
+    """Made-up results: a parabola over rates with noise, by the quality of each trial's method."""
 
     def result(trial: Trial, row: Row) -> Result:
         best, optimum = quality(row, trial)
@@ -46,14 +38,10 @@ def stored(folder: Path, new_store: NewStore, plan: Plan, quality: Quality, exam
         own = random.Random(trial.id)
         score = best - 0.3 * (place - optimum) ** 2 + own.gauss(0, 0.004)
         right = max(0, min(examples, round(examples * score)))
-        labels = np.arange(examples) % 2
-        answers = np.where(np.arange(examples) < right, labels, 1 - labels)
         loss = {Measure.SELECTED_LOSS: 2 - score, Measure.GUESSING_LOSS: 1.49}
-        return Result(score=right / examples, labels=labels, answers=answers, measures=loss)
+        return answered(right, examples, measures=loss)
 
-    uri = new_store(folder)
-    write(uri, plan, result)
-    return uri
+    return result
 
 
 def block_of(uri: str) -> Block:
@@ -61,14 +49,9 @@ def block_of(uri: str) -> Block:
     return block
 
 
-def summary_of(uri: str) -> tuple[Summary, str]:
-    """The summary of a run, and what the terminal shows of it."""
-    store, printed = Store.existing(uri, NAME), io.StringIO()
-    plan = store.plan()
-    assert plan is not None
-    summary = summarise(store, plan)
-    print_tables(*summary.tables("toy"), console=Console(file=printed, width=300))
-    return summary, printed.getvalue()
+def terminal(uri: str) -> str:
+    """What the terminal shows at the end of a run."""
+    return printed(*summary_of(uri, NAME).tables("toy"))
 
 
 def verdict_on(block: Block, method: str = QKV) -> tuple[Answer, str, str]:
@@ -81,7 +64,7 @@ def verdict_on(block: Block, method: str = QKV) -> tuple[Answer, str, str]:
 
 
 @pytest.fixture(scope="module")
-def unlearnable(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
+def unlearnable(tmp_path_factory: pytest.TempPathFactory, stored: Stored) -> str:
     """Two CSV files of 96 texts whose labels nothing can learn. By luck LoRA scores twelve points more."""
     folder = tmp_path_factory.mktemp("unlearnable")
     tasks = []
@@ -98,7 +81,7 @@ def unlearnable(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -
     )
     assert {row.family for row in plan.rows} == {"lora", "tenslora", "converged_head"}
     means = {"LoRA": 0.58, QKV: 0.46, "converged head": 0.5}
-    return stored(folder, new_store, plan, lambda row, trial: (means[row.title], 0.0), examples=50)
+    return stored(made_up(lambda row, trial: (means[row.title], 0.0), examples=50), plan)
 
 
 def test_page_and_terminal_open_with_nothing_trained_and_give_no_verdict(
@@ -116,27 +99,25 @@ def test_page_and_terminal_open_with_nothing_trained_and_give_no_verdict(
     assert said.startswith("Nothing trained on reviews, letters: ")
     assert said.endswith(f"no verdict is given on {QKV}.")
     assert said.count("trials of tuning") == 1
-    summary, printed = summary_of(unlearnable)
-    assert printed.startswith("Nothing trained")
-    assert summary.overview(NAME).notes[0].startswith("Nothing trained")
+    shown = terminal(unlearnable)
+    assert shown.startswith("Nothing trained")
+    assert summary_of(unlearnable, NAME).overview(NAME).notes[0].startswith("Nothing trained")
     write_report(NAME, out=tmp_path / "out", store=unlearnable, formats=["html", "md", "latex"], log=False)
     page = (tmp_path / "out" / "index.html").read_text()
-    answered = page.split('class="answered"><b>')[1].split("</b>")[0]
-    assert answered.startswith("Nothing trained")
+    said_first = page.split('class="answered"><b>')[1].split("</b>")[0]
+    assert said_first.startswith("Nothing trained")
     assert "no verdict: nothing trained" in page
-    for text in (printed, answered, (tmp_path / "out" / "tables" / "tables.md").read_text()):
+    for text in (shown, said_first, (tmp_path / "out" / "tables" / "tables.md").read_text()):
         for word in ("significantly", "by more than 1 point", "practically equivalent"):
             assert word not in text
 
 
-def test_one_task_that_nothing_learnt_withholds_the_mean_and_leaves_the_others(
-    tmp_path: Path, new_store: NewStore
-) -> None:
+def test_one_task_that_nothing_learnt_withholds_the_mean_and_leaves_the_others(stored: Stored) -> None:
     def quality(row: Row, trial: Trial) -> tuple[float, float]:
         edge = {"LoRA": 0.0, QKV: 0.06, "converged head": -0.03}[row.title]
         return (0.5 + edge / 6 if row.task == "digits" else 0.8 + edge), 0.0
 
-    block = block_of(stored(tmp_path, new_store, plan_of(methods=METHODS), quality))
+    block = block_of(stored(made_up(quality), plan_of(methods=METHODS)))
     assert verdict_on(block) == (Answer.NONE, "", "nothing trained on digits")
     on = {
         setting.task: verdict
@@ -157,30 +138,21 @@ def test_one_task_that_nothing_learnt_withholds_the_mean_and_leaves_the_others(
     ],
 )
 def test_a_reference_no_better_than_a_head_gives_no_verdict(
-    tmp_path: Path, new_store: NewStore, edges: dict[str, float], sentence: str
+    stored: Stored, edges: dict[str, float], sentence: str
 ) -> None:
-    changes = {"methods": METHODS, "tasks": ["digits"], "backbones": ["tiny-random-vit"]}
-    uri = stored(
-        tmp_path, new_store, plan_of(**changes), lambda row, trial: (0.8 + edges.get(row.title, 0.0), 0.0)
-    )
+    quality = made_up(lambda row, trial: (0.8 + edges.get(row.title, 0.0), 0.0))
+    uri = stored(quality, plan_of(**ONE_TASK, methods=METHODS))
     block = block_of(uri)
     assert verdict_on(block) == (Answer.NONE, "", "LoRA is no better than a head")
     assert answer(block).startswith(sentence)
-    assert summary_of(uri)[1].startswith(sentence)
+    assert terminal(uri).startswith(sentence)
 
 
 # --- collapsed studies ---
 
 
-def test_studies_whose_kept_trials_collapsed_come_first_and_are_never_equivalent(
-    tmp_path: Path, new_store: NewStore
-) -> None:
-    changes = {
-        "methods": ["head_only", *METHODS[1:]],
-        "tasks": ["digits"],
-        "backbones": ["tiny-random-vit"],
-        "tuning": {"studies": 5, "points": 4},
-    }
+def test_studies_whose_kept_trials_collapsed_come_first_and_are_never_equivalent(stored: Stored) -> None:
+    changes = {"methods": ["head_only", *METHODS[1:]], "tuning": {"studies": 5, "points": 4}}
     collapsing = {14_000, 14_001, 14_002, 14_003}
 
     def quality(row: Row, trial: Trial) -> tuple[float, float]:
@@ -188,7 +160,7 @@ def test_studies_whose_kept_trials_collapsed_come_first_and_are_never_equivalent
             return 0.51, 0.0
         return {"head only": 0.75}.get(row.title, 0.8), 0.0
 
-    block = block_of(stored(tmp_path, new_store, plan_of(**changes), quality))
+    block = block_of(stored(made_up(quality), plan_of(**ONE_TASK | changes)))
     assert block.guards[0].startswith(f"{QKV} on digits: 1 of 5 kept trials collapsed; with 5 studies")
     assert verdict_on(block)[0] is not Answer.WITHIN
 
@@ -196,16 +168,11 @@ def test_studies_whose_kept_trials_collapsed_come_first_and_are_never_equivalent
 # --- the edge of a window ---
 
 
-def at(optima: dict[str, float], edges: dict[str, float]) -> Quality:
-    return lambda row, trial: (0.8 + edges.get(row.title, -0.1), optima.get(row.title, 0.0))
+def at(optima: dict[str, float], edges: dict[str, float]) -> Callable[[Trial, Row], Result]:
+    return made_up(lambda row, trial: (0.8 + edges.get(row.title, -0.1), optima.get(row.title, 0.0)))
 
 
-ONE_TASK: dict[str, Any] = {
-    "methods": METHODS,
-    "tasks": ["digits"],
-    "backbones": ["tiny-random-vit"],
-    "tuning": {"studies": 5, "points": 8},
-}
+EIGHT_RATES: dict[str, Any] = ONE_TASK | {"methods": METHODS, "tuning": {"studies": 5, "points": 8}}
 
 
 @pytest.mark.parametrize(
@@ -221,54 +188,41 @@ ONE_TASK: dict[str, Any] = {
     ],
 )
 def test_best_rates_at_an_edge_make_a_score_a_lower_bound(
-    tmp_path: Path,
-    new_store: NewStore,
-    optima: dict[str, float],
-    edges: dict[str, float],
-    judged: str,
-    method: str | None,
+    stored: Stored, optima: dict[str, float], edges: dict[str, float], judged: str, method: str | None
 ) -> None:
-    uri = stored(tmp_path, new_store, plan_of(**ONE_TASK), at(optima, {"LoRA": 0.0} | edges))
+    uri = stored(at(optima, {"LoRA": 0.0} | edges), plan_of(**EIGHT_RATES))
     block = block_of(uri)
     said, side, reason = verdict_on(block)
     assert side == judged
     assert [edge.method for edge in block.edges] == ([method] if method else [])
-    printed = summary_of(uri)[1]
+    shown = terminal(uri)
     if method:
         end = "upper" if optima[method] > 0 else "lower"
         sentence = (
             f"The best rates of {method} lie at the {end} edge of its window: its score is a lower bound."
         )
         assert answer(block).endswith(sentence)
-        assert sentence in printed
+        assert sentence in shown
     if not judged:
         assert (said, reason) == (Answer.UNDECIDED, f"the best rates of {method} lie at an edge")
-        assert f"undecided: the best rates of {method} lie at an edge" in printed
+        assert f"undecided: the best rates of {method} lie at an edge" in shown
 
 
-def test_equal_methods_are_not_called_equivalent_where_one_is_a_lower_bound(
-    tmp_path: Path, new_store: NewStore
-) -> None:
-    block = block_of(
-        stored(tmp_path, new_store, plan_of(**ONE_TASK), at({QKV: 0.6}, {"LoRA": 0.0, QKV: 0.01}))
-    )
+def test_equal_methods_are_not_called_equivalent_where_one_is_a_lower_bound(stored: Stored) -> None:
+    block = block_of(stored(at({QKV: 0.6}, {"LoRA": 0.0, QKV: 0.01}), plan_of(**EIGHT_RATES)))
     assert verdict_on(block)[0] is Answer.UNDECIDED
 
 
-def test_run_proposes_a_window_that_holds_the_best_rates(tmp_path: Path, new_store: NewStore) -> None:
+def test_run_proposes_a_window_that_holds_the_best_rates(stored: Stored, analysed: Analysed) -> None:
     quality = at({QKV: 0.6}, {"LoRA": 0.0, QKV: 0.05})
     tuning = {"studies": 3, "points": 8, "lr": {"around": 1e-3, "decades": 2}}
-    one = stored(tmp_path, new_store, plan_of(**ONE_TASK | {"tuning": tuning}), quality)
+    one = stored(quality, plan_of(**EIGHT_RATES | {"tuning": tuning}))
     (advice,) = window_advice(analyse(read(one, [NAME])))
     assert advice.endswith("lr: {around: 3.16e-3, decades: 3}")
-    summary, printed = summary_of(one)
-    assert advice in printed
-    assert advice in summary.overview(NAME).notes
+    assert advice in terminal(one)
+    assert advice in summary_of(one, NAME).overview(NAME).notes
     # With a centre of its own, its row gets another.
-    (tmp_path / "own").mkdir()
-    own = ONE_TASK | {"tuning": tuning, "methods": [*METHODS[:2], METHODS[2] | {"centre": 5e-4}]}
-    (advice,) = window_advice(
-        analyse(read(stored(tmp_path / "own", new_store, plan_of(**own), quality), [NAME]))
-    )
+    own = {"tuning": tuning, "methods": [*METHODS[:2], METHODS[2] | {"centre": 5e-4}]}
+    (advice,) = window_advice(analysed(quality, plan_of(**EIGHT_RATES | own)))
     assert QKV in advice
     assert advice.endswith("centre: 5e-3")

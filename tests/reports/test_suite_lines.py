@@ -23,8 +23,8 @@ from tensorbench.reports.reading import read
 from tensorbench.reports.results import Results, kept_trials
 from tensorbench.reports.suite_lines import suite_lines
 
-from ..stored import Result, write
-from .made_up import NewStore
+from ..stored import Result
+from .made_up import Stored
 from .made_up_studies import NAME, plan_of, result
 
 #: Every registered method. Some have options that are neither numbers nor plain words.
@@ -59,17 +59,14 @@ def planned(text: str) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def every(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Results:
-    uri = new_store(tmp_path_factory.mktemp("every"))
-    write(uri, make_plan(validate(Suite, SUITE, "suite")), lambda trial, row: Result(0.5))
-    return read(uri, ["every"])
+def every(stored: Stored) -> Results:
+    plan = make_plan(validate(Suite, SUITE, "suite"))
+    return read(stored(lambda trial, row: Result(0.5), plan), ["every"])
 
 
 @pytest.fixture(scope="module")
-def studied(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Results:
-    uri = new_store(tmp_path_factory.mktemp("studied"))
-    write(uri, plan_of(), result)
-    return read(uri, [NAME])
+def studied(stored: Stored) -> Results:
+    return read(stored(result, plan_of()), [NAME])
 
 
 def test_every_method_has_lines_that_plan_its_trials_again(every: Results) -> None:
@@ -140,21 +137,8 @@ def test_the_lines_name_the_version_of_their_method(every: Results) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "no",
-        "ON",
-        "1e3",
-        "2025-02-30",
-        "~",
-        "a: b",
-        "[x",
-        "# x",
-        "'",
-        '"\\',
-        " a",
-        "b ",
-        "ü😀",
-        "a\u2028b",
-        "a\nb",
+        *("no", "ON", "1e3", "2025-02-30", "~", "a: b", "[x", "# x", "'", '"\\', " a", "b "),
+        *("ü😀", "a\u2028b", "a\nb", "\\U0000000a"),
     ],
 )
 def test_any_text_comes_back_from_the_lines(every: Results, text: str) -> None:

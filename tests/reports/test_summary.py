@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import re
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
-from rich.console import Console
 
-from tensorbench.cli.tables import print_tables
 from tensorbench.methods.validation import validate
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite import Suite
@@ -21,9 +17,7 @@ from tensorbench.reports.summary import Summary, summarise
 from tensorbench.store.store import Store
 
 from ..stored import begun
-from .made_up import NewStore
-
-SEEDS = (0, 1, 2)
+from .made_up import NewStore, printed
 
 #: By method and seed: the outcomes of the seed's runs, oldest first. An outcome is a score or a failure.
 #: Seeds that are not listed never started.
@@ -42,7 +36,7 @@ SUITE: dict[str, Any] = {
     "tasks": ["digits"],
     "methods": ["lora", "head_only", {"method": "tenslora", "each": {"variant": ["att", "qkv", "depth"]}}],
     "budgets": [{"isoparameters": 2}],
-    "seeds": list(SEEDS),
+    "seeds": [0, 1, 2],
     "closing": "That is [all].",
     "floor": "none",
 }
@@ -73,77 +67,56 @@ def summary(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Su
     return summarise(store, plan.stored())
 
 
-def line(summary: Summary, method: str) -> Any:
-    (record,) = summary.results.cells[summary.results.cells["method"] == method].to_dict("records")
-    return record
-
-
-def test_mean_deviation_and_costs_are_those_of_the_seeds(summary: Summary) -> None:
-    lora = line(summary, "LoRA")
-    assert lora["mean"] == pytest.approx(0.65)
+#: By method: mean, deviation, finished and failed seeds of three, and kinds of failures.
+MEANS: dict[str, tuple[float | None, float | None, int, int, str]] = {
     # ((0.15)² + (0.15)² + 0) / (3 - 1) = 0.0225
-    assert lora["sd"] == pytest.approx(0.15)
+    "LoRA": (0.65, 0.15, 3, 0, ""),
+    "head only": (0.5, 0.5 / 2**0.5, 2, 1, "diverged"),
+    # A trial that is stored twice counts by its first result, and a killed run not at all.
+    "TensLoRA att": (0.4, None, 1, 1, "error"),
+    "TensLoRA qkv": (0.9, None, 1, 0, ""),
+    "TensLoRA depth": (None, None, 0, 3, "diverged, out of memory"),
+}
+
+
+def test_means_are_of_finished_seeds_and_others_are_counted(summary: Summary) -> None:
+    cells = {cell.method: cell for cell in summary.results.all_cells}
+    for method, (mean, sd, finished, lost, failures) in MEANS.items():
+        cell = cells[method]
+        assert (cell.mean, cell.sd) == (mean and pytest.approx(mean), sd and pytest.approx(sd)), method
+        assert (cell.finished, cell.failed, cell.failures) == (finished, lost, failures), method
+        assert (cell.seeds, cell.missing) == (3, 3 - finished - lost), method
+    lora = cells["LoRA"]
     assert (lora["step_ms"], lora["peak_mib"]) == (40, 102)
-    assert (lora["seeds"], lora["finished"], lora["failed"], lora["failures"]) == (3, 3, 0, "")
-    assert (lora["metric"], lora["evaluated"]) == ("accuracy", "test")
-    assert (lora["parameters"], lora["percent_of_lora"], lora["ratio"]) == (768, 50, 1)
-
-
-def test_a_failed_seed_is_shown_and_not_averaged(summary: Summary) -> None:
-    head = line(summary, "head only")
-    assert head["mean"] == pytest.approx(0.5)
-    assert head["sd"] == pytest.approx(0.5 / 2**0.5)
-    assert (head["finished"], head["failed"], head["failures"]) == (2, 1, "diverged")
-
-
-def test_a_trial_stored_twice_counts_once_by_its_first_result(summary: Summary) -> None:
-    att = line(summary, "TensLoRA att")
-    assert att["mean"] == 0.4
-    assert pd.isna(att["sd"])
-    assert (att["finished"], att["failed"], att["failures"]) == (1, 1, "error")
-
-
-def test_a_seed_that_never_ran_is_missing_not_failed(summary: Summary) -> None:
-    qkv = line(summary, "TensLoRA qkv")
-    assert (qkv["seeds"], qkv["finished"], qkv["failed"], qkv["mean"]) == (3, 1, 0, 0.9)
-
-
-def test_a_method_without_any_result_has_no_mean(summary: Summary) -> None:
-    depth = line(summary, "TensLoRA depth")
-    assert pd.isna(depth["mean"])
-    assert (depth["finished"], depth["failed"], depth["failures"]) == (0, 3, "diverged, out of memory")
-
-
-def test_a_summary_is_complete_only_with_every_seed_of_every_row(summary: Summary) -> None:
+    assert (lora.metric, lora.evaluated) == ("accuracy", "test")
+    assert (lora.parameters, lora.percent_of_lora, lora.ratio) == (768, 50, 1)
     assert not summary.complete
 
 
 def test_the_table_shows_scores_losses_and_the_closing_line(summary: Summary) -> None:
-    shown = io.StringIO()
-    print_tables(*summary.tables("toy"), console=Console(file=shown, width=140))
-    lines = {row.split("  ")[0].strip(): row for row in shown.getvalue().splitlines() if row.strip()}
+    shown = printed(*summary.tables("toy"), width=140)
+    lines = {row.split("  ")[0].strip(): row for row in shown.splitlines() if row.strip()}
     assert "0.6500 ± 0.1500" in lines["LoRA"]
     assert "3/3" in lines["LoRA"]
     assert "50.00" in lines["LoRA"]
     # Step times on a shared machine are not comparable.
-    assert "ms/step" not in shown.getvalue()
+    assert "ms/step" not in shown
     assert "2/3 ✗ diverged" in lines["head only"]
     assert "0.4000" in lines["TensLoRA att"]
     assert "±" not in lines["TensLoRA att"]
     assert "1/3" in lines["TensLoRA qkv"]
     assert "±" not in lines["TensLoRA depth"]
     assert "0/3 ✗ diverged, out of memory" in lines["TensLoRA depth"]
-    assert "digits · tiny-random-vit · test accuracy" in shown.getvalue()
-    assert re.search("5 trial.* failed.*`--retry-failed`", shown.getvalue())
-    assert re.search("3 trial.* missing", shown.getvalue())
-    assert "That is [all]." in shown.getvalue()
+    assert "digits · tiny-random-vit · test accuracy" in shown
+    assert re.search("5 trial.* failed.*`--retry-failed`", shown)
+    assert re.search("3 trial.* missing", shown)
+    assert "That is [all]." in shown
 
 
 def test_a_narrow_terminal_shows_names_and_scores_whole(summary: Summary) -> None:
-    shown = io.StringIO()
-    print_tables(*summary.tables("toy"), console=Console(file=shown, width=80))
+    shown = printed(*summary.tables("toy"), width=80)
     for text in ("TensLoRA depth", "0.6500 ± 0.1500", "2/3 ✗ diverged"):
-        assert text in shown.getvalue()
+        assert text in shown
 
 
 def test_missing_trials_shared_by_two_budgets_count_once(tmp_path: Path, new_store: NewStore) -> None:
@@ -153,7 +126,6 @@ def test_missing_trials_shared_by_two_budgets_count_once(tmp_path: Path, new_sto
     first, *_ = plan.trials
     run = begun(store, first, [plan.rows[0]])
     store.client.set_terminated(run.run_id, "FINISHED")  # though without a score
-    shown = io.StringIO()
-    print_tables(*summarise(store, plan.stored()).tables("toy"), console=Console(file=shown, width=120))
-    assert "1 trial(s) failed" in shown.getvalue()
-    assert re.search("2 trial.* missing", shown.getvalue())
+    shown = printed(*summarise(store, plan.stored()).tables("toy"))
+    assert "1 trial(s) failed" in shown
+    assert re.search("2 trial.* missing", shown)

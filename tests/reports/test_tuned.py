@@ -6,7 +6,6 @@ import html
 import json
 import random
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,25 +39,21 @@ from tensorbench.reports.inference.intervals import simultaneous
 from tensorbench.reports.inference.moderation import moderated
 from tensorbench.reports.page import render
 from tensorbench.reports.reading import read
-from tensorbench.reports.report import write_report
+from tensorbench.reports.report import compose, write_report
 from tensorbench.reports.results import Results
 from tensorbench.reports.selection import Selection
 
-from ..stored import Result, write
+from ..stored import Result
 from .browsing import MARKS, on_paper, opened, resize, seen
-from .made_up import NewStore
-from .made_up_studies import DIVERGED, MISSING, NAME, plan_of, result
-
-Call = Callable[..., Any]
+from .made_up import Analysed, Call, Composes, Stored
+from .made_up_studies import DIVERGED, MISSING, NAME, ONE_TASK, plan_of, result
 
 CLOSING = "Made up, <b>all</b> of it & [more]."
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
-    uri = new_store(tmp_path_factory.mktemp("studied"))
-    write(uri, plan_of(closing=CLOSING), result)
-    return uri
+def uri(stored: Stored) -> str:
+    return stored(result, plan_of(closing=CLOSING))
 
 
 @pytest.fixture(scope="module")
@@ -176,15 +171,13 @@ def test_a_diverged_trial_fails_at_chance_and_is_marked(analysis: Analysis, page
     assert f"{method} on {task}: diverged (failed)" in page
 
 
-def test_a_trial_lost_to_the_machine_makes_its_study_incomplete(tmp_path: Path, new_store: NewStore) -> None:
+def test_a_trial_lost_to_the_machine_makes_its_study_incomplete(analysed: Analysed) -> None:
     def result_of(trial: Any, row: Any) -> Result | None:
         if (row.title, trial.seed) == ("LoRA", 10_001):
             return Result(failure="out of memory")
         return result(trial, row)
 
-    uri = new_store(tmp_path)
-    write(uri, plan_of(tasks=["digits"], backbones=["tiny-random-vit"], methods=["lora", "lotr"]), result_of)
-    analysis = analyse(read(uri, [NAME]))
+    analysis = analysed(result_of, plan_of(**ONE_TASK, methods=["lora", "lotr"]))
     (block,) = analysis.blocks
     assert block.entrants[0].studies[0].numbers == (1, 2, 3)
     assert any("out of memory" in note for note in analysis.notes)
@@ -289,16 +282,16 @@ def test_nothing_is_called_left_out_where_nothing_is(analysis: Analysis) -> None
     assert "left out" not in answer_part
 
 
-def test_no_curve_is_drawn_through_fewer_than_fifteen_trials(tmp_path: Path, new_store: NewStore) -> None:
-    for points, curves in ((4, 0), (5, 2)):
-        (tmp_path / str(points)).mkdir()
-        uri = new_store(tmp_path / str(points))
-        tuning = {"studies": 3, "points": points}
-        write(uri, plan_of(**ONE_TASK, methods=["lora", "lora_xs"], tuning=tuning), result)
-        (figure,) = [each for each in draw(analyse(read(uri, [NAME])))[0] if each.kind == "rates"]
-        drawn = [line for ax in figure.figure.axes for line in ax.lines if len(line.get_xdata()) > 2]
-        assert len(drawn) == curves
-        assert ("LOESS" in figure.caption) == (curves > 0)
+@pytest.mark.parametrize(("points", "curves"), [(4, 0), (5, 2)])
+def test_no_curve_is_drawn_through_fewer_than_fifteen_trials(
+    points: int, curves: int, analysed: Analysed
+) -> None:
+    suite = {"methods": ["lora", "lora_xs"], "tuning": {"studies": 3, "points": points}}
+    figures, _ = draw(analysed(result, plan_of(**ONE_TASK, **suite)))
+    (figure,) = [each for each in figures if each.kind == "rates"]
+    drawn = [line for ax in figure.figure.axes for line in ax.lines if len(line.get_xdata()) > 2]
+    assert len(drawn) == curves
+    assert ("LOESS" in figure.caption) == (curves > 0)
 
 
 def test_the_interval_of_a_share_stays_within_all_and_nothing(analysis: Analysis) -> None:
@@ -350,15 +343,9 @@ def test_a_part_has_narrower_intervals(uri: str, analysis: Analysis) -> None:
     assert widths[0] < widths[1]
 
 
-def test_two_studies_have_no_interval(tmp_path: Path, new_store: NewStore) -> None:
-    uri = new_store(tmp_path)
-    suite = {"tasks": ["digits"], "backbones": ["tiny-random-vit"], "methods": ["lora", "lotr"]}
-    write(uri, plan_of(**suite, tuning={"studies": 2, "points": 4}), result)
-    write_report(NAME, out=tmp_path / "out", store=uri, log=False)
-    assert "without an interval: LoTR" in (tmp_path / "out" / "index.html").read_text()
-
-
-ONE_TASK: dict[str, Any] = {"tasks": ["digits"], "backbones": ["tiny-random-vit"]}
+def test_two_studies_have_no_interval(composed: Composes) -> None:
+    plan = plan_of(**ONE_TASK, methods=["lora", "lotr"], tuning={"studies": 2, "points": 4})
+    assert "without an interval: LoTR" in composed(result, plan).files["index.html"]
 
 
 @pytest.mark.parametrize(
@@ -370,60 +357,35 @@ ONE_TASK: dict[str, Any] = {"tasks": ["digits"], "backbones": ["tiny-random-vit"
     ],
 )
 def test_incomparable_cells_are_shown_without_a_verdict(
-    methods: list[str], said: str, tmp_path: Path, new_store: NewStore
+    methods: list[str], said: str, composed: Composes
 ) -> None:
-    uri = new_store(tmp_path)
-    write(uri, plan_of(**ONE_TASK, methods=methods), result)
-    done = write_report(NAME, out=tmp_path / "out", store=uri, log=False)
+    done = composed(result, plan_of(**ONE_TASK, methods=methods), formats=["html", "csv"])
     (block,) = done.analysis.blocks
     assert block.entrants
     assert not block.compared
-    page = (tmp_path / "out" / "index.html").read_text()
-    assert said in page
-    assert "No method is significantly on one side" not in page
-    assert "differences.csv" not in {Path(name).name for name in done.files}
+    assert said in done.files["index.html"]
+    assert "No method is significantly on one side" not in done.files["index.html"]
+    assert "tables/differences.csv" not in done.files
 
 
-def test_a_suite_without_a_complete_study_has_a_page_that_says_so(
-    tmp_path: Path, new_store: NewStore
+@pytest.mark.parametrize(("complete", "said"), [("", "No study is complete."), ("LoRA", "Too few studies")])
+def test_a_suite_without_studies_to_compare_has_a_page_that_says_so(
+    complete: str, said: str, composed: Composes
 ) -> None:
-    uri = new_store(tmp_path)
-
     def begun(trial: Any, row: Any) -> Result | None:
-        return result(trial, row) if trial.seed == 10_000 else None
+        return result(trial, row) if row.title == complete or trial.seed == 10_000 else None
 
-    write(uri, plan_of(**ONE_TASK, methods=["lora", "lotr"]), begun)
-    done = write_report(NAME, out=tmp_path / "out", store=uri, log=False)
-    assert not done.analysis.blocks
-    assert "No study" in (tmp_path / "out" / "index.html").read_text()
-
-
-def test_one_method_with_complete_studies_is_not_called_incomplete(
-    tmp_path: Path, new_store: NewStore
-) -> None:
-    uri = new_store(tmp_path)
-
-    def only_lora(trial: Any, row: Any) -> Result | None:
-        return result(trial, row) if row.title == "LoRA" or trial.seed == 10_000 else None
-
-    write(uri, plan_of(**ONE_TASK, methods=["lora", "lotr"]), only_lora)
-    done = write_report(NAME, out=tmp_path / "out", store=uri, log=False)
-    assert done.analysis.studies
+    done = composed(begun, plan_of(**ONE_TASK, methods=["lora", "lotr"]))
+    assert bool(done.analysis.studies) == bool(complete)
     assert not done.analysis.blocks
     (answer,) = answers(done.analysis)
-    assert answer in (tmp_path / "out" / "index.html").read_text()
-    assert "No study" not in answer
+    assert answer.startswith(said)
+    assert answer in done.files["index.html"]
 
 
-def test_full_fine_tuning_of_another_suite_is_a_line_where_it_ran(
-    tmp_path: Path, new_store: NewStore
-) -> None:
-    uri = new_store(tmp_path)
-    write(uri, plan_of(methods=["lora", "lotr"]), result)
-    full = {"name": "full", "tasks": ["digits"], "backbones": ["tiny-random-vit"], "methods": ["full"]}
-    write(uri, plan_of(**full, tuning={"studies": 2, "points": 4}), result)
-    analysis = analyse(read(uri, [NAME, "full"]))
-    (block,) = analysis.blocks
+def test_full_fine_tuning_of_another_suite_is_a_line_where_it_ran(analysed: Analysed) -> None:
+    full = {"name": "full", "methods": ["full"], "tuning": {"studies": 2, "points": 4}}
+    (block,) = analysed(result, plan_of(methods=["lora", "lotr"]), plan_of(**ONE_TASK, **full)).blocks
     (level,) = block.levels
     ran = {
         setting.task: difference
@@ -453,18 +415,16 @@ def test_a_verdict_is_said_as_the_documentation_has_it(
     assert in_words(verdict(interval, 0.01), "1 point") == words
 
 
-def test_the_answer_names_a_method_that_lacks_a_task(tmp_path: Path, new_store: NewStore) -> None:
+def test_the_answer_names_a_method_that_lacks_a_task(analysed: Analysed) -> None:
     def made(trial: Trial, row: Row) -> Result | None:
         return None if (row.title, row.task) == ("LoTR", "digits") else result(trial, row)
 
-    uri = new_store(tmp_path)
-    write(uri, plan_of(methods=["lora", "lotr", "fact_tt"]), made)
-    (block,) = analyse(read(uri, [NAME])).blocks
+    (block,) = analysed(made, plan_of(methods=["lora", "lotr", "fact_tt"])).blocks
     assert [entrant.method for entrant in block.compared] == ["FacT-TT"]
     assert "not on all tasks: LoTR" in answer(block)
 
 
-def test_a_level_is_subtracted_on_its_own_metric_only(tmp_path: Path, new_store: NewStore) -> None:
+def test_a_level_is_subtracted_on_its_own_metric_only(tmp_path: Path, stored: Stored) -> None:
     def as_matthews(trial: Trial, row: Row) -> Result:
         made = result(trial, row)
         assert made is not None
@@ -474,9 +434,7 @@ def test_a_level_is_subtracted_on_its_own_metric_only(tmp_path: Path, new_store:
     for name, metric, methods in (("first", "accuracy", ["lora"]), ("second", "matthews", ["lora", "full"])):
         tasks = [{"task": "movie-sentiment", "metric": metric}]
         plan = plan_of(name=name, tasks=tasks, backbones=["tiny-random-bert"], methods=[*methods, "lotr"])
-        (tmp_path / name).mkdir()
-        uri = new_store(tmp_path / name)
-        write(uri, plan, result if metric == "accuracy" else as_matthews)
+        uri = stored(result if metric == "accuracy" else as_matthews, plan)
         packs.append(str(tmp_path / f"{name}.tensorbench.zip"))
         tensorbench.pack(name, out=packs[-1], store=uri)
     blocks = analyse(read("", packs)).blocks
@@ -486,9 +444,7 @@ def test_a_level_is_subtracted_on_its_own_metric_only(tmp_path: Path, new_store:
     }
 
 
-def test_a_percentage_of_lora_s_error_matters_where_scores_have_units(
-    tmp_path: Path, new_store: NewStore
-) -> None:
+def test_a_percentage_of_lora_s_error_matters_where_scores_have_units(analysed: Analysed) -> None:
     def in_stars(trial: Trial, row: Row) -> Result:
         of_method = {"LoRA": 0.5, "LoTR": 1.8}[row.title]
         score = of_method + random.Random(trial.id).gauss(0, 0.003)
@@ -502,21 +458,16 @@ def test_a_percentage_of_lora_s_error_matters_where_scores_have_units(
             measures={Measure.SELECTED_LOSS: score**2},
         )
 
-    uri = new_store(tmp_path)
     changes = {"tasks": ["rating-pairs"], "backbones": ["tiny-random-bert"], "methods": ["lora", "lotr"]}
-    write(uri, plan_of(**changes), in_stars)
-    (block,) = analyse(read(uri, [NAME])).blocks
+    (block,) = analysed(in_stars, plan_of(**changes)).blocks
     assert block.threshold == pytest.approx(0.005, rel=0.02)
     assert "Less rmse is better: a positive difference is a reduction." in block.notes
 
 
-def test_the_split_and_both_backbones_of_a_task_are_named(tmp_path: Path, new_store: NewStore) -> None:
-    uri = new_store(tmp_path)
+def test_the_split_and_both_backbones_of_a_task_are_named(composed: Composes) -> None:
     two = {"tasks": ["movie-sentiment"], "backbones": ["tiny-random-bert", "tiny-random-llama"]}
-    write(uri, plan_of(**two, methods=["lora", "lotr"], evaluate="validation"), result)
-    done = write_report(NAME, out=tmp_path / "out", store=uri, log=False)
-    markdown = (tmp_path / "out" / "tables" / "tables.md").read_text()
-    for text in (markdown, (tmp_path / "out" / "index.html").read_text()):
+    done = composed(result, plan_of(**two, methods=["lora", "lotr"], evaluate="validation"))
+    for text in done.files.values():
         assert "Validation accuracy" in text
         assert "Test accuracy" not in text
         assert "movie-sentiment · tiny-random-llama" in text
@@ -524,10 +475,9 @@ def test_the_split_and_both_backbones_of_a_task_are_named(tmp_path: Path, new_st
     assert settings_counted(block) == "2 task-backbone pairs"
 
 
-def test_a_part_without_a_method_to_compare_says_so(uri: str, tmp_path: Path) -> None:
-    part = Selection(methods=["head_only", "converged_head"])
-    write_report(NAME, out=tmp_path / "out", store=uri, log=False, selection=part)
-    assert "there is no reference" in (tmp_path / "out" / "tables" / "tables.md").read_text()
+def test_a_part_without_a_method_to_compare_says_so(uri: str) -> None:
+    part = read(uri, [NAME], Selection(methods=["head_only", "converged_head"]))
+    assert "there is no reference" in compose(part, ["md"]).files["tables/tables.md"]
 
 
 def test_own_sizes_join_the_only_budget() -> None:

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from rich.console import Console
 
-from tensorbench.cli.tables import print_tables
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.stored_plan import Row
+from tensorbench.reports.answers import in_words
 from tensorbench.reports.blocks import Block
 from tensorbench.reports.loading import LoadedResults, load_results
 from tensorbench.reports.report import write_report
-from tensorbench.reports.summary import suite_answer, summarise
+from tensorbench.reports.summary import suite_answer
 from tensorbench.reports.tables import scores_table
-from tensorbench.store.store import Store
 
-from ..stored import Result, write
-from .made_up import NewStore, plan_of, store
+from ..stored import Result
+from .made_up import Analysed, Stored, answered, plan_of, printed, summary_of
 
 ATT = "TensLoRA att"
 SUITE: dict[str, Any] = {
@@ -35,24 +31,27 @@ SUITE: dict[str, Any] = {
     "budgets": [{"isorank": 2}],
     "seeds": [0, 1, 2, 3, 4],
 }
-LABELS = np.arange(1000) % 2
 #: The number of correct answers of 1,000, by task and title. Those of seed 4 are by task, title and seed.
 RIGHT = {"head only": 700, "LoRA": 800, ATT: 860}
 Right = Mapping[tuple[Any, ...], int]
 
 
-def results_of(folder: Path, new_store: NewStore, right: Right) -> LoadedResults:
-    def result(trial: Trial, row: Row) -> Result:
-        key = row.task, row.title
-        count = right.get((*key, trial.seed), right.get(key, RIGHT[row.title]) + trial.seed % 2)
-        return Result(
-            score=count / 1000,
-            labels=LABELS,
-            answers=np.where(np.arange(1000) < count, LABELS, 1 - LABELS),
-            validation=[count / 1000],
-        )
+@pytest.fixture
+def results_of(stored: Stored) -> Callable[[Right], LoadedResults]:
+    """A function that returns the results of runs with these numbers of correct answers."""
 
-    return load_results("small", store=store(folder / "store", new_store, plan_of(**SUITE), result))
+    def make(right: Right) -> LoadedResults:
+        def result(trial: Trial, row: Row) -> Result:
+            key = row.task, row.title
+            count = right.get((*key, trial.seed), right.get(key, RIGHT[row.title]) + trial.seed % 2)
+            return answered(count, 1000, validation=[count / 1000])
+
+        return load_results("small", store=stored(result, plan_of(**SUITE)))
+
+    return make
+
+
+ResultsOf = Callable[[Right], LoadedResults]
 
 
 def block_of(results: LoadedResults) -> Block:
@@ -65,10 +64,10 @@ def claimed(results: LoadedResults) -> dict[str, str]:
     found = entrant.differences[1]
     lines = results.tables["differences"]
     return {
-        "block": str(found.verdict),
+        "block": in_words(found.verdict, "1 point"),
         "table": lines[lines["method"] == ATT].iloc[0]["verdict"],
         **{
-            setting.task: str(verdict)
+            setting.task: in_words(verdict, "1 point")
             for setting, verdict in zip(entrant.settings, found.verdicts, strict=True)
         },
     }
@@ -77,64 +76,56 @@ def claimed(results: LoadedResults) -> dict[str, str]:
 def views(results: LoadedResults, folder: Path) -> dict[str, str]:
     """What the terminal, the first screen of the page, the tables and a notebook say first."""
     (experiment,) = results.experiments
-    opened, printed = Store.existing(experiment.where, "small"), io.StringIO()
-    plan = opened.plan()
-    assert plan is not None
-    print_tables(*summarise(opened, plan).tables("toy"), console=Console(file=printed, width=300))
     write_report("small", out=folder / "out", store=experiment.where, formats=["html", "md"], log=False)
     page = (folder / "out" / "index.html").read_text()
     return {
-        "terminal": printed.getvalue(),
+        "terminal": printed(*summary_of(experiment.where).tables("toy")),
         "page": page.split('class="answered"><b>')[1].split("</b>")[0],
         "tables": (folder / "out" / "tables" / "tables.md").read_text().split("**")[1],
         "notebook": results.answer,
     }
 
 
-def test_without_a_guard_the_same_results_have_verdicts(tmp_path: Path, new_store: NewStore) -> None:
-    results = results_of(tmp_path, new_store, {})
-    assert claimed(results) == {
-        "table": "better by more than 1 point",
-        **dict.fromkeys(("block", "digits", "textile"), "better by more than the threshold"),
-    }
+def test_without_a_guard_the_same_results_have_verdicts(results_of: ResultsOf) -> None:
+    results = results_of({})
+    assert {*claimed(results).values()} == {"better by more than 1 point"}
     assert block_of(results).guards == ()
 
 
 def test_one_task_that_nothing_learnt_withholds_the_mean_everywhere(
-    tmp_path: Path, new_store: NewStore
+    tmp_path: Path, results_of: ResultsOf
 ) -> None:
-    right = {("digits", "head only"): 500, ("digits", "LoRA"): 490, ("digits", ATT): 520}
-    results = results_of(tmp_path, new_store, right)
+    results = results_of({("digits", "head only"): 500, ("digits", "LoRA"): 490, ("digits", ATT): 520})
     shown = claimed(results)
-    assert shown.pop("textile") == "better by more than the threshold"
+    assert shown.pop("textile") == "better by more than 1 point"
     assert shown.pop("digits") == "no verdict: nothing trained"
     assert set(shown.values()) == {"no verdict: nothing trained on digits"}
     for name, text in views(results, tmp_path).items():
         assert text.startswith("Nothing trained on digits: "), name
 
 
-def test_a_reference_no_better_than_the_head_gives_no_verdict(tmp_path: Path, new_store: NewStore) -> None:
-    right = {(task, "LoRA"): 690 for task in SUITE["tasks"]}
-    results = results_of(tmp_path, new_store, right)
+def test_a_reference_no_better_than_the_head_gives_no_verdict(tmp_path: Path, results_of: ResultsOf) -> None:
+    results = results_of({(task, "LoRA"): 690 for task in SUITE["tasks"]})
     reason = "no verdict: LoRA is no better than a head on digits, textile"
     shown = claimed(results)
     assert shown["block"] == shown["table"] == reason
-    for name, text in views(results, tmp_path).items():
+    shown = views(results, tmp_path)
+    for name, text in shown.items():
         assert text.startswith("LoRA (isorank 2) scored no better than a head on digits"), name
-    assert views(results, tmp_path / "again")["page"].endswith(f"No verdict is given on {ATT}.")
+    assert shown["page"].endswith(f"No verdict is given on {ATT}.")
 
 
 @pytest.mark.parametrize(
     ("right", "verdict"),
     [
         ({(task, ATT): 980 for task in SUITE["tasks"]}, "undecided: runs of LoRA collapsed on digits"),
-        ({(task, ATT): 300 for task in SUITE["tasks"]}, "worse by more than the threshold"),
+        ({(task, ATT): 300 for task in SUITE["tasks"]}, "worse by more than 1 point"),
     ],
 )
 def test_no_method_is_better_than_a_reference_whose_runs_collapsed(
-    right: Right, verdict: str, tmp_path: Path, new_store: NewStore
+    right: Right, verdict: str, tmp_path: Path, results_of: ResultsOf
 ) -> None:
-    results = results_of(tmp_path, new_store, {**right, ("digits", "LoRA", 4): 590})
+    results = results_of({**right, ("digits", "LoRA", 4): 590})
     shown = claimed(results)
     assert shown["block"] == verdict
     for name, text in views(results, tmp_path).items():
@@ -143,7 +134,7 @@ def test_no_method_is_better_than_a_reference_whose_runs_collapsed(
 
 @pytest.mark.parametrize(("loss", "trained"), [(1.0, False), (1.02, False), (0.8, True)])
 def test_the_loss_tells_what_trained_where_a_constant_answer_has_no_score(
-    loss: float, trained: bool, tmp_path: Path, new_store: NewStore
+    loss: float, trained: bool, tmp_path: Path, stored: Stored
 ) -> None:
     (tmp_path / "pairs.csv").write_text(
         "first,second,score\n" + "".join(f"a {n},b {n},{n % 7}\n" for n in range(96))
@@ -166,14 +157,14 @@ def test_the_loss_tells_what_trained_where_a_constant_answer_has_no_score(
     plan = plan_of(
         **SUITE | {"tasks": [task], "backbones": ["tiny-random-bert"], "methods": SUITE["methods"][1:]}
     )
-    results = load_results("small", store=store(tmp_path / "store", new_store, plan, result))
+    results = load_results("small", store=stored(result, plan))
     (entrant,) = block_of(results).compared
     assert (entrant.differences[1].verdict.reason == "nothing trained") == (not trained)
     assert results.answer.startswith("Nothing trained on pairs: ") == (not trained)
 
 
-def write_scores(uri: str, scores: Mapping[Any, float | str], **changes: Any) -> None:
-    """Writes a suite whose trials have the score of their title or of (title, task), or diverged."""
+def scored(scores: Mapping[Any, float | str]) -> Callable[[Trial, Row], Result]:
+    """Results of trials that have the score of their title or of (title, task), or diverged."""
 
     def result(trial: Trial, row: Row) -> Result:
         found = scores.get((row.title, row.task), scores.get(row.title, 0.8))
@@ -183,28 +174,26 @@ def write_scores(uri: str, scores: Mapping[Any, float | str], **changes: Any) ->
         measures = {Measure.SELECTED_LOSS: 1 - score, Measure.GUESSING_LOSS: 2.3}
         return Result(score=score, labels=(), answers=(), measures=measures)
 
-    write(uri, plan_of(**SUITE | changes), result)
+    return result
 
 
 @pytest.mark.parametrize("others", [[], [{"method": "tenslora", "variant": "att"}]], ids=["alone", "beside"])
-def test_a_task_on_which_all_seeds_diverged_leaves_no_win(
-    tmp_path: Path, new_store: NewStore, others: list[Any]
-) -> None:
-    uri = new_store(tmp_path)
-    write_scores(uri, {("LoTR", "textile"): "diverged", "LoTR": 0.9}, methods=["lora", "lotr", *others])
-    analysis = load_results("small", store=uri).analysis
-    entrants = [each for block in analysis.blocks for each in (*block.entrants, *block.part)]
+def test_a_task_on_which_all_seeds_diverged_leaves_no_win(analysed: Analysed, others: list[Any]) -> None:
+    results = scored({("LoTR", "textile"): "diverged", "LoTR": 0.9})
+    analysis = analysed(results, plan_of(**SUITE | {"methods": ["lora", "lotr", *others]}))
+    entrants = [each for block in analysis.blocks for each in block.methods]
     (lotr,) = (entrant for entrant in entrants if entrant.method == "LoTR")
-    assert str(lotr.differences[1].verdict) == "undecided: seeds of LoTR diverged"
+    assert lotr.differences[1].verdict.reason == "seeds of LoTR diverged"
 
 
-def test_seeds_and_studies_in_one_report_have_heads_of_their_own(tmp_path: Path, new_store: NewStore) -> None:
-    uri, studies = new_store(tmp_path), {"studies": 3, "points": 2}
-    write_scores(uri, {"head only": 0.6, "LoRA": 0.8}, methods=["head_only", "lora", "lotr"], seeds=[0, 1, 2])
-    scores = {"head only": 0.7, "LoRA": 0.65}
-    tuned = {"name": "tuned", "tuning": studies, "seeds": []}
-    write_scores(uri, scores, methods=["head_only", "lora", "lotr"], **tuned)
-    analysis = load_results("small", "tuned", store=uri).analysis
+def test_seeds_and_studies_in_one_report_have_heads_of_their_own(analysed: Analysed) -> None:
+    of_seeds, of_studies = scored({"head only": 0.6}), scored({"head only": 0.7, "LoRA": 0.65})
+    suite = SUITE | {"methods": ["head_only", "lora", "lotr"], "seeds": [0, 1, 2]}
+    tuned = suite | {"name": "tuned", "tuning": {"studies": 3, "points": 2}, "seeds": []}
+    analysis = analysed(
+        lambda trial, row: (of_studies if row.studies else of_seeds)(trial, row),
+        *(plan_of(**each) for each in (suite, tuned)),
+    )
     blocks = analysis.blocks
     heads = {block.tuned: block.levels[0].scores[0] for block in blocks}
     assert heads[False] == pytest.approx(0.6, abs=0.01)
@@ -215,31 +204,24 @@ def test_seeds_and_studies_in_one_report_have_heads_of_their_own(tmp_path: Path,
     assert {block.tuned: bool(block.guards) for block in blocks} == {False: False, True: True}
 
 
-def test_every_method_without_adapter_has_a_level(tmp_path: Path, new_store: NewStore) -> None:
-    uri = new_store(tmp_path)
+def test_every_method_without_adapter_has_a_level(analysed: Analysed) -> None:
     rows = [{"method": "full", "training": {"lr": rate}, "label": f"full {rate}"} for rate in (1e-3, 1e-4)]
-    write_scores(uri, {}, methods=["head_only", *rows, "lora", "lotr"])
-    (block,) = load_results("small", store=uri).analysis.blocks
+    plan = plan_of(**SUITE | {"methods": ["head_only", *rows, "lora", "lotr"]})
+    (block,) = analysed(scored({}), plan).blocks
     assert [level.method for level in block.levels] == ["head only", "full 0.001", "full 0.0001"]
 
 
-def test_a_method_without_adapter_is_compared_everywhere(tmp_path: Path, new_store: NewStore) -> None:
-    uri, plan = new_store(tmp_path), plan_of(**SUITE | {"methods": ["full", "lora", "lotr"]})
-
+def test_a_method_without_adapter_is_compared_everywhere(stored: Stored) -> None:
     def result(trial: Trial, row: Row) -> Result:
         lost = row.family == "full" and row.task == "digits" and trial.seed == 4
         score = 0.8 + 0.1 * (row.family == "full") + random.Random(trial.id).gauss(0, 0.002)
         return Result(score=score, failure="error" if lost else "", labels=(), answers=())
 
-    opened, printed = write(uri, plan, result), io.StringIO()
-    summary = summarise(opened, plan.stored())
-    print_tables(*summary.tables("toy"), console=Console(file=printed, width=300))
-    told = [
-        text for text in suite_answer(summary.analysis).sentences if text.startswith("Full fine-tuning: ")
-    ]
-    assert told
-    assert told[0] in printed.getvalue()
-    keys = {point.key for point in suite_answer(summary.analysis).differences}
+    summary = summary_of(stored(result, plan_of(**SUITE | {"methods": ["full", "lora", "lotr"]})))
+    said = suite_answer(summary.analysis)
+    (of_full,) = (text for text in said.sentences if text.startswith("Full fine-tuning: "))
+    assert of_full in printed(*summary.tables("toy"))
+    keys = {point.key for point in said.differences}
     assert "difference from LoRA/full fine-tuning" in keys
     line = scores_table(summary.results, summary.analysis.blocks[0]).lines[-1]
     assert (line["digits"].endswith(" †"), line["textile"].endswith(" †")) == (True, False)

@@ -84,7 +84,7 @@ def test_a_design_has_the_mean_variances_of_its_comparisons() -> None:
     tuned = effect([replace(part, examples=1.0) for part in small.parts])
     design = power.of_effects([small, large, tuned], claims=3)
     assert design == power.Design(3, 3, spreads=(4.0, pytest.approx(44 / 3)), examples=1 / 6)
-    assert power.of_effects([small, small], claims=2) == power.of_effect(small, claims=2)
+    assert power.of_effects([small, small], claims=2) == power.of_effects([small], claims=2)
     assert power.of_effects([effect([of_seeds(array(1, 2))])], claims=1) is None
 
 
