@@ -24,7 +24,7 @@ from tensorbench.reports.results import (
     grouped,
     kept_trials,
 )
-from tensorbench.reports.thresholds import threshold_of, thresholds
+from tensorbench.reports.thresholds import default_threshold
 from tensorbench.reports.units import many
 
 #: The failure reason of diverged trainings. All other reasons are faults of the machine or the program.
@@ -194,7 +194,7 @@ def _levels(results: Results, cells: Sequence[Cell], metric_name: str) -> _Level
     gains = [(cell, fmean(own)) for cell in cells if (own := _gains(results, cell))]
     heads = [gain for cell, gain in gains if cell.family == FLOOR]
     best = max((gain for _, gain in gains), default=-math.inf)
-    far = POINTS * threshold_of(metric.name, thresholds([metric.name]), cells)
+    far = POINTS * default_threshold(metric, cells)
     guessing = _guessing(results, cells, metric)
     return _Levels(
         fmean(heads) if heads else None,

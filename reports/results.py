@@ -351,13 +351,6 @@ class Results:
         return grouped((seed for seed in self.all_seeds if seed.finished), lambda seed: seed.cell)
 
     @cached_property
-    def _scores(self) -> dict[int, dict[int, float]]:
-        return {
-            cell: {seed.seed: seed.score for seed in seeds if seed.score is not None}
-            for cell, seeds in self._finished.items()
-        }
-
-    @cached_property
     def _planned(self) -> dict[int, list[Seed]]:
         return grouped(self.all_seeds, lambda seed: seed.cell)
 
@@ -387,7 +380,8 @@ class Results:
         scores: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         for cell in self.all_cells:
             if cell.metric and METRICS.get(cell.metric).in_units:
-                scores[cell.task, cell.metric] += map(abs, self._scores.get(cell.number, {}).values())
+                own = (seed.score for seed in self.finished(cell.number))
+                scores[cell.task, cell.metric] += (abs(score) for score in own if score is not None)
         return {key: float(np.median(sizes)) or 1.0 for key, sizes in scores.items() if sizes}
 
     def size(self, cell: int) -> float:

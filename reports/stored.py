@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -68,15 +68,19 @@ def _counted(store: Store) -> Contents | None:
     if not (suites or records):
         return None
     plan = store.plan()
-    planned = {id_ for row in (plan.rows if plan else ()) for id_ in row.trials.values()}
+    rows = plan.rows if plan else ()
+    planned = {id_ for row in rows for id_ in row.trials.values()}
     states = Counter(records[id_].status for id_ in planned if id_ in records)
     complete, failed, running = (states[s] for s in (Status.FINISHED, Status.FAILED, Status.RUNNING))
+    tuned = [(row.studies, row.trials) for row in rows if row.studies]
+    studies = {trial.study for each, _ in tuned for trial in each.trials.values()}
     ended = {id_ for id_ in planned if id_ in records and records[id_].settled}
-    studies, studies_complete = _studies(plan.rows if plan else (), ended)
+    # A study has ended if all its trials in all rows have.
+    begun = {each.trials[seed].study for each, ids in tuned for seed, id_ in ids.items() if id_ not in ended}
     return Contents(
         experiment=store.name,
-        studies=studies,
-        studies_complete=studies_complete,
+        studies=len(studies) if tuned else None,
+        studies_complete=len(studies - begun) if tuned else None,
         complete=complete,
         failed=failed,
         running=running,
@@ -84,24 +88,6 @@ def _counted(store: Store) -> Contents | None:
         others=len(records.keys() - planned),
         latest=max(record.started for record in (*suites, *records.values())),
     )
-
-
-def _studies(rows: Sequence[Row], ended: Set[Any]) -> tuple[int | None, int | None]:
-    """The number of planned studies and the number of ended ones. Both are None if no row has studies.
-
-    A study has ended if all its trials in all rows have ended.
-    """
-    by_row = [(row.studies, row.trials) for row in rows if row.studies]
-    if not by_row:
-        return None, None
-    planned = {trial.study for studies, _ in by_row for trial in studies.trials.values()}
-    unfinished = {
-        studies.trials[seed].study
-        for studies, trials in by_row
-        for seed, id_ in trials.items()
-        if id_ not in ended
-    }
-    return len(planned), len(planned - unfinished)
 
 
 @dataclass(frozen=True, repr=False)

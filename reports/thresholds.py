@@ -7,7 +7,7 @@ from math import isfinite
 
 from tensorbench.methods import UnknownNameError, UserError
 from tensorbench.methods.errors import shown
-from tensorbench.records.metrics import METRICS
+from tensorbench.records.metrics import METRICS, Metric
 from tensorbench.reports.results import REFERENCE, Cell
 from tensorbench.reports.units import listed
 
@@ -23,7 +23,7 @@ def thresholds(metrics: Iterable[str], custom: CustomThresholds = None) -> dict[
     """The threshold of each of these metrics: the user's own or the default.
 
     Metrics whose scores have the unit of the targets have no default threshold and are absent unless the user
-    gives one (see `threshold_of`).
+    gives one (see `default_threshold`).
 
     Raises UserError for a single number if there are several metrics, for an unknown metric, and for a
     negative threshold. A threshold above 1 is also refused, unless scores have the unit of the targets.
@@ -54,16 +54,15 @@ def thresholds(metrics: Iterable[str], custom: CustomThresholds = None) -> dict[
     return {name: float(value) for name, value in {**defaults, **custom}.items()}
 
 
-def threshold_of(metric: str, matters: Mapping[str, float], cells: Sequence[Cell]) -> float:
-    """The smallest difference that matters among these cells, which share a metric and its unit.
+def default_threshold(metric: Metric, cells: Sequence[Cell]) -> float:
+    """The smallest difference that matters by default among these cells, which share the metric and its unit.
 
-    `matters` has the thresholds by metric, as `thresholds` returns them. A metric whose scores have the unit
-    of the targets may be absent. Then the threshold is `Metric.point` percent of the mean score of LoRA's
-    cells or, if LoRA has not run, of all these cells. The threshold is 0 if `metric` is empty.
+    It is `Metric.point` times a point of accuracy. Of scores in the unit of the targets, it is that share of
+    the mean score of LoRA's cells or, if LoRA has not run, of all these cells.
     """
-    if metric in matters or not metric:
-        return matters.get(metric, 0.0)
-    scored = [(cell, abs(cell.mean)) for cell in cells if cell.mean is not None]
-    sizes = [size for cell, size in scored if cell.family == REFERENCE] or [size for _, size in scored]
-    size = sum(sizes) / max(1, len(sizes))
-    return DEFAULT * METRICS.get(metric).point * (size or 1.0)
+    size = 1.0
+    if metric.in_units:
+        scored = [(cell, abs(cell.mean)) for cell in cells if cell.mean is not None]
+        sizes = [size for cell, size in scored if cell.family == REFERENCE] or [size for _, size in scored]
+        size = sum(sizes) / max(1, len(sizes)) or 1.0
+    return DEFAULT * metric.point * size
