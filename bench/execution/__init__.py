@@ -25,7 +25,7 @@ OPTIONS = ("workers", "slots_per_device", "ray_address", "worker_memory", "trial
 
 @cache
 def executors() -> Registry:
-    """The registry of executor classes, including plug-ins."""
+    """Returns the registry of executor classes, including plug-ins."""
     from tensorbench.execution.executor import Executor
     from tensorbench.methods.errors import UserError
     from tensorbench.methods.registry import Registry

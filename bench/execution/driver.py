@@ -79,7 +79,7 @@ def failures(records: Iterable[Record]) -> dict[str, str]:
 
 
 def pending(plan: Plan, records: Iterable[Record]) -> list[Trial]:
-    """The plan's trials that have neither finished nor failed, in the plan's order."""
+    """Returns the plan's trials that have neither finished nor failed, in the plan's order."""
     settled = {id_ for id_, record in latest(records).items() if record.settled}
     return [trial for trial in plan.trials if trial.id not in settled]
 

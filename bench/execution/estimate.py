@@ -168,7 +168,7 @@ class Pace:
         return self._per_operation * self.operations(trial, workload)
 
     def operations(self, trial: Trial, workload: Workload) -> float:
-        """A number proportional to the floating-point operations of a trial, with its evaluations.
+        """Returns a number proportional to the floating-point operations of a trial, with its evaluations.
 
         It is the product of the encoder's weights, the positions of an example, and the number of examples
         that pass through the encoder, forward or backward.
@@ -227,7 +227,7 @@ def pace_on(device: str, plan: Plan, records: Sequence[Record]) -> Pace:
 
 
 def time_advice(plan: Plan, records: Sequence[Record], device: str) -> str:
-    """The advice of `sizing` on the trials of a plan that have no result."""
+    """Returns the advice of `sizing` on the trials of a plan that have no result."""
     settled, work = {record.trial_id for record in records if record.settled}, workloads(plan)
     jobs = [(trial, work[trial.id]) for trial in plan.trials if trial.id not in settled]
     if not jobs:
@@ -312,7 +312,7 @@ def workloads(plan: Plan) -> dict[str, Workload]:
 
 
 def step_count(trial: Trial, seen: int | None = None) -> int:
-    """The number of optimizer steps of a trial.
+    """Returns the number of optimizer steps of a trial.
 
     For methods that fit a head on the frozen features, it is the number of batches of one pass over the data.
     """
@@ -323,7 +323,7 @@ def step_count(trial: Trial, seen: int | None = None) -> int:
 
 
 def train_examples(trial: Trial, seen: int | None = None) -> int:
-    """The number of training examples of a trial.
+    """Returns the number of training examples of a trial.
 
     `seen` is the number in earlier trials of the task. It is used if the task does not state the number.
     Without both, the result is an estimate.
@@ -337,7 +337,7 @@ def train_examples(trial: Trial, seen: int | None = None) -> int:
 
 
 def activation_mib(trial: Trial, saving: Saving) -> float:
-    """A rough estimate of the peak memory of a training step's activations, in MiB.
+    """Returns a rough estimate of the peak memory of a training step's activations, in MiB.
 
     For the backward pass each layer keeps, for each position, the query, the key, the value, the output of
     attention, the inner states of the MLP, and four more vectors of the hidden size. With checkpointing each
@@ -409,6 +409,6 @@ def check_memory(trials: list[Trial], workers: int) -> None:
 
 
 def worker_mib(trials: list[Trial]) -> float:
-    """The least memory of a worker in MiB: the process, and the largest backbone in float32."""
+    """Returns the least memory of a worker in MiB: the process, and the largest backbone in float32."""
     specs = {trial.backbone for trial in trials}
     return PROCESS_MIB + max(4 * encoder_weights(describe(spec).geometry) for spec in specs) / MIB

@@ -189,7 +189,7 @@ class Local(Executor):
         return slot.where != "cpu" and any(other.where == slot.where and other != slot for other in others)
 
     def _usable(self) -> list[Slot]:
-        """The slots on which a trial may start now. First those whose worker is already there."""
+        """Returns the slots on which a trial may start now. First those whose worker is already there."""
         taken = {w.slot.where for w in self._workers if w.trial and w.alone and w.slot.where != "cpu"}
         idle = [worker.slot for worker in self._workers if worker.trial is None]
         return [slot for slot in [*idle, *reversed(self._free)] if slot.where not in taken]
@@ -279,7 +279,7 @@ class Local(Executor):
             self._logs.rmdir()
 
     def _log(self, slot: Slot) -> Path:
-        """The file with all that the workers of a slot print."""
+        """Returns the file with all that the workers of a slot print."""
         return self._logs / f"{re.sub('[:/]', '-', slot.name)}.log"
 
     def _start(self, slot: Slot | None = None) -> _Worker:
@@ -403,7 +403,7 @@ class Local(Executor):
 
 @contextmanager
 def _environment(slot: Slot, more: dict[str, str]) -> Iterator[None]:
-    """Context for starting a worker, which inherits environment variables and blocked signals.
+    """A context for starting a worker, which inherits environment variables and blocked signals.
 
     The variables set the number of threads, which libraries read when they are imported, and the only GPU
     that the worker sees, and keep Python from looking for its own modules in the working folder first. SIGINT
@@ -444,7 +444,7 @@ def _died(process: SpawnProcess) -> str:
 def local_slots(
     device: str, workers: int | None, slots_per_device: int | Literal["auto"] | None
 ) -> list[Slot]:
-    """The slots on a device.
+    """Returns the slots on a device.
 
     On a CPU there are `workers` slots, by default one per core. On GPUs there are `slots_per_device` slots
     per GPU, by default one. "auto" makes one per core of a GPU's share, except one core, and at most

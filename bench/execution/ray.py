@@ -66,7 +66,7 @@ class SlotShare:
 
     @classmethod
     def of_gpus(cls, slots_per_device: int | None) -> SlotShare:
-        """The share of a trial on GPUs: 1 / `slots_per_device` of a GPU, and some cores.
+        """Returns the share of a trial on GPUs: 1 / `slots_per_device` of a GPU, and some cores.
 
         The number of cores is what the node with the fewest cores per GPU can give to each of its trials, and
         at least one. Raises UserError if no node has a GPU.
@@ -80,7 +80,7 @@ class SlotShare:
 
     @classmethod
     def of_cpus(cls, workers: int | None) -> SlotShare:
-        """The share of a trial without GPUs: the cores of the cluster divided by `workers`.
+        """Returns the share of a trial without GPUs: the cores of the cluster divided by `workers`.
 
         The share is at most the number of cores of the smallest node. It is one core if `workers` is None.
         Raises UserError if no node has a core to offer.
@@ -263,7 +263,7 @@ class RayCluster(Executor):
         return {"num_gpus": self._share.gpus, "num_cpus": self._share.cpus, "memory": self._memory}
 
     def _room_on(self, resources: Mapping[str, float]) -> int:
-        """The number of slots that fit on a node with these resources."""
+        """Returns the number of slots that fit on a node with these resources."""
         needs = {"CPU": self._share.cpus, "GPU": self._share.gpus, "memory": self._memory}
         return int(min(resources.get(name, 0) / amount for name, amount in needs.items() if amount))
 

@@ -81,7 +81,7 @@ class Session:
 
 @contextmanager
 def session(store: Store, notify: Callable[[str], None] = lambda text: None) -> Iterator[Session]:
-    """Context with the session of a new driver. Its claims end on exit. `notify` is called with notes.
+    """A context with the session of a new driver. Its claims end on exit. `notify` is called with notes.
 
     On entry the driver sends the records and closes the runs that earlier processes left behind. Raises
     StoreError if the store cannot be reached.
@@ -102,7 +102,7 @@ def session(store: Store, notify: Callable[[str], None] = lambda text: None) -> 
 
 @contextmanager
 def turn(session: Session, purpose: str, doing: str) -> Iterator[None]:
-    """Context that only one driver of the experiment at a time enters for a purpose. The others wait.
+    """A context that only one driver of the experiment at a time enters for a purpose. The others wait.
 
     A driver that waits tells its user what another start is `doing`.
     """
@@ -137,7 +137,7 @@ def begin_suite(session: Session, plan: Plan) -> str:
 
 @contextmanager
 def suite_run(session: Session, plan: Plan) -> Iterator[str]:
-    """Context that opens an MLflow run for the suite itself and yields the run's id.
+    """A context that opens an MLflow run for the suite itself and yields the run's id.
 
     The run holds the plan, which reports read. It is marked as finished on a normal exit and as killed after
     an error.

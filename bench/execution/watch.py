@@ -86,7 +86,7 @@ class Watch:
         return self._spent - self._answered
 
     def silence(self) -> Silence | None:
-        """The silence to show now, or None.
+        """Returns the silence to show now, or None.
 
         The silence of a trial is shown when it is long enough, and again every `REPEAT` seconds.
         """

@@ -139,7 +139,7 @@ class _Line:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Context in which the worker gives signs of life. The driver does not listen to an idle worker."""
+        """A context in which the worker gives signs of life. The driver does not listen to an idle worker."""
         self._busy.set()
         yield
         self._busy.clear()

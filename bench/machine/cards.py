@@ -19,7 +19,7 @@ VISIBLE = "HIP_VISIBLE_DEVICES" if torch.version.hip else "CUDA_VISIBLE_DEVICES"
 
 
 def cards() -> list[str]:
-    """The GPUs that this process sees, each as an entry of `VISIBLE`.
+    """Returns the GPUs that this process sees, each as an entry of `VISIBLE`.
 
     Of several slices of a GPU (MIG), torch uses the first one only, so they are counted here.
     """
@@ -31,7 +31,7 @@ def cards() -> list[str]:
 
 
 def free_mib(entries: Iterable[str]) -> dict[str, float]:
-    """The free memory of GPUs in MiB, by nvidia-smi. GPUs of which it says nothing are left out."""
+    """Returns the free memory of GPUs in MiB, by nvidia-smi. GPUs of which it says nothing are left out."""
     free: dict[str, float] = {}
     for index, uuid, memory in _by_nvidia_smi():
         with suppress(ValueError):  # "[N/A]"
@@ -40,7 +40,7 @@ def free_mib(entries: Iterable[str]) -> dict[str, float]:
 
 
 def _by_nvidia_smi() -> list[list[str]]:
-    """The index, the UUID and the free MiB of each GPU as texts. Empty if nvidia-smi says nothing."""
+    """Returns the index, the UUID and the free MiB of each GPU as texts. Empty if nvidia-smi says nothing."""
     command = ["nvidia-smi", "--query-gpu=index,uuid,memory.free", "--format=csv,noheader,nounits"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
@@ -51,7 +51,7 @@ def _by_nvidia_smi() -> list[list[str]]:
 
 @contextmanager
 def held(entries: Iterable[str]) -> Iterator[list[str]]:
-    """Context in which this process holds GPUs, named as `cards` names them.
+    """A context in which this process holds GPUs, named as `cards` names them.
 
     Yields a sentence for each GPU that another program on this machine holds. Holding keeps no program from
     using a GPU; it lets the next one say that it is in use.

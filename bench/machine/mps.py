@@ -27,7 +27,7 @@ PIPES = "CUDA_MPS_PIPE_DIRECTORY"
 
 @contextmanager
 def service(cards: Sequence[str], sharing: int) -> Iterator[dict[str, dict[str, str]]]:
-    """Context with a service on GPUs, which are named as `tensorbench.machine.cards.cards` names them.
+    """A context with a service on GPUs, which are named as `tensorbench.machine.cards.cards` names them.
 
     Yields the environment of a process on each GPU, if `sharing` processes share it. A service that the user
     has started is used as it is: then the environments are empty, as they are, with a warning, where the

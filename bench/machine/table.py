@@ -82,7 +82,7 @@ class Table:
             )
 
     def text(self) -> str:
-        """The table as plain text with aligned columns."""
+        """Returns the table as plain text with aligned columns."""
         table = self._cells(_line, MOST_LINES)
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         aligned = [
@@ -95,7 +95,7 @@ class Table:
         return "\n".join([_line(self.title), *aligned, *map(_line, self._notes(MOST_LINES))])
 
     def html(self) -> str:
-        """The table as an HTML element, with its first lines."""
+        """Returns the table as an HTML element, with its first lines."""
         heads, *lines = self._cells(_line, MOST_LINES)
 
         def row(tag: str, cells: Sequence[str]) -> str:
@@ -111,7 +111,7 @@ class Table:
         return f"<div><p><b>{escape(_line(self.title))}</b></p>{table}{notes}</div>"
 
     def on_page(self, style: str = "", most: int | None = None) -> str:
-        """The table as an HTML element of a page whose style sheet has the classes `style`.
+        """Returns the table as an HTML element of a page whose style sheet has the classes `style`.
 
         It has no title, since the page has headings. Lines after the first `most` are counted in a note.
         """
@@ -140,14 +140,14 @@ class Table:
         return f'<table class="{style}"><thead><tr>{heads}</tr></thead><tbody>\n{body}</tbody></table>{notes}'
 
     def markdown(self) -> str:
-        """The table as Markdown, with its notes below it."""
+        """Returns the table as Markdown, with its notes below it."""
         heads, *lines = self._cells(markdown_text)
         rules = self._sides("---", "---:")
         table = [f"| {' | '.join(cells)} |" for cells in (heads, rules, *lines)]
         return "\n".join(table + [f"\n{markdown_text(note)}" for note in self.notes])
 
     def latex(self) -> str:
-        r"""The table as LaTeX for `\input`, with the title and the notes as its caption.
+        r"""Returns the table as LaTeX for `\input`, with the title and the notes as its caption.
 
         It needs the package booktabs, and longtable if it exceeds a page.
         """
@@ -191,12 +191,12 @@ class Table:
         return [{name: None if _unknown(value) else value for name, value in line.items()} for line in lines]
 
     def json(self) -> str:
-        """The title, the lines and the notes as JSON."""
+        """Returns the title, the lines and the notes as JSON."""
         content = {"title": self.title, "lines": self.records(), "notes": list(self.notes)}
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
     def _cells(self, shown: Callable[[str], str], most: int | None = None) -> list[list[str]]:
-        """The names of the columns, then the cells of the first lines, at most `most` of them."""
+        """Returns the names of the columns, then the cells of the first lines, at most `most` of them."""
         lines = [[cell_text(line.get(name)) for name in self.columns] for line in self.lines[:most]]
         limit = (lambda text: cut(text, MOST_LETTERS)) if most else str
         return [list(map(shown, self.columns)), *([limit(shown(cell)) for cell in line] for line in lines)]
@@ -214,7 +214,7 @@ def _unknown(value: Any) -> bool:
 
 
 def cell_text(value: Any) -> str:
-    """The text of a cell. Fractions have six digits, and whole numbers a comma between thousands."""
+    """Returns the text of a cell. Fractions have six digits, and whole numbers a comma between thousands."""
     if isinstance(value, str | bool):
         return str(value)
     if value is None or value != value:
@@ -225,7 +225,7 @@ def cell_text(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in words, in the largest unit of which it has at least two."""
+    """Returns a time in words, in the largest unit of which it has at least two."""
     for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

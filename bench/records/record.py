@@ -29,7 +29,7 @@ class Progress:
     validation_loss: float | None = None
 
     def points(self, metric: str) -> list[Point]:
-        """The reported numbers as points of curves. `metric` is the name of the validation metric."""
+        """Returns the reported numbers as points of curves. `metric` is the name of the validation metric."""
         now = int(time.time() * 1000)
         points = [Point(Measure.TRAIN_LOSS, loss, now, step) for step, loss in self.losses]
         if self.validation_metric is not None and self.validation_loss is not None:

@@ -51,7 +51,7 @@ class Redundancy(Wired):
     components: tuple[ComponentWorth, ...]
 
     def tables(self) -> list[Table]:
-        """The effective rank of each mode, and the worth of each layer, projection and head."""
+        """Returns the effective rank of each mode, and the worth of each layer, projection and head."""
         modes = [
             {
                 "mode": mode,

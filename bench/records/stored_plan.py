@@ -13,7 +13,7 @@ from tensorbench.records.words import OWN_SIZE
 
 
 def rate_text(rate: float) -> str:
-    """A learning rate with up to three digits, as people write it in a suite: "1e-4" or "3.16e-3"."""
+    """Returns a learning rate with up to three digits, as people write it in a suite: "1e-4" or "3.16e-3"."""
     mantissa, exponent = f"{rate:.2e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 
@@ -111,7 +111,7 @@ class Row(Wired):
         return f"{self.table_name} · {self.apart}" if self.apart else self.table_name
 
     def only(self, seeds: Collection[int]) -> Row:
-        """The row restricted to the trials of these seeds."""
+        """Returns the row restricted to the trials of these seeds."""
         return self.model_copy(update={"trials": {s: id_ for s, id_ in self.trials.items() if s in seeds}})
 
 
@@ -260,5 +260,5 @@ class StoredPlan(Wired):
         return self.model_copy(update={"rows": self.rows + rows, "trials": tuple(trials.values())})
 
     def by_id(self) -> dict[str, PlannedTrial]:
-        """The trials by id."""
+        """Returns the trials by id."""
         return {trial.id: trial for trial in self.trials}

@@ -32,7 +32,7 @@ REMEDIES = {
 
 
 def _registry(tag: Tag) -> Registry:
-    """The registry of methods, tasks, backbones or metrics, depending on the tag."""
+    """Returns the registry of methods, tasks, backbones or metrics, depending on the tag."""
     # Torch takes seconds to import, and results without plug-ins need none.
     from tensorbench.backbones import BACKBONES
     from tensorbench.tasks import TASKS
@@ -143,7 +143,7 @@ def changed_trials(plan: Plan, store: Source, records: Iterable[Record]) -> list
 
 
 def _stored_fields(store: Source, record: Record) -> dict[str, Any]:
-    """The fields of a stored trial. Empty if they cannot be read."""
+    """Returns the fields of a stored trial. Empty if they cannot be read."""
     from tensorbench.plan.trial import Trial
 
     try:

@@ -193,7 +193,7 @@ class Claims:
         return True
 
     def _holder(self, name: str) -> str | None:
-        """The driver of a claim. None if the claim is gone because its trial was just settled."""
+        """Returns the driver of a claim. None if the claim is gone because its trial was just settled."""
         try:
             model = self._client.get_registered_model(name)
         except MlflowException as error:

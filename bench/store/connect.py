@@ -55,7 +55,7 @@ REFUSALS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DE
 
 @contextmanager
 def database_engine(uri: str) -> Iterator[Engine]:
-    """Context with a SQLAlchemy engine of a store's database, for queries that do not go through MLflow."""
+    """A context with a SQLAlchemy engine of a store's database, for queries that do not go through MLflow."""
     engine = create_engine(uri, connect_args={"timeout": PATIENCE} if uri.startswith(SQLITE) else {})
     try:
         yield engine
@@ -418,7 +418,7 @@ def follow(database: Path) -> None:
 
 
 def _now(database: Path, location: str) -> str | None:
-    """The URI of an experiment's artifacts if they were moved from `location` with the database.
+    """Returns the URI of an experiment's artifacts if they were moved from `location` with the database.
 
     None if the artifacts are still at `location`, or not beside the database.
     """

@@ -105,7 +105,7 @@ def merged_plan(first: StoredPlan, second: StoredPlan) -> StoredPlan:
 
 
 def _by_key(plan: StoredPlan) -> dict[tuple[Any, ...], Row]:
-    """The rows by (task, backbone, budget, method, ranks, number).
+    """Returns the rows by (task, backbone, budget, method, ranks, number).
 
     `number` counts the rows that are equal in the other five, from 1.
     """
@@ -162,7 +162,7 @@ def _merged_studies(
 
 
 def _content(trial: PlannedTrial) -> dict[str, Any]:
-    """A trial's fields that are the same for all seeds of a row, with keys such as `training lr`.
+    """Returns a trial's fields that are the same for all seeds of a row, with keys such as `training lr`.
 
     Backbone and task are compared by the hashes of weights and data.
     """

@@ -30,7 +30,7 @@ _COMMITS = TypeAdapter(dict[str, str])
 
 
 def begun_with(run: Record) -> dict[str, str]:
-    """The commits with which a suite's run was made. Raises UserError if its tag is malformed."""
+    """Returns the commits with which a suite's run was made. Raises UserError if its tag is malformed."""
     text = run.tag(Tag.COMMITS, "{}")
     try:
         return _COMMITS.validate_json(text)

@@ -97,15 +97,15 @@ def _own_task(name: str, data: Description) -> OwnTask:
 def _unchanged(name: str, description: str, stamps: tuple[tuple[str, str, int, int], ...]) -> OwnTask:
     """Makes a task from files on this machine.
 
-    `stamps` holds the name, path, size and last change of every file. While these stay the same, later calls
-    return the same task.
+    `stamps` holds the name, path, size in bytes and modification time of every file. Calls with equal
+    arguments return the same task, so changed files are read again.
     """
     return OwnTask(name, Description.model_validate_json(description))
 
 
 @contextmanager
 def _blaming(name: str) -> Iterator[None]:
-    """A context in which errors begin with the task's name."""
+    """A context that converts UserError and OSError to a UserError whose message begins with the task's name."""
     try:
         yield
     except (UserError, OSError) as error:
@@ -135,8 +135,8 @@ def files_of(data: Description) -> list[tuple[str, Path]]:
 class DataTask(Task):
     """A task of tables that a description explains: which columns are inputs, and which are labels.
 
-    `published` are attributes of a task of this package, such as `license` and `fractions`. Without them, a
-    suite describes the data: then the description enters the task's identity.
+    `published` gives attributes of a task of this package, such as `license` and `fractions`. Without it, the
+    task counts as one that a suite describes, and the description enters its identity.
     """
 
     def __init__(self, name: str, data: Description, **published: Any) -> None:
@@ -225,9 +225,9 @@ class HubTask(DataTask):
         return task
 
     def altered(self, fractions: tuple[int, int, int] | None, metric: str | None) -> Task:
-        """Returns a copy, as `Task.altered` does.
+        """Returns a copy with other fractions or another metric, like `Task.altered`.
 
-        Raises UserError for fractions if the repository always has an official validation or test split.
+        Raises UserError if `fractions` is given and an official validation or test split is not optional.
         """
         official = {self.parts[part] for part in self.parts.keys() - self.optional}
         if fractions is not None and official & {"validation", "test"}:
@@ -274,8 +274,8 @@ class HubTask(DataTask):
     def beneath(self, folder: Path) -> DataSource:
         """Returns the source of this task's data in a folder with the data of several tasks.
 
-        It is the folder there that has the name of the task, of its configuration (`mnli`) or of its
-        repository (`glue` or `nyu-mll/glue`). Raises UserError if there is none, or no folder at all.
+        The source is the subfolder named after the task, its configuration (`mnli`) or its repository (`glue`
+        or `nyu-mll/glue`). Raises UserError if `folder` does not exist or has no such subfolder.
         """
         if not folder.expanduser().is_dir():
             raise UserError(f"source: there is no folder {folder} on this machine")
@@ -322,8 +322,8 @@ class HubTask(DataTask):
     def _files(self) -> dict[str, list[Path]]:
         """Returns the files of each split that the repository has.
 
-        Raises UserError for a required split without files, and for a split whose files are incomplete or in
-        two places.
+        Raises UserError for a required split without files, for a split of which some files are missing, and
+        for a split with two sets of files.
         """
         within = self.folder() / self.data.config
         # `data/train-00000-of-00002.parquet`, the hub's own `train/0000.parquet`, or `train.parquet`.

@@ -20,7 +20,7 @@ from tensorbench.tasks.task import SPLITS, SplitName, Task
 
 
 def normalise_text(text: str) -> str:
-    """Normalises a text by version 1 of `Task.rules`. Duplicates are texts that become equal.
+    """Normalises a text by version 1 of `Task.rules`. Texts with equal results are duplicates.
 
     Case, punctuation, spacing and Unicode form are normalised. Emoji and the vowel signs of many scripts are
     lost too, which version 2 corrects.
@@ -199,8 +199,8 @@ def deal(
     `contents` and `groups` determine the blocks of examples that stay together (see `blocks`). Blocks are
     dealt in order of size, the largest first. Each goes to the split whose shares of the classes it disturbs
     least. If `splits` is given, official validation and test splits keep their examples, and a missing one is
-    dealt from train. Positions are shuffled, so that the first n of a split are a fair sample. Every `seed`
-    gives another deal and another order. None gives the deal that all seeds share.
+    dealt from train. Positions are shuffled, so that the first n of a split are a fair sample. Each `seed`
+    gives a different deal and order. None gives the deal that all seeds share.
 
     Raises UserError if a split is empty, if a split lacks a class that the task requires, if fractions do not
     add up to 100, if a suite gives fractions for official splits, and if no example is left because every one

@@ -29,7 +29,7 @@ SPLIT_WORDS: dict[str, SplitName] = {
     "test": "test",
 }
 
-#: Fields that only a generation takes. They are documented in `Description` and `Task`.
+#: Fields that only generation tasks accept. They are documented in `Description` and `Task`.
 OF_GENERATION = ("template", "loss_on", "new_tokens", "answer_after")
 
 _Words = Annotated[str, Field(min_length=1)]

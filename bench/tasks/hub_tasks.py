@@ -112,8 +112,8 @@ DTD = HubTask(
     license="for research, by its page",
 )
 
-#: DTD with its train and validation splits merged. This repository has both in one file already, others have
-#: a file of validation.
+#: DTD with its train and validation splits merged. The train file of this repository already contains both.
+#: Other repositories may have a separate validation file.
 DTD_MERGED = HubTask(
     "dtd-merged",
     _photographs(hub="tanganke/dtd"),

@@ -83,8 +83,8 @@ def read_labels(
 def _renumbered(stored_names: list[str], names: Sequence[str] | None) -> dict[str, str] | None:
     """Maps a table's class numbers to those of earlier tables, by class name.
 
-    None if no number changes, because class names are missing or the same. `stored_names` has the class names
-    of earlier tables in the order of their numbers. New names are added to this list.
+    Returns None if no number changes, because class names are missing or the same. `stored_names` has the
+    class names of earlier tables in the order of their numbers. New names are added to this list.
     """
     if names is None or not stored_names or list(names) == stored_names:
         return None
@@ -121,7 +121,7 @@ def _flag(value: Any) -> int:
 def _keys(separator: str | None, value: Any) -> tuple[str, ...]:
     """Returns the labels in a row's value, as texts that identify the classes.
 
-    Without a separator, there is exactly one.
+    Without a separator, the whole value is the only label.
     """
     if separator is None:
         if is_blank(value):
@@ -200,7 +200,7 @@ def _classes(
 
 
 def _other_order(column: str, names: Sequence[str], stored_names: Sequence[str]) -> UserError:
-    """Returns the error for classes by which a number could be another class than the data say it is."""
+    """Returns the error for class names whose order contradicts the names stored with the data."""
     return UserError(
         f"classes: {', '.join(names)}, but the data name the numbers of column '{column}' "
         f"{', '.join(stored_names)}: give the classes these names, or none"
@@ -222,7 +222,7 @@ def _check_number(data: Description, column: str, values: Sequence[str], rows: i
 
 
 def _check_spellings(column: str, names: Sequence[str]) -> None:
-    """Raises UserError if two classes are one: 1 and 1.0, or a text in two Unicode encodings."""
+    """Raises UserError if two names mean the same class: 1 and 1.0, or one text in two Unicode encodings."""
     spelled: dict[str, str] = {}
     for name in names:
         whole = re.fullmatch(r"(-?\d+)\.0+", name)

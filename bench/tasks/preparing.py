@@ -223,10 +223,10 @@ def _tokenised(
 
 
 def _resized(source: ExampleSource, model_input: ImageInput, file: Path) -> NDArray[np.uint8]:
-    """Decodes and resizes all N images. Returns their pixels, uint8 (N, 3, size, size), which lie in `file`.
+    """Decodes and resizes all N images. Returns their pixels, uint8 (N, 3, size, size).
 
-    Decoding also sets the source's `contents`. Raises UserError for images that cannot be read, or need more
-    memory than is free.
+    The returned array is mapped to `file`. Decoding also sets the source's `contents`. Raises UserError for
+    images that cannot be read, or need more memory than is free.
     """
     task, size, count = source.task, model_input.size, len(source.examples.inputs)
     # Memory for the pixels in the page cache, and for two copies of those being written.

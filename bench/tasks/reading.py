@@ -26,7 +26,7 @@ ROUNDED = 1e-4
 def read_examples(task: Task) -> Examples:
     """Returns the task's examples with checked labels, ids, splits and groups.
 
-    The inputs are checked only when `read_texts` or `read_images` reads them. Numbers of numpy are converted
+    The inputs are checked only when `read_texts` or `read_images` reads them. Numpy's numbers are converted
     to Python's. Raises UserError for a task without examples, for an invalid label, id, split or group, and
     for regression targets that float32 cannot represent.
     """
@@ -144,7 +144,7 @@ def _check_rounding(task: Task, labels: list[float]) -> None:
 
 
 def _integer(least: int, beyond: int) -> Callable[[Any], int]:
-    """Returns a function that converts an integer of Python or numpy to int.
+    """Returns a function that converts an integer of Python or numpy to `int`.
 
     The function raises TypeError for other types, and ValueError unless `least` <= value < `beyond`.
     """
@@ -159,7 +159,7 @@ def _integer(least: int, beyond: int) -> Callable[[Any], int]:
 
 
 def _string(text: Any) -> str:
-    """Returns a text of Python or numpy as Python's. Raises TypeError for anything else."""
+    """Converts a string of Python or numpy to `str`. Raises TypeError for other types."""
     if not isinstance(text, str):
         raise TypeError
     return str(text)

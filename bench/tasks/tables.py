@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
 _SPREADSHEETS = (".xlsx", ".xls", ".ods")
 
-#: The largest number of columns. The nearest name to a wrong one is sought among all of them.
+#: The largest accepted number of columns. An error about an unknown column compares it with all of them.
 MOST_COLUMNS = 10_000
 
-#: The largest file of an image. Without compression, the most pixels that PIL accepts take less.
+#: The largest accepted size of an image file, in bytes. An uncompressed image with as many pixels as PIL
+#: accepts is smaller.
 MOST_BYTES = 2**29
 
 #: Half of a surrogate pair, which JSON can express and UTF-8 cannot.
@@ -59,7 +60,7 @@ class Table:
 
 
 def names_of(columns: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """Returns the names of no, one or several columns as a tuple."""
+    """Returns the names of columns as a tuple, which is empty for None."""
     return (columns,) if isinstance(columns, str) else columns or ()
 
 
@@ -295,8 +296,9 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
 def _image_folders(data: Description, folder: Path) -> list[Table]:
     """Reads a folder with one folder of images per class, or with such folders for each official split.
 
-    Raises UserError for a folder that cannot be read or is empty. If the description lists splits, one of
-    them must have a folder. Otherwise no other folder may lie beside those of splits.
+    Raises UserError for a folder that cannot be read or is empty. If the description lists splits, at least
+    one of them must have a folder. If it lists none, but some folders have the names of splits, any other
+    folder raises UserError.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
@@ -328,9 +330,9 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Returns the files below a folder, unless they or a folder between have a name with a leading dot.
+    """Returns all files below a folder, except hidden files and files in hidden folders (leading dot).
 
-    Raises UserError if there is none, and OSError for a folder that cannot be read.
+    Raises UserError if there are no files, and OSError for a folder that cannot be read.
     """
 
     def refuse(error: OSError) -> None:
@@ -350,7 +352,7 @@ def _files(folder: Path) -> list[Path]:
 
 @lru_cache(maxsize=32)
 def _image_list(file: Path, size: int, changed: int) -> Table:
-    """Reads a list with an image's path and its label on each line. Raises UserError if there are none.
+    """Reads a list with an image's path and its label on each line. Raises UserError for an empty list.
 
     `size` and `changed` describe the file's state, so that a cached list is read again after a change.
     """
@@ -454,7 +456,8 @@ def _undecodable_line(file: Path) -> int:
 def check_texts(table: Table, name: str, *, blank: bool = False) -> None:
     """Raises UserError for a column that does not hold texts, and for a row without a text.
 
-    A row has none if it is null and, unless `blank`, also if it is empty or has only spaces.
+    A row lacks a text if its value is null. Unless `blank` is set, it also lacks one if the text is empty or
+    has only spaces.
     """
     from pyarrow import compute, types
 

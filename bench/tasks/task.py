@@ -140,7 +140,7 @@ class Task(ABC):
     modality: Modality
     classes: tuple[str, ...] = ()
     target: Kind = "single label"
-    #: Whether the task's texts are pairs. None if known only from the examples.
+    #: Whether the task's texts are pairs. None if only the examples show it.
     paired: bool | None = None
     #: The unit of a regression's targets.
     unit: str = ""

@@ -13,7 +13,7 @@ from tensorbench.backbones.inputs import Prompt
 from tensorbench.methods.errors import UserError
 from tensorbench.tasks.task import Task
 
-#: The names of arrays that hold all examples end to end, each with the name of the array of their lengths.
+#: Maps each array that holds all examples end to end to the array with the examples' lengths.
 END_TO_END = {"tokens": "lengths", "answer_bytes": "answer_sizes"}
 
 #: Arrays of N examples, by name. Shapes are (N, ...), except for those in `END_TO_END` and the scalar

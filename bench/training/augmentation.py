@@ -1,4 +1,4 @@
-"""Augments training images as torchvision's transforms do, with draws for each image, a batch at a time."""
+"""Augments batches of training images as torchvision's transforms do, with separate draws for each image."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def augmenter(names: Sequence[str], generator: torch.Generator) -> Callable[[Ten
     """Returns a function that applies the named transforms, in their order, to images (B, 3, side, side).
 
     Images are uint8. Each has its own draws from `generator`, which is on the CPU. So all methods of a seed
-    see the same images in the same batches, and drawing never waits for an accelerator. Results are those of
-    torchvision's transforms of one image after the other, with a third of the kernels.
+    see the same images in the same batches, and drawing never waits for an accelerator. The results equal
+    those of applying torchvision's transforms to each image in turn, but need a third of the kernel launches.
     """
     from torchvision.transforms import v2
 
@@ -71,7 +71,11 @@ def _cropped(pixels: Tensor, places: Sequence[dict[str, Any]]) -> Tensor:
 
 
 def _jittered(pixels: Tensor, draws: Sequence[dict[str, Any] | None]) -> Tensor:
-    """Changes the colours of images that have a draw, of all that make the same change in the same turn."""
+    """Changes the colours of each image (B, 3, side, side) by its draw. A draw of None changes nothing.
+
+    Each draw orders the changes differently. Images with the same change in the same turn are computed
+    together.
+    """
     pixels, orders = pixels.clone(), [draw["fn_idx"].tolist() if draw else [] for draw in draws]
     for turn, (number, change) in product(range(len(_COLOURS)), enumerate(_COLOURS)):
         factors = {
@@ -86,7 +90,7 @@ def _jittered(pixels: Tensor, draws: Sequence[dict[str, Any] | None]) -> Tensor:
 
 
 def _recoloured(pixels: Tensor, change: str, factors: Sequence[float]) -> Tensor:
-    """Computes torchvision's `adjust_brightness` and its like, with a factor for each image."""
+    """Computes torchvision's `adjust_brightness`, `adjust_contrast` and so on, with a factor per image."""
     from torchvision.transforms.v2 import functional
     from torchvision.transforms.v2.functional import _color
 

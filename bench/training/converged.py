@@ -54,7 +54,10 @@ class Fit:
 
 
 def scale(train: Floats) -> tuple[Floats, Floats]:
-    """Returns mean and deviation (features,) of features (N, features). That of a constant feature is 1."""
+    """Returns mean and standard deviation (features,) of features (N, features).
+
+    The deviation of a constant feature is set to 1.
+    """
     mean, sd = train.mean(0), train.std(0)
     sd[sd == 0] = 1.0
     return mean, sd

@@ -27,13 +27,13 @@ LEAST, MOST, SHORT_MS = 3, 12, 50.0
 #: step.
 EXAMPLES = 8
 
-#: The largest number of examples in the batch that is timed as well on a GPU. A forward of EXAMPLES takes as
-#: long there as Python needs to launch it, whatever the adapter costs.
+#: The largest number of examples in a second batch, which is timed on GPUs only. On a GPU, a forward pass of
+#: EXAMPLES examples takes as long as Python needs to launch its kernels, whatever the adapter costs.
 FILLING = 256
 
 
 def timed_sizes(device: torch.device) -> tuple[int, ...]:
-    """The largest numbers of examples of the batches that are timed on a device."""
+    """Returns the largest number of examples in each batch that is timed on a device."""
     return (EXAMPLES, FILLING) if device.type == "cuda" else (EXAMPLES,)
 
 

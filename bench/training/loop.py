@@ -37,7 +37,7 @@ LOSS_EVERY = 25
 
 
 class Diverged(Exception):  # noqa: N818 - it names what happened to the trial
-    """Raised when a loss is not finite, or a feature to which a head is fitted."""
+    """Raised when a loss is not finite, or when a feature for fitting the head is not finite."""
 
     def __init__(self, step: int, loss: float) -> None:
         super().__init__(f"the loss is {loss} at step {step}")

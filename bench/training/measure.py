@@ -24,7 +24,7 @@ from tensorbench.machine.memory import MIB
 from tensorbench.machine.precision import computes_bf16
 from tensorbench.training.numerics import CUBLAS
 
-#: The number of first steps that the step time leaves out, since they allocate memory, compile and fill
+#: The number of initial steps that the step time leaves out, since they allocate memory, compile and fill
 #: caches.
 WARMUP_STEPS = 5
 
@@ -140,7 +140,7 @@ def provenance(device: str) -> dict[str, str]:
 
 
 def _gpu_facts(device: torch.device) -> dict[str, str]:
-    """What may influence results or times on a GPU, besides its name."""
+    """Returns what may influence results or times on a GPU, besides its name."""
     version_file = Path("/proc/driver/nvidia/version")
     driver = re.search(r"\b\d+\.\d+(\.\d+)?\b", version_file.read_text()) if version_file.exists() else None
     return {
@@ -203,7 +203,7 @@ def _cpu_name() -> str:
 
 
 def _cpu_facts() -> dict[str, str]:
-    """What Linux says about the first processor. Empty on other systems."""
+    """Returns Linux's description of the first processor, by field. Empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     except OSError:

@@ -84,9 +84,9 @@ def deterministic(enabled: bool) -> Iterator[None]:
 
 @contextmanager
 def tf32(enabled: bool) -> Iterator[None]:
-    """A context in which GPUs round the factors of float32 products and convolutions to TF32, or do not.
+    """A context that sets whether GPUs round the factors of float32 products and convolutions to TF32.
 
-    Torch's default rounds those of convolutions alone.
+    By default, torch rounds only the factors of convolutions.
     """
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
     before = products.allow_tf32, convolutions.allow_tf32
@@ -101,10 +101,10 @@ def tf32(enabled: bool) -> Iterator[None]:
 def frozen_in_bf16(encoder: nn.Module, enabled: bool) -> Iterator[None]:
     """A context in which frozen linear layers and convolutions keep their weights in bfloat16 for autocast.
 
-    Autocast keeps the rounded weights of trained layers for a forward pass, and rounds those of frozen layers
-    again in each: for LoRA on RoBERTa, 144 of 598 casts of a step. The results have the same bits. The
-    weights themselves stay as they are, since methods and exports read them. They may not change in the
-    context.
+    Autocast caches the rounded weights of trained layers during a forward pass, but rounds the weights of
+    frozen layers at each use. For LoRA on RoBERTa, this context saves 144 of 598 casts of a step. The results
+    have the same bits. The layers' own weights keep their dtype, since methods and exports read them. They
+    must not change in the context.
     """
     layers = [
         layer
@@ -125,7 +125,7 @@ def frozen_in_bf16(encoder: nn.Module, enabled: bool) -> Iterator[None]:
 
 
 def _rounded_once(layer: nn.Linear | nn.Conv2d) -> Callable[[Tensor], Tensor]:
-    """The layer's forward pass, with a copy of its weights in bfloat16 where autocast would round them."""
+    """Returns the layer's forward pass. Under autocast, it uses a copy of the weights in bfloat16."""
     exact, kind = layer.forward, layer.weight.device.type
     weight = layer.weight.detach().to(torch.bfloat16)
     bias = None if layer.bias is None else layer.bias.detach().to(torch.bfloat16)
@@ -145,8 +145,8 @@ def emulate_bf16() -> torch.library.Library | None:
     """Makes this process multiply bfloat16 matrices on the CPU in float32, then round the product.
 
     Hardware does the same, except for the order of its sums. On a processor without bf16, torch's kernels
-    take 7 to 24 times as long as those of float32; these take about as long. Returns the kernels. Changes
-    nothing and returns None where `computes_bf16()`.
+    take 7 to 24 times as long as those of float32; these take about as long. Returns the kernels. If the
+    processor computes bf16 in hardware, changes nothing and returns None.
     """
     if computes_bf16():
         return None
@@ -161,7 +161,10 @@ def emulate_bf16() -> torch.library.Library | None:
 
 
 def _in_float32(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The product whose form with `out` is given. Bfloat16 matrices are multiplied in float32."""
+    """Returns the kernel of a matrix product, which multiplies bfloat16 matrices in float32.
+
+    `product` is the overload with the argument `out`.
+    """
 
     def multiply(*matrices: Tensor, **factors: float) -> Tensor:
         dtype = matrices[0].dtype

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tensorbench.plan.trial import Trial
 
-#: The provenance of a run has this value if gradient checkpointing was on.
+#: The value of `Tag.CHECKPOINTING` in the provenance of a run with gradient checkpointing.
 ON = "yes"
 
 

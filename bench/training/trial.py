@@ -98,7 +98,7 @@ class Resources:
         self._data: tuple[tuple[object, ...], PreparedData] | None = None
         #: Losses of the backbone without adapter, by text and precision.
         self._bare: dict[tuple[str, str], float] = {}
-        #: Forward times by method, data and precision. They are measured in the first trial with these.
+        #: Forward times by method, data and precision. The first trial of each combination measures them.
         self.forward_times: dict[str, Measures] = {}
 
     def backbone(self, trial: Trial) -> LoadedBackbone:
@@ -281,7 +281,7 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
 
 @contextmanager
 def computing(encoder: Any, recipe: Recipe, saving: Saving = PLAIN) -> Iterator[None]:
-    """A context in which an encoder computes as in a trial: by the recipe, and without idle work on a GPU."""
+    """A context in which an encoder computes as in a trial, with the recipe's and the saving options."""
     with (
         # The backward pass too.
         tf32(recipe.precision == "tf32"),

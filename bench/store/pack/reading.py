@@ -244,6 +244,6 @@ class Packed(Source):
 
 
 def _parts(lengths: dict[Part, int]) -> dict[Part, slice]:
-    """The slice of each part in an array that concatenates parts of these lengths."""
+    """Returns the slice of each part in an array that concatenates parts of these lengths."""
     places = pairwise(accumulate(lengths.values(), initial=0))
     return {part: slice(*place) for part, place in zip(lengths, places, strict=True)}

@@ -227,7 +227,7 @@ class _Content:
         return artifacts
 
     def _points(self) -> pd.DataFrame:
-        """The points of the runs' curves, sorted by run, key and step."""
+        """Returns the points of the runs' curves, sorted by run, key and step."""
         frame = self._source.curves()
         origins = {run.run_id: run.origin for run in self._runs}
         frame = frame.assign(run_id=frame["run_id"].map(origins)).dropna(subset=["run_id"])
