@@ -105,7 +105,7 @@ def _unchanged(name: str, description: str, stamps: tuple[tuple[str, str, int, i
 
 @contextmanager
 def _blaming(name: str) -> Iterator[None]:
-    """A context that converts UserError and OSError to a UserError whose message begins with the task's name."""
+    """A context that raises each UserError and OSError as a UserError beginning with the task's name."""
     try:
         yield
     except (UserError, OSError) as error:
