@@ -1,7 +1,7 @@
 """Tensor PEFT Bench: tensor methods of parameter-efficient fine-tuning, compared under matched budgets.
 
-Every command of the program is a function here, with the types that it takes. Each name is imported when it
-is first used.
+Each command of the program is a function of this package. The types of its arguments are here too. A name is
+imported when it is first used.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ MOST_TRIALS = 100_000
 #: The rank at which LoRA, on query, key and value, counts as 100% of parameters in tables and in the paper.
 REFERENCE_RANK = 4
 
-#: The default centre of methods that train the backbone's own weights, which break at an adapter's rates.
+#: The default centre of the learning rates of methods that train the backbone's own weights. It is lower than
+#: for adapters, because such training diverges at an adapter's rates.
 CENTRE_OF_WEIGHTS = 1e-4
 
 #: The largest learning rate of AdamW that makes sense: each step moves every parameter by about the rate.
@@ -114,7 +115,7 @@ def _naming(row: int) -> Iterator[None]:
 
 
 def check_number(suite: Suite, pairs: int, methods: Sequence[MethodRow]) -> None:
-    """Raises UserError for too many trials. Counts every budget of a method, even one of fixed size."""
+    """Raises UserError for too many trials. A method counts once per budget, even if its size is fixed."""
     seeds = suite.tuning.studies * suite.tuning.points if suite.tuning else len(suite.seeds)
     budgets = [suite.budgets if row.budgets is None else row.budgets for row in methods]
     sizes = sum(max(1, len(of_row)) for of_row in budgets)
@@ -126,11 +127,12 @@ def check_number(suite: Suite, pairs: int, methods: Sequence[MethodRow]) -> None
 
 
 def _check_training(method: Method, row: MethodRow, recipe: Recipe, pair: Pairing) -> None:
-    """Raises UserError for what a row says of a training that its method does not have on this backbone.
+    """Raises UserError if a row's training does not fit its method on this backbone.
 
-    A fitted head has neither a centre nor what only a training loop reads, and needs a backbone with a head.
-    A method without core has no rate of it, and one without adapter has the head's rate alone: rows that
-    differ in a rate without effect would be equal trainings.
+    A fitted head has no centre, takes only the recipe fields in `OF_FORWARD`, and needs a backbone with a
+    head. A method without a core has no `core_lr`. A method without an adapter has no `lr` beside the
+    recipe's `head_lr`. A rate without effect is an error, because rows that differ only in it would be equal.
+    Methods that train the backbone's own weights need float32.
     """
     label, fields = method.label, row.training.keys()
     if method.fits_head and not pair.has_head:
@@ -160,7 +162,11 @@ def _check_training(method: Method, row: MethodRow, recipe: Recipe, pair: Pairin
 def _sized(
     template: Method, row: MethodRow, suite: Suite, geometry: Geometry
 ) -> list[tuple[Budget | None, Method]]:
-    """Returns a row's method under each of its budgets, with ranks that keep the budget."""
+    """Returns a row's method under each of its budgets, with the ranks that the budget determines.
+
+    A method that already has its ranks, or that has none, is returned unchanged. Raises UserError for free
+    ranks without a budget, and for a budget that does not apply to the method.
+    """
     if not template.sizeable or template.size is not None:
         if row.budgets and (not template.sizeable or any(budget.isorank for budget in row.budgets)):
             raise UserError(f"method '{template.label}' has its size already; budgets do not apply to it")
@@ -184,7 +190,7 @@ def _sized(
 def requested_parameters(budget: Budget | None, geometry: Geometry) -> int | None:
     """Returns the number of adapter parameters that a budget requests.
 
-    None if there is no budget, or if it sets the ranks instead.
+    None without a budget, and for an isorank budget, which sets ranks instead of a number of parameters.
     """
     if budget is None:
         return None
@@ -196,8 +202,8 @@ def requested_parameters(budget: Budget | None, geometry: Geometry) -> int | Non
 def _check_ranks(method: Method, budget: Budget | None, geometry: Geometry) -> None:
     """Raises UserError for ranks so large that smaller ranks are as powerful on this backbone.
 
-    A rank may not exceed the size of its mode. The limit is looser if a budget sets the ranks, or if all
-    ranks are equal, as in the paper's isorank. It is then the size of the largest mode.
+    A rank may not exceed the size of its mode. If a budget sets the ranks, or if all ranks are equal as in
+    the paper's isorank, the limit of every rank is the size of the largest mode.
     """
     ranks, limits = method.size or (), method.rank_limits(geometry)
     if budget is not None or len(set(ranks)) == 1:

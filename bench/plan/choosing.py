@@ -120,7 +120,7 @@ class Studies(Frozen):
 class Search(Frozen):
     """A search over the ranks of the modes, always within the budget."""
 
-    #: The number of points to try, or all points if there are fewer.
+    #: The largest number of points to try. A point is a choice of ranks, rates and scale.
     trials: Annotated[int, Field(gt=0, le=100_000)]
     #: The seeds of the trials. None of them may be a seed of the final runs.
     seeds: SelectionSeeds = (1000,)
@@ -148,7 +148,7 @@ class Search(Frozen):
 
 
 class Allocation(Frozen):
-    """Ways to share a budget among the modes of a method: each mode starved or favoured, as rows."""
+    """Ways to share a budget among the modes of a method. In each, one mode has a smaller or larger rank."""
 
     #: The modes whose ranks are varied. None: all.
     modes: SelectedNames | None = None

@@ -16,12 +16,13 @@ from tensorbench.records.stored_plan import Row
 
 
 def make_plan(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Plan:
-    """Makes the plan of a suite, and starts nothing.
+    """Makes the plan of a suite. Starts no trial.
 
     `device` decides the precision of recipes with precision `auto`, and thereby their trials' ids.
 
     Tasks and backbones that `part` does not select are not looked up, so their data and weights need not be
-    available. `Plan.select` makes the remaining selection.
+    available. The part's methods, budgets, seeds and studies are ignored here: pass the plan and the part to
+    `Plan.select` for those.
 
     Raises UserError for a device other than cpu and cuda, for backbones with the same weights and input, and
     as `cells` does.

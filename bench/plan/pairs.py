@@ -68,10 +68,10 @@ EVERYTHING = Part()
 class Pairing:
     """A task and a backbone of the same modality."""
 
-    #: The suite's entry of the task, and the task with the suite's changes.
+    #: `task` is the suite's entry, and `definition` is the task with the entry's changes.
     task: TaskRow
     definition: Task
-    #: The suite's entry of the backbone, and its description.
+    #: `spec` is the suite's entry of the backbone, and `info` describes the backbone.
     spec: BackboneSpec
     info: BackboneInfo
     #: The form of the examples that the backbone receives.
@@ -115,7 +115,8 @@ def pairs(suite: Suite, part: Part) -> list[Pairing]:
     """Pairs every task of a part with every backbone of its modality.
 
     Raises UserError for an unknown task, for a folder that is missing on this machine, and for a task or a
-    backbone that is in no pair, unless the part leaves its partners out.
+    backbone without a partner. A task may lack a partner if the part selects backbones, and a backbone if the
+    part selects tasks.
     """
     rows, specs = _selected(suite, part)
     # Branches on a hub move, so resolve them here, once: then a trial names one commit wherever it runs.
@@ -167,9 +168,11 @@ def pairs(suite: Suite, part: Part) -> list[Pairing]:
 
 
 def _selected(suite: Suite, part: Part) -> tuple[Sequence[TaskRow], Sequence[BackboneSpec]]:
-    """Returns the suite's tasks and backbones of a part.
+    """Returns the tasks and the backbones of the suite that a part selects.
 
-    All backbones are kept if the part selects one by a name that only its description tells.
+    If the part names a backbone that no entry of the suite names, all backbones are returned, because the
+    name may be known only once the backbone has been described. Raises UnknownNameError for a task that the
+    suite lacks.
     """
     tasks, backbones = suite.tasks, suite.backbones
     if part.tasks:
@@ -186,7 +189,7 @@ def _selected(suite: Suite, part: Part) -> tuple[Sequence[TaskRow], Sequence[Bac
 def hub_revision(place: BackboneSpec | Task) -> str | None:
     """Returns the key in `Suite.commits` of a branch or tag on the hub: "model me/tiny at main", for example.
 
-    None for a place that is not on the hub, or that is a commit already.
+    None if the model or data set is not on the hub, or if its revision is a commit already.
     """
     if isinstance(place, BackboneSpec):
         kind, name, revision = "model", place.hub_name, place.revision

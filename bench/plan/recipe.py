@@ -1,4 +1,4 @@
-"""The recipe of a trial's training, and the rates and scale that replace those of a suite's recipe."""
+"""The recipe of a trial's training, and settings, whose rates and scale replace the suite's."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ class Recipe(Frozen):
     #: Weight decay of the head.
     weight_decay: float = Field(0.01, ge=0)
     #: Weight decay of the adapter. 0 is the only value that treats all methods alike: any other shrinks ΔW
-    #: faster the more factors a method has, and pulls gates and magnitudes to 0 instead of their start.
+    #: faster the more factors a method has, and pulls gates and magnitudes towards 0 instead of towards their
+    #: initial values.
     adapter_weight_decay: float = Field(0.0, ge=0)
     batch_size: PositiveInt = 64
     #: Passes over the training split. A recipe has either `epochs` or `steps`. Default: 10 epochs.
@@ -67,11 +68,12 @@ class Recipe(Frozen):
     lr_floor: float = Field(1e-6, ge=0)
     #: The norm to which the joint gradient of adapter and head is clipped. None: no clipping.
     clip: PositiveFloat | None = None
-    #: The state that is tested: the one with the lowest validation loss or the best validation score (the
-    #: earliest on a tie), or the last one.
+    #: The rule that selects the state to test: the lowest validation loss, the best validation score, or the
+    #: last epoch. On a tie the earliest state is tested.
     select: Literal["loss", "score", "last"] = "loss"
-    #: `fp32` multiplies and convolves float32 as it is, and `tf32` with factors rounded to 11 significant
-    #: bits. `bf16` is autocast. `auto`: bf16 on a GPU that computes it and for a bfloat16 backbone, or fp32.
+    #: The precision of matrix products and convolutions. `fp32` computes them in full float32. `tf32` rounds
+    #: the factors to 11 significant bits. `bf16` is autocast. `auto` is bf16 on a GPU that supports it, and
+    #: on any device for a bfloat16 backbone. Otherwise it is fp32.
     precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
     #: Augmentations of training images, in order (see `tensorbench.training.augmentation`).
     augmentation: tuple[Augmentation, ...] = ()
@@ -118,8 +120,8 @@ class Recipe(Frozen):
     def idle(*, trains_adapter: bool, trains_head: bool) -> tuple[str, ...]:
         """Returns the sorted names of fields that cannot change a result.
 
-        `trains_adapter` and `trains_head` tell what is trained by steps. If neither is, as with a fitted
-        head, only the fields in `OF_FORWARD` matter.
+        `trains_adapter` and `trains_head` say whether optimizer steps train the adapter and the head. If they
+        train neither, as with a fitted head, only the fields in `OF_FORWARD` matter.
         """
         if not (trains_adapter or trains_head):
             return tuple(sorted(Recipe.model_fields.keys() - OF_FORWARD))
@@ -129,9 +131,9 @@ class Recipe(Frozen):
     def resolved(self, device: str, weights: str = "float32") -> Recipe:
         """Returns the recipe with values for the defaults that depend on other fields or on the device.
 
-        Trials with equal training then have one id, however their recipes are written. `weights` is the dtype
-        of the backbone's weights. Raises UserError for a precision that this dtype or the device does not
-        support.
+        Trials with equal training therefore have equal ids, whether their recipes state the defaults or not.
+        `weights` is the dtype of the backbone's weights. Raises UserError for a precision that this dtype or
+        the device does not support.
         """
         # Imported late: reports read recipes, and torch takes a second.
         from tensorbench.machine.precision import computes_bf16, unsupported
@@ -157,17 +159,18 @@ class Recipe(Frozen):
 
 
 class Setting(Frozen):
-    """A choice of learning rates and scale, such as a point of a search. None keeps the suite's value."""
+    """Learning rates and a scale that replace the suite's, as in a search. None keeps the suite's value."""
 
     lr: float | None = None
-    #: A factor of the method's scale in the suite (by default the published scale).
+    #: The factor by which the method's scale is multiplied. The method's scale is the suite's or, by default,
+    #: the published one.
     scale: float | None = None
     head_lr: float | None = None
     #: The core's rate as a multiple of `lr`.
     core_lr: float | None = None
 
     def recipe(self, recipe: Recipe, epochs: int | None = None, *, head_follows: bool = False) -> Recipe:
-        """Returns the recipe with these rates and, if given, another number of epochs.
+        """Returns the recipe with this setting's rates and, if given, with another number of epochs.
 
         If this setting has no `head_lr`, the head keeps the recipe's rate or, if `head_follows` is true, gets
         the adapter's rate. Raises UserError for a rate below the recipe's `lr_floor`.
@@ -183,7 +186,7 @@ class Setting(Frozen):
         return validate(Recipe, recipe.model_dump() | update, f"training with {self.label}")
 
     def method(self, method: Method) -> Method:
-        """Returns the method with its scale multiplied by this scale."""
+        """Returns the method with its scale multiplied by the setting's."""
         if self.scale is None or self.scale == 1:
             return method
         return method.model_copy(update={"scale": getattr(method, "scale") * self.scale})  # noqa: B009

@@ -112,7 +112,7 @@ class Plan(ShowsOverview):
 
     @property
     def windows(self) -> list[dict[str, Any]]:
-        """The window of learning rates of each row that is tuned by studies, as JSON values.
+        """Returns the window of learning rates of each row that is tuned by studies, as JSON values.
 
         Keys are task, backbone, budget, method, `lr` (the ends of the window) and `published_lr` (the rate
         that the method's paper states, or None).
@@ -126,7 +126,7 @@ class Plan(ShowsOverview):
 
     @property
     def trial_names(self) -> dict[str, str]:
-        """The name of each trial, by its id: "LoRA 4 · cola · seed 0"."""
+        """Maps each trial's id to its name, such as "LoRA 4 · cola · seed 0"."""
         several = len({row.backbone for row in self.rows}) > 1
         names = {}
         for row in self.rows:

@@ -37,14 +37,14 @@ from tensorbench.tasks.plain_text import TextName
 #: The registered names of methods without adapter, which every adapter should beat.
 FLOORS = ("converged_head", "head_only")
 
-#: The fields of a backbone that a checkpoint in its place keeps.
+#: The fields of a suite's backbone that still hold when a folder with a checkpoint replaces it.
 KEPT = ("dtype", "quantise", "image_size")
 
 #: Parts of a suite that may refer to a folder on this machine.
 Located = TypeVar("Located", BackboneSpec, DataSource | None)
 
 
-#: What tells the entries of a list apart: an entry that equals an earlier one in this is refused.
+#: For each list of a suite, the key of its entries. An entry with the key of an earlier entry is refused.
 APART: dict[str, Callable[[Any], Any]] = {
     "tasks": attrgetter("task"),
     "backbones": lambda spec: spec.model_copy(update={"label": None}),
@@ -52,7 +52,7 @@ APART: dict[str, Callable[[Any], Any]] = {
     "seeds": int,
 }
 
-#: The name that tables show for an entry without label.
+#: For each list of a suite, the name that tables show for an entry without label.
 NAMES: dict[str, Callable[[Any], str | None]] = {
     "tasks": attrgetter("task"),
     "backbones": lambda spec: spec.name or spec.hub_name,
@@ -90,19 +90,18 @@ class Suite(Frozen):
     tasks: tuple[TaskRow, ...] = Field(min_length=1)
     backbones: tuple[BackboneSpec, ...] = Field(min_length=1)
     methods: tuple[MethodRow, ...] = Field(min_length=1)
-    #: A folder with the data of the hub tasks that have no source of their own: in it a folder for each task
-    #: or repository (see `HubTask.beneath`).
+    #: A folder with the data of all hub tasks that have no `source` of their own. It contains a folder for
+    #: each task or repository (see `HubTask.beneath`).
     source: DataSource | None = None
     #: The budgets of every method whose row leaves the ranks free.
     budgets: tuple[Budget, ...] = ()
-    #: The studies, in which every method chooses its learning rate. None (`none` in YAML): the suite's rates
-    #: are used.
+    #: The studies that choose each method's learning rate. None (`none` in YAML): the suite's rates are used.
     tuning: Studies | None = None
     #: The seeds of the trials. Not used with studies, which have their own seeds.
     seeds: tuple[int, ...] = Field((), validate_default=True)
     training: Recipe = Field(default_factory=lambda: Recipe.model_validate({}))
-    #: `auto`: a suite without a method in `FLOORS` gets one, so that reports can tell whether adapters learnt
-    #: anything. `none`: it does not.
+    #: `auto` adds a method of `FLOORS` to a suite that has none, so that reports can tell whether adapters
+    #: learnt anything. `none` adds none.
     floor: Literal["auto", "none"] = "auto"
     #: The split on which the selected state is scored once.
     evaluate: Literal["test", "validation"] = "test"
@@ -116,7 +115,7 @@ class Suite(Frozen):
     pilot: Pilot | None = None
     #: The search over ranks by `tensorbench search`, for each method, task, backbone and budget.
     search: Search | None = None
-    #: The ways to share a budget among modes, of which `tensorbench search` makes rows of a suite.
+    #: The ways to share a budget among modes. `tensorbench search` writes a suite with a row for each way.
     allocation: Allocation | None = None
     #: The suite's file, if it came from one.
     _file: SourceFile | None = PrivateAttr(None)
@@ -264,7 +263,7 @@ class Suite(Frozen):
 
     @property
     def lacks_floor(self) -> bool:
-        """Whether a floor is added, since the suite names none. Suites that search ranks get none."""
+        """Whether a floor is added: `floor` is `auto`, no row names a floor, and there is no `search`."""
         named = any(row.method in FLOORS for row in self.methods)
         return self.floor == "auto" and not (named or self.search)
 

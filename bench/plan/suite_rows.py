@@ -38,7 +38,7 @@ from tensorbench.tasks.task import SPLITS, SplitName
 #: The prefix of a recipe's fields in `each`.
 TRAINING = "training."
 
-#: The rule for names of suites and of users' data, as a pattern and in words.
+#: The names that suites and users' data may have. `NAME_RULE` puts the pattern in words.
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 NAME_RULE = "at most 128 letters, digits, '_', '.' and '-', a letter or digit first"
 

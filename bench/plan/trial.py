@@ -20,7 +20,7 @@ from tensorbench.tasks.plain_text import TextName
 #: new default of a recipe. It enters every trial's id.
 PROTOCOL = 2
 
-#: The fields of a task's row that enter an id. Everything else that defines the examples is in `Trial.data`.
+#: The fields of a task's row that enter a trial's id. `Trial.data` has everything else that defines examples.
 SIZES = {"train_size", "validation_size", "test_size"}
 
 
@@ -58,10 +58,10 @@ class Trial(Frozen):
     def id(self) -> str:
         """A hash of everything that can change the result, and of nothing else.
 
-        It follows the rule of `tensorbench.methods.validation.identity`: the versions, and the fields that
-        differ from their defaults. So it does not depend on the suite, row, budget or study of the trial, on
-        names of its backbone, or on labels. Raises UserError if this version does not have the trial's
-        protocol or its method's version, and so does not know their defaults.
+        The versions enter the hash, and each field that differs from its default (see
+        `tensorbench.methods.validation.identity`). The id does not depend on the suite, row, budget or study
+        of the trial, on the name of its backbone, or on labels. Raises UserError if the trial has another
+        protocol or method version than this package, because the defaults of that version are unknown here.
         """
         if self.protocol != PROTOCOL:
             raise UserError(f"the trial has protocol {self.protocol}, and this version has {PROTOCOL}")

@@ -29,8 +29,8 @@ MAX_VALUES = 20_000
 class _Resolver(VersionedResolver):
     """Resolves plain words by YAML 1.1, even if a file has a `%YAML` line.
 
-    So `no` is false and `010` is eight, as always in suites. In YAML 1.2 `no` is a text, which Python takes
-    for true, and `010` is ten.
+    So `no` is always false, and `010` is always eight. In YAML 1.2 `no` is a string, which is true in Python,
+    and `010` is ten.
     """
 
     @property

@@ -1,1 +1,1 @@
-"""Runs suites and their choosers, and says beforehand what they cost and what they could find."""
+"""Runs suites and searches, and forecasts their cost and the smallest differences that they can detect."""

@@ -1,4 +1,4 @@
-"""Writes a first suite for a table: its columns guessed, and sizes with which it takes at most an hour."""
+"""Writes a first suite for a table of texts. Guesses its columns, and sizes the suite for about an hour."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ DESIGNS = (
     (250, 2, 3, 4),
 )
 
-#: Texts have at least FEWEST_WORDS words on average. Columns of classes have at most MOST_CLASSES values.
+#: A column of texts has at least FEWEST_WORDS words per value on average, and a column of classes at most
+#: MOST_CLASSES distinct values.
 FEWEST_WORDS, MOST_CLASSES = 3, 20
 
 SUITE = """\
@@ -92,10 +93,10 @@ def write_first_suite(
 ) -> list[str]:
     """Writes a suite for a CSV table to `out`. Returns lines on what it chose, and the next commands.
 
-    By default the file has the table's name, in the working folder. `texts` and `label` are names of columns.
-    What is missing is guessed. The suite is the largest of DESIGNS that takes at most an hour on this
-    machine's `device`, or the smallest. Raises UserError for a table that
-    cannot be read or is ambiguous, and for a file that exists.
+    By default the file has the table's name, in the working folder. `texts` and `label` are names of columns,
+    which are guessed if they are not given. The suite has the largest of DESIGNS that takes at most an hour
+    on this machine's `device`, or the smallest if all take longer. Raises UserError for a table that cannot
+    be read, for columns that cannot be guessed, and for a file that exists or has no folder.
     """
     if table.suffix.lower() not in (".csv", ".tsv"):
         raise UserError(f"{table}: init takes a table in .csv or .tsv; for other data write a suite yourself")
@@ -148,9 +149,10 @@ def _columns(table: Path) -> list[_Column]:
 
 
 def _only(table: Path, role: str, candidates: dict[str, bool]) -> str:
-    """The only candidate for the role "text" or "label", or the one that has the role's name.
+    """Returns the column for the role "text" or "label".
 
-    `candidates` says of each column whether it looks like one. Raises UserError if it is ambiguous.
+    `candidates` maps each column to whether its values suit the role. If several do, the one named like the
+    role is returned. Raises UserError if no column suits the role, or if the choice remains ambiguous.
     """
     alike = [name for name, like in candidates.items() if like]
     named = [name for name in alike if name.casefold() == role]
@@ -163,9 +165,9 @@ def _only(table: Path, role: str, candidates: dict[str, bool]) -> str:
 
 
 def _fitted(task: Task, data: dict[str, Any], file: Path, device: str) -> tuple[str, int, str]:
-    """The text of the largest suite that takes at most an hour, or of the smallest.
+    """Returns the text of a suite, the number of its trials, and its estimated time in words.
 
-    Also returns the number of its trials, and its time in words.
+    It is the largest suite of DESIGNS that takes at most an hour, or the smallest if all take longer.
     """
     counts = {split: split_count(task, split) or 0 for split in SPLITS}
     speed = seconds_per_operation(device)
@@ -194,7 +196,10 @@ def _fitted(task: Task, data: dict[str, Any], file: Path, device: str) -> tuple[
 
 
 def _flow(value: Any) -> str:
-    """Names in YAML on one line. Those that YAML might take for something else are in quotes, as in JSON."""
+    """Writes a string or a list of strings as YAML on one line.
+
+    Strings that YAML might read as another type or as syntax are quoted, as in JSON.
+    """
     if isinstance(value, list):
         return "[" + ", ".join(map(_flow, value)) + "]"
     plain = isinstance(value, str) and re.fullmatch(r"[\w./-]+", value) and parse(value) == value

@@ -38,7 +38,8 @@ class _Part:
     trials: int = 0
     references: int = 0
     again: int = 0
-    #: The trials without a stored result. A trial that is not known yet is like one before it.
+    #: The trials without a stored result. A trial that depends on results to come is represented by a copy of
+    #: the last trial before it.
     open: list[tuple[Trial, Workload]] = field(default_factory=list)
 
 
@@ -47,10 +48,10 @@ def make_forecast(
 ) -> Forecast:
     """Estimates the trials and the time of a plan. Starts nothing.
 
-    The trials of the suite's search or pilot are included. The time of a trial is estimated from
-    stored trials with the same method, backbone, task and device. If there are none, it is proportional to
-    the number of operations, at the speed of the suite's other stored trials there, or else of this machine.
-    `notes` precede the forecast's own.
+    The trials of the suite's search or pilot are included. The time of a trial is estimated from stored
+    trials with the same method, backbone, task and device. If there are none, it is the number of operations
+    divided by the speed of the suite's other stored trials on this device. If there are none of these either,
+    the speed of this machine is used. `notes` precede the forecast's own notes.
     """
     notes, readable = [*notes], not lacks_file(store)
     records: list[Record] = []
@@ -140,11 +141,10 @@ def _bf16(trials: Sequence[Trial], device: str) -> str:
 
 
 def _search_part(plan: Plan, records: Sequence[Record], settled: Set[str], notes: list[str]) -> _Part:
-    """The trials of the suite's search or pilot.
+    """Returns the trials of the suite's search or pilot, by repeating its steps from the stored records.
 
-    It repeats the choosers' steps from the stored records. Trials that depend on results which are not there
-    are counted as trials like the last one before them. `settled` has the ids of trials with a result.
-    Appends a note to `notes` if a chooser refuses the plan.
+    Trials that depend on missing results are counted, each like the last trial before them. `settled` has the
+    ids of trials with a result. Appends a note to `notes` if a chooser refuses the plan.
     """
     part = _Part("search")
 

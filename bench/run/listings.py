@@ -1,6 +1,6 @@
-"""Tables of what there is: stored experiments, methods, tasks and backbones.
+"""Tables of the stored experiments and of the registered methods, tasks and backbones.
 
-Their lines are cached on disk, since computing them imports torch, MLflow and more.
+The lines of the tables are cached on disk, since computing them imports torch, MLflow and more.
 """
 
 from __future__ import annotations
@@ -144,8 +144,9 @@ def _each_of(registry: Registry, describe: Callable[[str, Any], Any]) -> Iterato
 def _cached(kind: str, of: str, compute: Callable[[], list[Line]]) -> list[Line]:
     """Returns lines from the cache folder, or computes and caches them.
 
-    Lines are computed if none are cached, or if `of`, our source or a library has changed since. They are
-    also computed if plug-ins of this kind are installed, because changes of the plug-ins are not noticed.
+    `of` describes the other inputs of `compute`. The cache is not used if `of`, the source of this package or
+    the version of a library has changed. It is also not used if plug-ins of this kind are installed, because
+    changes of their source would go unnoticed.
     """
     if entry_points(group=f"tensorbench.{kind}"):
         return compute()

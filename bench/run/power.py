@@ -53,7 +53,7 @@ class Power:
     task: str
     #: The size of the comparison, its noise, and the differences that it can find.
     design: Design
-    #: The stored trials whose noise it is, in words. Empty if the noise is assumed.
+    #: A description of the stored trials from which the noise was computed. Empty if the noise is assumed.
     source: str
     #: The tasks whose test examples are not included in the assumed noise.
     uncounted: tuple[str, ...]
@@ -113,7 +113,7 @@ def power(
     threshold: CustomThresholds = None,
     whole: Plan | None = None,
 ) -> Table:
-    """The table of the smallest differences that a plan can find. Its notes say what was assumed of scores.
+    """Returns a table of the smallest differences that a plan can find. Its notes state the assumptions.
 
     The arguments and the errors are those of `powers`.
     """
@@ -178,22 +178,22 @@ def powers(
     threshold: CustomThresholds = None,
     whole: Plan | None = None,
 ) -> list[Power]:
-    """The smallest differences that a plan can find, for each budget and metric.
+    """Returns the smallest difference that a plan can find, for each budget and metric.
 
     A metric with units gives one result per task, because the units of tasks differ. In a suite with studies,
     scores are those after k trials, where k is the number of points in a study.
 
     Args:
         plan: The plan of the suite.
-        store: The address of a store, or a pack. The noise of each result is that of the plan's trials that
-            are stored there, in whatever experiment. A result without such trials has assumed noise. Without
-            studies, there is then one result for each standard deviation in `ASSUMED`; with studies, there is
-            one, by the defaults of `Response`. Assumed noise includes that of test examples (see
+        store: The address of a store, or a pack. The noise is computed from those of the plan's trials that
+            are stored there, in any experiment. A budget and metric without such trials gets assumed noise:
+            without studies, one result for each standard deviation in `ASSUMED`, and with studies, one result
+            by the defaults of `Response`. Assumed noise includes the noise of test examples (see
             `DISAGREEMENT`), but no collapsed runs. Without studies, it also lacks the randomness of tuning.
         sd: The standard deviation of scores over seeds to assume. The store is then not read.
         threshold: The smallest differences that matter. None: the default of each metric.
-        whole: The plan of which `plan` has some of the studies or seeds. All of its stored trials count for
-            the noise. None: `plan` itself.
+        whole: The full plan, if `plan` has only some of its studies or seeds. All stored trials of the full
+            plan count for the noise. None: `plan` is the full plan.
 
     Raises:
         UserError: if there are fewer studies than an interval needs, or if a threshold is invalid. Also if a
@@ -247,7 +247,7 @@ def powers(
 
 
 def _of_examples(plan: Plan, metric: str, rows: Sequence[Row]) -> tuple[float, tuple[str, ...]]:
-    """The variance that test examples are assumed to add to a mean difference, and the tasks left out.
+    """Returns the variance that test examples add to a mean difference, and the tasks that are left out.
 
     The mean is over `rows`, one for each task on a backbone. A task is left out if the number or the effect
     of its test examples is unknown. A task whose split differs between seeds adds no variance, because the
@@ -271,7 +271,10 @@ def _of_examples(plan: Plan, metric: str, rows: Sequence[Row]) -> tuple[float, t
 def _assumed(
     tuning: Studies, point: float, sd: float | None, tasks: int, studies: int, claims: int
 ) -> Design:
-    """The design of a suite with studies and assumed noise. `point` is the size of a point of the metric."""
+    """Returns the design of a suite with studies and assumed noise.
+
+    `point` is the difference in the metric that counts as much as one point of accuracy (`Metric.point`).
+    """
     response = Response(decades=tuning.lr.decades)
     if sd is not None:
         response = replace(response, seeds=sd / point)
@@ -310,7 +313,7 @@ def _stored(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[Design, 
 
 
 def _source(results: Results, block: Block) -> str:
-    """The trials from which the noise of a block was computed, in words."""
+    """Describes the trials from which the noise of a block was computed."""
     cells = {number for entrant in block.entrants for number in entrant.cells}
     counts = Counter(seed.experiment for seed in results.all_seeds if seed.cell in cells and seed.finished)
     trials = " and ".join(f"{count:,} trials of {name}" for name, count in counts.items())
@@ -320,10 +323,10 @@ def _source(results: Results, block: Block) -> str:
 
 
 def _planned(stored: Design, settings: int, seeds: int, claims: int) -> Design:
-    """A design of the planned size with the noise of a stored design.
+    """Returns a design of the planned size with the noise of a stored design.
 
-    `settings` is the planned number of tasks on backbones. If the stored design has another number of them,
-    every planned one gets the mean of the stored variances.
+    `settings` is the planned number of pairs of task and backbone. If the stored design has another number of
+    pairs, every planned pair gets the mean of the stored variances.
     """
     spreads = stored.spreads if stored.settings == settings else (fmean(stored.spreads),) * settings
     by_settings = stored.settings / settings

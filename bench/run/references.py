@@ -1,7 +1,8 @@
-"""References: the trials of a suite that came from packs, with which new trials are compared.
+"""References: those trials of a suite that came from packs. New trials are compared with them.
 
-A pack may have brought them into another experiment of the store, where they are found by their ids. Before
-new trials run, a sample of the references runs again where the new ones will, since processors differ.
+References are found by their ids, even if a pack brought them into another experiment of the store. Since
+results depend on the processor, a sample of the references runs again before new trials run, on the same
+machine as these.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tensorbench.records.words import RunKind, Status, Tag
 from tensorbench.store.merging import refuse_other_scores
 from tensorbench.store.store import Store
 
-#: Of each row's references, one in EVERY runs again, and at least LEAST.
+#: One in EVERY references of each row runs again, and at least LEAST.
 EVERY, LEAST = 10, 2
 
 #: The largest number of faults that are stored for a trial, and of trials that an error lists.
@@ -31,10 +32,11 @@ MOST_FAULTS, MOST_LISTED = 3, 10
 
 
 def find_references(uri: str, name: str, ids: Collection[str]) -> dict[str, tuple[Store, Record]]:
-    """Finds results of trials that packs brought into other experiments than `name`, by trial id.
+    """Finds results of trials that packs brought into experiments other than `name`.
 
-    Failures other than divergence are left out, since they may be those of another machine. Raises UserError
-    if two packs have different scores of a trial.
+    Maps trial ids to the experiment's store and the trial's record. Failures other than divergence are left
+    out, since their cause may lie in the other machine. Raises UserError if two packs have different scores
+    of a trial.
     """
     found: dict[str, tuple[Store, Record]] = {}
     for store in Store.every(uri) if ids else ():
@@ -50,10 +52,10 @@ def find_references(uri: str, name: str, ids: Collection[str]) -> dict[str, tupl
 
 
 def adopt(driver: Session, full_plan: Plan, plan: Plan, records: list[Record]) -> list[Record]:
-    """Copies the references of a plan into its own experiment. Returns the experiment's records after it.
+    """Copies the references of a plan into the suite's own experiment, and returns its updated records.
 
-    `plan` is the selected part of `full_plan`, and `records` are the records before. With the references, the
-    experiment can be reported and packed by itself.
+    `plan` is the selected part of `full_plan`, and `records` are the experiment's present records. With the
+    references, the experiment can be reported and packed by itself.
     """
     store = driver.store
     if find_references(store.uri, store.name, {trial.id for trial in pending(plan, records)}):
@@ -81,14 +83,14 @@ def adopt(driver: Session, full_plan: Plan, plan: Plan, records: list[Record]) -
 
 
 def adds_trials(full_plan: Plan, plan: Plan, records: Sequence[Record]) -> bool:
-    """Whether `full_plan` has trials from packs beside trials that ran here or that `plan` will run."""
+    """Whether `full_plan` combines trials from packs with trials that ran here or that `plan` will run."""
     references = references_of(full_plan, records)
     ran = {run.trial_id for run in records if run.settled} & {trial.id for trial in full_plan.trials}
     return bool(references) and not ran.union(trial.id for trial in plan.trials) <= references.keys()
 
 
 def references_of(plan: Plan, records: Sequence[Record]) -> dict[str, Record]:
-    """The runs of a plan's trials that came from packs, by trial id."""
+    """Returns the records of those of a plan's trials that came from packs, by trial id."""
     planned, counting = {trial.id for trial in plan.trials}, latest(records)
     return {
         id_: run for id_, run in counting.items() if id_ in planned and run.settled and run.tag(Tag.ORIGIN)
@@ -96,17 +98,21 @@ def references_of(plan: Plan, records: Sequence[Record]) -> dict[str, Record]:
 
 
 def reran(run: Record) -> StoredRerun | None:
-    """What a reference gave when it ran again here. None if it did not, whatever its pack says."""
+    """Returns the result of running a reference again here. None if it has not run again here.
+
+    A rerun on another machine, which the pack reports, does not count.
+    """
     rerun = stored_rerun(run)
     return rerun if rerun and rerun.run_id == run.run_id else None
 
 
 def to_run_again(full_plan: Plan, plan: Plan, records: Sequence[Record]) -> dict[str, Record]:
-    """The references that must run again before new trials of `plan`, a part of `full_plan`, by trial id.
+    """Returns the references that must run again before new trials of `plan`, by trial id.
 
-    They are on the same tasks and backbones, and of any method. Those that ran again already count. The store
-    drew the ids of its runs, so the first ones are a random sample that each start draws again, and that the
-    author of a pack could not foresee.
+    `plan` is a part of `full_plan`. The sample comes from all rows of `full_plan` on the tasks and backbones
+    of `plan`. References that already ran again count towards the sample. The sample takes the lowest run ids
+    of each row. The store draws these ids at random, so every start takes the same sample, and the author of
+    a pack could not foresee it.
     """
     references, chosen = references_of(full_plan, records), dict[str, Record]()
     settings = {(row.task, row.backbone) for row in plan.rows}
@@ -123,9 +129,9 @@ def to_run_again(full_plan: Plan, plan: Plan, records: Sequence[Record]) -> dict
 def run_again(
     plan: Plan, references: Mapping[str, Record], store: Store, executor: Executor, report: Report
 ) -> None:
-    """Runs references again, and stores what they gave in the tag `rerun` of each.
+    """Runs references again, and stores each new result in the tag `rerun` of the reference's run.
 
-    Raises UserError if one cannot run here, for instance because memory runs out.
+    Raises UserError if a reference cannot run here, for instance because memory runs out.
     """
     from tensorbench.checks.verify.findings import Examined
     from tensorbench.checks.verify.rerun import Candidate, compared
@@ -173,7 +179,7 @@ def run_again(
 
 
 def refuse_other_results(plan: Plan, records: Sequence[Record], name: str) -> None:
-    """Raises UserError if references gave other results when they ran again, with what can be done."""
+    """Raises UserError if references gave other results when they ran again. The error lists remedies."""
     runs = references_of(plan, records).values()
     reruns = [(run, rerun) for run in runs if (rerun := reran(run))]
     apart = [

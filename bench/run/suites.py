@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 
 class Audience:
-    """Receives the events of a run. Its methods do nothing. A subclass may print them, for example."""
+    """Receives the events of a run. The methods here do nothing. A subclass may print the events."""
 
     def opened(self, sent: int, closed: int) -> None:
         """Called when the store has been opened.
@@ -102,7 +102,7 @@ class SuiteRun(ShowsOverview):
     #: The selected part of the suite's plan.
     plan: Plan
     summary: Summary
-    #: The sentences that answer the question of a complete suite. Empty if only a part of it was selected.
+    #: The sentences that sum up the comparison of a complete suite. Empty if only a part of it was selected.
     answers: tuple[str, ...] = ()
 
     @property
@@ -134,7 +134,7 @@ class SearchRun:
 
 @dataclass(frozen=True)
 class _Work:
-    """A driver with its executor and its audience."""
+    """Runs trials for one suite, with a driver, its executor and its audience."""
 
     driver: Session
     executor: Executor
@@ -147,11 +147,12 @@ class _Work:
     def run(
         self, full_plan: Plan, plan: Plan, records: list[Record], *, retry_failed: bool, rerun: bool
     ) -> list[Record]:
-        """Runs the trials of a plan, the selected part of `full_plan`. Returns the store's records after it.
+        """Runs the trials of a plan, the selected part of `full_plan`. Returns the store's updated records.
 
-        `records` are the store's records before the run. If `retry_failed` is set, only the failures in
-        `records` run again. A failure that another driver has already retried is left out, even if it failed
-        again. `rerun` says whether trials from packs run again first (see `tensorbench.run.references`).
+        `records` are the store's records before the run. If `retry_failed` is set, only the failed trials in
+        `records` run again. A failed trial that another driver has already retried is left out, even if it
+        failed again. `rerun` says whether a sample of the trials from packs runs again first (see
+        `tensorbench.run.references`).
         """
         store, executor = self.store, self.executor
         failed = failures(records) if retry_failed else {}
@@ -176,7 +177,7 @@ class _Work:
 
     @contextmanager
     def _prepared(self, plan: Plan, trials: list[Trial], announce: Callable[[], None]) -> Iterator[Report]:
-        """Context in which trials of a plan can run. Yields the function to call with every event."""
+        """Makes a context in which trials of a plan can run. Yields the function to call with every event."""
         executor = self.executor
         check_disk(plan, trials, self.store)
         # The nodes of a cluster check their own memory.
@@ -205,7 +206,11 @@ class _Work:
         return records
 
     def keep_answer(self, plan: Plan, analysis: Analysis) -> tuple[str, ...]:
-        """Stores the answer of a complete suite in the note and the metrics of its run, and returns it."""
+        """Stores the sentences that sum up a complete suite in the note of its run, and returns them.
+
+        Also stores the differences between methods as metrics of the run. If there is no summary, tells the
+        audience why and returns an empty tuple.
+        """
         from tensorbench.reports.summary import suite_answer
 
         try:
@@ -262,21 +267,21 @@ def run_suite(
     """Runs the trials of a suite and stores their results in MLflow.
 
     Trials with a result do not run again, so a run that was stopped continues where it was. That includes
-    trials that a pack brought into the store, under whatever name. Before new trials are compared with them,
-    one in ten of them runs again, at least two of each method and task.
+    trials from packs in any experiment of the store. Before new trials are compared with trials from packs, a
+    sample of the latter runs again: one in ten, and at least two for each method and task.
 
     Args:
         suite: A suite, or the path of its file.
         store: The address of the MLflow store.
         place: Where trials run.
         part: Which part of the suite runs. By default everything.
-        retry_failed: Whether to run the failed trials again, and only these.
-        rerun: Whether trials from packs run again. If not, the report says so.
-        audience: Is told what happens. None: nobody.
+        retry_failed: Whether to run the failed trials again, and no others.
+        rerun: Whether a sample of the trials from packs runs again. If it does not, the report says so.
+        audience: Receives the events of the run. None: events are not reported.
 
     Raises:
         UserError: before any new trial runs, if the suite cannot run as requested, or if trials from packs
-            give other results here. A trial that fails raises nothing. The reason is stored.
+            give other results here. A trial that fails raises no error: the reason is stored.
     """
     audience = audience or Audience()
     with make_executor(place) as executor:
@@ -328,15 +333,16 @@ def search_suite(
 ) -> SearchRun:
     """Runs a suite's `search`, `allocation` or `pilot`, and writes a suite with the choices.
 
-    The written suite is for `run_suite`. It has the chosen ranks or all allocations beside the heuristic's
-    ranks, or the chosen rates and epochs. An allocation runs no trials. A search repeats its proposals from
-    stored trials, so one that was stopped continues where it was, and several processes share its trials.
+    `run_suite` runs the written suite. A search adds rows with the chosen ranks to those with the heuristic's
+    ranks, an allocation adds a row for each allocation, and a pilot fills in rates and epochs. An allocation
+    runs no trials. A search derives its proposals from stored trials, so a search that was stopped continues
+    where it was, and several processes can share its trials.
 
     Args:
         suite: A suite, or the path of its file.
         out: The file for the suite with the choices. None: NAME_chosen.yaml beside the suite's file, or in
             the working folder if the suite has none. If a search has several tasks or backbones, the name of
-            each file ends with theirs.
+            each file ends with the names of its task and backbone.
         plot: A .png, .svg or .pdf file in which a search draws scores by rank and the importance of modes.
         store: The address of the MLflow store.
         place: Where trials run.
@@ -344,7 +350,7 @@ def search_suite(
         trials: Replaces `trials` of the section `search`.
         sampler_seed: Replaces `seed` of the section `search`.
         retry_failed: Whether to run failed trials again.
-        audience: Is told what happens. None: nobody.
+        audience: Receives the events of the run. None: events are not reported.
 
     Raises:
         UserError: before any trial runs, if the suite cannot run as requested.
@@ -405,10 +411,10 @@ def fetch(
 ) -> Mapping[str, str]:
     """Downloads everything that a suite needs, so that it can run on machines without a network.
 
-    If the suite has an experiment in the store, the hub commits stored there are used. Every
-    backbone is loaded and every data set is prepared, so that errors show now. `notify` is called with each
-    step and note. Returns the commits of the suite's hub repositories, as in `Suite.commits`. Raises
-    UserError if something is not available.
+    If the suite has an experiment in the store, the hub commits stored there are used. Every backbone is
+    loaded and every data set is prepared, so that errors show now. `notify` is called with each step and
+    note. Returns the commits of the suite's hub repositories, as in `Suite.commits`. Raises UserError if a
+    backbone or a data set is not available.
     """
     loaded = _loaded(suite, store, notify)
     notify("its plan …")
@@ -432,7 +438,7 @@ def fetch(
 
 
 def _target(out: Path, name: str) -> Path:
-    """Returns the file for the suite of a chooser, whose name is one of `choosers_of`."""
+    """Returns the file for the suite of a chooser. `name` is the chooser's key in `choosers_of`."""
     return out.with_stem(out.stem + re.sub(r"[^A-Za-z0-9_.-]+", "-", f"_{name}")) if name else out
 
 
@@ -451,7 +457,7 @@ def _planned(suite: Suite, device: str, part: Part, audience: Audience) -> Plan:
 
 
 def _loaded(suite: Suite | Path | str, store: str, notify: Callable[[str], None]) -> Suite:
-    """The suite with the hub commits that its experiment in the store has fixed, if there is one."""
+    """Loads a suite. If it has an experiment in the store, the hub commits stored there are used."""
     loaded, notes = held(suite if isinstance(suite, Suite) else load_suite(suite), store)
     for note in notes:
         notify(note)
@@ -459,7 +465,11 @@ def _loaded(suite: Suite | Path | str, store: str, notify: Callable[[str], None]
 
 
 def _limited(suite: Suite, place: Place, executor: Executor, audience: Audience) -> Suite:
-    """The suite with the place's `trial_timeout`, if it has one. Raises UserError if that is invalid."""
+    """Returns the suite with the `trial_timeout` of `place`, or with its own if `place` has none.
+
+    Raises UserError for an invalid timeout. Notes if the executor cannot end a trial, so that no timeout
+    applies.
+    """
     if place.trial_timeout is not None:
         limit = validate(Limit, {"trial_timeout": place.trial_timeout}, "this run")
         suite = suite.model_copy(update={"trial_timeout": limit.trial_timeout})
@@ -471,10 +481,10 @@ def _limited(suite: Suite, place: Place, executor: Executor, audience: Audience)
 
 
 def _with_search(suite: Suite, trials: int | None, seed: int | None, plot: Path | None) -> Suite:
-    """The suite with these values of `trials` and `seed` in its section `search`.
+    """Returns the suite with these values of `trials` and `seed` in its section `search`.
 
-    Raises UserError if the suite has no search, allocation or pilot, if a value is invalid, and if it or
-    `plot` is given although no search runs now.
+    None keeps the suite's value. Raises UserError if the suite has no search, allocation or pilot, if a value
+    is invalid, and if a value or `plot` is given although no search runs now.
     """
     if not suite.searched:
         raise UserError(f"suite '{suite.name}' has no section 'search', 'allocation' or 'pilot'")

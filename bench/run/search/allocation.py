@@ -13,7 +13,7 @@ from tensorbench.plan.suite_rows import Budget, MethodRow
 from tensorbench.plan.yaml_text import parse
 from tensorbench.run.search.chooser import Choices, Chooser, Steps, ending
 
-#: The ranks of a starved mode: one that is whole in the heuristic, and any other.
+#: The ranks to which a mode is starved. STARVED_WHOLE is for a mode that has full rank in the heuristic.
 STARVED_WHOLE, STARVED = (1, 0.5), "0.5x"
 #: The rank of a favoured mode.
 FAVOURED = "1.5x"
@@ -22,12 +22,13 @@ FAVOURED = "1.5x"
 class RankAllocation(Chooser):
     """The chooser of the section `allocation`, which runs no trials.
 
-    After the row of each method with several modes it writes a row for each allocation. A mode that is whole
-    in the heuristic is starved, since nothing can favour it. Other modes are favoured, and starved as well,
-    unless there are two of them: to favour one is then to starve the other. An allocation is left out under
+    After the row of each method with several modes, it writes a row for each allocation. To favour a mode is
+    to raise its rank above the heuristic's, and to starve it is to lower the rank. A mode that has full rank
+    in the heuristic is only starved. Each other mode is both favoured and starved. If there are exactly two
+    such modes, they are only favoured, since favouring one starves the other. An allocation is left out under
     a budget if on some backbone it equals an earlier row or misses the budget's tolerance.
 
-    Raises UserError for a mode that no method has, and if there is no allocation besides the heuristic's.
+    Raises UserError for a mode that no method has, and if no allocation remains besides the heuristic's.
     """
 
     section = "allocation"
@@ -36,7 +37,7 @@ class RankAllocation(Chooser):
         suite = cells[0].suite
         super().__init__(suite)
         assert suite.allocation is not None
-        #: The cells of each method by budget and backbone. One task is enough: it does not change ranks.
+        #: For each method, a cell of each budget and backbone, of the first task. Ranks do not depend on tasks.
         methods: defaultdict[tuple[int, str], dict[tuple[Budget, str], PlanCell]] = defaultdict(dict)
         for cell in cells:
             # Ranks in a list are the row's own.
@@ -69,7 +70,8 @@ class RankAllocation(Chooser):
     def _rows(self, cells: Sequence[PlanCell]) -> Iterator[dict[str, Any]]:
         """Yields a row for each allocation of the method of these cells, and adds lines to the choices.
 
-        A row is as a suite's author writes it, with its budgets if it has others than the suite.
+        A row has the fields that a suite's author would write. It states its budgets only if they differ from
+        the suite's.
         """
         lines, row = self.choices.lines, cells[0].method_row
         earlier: defaultdict[Budget | None, list[PlanCell]] = defaultdict(list)
@@ -119,8 +121,8 @@ class RankAllocation(Chooser):
 def _sized(cell: PlanCell, row: MethodRow, earlier: Sequence[PlanCell]) -> PlanCell:
     """Returns the cell with another row of its method.
 
-    Raises UserError if the row's ranks are impossible, if one of the `earlier` cells has the same, and if
-    they miss the budget's tolerance.
+    Raises UserError if the row's ranks are impossible, if one of the `earlier` cells has the same ranks on
+    the same backbone, and if the ranks miss the budget's tolerance.
     """
     made, geometry = replace(cell, method_row=row), cell.info.geometry
     assert cell.budget is not None

@@ -1,4 +1,4 @@
-"""The shape of choosers, which run trials, choose on validation, and end with a suite.
+"""The interface of choosers, which run trials, choose by validation results, and write a suite.
 
 There are three: the search and the allocation, which choose ranks, and the pilot, which chooses rates and
 epochs for studies. The allocation needs no trials.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Batch:
-    """Trials whose results a chooser needs before it goes on, with their rows and the cell of each."""
+    """Trials whose results a chooser needs before it continues, with their rows and the cell of each row."""
 
     #: The subject of the choice, in words.
     title: str
@@ -84,7 +84,7 @@ Steps = Generator[Batch, Sequence[Record], Choices]
 
 
 class Chooser(ABC):
-    """Chooses on validation what a suite leaves open in one of its sections, and writes a suite with it.
+    """Makes the choices that one section of a suite describes, and writes a suite with them.
 
     Constructing a chooser checks the section, and raises UserError before any trial runs. A chooser keeps
     nothing between starts: it repeats its steps, and finds stored trials by their ids.
@@ -95,7 +95,7 @@ class Chooser(ABC):
 
     def __init__(self, suite: Suite, pair: tuple[int, int] | None = None) -> None:
         self.suite = suite
-        #: The indices of the task and of the backbone for which it chooses. None: all of the suite.
+        #: The indices of the suite's task and backbone for which it chooses. None: it chooses for all.
         self.pair = pair
 
     @abstractmethod
@@ -188,7 +188,7 @@ class Chooser(ABC):
         return f"# Made by the {self.section} '{self.suite.name}'; `tensorbench search` wrote this file.\n"
 
     def _of_pair(self, tasks: Sequence[Any], backbones: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        """Returns those of a suite's tasks and backbones for which the chooser chooses."""
+        """Selects from a suite's tasks and backbones those that the chooser's choices apply to."""
         if self.pair is None:
             return list(tasks), list(backbones)
         return [tasks[self.pair[0]]], [backbones[self.pair[1]]]

@@ -18,7 +18,7 @@ from tensorbench.run.search.chooser import Batch, Choices, Chooser, Steps, mean_
 #: The registered name of the method that trains only the head.
 HEAD = "head_only"
 
-#: Adds to the choices of earlier steps.
+#: A step of the pilot. Yields a batch, receives its records, and adds its choices to those of earlier steps.
 _Steps = Generator[Batch, Sequence[Record], None]
 
 
@@ -61,9 +61,9 @@ class _Step(Batch):
     ) -> Iterator[tuple[Any, float]]:
         """Yields each subject with its choice, and adds a line on it to the choices.
 
-        `words` names a subject. `choose` takes the mean validation loss of each value, which is infinite if a
-        trial has none. Without it, the value with the lowest loss is the choice. A subject without any finite
-        loss is noted as missing.
+        `words` names a subject. `choose` takes the mean validation loss of each value, and returns a choice.
+        The mean is infinite if a trial has no loss. Without `choose`, the value with the lowest mean is
+        chosen. A subject without a finite mean is noted as missing, and not yielded.
         """
         for subject, by_value in self.tried.items():
             means = {value: mean_result(records, ids, "loss") for value, ids in sorted(by_value.items())}
@@ -193,8 +193,8 @@ def vertex(losses: Mapping[float, float]) -> float:
 
     `losses` maps tried rates to mean losses. The parabola goes through the rate with the lowest loss and its
     two neighbours only, so that collapses at distant rates do not bend it. If a neighbour is missing or has
-    no finite loss, the rate with the lowest loss is taken instead. The result is rounded to half a decade and
-    kept within the tried rates.
+    no finite loss, the rate with the lowest loss is used. The result is rounded to half a decade and clipped
+    to the range of the tried rates.
     """
     rates = sorted(losses)
     best = min(range(len(rates)), key=lambda i: losses[rates[i]])

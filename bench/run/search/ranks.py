@@ -27,24 +27,24 @@ if TYPE_CHECKING:
     # Imported late, since they take seconds, and most suites choose no ranks.
     import optuna
 
-#: The number of points that are proposed before the next result, so that workers and processes can share
-#: them. It is a constant, since the proposals must not depend on who runs the trials.
+#: The number of points in a batch of proposals, so that workers and processes can share their trials. It is a
+#: constant, since the proposals must not depend on the number of workers.
 AT_ONCE = 4
-#: The number of draws from the model of tried points. If none gives an untried point, as many points are
-#: drawn at random. If none of these is untried either, the first untried point is taken.
+#: The number of draws from Optuna's model of the tried points. If none of them is an untried point, as many
+#: points are drawn at random. If none of those is untried either, the first untried point is proposed.
 DRAWS = 100
 
-#: Yields the batches of a cell and receives the records of their trials. Returns the records of all of them.
+#: Yields the batches of a cell, and receives the records of each batch. Returns the records of all batches.
 Tries = Generator[Batch, Sequence[Record], Sequence[Record]]
 
 
 def choosers_of(plan: Plan) -> dict[str, Chooser]:
     """Makes the choosers of the section `search`, `allocation` or `pilot` of a plan's suite.
 
-    A search chooses for each task on each backbone, by a chooser that writes a suite of its own. The keys are
-    the names of task and backbone, or empty if there is a single chooser. A pilot comes before a search or an
-    allocation, which the suite that it writes still has. Raises UserError for a section that does not fit the
-    plan.
+    A search has one chooser for each task on each backbone, and each chooser writes its own suite. The keys
+    are the names of task and backbone, or empty if there is a single chooser. If the suite has a pilot, only
+    the pilot's chooser is returned: the suite that it writes keeps the search or the allocation, to be run
+    next. Raises UserError for a section that does not fit the plan.
     """
     if plan.suite.pilot is not None:
         return {"": PilotChooser(plan.suite.pilot, plan.cells)}
@@ -74,7 +74,7 @@ class CellPoints:
 
     def __init__(self, cell: PlanCell, section: Search) -> None:
         self.cell, self.section = cell, section
-        #: Whether few parameters are a second objective.
+        #: Whether a small number of parameters is a second objective.
         self.below = section.objectives != "metric"
         method, geometry = cell.method, cell.info.geometry
         assert method.size
@@ -97,8 +97,9 @@ class CellPoints:
         self.name = " · ".join((cell.shown.method, budget, cell.shown.task, cell.shown.backbone))
         self.grids = cell.tunable(section.grids)
         self.first = RankPoint(self.heuristic, next(self.settings()))
-        #: The number of points to try, and all points of the space if it has no more.
+        #: The number of points to try.
         self.count = section.trials
+        #: All points of the space, if there are no more than the section's `trials`. Otherwise empty.
         self.all: list[RankPoint] = []
         # One point more tells whether there are more. The heuristic's ranks may not be among the vectors.
         points = dict.fromkeys([self.first, *islice(self._points(), section.trials + 1)])
@@ -158,10 +159,11 @@ class CellPoints:
         samplers: Sequence[optuna.samplers.BaseSampler],
         tried: set[RankPoint],
     ) -> tuple[optuna.Trial, RankPoint]:
-        """Returns Optuna's trial and its point, which is not one of those tried.
+        """Returns a trial of Optuna with an untried point.
 
-        The first point has the heuristic's ranks. Later ones come from the first of the samplers that draws
-        an untried point.
+        The first point has the heuristic's ranks. For later points, the samplers draw one after the other, up
+        to `DRAWS` times each, until a draw is untried. If no draw is untried, the first untried point is
+        returned.
         """
         from optuna.trial import TrialState
 
@@ -203,10 +205,10 @@ class CellPoints:
         return batch
 
     def choose(self, records: Sequence[Record], choices: Choices, *, alone: bool) -> None:
-        """Adds the choice, with the rows of the heuristic's ranks and of the chosen ones.
+        """Chooses a point. Adds it to `choices`, with a row for its ranks and one for the heuristic's ranks.
 
-        Both have the rates and the scale of the choice. `alone` is true if no other cell has a method of the
-        same name.
+        Both rows have the rates and the scale of the chosen point. `alone` says that no other cell has a
+        method of the same name. If no point has a result of every seed, a note is added to `choices.missing`.
         """
         # Imported after the trials, since it takes a second.
         from tensorbench.reports.choice import RankChoice, TriedRanks
@@ -252,7 +254,7 @@ class CellPoints:
     def row(self, point: RankPoint, label: str | None) -> dict[str, Any]:
         """Returns a row of a suite whose method has a point's ranks, rates and scale.
 
-        Ranks that the budget sets are left to it, so that reports know the heuristic's row.
+        The row omits ranks if the budget determines them, so that reports recognise the heuristic's row.
         """
         cell, setting = self.cell, point.setting
         method = setting.method(cell.method.with_size(point.ranks))

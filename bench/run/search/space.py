@@ -116,7 +116,7 @@ class RankSpace:
     def suggest(self, trial: optuna.trial.BaseTrial) -> Ranks:
         """Draws a vector with an Optuna trial.
 
-        If a single rank varies, the rank is drawn itself. Otherwise a share between 0 and 1 is drawn for each
+        If a single rank varies, that rank is drawn. Otherwise a share between 0 and 1 is drawn for each
         mode, and the ranks are in proportion to limit^share, where limit is the mode's largest rank. With
         `below`, the budget is drawn as well.
         """
@@ -135,9 +135,9 @@ class RankSpace:
         return ranks
 
     def parameters(self, ranks: Ranks) -> dict[str, float]:
-        """Returns the parameters of an Optuna trial for which `suggest` draws this vector of the space.
+        """Returns the parameters of an Optuna trial from which `suggest` makes this vector of the space.
 
-        For a vector outside the space they are those of a vector near it.
+        From the parameters for a vector outside the space, `suggest` makes a vector near it.
         """
         ranks = tuple(map(min, ranks, self.limits))
         if len(self.free) == 1:
