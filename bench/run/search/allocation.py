@@ -37,7 +37,8 @@ class RankAllocation(Chooser):
         suite = cells[0].suite
         super().__init__(suite)
         assert suite.allocation is not None
-        #: For each method, a cell of each budget and backbone, of the first task. Ranks do not depend on tasks.
+        #: For each method, a cell of each budget and backbone. Ranks do not depend on the task, so it is the
+        #: cell of the first task.
         methods: defaultdict[tuple[int, str], dict[tuple[Budget, str], PlanCell]] = defaultdict(dict)
         for cell in cells:
             # Ranks in a list are the row's own.
