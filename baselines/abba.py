@@ -45,7 +45,7 @@ class HadamardMethod(OneRank, Targeted, LowRankMethod):
 class HadamardPairs(OwnPairs):
     """The parameters `A1`, `A2` (layers, rank, in) and `B1`, `B2` (layers, out, rank) of each projection.
 
-    All are zero at first. A method then draws its initial values.
+    All entries are zero. Each method then draws its own initial values.
     """
 
     def __init__(self, method: HadamardMethod, geometry: Geometry) -> None:
@@ -90,7 +90,7 @@ class ABBA(HadamardMethod):
 
     @classmethod
     def listed(cls) -> tuple[Self, ...]:
-        """Returns the method on attention only.
+        """Returns one method, which adapts all attention projections and no MLP.
 
         With the MLP, even rank 1 has more parameters than LoRA r=4 on query, key and value.
         """

@@ -28,10 +28,10 @@ class CaRA(OneRank, StackedMethod):
     head size). Its second mode is the input. Its last two modes are the output: channel j of head i is output
     i · head size + j.
 
-    The updates of `output` and the MLP are a tensor (S·L, d, max(d, heads · head size)). S is the number of
-    slices of a layer: one of `output`, and those of the MLP. For example, it is 9 if fc1 and fc2 have four
-    slices each, and there is no gate. The second mode is the output of
-    `output`, gate and fc1, and the input of fc2. The third mode is the other side of these weights. c is a
+    The updates of `output` and the MLP are a tensor (S·L, d, max(d, heads · head size)), where S is the
+    number of slices of a layer. `output` has one slice, and a projection of the MLP may have several. For
+    example, S is 9 if fc1 and fc2 have four slices each and there is no gate. The second mode is the output
+    of `output`, gate and fc1, and the input of fc2. The third mode is the other side of these weights. c is a
     bias for each of `output`, gate, fc1 and fc2, shared by all layers.
 
     Start (reference code): first modes xavier-normal, second modes and biases zero, all other modes

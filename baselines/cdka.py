@@ -59,7 +59,7 @@ class CDKA(OneRank, Targeted, LowRankMethod):
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
         """Returns the largest min(r1·in/r2, r2·out/r1) of any adapted weight.
 
-        With so many terms, every update can be any matrix.
+        With this many terms, every update can be any matrix.
         """
         sides = (
             min(self.r1 * in_ // self.r2, self.r2 * out // self.r1)

@@ -68,7 +68,7 @@ class _Unfrozen(Adapter):
         return ((site, self.delta(site)) for site in self.bases)
 
     def merge(self) -> None:
-        """Does nothing: the trained weights are already the backbone's."""
+        """Does nothing, since training changes the backbone's own weights."""
 
     @torch.no_grad()
     def detach(self) -> None:

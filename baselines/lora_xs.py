@@ -41,7 +41,8 @@ class LoRAXS(OneRank, Targeted, LowRankMethod):
     #: `svd`: A and B are singular vectors. `random`: they are kaiming-uniform, as in the authors' ablation,
     #: and recomputed from a seed.
     basis: Literal["svd", "random"] = "svd"
-    #: `zero`: R starts at zero, so that the initial update is exactly zero (our addition).
+    #: `published`: R starts at random, as described above. `zero`: R starts at zero, so that the initial
+    #: update is exactly zero (our addition).
     start: Literal["published", "zero"] = "published"
 
     @property

@@ -17,7 +17,7 @@ from tensorbench.methods.trains import Trains, TrainsOfSites, balanced, train_co
 from tensorbench.methods.validation import Scale
 
 #: LoRETTA's modes of a (width, size) matrix, by width and size, from its reference code. Entries of the code
-#: whose product is wrong are left out.
+#: whose product is not width · size are left out.
 PUBLISHED_MODES: dict[int, dict[int, tuple[int, ...]]] = {
     5: {768: (5, 8, 12, 8), 1024: (4, 8, 5, 8, 4), 4096: (16, 16, 5, 4, 4)},
     8: {768: (8, 8, 12, 8), 1024: (4, 8, 8, 8, 4), 4096: (16, 16, 8, 4, 4)},
@@ -26,10 +26,10 @@ PUBLISHED_MODES: dict[int, dict[int, tuple[int, ...]]] = {
     64: {768: (8, 8, 12, 8, 8), 1024: (4, 8, 8, 8, 8, 4), 4096: (16, 16, 16, 4, 4, 4)},
     128: {768: (8, 16, 12, 8, 8), 1024: (4, 8, 16, 8, 8, 4), 4096: (16, 16, 16, 8, 4, 4)},
 }
-#: The width of a bottleneck. It is factorised, which takes long for large numbers.
+#: The width of a bottleneck. It is limited because factorising a large number takes long.
 Width = Annotated[int, Field(gt=0, le=100_000)]
 
-#: The largest number of modes for sizes that are not in the table.
+#: The largest number of modes of a matrix that is not in `PUBLISHED_MODES`.
 MOST_MODES = 4
 
 
@@ -61,7 +61,8 @@ class LoRETTA(TrainsOfSites, LowRankMethod):
     #: The rank of the update, which is LoRA's r. 8 in the reference code. (`rank` is the inner rank of the
     #: trains, 5 in the reference code.)
     width: Width = 8
-    #: `zero`: the last core of every B starts at zero, so that the initial update is zero (our addition).
+    #: `published`: all cores start at random, as in the reference code. `zero`: the last core of every B
+    #: starts at zero, so that the initial update is zero (our addition).
     start: Literal["published", "zero"] = "published"
 
     @property
@@ -104,11 +105,12 @@ class LoRETTAAdapter(OneRank):
 
     down and up are linear layers with biases and with matrices (hidden, width) and (width, hidden). Each
     matrix is a tensor train with inner ranks `rank`. Start (reference code): normal cores, such that the
-    matrices have entries of variance 1/(hidden + width), and biases uniform in ±1/√(their number). So a fresh
-    adapter is not the identity.
+    matrices have entries of variance 1/(hidden + width), and biases uniform in ±1/√n for a bias of n entries.
+    So a fresh adapter is not the identity.
 
-    In the reference code for encoders, the bottlenecks are in the same positions, before residual and norm.
-    For decoders, the reference code has other positions. Keeping the encoders' positions is our choice.
+    The bottlenecks are placed before the residual connection and the norm, as in the reference code for
+    encoders. The reference code for decoders places them elsewhere. Using the encoders' positions for
+    decoders, too, is our choice.
     """
 
     name: ClassVar[str] = "loretta_adp"
@@ -123,8 +125,8 @@ class LoRETTAAdapter(OneRank):
     width: Width = 64
     #: The activation function. The script of the reference code has `relu`, its configuration has `tanh`.
     activation: Literal["relu", "tanh"] = "relu"
-    #: `zero`: the last core of up and the bias of up start at zero, so that a fresh adapter changes no output
-    #: (our addition).
+    #: `published`: cores and biases start at random, as in the reference code. `zero`: the last core of up
+    #: and the bias of up start at zero, so that a fresh adapter changes no output (our addition).
     start: Literal["published", "zero"] = "published"
 
     @property

@@ -48,8 +48,8 @@ class AdaLoRAAdapter(PeftAdapter):
     def extra_loss(self) -> Tensor:
         """Returns `orth_reg_weight` times the mean of ‖A·Aᵀ − I‖ and ‖Bᵀ·B − I‖ over all sites.
 
-        This is eq. 4 as implemented by peft. peft itself adds the term only to a loss that the model computes
-        from labels. Here, the training loop computes the loss.
+        This is eq. 4 as implemented by peft. peft adds this term only to losses that the model computes from
+        labels. Here, the training loop computes the loss and adds the term.
         """
         squares = [
             gram
@@ -115,7 +115,7 @@ class AdaLoRAAdapter(PeftAdapter):
         return state
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Loads a state with all triplets, or a state without those that training has pruned.
+        """Loads a state with all triplets, or a state with only those that remain after pruning.
 
         Raises UserError as `Adapter.load` does, and if A, E and B of a site have different ranks.
         """
@@ -142,7 +142,7 @@ class AdaLoRAAdapter(PeftAdapter):
         return tuner.peft_config[NAME]
 
     def _places(self) -> dict[str, tuple[Site, int]]:
-        """Maps each parameter's name to its site and to the number of its axis that counts triplets."""
+        """Maps each parameter's name to its site and to the index of the axis that counts triplets."""
         axes: dict[int, tuple[Site, int]] = {}
         for site in self.bases:
             layer: Any = self._adapted[site]

@@ -13,7 +13,7 @@ from tensorbench.methods.backbone import Backbone, Site
 from tensorbench.methods.errors import NotLowRank, UserError
 from tensorbench.methods.quantised import QuantisedLinear
 
-#: peft's name for the one adapter that we put on a backbone.
+#: The name of our adapter in peft's layers, which can hold several adapters.
 NAME = "default"
 
 
@@ -28,11 +28,11 @@ def inject(module: nn.Module, config: Any) -> nn.Module:
 
 
 class PeftAdapter(Adapter):
-    """An adapter whose layers are peft's. Merging, saving and freezing are those of `Adapter`.
+    """An adapter made of peft's layers. Merging, saving and freezing are inherited from `Adapter`.
 
     peft's own unmerging is not used: it subtracts the update, which does not restore the weights bit for bit.
-    `config` returns peft's configuration, given the adapted sites by dotted path. Raises UserError if the
-    configuration changes the backbone's own weights.
+    `config` is a function from the adapted sites, by dotted path, to peft's configuration. Raises UserError
+    if peft's start changes the backbone's own weights.
     """
 
     def __init__(
@@ -137,16 +137,19 @@ class PeftAdapter(Adapter):
             del self.backbone.module.peft_config
 
     def _restore(self, before: dict[Site, tuple[Tensor, Tensor]]) -> None:
-        """Restores the weights and detaches. `before` has each site's weight and a copy of its values."""
+        """Restores the backbone's weights, then detaches the adapter.
+
+        `before` maps each site to its weight and a copy of the weight's values.
+        """
         for site, (weight, copy) in before.items():
             self.bases[site].weight.data = weight.copy_(copy)
         self.detach()
 
     def _probe(self, site: Site, *, with_weight: bool = True) -> tuple[Tensor, Tensor]:
-        """Returns the layer's effective weight (out, in) and bias (out,).
+        """Measures the effective weight (out, in) and bias (out,) of a site's adapted layer.
 
-        With `with_weight`, raises UserError if the layer is not linear. Without it, returns the base layer's
-        weight, and does not check whether the layer is linear.
+        Raises UserError if the layer is not linear. If `with_weight` is false, measures the bias only: the
+        returned weight is the base layer's, and linearity is not checked.
         """
         layer, base = self._adapted[site], self.bases[site]
         training = layer.training

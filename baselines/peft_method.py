@@ -21,7 +21,7 @@ from tensorbench.methods.errors import UnknownNameError, UserError, cut, shown, 
 from tensorbench.methods.sizes import OneRank, nearest, nearest_rank
 from tensorbench.methods.skeleton import Skeleton
 
-#: Limits for building an adapter to count it: new tensors, bytes of memory, and seconds of the processor.
+#: Limits for an adapter that is built to be counted: new tensors, bytes of memory, and CPU seconds.
 MOST_TENSORS, MOST_BYTES, MOST_SECONDS = 100_000, 2 * 2**30, 60.0
 
 #: The fields of peft's configurations that set an adapter's size. A type has at most one of these fields.
@@ -50,8 +50,8 @@ RESERVED = {
     "peft_type": "use type",
 }
 
-#: The longest text and the largest number of a configuration, unless `LARGEST` has another number for the
-#: field: the numbers of layers, matrices, terms or iterations that peft makes or repeats, and of steps.
+#: The longest text and the largest number in a configuration. `LARGEST` has other limits, for fields whose
+#: size costs memory or time, such as numbers of layers or iterations, and for random seeds.
 LONGEST_TEXT, LARGEST_NUMBER = 100, 10**9
 LARGEST = {
     "depth": 100,
@@ -64,8 +64,8 @@ LARGEST = {
     **dict.fromkeys(("random_seed", "random_loc_seed"), 2**63 - 1),
 }
 
-#: Values of `init_lora_weights` that the training loop does not support, and why. Values that begin with one
-#: of these are refused, too.
+#: Values of `init_lora_weights` that the training loop does not support, and why. Longer values that begin
+#: with one of these are refused, too.
 REFUSED_STARTS = {
     "corda": "it needs a pass over data first",
     "eva": "it needs a pass over data first",
@@ -76,7 +76,7 @@ REFUSED_STARTS = {
 }
 
 
-#: Alias, because a field named `type` hides the builtin inside the classes.
+#: An alias for use in classes where a field named `type` hides the builtin.
 AdapterClass = type[PeftAdapter]
 
 
@@ -263,7 +263,7 @@ def _check_value(name: str, value: Any) -> None:
 
 
 class _BuildLimits(TorchDispatchMode):
-    """A context in which torch raises UserError beyond the limits for building an adapter."""
+    """A context that raises UserError when building an adapter exceeds the limits for counting it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -42,8 +42,8 @@ class QuanTA(Targeted, StartKept):
     #: The learning rate in the reference code for DROP.
     published_lr: ClassVar[float | None] = 1e-4
 
-    #: The sizes of the axes. With a single size, all axes have this size, and there are as many as the
-    #: largest side of a weight needs.
+    #: The sizes of the axes. A single size is the size of all axes, and there are as many axes as the largest
+    #: side of a weight needs. None: a budget sets the axes.
     axes: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(None, min_length=1)
 
     @property
@@ -61,7 +61,7 @@ class QuanTA(Targeted, StartKept):
     def isorank(self, rank: int) -> Self:
         """Returns the same method with equal axes of size `rank`.
 
-        There will be as many axes as the largest side of a weight needs.
+        The number of axes follows from the largest side of a weight (see `shape`).
         """
         return self.with_size((rank,))
 

@@ -78,8 +78,8 @@ class TRAC(OneRank, Targeted, LowRankMethod):
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """Counts Σ (L·(n₁·ρ₁ + ρ₂ + n₃) + ρ₂·n₃·r), with the sum over A and B of every projection.
 
-        L is the number of layers, and `SideCores` explains n and ρ. Each layer has a first core, and the
-        controllers of the third.
+        L is the number of layers, and `SideCores` explains n and ρ. Each layer has its own first core and its
+        own controllers of the third core.
         """
         sides = [side for pair in self.cores(geometry).values() for side in pair]
         return sum(

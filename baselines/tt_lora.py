@@ -27,8 +27,8 @@ PUBLISHED_MODES: dict[tuple[int, int], Modes] = {
     (4096, 4096): ((16, 4, 4, 4, 2, 2), (2, 2, 4, 4, 4, 16)),
     (4096, 1024): ((16, 4, 4, 4, 2, 2), (2, 2, 4, 4, 16)),
 }
-#: The largest number of modes per side for sizes that are not in the table, and the size from which there may
-#: be one more.
+#: The largest number of modes per side for sizes that are not in `PUBLISHED_MODES`, and the size from which
+#: one more mode is allowed.
 MOST_MODES, LARGE = 3, 2048
 
 
@@ -66,8 +66,9 @@ class TTLoRA(TrainsOfSites, LowRankMethod):
     #: `reconstruction`, for square weights only: the leading cores are for the output, and every index
     #: changes slowest along the first of its modes.
     form: Literal["contraction", "reconstruction"] = "contraction"
-    #: `decomposed`: all sites of one shape start at the decomposition of the same kaiming-uniform matrix,
-    #: drawn from seed 42 (reference code). `zero`: as published, but with the last core zero (our addition).
+    #: `published`: random cores of norm one, as in the reference code. `decomposed`: all sites of one shape
+    #: start at the decomposition of the same kaiming-uniform matrix, drawn from seed 42 (also in the
+    #: reference code). `zero`: like `published`, but with the last core zero (our addition).
     start: Literal["published", "decomposed", "zero"] = "published"
 
     @classmethod

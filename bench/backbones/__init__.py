@@ -69,7 +69,10 @@ def load(spec: BackboneSpec | str) -> LoadedBackbone:
 
 
 def _answerable(spec: BackboneSpec, info: BackboneInfo) -> BackboneInfo:
-    """Returns the description with a tokenizer whose errors name the plug-in that provides the backbone."""
+    """Returns a description whose tokenizer's errors name the plug-in that provides the backbone.
+
+    Descriptions of images, and of backbones without a registered name, are returned unchanged.
+    """
     if spec.name is None or not isinstance(info.input, TextInput):
         return info
     return replace(info, input=replace(info.input, blaming=partial(BACKBONES.blaming, spec.name)))

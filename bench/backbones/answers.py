@@ -20,7 +20,7 @@ from tensorbench.methods.errors import UserError
 
 
 def has_vocabulary(backbone: LoadedBackbone) -> bool:
-    """Whether the backbone can turn its hidden states into logits of tokens."""
+    """Whether the backbone can compute logits of tokens from its hidden states."""
     if not getattr(backbone.info.input, "decodes", False):
         return False
     return _tied(backbone) or backbone.unembedding is not None
@@ -68,8 +68,8 @@ class Writer:
     def __call__(self, encoder: Any, *, input_ids: Tensor, attention_mask: Tensor, scored: Tensor) -> Tensor:
         """Computes the outputs (batch, 3). All inputs are (batch, tokens).
 
-        `scored` is nonzero for the tokens to predict. The first token of a text is never one of them. On the
-        CPU, where a split makes it, it takes no wait for an accelerator.
+        `scored` is nonzero for the tokens to predict. The first token of a text is never one of them. If
+        `scored` is on the CPU, selecting these tokens does not wait for an accelerator.
         """
         states = decoded(encoder, input_ids, attention_mask)
         predicted = scored[:, 1:].bool().cpu()
@@ -122,7 +122,7 @@ class Writer:
 
 
 class Answers:
-    """Replaces pooling and head of a language model that answers a prompt by the words of a class.
+    """Replaces pooling and head of a language model that answers a prompt with the words of a class.
 
     Outputs (batch, classes) are the log-likelihoods of each class's words after the prompt: the sum over the
     words' tokens of log p(token | prompt and previous tokens). `words` are the token ids of each class's
@@ -152,8 +152,8 @@ class Answers:
 def _after(encoder: nn.Module, ids: Tensor, mask: Tensor, lengths: Tensor, begun: tuple[int, ...]) -> Tensor:
     """Returns hidden states (batch, 1 + n, hidden) after appending the n tokens of `begun` to each prompt.
 
-    They are the states at the prompt's last token and at the n tokens. Prompts (batch, tokens) are padded on
-    the right, and `lengths` (batch, 1) are their numbers of tokens.
+    The first state is that of the prompt's last token. The others are those of the appended tokens. Prompts
+    (batch, tokens) are padded on the right, and `lengths` (batch, 1) are their numbers of tokens.
     """
     places = torch.arange(len(begun) + 1, device=ids.device)
     if begun:
@@ -186,8 +186,8 @@ def put_head(
     """Puts a fresh head on the backbone.
 
     A language model that answers in words gets no head: it gets `Answers` if `model_input` has a prompt, or
-    else a `Writer`. `fitted` is as in `LoadedBackbone.reset`. Raises UserError as
-    `check_answers` and `Prompt.word_tokens` do.
+    else a `Writer`. `fitted` is as in `LoadedBackbone.reset`. Raises UserError as `check_answers` and
+    `Prompt.word_tokens` do.
     """
     backbone.reset(classes, generator, fitted=fitted)
     if not isinstance(model_input, TextInput) or not model_input.answers_by_words:

@@ -44,7 +44,7 @@ LARGEST = {
 
 #: The number of entries of a tensor that a fingerprint reads at once, so that their int64 copy takes 2 MiB.
 _CHUNK = 1 << 18
-#: The integers that a fingerprint reads in place of numbers, by the bytes of each.
+#: The integer type in which a fingerprint reads a tensor's bits, by the number of bytes per entry.
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 #: The kind of a backbone, one of `tensorbench.backbones.kinds.NAMES`.
@@ -56,7 +56,7 @@ class BackboneInfo:
     """The description of a backbone, available before its weights are loaded.
 
     Backbones with equal `weights_hash` compute the same outputs: it identifies the weights and their
-    conversion. `description` is a text with origin and licence, as far as they are known.
+    conversion. `description` states origin and licence in words, as far as they are known.
     """
 
     name: str
@@ -140,7 +140,8 @@ class LoadedBackbone:
             raise UserError(f"backbone '{info.name}' has {real:,} encoder parameters, {counted:,} described")
         encoder.requires_grad_(False)
         #: The weight (vocabulary, hidden) of a language model's output layer. None for other models, and for
-        #: checkpoints without this weight, such as most whose output layer is tied to the input embeddings.
+        #: checkpoints without this weight. Most checkpoints whose output layer is tied to the input
+        #: embeddings lack it.
         self.unembedding = unembedding
         self._module = Classifier(encoder, pool, nn.Identity())
         self._module.eval()

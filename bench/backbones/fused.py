@@ -14,8 +14,8 @@ QKV = ("query", "key", "value")
 class Split(nn.Module):
     """Replaces a fused linear layer by several linear layers, whose outputs it concatenates.
 
-    `parts` are the names of these layers, and `widths` their numbers of outputs, equal by default. Raises
-    ValueError if the widths do not add up to the outputs of the fused layer.
+    `parts` are the names of these layers. `widths` are their numbers of outputs; by default, all parts have
+    equally many. Raises ValueError if the widths do not add up to the outputs of the fused layer.
     """
 
     def __init__(
@@ -34,12 +34,15 @@ class Split(nn.Module):
         return torch.cat([layer(x) for layer in self.children()], dim=-1)
 
     def ordered(self, rows: Tensor) -> Tensor:
-        """Puts rows that are sorted by part into the order of the fused layer."""
+        """Returns `rows`, which are sorted by part, unchanged: the fused layer has the same order."""
         return rows
 
 
 class SplitHeads(nn.Module):
-    """Like `Split`, for a layer whose outputs are ordered by head: query, key and value of each in turn."""
+    """Like `Split`, for a layer whose outputs are ordered by head.
+
+    They are the query, key and value of each head in turn.
+    """
 
     def __init__(self, fused: nn.Linear, head_size: int) -> None:
         super().__init__()
@@ -56,7 +59,7 @@ class SplitHeads(nn.Module):
         return torch.stack(tuple(parts), dim=-2).flatten(-3)
 
     def ordered(self, rows: Tensor) -> Tensor:
-        """Puts rows that are sorted by part into the order of the fused layer."""
+        """Reorders rows that are sorted by part: the fused layer's rows are ordered by head."""
         return rows.unflatten(0, (3, -1, self.head_size)).transpose(0, 1).flatten(0, 2)
 
 

@@ -46,7 +46,7 @@ from tensorbench.methods.errors import UserError, cut, did_you_mean, first_few, 
 _ROLES = ("bos", "cls", "eos", "pad", "sep", "unk")
 
 #: The largest factor by which a tokenizer may lengthen a text, and the most special tokens that it may add.
-#: Usual ones replace a character by a character and add two tokens.
+#: Typical tokenizers replace each character by one character and add two tokens.
 MOST_GROWTH = 1000
 
 
@@ -221,7 +221,7 @@ def _unembedding(folder: Path) -> Tensor | None:
 
 
 def as_backbone(info: BackboneInfo, encoder: Any, unembedding: Tensor | None = None) -> LoadedBackbone:
-    """Makes a backbone of a transformers model. Splits fused layers and sets the described image size."""
+    """Makes a backbone from a transformers model. Splits fused layers and sets the described image size."""
     kind, config = KINDS[info.kind], encoder.config
     # Pooling reads outputs by name, so the model must not return tuples.
     config.return_dict = True
@@ -278,7 +278,7 @@ def load_tokenizer(folder: Path, pads_by_end: bool = False) -> Any:
 
 @contextmanager
 def _blaming_tokenizer(folder: Path) -> Iterator[None]:
-    """Converts errors that a folder's tokenizer raises in this context to a UserError with the folder."""
+    """Converts errors that a folder's tokenizer raises in this context to UserErrors that name the folder."""
     try:
         yield
     except (UserError, MemoryError):
@@ -291,7 +291,10 @@ def _blaming_tokenizer(folder: Path) -> Iterator[None]:
 
 
 def _growth(step: Any) -> int:
-    """The factor by which the replacements in a step of a tokenizer, or in a list of steps, lengthen text."""
+    """The largest factor by which a tokenizer's replacements may lengthen a text.
+
+    `step` is the JSON of a step of the tokenizer, or a part of this JSON.
+    """
     if isinstance(step, list):
         return math.prod(map(_growth, step))
     if not isinstance(step, dict):
@@ -306,8 +309,8 @@ def _check_tokens(folder: Path, hashed: str, pads_by_end: bool, vocabulary: int)
     """Raises UserError if a folder's tokenizer makes tokens for which its model has no embeddings.
 
     `vocabulary` is the number of embeddings, and `hashed` the hash of the tokenizer's files. For
-    `pads_by_end` see `load_tokenizer`. A missing or broken tokenizer passes. It is refused when texts are
-    read.
+    `pads_by_end` see `load_tokenizer`. A missing or broken tokenizer passes this check. It raises UserError
+    later, when texts are read.
     """
     try:
         tokenizer = load_tokenizer(folder, pads_by_end)
@@ -330,7 +333,7 @@ def _check_tokens(folder: Path, hashed: str, pads_by_end: bool, vocabulary: int)
 def _config(folder: Path) -> Iterator[Any]:
     """Yields the configuration of a folder's model.
 
-    For a composite model such as CLIP, it is the configuration of the encoder that is supported. Raises
+    For a composite model such as CLIP, yields the configuration of the encoder that is supported. Raises
     UserError for a configuration that cannot be read, and for any error raised in this context.
     """
     from transformers import AutoConfig

@@ -1,4 +1,4 @@
-"""Backbones whose pretrained weights come in packages of the Python index (`tensorbench.machine.assets`)."""
+"""Backbones whose weights come in packages of the Python Package Index (`tensorbench.machine.assets`)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from tensorbench.machine.cache import prepared
 from tensorbench.methods.backbone import Geometry
 from tensorbench.methods.errors import UserError
 
-#: The version of `convert_vit_s14`. It is incremented if the same file is converted to other weights.
+#: The version of `convert_vit_s14`. It is incremented when the same file is converted to other weights than
+#: before.
 CONVERTER_VERSION = 1
 
-#: The version of `convert_gguf`. It is incremented if the same file is converted to other weights.
+#: The version of `convert_gguf`. It is incremented when the same file is converted to other weights than
+#: before.
 GGUF_CONVERTER_VERSION = 1
 
 VIT_S14_CONFIG = {
@@ -42,10 +44,11 @@ VIT_S14_CONFIG = {
 
 @dataclass(frozen=True)
 class AssetBackbone:
-    """A backbone whose weights are in an asset, a package of the Python index (`tensorbench.machine.assets`).
+    """A backbone whose weights are in an asset, a package of the Python Package Index.
 
-    `folder` downloads the asset, converts it if necessary, and returns the checkpoint folder. Vision
-    backbones have `image_size` and `patch`, both in pixels, text backbones `max_tokens` and `vocabulary`.
+    See `tensorbench.machine.assets`. `folder` downloads the asset, converts it if necessary, and returns the
+    checkpoint folder. Vision backbones have `image_size` and `patch`, both in pixels. Text backbones have
+    `max_tokens` and `vocabulary`.
     """
 
     name: str

@@ -18,7 +18,8 @@ MAX_PIXELS = 4096
 #: Matches the placeholders for texts in a prompt.
 _PLACE = r"\{(?:text|first|second)\}"
 
-#: The length to which the texts of a batch are padded: that of the longest text, or the largest accepted one.
+#: The length to which the texts of a batch are padded: that of the batch's longest text, or the largest
+#: number of tokens that the backbone accepts.
 Padding = Literal["longest", "max_tokens"]
 
 
@@ -34,9 +35,9 @@ class Prompt:
     words: tuple[str, ...]
 
     def check(self, *, paired: bool, where: str = "") -> None:
-        """Raises UserError if the template has other placeholders than a single text or a pair needs.
+        """Raises UserError unless the template has the placeholder `{text}`, or the two for pairs of texts.
 
-        The message begins with `where`.
+        `paired` says whether the texts are pairs. The message begins with `where`.
         """
         needs = ("{first}", "{second}") if paired else ("{text}",)
         if set(re.findall(_PLACE, self.template)) != set(needs):
@@ -62,9 +63,9 @@ class Prompt:
         """The token ids of the words of each class.
 
         Words are tokenised together with the end of the prompt, since many tokenizers add a space at the
-        beginning of a text. If a token would contain characters of both, the words are tokenised alone.
-        Raises UserError if the words of a class have no tokens, an unknown token, or the same tokens as the
-        words of another class.
+        beginning of a text. If a token would contain characters of prompt and words, the words are tokenised
+        alone. Raises UserError if the words of a class have no tokens, an unknown token, or the same tokens
+        as the words of another class.
         """
         # A letter replaces the text, since nothing else may precede the words.
         before = "a" + self.end
@@ -106,14 +107,14 @@ class TextInput:
     decodes: bool = False
     #: The model type, such as "roberta", if the tokenizer's class depends on it as well as on its files.
     model_type: str = ""
-    #: If given, a language model answers with the words of a class.
+    #: The prompt that a language model answers with the words of a class. None if it does not answer so.
     prompt: Prompt | None = None
-    #: If given, a language model answers with free text of at most this many tokens.
+    #: The largest number of tokens of a language model's free-text answer. None if it writes no free text.
     new_tokens: int | None = None
 
     @property
     def answers_by_words(self) -> bool:
-        """Whether a language model answers with words. Then there is no head."""
+        """Whether a language model answers in words (of a class, or free text) and so has no head."""
         return self.prompt is not None or self.new_tokens is not None
 
 

@@ -111,7 +111,7 @@ def resized_table(encoder: Any, size: int) -> None:
 
 
 def _interpolated(encoder: Any, size: int, special: int) -> torch.Tensor:
-    """Returns position embeddings (1, positions, hidden) that are interpolated to an image side in pixels.
+    """Returns position embeddings (1, positions, hidden), interpolated to images with sides of `size` pixels.
 
     `special` is the number of positions that are not patches.
     """
@@ -131,9 +131,9 @@ class TransformersClassifier:
     """A classifier of transformers that computes the same logits as the kind's encoder, pooling and head."""
 
     class_name: str
-    #: The path in the classifier of each module of the kind's head. The key "" is the whole head.
+    #: Maps each module of the kind's head to its path in the classifier. The key "" is the whole head.
     head: Mapping[str, str] = field(default_factory=lambda: {"": "classifier"})
-    #: Whether its last layer also reads the mean of the patches, unlike the kind's head.
+    #: Whether the classifier's last layer also reads the mean of the patches, unlike the kind's head.
     reads_patches: bool = False
 
 
@@ -148,7 +148,7 @@ class Kind:
     pool: Callable[..., Tensor]
     make_head: Callable[[Any], pooling.MakeHead] = pooling.linear_head
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    #: The normalisation of pixels if the checkpoint has none. None: the kind reads texts.
+    #: The normalisation of pixels for checkpoints that state no normalisation. None if the kind reads texts.
     normalisation: Normalisation | None = None
     #: The names of the configuration's fields for the sizes of the model.
     shape: Shape = SHAPE
@@ -172,13 +172,14 @@ class Kind:
     positions_after_padding: bool = False
     #: The values that fields of the configuration must have, because pooling relies on them.
     needs: Mapping[str, Any] = field(default_factory=dict)
-    #: Fields of the configuration to set after loading.
+    #: Fields of the loaded encoder's configuration that are overwritten, with their new values.
     sets: Mapping[str, Any] = field(default_factory=dict)
     #: Values for the configuration of a backbone with random weights, where transformers' defaults do not
     #: suit. Most are those of published checkpoints.
     usual: Mapping[str, Any] = field(default_factory=dict)
-    #: The class of an export with its head. None: transformers has no such pooling and head, so that the
-    #: encoder is exported with the head in a file beside it.
+    #: The transformers class to which an encoder is exported together with its head. None if transformers has
+    #: no class with this pooling and head: the encoder is then exported alone, with the head in a file beside
+    #: it.
     classifier: TransformersClassifier | None = None
     #: A remark for the table of kinds.
     remark: str = ""

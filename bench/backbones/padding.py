@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tensorbench.backbones.untrusted import ATTENTION
 
-#: Where an encoder takes padding to be. The names are those of transformers' implementations of attention.
+#: The values of `side` in `padded`. They are also names of attention implementations in transformers.
 ANY_SIDE, RIGHT = ATTENTION, "sdpa_padded_on_the_right"
 
 
@@ -18,10 +18,11 @@ ANY_SIDE, RIGHT = ATTENTION, "sdpa_padded_on_the_right"
 def padded(encoder: Any, side: str) -> Iterator[None]:
     """A context in which an encoder reads texts that are padded on `side`: `RIGHT` or `ANY_SIDE`.
 
-    In each forward pass, transformers drops a mask that masks no token. To find out, it reads the mask from
-    the device, and the host has to wait. `RIGHT` avoids this. Decoders then get no padding mask, since no
-    token sees a later one and no output of padding is read. ModernBERT always keeps its mask. Outputs are the
-    same up to rounding. Encoders whose attention is not transformers' `sdpa` stay as they are.
+    transformers drops a mask that masks no token. To decide this, it reads the mask in each forward pass, so
+    that the host waits for the device. `RIGHT` avoids the wait. Decoders then get no padding mask. They need
+    none, since no token attends to a later one and no output at a padding token is read. ModernBERT, which is
+    no decoder, always keeps its mask. `RIGHT` and `ANY_SIDE` give equal outputs up to rounding. The context
+    has no effect on encoders whose attention is not transformers' `sdpa`.
     """
     config = getattr(encoder, "config", None)
     before = getattr(config, "_attn_implementation", None)
@@ -43,7 +44,10 @@ def padded(encoder: Any, side: str) -> Iterator[None]:
 def _unread_mask(
     *, attention_mask: Tensor | None, allow_is_causal_skip: bool = True, **arguments: Any
 ) -> Tensor | None:
-    """Makes the mask of `sdpa_mask`, without padding if attention is causal. Reads no value."""
+    """Builds the mask of `sdpa_mask` without reading a value from the device.
+
+    If attention is causal, padding is left out of the mask.
+    """
     from transformers.masking_utils import sdpa_mask
 
     arguments["allow_is_bidirectional_skip"] = False

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 
 def of_one_segment(pool: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Makes a pooling function for models without segments, whose tokenizers may still number them."""
+    """Makes a pooling function accept and ignore `token_type_ids`, for models without segments."""
 
     @wraps(pool)
     def pooled(encoder: nn.Module, *, token_type_ids: Tensor | None = None, **texts: Tensor) -> Tensor:
@@ -117,10 +117,11 @@ def mean_of_patches(encoder: nn.Module, *, pixel_values: Tensor) -> Tensor:
 
 
 def _for_every_query(encoder: nn.Module, attention_mask: Tensor) -> Tensor:
-    """Makes the mask (batch, 1, 1, tokens) that attention adds, for all heads and queries.
+    """Makes the additive attention mask (batch, 1, 1, tokens), which all heads and queries share.
 
-    If the mask had two dimensions, as `attention_mask` has, transformers would wait for the device in every
-    step to check whether any token is masked. If it were boolean, each layer would make this one of it.
+    It is 0 for tokens and -inf for padding. Given a mask of two dimensions, transformers would check in every
+    step whether any token is masked, and so wait for the device. Given a boolean mask, each layer would
+    convert it to an additive mask again.
     """
     kind, masked = attention_mask.device.type, attention_mask[:, None, None, :] == 0
     rounded = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)

@@ -14,8 +14,8 @@ ATTENTION_ONLY = PROJECTIONS[:4]
 class Shape:
     """The names of the configuration fields that hold a geometry.
 
-    `kv_heads` and `head_size` are None if the other fields determine them. `gated` names the field that says
-    whether the MLP is gated, or is the same for all models of the kind.
+    `kv_heads` and `head_size` are None if the other fields determine them. `gated` says whether the MLP is
+    gated: it is a bool for all models of the kind, or the name of the field that holds the bool.
     """
 
     hidden: str = "hidden_size"
@@ -49,13 +49,13 @@ class Shape:
         return getattr(config, self.mlp)
 
     def projections(self, config: Any) -> tuple[str, ...]:
-        """Returns the projections that adapters see in every layer."""
+        """Returns the projections of a layer that adapters can adapt."""
         return GATED_PROJECTIONS if self.is_gated(config) else PROJECTIONS
 
     def settings(self, geometry: Geometry) -> dict[str, Any]:
-        """Returns the fields, with values, from which a configuration of this geometry can be made.
+        """Returns the configuration fields, with values, that give a model this geometry.
 
-        The field `gated` is not among them.
+        The field that `gated` names is left out.
         """
         fields = {
             self.hidden: geometry.hidden,
@@ -76,7 +76,8 @@ DECODER = Shape(kv_heads="num_key_value_heads", head_size="head_dim", gated=True
 class DinoShape(Shape):
     """The shape of DINOv2, whose configuration gives the MLP's width as a multiple of the hidden size.
 
-    A gated MLP has two thirds of that width, rounded up to a multiple of eight. It has no sites.
+    A gated MLP has two thirds of that width, rounded up to a multiple of eight. Adapters cannot adapt it, so
+    that only the attention has sites.
     """
 
     mlp: str = "mlp_ratio"
@@ -109,7 +110,7 @@ class T5Shape(Shape):
 
 @dataclass(frozen=True)
 class GPT2Shape(Shape):
-    """The shape of GPT-2, whose MLP has width 4d by default."""
+    """The shape of GPT-2, whose MLP has width 4d if the configuration gives no width."""
 
     hidden: str = "n_embd"
     heads: str = "n_head"

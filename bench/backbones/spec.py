@@ -80,7 +80,7 @@ class BackboneSpec(Frozen):
     def described(self, info: BackboneInfo) -> BackboneInfo:
         """Returns the description with the name and hash of weights in this dtype and quantisation.
 
-        So weights that are rounded differ from those of the source in tables and in a trial's id.
+        So rounded weights count as different from the source's, both in tables and in a trial's id.
         """
         for rounding in (self.dtype, self.quantise):
             if rounding not in ("float32", None):

@@ -77,11 +77,12 @@ class TimmBackbone:
 
     model: str
     weights: Path | None = None
-    #: A branch, tag or commit of the hub repository. None: the one in the model's name, or the main branch.
+    #: A branch, tag or commit of the hub repository. None: the revision in the model's name, or the main
+    #: branch.
     revision: str | None = None
 
     def describe(self, image_size: int | None) -> BackboneInfo:
-        """Describes the model, which it builds without weights (see `BackboneEntry`).
+        """Builds the model without weights and describes it (see `BackboneEntry`).
 
         Raises UserError for an unknown model (with the nearest names), for a model that is no plain vision
         transformer, for a missing file, and for an unreachable hub.
@@ -107,7 +108,7 @@ class TimmBackbone:
         """Finds the model's blueprint, in timm or in the config of its hub repository.
 
         Raises UserError for a model that timm does not know (with the nearest names), for a hub config that
-        is not one of timm or has invalid fields, and as `snapshot` does.
+        is not timm's or has invalid fields, and as `snapshot` does.
         """
         import timm
 
@@ -279,7 +280,8 @@ def _load_weights(encoder: Any, blueprint: Blueprint, file: Path, name: str) -> 
 def _fit(encoder: Any, name: str, size: int) -> tuple[Geometry, tuple[str, ...]]:
     """Splits every qkv, sets the image size, and returns the geometry and the adapted projections.
 
-    Raises UserError for a model of another design, and for an image size that the model does not take.
+    Raises UserError for a model that is no plain vision transformer, and for an image size that the model
+    does not accept.
     """
     blocks = list(getattr(encoder, "blocks", None) or ())
     if not blocks or not all(_has_fused_attention(block) for block in blocks):

@@ -8,10 +8,11 @@ from typing import Any
 
 from tensorbench.methods.errors import UserError, did_you_mean
 
-#: The attention implementation of most kinds: torch's own. `Kind.attention` names the others.
+#: torch's own implementation of attention, which most kinds use. Other kinds set `Kind.attention`.
 ATTENTION = "sdpa"
 
-#: The names accepted in a config. For any other name, transformers would download a kernel and run it.
+#: The attention implementations that a config may name. For any other name, transformers would download a
+#: kernel and run it.
 _KNOWN_ATTENTION = (ATTENTION, "eager", "flex_attention", "flash_attention_2", "flash_attention_3")
 
 _ATTENTION_FIELDS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
@@ -34,7 +35,7 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 
 def refuse_choices(file: Path, settings: dict[str, Any]) -> None:
-    """Raises UserError for a config.json that chooses code or other weights, or lies beside an adapter.
+    """Raises UserError for a config.json that chooses code or other weights, and for an adapter beside it.
 
     A config may name code in its repository (`auto_map`), but that code is never run: transformers' own
     classes are used.
