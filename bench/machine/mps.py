@@ -1,4 +1,4 @@
-"""NVIDIA's Multi-Process Service (MPS), by which processes that share a GPU compute at the same time.
+"""NVIDIA's Multi-Process Service (MPS), with which processes on one GPU compute at the same time.
 
 Without it they take turns, which still fills the gaps in which one process prepares its next step.
 """
@@ -18,7 +18,7 @@ from tensorbench.machine.cards import VISIBLE
 #: The program that starts and ends the service.
 CONTROL = "nvidia-cuda-mps-control"
 
-#: Seconds that the program may take.
+#: Seconds to wait for the program.
 PATIENCE = 20
 
 #: The variable with the folder in which processes find the service.
@@ -27,11 +27,11 @@ PIPES = "CUDA_MPS_PIPE_DIRECTORY"
 
 @contextmanager
 def service(cards: Sequence[str], sharing: int) -> Iterator[dict[str, dict[str, str]]]:
-    """A context with a service on GPUs, which are named as `tensorbench.machine.cards.cards` names them.
+    """A context with an MPS service on GPUs. `cards` has the form of `tensorbench.machine.cards.cards`.
 
-    Yields the environment of a process on each GPU, if `sharing` processes share it. A service that the user
-    has started is used as it is: then the environments are empty, as they are, with a warning, where the
-    service is not installed or does not start.
+    Yields the environment variables for processes on each GPU, which `sharing` processes share. Yields an
+    empty mapping if the user has started a service already, which processes then use by default. Warns and
+    yields an empty mapping if the service is not installed or does not start.
     """
     if os.environ.get(PIPES):
         yield {}

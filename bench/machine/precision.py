@@ -10,8 +10,9 @@ import torch
 def computes_bf16(device: str = "cpu") -> bool:
     """Whether a device multiplies bfloat16 in hardware.
 
-    A processor does with avx512_bf16, AMX or Arm's bf16, an NVIDIA GPU from compute capability 8, and every
-    AMD GPU that torch supports. If this machine has no GPU, a plan for one is a plan for one that does.
+    Processors with avx512_bf16, AMX or Arm's bf16 do, NVIDIA GPUs from compute capability 8, and all AMD GPUs
+    that torch supports. Returns True for "cuda" on a machine without a GPU, so that it can plan for another
+    machine.
     """
     if device.startswith("cuda"):
         if torch.version.hip is not None or not torch.cuda.is_available():
@@ -24,9 +25,9 @@ def computes_bf16(device: str = "cpu") -> bool:
 
 
 def unsupported(precision: str, device: str) -> str:
-    """Says that a device cannot train in a recipe's precision. Empty if it can.
+    """Returns a message if a device cannot train in a recipe's precision. Empty if it can.
 
-    A processor can train in bf16 however it computes that.
+    Processors are accepted for bf16 even if they have to emulate it.
     """
     if precision == "tf32" and (torch.version.hip is not None or not device.startswith("cuda")):
         return "training.precision: tf32 is a precision of NVIDIA GPUs; accepted here: auto, fp32 and bf16"

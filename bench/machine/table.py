@@ -65,7 +65,7 @@ class Table:
     notes: Sequence[str] = ()
     #: The names of columns that are aligned to the left, since they hold texts. All others hold numbers.
     texts: Sequence[str] = ()
-    #: The names of all columns in order. By default those of the lines.
+    #: The names of all columns in order. By default, all columns that occur in the lines.
     columns: Sequence[str] = field(default=())
     #: The columns that a narrow terminal leaves out, the first one first.
     spare: Sequence[str] = ()
@@ -95,7 +95,7 @@ class Table:
         return "\n".join([_line(self.title), *aligned, *map(_line, self._notes(MOST_LINES))])
 
     def html(self) -> str:
-        """Returns the table as an HTML element, with its first lines."""
+        """Returns the table as an HTML element, with at most `MOST_LINES` lines."""
         heads, *lines = self._cells(_line, MOST_LINES)
 
         def row(tag: str, cells: Sequence[str]) -> str:
@@ -111,7 +111,7 @@ class Table:
         return f"<div><p><b>{escape(_line(self.title))}</b></p>{table}{notes}</div>"
 
     def on_page(self, style: str = "", most: int | None = None) -> str:
-        """Returns the table as an HTML element of a page whose style sheet has the classes `style`.
+        """Returns the table as an HTML element of a page. `style` names classes of the page's style sheet.
 
         It has no title, since the page has headings. Lines after the first `most` are counted in a note.
         """
@@ -225,7 +225,7 @@ def cell_text(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Returns a time in words, in the largest unit of which it has at least two."""
+    """Returns a time in words, in the largest unit that gives at least two."""
     for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

@@ -25,14 +25,14 @@ def visible(text: str) -> str:
 #: Matches the beginnings of mentions, references and addresses, which GitHub turns into links.
 _LINKED = re.compile(r"(@(?=\w)|#(?=\d)|\bGH-(?=\d)|:(?=//)|\bwww(?=\.))", re.IGNORECASE)
 
-#: Matches what makes a heading or a list of the line that it begins.
+#: Matches the beginning of a line that Markdown would show as a heading or a list item.
 _BEGINNING = re.compile(r"^(\d*)([#+.)-])(?=[ #-]|$)")
 
 
 def markdown_text(text: str) -> str:
     """Escapes all characters of a text that mean something in Markdown or HTML, and puts it on one line.
 
-    A space without width keeps GitHub from making links of the text and from notifying people it names.
+    Zero-width spaces keep GitHub from making links of the text and from notifying people it names.
     """
     text = re.sub(r"([\\`*_\[\]|~])", r"\\\1", " ".join(visible(text).split()))
     text = _BEGINNING.sub(r"\1\\\2", text)

@@ -29,8 +29,9 @@ def _ratio(value: float, bare: float) -> float | None:
 class Measure(StrEnum):
     """The measures of a trial. The value of a member is its key in the store. Its attributes describe it.
 
-    Measures with `parts` are not stored, but computed from other measures. `Record.measure` returns either.
-    The tags `metric` and `evaluated` of a run name the metric and the split of its score.
+    Measures with `parts` are not stored, but computed from other measures. `Record.measure` returns stored
+    and computed measures. The tags `metric` and `evaluated` of a run name the metric and the split of its
+    score.
     """
 
     #: The measure's column in the frame of trials. Empty if it has none.

@@ -1,6 +1,6 @@
-"""What a trial's numbers come from: files, packages, seeds and hardware. None of it enters the trial's id.
+"""The origin of a trial's numbers: files, packages, seeds and hardware. None of it enters the trial's id.
 
-Also what a trial from a pack gave when it ran again.
+Also the result of running a trial from a pack again.
 """
 
 from __future__ import annotations
@@ -50,9 +50,13 @@ class StoredConfig(Wired):
 
 
 class StoredRerun(Wired):
-    """What a trial from a pack gave when it ran again where new trials of its suite run: the tag `rerun`."""
+    """The content of the tag `rerun`: the result of a trial from a pack that ran again.
 
-    #: The run with the tag in the store where the trial ran again. An unpacked run has another id.
+    A suite runs some trials from packs again before it adds new trials to them.
+    """
+
+    #: The id of the run in the store where the trial ran again. If this store is packed and unpacked, the run
+    #: gets another id.
     run_id: str
     #: The new score. None if the trial failed again.
     score: float | None
@@ -60,7 +64,8 @@ class StoredRerun(Wired):
     allowed: float
     #: The processor or GPU.
     device: str
-    #: What differed by more than `tensorbench verify --rerun` accepts, in words. Empty if nothing did.
+    #: Descriptions of differences that exceed what `tensorbench verify --rerun` accepts. Empty if there are
+    #: none.
     faults: tuple[str, ...] = ()
 
 

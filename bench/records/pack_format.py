@@ -10,7 +10,8 @@ Experiments are numbered in the order of their names. A pack holds the suite's r
 of trials that count. Trials share the lines of configurations, and the examples and labels of splits.
 Predictions that have no compact form are artifacts, and so are all predictions in packs with adapters.
 
-JSON and arrays decode to what their size says. So a pack needs no more memory than its files have bytes.
+The memory for decoding JSON and arrays is limited by their size in bytes (see
+`tensorbench.store.pack.archive`).
 """
 
 from __future__ import annotations
@@ -32,20 +33,20 @@ SCHEMA = 3
 MANIFEST = "manifest.json"
 EXPERIMENT, RUNS, NUMBERS = "experiment.json", "runs.jsonl", "arrays.safetensors"
 
-#: The types of the arrays, as numpy writes them. Each has the values of all runs or splits one after the
-#: other, in their order in `runs.jsonl` or `experiment.json`, as many of each as stated there. The file has
-#: an array's bytes (itemsize, values): first the first byte of all values, then the second, and so on. That
+#: The dtypes of the arrays, in numpy's notation. Each array concatenates the values of all runs or splits.
+#: `runs.jsonl` or `experiment.json` gives their order and the number of values of each. The file stores an
+#: array as bytes (itemsize, values): the first byte of all values, then the second, and so on. This
 #: compresses better.
 ARRAYS = {
-    #: Of runs: the numbers of the lines of the configuration, in `PackedExperiment.lines`.
+    #: For each run: the indices of its configuration's lines in `PackedExperiment.lines`.
     "config": "<u4",
-    #: Of runs: the points of curves.
+    #: For each run: the steps and values of its curves' points.
     "step": "<i8",
     "value": "<f8",
-    #: Of splits: the examples' ids and labels.
+    #: For each split: the ids and labels of its examples.
     "example": "<i8",
     "label": "<u2",
-    #: Of runs: the predicted classes, and the log-probabilities of labels (see `Predictions.steps`).
+    #: For each run: the predicted classes, and the log-probabilities of labels (see `Predictions.steps`).
     "prediction": "<u2",
     "log_probability": "<u4",
 }
@@ -84,7 +85,7 @@ Milliseconds = Annotated[int, Field(ge=0, lt=LATEST)]
 #: MLflow's limits for the length of keys and tags.
 Key = Annotated[str, StringConstraints(max_length=250)]
 TagText = Annotated[str, StringConstraints(max_length=8000)]
-#: Frames of curves repeat the key for each point.
+#: The key of a curve. Its limit is lower, since frames of curves repeat the key for each point.
 CurveKey = Annotated[str, StringConstraints(max_length=100)]
 Count = Annotated[int, Field(ge=0, lt=2**40)]
 
@@ -124,7 +125,7 @@ class PackedExperiment(Wired):
     #: The name of the experiment, and of its suite.
     name: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
     splits: tuple[PackedSplit, ...] = ()
-    #: Every line of a configuration once.
+    #: Every distinct line of the runs' configurations.
     lines: tuple[str, ...] = ()
 
 

@@ -21,7 +21,7 @@ from tensorbench.records.pack_format import MOST_CLASSES
 
 Integers = NDArray[np.integer[Any]]
 
-#: In the compact form, log-probabilities are multiples of -`STEP` nats, from 0 to `MOST_STEPS`.
+#: The compact form stores log-probabilities as multiples of -`STEP` nats, from 0 to `MOST_STEPS`.
 STEP, MOST_STEPS = 1e-3, 2**32 - 1
 
 
@@ -68,7 +68,7 @@ MOST_HEADER = 2**16
 
 
 def tensors_in(content: bytes) -> dict[str, NDArray[Any]]:
-    """Reads a safetensors file, into as much memory as it has bytes.
+    """Reads a safetensors file. Needs no more memory than the file has bytes.
 
     Raises ValueError if it is malformed, and for a header of more than `MOST_HEADER` bytes.
     """
@@ -143,7 +143,7 @@ def compact(whole: Predictions) -> Predictions | None:
 
 
 def _are_classes(classes: int, *values: NDArray[Any]) -> bool:
-    """Whether each array has one of so many classes for every example."""
+    """Whether all values are integers from 0 to `classes` - 1, in arrays (examples,) that are not empty."""
     integers = all(each.ndim == 1 and each.size > 0 and each.dtype.kind in "iu" for each in values)
     return integers and all(0 <= each.min() <= each.max() < classes for each in values)
 

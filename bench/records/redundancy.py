@@ -26,7 +26,7 @@ class ComponentWorth(Wired):
     layer: int | None
     projection: str | None
     head: int | None
-    #: The part's share of the squared norm.
+    #: The part's share of the squared norm of the whole update.
     share: float
     #: The drop of the validation metric if the part is set to zero. None if not measured.
     drop: float | None

@@ -40,11 +40,12 @@ class StudyPlan(Wired):
     #: The centre of the log-uniform window of learning rates, and its width in decades.
     centre: Annotated[float, Field(gt=0, le=1e9)]
     decades: Annotated[float, Field(gt=0, le=100)]
-    #: The head's learning rate. None if the head's rate is the one that varies, or without a head.
+    #: The head's learning rate. None if the studies tune the head's rate, or if there is no head.
     head_lr: float | None
     #: Every trial's study and point, by the trial's seed.
     trials: dict[int, StudyTrial]
-    #: Whether the score of each trial's rate in the other studies stands for a validation score. Not stored.
+    #: Whether the validation score of a trial is replaced by the score of its learning rate in the other
+    #: studies. Not stored.
     crossed: bool = Field(default=False, exclude=True, repr=False)
 
     @property
@@ -76,11 +77,12 @@ class Row(Wired):
     ranks: tuple[int, ...]
     #: The names of the ranks: modes or bonds. Empty for methods without ranks and in older stores.
     rank_names: tuple[str, ...] = ()
-    #: Those of `rank_names` whose ranks the suite gives. A budget sets the others by the method's heuristic.
+    #: The names in `rank_names` whose ranks the suite gives. A budget sets the other ranks by the method's
+    #: heuristic.
     allocation: tuple[str, ...] = ()
-    #: The number of adapter parameters, head excluded. None only in tables of others that do not say it.
+    #: The number of adapter parameters, head excluded. None only if a table from another program lacks it.
     parameters: int | None
-    #: The number of adapter parameters at the start. None unless training cuts some.
+    #: The number of adapter parameters at the start. None unless training removes some.
     peak: int | None = None
     #: The budget's number of parameters. None without a budget, and if the budget sets ranks instead.
     asked: int | None
@@ -89,13 +91,14 @@ class Row(Wired):
     ratio: float | None
     within: bool | None
     #: `parameters` in percent of the parameters of LoRA with rank 4 on query, key and value. None only in
-    #: tables of others.
+    #: tables from other programs.
     percent_of_lora: float | None
     #: The id of each seed's trial.
     trials: dict[int, str]
     #: The studies to which the trials belong. None if the trials differ in their seeds only.
     studies: StudyPlan | None = None
-    #: The experiment, where an earlier one in the same tables has a row of the same name. Not stored.
+    #: The experiment's name, if an earlier experiment in the same tables has a row of the same name. Not
+    #: stored.
     apart: str = Field(default="", exclude=True, repr=False)
 
     @property
@@ -162,7 +165,7 @@ def row_texts(row: TableLine, ranks: str) -> dict[str, str]:
 
 
 class PlannedTrial(Wired):
-    """A planned trial with all its fields, those in `Trial`."""
+    """A planned trial in its stored form. The fields are those of `Trial`."""
 
     id: str
     method: dict[str, Any]
@@ -189,7 +192,7 @@ class Share(Wired):
     trials: int
     #: The number of trials without a stored result, and of references that run again.
     open: int
-    #: The number of trials with a result that a pack brought into another experiment of the store.
+    #: The number of references: trials whose result a pack brought into another experiment of the store.
     references: int = 0
     #: The number of references that run again before new trials.
     again: int = 0
@@ -254,7 +257,7 @@ class StoredPlan(Wired):
     trials: tuple[PlannedTrial, ...]
 
     def completed(self, other: StoredPlan) -> StoredPlan:
-        """Returns the plan with the rows that another plan has of other pairs of task and backbone."""
+        """Returns the plan with the rows of `other` added for pairs of task and backbone that it lacks."""
         pairs, trials = {(row.task, row.backbone) for row in self.rows}, other.by_id() | self.by_id()
         rows = tuple(row for row in other.rows if (row.task, row.backbone) not in pairs)
         return self.model_copy(update={"rows": self.rows + rows, "trials": tuple(trials.values())})

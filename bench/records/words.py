@@ -8,7 +8,7 @@ from typing import Literal
 
 
 class RunKind(StrEnum):
-    """What a run in the store belongs to: a suite or a trial."""
+    """The kinds of runs in the store."""
 
     SUITE = "suite"
     TRIAL = "trial"
@@ -114,11 +114,11 @@ class Tag(StrEnum):
     VERDICT = "verdict"
     #: JSON: the measures of a trial that are not among MLflow's metrics, where each would be a chart.
     MEASURES = "measures"
-    #: JSON: for a trial from a pack, what it gave when it ran again beside new trials (`StoredRerun`).
+    #: JSON: for a trial from a pack, the result of running it again (`StoredRerun`).
     RERUN = "rerun"
-    #: Of a suite's run: the number of its trials that came from packs.
+    #: For a suite's run: the number of its trials that came from packs.
     REFERENCES = "references"
-    #: JSON: the commits of the hub at which the start that made a suite's run planned (see `StoredSuite`).
+    #: JSON: the hub commits used by the start that made a suite's run (see `StoredSuite.commits`).
     COMMITS = "commits"
     # MLflow's own tags.
     PARENT = "mlflow.parentRunId"
@@ -141,24 +141,24 @@ def budget_names(label: str | None) -> set[str]:
     return {label, label.replace(",", ""), *re.findall("[a-z]+", label)}
 
 
-#: The value of tags that say yes, such as `duplicate`.
+#: The value of tags that are set or absent, such as `duplicate`.
 YES = "yes"
 
 
 class Artifact(StrEnum):
     """The artifacts of runs."""
 
-    #: Of a suite's run: the plan (`StoredPlan`).
+    #: For a suite's run: the plan (`StoredPlan`).
     PLAN = "plan.json"
-    #: Of a suite's run: the suite as started (`StoredSuite`).
+    #: For a suite's run: the suite as started (`StoredSuite`).
     SUITE = "suite.json"
-    #: Of a trial's run: its resolved configuration and provenance.
+    #: For a trial's run: its resolved configuration and provenance.
     CONFIG = "config.json"
-    #: Of a trial's run: its outputs, labels and answers.
+    #: For a trial's run: its outputs, labels and answers.
     PREDICTIONS = "predictions.safetensors"
-    #: Of a trial's run: its adapter and head.
+    #: For a trial's run: its adapter and head.
     ADAPTER = "adapter.safetensors"
-    #: Of a trial's run: the traceback of a failure.
+    #: For a trial's run: the traceback of a failure.
     TRACEBACK = "traceback.txt"
-    #: Of a trial's run: its redundancy analysis, if any (`Redundancy`).
+    #: For a trial's run: its redundancy analysis, if any (`Redundancy`).
     REDUNDANCY = "redundancy.json"

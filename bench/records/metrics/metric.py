@@ -89,7 +89,7 @@ class Metric(ABC):
         return about(self.score(targets, predictions), -(count - 1) * without)
 
     def by_chance(self, targets: NDArray[Any]) -> float | None:
-        """Returns the expected score of the N targets as answers to one another's examples, in random order.
+        """Returns the expected score if the N targets, in random order, are the answers.
 
         It depends on no trial. This default is the mean over `ORDERS` orders. The metrics of this package use
         a closed form. None if the metric reads outputs, which cannot be made from targets.
