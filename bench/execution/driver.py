@@ -127,7 +127,7 @@ class Retries:
         self._due: dict[str, float] = {}
 
     def another(self, trial: str) -> bool:
-        """Counts that the trial was lost. Returns whether to run it again, once it is `due`."""
+        """Records that the trial was lost. Returns whether to run it again once it is `due`."""
         self._lost[trial] += 1
         if self._lost[trial] > TIMES:
             return False

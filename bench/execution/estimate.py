@@ -53,22 +53,22 @@ PROCESS_MIB = 400
 #: in docs/guides/decoders.md. It is the same for any batch size, with and without checkpointing.
 PASSING_LAYERS = 5
 
-#: The number of tokens that tokenizers make of a word of English, on average.
+#: The average number of tokens per English word.
 TOKENS_A_WORD = 1.3
 
 #: The speed of a machine is measured with ROUNDS products of POSITIONS × WIDTH inputs and a weight of
 #: WIDTH × WIDTH.
 WIDTH, POSITIONS, ROUNDS = 768, 1024, 10
-#: The time of a trial as a multiple of the time of its products with weights, measured on a processor with
-#: MiniLM and texts of 21 tokens. The rest is attention, norms, activations and moving data.
+#: The time of a trial as a multiple of the time of its matrix products with weights. Measured on a processor
+#: with MiniLM and texts of 21 tokens. The rest is attention, norms, activations and moving data.
 BESIDE_PRODUCTS = 1.5
 
-#: Plans that take longer than DAY seconds are told sizes with which they take at most HOURS seconds: the
-#: largest of SIZES and LENGTHS, the numbers of training examples and of epochs.
+#: For plans that take longer than DAY seconds, `sizing` advises a size from SIZES (training examples) and
+#: LENGTHS (epochs): the largest with which the plan takes at most HOURS seconds.
 DAY, HOURS = 24 * 3600, 4 * 3600
 SIZES, LENGTHS = (4000, 2000, 1000, 500, 250), (3, 2, 1)
-#: Fewer operations (see `Pace.operations`) take less than a day on any machine, whose speed is then not
-#: measured.
+#: A plan with fewer operations (see `Pace.operations`) takes less than a day on any machine. The machine's
+#: speed is then not measured.
 FEW_OPERATIONS = 1e14
 
 #: Matches the rates and the scale that a search appends to a method's name. The time of a step does not
@@ -79,18 +79,18 @@ SETTING = re.compile(rf" \[(?:{'|'.join(AXES)}) [^]]*\]$")
 class Workload(NamedTuple):
     """A method, a backbone and a task by name. All its trials are assumed to need the same time per step."""
 
-    #: Without the rates and the scale that a search appends to it.
+    #: The method's name, without the rates and the scale that a search appends to it.
     method: str
     backbone: str
     task: str
 
 
 class Hardware(NamedTuple):
-    """What decides how fast a worker computes, as the provenance of its trials has it."""
+    """The hardware that determines a worker's speed, as stated in the provenance of its trials."""
 
     #: The name of the GPU, or of the processor.
     device: str
-    #: The number of the worker's threads. Of no account on a GPU, where it is empty.
+    #: The number of the worker's threads. Empty on a GPU, where it does not matter.
     threads: str
     #: The number of slots that share the device.
     slots: str
@@ -168,7 +168,7 @@ class Pace:
         return self._per_operation * self.operations(trial, workload)
 
     def operations(self, trial: Trial, workload: Workload) -> float:
-        """Returns a number proportional to the floating-point operations of a trial, with its evaluations.
+        """Returns a number proportional to a trial's floating-point operations, including its evaluations.
 
         It is the product of the encoder's weights, the positions of an example, and the number of examples
         that pass through the encoder, forward or backward.
@@ -214,9 +214,12 @@ def seconds_per_operation(device: str) -> float:
 
 
 def pace_on(device: str, plan: Plan, records: Sequence[Record]) -> Pace:
-    """The pace of this machine's `device`. It is measured if no stored trial of the plan ran on the same.
+    """Returns the pace of this machine's `device`.
 
-    If the machine has no GPU, the pace on one is that of all stored trials, or else that of the processor.
+    The pace is measured if no stored trial of the plan ran on the same model of device.
+
+    For a GPU that the machine lacks, the pace is that of all stored trials or, without any, that of the
+    processor.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
         anywhere = Pace(plan, records)
@@ -227,7 +230,7 @@ def pace_on(device: str, plan: Plan, records: Sequence[Record]) -> Pace:
 
 
 def time_advice(plan: Plan, records: Sequence[Record], device: str) -> str:
-    """Returns the advice of `sizing` on the trials of a plan that have no result."""
+    """Returns the advice of `sizing` on the trials of a plan that have no result. Empty if there is none."""
     settled, work = {record.trial_id for record in records if record.settled}, workloads(plan)
     jobs = [(trial, work[trial.id]) for trial in plan.trials if trial.id not in settled]
     if not jobs:
@@ -239,9 +242,9 @@ def time_advice(plan: Plan, records: Sequence[Record], device: str) -> str:
 
 
 def sizing(jobs: Iterable[tuple[Trial, Workload]], pace: Pace) -> str:
-    """Says with which sizes these trials take a few hours. Empty if they take at most a day.
+    """Returns advice on sizes with which these trials take a few hours. Empty if they take at most a day.
 
-    Sizes that are smaller already stay as they are. Test splits stay whole, since intervals depend on them.
+    Sizes that are already smaller stay unchanged. Test splits stay whole, since intervals depend on them.
     """
     alike: dict[tuple[object, ...], list[tuple[Trial, Workload]]] = defaultdict(list)
     for trial, workload in jobs:
@@ -267,9 +270,9 @@ def sizing(jobs: Iterable[tuple[Trial, Workload]], pace: Pace) -> str:
 
 
 def _sized(trial: Trial, size: int, epochs: int, seen: int | None) -> tuple[Trial, set[str]]:
-    """The trial with at most so many training examples and epochs, and the names of the fields that differ.
+    """Returns the trial with at most `size` training examples and `epochs` epochs, and the changed fields.
 
-    Validation gets at most half as many examples. `seen` is the number that `step_count` takes.
+    Validation gets at most half as many examples. `seen` is as in `train_examples`.
     """
     row, recipe, task = trial.task, trial.recipe, trial.task.lookup()
     counts = {
@@ -315,6 +318,7 @@ def step_count(trial: Trial, seen: int | None = None) -> int:
     """Returns the number of optimizer steps of a trial.
 
     For methods that fit a head on the frozen features, it is the number of batches of one pass over the data.
+    `seen` is as in `train_examples`.
     """
     examples = train_examples(trial, seen)
     if METHODS.get(trial.method["method"]).fits_head:
@@ -357,13 +361,16 @@ def activation_mib(trial: Trial, saving: Saving) -> float:
 
 
 def positions_of(trial: Trial) -> float:
-    """The number of positions of an example: patches of 16 × 16 pixels, or the largest number of tokens."""
+    """Returns the number of positions of an example: patches of 16 × 16 pixels, or the most tokens."""
     size = describe(trial.backbone).input
     return (size.size / 16) ** 2 if isinstance(size, ImageInput) else trial.task.max_tokens
 
 
 def mean_positions(trial: Trial) -> float:
-    """The mean number of positions of an example. Texts that are not on this machine count as the longest."""
+    """Returns the mean number of positions of an example.
+
+    Texts that are not on this machine count as the longest.
+    """
     row, most = trial.task, positions_of(trial)
     if row.padding == "max_tokens" or row.verbalizer or (words := mean_words(row.lookup())) is None:
         return most
@@ -371,7 +378,7 @@ def mean_positions(trial: Trial) -> float:
 
 
 def encoder_weights(geometry: Geometry) -> int:
-    """The number of weights in the projections of all layers, which are most of a backbone's parameters."""
+    """Returns the number of weights in the projections of all layers, most of a backbone's parameters."""
     return geometry.layers * sum(math.prod(geometry.shape(name)) for name in geometry.projections)
 
 

@@ -22,7 +22,7 @@ from tensorbench.training.saving import Saving
 
 @dataclass(eq=False)
 class Worker:
-    """A process or a Ray actor that runs trials, as its executor knows it."""
+    """An executor's state of a process or a Ray actor that runs trials."""
 
     #: The name in events.
     name: str
@@ -101,7 +101,7 @@ class Executor(ABC):
 
     @staticmethod
     def _watch_preparation(first: Trial, worker: Worker, report: Report) -> None:
-        """Reports that a worker that prepares trials has gone silent. The event names the `first` of them.
+        """Reports that a worker that prepares trials has gone silent. `first` is the trial in the event.
 
         Raises UserError if the worker has given no sign of life for too long. The time of preparation as a
         whole is not limited, since a download may take longer than any trial.
@@ -164,7 +164,7 @@ class Executor(ABC):
 
 
 def _needed(trial: Trial) -> str:
-    """A text that says what to prepare for a trial. Trials with equal texts need the same preparation."""
+    """Returns a text that identifies the preparation of a trial. Equal texts mean the same preparation."""
     read = {"backbone", "weights_hash", "task", "data", "forgetting"}
     content = trial.model_dump(mode="json", include=read)
     split = trial.task.split_seed(trial.seed)

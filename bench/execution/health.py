@@ -1,4 +1,4 @@
-"""Whether a GPU can be used. A worker asks before its first trial, and after every error of a trial."""
+"""Checks whether a GPU can be used: before a worker's first trial, and after every error of a trial."""
 
 from __future__ import annotations
 

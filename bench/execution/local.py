@@ -101,7 +101,7 @@ class Local(Executor):
         self._stuck: list[_Worker] = []
         #: The number of consecutive workers that died before they were ready.
         self._stillborn = 0
-        #: Whether the memory of the GPUs has still to decide how many slots there are.
+        #: Whether the slots must still be reduced to those that fit in the GPUs' memory.
         self._by_memory = False
         #: Environment variables of workers on each GPU, by its entry in `VISIBLE`.
         self._environments: dict[str, dict[str, str]] = {}
@@ -158,7 +158,7 @@ class Local(Executor):
         raise UserError(f"{STILLBORN} workers that prepared the trials died; the last {_died(first.process)}")
 
     def _fit(self, trials: list[Trial]) -> None:
-        """Gives up the slots for which a GPU's memory does not suffice. Each GPU keeps at least one."""
+        """Removes slots that do not fit in their GPU's free memory. Each GPU keeps at least one slot."""
         self._by_memory = False
         needed = worker_mib(trials) + max(activation_mib(trial, self._saving) for trial in trials)
         fitting = {card: max(1, int(free / needed)) for card, free in free_mib(self.cards).items()}
@@ -184,12 +184,12 @@ class Local(Executor):
         return [*(worker.slot for worker in self._workers), *self._free]
 
     def _shares(self, slot: Slot) -> bool:
-        """Whether another slot uses the same GPU, or a killed worker that has not ended."""
+        """Whether another slot, or a killed worker that has not ended, uses the same GPU."""
         others = [*self._open(), *(worker.slot for worker in self._stuck)]
         return slot.where != "cpu" and any(other.where == slot.where and other != slot for other in others)
 
     def _usable(self) -> list[Slot]:
-        """Returns the slots on which a trial may start now. First those whose worker is already there."""
+        """Returns the slots on which a trial may start now. Slots with a running worker come first."""
         taken = {w.slot.where for w in self._workers if w.trial and w.alone and w.slot.where != "cpu"}
         idle = [worker.slot for worker in self._workers if worker.trial is None]
         return [slot for slot in [*idle, *reversed(self._free)] if slot.where not in taken]
@@ -197,8 +197,8 @@ class Local(Executor):
     def _place(self) -> None:
         """Gives the waiting trials to workers, as far as there are slots for them.
 
-        A trial that was lost because of a slot's device waits for another slot, if there is one, and after
-        the second time runs alone on its device.
+        A trial that was lost because of a slot's device waits for another slot, if there is one. After a
+        second loss, it runs alone on its device.
         """
         for trial in self._waiting[:]:
             for worker in [worker for worker in self._workers if worker.trial is None]:
@@ -279,7 +279,7 @@ class Local(Executor):
             self._logs.rmdir()
 
     def _log(self, slot: Slot) -> Path:
-        """Returns the file with all that the workers of a slot print."""
+        """Returns the file with all output of a slot's workers."""
         return self._logs / f"{re.sub('[:/]', '-', slot.name)}.log"
 
     def _start(self, slot: Slot | None = None) -> _Worker:
@@ -327,7 +327,10 @@ class Local(Executor):
             self._free.append(worker.slot)
 
     def _close(self, worker: _Worker) -> None:
-        """Ends a worker whose device cannot be used, and its slot. Raises UserError if no slot is left."""
+        """Ends a worker whose device cannot be used, and closes its slot.
+
+        Raises UserError if no slot is left.
+        """
         self._closed.add(worker.name)
         self._end(worker)
         self.slots -= 1
@@ -385,9 +388,10 @@ class Local(Executor):
             report(event)
 
     def _judge(self, worker: _Worker, event: Event) -> None:
-        """Ends a worker whose device broke, and closes a slot whose device could not be used repeatedly.
+        """Notes after a trial's end whether the worker's device broke, and whether its slot must be closed.
 
-        Trials that need too much memory beside others close the slots of a GPU but one.
+        A slot must be closed if it lost `REFUSED` trials in a row because of its device. The last slot of a
+        GPU must be closed only if its trial ran alone on the GPU.
         """
         name = worker.name
         if event.kind == "lost":
@@ -408,7 +412,7 @@ def _environment(slot: Slot, more: dict[str, str]) -> Iterator[None]:
     The variables set the number of threads, which libraries read when they are imported, and the only GPU
     that the worker sees, and keep Python from looking for its own modules in the working folder first. SIGINT
     and SIGTERM are blocked, because a terminal or a batch system sends them to all processes. The driver ends
-    the workers itself. `more` are other variables of the worker.
+    the workers itself. `more` has further variables for the worker.
     """
     variables = {**dict.fromkeys(THREADS, str(slot.threads)), "PYTHONSAFEPATH": "1"}
     if slot.card:

@@ -65,7 +65,7 @@ class Event:
 
     @property
     def outcome(self) -> str:
-        """What came of a trial that has ended, in words: its scores, or why it failed."""
+        """The result of a trial that has ended, in words: its scores, or why it failed."""
         if self.ending is None:
             return "settled by another driver"
         if self.ending.status != Status.FINISHED:

@@ -327,7 +327,7 @@ def _check_reachable(source: str, address: str) -> None:
 def _refusal_of(trials: list[Trial], resources: Resources) -> str:
     """Prepares trials on a node, and returns why they cannot run there. Empty if they can.
 
-    Not every exception can be sent to another process.
+    Returns a text instead of raising, since not every exception can be sent to another process.
     """
     try:
         prepare_all(trials, resources)

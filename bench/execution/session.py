@@ -1,4 +1,4 @@
-"""The session of a driver on an experiment: what a driver does before and after it runs trials.
+"""A driver's session on an experiment: its steps before and after it runs trials.
 
 At its start the driver sends records and closes runs that earlier processes left behind. At its end it
 releases its claims.
@@ -104,7 +104,8 @@ def session(store: Store, notify: Callable[[str], None] = lambda text: None) -> 
 def turn(session: Session, purpose: str, doing: str) -> Iterator[None]:
     """A context that only one driver of the experiment at a time enters for a purpose. The others wait.
 
-    A driver that waits tells its user what another start is `doing`.
+    `purpose` identifies the context in the store, where it is claimed like a trial. `doing` completes the
+    note to the user of a driver that waits: "Another start of … copies trials from packs".
     """
     claims = session.claims
 
@@ -127,8 +128,8 @@ def turn(session: Session, purpose: str, doing: str) -> Iterator[None]:
 def begin_suite(session: Session, plan: Plan) -> str:
     """Opens the run for the suite itself as `Store.begin_suite` does, and returns the run's id.
 
-    If the suite names branches of the hub, only one driver at a time does so. Otherwise two first starts
-    could each store another commit of a branch that moved between them.
+    If the suite names branches of the hub, only one driver at a time opens the run. Otherwise two first
+    starts could each store another commit of a branch that moved between them.
     """
     doing = "stores the commits of its branches"
     with turn(session, "commits", doing) if plan.suite.commits else nullcontext():

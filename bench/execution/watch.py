@@ -37,7 +37,7 @@ LEAST = 60.0
 
 @dataclass(frozen=True)
 class Silence:
-    """Says for how long a trial has made no progress."""
+    """A time in which a trial has made no progress."""
 
     seconds: float
     #: Whether the worker still gives signs of life.
@@ -86,9 +86,10 @@ class Watch:
         return self._spent - self._answered
 
     def silence(self) -> Silence | None:
-        """Returns the silence to show now, or None.
+        """Returns the trial's silence if it is to be shown now. None otherwise.
 
-        The silence of a trial is shown when it is long enough, and again every `REPEAT` seconds.
+        A silence is shown when it is long enough, and again every `REPEAT` seconds. Returning it counts as
+        showing it.
         """
         quiet, answers = self._spent - self._progressed, self.unanswered < DEAF
         if quiet < (IDLE if answers else SILENT) or self._spent < self._shown + REPEAT:

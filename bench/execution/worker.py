@@ -62,7 +62,7 @@ class Slot:
 
 
 def serve(link: Connection, slot: Slot, log: Path) -> None:
-    """Runs what the driver at the other end of `link` asks for. The file `log` gets all that is printed."""
+    """Carries out the requests that the driver sends through `link`. All output goes to the file `log`."""
     _end_with_driver()
     # All output goes to a file, and the stack too if a signal such as SIGSEGV ends the process.
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

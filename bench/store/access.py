@@ -25,7 +25,7 @@ HUB = "hub"
 
 
 class Access:
-    """What trials from packs may open: folders that the user allows, with all subfolders, and maybe the hub.
+    """What trials from packs may open: allowed folders with their subfolders, and the hub if it is allowed.
 
     `allowed` lists the folders and, if the hub is allowed, the word "hub". Raises UserError for a folder that
     does not exist.

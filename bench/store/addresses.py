@@ -1,4 +1,4 @@
-"""Addresses of stores: as messages show them, and whether something is there.
+"""Addresses of stores: hides secrets in them, and checks that a local store exists.
 
 This module is not a part of `tensorbench.store.connect`, because that imports MLflow, which takes seconds.
 """

@@ -100,7 +100,9 @@ def remove_unfinished(artifacts: Path, *, every: bool = False) -> None:
 
 
 def keep_files(client: MlflowClient, run_id: str, folder: Path, uri: str = "") -> None:
-    """Stores the files of a folder as artifacts of a run. The store is asked for their URI if it is empty.
+    """Stores the files of a folder as artifacts of a run.
+
+    `uri` is the location of the run's artifacts. If it is empty, the store is asked for it.
 
     On a local disk, each file appears completely or not at all. MLflow itself would leave a partial file if
     the process is killed while MLflow copies the folder. Several processes may store a file at once; the last

@@ -50,8 +50,8 @@ def plugin_sources(trial: Trial) -> dict[Tag, str]:
     """Returns tags about the plug-ins that provide a trial's method, task, backbone or metric.
 
     A tag's value is a name and a hash, for example the method's name and the SHA-256 of its plug-in's source.
-    There is no tag for what comes with the harness. These tags do not enter the trial's id, since most
-    changes of source code change no result.
+    What comes with the harness gets no tag. These tags do not enter the trial's id, since most changes of
+    source code change no result.
     """
     names = {
         Tag.METHOD_SOURCE: trial.method["method"],
@@ -66,8 +66,9 @@ def plugin_sources(trial: Trial) -> dict[Tag, str]:
 def changed_plugins(records: Iterable[Record]) -> Iterator[tuple[str, str]]:
     """Yields a warning for each method, task, backbone or metric whose plug-in changed since trials ran.
 
-    Each item is a pair: a text such as "method 'x'", and the warning. The plug-in's sources with which the
-    finished trials ran are compared with its installed source or, if it is not installed, with one another.
+    Each item is a pair: a text such as "method 'x'", and the warning. The source of the plug-in in each
+    finished trial is compared with the installed source or, if the plug-in is not installed, with the most
+    frequent source.
     """
     stored: defaultdict[tuple[Tag, str], Counter[str]] = defaultdict(Counter)
     for record in records:
@@ -93,7 +94,7 @@ MOST_FIELDS = 3
 #: The largest number of stored configurations to read, and of warnings.
 MOST_READ, MOST_TOLD = 200, 3
 
-#: Tags that are the same for trials that are compared.
+#: Trials are compared only if all these tags are equal.
 _ALIKE = (Tag.METHOD, Tag.BACKBONE, Tag.TASK, Tag.SEED)
 
 _ABSENT = "nothing"

@@ -32,7 +32,7 @@ from tensorbench.store.outbox import Outbox
 from tensorbench.store.queries import PAGE, every_page
 from tensorbench.store.store import Store
 
-#: The prefix of the names of claims (PREFIX), and that of the keys of signs of life (SIGN).
+#: PREFIX begins the names of claims, and SIGN the keys of the tags with signs of life.
 PREFIX = "tensorbench-claim"
 SIGN = "driver."
 
@@ -173,7 +173,7 @@ class Claims:
     def take(self, trial: str, taken: dict[str, tuple[int, str]], living: set[str]) -> bool:
         """Claims a trial. Returns False if a living driver has claimed it already.
 
-        `taken` and `living` are what the methods of these names returned. After a successful claim, the
+        `taken` and `living` are the results of the methods with these names. After a successful claim, the
         driver must check whether the trial has been settled meanwhile.
         """
         attempt, driver = taken.get(trial, (0, ""))
@@ -240,7 +240,7 @@ class Claims:
     def close_stale(self) -> int:
         """Marks open runs of dead drivers as killed, and deletes the signs of dead drivers.
 
-        Unfinished copies beside the artifacts of these runs are removed.
+        Removes unfinished copies beside the artifacts of these runs.
 
         Returns the number of these runs.
         """
@@ -285,7 +285,7 @@ LOOK = 0.5
 
 @dataclass(frozen=True)
 class Leftovers:
-    """What dead drivers left behind in one experiment."""
+    """Claims, runs, signs of life and records that dead drivers left behind in one experiment."""
 
     experiment: str
     #: The trials with obsolete claims of dead drivers.
@@ -294,8 +294,8 @@ class Leftovers:
     runs: list[Record]
     #: The dead drivers whose last sign of life is still stored.
     drivers: list[str]
-    #: Folders of records on this machine's disk: those that the next start will send, and those that the
-    #: store refused.
+    #: Folders of records on this machine's disk: `waiting` will be sent by the next start, `refused` were
+    #: refused by the store.
     waiting: list[Path]
     refused: list[Path]
 

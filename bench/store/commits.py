@@ -12,10 +12,11 @@ from tensorbench.tasks import Task
 
 
 def held(suite: Suite, store: str) -> tuple[Suite, list[str]]:
-    """Returns the suite at the commits that its experiment in a store has, so that a branch cannot move.
+    """Pins a suite's hub repositories to the commits that its experiment in a store already uses.
 
-    Also returns a note for each branch or tag that has moved on the hub since. A store that cannot be read
-    and a hub that cannot be reached are passed over: what needs them says so.
+    Returns the pinned suite, and a note for each branch or tag that has moved on the hub since. Ignores a
+    store that cannot be read and a hub that cannot be reached, since later steps that need them raise the
+    error.
     """
     places: list[BackboneSpec | Task] = [*suite.backbones]
     for row in suite.tasks:

@@ -49,7 +49,7 @@ BROKEN_STORE = (MlflowException, SQLAlchemyError, OSError)
 #: MLflow's error code if a server reports that its database does not answer.
 BUSY = "TEMPORARILY_UNAVAILABLE"
 
-#: MLflow's error codes if the store refuses a request: repeating it does not help.
+#: MLflow's error codes for a request that the store refuses, and would refuse again.
 REFUSALS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED"}
 
 
@@ -80,9 +80,10 @@ class StoreFailedError(StoreError):
 
 #: Attempts at a request that failed for a passing reason.
 ATTEMPTS = 5
-#: MLflow's message for an answer of unknown length that ends early.
+#: MLflow's message if a server's answer of unknown length ends early.
 NO_JSON = "not in a valid JSON format"
-#: The end of SQLAlchemy's message that a row exists already, with every database. A server passes it on.
+#: The end of SQLAlchemy's message that a row exists already. It is the same for every database and for
+#: servers.
 NOT_UNIQUE = f"/{IntegrityError.code})"
 
 Parameters = ParamSpec("Parameters")
@@ -97,7 +98,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _reason(error: BaseException) -> str:
-    """The text of an error, without secrets. If a database raised the error, without the SQL statement."""
+    """The text of an error, without secrets. The SQL statement in a database's error is left out."""
     # Our own OSErrors already state the reason and the remedy.
     causes = () if isinstance(error, OSError) else chain(error)
     database = next((cause.orig for cause in causes if isinstance(cause, DBAPIError) and cause.orig), None)
@@ -153,7 +154,7 @@ def _kind(error: Exception) -> type[StoreError]:
 
 
 def insisting(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Decorates a function to be repeated as by `asking_again`, with its errors converted as in `storing`."""
+    """Decorates a function with `asking_again`, and runs it in the context `storing`."""
     return storing()(asking_again(function))
 
 
@@ -297,7 +298,7 @@ def state_folder(uri: str) -> Path:
 def with_driver(uri: str) -> str:
     """Adds the driver psycopg2, from the extra `postgres`, to a PostgreSQL address that names no driver.
 
-    Otherwise SQLAlchemy would choose the driver, and its version 2.1 chooses another than earlier versions.
+    Otherwise SQLAlchemy would choose the driver, and its choice changed in version 2.1.
     """
     return re.sub(r"^postgresql://", "postgresql+psycopg2://", uri)
 

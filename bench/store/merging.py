@@ -1,4 +1,4 @@
-"""Decides how the results of one experiment are merged, of which packs and a store each have a part.
+"""Decides how the parts of one experiment, which are in packs and a store, are merged.
 
 Parts that contradict each other are refused.
 """
@@ -33,8 +33,8 @@ def brings_more(coming: tuple[Source, Record], stored: tuple[Source, Record] | N
     """Whether a run that is merged should replace the stored run of the same trial.
 
     Each argument is a source with one of its runs; `stored` is None if no run is stored. A finished run
-    replaces a run that did not finish, and a finished run without its adapter if it has one itself. A failed
-    run replaces a run that is not settled.
+    replaces a run that did not finish. If it has its adapter, it also replaces a finished run without one. A
+    failed run replaces a run that is not settled.
     """
     if stored is None:
         return True

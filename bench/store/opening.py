@@ -93,12 +93,12 @@ def unpack(
 ) -> list[MergedExperiment]:
     """Merges packs into a store, which is created if missing.
 
-    Only here do results of one experiment from several places become one. Finished trials in the store keep
+    No other operation joins results of one experiment from several places. Finished trials in the store keep
     their results, and get a missing adapter from a pack. If the process is killed, the same call continues
     where it ended. `listener` is called with the number of trials written and their total.
 
     Raises UserError and writes nothing if a pack is refused, if a trial's score in the store or in another
-    pack differs, or if the same suite was run differently there.
+    pack differs, or if the store or another pack has a different run of the same suite.
     """
     if other := next((file for file in files if not is_pack(str(file))), None):
         raise UserError(f"{other} is no pack: the name of one ends with {ENDING}")

@@ -142,7 +142,7 @@ class Outbox:
 
 @cache
 def _name_of(process: int) -> str:
-    """A random name for the folder of a process. A forked process has another number, and so another name."""
+    """Returns a random folder name for a process id. So a forked process gets a name of its own."""
     return uuid.uuid4().hex[:12]
 
 

@@ -30,7 +30,7 @@ _COMMITS = TypeAdapter(dict[str, str])
 
 
 def begun_with(run: Record) -> dict[str, str]:
-    """Returns the commits with which a suite's run was made. Raises UserError if its tag is malformed."""
+    """Returns the hub commits in the tag of a suite's run. Raises UserError if the tag is malformed."""
     text = run.tag(Tag.COMMITS, "{}")
     try:
         return _COMMITS.validate_json(text)
@@ -45,7 +45,7 @@ class Source(ABC):
 
     #: Whether another program made the runs, so that no suite repeats them.
     foreign: ClassVar[bool] = False
-    #: Limits of what the runs can say.
+    #: Notes on what is missing in the runs or has to be assumed.
     notes: tuple[str, ...] = ()
     #: The errors that reading raises if the store or the file does not work.
     unreadable: ClassVar[tuple[type[Exception], ...]] = (OSError,)

@@ -306,7 +306,7 @@ class Store(Source):
 
     @insisting
     def begin(self, name: str, driver: str = "", commits: Mapping[str, str] = {}) -> Record:
-        """Reopens the suite's newest run, or opens a new run with these commits. Returns its record."""
+        """Reopens the suite's newest run, or opens one with these hub commits. Returns the run's record."""
         whose = {Tag.OWNER: owner(), Tag.DRIVER: driver}
         if not (there := self.records(RunKind.SUITE)):
             every = {Tag.KIND: str(RunKind.SUITE), Tag.COMMITS: json.dumps(commits), **whose}
@@ -327,7 +327,7 @@ class Store(Source):
 
         The trials' runs are nested in this run. A plan without all tasks and backbones of the suite keeps the
         stored rows of the others. Raises UserError if another start resolved a branch of the hub to another
-        commit, since the planned trials would then mix two.
+        commit, since the planned trials would then mix two commits.
         """
         suite, stored = plan.suite, plan.stored()
 
@@ -377,7 +377,7 @@ class Store(Source):
     def keep_folder(self, run_id: str, folder: Path, where: str) -> None:
         """Stores all files of a folder as artifacts of a run, in one request.
 
-        `where` is the folder that they get among the run's artifacts.
+        `where` is the name of their folder among the run's artifacts.
         """
         self.client.log_artifacts(run_id, str(folder), where)
 

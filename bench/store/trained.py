@@ -150,7 +150,8 @@ def find_finished(store: str, run: str) -> tuple[Store, Record]:
 def find_trial(store: str, run: str) -> tuple[Store, Record]:
     """Finds the run whose run id or trial id begins with `run`, and returns it with its experiment.
 
-    For a trial id, it is the trial's run that counts. Raises UserError if no run or several runs match.
+    For a trial id, returns the run that counts for the trial (see `latest`). Raises UserError if no run or
+    several runs match.
     """
     client = connect(store, create=False)
     every = [experiment.experiment_id for experiment in experiments(client)]

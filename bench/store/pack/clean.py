@@ -10,7 +10,8 @@ from typing import Any
 from tensorbench.records.origin import SourceFile
 from tensorbench.records.words import PROVENANCE, Tag
 
-#: Tags that are not packed: they name processes, machines and runs of one store, or what suite.json has.
+#: Tags that are not packed. They name processes, machines or runs of one store, or repeat what suite.json
+#: has.
 STAYS = {Tag.OWNER, Tag.DRIVER, Tag.PARENT, Tag.ORIGIN, Tag.COMMITS}
 _OWN_TAGS = {str(tag) for tag in Tag} - STAYS
 

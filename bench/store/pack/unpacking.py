@@ -59,7 +59,7 @@ def merge(sources: Sequence[Source], uri: str, listener: Listener) -> list[Merge
 
 
 class _Merge:
-    """The merge of one experiment into a store. Raises UserError if its parts or the store contradict."""
+    """The merge of one experiment into a store. Raises UserError if results contradict each other."""
 
     def __init__(self, parts: Sequence[Source], store: Store | None) -> None:
         self._parts = parts
@@ -83,7 +83,8 @@ class _Merge:
             other = stored.get(run.trial_id)
             return other is not None and other.status == run.status and other.origin == run.origin
 
-        #: Runs of which only the adapter is copied, each with the same run in the store.
+        #: Runs of which only the adapter is copied. Each item is a source, its run, and the same run in the
+        #: store.
         self._bare = [(part, run, stored[run.trial_id]) for part, run in brought if is_same(run)]
         self.coming = [(part, run) for part, run in brought if not is_same(run)]
         self.there = len({run.trial_id for part in parts for run in part.records()}) - len(self.coming)

@@ -147,11 +147,12 @@ class _Content:
         self._suite, self._runs = suite, sorted([suite, *ended], key=lambda run: run.origin)
         #: The SHA-256 of artifacts that differ in the pack from those in the store, by `Record.origin`.
         self._changed: dict[str, dict[str, str]] = {}
-        #: The number of each line of a configuration, and of each split with its first predictions. A split
-        #: is known by the number of classes, the example ids and the labels.
+        #: The number of each distinct configuration line, and the number of each split with the first
+        #: predictions on it. The key of a split is its number of classes, example ids and labels.
         self._lines: dict[str, int] = {}
         self._splits: dict[tuple[int, bytes, bytes], tuple[int, Predictions]] = {}
-        #: The numbers of a run's lines, and of its split with the answers and the log-probabilities.
+        #: By `Record.origin` of a run: the numbers of its configuration's lines, and the number of its split
+        #: with its answers and log-probabilities.
         self._configs: dict[str, list[int]] = {}
         self._predictions: dict[str, tuple[int, Any, Any]] = {}
 
@@ -183,7 +184,7 @@ class _Content:
         yield RUNS, b"".join(self._line(run, counts[run.origin]) for run in self._runs)
 
     def _share(self, run: Record, name: Artifact, content: bytes) -> bool:
-        """Takes an artifact whose parts runs share. Returns False, and takes nothing, for any other."""
+        """Adds an artifact to the data that runs share. Returns False if it must be packed by itself."""
         if name == Artifact.CONFIG:
             lines = content.decode().split("\n")
             self._configs[run.origin] = [self._lines.setdefault(line, len(self._lines)) for line in lines]
