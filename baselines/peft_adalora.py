@@ -57,7 +57,7 @@ class AdaLoRAAdapter(PeftAdapter):
             for a, b in [(layer.lora_A[NAME], layer.lora_B[NAME])]  # type: ignore[index]
             for gram in (a @ a.T, b.T @ b)
         ]
-        # Made on their device: a copy from the host would wait for it twice per site in every step.
+        # Created on the device: the host would wait for a copy to the device twice per site in every step.
         identity = {len(gram): torch.eye(len(gram), device=gram.device, dtype=gram.dtype) for gram in squares}
         far = [torch.linalg.norm(gram - identity[len(gram)]) for gram in squares]
         weight: float = self._own_config.orth_reg_weight

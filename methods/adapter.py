@@ -32,7 +32,7 @@ class Adapter(ABC):
     backbone.
     """
 
-    #: `Method.stored` of its method, set by `Method.attach`.
+    #: The value of `Method.stored` for the adapter's method. Set by `Method.attach`.
     method_stored: dict[str, Any]
 
     def __init__(self, backbone: Backbone, sites: Iterable[Site]) -> None:
@@ -57,7 +57,10 @@ class Adapter(ABC):
 
     @abstractmethod
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """The trained parameters by name, head excluded. A parameter shared by several sites appears once."""
+        """Returns the trained parameters by name, head excluded.
+
+        A parameter that several sites share appears once.
+        """
 
     @abstractmethod
     def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
@@ -67,15 +70,15 @@ class Adapter(ABC):
         """
 
     def biases(self) -> dict[Site, Tensor]:
-        """The trained updates of the sites' biases, shape (out,), scale included. Empty for most methods."""
+        """Returns the trained updates (out,) of the sites' biases, scale included. Empty for most methods."""
         return {}
 
     def frozen(self) -> dict[str, Tensor]:
-        """The adapter's frozen tensors by name, such as random cores. Empty for most methods."""
+        """Returns the adapter's frozen tensors by name, such as random cores. Empty for most methods."""
         return {}
 
     def kept(self) -> dict[str, Tensor]:
-        """The tensors that `state` holds in addition to the trained parameters.
+        """Returns the tensors that `state` holds in addition to the trained parameters.
 
         They are frozen tensors, or the seeds from which frozen tensors are recomputed.
         """
@@ -131,10 +134,10 @@ class Adapter(ABC):
         return True
 
     def final_ranks(self) -> dict[str, list[int]]:
-        """The adapter's present ranks by name. Empty if training cuts no ranks.
+        """Returns the adapter's present ranks by name. Empty if training cuts no ranks.
 
-        A mode or bond has a list with its one rank. A projection has a list with one rank per layer.
-        `Method.count_left` counts the parameters for these ranks.
+        The name of a mode or bond maps to a list of one rank. The name of a projection maps to a list of one
+        rank per layer. `Method.count_left` counts the parameters for these ranks.
         """
         return {}
 
@@ -144,7 +147,10 @@ class Adapter(ABC):
         return sum(parameter.numel() for parameter in self.named_parameters().values())
 
     def core(self) -> list[nn.Parameter]:
-        """The parameters that are cores of Tucker tensors. A recipe may train them at a rate of their own."""
+        """Returns the parameters that are cores of Tucker tensors.
+
+        A recipe may give them their own learning rate. Empty for methods without such cores.
+        """
         return []
 
     @property
@@ -153,7 +159,7 @@ class Adapter(ABC):
         return sum(tensor.numel() for tensor in self.frozen().values())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The optimizer's parameter groups, named `adapter` and `head`. Empty groups are left out."""
+        """Returns the optimizer's parameter groups, named `adapter` and `head`. Empty groups are left out."""
         groups: list[dict[str, Any]] = [
             {"name": "adapter", "params": list(self.named_parameters().values())},
             {"name": "head", "params": list(self.backbone.head.parameters())},
@@ -281,10 +287,11 @@ class Adapter(ABC):
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restores what `state` returned.
+        """Restores a state that `state` returned.
 
-        Raises UserError, before any change, if names, shapes or kinds of numbers differ, or while the adapter
-        is merged: the backbone's weights would keep the old update.
+        Raises UserError, before any change, if names or shapes differ, or if integers and floating-point
+        numbers are mixed up. Also raises UserError while the adapter is merged, since the backbone's weights
+        would keep the old update.
         """
         if self.merged:
             raise UserError("a merged adapter cannot load a state: call unmerge first")
@@ -295,7 +302,7 @@ class Adapter(ABC):
         self.remake()
 
     def print_trainable_parameters(self) -> None:
-        """Prints how many parameters are trained, as peft does, and how many of them are the head's."""
+        """Prints the number of trained parameters as peft does, then those of adapter and head separately."""
         head = sum(parameter.numel() for parameter in self.backbone.head.parameters())
         trained = self.parameter_count + head
         seen = {id(p): p.numel() for p in self.backbone.module.parameters()}
@@ -311,7 +318,8 @@ class Adapter(ABC):
     def save_adapter(self, folder: Path | str) -> None:
         """Saves adapter and head, without the backbone, to `adapter.safetensors` in a folder.
 
-        The file says of which method, ranks and backbone it is. Raises UserError if it cannot be written.
+        The file also describes the backbone, and the method with its options and ranks. Raises UserError if
+        the file cannot be written.
         """
         head = self.backbone.head.state_dict()
         tensors = {f"head.{name}": t.detach().to("cpu", copy=True).contiguous() for name, t in head.items()}
@@ -319,10 +327,10 @@ class Adapter(ABC):
         adapter_file.write(Path(folder), tensors, self._description())
 
     def load_adapter(self, folder: Path | str) -> None:
-        """Loads what `save_adapter` wrote. Nothing is unpickled.
+        """Loads adapter and head from a file that `save_adapter` wrote. Nothing is unpickled.
 
-        The method must be attached as it was, with the same options and ranks. Raises UserError, before any
-        change, for another method, another backbone, another head, a corrupt file or one of another program,
+        The same method must be attached, with the same options and ranks. Raises UserError, before any
+        change, for another method, backbone or head, for a file that is corrupt or not from `save_adapter`,
         and while the adapter is merged.
         """
         tensors = adapter_file.read(Path(folder), self._description())
@@ -333,7 +341,7 @@ class Adapter(ABC):
         self.backbone.head.load_state_dict(head)
 
     def _description(self) -> dict[str, Any]:
-        """The properties in which a file and the adapter that loads it must agree."""
+        """Returns the properties in which a file and the adapter that loads it must agree."""
         site = next(iter(self.bases), None)
         weights = None
         if site is not None and not self.bases[site].weight.requires_grad:
@@ -345,8 +353,9 @@ class Adapter(ABC):
     def guard(self, module: Any) -> None:
         """Makes `module.save_pretrained` write the merged model, until `detach`.
 
-        transformers would load the adapted layers of a wrapped model at random. Where the merged model would
-        compute something else, `save_pretrained` raises UserError.
+        Otherwise a saved model would have other names for the weights of adapted layers, and transformers
+        would draw these weights at random on loading. `save_pretrained` raises UserError if the merged model
+        would compute something else than the adapted one.
         """
         module.save_pretrained = partial(self._save_pretrained, module, module.save_pretrained)
         self._guarded.append(module)
@@ -370,7 +379,7 @@ class Adapter(ABC):
             self.merge_exactly()
             if "state_dict" in options:
                 # A checkpoint of transformers' Trainer, which resumes from the wrapped model's tensors under
-                # the names that they have in memory. Other programs pass over them.
+                # the names that they have in memory. Other programs ignore them.
                 options |= {"state_dict": wrapped | module.state_dict(), "save_original_format": False}
             return save(*arguments, **options)
         finally:
@@ -395,7 +404,7 @@ class Adapter(ABC):
 
 
 class AdaptedLayer(nn.Module):
-    """The base class of modules that stand in the place of a linear layer, which they hold as `base`."""
+    """The base class of modules that replace a linear layer. They keep the replaced layer as `base`."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
@@ -403,15 +412,15 @@ class AdaptedLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight. T5 converts the layer's input to its precision."""
+        """The frozen weight. T5 reads its dtype, to which it converts the layer's input."""
         return self.base.weight
 
 
 class PartlyFrozen(nn.Module):
     """A module with trained parameters, and with frozen tensors of the adapter as buffers.
 
-    One more buffer may hold a seed. A stored adapter holds the persistent buffers, and `remake` recomputes
-    all other buffers from these. Buffers of submodules do not count as frozen tensors. For example,
+    A further buffer may hold a seed. A stored adapter has only the persistent buffers. From these, `remake`
+    recomputes all other buffers. Buffers of submodules do not count as frozen tensors. For example,
     tensorly-torch keeps the weights of a CP tensor, all of them one, in such a buffer.
     """
 
@@ -419,12 +428,12 @@ class PartlyFrozen(nn.Module):
         """Recomputes the buffers that are not persistent, bit for bit."""
 
     def frozen(self) -> dict[str, Tensor]:
-        """The frozen tensors by name, without seeds."""
+        """Returns the frozen tensors by name, without seeds."""
         own = self.named_buffers(recurse=False)
         return {name: tensor for name, tensor in own if tensor.is_floating_point()}
 
     def kept(self) -> dict[str, Tensor]:
-        """The persistent buffers by name."""
+        """Returns the persistent buffers by name."""
         persistent = self.state_dict().keys()
         return {name: tensor for name, tensor in self.named_buffers(recurse=False) if name in persistent}
 

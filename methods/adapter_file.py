@@ -1,4 +1,4 @@
-"""The file of an adapter by itself: adapter and head, and what it takes to check that they fit."""
+"""Reads and writes adapter files, which hold adapter, head, and a description of method and backbone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ FILE, KEY = "adapter.safetensors", "tensorbench"
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Writes the file into `folder`, which is made if it is missing. Raises UserError if it cannot."""
+    """Writes tensors and description to an adapter file in `folder`, which is created if it is missing.
+
+    Raises UserError if the file cannot be written.
+    """
     file, unfinished = folder / FILE, folder / f".{FILE}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -31,9 +34,10 @@ def write(folder: Path, tensors: Mapping[str, Tensor], description: Mapping[str,
 
 
 def read(folder: Path, description: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Returns the tensors of the file in `folder`.
+    """Returns the tensors of the adapter file in `folder`.
 
-    Raises UserError if there is none, if it is corrupt or another program's, and if its description differs.
+    Raises UserError if the file is missing, corrupt or not from `save_adapter`, or if its description is not
+    `description`.
     """
     file = folder / FILE
     if not file.is_file():
@@ -66,7 +70,11 @@ def _mismatch(file: Path, what: str, stored: Any, own: Any) -> str:
 
 
 def check_fit(part: str, stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Raises UserError if stored tensors differ from a part's own in names, shapes or kinds of numbers."""
+    """Raises UserError unless the stored tensors fit a part's own tensors.
+
+    They fit if names and shapes are equal, and if no integers are stored for floating-point numbers or vice
+    versa. `part` is the part's name in the message.
+    """
     wrong = [shown(name) for name in sorted(stored.keys() ^ own.keys())] or [
         f"{name} {_form(stored[name])} for {_form(own[name])}"
         for name in own
@@ -82,6 +90,6 @@ def _form(tensor: Tensor) -> str:
 
 
 def fingerprint(weight: Tensor) -> str:
-    """A hash of a frozen weight that does not depend on whether it was loaded in float32 or bfloat16."""
+    """Returns a hash of a frozen weight, which is the same whether it was loaded in float32 or bfloat16."""
     rounded = weight.detach().to("cpu", torch.bfloat16).contiguous()
     return sha256(rounded.view(torch.uint8).numpy().tobytes()).hexdigest()

@@ -97,7 +97,10 @@ class Geometry:
         return tuple(name for name in projections if self.gated or name != "gate")
 
     def sites(self, projections: Iterable[str]) -> list[Site]:
-        """The sites of these projections, layer by layer. `gate` is skipped if the MLP is not gated."""
+        """Returns the sites of these projections, layer by layer.
+
+        `gate` is skipped if the MLP is not gated.
+        """
         return [Site(layer, name) for layer, name in product(range(self.layers), self.having(projections))]
 
     def shape(self, projection: str) -> tuple[int, int]:

@@ -56,10 +56,11 @@ class Method(Frozen, ABC):
     trains_weights: ClassVar[bool] = False
     #: Whether a trial fits the head to frozen features directly, without training steps.
     fits_head: ClassVar[bool] = False
-    #: Whether some parameters are the core of a Tucker tensor, which a recipe may train at a rate of its own.
+    #: Whether some parameters are the core of a Tucker tensor. A recipe may give them their own learning
+    #: rate.
     has_core: ClassVar[bool] = False
     #: The largest relative distance between a budget and the count after `fit` that the conformance checks
-    #: accept. They use it for methods with several ranks.
+    #: accept for methods with several ranks.
     fit_tolerance: ClassVar[float] = 0.1
     #: Options that the conformance checks do not vary.
     unvaried: ClassVar[frozenset[str]] = frozenset()
@@ -77,16 +78,17 @@ class Method(Frozen, ABC):
 
     @classmethod
     def presets(cls) -> Sequence[Self]:
-        """The methods that the conformance checks try. Together they cover every way of building an adapter.
+        """Returns the methods that the conformance checks try.
 
-        The checks also vary the options of the first preset. By default, the only preset has all options at
-        their defaults. So a method with a required option has to override this; otherwise raises UserError.
+        Together they cover every way of building an adapter. The checks also vary the options of the first
+        preset. By default, the only preset has all options at their defaults. So a method with a required
+        option has to override this. Raises UserError if it does not.
         """
         return (validate(cls, {}, f"the preset of method '{cls.name}' (see Method.presets)"),)
 
     @classmethod
     def listed(cls) -> Sequence[Self]:
-        """The methods that listings and timings show. By default, these are the presets."""
+        """Returns the methods that listings and timings show. By default, these are the presets."""
         return cls.presets()
 
     @property
@@ -188,7 +190,10 @@ class Method(Frozen, ABC):
         return frozenset()
 
     def stored(self) -> dict[str, Any]:
-        """The method's name, version and all options, as JSON. Options in `idle` have their defaults."""
+        """Returns the method's name, version and all options, as JSON.
+
+        Options in `idle` have their defaults.
+        """
         return {
             "method": self.name,
             "version": self.version,
@@ -196,7 +201,7 @@ class Method(Frozen, ABC):
         }
 
     def identity(self) -> dict[str, Any]:
-        """What identifies the method: name, version, and the options that differ from their defaults.
+        """Returns the method's part of an id: name, version, and the options that differ from their defaults.
 
         Options in `idle` are left out (see also `tensorbench.methods.validation.identity`).
         """

@@ -66,9 +66,9 @@ METHODS = Registry(
 def load_methods(file: Path | str | PythonFile) -> list[str]:
     """Runs a Python file, registers the methods that it defines, and returns their names.
 
-    These are its subclasses of `Method` that have a `name` of their own. The file should need no module
-    beside it. Raises UserError if it cannot be read, fails or defines no method, and for a name that another
-    method has.
+    The methods are the file's own subclasses of `Method` that set a `name`. The file should need no module
+    beside it. Raises UserError if the file cannot be read, fails or defines no method, and if another method
+    already has one of the names.
     """
     with naming_extra():
         from tensorbench.methods.base import Method
@@ -111,7 +111,7 @@ def from_identity(identity: Mapping[str, Any]) -> Method:
     """Builds a method from its stored form, or from its identity (see `Method.stored`, `Method.identity`).
 
     Raises UserError if there is no name or version, if the version is not the method's current one, and as
-    `create` does. No file that a stored suite names is run.
+    `create` does. Runs no file, even if a stored suite names one.
     """
     if not {"method", "version"} <= identity.keys():
         raise UserError(f"a stored method has a name and a version (got {shown(dict(identity))})")
@@ -130,11 +130,11 @@ def from_identity(identity: Mapping[str, Any]) -> Method:
 
 
 def identity_of(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a stored method (see `Method.stored`) contributes to a trial's id: its `Method.identity`.
+    """Returns the part of a trial's id that identifies a stored method (see `Method.stored`).
 
-    A method that does not come with the harness contributes all its options, since nobody pins its defaults.
-    So its author may change a default, and its trials can be identified where it is not installed. Raises
-    UserError as `from_identity` does.
+    For a built-in method, this is its `Method.identity`. For a method from a plug-in or a file, the part has
+    all options, because no test pins their defaults. So the id stays right if the author changes a default,
+    and it can be computed where the method is not installed. Raises UserError as `from_identity` does.
     """
     if not METHODS.is_built_in(str(stored.get("method"))):
         return dict(stored)

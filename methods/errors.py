@@ -64,7 +64,7 @@ def near_names(name: str, names: Iterable[str], at_most: int = 1) -> list[str]:
 
 
 def _edits(first: str, second: str) -> int:
-    """The number of insertions, deletions, replacements and swaps that turn one text into the other."""
+    """Returns the number of insertions, deletions, replacements and swaps that turn one text into another."""
     above: list[int] = []
     row = list(range(len(second) + 1))
     for i, here in enumerate(first, 1):
@@ -92,14 +92,17 @@ class UnknownNameError(UserError):
 
 
 def too_small(label: str, budget: int, smallest: int, when: str = " with every rank 1") -> UserError:
-    """Returns the error for a budget below the smallest possible number of parameters, `smallest`."""
+    """Returns the error for a budget below the smallest possible number of parameters, `smallest`.
+
+    `when` says in which case the method has this number.
+    """
     return UserError(
         f"{label}: a budget of {budget:,} parameters is below the smallest possible, {smallest:,}{when}"
     )
 
 
 class WrongCountError(RuntimeError):
-    """Raised if an adapter has another number of parameters than its method counts."""
+    """Raised if an adapter's number of parameters differs from the number that its method counts."""
 
 
 class RoundedMerge(UserWarning):
@@ -111,7 +114,7 @@ class NotLowRank(UserError):  # noqa: N818 - the contract's name
 
 
 def missing_extra(error: ModuleNotFoundError) -> str | None:
-    """What to install, if the packages that run trials are not. None if they are."""
+    """Returns how to install the packages that run trials. None if they are installed."""
     if find_spec("torch") is not None:
         return None
     return f"{error.name} is not installed, and this needs it: pip install 'tensorpeft-bench[run]'"
@@ -119,7 +122,10 @@ def missing_extra(error: ModuleNotFoundError) -> str | None:
 
 @contextmanager
 def naming_extra() -> Iterator[None]:
-    """A context for imports of packages that run trials. Without them, the error says what to install."""
+    """A context for imports of packages that run trials.
+
+    If these packages are not installed, the ModuleNotFoundError says how to install them.
+    """
     try:
         yield
     except ModuleNotFoundError as error:

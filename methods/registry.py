@@ -18,7 +18,7 @@ from typing import Any
 
 from tensorbench.methods.errors import UnknownNameError, UserError, naming_extra
 
-#: The prefix of the files that an editable install records instead of its modules.
+#: The prefix of the Python files that an editable install records in place of the package's modules.
 FINDER = "__editable__"
 
 
@@ -37,7 +37,7 @@ class PythonFile:
 
     @property
     def source_hash(self) -> str:
-        """The hex SHA-256 of the file's name and content, as of a plug-in of one file."""
+        """The hex SHA-256 of the file's name and content, computed as for a plug-in with a single file."""
         return _hashed({self.path.name: self.content})
 
     def run(self) -> ModuleType:
@@ -75,11 +75,11 @@ class _Loader(SourceLoader):
 class Registry:
     """Maps names to objects, for example `lora` to the class `LoRA`.
 
-    `targets` has the `module:attribute` of every built-in name; the object is imported when its name is first
-    used. Plug-ins register further names in the entry-point group `tensorbench.<kind>s`, and `add` those of
-    files. The use of a name that is registered twice raises UserError. `check` is called with a name and its
-    object, and raises UserError if the object is not what the registry is for, such as a method that is no
-    `Method`.
+    `targets` has the `module:attribute` of every built-in name. The object is imported when its name is first
+    used. Plug-ins register further names in the entry-point group `tensorbench.<kind>s`. The method `add`
+    registers the names of a file. The use of a name that is registered twice raises UserError. `check` is
+    called with a name and its object. It raises UserError if the object is not of the registry's kind, such
+    as a method that is no `Method`.
     """
 
     def __init__(self, kind: str, targets: dict[str, str], check: Callable[[str, Any], None]) -> None:
@@ -88,7 +88,7 @@ class Registry:
         self._check = check
         self._plugins: dict[str, list[EntryPoint]] | None = None
         self._sources: dict[str, str] = {}
-        #: The objects of files, by name.
+        #: The file and the entry point of each object that a file defines, by the object's name.
         self._files: dict[str, tuple[PythonFile, EntryPoint]] = {}
         #: The objects that passed the check, by name.
         self._checked: dict[str, Any] = {}
@@ -101,15 +101,15 @@ class Registry:
         return self._plugins
 
     def _points(self, name: str) -> list[EntryPoint]:
-        """The entry points of a name: those of plug-ins, and that of a file."""
+        """Returns the entry points that plug-ins and a file register for a name. Empty if none does so."""
         own = [self._files[name][1]] if name in self._files else []
         return [*self._plugin_points().get(name, []), *own]
 
     def add(self, file: PythonFile, names: dict[str, str]) -> None:
         """Registers objects of a file. `names` maps each name to the object's attribute in the file's module.
 
-        A file that was added before is replaced. Raises UserError for a name that something else has, and
-        for an object that does not pass the check.
+        An object of an earlier version of the file is replaced if it has the same name. Raises UserError for
+        a name that is already registered by something else, and for an object that does not pass the check.
         """
         for name, attribute in names.items():
             point = EntryPoint(name, f"{file.module}:{attribute}", f"tensorbench.{self.kind}s")
@@ -127,7 +127,7 @@ class Registry:
                 raise
 
     def file(self, name: str) -> PythonFile | None:
-        """The file that registered a name. None if no file did."""
+        """Returns the file that registered a name. None if no file did."""
         return self._files[name][0] if name in self._files else None
 
     @property
@@ -136,14 +136,14 @@ class Registry:
         return sorted(self._plugin_points())
 
     def is_built_in(self, name: str) -> bool:
-        """Whether the harness itself brings the object of this name."""
+        """Whether the harness itself provides the object of this name."""
         return name in self._targets
 
     def source_hash(self, name: str) -> str:
         """Returns the hex SHA-256 of the source of a name's plug-in or file.
 
-        Empty for names that neither registers, and for plug-ins without Python files. A plug-in's hash is
-        computed once per process, because the process keeps the code that it imported.
+        Empty for names that no plug-in or file registers, and for plug-ins without Python files. A plug-in's
+        hash is computed once per process, because the process keeps the code that it imported.
         """
         if (file := self.file(name)) is not None:
             return file.source_hash

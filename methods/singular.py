@@ -12,20 +12,20 @@ from torch import Tensor
 #: of LoRA-XS.
 ITERATIONS, SVD_SEED = 10, 42
 
-#: The largest number of bytes of all decompositions that are kept.
+#: The largest total size in bytes of the decompositions that are kept.
 MOST_BYTES = 2**28
 
 Decomposition = tuple[Tensor, Tensor, Tensor]
 
-#: The decompositions by content of the weight and rank, the one used last at the end.
+#: The kept decompositions by hash of the weight, its shape and the rank, the least recently used first.
 _kept: OrderedDict[tuple[bytes, tuple[int, ...], int], Decomposition] = OrderedDict()
 
 
 def singular(weight: Tensor, rank: int) -> Decomposition:
     """Returns U (out, rank), Σ (rank,) and Vᵀ (rank, in) for the `rank` largest singular values of a weight.
 
-    They are float64 and on the CPU, and the caller must not change them. A decomposition takes .3 s for a
-    weight of 768 × 768 at rank 4, and a trial of RoBERTa needs 72 of them.
+    The three tensors are float64 and on the CPU, and the caller must not change them. A decomposition takes
+    0.3 s for a weight of 768 × 768 at rank 4, and a trial of RoBERTa needs 72 decompositions.
     """
     matrix = weight.detach().double().cpu().numpy()
     key = (hashlib.sha256(matrix.tobytes()).digest(), matrix.shape, rank)

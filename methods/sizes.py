@@ -41,8 +41,9 @@ _BY_NAME: TypeAdapter[dict[str, float | str]] = TypeAdapter(
     Annotated[dict[str, Annotated[Any, AfterValidator(_rank_or_part)]], Field(min_length=1)]
 )
 
-#: The ranks of a method with several: all in a list, some by name, or None. They are validated as the one or
-#: the other, since pydantic's message for a union would be about both.
+#: The ranks of a method with several ranks: a list of all ranks, a mapping from names to some of the ranks,
+#: or None. Lists and mappings are validated separately, since pydantic's message for a union would describe
+#: both.
 Ranks = Annotated[
     tuple[PositiveInt, ...] | Mapping[str, float | str] | None,
     WrapValidator(

@@ -30,8 +30,8 @@ class Slices:
         self.projections = geometry.having(projections)
         #: The number of slices of each projection.
         self.counts = [mlp_slices(geometry) if name in MLP else 1 for name in self.projections]
-        #: The size of a slice along its side that is not d. It is the attention's width. If projections of
-        #: the MLP are among the slices, it is at least d.
+        #: The size of a slice along its side that is not d. It is the attention's width, but at least d if
+        #: projections of the MLP are among the slices.
         self.width = geometry.attention_width
         if set(self.projections) & set(MLP):
             self.width = max(self.width, geometry.hidden)
@@ -66,9 +66,10 @@ def turned(geometry: Geometry) -> bool:
 
 
 def cut_sites(sites: Iterable[Site], geometry: Geometry, projections: tuple[str, ...]) -> dict[Site, int]:
-    """Returns the number of slices of each site that belongs to `projections`.
+    """Returns the number of slices of each site whose projection is among `projections`.
 
-    For `CUT_INPUTS`, these are `Parametrisation.input_slices`; for `CUT_OUTPUTS`, `output_slices`.
+    For `CUT_INPUTS`, the result is the value of `Parametrisation.input_slices`. For `CUT_OUTPUTS`, it is the
+    value of `Parametrisation.output_slices`.
     """
     return {site: mlp_slices(geometry) for site in sites if site.projection in projections}
 

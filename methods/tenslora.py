@@ -162,7 +162,7 @@ class TensLoRA(CutMethod):
         }
 
     def shape(self, geometry: Geometry) -> tuple[int, ...]:
-        """The size of every mode."""
+        """Returns the size of every mode."""
         sizes = self._sizes(geometry)
         return tuple(sizes[mode] for mode in self.modes)
 
@@ -218,10 +218,10 @@ class TensLoRA(CutMethod):
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
         """Returns the same variant with the ranks for the budget (see `tucker_ranks` and `even_ranks`).
 
-        Ranks that are given by name stay. With `uneven`, r(input) may be one above r(output) in a Tucker
-        tensor without a head mode, and the first ranks of a tensor train may be one above its other ranks.
-        Raises UserError if the budget is exceeded even when all ranks that it sets are 1, and for a given
-        rank that is larger than useful.
+        Ranks that are set by name stay unchanged. With `uneven`, r(input) may be one above r(output) in a
+        Tucker tensor without a head mode, and the first ranks of a tensor train may be one above its other
+        ranks. Raises UserError if the budget is exceeded even when all other ranks are 1, and if a rank that
+        is set by name is larger than useful.
         """
         fixed = self._fixed(geometry, budget, uneven)
 
@@ -237,7 +237,7 @@ class TensLoRA(CutMethod):
         return self.with_size(even_ranks(self.rank_names, count, budget, uneven=uneven, fixed=fixed))
 
     def _fixed(self, geometry: Geometry, budget: int, uneven: bool) -> dict[str, int]:
-        """Returns the ranks that are given by name. Raises UserError for one that is larger than useful."""
+        """Returns the ranks that are set by name. Raises UserError for a rank that is larger than useful."""
         if not isinstance(self.ranks, Mapping):
             return {}
         limits = dict(zip(self.rank_names, self.rank_limits(geometry), strict=True))
@@ -369,7 +369,7 @@ class _StackedTensors(Parametrisation):
             self.tensors.append(self.factorization.build(shape, ranks, method.init, generator))
         self.cutting = method.cutting(geometry, TuckerTensors(list(self.tensors)))
         sites, layer_slices = geometry.sites(method.projections), method.slices(geometry)
-        #: The positions of each site's slices in a layer's stack, and the tensor that holds each slice.
+        #: The positions of each site's slices in a layer's stack.
         self._positions = {site: layer_slices.positions(site.projection) for site in sites}
         # The index of a slice's tensor, by layer and position, in row-major order over `axes`.
         grid = torch.arange(len(self.tensors)).view(self.axes.get("layer", 1), self.axes.get("projection", 1))
@@ -387,7 +387,7 @@ class _StackedTensors(Parametrisation):
             site: next(own) if site in self._turned or len(set(sources)) > 1 else sources[0]
             for site, sources in self._sources.items()
         }
-        #: The sites that share a down factor with others.
+        #: The sites that share a down factor with other sites.
         self._sharing = {site for site, down in self.down_of.items() if down < len(self.tensors)}
         self.input_slices = cut_sites(self._sharing, geometry, CUT_INPUTS)
 

@@ -284,14 +284,14 @@ def _blaming_tokenizer(folder: Path) -> Iterator[None]:
     except (UserError, MemoryError):
         raise
     except BaseException as error:  # the kind of error depends on the tokenizer's files
-        # An error in Rust, such as a regular expression that backtracks without end, is no Exception.
+        # An error in Rust, such as a regular expression that backtracks without end, is not an Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UserError(f"the tokenizer in {folder} fails: {_summary(error)}") from error
 
 
 def _growth(step: Any) -> int:
-    """The largest factor by which a tokenizer's replacements may lengthen a text.
+    """Returns the largest factor by which a tokenizer's replacements may lengthen a text.
 
     `step` is the JSON of a step of the tokenizer, or a part of this JSON.
     """

@@ -47,7 +47,7 @@ class Prompt:
             )
 
     def filled(self, text: str | tuple[str, str]) -> str:
-        """The template with its placeholders replaced by a text or by a pair of texts."""
+        """Returns the template with its placeholders replaced by a text or by a pair of texts."""
         if isinstance(text, str):
             return self.template.replace("{text}", text)
         before, _, after = self.template.partition("{first}")
@@ -60,7 +60,7 @@ class Prompt:
         return re.split(_PLACE, self.template)[-1]
 
     def word_tokens(self, tokenizer: Any) -> list[tuple[int, ...]]:
-        """The token ids of the words of each class.
+        """Returns the token ids of the words of each class.
 
         Words are tokenised together with the end of the prompt, since many tokenizers add a space at the
         beginning of a text. If a token would contain characters of prompt and words, the words are tokenised

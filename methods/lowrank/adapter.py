@@ -188,8 +188,9 @@ class LowRankAdapter(Adapter):
         with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
             contracted = self.contract()
         self._distribute(contracted.each(_value))
-        # At the end of the backward pass of this thread, as torch's DDP does. A hook on a tensor would run as
-        # soon as the tensor's gradient arrives, while other layers may still be recomputed.
+        # The factors are released at the end of this thread's backward pass, with a callback like that of
+        # torch's DDP. A hook on a tensor would run as soon as the tensor's gradient arrives, while other
+        # layers may still be recomputed.
         torch.autograd.Variable._execution_engine.queue_callback(self._drop)
 
     def _begin_forward(self, *_: object) -> None:

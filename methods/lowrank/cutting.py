@@ -121,12 +121,12 @@ def kept_ranks(
 ) -> Ranks:
     """Chooses how many singular values of each list to keep, so that `count` is within the budget.
 
-    `spectra` has a descending list for each rank. Each round drops the last value of one list: the one with
-    the smallest square per saved parameter, since its square bounds the loss of squared norm. `limits`
-    returns the largest useful ranks, given all ranks. Values beyond these limits are dropped before all
-    others, which loses nothing. In the end, dropped values are restored while the budget has room, those with
-    the largest square per parameter first. Every list keeps at least one value, even if `count` then exceeds
-    the budget.
+    `spectra` has a descending list for each rank. Each round drops the last value of one list. Of the lists'
+    last values, it drops the value with the smallest square per saved parameter, since the square bounds the
+    loss of squared norm. `limits` returns the largest useful ranks, given all ranks. Values beyond these
+    limits are dropped before all others, which loses nothing. In the end, dropped values are restored while
+    the budget has room, those with the largest square per parameter first. Every list keeps at least one
+    value, even if `count` then exceeds the budget.
     """
     ranks = tuple(map(len, spectra))
 
@@ -172,8 +172,8 @@ class CutParameter:
         """Sets the value, drops the gradient, and transforms AdamW's moments.
 
         The first moment is mapped like a gradient. The second moment is mapped by the matrices with squared
-        entries. This is exact if the entries of a gradient are uncorrelated, as Adam assumes. With new
-        moments, training would instead take full steps again in the middle of its schedule. The state of
+        entries. This is exact if the entries of a gradient are uncorrelated, as Adam assumes. If the moments
+        were reset instead, training would take full steps again in the middle of its schedule. The state of
         other optimizers is dropped.
         """
         _replace_value(self.parameter, self.value.to(self.parameter).contiguous())
@@ -223,7 +223,7 @@ class Cuttable(ABC):
 
     @abstractmethod
     def spectrum(self) -> Spectrum:
-        """Computes the tensors' current singular values, and the means to cut them."""
+        """Returns the tensors' current singular values, and the function that truncates the tensors."""
 
     def resized(self) -> None:  # noqa: B027 - most keep no note of their shapes
         """Updates the ranks that containers store, after their parameters have changed shape."""
@@ -467,7 +467,10 @@ def _times(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
 
 
 def _size(tensor: Tensor, vectors: int) -> float:
-    """Returns the RMS norm of the vectors in a tensor. `vectors` is their number. 1 if all are zero."""
+    """Returns the RMS norm of the vectors that make up a tensor, or 1 if all of them are zero.
+
+    `vectors` is the number of these vectors.
+    """
     return float(tensor.norm()) / math.sqrt(vectors) or 1.0
 
 

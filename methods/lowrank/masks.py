@@ -97,7 +97,7 @@ class Masks:
             output.register_hook(forward)
 
     def _forward(self) -> _Forward:
-        """Returns the running forward, or the earlier one of which a backward pass recomputes a layer."""
+        """Returns the running forward or, in a backward pass, the forward whose layer is being recomputed."""
         if in_backward():
             # The number of the node whose gradient this thread is computing.
             node = torch._C._current_autograd_node()._sequence_nr()

@@ -90,7 +90,10 @@ class StackedMethod(LowRankMethod):
 
 
 def _fitted(geometry: Geometry, tied: bool, contracted: Contracted, method: Parametrisation) -> Contracted:
-    """Reduces each up factor to the number of rows of its weight or, for sliced outputs, of a slice."""
+    """Reduces each up factor to the number of rows of its weight or, for sliced outputs, of a slice.
+
+    If `tied`, the up factors of shared key and value heads become means. All other up factors are truncated.
+    """
     rows = {
         site: geometry.hidden if site in method.output_slices else geometry.shape(site.projection)[0]
         for site in contracted.ups
@@ -105,7 +108,7 @@ def _fitted(geometry: Geometry, tied: bool, contracted: Contracted, method: Para
 
 
 def _means(ups: Mapping[Site, Tensor], geometry: Geometry) -> dict[Site, Tensor]:
-    """Averages up factors over the query heads that share a head.
+    """Averages the up factors of key and value over the query heads that share a key or value head.
 
     Sites may share an up factor, so each distinct one is averaged once.
     """
@@ -123,8 +126,8 @@ def _means(ups: Mapping[Site, Tensor], geometry: Geometry) -> dict[Site, Tensor]
 class SharedEnds(Parametrisation):
     """A parametrisation by one tensor, whose input factor and output factor are shared by all sites.
 
-    The input factor is the first of `Contracted.downs`. If `output` uses its slice transposed, the tensor's
-    output factor is its down factor, and the second of them.
+    The tensor's input factor is the first of `Contracted.downs`. If `output` uses its slice transposed, the
+    tensor's output factor is the second, and it is the down factor of `output`.
     """
 
     def __init__(self, method: StackedMethod, geometry: Geometry) -> None:
