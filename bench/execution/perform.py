@@ -138,7 +138,7 @@ def report_trial(
     tags = provenance(str(resources.device)) | resources.saving.provenance() | {"slots": str(slots)}
     if resources.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(resources.device)
-        # What others use of the GPU is included.
+        # This includes memory that other processes use on the GPU.
         tags |= {"card_memory_mib": str(total // MIB), "card_in_use_mib": str((total - free) // MIB)}
     report(Event(trial, "started", worker, provenance=tags, libraries=libraries()))
     ending = perform(

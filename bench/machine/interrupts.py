@@ -4,8 +4,8 @@ The first raises KeyboardInterrupt. If it arrives during a write or an import, t
 end of the write or import. Otherwise a library could swallow it, leave a transaction open, or convert it to
 an error of its own.
 
-If the program has not ended within its time in `LIMITS`, a thread ends it and its child processes. Nothing
-that has finished is lost: the next start closes what is open, as after any other death.
+If the program has not ended within its time in `LIMITS`, a thread ends it and its child processes. No
+finished trial is lost: the next start closes open runs, as after a crash.
 """
 
 from __future__ import annotations

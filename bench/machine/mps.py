@@ -73,7 +73,7 @@ def service(cards: Sequence[str], sharing: int) -> Iterator[dict[str, dict[str, 
 
 
 def _control(arguments: list[str], commands: str, environment: dict[str, str]) -> None:
-    # A file, since a service that keeps a pipe open would be waited for.
+    # Output goes to a file, since `run` would wait for a service that keeps a pipe open.
     with TemporaryFile("w+") as said:
         ended = subprocess.run(
             [CONTROL, *arguments],

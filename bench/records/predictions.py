@@ -1,7 +1,7 @@
 """The predictions of a run: example ids, labels, answers and outputs, stored as a safetensors file.
 
 The file has the tensors `example`, `label`, `prediction` and `logit`. If a language model wrote answers, it
-also has `text`, their UTF-8 bytes one after the other, and `text_ends`, where each of them ends.
+also has `text`, their UTF-8 bytes one after the other, and `text_ends`, the position at which each text ends.
 
 If the answers determine the score, packs hold predictions in a compact form (`compact`), which has no logits.
 In their place are `classes`, the number of classes, and `steps`, the log-probabilities of the labels.

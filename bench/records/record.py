@@ -54,8 +54,8 @@ class Point(NamedTuple):
 class Record:
     """The record of a run, which belongs to a trial or holds a suite's plan.
 
-    A record on its way into the store holds what the store still lacks. A record that was read from the store
-    has no curves and no artifacts: they are read from its `Source`.
+    A record that is about to be stored contains only what the store still lacks. A record that was read from
+    the store has no curves and no artifacts: they are read from its `Source`.
     """
 
     #: Empty in a record made by training, since only the driver knows the run.

@@ -159,7 +159,7 @@ def row_texts(row: TableLine, ranks: str) -> dict[str, str]:
         "params": ("–" if row.parameters is None else f"{row.parameters:,}")
         + (f" (peak {row.peak:,.0f})" if row.peak else ""),
         "% LoRA": "–" if row.percent_of_lora is None else f"{row.percent_of_lora:.2f}",
-        # A mark stands for a missed budget.
+        # A mark shows that the trial missed its budget.
         "of budget": "–" if row.ratio is None else f"{row.ratio:.3f}" + " !" * (row.within is False),
     }
 

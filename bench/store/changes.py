@@ -50,7 +50,7 @@ def plugin_sources(trial: Trial) -> dict[Tag, str]:
     """Returns tags about the plug-ins that provide a trial's method, task, backbone or metric.
 
     A tag's value is a name and a hash, for example the method's name and the SHA-256 of its plug-in's source.
-    What comes with the harness gets no tag. These tags do not enter the trial's id, since most changes of
+    Components of the harness itself get no tag. These tags do not enter the trial's id, since most changes of
     source code change no result.
     """
     names = {

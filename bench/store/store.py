@@ -194,7 +194,8 @@ class Store(Source):
                 return records
         if trial_id is None:
             return self._find(f"tags.{Tag.KIND} = '{kind}'")
-        # Only trials have this tag. A database would begin with a second condition, which all trials meet.
+        # Only trials have this tag. With a second condition, which all trials meet, a database would begin
+        # with it.
         runs = self._find(f"tags.{Tag.TRIAL_ID} = '{trial_id}'")
         return [run for run in runs if run.tag(Tag.KIND) == kind]
 
@@ -325,9 +326,9 @@ class Store(Source):
     def begin_suite(self, plan: Plan, driver: str = "") -> str:
         """Opens the run that holds the plan, and stores the plan. Returns the run's id.
 
-        The trials' runs are nested in this run. A plan without all tasks and backbones of the suite keeps the
-        stored rows of the others. Raises UserError if another start resolved a branch of the hub to another
-        commit, since the planned trials would then mix two commits.
+        The trials' runs are nested in this run. If the plan covers only some tasks and backbones of the
+        suite, stored rows of the others are kept. Raises UserError if another start resolved a branch of the
+        hub to another commit, since the planned trials would then mix two commits.
         """
         suite, stored = plan.suite, plan.stored()
 

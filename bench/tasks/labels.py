@@ -178,7 +178,7 @@ def _classes(
     if {*names} & {*stored_names}:
         numbers = {name: number for number, name in enumerate(names)}
         other = [pair for pair in zip(names, stored_names, strict=False) if pair[0] != pair[1]]
-        # With two other names, which of them stands for which stored one would be a guess.
+        # If two names differ from the stored ones, their order could only be guessed.
         if len(names) == len(stored_names) and (
             not other or (len(other) == 1 and other[0][0] not in stored_names and other[0][1] not in names)
         ):

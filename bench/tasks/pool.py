@@ -1,6 +1,6 @@
 """Deals a task's examples into splits, and checks a suite's sizes against them.
 
-What is read and dealt is cached, so that plans and trials share it.
+Pools and deals are cached, so that plans and trials share them.
 """
 
 from __future__ import annotations
@@ -185,8 +185,8 @@ def _dealt_counts(task: Task) -> dict[SplitName, int]:
 def _check_data(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
     """Raises UserError for splits smaller than `sizes`, and for labels that cannot be scored or learned.
 
-    Without seeds, only raises UserError for an image that cannot be read. The cache remembers what was
-    checked, since several rows of a plan may have the same splits.
+    Without seeds, only raises UserError for an image that cannot be read. Successful checks are cached, since
+    several rows of a plan may have the same splits.
     """
     source = ExampleSource(task)
 
@@ -240,7 +240,7 @@ def split_sizes(task: Task, sizes: Sizes, split_seed: int | None) -> SplitSizes 
     """Returns how many examples of each split are used, and how many test examples are also in train.
 
     `split_seed` is the seed that deals the splits. None means the deal that all seeds share. Returns None if
-    the cache lacks what is needed, because the task has not been prepared.
+    the task has not been prepared, so that the cache lacks its data.
     """
     at_hand = is_prepared(f"pool-{task.name}", _key(task))
     if split_seed is None:

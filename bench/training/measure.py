@@ -118,7 +118,8 @@ def provenance(device: str) -> dict[str, str]:
             commit, *changed = stored.splitlines()
             changes = "\n".join(changed)
     facts = _cpu_facts()
-    # What decides the order of sums on a processor. Clouds give processors of several families one name.
+    # These properties decide the order of sums on a processor. Clouds give processors of several families one
+    # name.
     kind = [f"{key} {facts[key]}" for key in ("cpu family", "model") if key in facts]
     kind += [torch.backends.cpu.get_cpu_capability(), "bf16" if computes_bf16() else "no bf16"]
     gpu = device_name(device) if device.startswith("cuda") else ""

@@ -283,14 +283,14 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
 def computing(encoder: Any, recipe: Recipe, saving: Saving = PLAIN) -> Iterator[None]:
     """A context in which an encoder computes as in a trial, with the recipe's and the saving options."""
     with (
-        # The backward pass too.
+        # This also applies to the backward pass.
         tf32(recipe.precision == "tf32"),
         deterministic(recipe.deterministic),
         compiled(encoder, recipe.compile),
         # A compiled graph has its own casts, which it merges with other kernels.
         frozen_in_bf16(encoder, recipe.precision == "bf16" and not recipe.compile),
         checkpointed(encoder, saving.checkpointing),
-        # A processor never waits, and its results keep their bits.
+        # With `RIGHT` the host never waits for the GPU. On a CPU nothing waits, so results keep their bits.
         padded(encoder, RIGHT if next(encoder.parameters()).is_cuda else ANY_SIDE),
     ):
         yield

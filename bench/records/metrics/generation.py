@@ -16,7 +16,7 @@ from tensorbench.records.metrics.metric import Array, Metric
 
 
 class _Mean(Metric):
-    """The mean of what each example contributes."""
+    """The base of metrics that are the mean of a score per example."""
 
     kinds = ("generation",)
 
@@ -35,7 +35,7 @@ class ExactMatch(_Mean):
         return (targets == predictions).astype(float)
 
     def by_chance(self, targets: NDArray[Any]) -> float:
-        # Targets do not hold the written answers. Those to other examples are rarely right.
+        # Targets do not contain the written answers. An answer to another example is rarely correct.
         return 0.0
 
 
