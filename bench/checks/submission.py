@@ -1,6 +1,7 @@
-"""Submissions to the board: strangers' packs, checked, verified, and put beside LoRA in a pull request.
+"""Submissions to the board: checks and verifies a pack, and opens a pull request that compares it with LoRA.
 
-Nothing that the pack names is opened, and nothing of it is run. Its names are escaped in every text.
+The pack is not trusted. No file or repository that it names is opened, none of its code runs, and its names
+are escaped in every text.
 """
 
 from __future__ import annotations
@@ -36,14 +37,15 @@ from tensorbench.reports.results import NO_ADAPTERS, REFERENCE, Cell, TaskAndBac
 from tensorbench.reports.units import listed, many, minus
 from tensorbench.store.opening import is_pack
 
-#: The suites of the board, as `load_suite` takes them.
+#: The suites of the board, by the names of packaged suites that `load_suite` accepts.
 SUITES = ("lite", "study")
 #: The folder of the board in a checkout.
 BOARD = Path("results/board")
 
-#: The largest accepted pack, in bytes, the largest number of its rows, and of methods that it may add.
+#: The largest accepted size of a pack in bytes, number of its rows, and number of methods that it adds.
 MOST_BYTES, MOST_ROWS, MOST_METHODS = 8 * MIB, 200, 20
-#: The largest accepted number of a method's parameters, as a multiple of LoRA's. Small ranks are coarse.
+#: The largest accepted number of a method's parameters, as a multiple of LoRA's. It is above 1, because small
+#: ranks cannot match a budget closely.
 MOST_PARAMETERS = 1.1
 #: The largest accepted difference of a trial's score from that of the same trial in a published pack. It is
 #: the default tolerance of `verify --rerun`.
@@ -51,10 +53,11 @@ AGREES = 0.02
 #: The largest numbers of findings in a text, and of characters of each.
 MOST_LISTED, MOST_LETTERS = 8, 200
 
-#: Names of packs and people, which become names of files and branches, and mentions on GitHub.
+#: The pattern for names of packs and people. They become names of files and branches, and GitHub mentions.
 NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 
-#: Addresses that GitHub makes a link as a whole. An @ would name another host than it seems, or a person.
+#: The pattern for addresses that GitHub turns into a link as a whole. No @ is allowed: it could hide the real
+#: host or mention a person.
 ADDRESS = r"^https://[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+(/[A-Za-z0-9._/~%+-]{0,200})?$"
 
 
@@ -68,7 +71,7 @@ Name = Annotated[str, AfterValidator(_name)]
 
 
 class Rerun(Frozen):
-    """A rerun of some trials of an entry, `tensorbench verify PACK --rerun N`, that found nothing broken."""
+    """A rerun of some trials of an entry by `tensorbench verify PACK --rerun N` that found no fault."""
 
     by: Name
     date: date
@@ -77,9 +80,9 @@ class Rerun(Frozen):
 
 
 class Card(Frozen):
-    """What the board shows of an entry besides its pack. It is the YAML file beside the pack."""
+    """The YAML file beside an entry's pack, with the facts that the pack lacks and the board shows."""
 
-    #: The name of who ran the suite, on GitHub.
+    #: The GitHub name of the person who ran the suite.
     by: Name
     #: The address of the method's code, if this package lacks the method.
     code: Annotated[str, Field(pattern=ADDRESS)] | None = None
@@ -93,7 +96,7 @@ class Card(Frozen):
 
 @dataclass(frozen=True)
 class Submission:
-    """A pack with its comparison, and everything that keeps it from the board."""
+    """A pack, the comparison of its methods with LoRA, and the reasons for which it cannot be accepted."""
 
     pack: Path
     #: The name of the board's suite.
@@ -104,9 +107,9 @@ class Submission:
     block: Block
     #: The methods that the board's suite lacks.
     newcomers: tuple[Entrant, ...]
-    #: The reasons for which the pack is not accepted, as sentences.
+    #: The reasons why the pack is not accepted, as sentences. Empty if it is accepted.
     faults: tuple[str, ...]
-    #: None until the pack is verified.
+    #: The result of verifying the pack. None until it is verified.
     verification: Verification | None = None
 
     @property
@@ -118,7 +121,11 @@ class Submission:
         return f"Board, {self.suite}: {cut(listed(each.method for each in self.newcomers))}"
 
     def line(self, entrant: Entrant) -> dict[str, str]:
-        """The method's cells in a table: scores on each setting, and the difference from LoRA."""
+        """Returns a method's line of the table: its scores, and the difference from LoRA.
+
+        There is a score for each task on each backbone. A method that is not compared has no difference,
+        interval or verdict.
+        """
         block, found = self.block, entrant.differences.get(self.block.k)
         without = "the reference" if entrant.method == block.against else "not compared"
         unit, scores = block.unit, entrant.scores[block.k]
@@ -132,7 +139,7 @@ class Submission:
         }
 
     def table(self) -> Table:
-        """The methods of the block, LoRA first, with a note on what the numbers are."""
+        """Returns a table of the methods of the block, LoRA first, with a note that explains the numbers."""
         entrants, unit = self.block.entrants, self.block.unit
         note = (
             f"Scores are {self.block.evaluated} {self.block.metric} after {trials_of_tuning(self.block.k)}. "
@@ -142,12 +149,15 @@ class Submission:
 
     @property
     def notes(self) -> list[str]:
-        """Cautions for readers of the table: what withholds a verdict, edges of windows, weak adapters."""
+        """Returns cautions for readers of the table, such as reasons why a verdict is withheld.
+
+        Other cautions are learning rates at the edge of their window, and notes on the results.
+        """
         notes = [*self.block.guards, *map(str, self.block.edges), *self.results.notes]
         return [cut(note, MOST_LETTERS) for note in dict.fromkeys(notes)][:MOST_LISTED]
 
     def provenance(self, entrants: Iterable[Entrant], key: str) -> str:
-        """The values of a key of provenance, such as the processor, in the trials of these methods."""
+        """Returns the values of a provenance key, such as the processor, in these methods' trials."""
         cells = {number for entrant in entrants for number in entrant.cells}
         records = self.results.experiments[0].records
         runs = (records.get(seed.trial_id) for seed in self.results.all_seeds if seed.cell in cells)
@@ -236,12 +246,14 @@ def read_card(pack: Path) -> Card | None:
 
 
 def read_submission(pack: Path, card: Card | None = None, published: Sequence[Path] = ()) -> Submission:
-    """Reads a pack, compares its methods, and checks everything except what `verify` checks.
+    """Reads a pack, compares its methods with LoRA, and checks the board's rules. Does not verify the pack.
 
-    `card` replaces the card beside the pack. `published` are packs whose LoRA the pack's must agree with.
+    `card` replaces the card beside the pack. `published` are packs on the board: the pack's scores of LoRA
+    have to agree with theirs. A broken rule is in `Submission.faults`.
 
-    Raises UserError if the file is no pack, is too large, is refused, or holds more than one suite, and if
-    its methods are not compared with the board's LoRA.
+    Raises UserError if no comparison is possible: if the file is no readable pack, is too large, or has not
+    exactly one experiment, if its trials of LoRA are not those of a suite of the board, or if it adds no
+    method.
     """
     if not is_pack(pack.name) or not re.fullmatch(NAME, pack.name.removesuffix(ENDING)):
         rule = f"expected letters, digits, '_' and '-', at most 64, and {ENDING}"
@@ -288,7 +300,7 @@ def read_submission(pack: Path, card: Card | None = None, published: Sequence[Pa
 
 @cache
 def _trials_of(suite: str) -> tuple[frozenset[str], frozenset[str]]:
-    """The ids of a suite's trials of LoRA without options, and of all its trials."""
+    """Returns the ids of a suite's trials of LoRA without options, and the ids of all its trials."""
     rows = make_plan(load_suite(suite)).rows
     plain = [row for row in rows if row.family == REFERENCE and row.method == row.title]
     of_lora, own = (frozenset(id_ for row in each for id_ in row.trials.values()) for each in (plain, rows))
@@ -296,9 +308,9 @@ def _trials_of(suite: str) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def _suite_of(pack: Path, trials: set[str]) -> tuple[str, frozenset[str], frozenset[str]]:
-    """The board's suite to which planned trials belong, and its trials as `_trials_of` gives them.
+    """Returns the name of the board's suite to which planned trials belong, with the ids of `_trials_of`.
 
-    Raises UserError if they hold no suite's trials of LoRA, or only some of them.
+    Raises UserError if the planned trials contain the LoRA trials of no suite, or only some of a suite's.
     """
     for name in SUITES:
         lora, own = _trials_of(name)
@@ -319,7 +331,10 @@ def _suite_of(pack: Path, trials: set[str]) -> tuple[str, frozenset[str], frozen
 def _faults(
     results: LoadedResults, newcomers: Sequence[Cell], reference: Mapping[TaskAndBackbone, Cell]
 ) -> Iterator[str]:
-    """Yields what is missing from cells, and how newcomers differ from LoRA in seeds and in size."""
+    """Yields a sentence for each cell with missing results, and for each newcomer with other seeds than LoRA.
+
+    Also yields a sentence for each newcomer with too many parameters. `reference` has LoRA's cells.
+    """
     for cell in (*reference.values(), *newcomers):
         if cell.missing:
             yield f"{cell.method} on {cell.setting}: {many(cell.missing, 'planned trial')} without a result"
@@ -337,9 +352,10 @@ def _faults(
 
 
 def _disagreements(results: LoadedResults, cells: Iterable[int], packs: Iterable[Path]) -> Iterator[str]:
-    """Yields the trials that studies of LoRA kept here and that scored otherwise in published packs.
+    """Yields a sentence for each trial of LoRA whose score differs from its score in a published pack.
 
-    So a reference that was weakened, with scores and answers that agree, is seen.
+    The trials are those that studies of LoRA kept in this pack. The check reveals a LoRA that was weakened to
+    make other methods look better, even if its scores agree with its stored predictions.
     """
     kept: dict[str, float] = {}
     for number in cells:
@@ -364,13 +380,13 @@ def submit(
 ) -> Submission:
     """Checks and verifies a pack for the board, and returns it with the text of its pull request.
 
-    The pack has all studies of LoRA of a suite of the board, and other methods with as many. Its trials are
-    verified as `tensorbench.verify` does without opening anything that the pack names.
+    The pack must have all LoRA studies of a suite of the board, and as many studies of each other method. Its
+    trials are verified by `tensorbench.verify`, without opening any file or repository that the pack names.
 
     Args:
-        by: Who ran the suite, by the name on GitHub. By default that of the card beside the pack.
+        by: The GitHub name of the person who ran the suite. By default, the name on the card beside the pack.
         code: The https address of the method's code, for a method that this package lacks.
-        board: The folder of the published entries. LoRA's scores have to agree with theirs.
+        board: The folder of the published entries. The pack's LoRA scores have to agree with theirs.
         watching: Called with a description of each check.
 
     Raises UserError for a malformed name or address, and as `read_submission` does.
@@ -393,7 +409,7 @@ def submit(
 def open_pull_request(submission: Submission, board: Path | str = BOARD) -> str:
     """Commits the pack to a new branch of the checkout that has `board`, and opens the pull request.
 
-    `gh` does it with the account that it is logged in to. Returns the address of the pull request.
+    The pull request is opened by `gh`, from the account that `gh` is logged in to. Returns its address.
 
     Raises UserError if the submission has faults or no name, if git or gh is missing or fails, and if the
     board or the branch has the entry's name already.

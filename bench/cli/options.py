@@ -1,4 +1,4 @@
-"""The options that several commands share, and the values that they stand for."""
+"""The options that several commands share, and the functions that parse them."""
 
 from __future__ import annotations
 
@@ -88,10 +88,10 @@ def split_thresholds(text: str) -> list[tuple[str, float]]:
 
 
 def one_for_each(values: list[list[tuple[str, float]]] | None) -> float | dict[str, float] | None:
-    """Converts the values of the option `--threshold` to a number for each metric, or one for all metrics.
+    """Returns the thresholds of `--threshold` by metric, or a single number that applies to all metrics.
 
     Returns None if the option was not given. Raises UserError if a metric has several thresholds, and if a
-    number without a metric is given together with others.
+    number without a metric is given together with other thresholds.
     """
     pairs = joined(values) or []
     named = dict(pairs)
@@ -320,9 +320,11 @@ def table_options(
 def columns_of(
     part: tensorbench.Selection, table: tensorbench.TableOptions
 ) -> tuple[tensorbench.TableOptions, tensorbench.Selection]:
-    """The columns of a table of runs that options name, and a selection of the reference alone.
+    """Returns the columns of a table of runs that options name, and a selection of all its rows.
 
-    Raises BadParameter for an option that names several columns.
+    For such tables the options `--method`, `--task`, `--backbone` and `--budget` name columns instead of
+    rows. The selection keeps only the reference of `part`. Raises BadParameter for an option that names
+    several columns.
     """
     options = {
         "method": part.methods,
@@ -342,9 +344,11 @@ def columns_of(
 def suite_and_part(
     file: Path, data: Path | None, part: tensorbench.Part
 ) -> tuple[tensorbench.Suite, tensorbench.Part]:
-    """Loads a suite with its data and backbones from folders, and returns it with the rest of the part.
+    """Loads a suite, and returns it with the part that selects from it.
 
-    `part.backbones` may be the folders, unless they are names of the suite.
+    `data` is a folder that replaces the suite's `source`. `part.backbones` are names of the suite's
+    backbones, or folders of checkpoints that replace them. Folders are removed from the returned part.
+    Raises UserError for names and folders together.
     """
     suite = tensorbench.load_suite(file, data=data)
     names = {name for spec in suite.backbones for name in (spec.label, spec.name, spec.hub_name)}
@@ -361,11 +365,11 @@ def suite_and_part(
 def with_options(
     first: Callable[..., None] | None = None, /, **groups: Callable[..., Any]
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A decorator for commands. It builds each of the named arguments from several options.
+    """Makes a decorator for commands, which builds each of the named arguments from several options.
 
-    For example, `with_options(place=place_options)` gives the command all options of `place_options`. The
-    object that this function returns becomes the command's argument `place`. Building it may import much, so
-    `first` is called before, with all options.
+    For example, `with_options(place=place_options)` gives the command all options of `place_options`, and
+    passes the object that `place_options` returns as the command's argument `place`. Building the arguments
+    may need slow imports. `first` is called before that with all options, to check them.
     """
 
     def evaluated(function: Callable[..., Any]) -> Iterator[Parameter]:

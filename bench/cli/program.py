@@ -137,7 +137,7 @@ def _options(
         ),
     ] = None,
 ) -> None:
-    """Reads the global options, of which `Program` reads `debug`."""
+    """Reads the global options. `Program` handles `debug` itself."""
     if method_file:
         for file in method_file:
             tensorbench.methods.load_methods(file)

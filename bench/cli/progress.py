@@ -1,4 +1,4 @@
-"""Shows at the terminal what a run does, with the live progress of its trials."""
+"""Shows the events of a run at the terminal, with the live progress of its trials."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ MEDIUM = 72
 class RunDisplay:
     """Shows the progress of a run: one line per worker and, when a trial has ended, a line that stays.
 
-    If the console is not a terminal, it prints a line when a trial has ended or falls silent.
+    If the console is not a terminal, it prints a line when a trial has ended or has stopped reporting
+    progress.
     """
 
     def __init__(self, console: Console, plan: tensorbench.Plan, trials: int, workers: int = 1) -> None:
@@ -43,7 +44,7 @@ class RunDisplay:
         self._shares: dict[str, float] = {}
         #: The study of the trial that started last.
         self._study = ""
-        #: The running trials whose silence has been shown.
+        #: The running trials for which a lack of progress has been shown.
         self._silent: set[str] = set()
         self._on = f" on {workers} workers" if workers > 1 else ""
         self._bar = progress_bars(console)

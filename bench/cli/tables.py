@@ -31,7 +31,7 @@ Line = Mapping[str, Any]
 PACE = 300.0
 #: Texts of up to this many characters stay on one line, however narrow the terminal is.
 UNBROKEN = 15
-#: The colours of texts that contain a mark.
+#: The colour of a text that contains a mark, by the mark.
 COLOURS = {"✗": "red", "✓": "green"}
 
 
@@ -62,7 +62,10 @@ err = VisibleConsole(stderr=True, width=_width(sys.stderr.isatty()), emoji=False
 
 
 def say(*sentences: str, console: Console = out, style: str = "") -> None:
-    """Prints untrusted sentences, each on a line of any length. Marks have their colours."""
+    """Prints untrusted sentences, each on its own line, which may be longer than the terminal is wide.
+
+    Without a `style`, a sentence has the colour of the mark that it contains (see `COLOURS`).
+    """
     for sentence in sentences:
         console.print(Text(sentence, style or _colour(sentence)), soft_wrap=True)
 
@@ -112,7 +115,7 @@ def _print_lines(table: Table, console: Console) -> None:
 def _widths(
     table: Table, columns: Sequence[str], lines: Sequence[Line], heads: Iterable[tuple[str, ...]], width: int
 ) -> list[int] | None:
-    """The widths of columns with which a table fits into `width` characters. None if it cannot.
+    """Returns column widths with which a table fits into `width` characters. None if there are none.
 
     Numbers and short texts stay on one line. Longer texts and headings continue on the next line.
     """
@@ -135,7 +138,7 @@ def _widths(
 
 
 def _grouped(lines: Sequence[Line], *names: str) -> dict[tuple[str, ...], list[Line]]:
-    """The lines by their cells in the columns `names`."""
+    """Groups lines that have equal cells in all columns `names`. Maps these cells to the lines."""
     groups: dict[tuple[str, ...], list[Line]] = {}
     for line in lines:
         groups.setdefault(tuple(_cell(line, name) for name in names), []).append(line)
@@ -161,7 +164,11 @@ class TimeLeft(ProgressColumn):
 
 @contextmanager
 def progress_line(doing: str) -> Iterator[Callable[..., None]]:
-    """Context with a progress bar. Yields a function that takes the numbers done and of all, and a name."""
+    """Makes a context with a progress bar, and yields a function that updates the bar.
+
+    `doing` is the bar's description at first. The function takes the number of items done, the number of all
+    items and, optionally, a new description.
+    """
     with progress_bars(err) as bars:
         line = bars.add_task(doing, total=None)
 

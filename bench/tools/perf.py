@@ -95,15 +95,15 @@ class Timing:
     #: method's matrix products run as fast as the backbone's and nothing else takes time.
     ratio_to_own_floor: float
     peak_mib: float | None
-    #: The time of a forward pass in evaluation mode: of the backbone alone, with the adapter, and with the
-    #: update merged. The ratios are those of the last two times to the first. Both fields about merging are
-    #: None if the update cannot be merged.
+    #: The times of a forward pass in evaluation mode: of the backbone alone, with the adapter, and with the
+    #: update merged. `ratio_adapted` and `ratio_merged` divide by the time of the backbone alone. Both fields
+    #: about merging are None if the update cannot be merged.
     bare_ms: float
     adapted_ms: float
     merged_ms: float | None
     ratio_adapted: float
     ratio_merged: float | None
-    #: The adapter's size in bytes, on disk and in memory. Its frozen tensors count in memory.
+    #: The adapter's size in bytes, on disk and in memory. Its frozen tensors count only in memory.
     adapter_bytes: int
     loaded_bytes: int
 
@@ -148,7 +148,7 @@ class Timings(ShowsOverview):
         return Table(self.title, lines, texts=texts, spare=spare, by=by, values=values)
 
     def inference(self) -> Table:
-        """The times of a forward pass over those of the bare backbone, and the sizes of adapters."""
+        """Returns forward times divided by the bare backbone's, and the sizes of adapters."""
         lines = [
             {
                 "method": row.method,
@@ -310,8 +310,8 @@ def time_methods(
         notify: Called with the numbers of measurements done and of all, and the next method's label.
         first: Called with the label, the rank mode and the milliseconds of each step of the first round.
 
-    If an interrupt arrives, the complete rounds are returned. Raises KeyboardInterrupt if there is none, and
-    UserError as `measure` does.
+    If an interrupt arrives, the complete rounds are returned. Raises KeyboardInterrupt if no round is
+    complete, and UserError as `measure` does.
     """
     device = choose_device(device)
     on_gpu = device.startswith("cuda")

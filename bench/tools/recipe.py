@@ -1,7 +1,7 @@
-"""Writes the configuration that validation chose, as a suite and for transformers' Trainer.
+"""Writes the configuration that validation chose, as a suite and as a script for transformers' Trainer.
 
-Methods that peft has are trained by peft alone, from its `adapter_config.json`. All others are put on the
-model by `tensorbench.wrap`.
+The script uses peft and an `adapter_config.json` for methods that peft has, and `tensorbench.wrap` for all
+other methods.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from tensorbench.tools.export.write import MANIFEST, beside, publish
 #: The seeds of the written suite.
 SEEDS = (0, 1, 2)
 
-#: The loss of a model beside whose encoder the script puts the head, by the task's target.
+#: The code of the loss by the task's target, for a model whose head is outside transformers' class.
 LOSSES = {
     "single label": "functional.cross_entropy(logits, labels)",
     "multi-label": "functional.binary_cross_entropy_with_logits(logits, labels.float())",
     "regression": "functional.mse_loss(logits.squeeze(-1), labels.float())",
 }
 
-#: transformers' names of targets.
+#: The `problem_type` of transformers by the task's target.
 PROBLEMS = {"multi-label": "multi_label_classification", "regression": "regression"}
 
 SCRIPT = '''"""Trains {method} on {task} as the studies chose, by {library} and transformers' Trainer.
@@ -137,13 +137,13 @@ trainer.train()
 """
 
 
-#: How the trained model is served. `plain` is the merged model.
+#: The code that saves the trained model for serving. `plain` is the merged model.
 SERVED = """
 plain = {plain}
 plain.save_pretrained("served")  # transformers loads it by itself
 """
 
-#: The same for a head beside the encoder.
+#: The code that saves a trained model for serving if its head is beside the encoder.
 SERVED_APART = """
 from safetensors.torch import save_file
 
@@ -159,7 +159,7 @@ class WrittenRecipe:
 
     folder: Path
     files: tuple[str, ...]
-    #: What was chosen and how sure it is, by name.
+    #: Statements on the choice and on its certainty, by name.
     facts: dict[str, str]
     #: Why there is no script beside the suite. Empty if there is one.
     no_script: str
@@ -173,18 +173,18 @@ def write_recipe(
     opened: Sequence[str] = (),
     force: bool = False,
 ) -> WrittenRecipe:
-    """Writes what the studies of one task and backbone chose into the folder `out`.
+    """Writes the configuration that the studies of one task and backbone chose into the folder `out`.
 
-    `suite.yaml` runs the one setting with a few seeds. `train.py` trains it by transformers' Trainer, with
-    the keyword arguments in `training_arguments.json`. It puts the method on the model by peft from
-    `adapter_config.json`, or by `tensorbench.wrap` if peft does not have the method. README.md says how sure
-    the choice is. Without a script, the result says why.
+    `suite.yaml` runs this configuration with a few seeds. `train.py` trains it by transformers' Trainer, with
+    the keyword arguments in `training_arguments.json`. The script applies the method by peft, from
+    `adapter_config.json`, or by `tensorbench.wrap` if peft does not have the method. README.md says how
+    certain the choice is. If no script can be written, `WrittenRecipe.no_script` says why.
 
     Args:
         experiments: The names of experiments, or files of packs.
         store: The store with the experiments.
-        selection: The task, backbone and budget, and the methods among which to choose. Methods that are left
-            out are still compared with.
+        selection: The task, backbone and budget, and the methods among which to choose. The statements on the
+            choice compare it with all methods, including those that are left out.
         opened: For a pack, the folders that may be opened, or "hub" for the Hugging Face hub.
         force: Whether to replace an earlier recipe in the folder.
 
@@ -220,7 +220,7 @@ def write_recipe(
 
 
 def _suite(chosen: Chosen, trial: Trial) -> dict[str, Any]:
-    """The fields of a suite of the one setting, as an author would write them."""
+    """Returns the fields of a suite that runs only the chosen configuration, as a user would write them."""
     row = trial.task.model_dump(mode="json", exclude_defaults=True, exclude={"training", "label"})
     if data := row.pop("data", None):
         row = {"name": row.pop("task"), **data, **row}
@@ -312,7 +312,7 @@ def _merges(adapter: Adapter) -> bool:
 
 
 def _peft_config(original: Original, adapter: PeftAdapter) -> Any:
-    """peft's configuration for the model of the script."""
+    """Returns peft's configuration of the adapter, with the module paths of the script's model."""
     paths = {original.path(site): site for site in adapter.bases}
     config = adapter.config(paths)
     # By the ends of their names, if no other layer has the same.
@@ -337,7 +337,10 @@ def _peft_config(original: Original, adapter: PeftAdapter) -> Any:
 
 
 def _arguments(original: Original, recipe: Recipe, *, saves: bool) -> dict[str, Any]:
-    """The keyword arguments of TrainingArguments. `saves`: whether checkpoints can be kept and loaded."""
+    """Returns the keyword arguments of transformers' TrainingArguments.
+
+    `saves` says whether the Trainer can save checkpoints of the model and load the best one at the end.
+    """
     best = saves and recipe.select != "last"
     length = {"max_steps": recipe.steps} if recipe.steps else {"num_train_epochs": recipe.epochs}
     return {

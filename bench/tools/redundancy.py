@@ -7,9 +7,9 @@ of the input mode. A key or value head that several query heads share occurs in 
 them.
 
 Parts of the update are called components: a layer, a projection, a head, a site, or a head of a site. The
-component of a head is this head at all sites. Key and value heads that query heads share are left out of it,
-and are components at their own sites only. Updates of the MLP have no heads and are not in the tensor, but
-they belong to components.
+component of a head contains this head at all sites. It leaves out key and value heads that several query
+heads share: these are components only as heads of a site. Updates of the MLP have no heads and are not in the
+tensor, but they belong to components.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def effective_rank(values: Sequence[float]) -> float:
 
 
 def held_rank(values: Sequence[float]) -> int:
-    """Returns how many of the largest singular values have 99% of the squared norm. 0 if all are zero."""
+    """Returns the smallest number of singular values with 99% of the squared norm. 0 if all are zero."""
     energy = torch.tensor(values, dtype=torch.float64).square().cumsum(0)
     if not float(energy[-1]):
         return 0
@@ -198,8 +198,8 @@ def squared_norms(adapter: Adapter, geometry: Geometry) -> dict[Site, Tensor]:
 def merged(adapter: Adapter, device: str) -> Iterator[Callable[[Component], AbstractContextManager[None]]]:
     """Moves the backbone to `device`, and merges the update for the duration of this context.
 
-    Yields a function that makes contexts without a component of the update. A trained bias is removed with
-    its site, but not with a single head.
+    Yields a function that takes a component and makes a context, in which the component's update is zero. A
+    trained bias is removed with its site, but not with a single head.
     """
     geometry, bases = adapter.backbone.geometry, dict(adapter.bases)
     adapter.backbone.module.to(device)
@@ -314,7 +314,7 @@ def _norm(norms: Mapping[Site, Tensor], part: Component, geometry: Geometry) -> 
 
 
 def _drops(stored: StoredTrial, parts: Sequence[Component], device: str) -> dict[Component, float]:
-    """Measures the drop of the validation metric without each component. Positive if it gets worse."""
+    """Measures how much worse the validation metric gets without each component. Negative if it improves."""
     trial, backbone, adapter = stored.trial, stored.backbone, stored.adapter
     data = Resources(device).data(trial, backbone.info.input)
     sign = data.objective.metric.sign

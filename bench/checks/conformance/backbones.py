@@ -28,8 +28,8 @@ from tensorbench.checks.conformance.subject import (
 from tensorbench.methods import Method, create
 from tensorbench.methods.backbone import Site
 
-#: The methods that are attached to all projections of a backbone: one with matrices of peft, one with tensors
-#: over the whole model.
+#: The methods that are attached to all projections of a backbone: one with peft's matrices per layer, and one
+#: with tensors over the whole model.
 ATTACHED: tuple[Method, ...] = (
     create("lora", rank=2, targets="qkvo+mlp"),
     create("tenslora", variant="qkv_depth", factorization="cp", targets="qkvo+mlp").isorank(2),

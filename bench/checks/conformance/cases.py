@@ -1,4 +1,4 @@
-"""The conformance checks of methods: makes and runs cases, each of one check, one method and one backbone."""
+"""Makes and runs the conformance cases of methods. A case is one check of one method on one backbone."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def conformance_cases(
 
 
 def _wide(template: Method, kind: BackboneKind) -> Method:
-    """The template with every projection for a target, if its class has that option and accepts the value."""
+    """Returns the template with all projections as targets, or unchanged if it cannot adapt all of them."""
     geometry = tiny(kind).geometry
     try:
         wide = type(template).model_validate({**template.model_dump(), "targets": "qkvo+mlp"})

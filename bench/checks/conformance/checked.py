@@ -1,4 +1,4 @@
-"""Checks whatever a name means (methods, a task, a backbone), and shows the results as tables."""
+"""Runs the conformance checks on a name (of methods, a task or a backbone), with the results as tables."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def check(
 ) -> Iterator[Checked]:
     """Runs the conformance checks on a method, a task or a backbone, including those of plug-ins.
 
-    Yields the results of methods, of a task and of a backbone of this name. `name` may also be a Python file
-    with methods, or "all" for all methods. With `quick`, only the presets of methods are checked, not other
-    options. `notify` is called with the numbers of cases done and of all, and the next case. Raises
-    UnknownNameError if nothing has this name, and UserError if a plug-in fails to import.
+    Yields one result for each kind of thing with this name: methods, a task, a backbone. `name` may also be a
+    Python file with methods, or "all" for all methods. With `quick`, only the presets of methods are checked,
+    not other options. `notify` is called with the number of cases done, the number of all cases, and the next
+    case. Raises UnknownNameError if nothing has this name, and UserError if a plug-in fails to import.
     """
     methods = load_methods(name) if name.endswith(".py") else [name] * (name in METHODS)
     if name == "all":

@@ -22,12 +22,12 @@ class _Read:
     examples: Examples
     #: A hash of each example's input. Duplicates have equal hashes.
     contents: list[bytes]
-    #: The inputs themselves if they are texts. The hashes if they are images.
+    #: The inputs themselves if they are texts, or their hashes if they are images.
     exact: list[Any]
 
 
 def check_task(name: str) -> list[Finding]:
-    """Checks a task: reads its examples twice, and divides them into splits.
+    """Checks a task: reads its examples twice, divides them into splits, and returns a finding per check.
 
     Raises UserError if the name is unknown, and if the task lacks a declaration.
     """

@@ -1,4 +1,4 @@
-"""Verifies stored results: recomputes what can be recomputed and compares it. Changes nothing."""
+"""Verifies stored results: recomputes values wherever possible, and compares them. Changes nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def verify(
     """Verifies experiments of a store, and packs given by their files.
 
     Args:
-        experiments: Names of experiments and files of packs. None for the whole store.
+        experiments: Names of experiments and files of packs. Without any, the whole store is verified.
         store: The address of the store.
         reruns: The number of finished trials to run again. `sample_seed` decides which.
         tolerance: The largest accepted difference between the scores of a trial that is run again on other

@@ -113,7 +113,7 @@ class Splits:
             self._outputs[split, _digest(values)].append((findings, trial))
 
     def compare(self) -> None:
-        """Reports other examples or labels of the same split, and equal outputs of two seeds.
+        """Reports trials of one split with different examples or labels, and seeds with equal outputs.
 
         In each split, the most common examples and labels count as right. If two or more versions are the
         most common, all trials with this split are reported.

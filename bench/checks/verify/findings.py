@@ -42,7 +42,7 @@ class Rerun:
     run: str
     #: The trial's name.
     name: str
-    #: The score in the store and the new score. None for a missing score.
+    #: The stored and the new score. None if the run has no score.
     stored: float | None
     score: float | None
     #: The largest allowed difference between the two scores.
@@ -59,7 +59,7 @@ class Examined:
     record: Record | None = None
     faults: list[Fault] = field(default_factory=list)
     unchecked: list[Unchecked] = field(default_factory=list)
-    #: Remarks that are no findings.
+    #: Remarks that are neither faults nor values that cannot be checked.
     notes: list[str] = field(default_factory=list)
     #: Whether the trial was packed without its adapter.
     without_adapter: bool = False

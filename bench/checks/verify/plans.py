@@ -51,7 +51,7 @@ def examine_plan(source: Source, access: Access | None = None, settled: Set[str]
 
 
 def _trial(findings: Examined, planned: PlannedTrial) -> Trial | None:
-    """The planned trial. None, with a finding, if it is invalid or its id differs from the stored id."""
+    """Returns a planned trial. None, with a finding, if it is invalid or its id is not the stored id."""
     try:
         trial = Trial.model_validate(planned.model_dump(exclude={"id"}))
         findings.compare(f"plan, trial {planned.id}: its id", planned.id, trial.id)
@@ -123,7 +123,7 @@ def _check_suites(findings: Examined, source: Source, plan: StoredPlan, placed: 
 def _check_results(findings: Examined, source: Source, plan: StoredPlan, settled: Set[str]) -> None:
     """Reports planned trials without a result, and notes which studies are complete.
 
-    A plan of which the source has no trial, as of a pilot alone, is only noted.
+    If the source has no trial of the plan at all, for instance after a pilot alone, only a note is added.
     """
     planned: list[tuple[str, str]] = []
     for row in plan.rows:
@@ -156,7 +156,7 @@ def _listed(studies: Sequence[int]) -> str:
 
 
 def _shared(trial: Trial, row: Row) -> dict[str, Any]:
-    """The fields that are the same in all trials of a row. Backbone and task are compared by hashes."""
+    """Returns a trial's fields that all trials of its row must share. Hashes stand for backbone and task."""
     content = trial.model_dump(mode="json", exclude={"backbone", "task", "seed", "forgetting"})
     if row.studies:
         content["recipe"] = {

@@ -32,12 +32,13 @@ from tensorbench.training.trial import Resources
 #: hardware, with the same libraries and, on a GPU, a deterministic recipe. Otherwise it is ELSEWHERE, or the
 #: share of EXAMPLES examples in the split if that is larger.
 SAME, ELSEWHERE, EXAMPLES = 1e-6, 0.02, 5
-#: The errors at reading an artifact that is missing, changed or malformed.
+#: The errors raised when reading an artifact that is missing, changed or malformed.
 UNREADABLE = (UserError, OSError, ValueError)
 
-#: The largest accepted difference between losses, divided by the stored loss if that is above 1, by the
-#: precision of training. docs/guides/verify.md has measurements. SAME_LOSS is for the same hardware. On other
-#: hardware differences grow from step to step, so only reports up to step FIRST_STEPS are compared.
+#: The largest accepted difference between two losses, divided by the stored loss if that is above 1.
+#: SAME_LOSS is for the same hardware. LOSSES is for other hardware, by the precision of training. There,
+#: differences grow from step to step, so only reports up to step FIRST_STEPS are compared.
+#: docs/guides/verify.md has measurements.
 SAME_LOSS, LOSSES, FIRST_STEPS = 1e-4, {"fp32": 1e-4, "tf32": 0.02, "bf16": 0.02}, 100
 
 #: The relative rounding of training losses in packs.
@@ -114,10 +115,10 @@ def compared(
     now: Mapping[str, str],
     tolerance: float | None = None,
 ) -> Rerun:
-    """Compares another run of a trial with the stored one. Adds what differs to the candidate's findings.
+    """Compares a new run of a trial with the stored run. Adds differences to the candidate's findings.
 
-    `ending` and `reports` are of the other run, and `now` is its provenance. For `tolerance` see `verify`. A
-    trial that failed has to fail again for the same reason.
+    `ending`, `reports` and `now` are the final record, the progress and the provenance of the new run. For
+    `tolerance` see `verify`. A trial that failed has to fail again for the same reason.
     """
     record, findings = candidate.record, candidate.findings
     if tolerance is None:
@@ -158,7 +159,8 @@ def compared(
 def _compare_curves(candidate: Candidate, reports: Sequence[Progress], *, same: bool) -> None:
     """Compares the losses and validation scores of every step and epoch with the stored curves.
 
-    Without `same`, the trial ran on other hardware. Then only the first losses are compared, and no scores.
+    If `same` is false, the new run was on other hardware, or on a GPU without a deterministic recipe. Then
+    only losses up to step FIRST_STEPS are compared, and no scores.
     """
     record, largest = candidate.record, SAME_LOSS if same else LOSSES[candidate.trial.recipe.precision]
     points = [
@@ -237,7 +239,7 @@ def _compare_adapter(candidate: Candidate, resources: Resources, allowed: float)
 
 @contextmanager
 def _threads(record: Record) -> Iterator[None]:
-    """A context in which torch uses as many threads as in the trial, since that decides the order of sums."""
+    """A context in which torch uses as many threads as in the stored run, because sums depend on them."""
     before, then = torch.get_num_threads(), record.provenance.get("threads", "")
     if then.isdecimal() and int(then) > 0:
         torch.set_num_threads(min(int(then), 1024))

@@ -1,6 +1,6 @@
-"""Compares a stored plan with the suites of its experiment, so that chosen rows, seeds and rates are seen.
+"""Compares a stored plan with the suites of its experiment, to detect rows, seeds or rates that were altered.
 
-Nothing is opened for this. Which tasks and backbones go together is read from the planned trials.
+No data and no backbone are opened. The pairs of task and backbone are taken from the planned trials.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ NOT_OF_EXAMPLES = {"task", "data", "source", "training", "label"}
 #: The values that differ between rows even if the suite leaves them all to their defaults.
 DEPENDENT = {"training head_lr", "training precision", "tuning centre"}
 
-#: The number of missing seeds that a finding lists, and of pairs of a suite's and a planned row to compare.
+#: The largest number of missing seeds that a finding lists, and of pairs of rows to compare. A pair is a row
+#: of the suite and a planned row.
 MOST_LISTED, MOST_COMPARED = 8, 10**6
 
 
 def suites_of(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields the fields of the stored suites, and of the suites with which trials were started.
+    """Yields the hash and the fields of each stored suite, and of each suite with which trials were started.
 
-    Each comes with its hash in the tags of these trials. A stored suite has the hash "". The suite of the
-    plan is the last of them; the suites of trials may be older. Unreadable suites are left out.
+    A stored suite has the hash "", and the last stored suite belongs to the plan. The suites of trials have
+    the hash from the tags of these trials, and may be older. Unreadable suites are left out.
     """
     for run in source.records(RunKind.SUITE):
         try:
@@ -66,7 +67,7 @@ def suites_of(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def source_of(spec: BackboneSpec) -> str:
-    """Returns a text for the source of a backbone. It is the same on every machine and for every revision."""
+    """Returns a text that identifies the source of a backbone on every machine, for all its revisions."""
     place = spec.local.name if spec.local else ""
     timm = (spec.timm or "").partition("@")[0]
     fields = (spec.name, spec.hub, timm, place, spec.image_size, spec.dtype, spec.quantise)
@@ -74,7 +75,7 @@ def source_of(spec: BackboneSpec) -> str:
 
 
 class Place(NamedTuple):
-    """Where a row belongs in a suite."""
+    """The position of a row in a suite, by its task, backbone, budget and method."""
 
     task: str
     #: The source of the backbone, as `source_of` names it.
@@ -87,7 +88,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class PlacedRow:
-    """A row of a plan with the first of its trials. The others differ from it in seeds and studied rates."""
+    """A row of a plan with its first trial. The row's other trials differ only in seed and tuned rates."""
 
     where: str
     row: Row
@@ -103,7 +104,7 @@ class PlacedRow:
 
     @cached_property
     def values(self) -> dict[str, Any]:
-        """The values that a suite may state, by the suite's section and the field."""
+        """The row's values of the fields that a suite may state, by section and field: "training lr"."""
         trial, studies = self.trial, self.row.studies
         window = studies.model_dump(include={"points", "decades", "centre", "head_lr"}) if studies else {}
         return {
@@ -183,11 +184,14 @@ class SuiteCell:
 
     @cached_property
     def options(self) -> dict[str, Any]:
-        """The method's options. Free ranks are None. Left out is its version."""
+        """The method's options without its version. Free ranks are None."""
         return {k: v for k, v in self.method.stored().items() if k != "version"}
 
     def rates(self, placed: PlacedRow) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The rates of the suite's studies for a planned row: those that it states, and those by default."""
+        """Returns the rates for a planned row that the suite's studies state, and those left to defaults.
+
+        Keys are as in `PlacedRow.values`. Both are empty without studies or without a learning rate.
+        """
         studies, stored = self.suite.tuning, placed.row.studies
         if studies is None or stored is None or self.rateless:
             return {}, {}
@@ -204,7 +208,7 @@ class SuiteCell:
         return stated, {name: value for name, value in (head | rate).items() if name not in stated}
 
     def differences(self, placed: PlacedRow, *, whole: bool) -> list[tuple[str, Any, Any]]:
-        """The values in which a planned row differs from the suite: name, stored value, the suite's value.
+        """Returns the values in which a planned row differs: name, stored value, the suite's value.
 
         Without `whole`, only the options of the method are compared.
         """
@@ -260,11 +264,12 @@ class PlannedRows:
         self._seeds: defaultdict[int, set[int]] = defaultdict(set)
 
     def compare(self, suite: Suite, origin: str, *, whole: bool) -> None:
-        """Reports what a suite asks for and the plan lacks.
+        """Reports the tasks, backbones, rows and seeds of a suite that the plan lacks.
 
         `origin` names the suite in findings. If `whole` is true, the plan was made from this suite, and the
-        values of its rows are compared too. Otherwise trials of the plan were started from it, maybe earlier.
-        Raises UserError if this version cannot make the suite's rows, or if they are too many.
+        values of its rows are compared too. If it is false, trials of the plan were started from this suite,
+        which may be older than the plan. Raises UserError if this version cannot make the suite's rows, or if
+        there are too many rows.
         """
         for kind, number, names in (
             ("task", 0, [row.task for row in suite.tasks]),
@@ -297,9 +302,10 @@ class PlannedRows:
     def _pairs(
         self, cells: Iterable[SuiteCell], origin: str, *, whole: bool
     ) -> Iterator[tuple[SuiteCell, int]]:
-        """Yields the rows that a suite asks for with the numbers of the planned rows, and reports the others.
+        """Pairs the rows of a suite with planned rows, by number. Reports rows that have no partner.
 
-        A row that differs in some value only is paired as well, and the value is reported.
+        If `whole` is true, a row without an equal partner is paired with the most similar planned row, and
+        the values that differ are reported.
         """
         unpaired, paired = [], set()
         for cell in cells:
@@ -324,9 +330,9 @@ class PlannedRows:
             yield cell, number
 
     def _compare_defaults(self, pairs: Sequence[tuple[SuiteCell, int]], origin: str) -> None:
-        """Checks that values which a suite leaves to their defaults are the same in all rows.
+        """Checks that each value which a suite leaves to its default is the same in all rows.
 
-        Versions may differ in these defaults.
+        The value itself is not checked, because defaults may differ between versions.
         """
         stored: defaultdict[str, dict[str, str]] = defaultdict(dict)
         for cell, number in pairs:

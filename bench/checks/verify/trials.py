@@ -31,7 +31,7 @@ from tensorbench.store.access import Access, is_foreign
 from tensorbench.store.artifacts import ChangedError, hashes
 from tensorbench.store.source import Source
 
-#: The artifacts that every finished trial should have.
+#: The artifacts that every finished trial should have left in the store.
 LEFT = (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.ADAPTER)
 
 #: The largest accepted differences between a stored and a recomputed number, divided by the recomputed number
@@ -51,7 +51,7 @@ FINAL_RANKS = TypeAdapter(dict[str, list[NonNegativeInt]])
 
 @dataclass(frozen=True)
 class Resolved:
-    """The method of a trial, and the backbone as this machine has it."""
+    """The method of a trial, and this machine's description of its backbone."""
 
     method: Method
     info: BackboneInfo
@@ -63,7 +63,7 @@ class Resolved:
 
     @property
     def peak(self) -> int | None:
-        """The number of adapter parameters at the start. None if training cuts none."""
+        """The number of adapter parameters at the start. None if it does not change during training."""
         peak = self.method.peak_count(self.info.geometry)
         return None if peak == self.count else peak
 
@@ -130,7 +130,7 @@ def _files(findings: Examined, source: Source, record: Record, folder: Path) -> 
 
 
 def _trial(findings: Examined, record: Record, config: bytes) -> Trial | None:
-    """The trial of a configuration. None, with a finding, if it is invalid or its id is not the run's."""
+    """Returns the trial of a configuration. None, with a finding, if it is invalid or has another id."""
     try:
         stored = StoredConfig.model_validate_json(config)
         trial = Trial.model_validate(stored.trial)
@@ -173,7 +173,7 @@ def resolve(findings: Examined, trial: Trial, access: Access | None) -> Resolved
 
 
 def _check_words(findings: Examined, record: Record, trial: Trial, resolved: Resolved) -> None:
-    """Compares the tags that lists and tables show with the configuration, but for names for display."""
+    """Compares the tags that lists and tables show with the configuration. Display names are not compared."""
     expected = {
         Tag.FAMILY: trial.method["method"],
         Tag.SEED: str(trial.seed),
@@ -197,7 +197,7 @@ def _check_words(findings: Examined, record: Record, trial: Trial, resolved: Res
 
 
 def _check_idle(findings: Examined, trial: Trial, resolved: Resolved) -> None:
-    """Compares the fields that the trial leaves out of its id with those that cannot change its result."""
+    """Checks that the fields left out of the trial's id are exactly those that cannot change its result."""
     try:
         trains_head = not (answers_in_words(trial.task) or resolved.method.fits_head)
     except UserError as error:
@@ -238,7 +238,7 @@ def _check_counts(findings: Examined, record: Record, resolved: Resolved, adapte
 
 
 def _tensor_sizes(file: Path) -> dict[str, int]:
-    """The number of parameters of each tensor in a file. Tensors of integers are seeds and are left out.
+    """Returns the number of parameters of each tensor in a file. Integer tensors are seeds and are left out.
 
     Only the header is read, since the tensors may exceed memory. Raises ValueError if the header is longer
     than `MOST_HEADER`, and SafetensorError if the file is broken.

@@ -13,7 +13,7 @@ from tensorbench.backbones.inputs import ImageInput
 from tensorbench.machine.visible import markdown_text, visible
 from tensorbench.tools.export.original import HEAD, ORIGINAL, Original, TimmOriginal
 
-#: For each quantisation, how transformers rounds weights the same way, and what to know about it.
+#: For each quantisation, the arguments with which transformers rounds weights the same way, and a caveat.
 QUANTISED = {
     "nf4": (
         'load_in_4bit=True, bnb_4bit_quant_type="nf4"',
@@ -30,7 +30,7 @@ _MEAN = """mask = batch["attention_mask"][..., None]
 features = (outputs.last_hidden_state * mask).sum(1) / mask.sum(1)"""
 _POOLED = "features = outputs.pooler_output"
 
-#: The code of each pooling whose features enter a head beside the model.
+#: For each pooling, the code that computes the features which enter a head beside the model.
 FEATURES = {
     "mean_of_tokens": _MEAN,
     "mean_of_windows": _MEAN,
@@ -41,7 +41,7 @@ features = outputs.last_hidden_state[torch.arange(len(last)), last]""",
     "pooled_by_attention": _POOLED,
 }
 
-#: The code of a language model that answers by the words of a class.
+#: The code for a language model that scores the words of each class.
 WORDS = '''
 def likelihood(prompt, word):
     """log p of a word's tokens after a prompt's"""
@@ -54,7 +54,7 @@ with torch.no_grad():
     prompts = [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"])]
     logits = torch.stack([torch.stack([likelihood(prompt, word) for word in words]) for prompt in prompts])'''
 
-#: The code of a language model that writes its answers.
+#: The code for a language model that generates its answers.
 WRITTEN = """written = model.generate(  # prompts are padded on the left
     **batch, max_new_tokens={new_tokens}, eos_token_id={end}, pad_token_id={end},
     do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0,
@@ -69,10 +69,10 @@ def card(
     score: EvalResult | None,
     merged: bool,
 ) -> str:
-    """Returns the README.md. `facts` are escaped, `notes` are Markdown.
+    """Returns the text of README.md: front matter for the hub, facts, code and notes.
 
-    `difference` is the largest one between the logits of the export and the trial. Hubs show the front
-    matter. The licence is for its author to choose.
+    `facts` are plain text, which is escaped. `notes` are Markdown. `difference` is the largest difference
+    between logits of the export and of the trial. No licence is stated, since the author has to choose it.
     """
     base = original.reference if original.revision else None
     timm = isinstance(original, TimmOriginal)
@@ -111,7 +111,7 @@ def card(
 
 
 def facts_of(original: Original) -> dict[str, str]:
-    """The classes, how inputs are prepared, and the prompt of a language model."""
+    """Returns facts for README.md: the classes, the preparation of inputs, and a language model's prompt."""
     classes = ", ".join(f"{index} {name}" for index, name in enumerate(original.classes))
     facts = {} if isinstance(original.answers, Writer) else {"classes": classes}
     model_input = original.model_input
@@ -133,7 +133,7 @@ def facts_of(original: Original) -> dict[str, str]:
 
 
 def code(original: Original, merged: bool) -> str:
-    """Returns the code that loads an export from the working folder and computes what the trial did."""
+    """Returns the code that loads an export from the working folder and computes the trial's outputs."""
     if isinstance(original, TimmOriginal):
         return """import timm, torch
 
@@ -175,7 +175,7 @@ with torch.no_grad():
 
 
 def loading(original: Original, place: str, shown: str) -> str:
-    """Returns the call that loads the model from a place, which the code calls `shown`."""
+    """Returns the code that loads the model from `place`, which the code writes as the expression `shown`."""
     arguments = [f"{name}={value!r}" for name, value in original.options(place).items()]
     if original.spec.quantise:
         skipped = [*original.target.head.values(), "lm_head", "embed_out"]

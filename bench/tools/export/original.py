@@ -1,6 +1,7 @@
-"""The original model of an export: the trial's frozen model as transformers or timm has it.
+"""The original model of an export: the trial's frozen model in the layout of transformers or timm.
 
-The backbone is the same model in the harness, where fused layers are split and other layers are transposed.
+The backbone is the same model in this harness's layout. There, layers that transformers fuses are split, and
+weights that it stores transposed are transposed back.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ class Target:
     """The transformers class of an export."""
 
     class_name: str
-    #: peft's name of the task. None for images, for which it has none.
+    #: peft's name of the task. None for images, for which peft has no name.
     task: str | None
-    #: The path in the class of each module of the backbone's head. The key "" is the whole head. Empty if the
-    #: head is in a file beside the model, or if there is none.
+    #: Maps each module of the backbone's head to its path in the class. The key "" is the whole head. Empty
+    #: if the head is in a file beside the model, or if there is no head.
     head: Mapping[str, str]
 
     @property
@@ -60,7 +61,10 @@ class Target:
 
 
 def target_of(kind: str, answers: bool = False) -> Target:
-    """Returns the target for a backbone of a kind, which has a head or `answers` as a language model."""
+    """Returns the target for a backbone of a kind.
+
+    With `answers`, the backbone is a language model that answers in words. Otherwise it has a head.
+    """
     row = KINDS[kind]
     if answers:
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -74,7 +78,7 @@ def target_of(kind: str, answers: bool = False) -> Target:
 
 @dataclass(frozen=True)
 class Update:
-    """The low-rank update of one linear layer: down (r, in), up (out, r), bias (out,)."""
+    """The low-rank update of one linear layer: ΔW = up @ down. down (r, in), up (out, r), bias (out,)."""
 
     down: Tensor
     up: Tensor
@@ -84,8 +88,9 @@ class Update:
 class Original:
     """The original model of transformers: a classifier, an encoder or a language model.
 
-    Raises UserError for a model that transformers cannot load again, for a converged head that its classifier
-    cannot hold, for frozen weights in bfloat16, and for quantised layers that are fused or transposed there.
+    Raises UserError for a model that transformers cannot load again, for a converged head that the model's
+    classifier cannot hold, for frozen weights in bfloat16, and for quantised layers that are fused or
+    transposed in transformers.
     """
 
     def __init__(
@@ -118,7 +123,7 @@ class Original:
 
         backbone, head, kind = self.backbone, self.backbone.head, self.backbone.info.kind
         self.kind = KINDS[kind]
-        #: What a language model without a head answers by: `Answers` or a `Writer`. None for other models.
+        #: The `Answers` or `Writer` by which a language model without a head answers. None for other models.
         self.answers: Any = backbone.module.answers
         self.target = target_of(kind, self.answers is not None)
         head_class: type[nn.Module] = nn.Identity
@@ -137,8 +142,8 @@ class Original:
                     f"{self._name} of a plug-in {self._cannot}: a backbone of kind '{kind}' is exported for "
                     f"transformers, but its {what} is a {type(module).__name__}, not a {needed.__name__}"
                 )
-        #: The hub id of the model, or its folder on this machine. None if it can be had nowhere else, so that
-        #: a checkpoint contains it. `revision` is the commit of a model from the hub.
+        #: The hub id of the model, or its folder on this machine. None if the model is in neither place, so
+        #: that a checkpoint has to contain it. `revision` is the commit of a model from the hub.
         self.reference: str | None = None
         self.revision: str | None = None
         entry = entry_of(self.spec)
@@ -167,7 +172,7 @@ class Original:
     def layers(self, updates: Mapping[Site, Update]) -> dict[str, Update]:
         """Returns one update for each adapted layer of the original model, by the layer's dotted path.
 
-        The updates of sites that are a single layer there are joined.
+        The updates of sites whose layers are fused in the original model are joined.
         """
         layers: dict[str, Update] = {}
         parts: dict[str, dict[str, Update]] = {}
@@ -219,11 +224,11 @@ class Original:
 
     @property
     def head_is_beside(self) -> bool:
-        """Whether the head fits no module of the original model, and is in a file beside it."""
+        """Whether the head fits no module of the original model, and is therefore in a file beside it."""
         return self.answers is None and not self.target.head
 
     def save_head(self, folder: Path) -> None:
-        """Writes a head that is beside the original model."""
+        """Writes a head that is beside the original model to a file in `folder`. Skips any other head."""
         if self.head_is_beside:
             save_file(copies(self.backbone.head.state_dict()), folder / HEAD, metadata={"format": "pt"})
 
@@ -293,14 +298,17 @@ class Original:
         return {"interpolate_pos_encoding": True} if resizes else {}
 
     def load(self, place: str | Path) -> Any:
-        """Loads the model as transformers has it, in float32, from a folder or the hub."""
+        """Loads the model by transformers, in float32, from a folder or the hub."""
         import transformers
 
         model_class = getattr(transformers, self.target.class_name)
         return model_class.from_pretrained(place, **self.options(place))
 
     def logits(self, model: Any, folder: Path, batch: Mapping[str, Tensor]) -> Tensor:
-        """Returns the outputs of a model that was loaded from an export, in the shape of the backbone's."""
+        """Returns the outputs of a model that was loaded from an export. Their shape is the backbone's.
+
+        `folder` is the export, from which a head beside the model is read.
+        """
         if self.target.head:
             logits: Tensor = model(**batch, **self.call_options).logits
             return logits
@@ -426,8 +434,8 @@ def fuse(updates: Sequence[Update | None], widths: Sequence[int]) -> Update:
     """Joins the updates of layers with the same input to the update of one layer with all their outputs.
 
     `widths` are the layers' output sizes. None stands for a layer without an update. The result is exact.
-    Its down factor stacks the layers' down factors, where equal ones are kept once. Its up factor contains
-    each layer's up factor at rows and columns of its own, and zeros elsewhere.
+    Its down factor stacks the layers' down factors, without duplicates. Its up factor contains each layer's
+    up factor in the rows of the layer's outputs and the columns of its down factor, and zeros elsewhere.
     """
     downs: list[Tensor] = []
     for update in updates:

@@ -1,6 +1,7 @@
 """Writes the adapter and the head of a trial as files for other programs, and checks them first.
 
-A checkpoint for peft is LoRA for low-rank updates, and otherwise peft's own form of the adapter.
+A checkpoint for peft stores low-rank updates as LoRA. Other adapters are stored in peft's own format for the
+method, if peft has the method.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Exported:
     files: tuple[str, ...]
     #: The largest difference between the harness's logits and those of the export, loaded again.
     difference: float
-    #: How large the adapter has become as factors of LoRA. Empty in other forms.
+    #: A sentence on how many numbers the adapter has as LoRA. Empty if it was not written as LoRA.
     size: str
     #: Sentences without a full stop. Each names a check that was not possible.
     doubts: tuple[str, ...]
@@ -153,9 +154,10 @@ def write_export(
     """Writes an attached adapter and the head into the folder `out`.
 
     README.md contains `facts`, `doubts` and, for hubs, the score. `model_input` says how examples were
-    prepared in training; by default, as the backbone prepares them. The export is written beside `out` first
-    and loaded by its library. It moves to `out` only if it gives the logits of `backbone.module` on a fixed
-    batch. The adapter is unchanged afterwards. Raises UserError as `export_run` does.
+    prepared in training. None stands for the backbone's own preparation. The export is first written to a
+    temporary folder beside `out`, and loaded by its library. It moves to `out` only if its logits on a fixed
+    batch agree with those of `backbone.module`. The adapter is unchanged afterwards. Raises UserError as
+    `export_run` does.
     """
     target = output_folder(out, "export", force=force)
     form = TimmOriginal if backbone.info.kind == TIMM else Original
@@ -188,9 +190,9 @@ def write_export(
 
 @torch.no_grad()
 def _write_checkpoint(original: Original, adapter: Adapter, folder: Path) -> tuple[list[str], str]:
-    """Writes a PEFT checkpoint, and the original model too if it can be had nowhere else.
+    """Writes a PEFT checkpoint, with the original model if it is neither on the hub nor in a folder.
 
-    Returns notes for README.md, and the size of an adapter that became factors of LoRA, empty for others.
+    Returns notes for README.md, and `Exported.size`.
     Raises UserError for a timm model, for a trial without adapter, and for an adapter of peft's own that does
     not fit the layers of the original model. Raises NotLowRank if peft cannot represent the update.
     """
@@ -214,7 +216,7 @@ def _write_checkpoint(original: Original, adapter: Adapter, folder: Path) -> tup
 
 
 def _write_lora(original: Original, adapter: Adapter, folder: Path) -> tuple[list[str], str]:
-    """Returns notes, and the size of the factors."""
+    """Writes the update as LoRA. Returns notes for README.md, and `Exported.size`."""
     from peft import LoraConfig
 
     factors, biases = adapter.factors(), adapter.biases()
@@ -384,7 +386,7 @@ def _logits(backbone: LoadedBackbone, inputs: Mapping[str, Tensor]) -> Tensor:
 def _loaded_logits(
     original: Original, adapter: Adapter, folder: Path, inputs: Mapping[str, Tensor], merged: bool
 ) -> Tensor:
-    """Returns the logits of an export that its library loads. Raises UserError if it cannot."""
+    """Loads an export by its library, and returns its logits. Raises UserError if that fails."""
     try:
         with quiet(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
@@ -406,7 +408,7 @@ def _loaded_logits(
 
 
 def _round(original: Original, adapter: Adapter, model: Any) -> None:
-    """Gives the projections of the original model the rounded weights of the trial's, in float32."""
+    """Copies the trial's quantised projection weights into the original model, in float32."""
     backbone = original.backbone
     for site in backbone.geometry.sites(backbone.projections):
         layer: Any = adapter.bases.get(site) or backbone.module.get_submodule(backbone.path(site))

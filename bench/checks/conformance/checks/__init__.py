@@ -15,7 +15,7 @@ from tensorbench.checks.conformance.subject import Subject
 
 @dataclass(frozen=True)
 class Check:
-    """A check, and for which cases it runs. Its name is that of its function."""
+    """A check, with the cases for which it runs. Its name is that of its function."""
 
     run: Callable[[Subject], str | None]
     #: Whether the check runs on every kind of backbone, because it involves the backbone's modules. Otherwise

@@ -1,4 +1,4 @@
-"""Checks of what a method says about itself: its identity, its count, its ranks and the sites it adapts."""
+"""Checks of a method's declarations: its identity, its count, its ranks and the sites that it adapts."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def fit(subject: Subject) -> str:
 
 
 def _smallest(method: Method, geometry: Geometry) -> Method:
-    """The method with all ranks 1, or else 2. Raises AssertionError if neither can be counted."""
+    """Returns the method with all ranks 1, or 2 if it refuses 1. Raises AssertionError if it refuses both."""
     for rank in (1, 2):
         smallest = method.isorank(rank)
         try:

@@ -1,4 +1,4 @@
-"""Checks of an adapter's stored state, of its start, and of what it leaves on the backbone."""
+"""Checks of an adapter's stored state, its initial values, and the traces that it leaves on the backbone."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ def state(subject: Subject) -> None:
 
 
 def seeds(subject: Subject) -> str | None:
-    """Checks that the start of an adapter depends on the seed of its generator, and on nothing else random.
+    """Checks that an adapter's initial values depend on the seed of its generator and on no other randomness.
 
     Also checks that attaching does not change the global random states of torch, random and numpy. Two seeds
-    must give different starts, unless the method gives a reason in `fixed_start`, or starts from constants or
-    the backbone's weights.
+    must give different initial values, unless the method gives a reason in `fixed_start`, or initialises from
+    constants or the backbone's weights.
     """
     starts = []
     for seed, ambient in ((3, 0), (3, 1), (4, 1)):
@@ -235,10 +235,10 @@ def transients(subject: Subject) -> None:
 
 
 def hold(subject: Subject) -> None:
-    """Checks that outputs inside `Adapter.hold` equal those outside.
+    """Checks that outputs inside the context `Adapter.hold` equal those outside it.
 
-    Also checks that no tensors are kept at its end, even after an error, and that changed parameters then
-    take effect.
+    Also checks that no tensors are kept after the context, even after an error, and that changes of
+    parameters take effect after it.
     """
     backbone, adapter = subject.randomised()
     batch = subject.batch()

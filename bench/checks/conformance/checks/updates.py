@@ -1,4 +1,4 @@
-"""Checks of a method's update: its start, its training, its factors, its merging and its scale."""
+"""Checks of a method's update: its initial value, its training, its factors, its merging and its scale."""
 
 from __future__ import annotations
 
