@@ -28,7 +28,7 @@ class LoTR(OneRank, StackedMethod):
     #: LoRA's alpha. It is divided by the rank. 1 in the reference code.
     scale: Scale = 1.0
     #: `joint`: query and value are one tensor (d, 2·L, H·h), with the letters of `Geometry`. `separate`:
-    #: query has a tensor (d, L, H·h) with its own left and right, and so has value.
+    #: query and value each have a tensor (d, L, H·h) with its own left and right.
     tensors: Literal["joint", "separate"] = "joint"
 
     def count_at(self, geometry: Geometry, rank: int) -> int:

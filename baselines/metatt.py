@@ -25,7 +25,8 @@ class MetaTT(OneRank, Targeted, CutMethod):
     No reference code was found, so no result here reproduces the paper. Where the paper's accessible text is
     silent, these are our choices: the order of the modes in 5D; the start (first core zero, all other cores
     rectangular identities for every layer and projection); a scale not divided by the rank; the projections
-    adapted by default; and the slices of weights of unequal shapes (as in all stacking methods).
+    adapted by default; and the slices of weights of unequal shapes, which are those of every method that
+    stacks updates.
 
     With `cuts`, each bond gets its own rank. SVDs truncate the bonds one after another, as in the paper's
     rank-adaptive training (inspired by DMRG). Our choices are the steps of the cuts, one budget for all

@@ -20,7 +20,7 @@ NAME = "default"
 def inject(module: nn.Module, config: Any) -> nn.Module:
     """Puts peft's layers into `module`, in place, and returns peft's tuner.
 
-    The tuner's parameters include those that layers share.
+    Parameters that layers share belong to the tuner.
     """
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 

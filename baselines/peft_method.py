@@ -205,9 +205,9 @@ class PeftMethod(OneRank):
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """Counts the parameters at this rank. Types without a rank ignore the argument.
 
-        Builds adapters of models with one and with two layers. The difference of their counts is what each
-        further layer adds. So parameters that layers share count once. Raises UserError if peft cannot build
-        the adapter.
+        Builds adapters of models with one and with two layers. The difference of their counts is the number
+        of parameters that each further layer adds. So parameters that layers share count once. Raises
+        UserError if peft cannot build the adapter.
         """
         try:
             options = self.isorank(rank).model_dump_json()

@@ -36,7 +36,7 @@ class QuanTA(Targeted, StartKept):
     name: ClassVar[str] = "quanta"
     title: ClassVar[str] = "QuanTA"
     titled: ClassVar[frozenset[str]] = frozenset({"axes"})
-    #: This tolerance is large, because a size has few factorisations.
+    #: This tolerance is large, because the side of a weight has few factorisations into axes.
     fit_tolerance: ClassVar[float] = 0.25
     not_low_rank: ClassVar[str] = "QuanTA's update has a high rank"
     #: The learning rate in the reference code for DROP.

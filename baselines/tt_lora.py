@@ -61,7 +61,7 @@ class TTLoRA(TrainsOfSites, LowRankMethod):
 
     #: LoRA's alpha. 16 in the reference code, which uses rank 5.
     scale: Scale = 16.0
-    #: How the cores make ΔW. The reference code has two ways, which disagree. `contraction`, which it trains:
+    #: How the cores make ΔW. The reference code has two ways, which disagree. It trains with `contraction`:
     #: the leading cores are for the input, and the input's index changes fastest along the first core's mode.
     #: `reconstruction`, for square weights only: the leading cores are for the output, and every index
     #: changes slowest along the first of its modes.

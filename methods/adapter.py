@@ -386,7 +386,11 @@ class Adapter(ABC):
             self.unmerge()
 
     def merge_exactly(self) -> None:
-        """Merges, or raises UserError if the merged model would compute something else."""
+        """Merges the update.
+
+        Raises UserError if the merged model would compute something else than the adapted model, for example
+        because a weight of low precision is rounded.
+        """
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", RoundedMerge)

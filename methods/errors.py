@@ -82,7 +82,7 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 class UnknownNameError(UserError):
-    """Raised for an unknown name. Lists all known names, and suggests the most similar one of them."""
+    """Raised for an unknown name. Its message lists the known names and suggests the most similar name."""
 
     def __init__(self, kind: str, name: str, names: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, sorted(names)

@@ -1,9 +1,9 @@
 """Slices of one shape, so that methods can stack the updates of sites with unequal shapes.
 
 The slices are those of the model with full attention, in which key and value have a head for every query
-head. Query, key, value and output are one slice each, of the hidden size d by the attention's width. Each
-projection of the MLP consists of ⌈mlp / d⌉ slices of d × d. The slices divide gate and fc1 along their
-output, and fc2 along its input. The last slice is truncated to the remaining size.
+head. Query, key, value and output have one slice each, whose sides are the hidden size d and the attention's
+width. Each projection of the MLP consists of ⌈mlp / d⌉ slices of d × d. The slices divide gate and fc1 along
+their output, and fc2 along its input. The last slice is truncated to the remaining size.
 `tensorbench.methods.lowrank.StackedMethod` describes how a site uses its slices.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tensorbench.methods.backbone import MLP, Geometry, Site
 
-#: The projections that are sliced along their output, and the one that is sliced along its input.
+#: The projections that are sliced along their output, and the projection that is sliced along its input.
 CUT_OUTPUTS, CUT_INPUTS = ("gate", "fc1"), ("fc2",)
 
 

@@ -167,7 +167,7 @@ class TensLoRA(CutMethod):
         return tuple(sizes[mode] for mode in self.modes)
 
     def tensor_axes(self, geometry: Geometry) -> dict[str, int]:
-        """Returns the sizes of the axes `layer` and `projection`, without those that the variant stacks.
+        """Returns the sizes of the axes that the variant does not stack, among `layer` and `projection`.
 
         There is one tensor for each combination of indices along the returned axes.
         """
@@ -308,8 +308,8 @@ def tucker_ranks(
     ranks, they are capped: at the largest number that fits, or else at 1. With `uneven`, r(input) may be one
     above r(output), unless there is a head mode.
 
-    Modes in `fixed` keep their ranks. If one of them is the input or the output, the other need not be equal
-    or near to it.
+    Modes in `fixed` keep their ranks. If the input or the output is in `fixed`, the rank of the other mode
+    need not be equal or near to its rank.
     """
     heads = "head_size" in sizes
     cap = max(size for mode, size in sizes.items() if mode in ("head", "projection", "layer"))

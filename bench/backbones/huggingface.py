@@ -440,7 +440,7 @@ def normalisation(folder: Path, usual: Normalisation) -> Normalisation:
     """Reads the mean and standard deviation of pixels from a folder's preprocessing file.
 
     Returns `usual` if there is no such file. Raises UserError for a file that does not rescale pixels to the
-    range from 0 to 1, and for a mean or a standard deviation other than three numbers.
+    range from 0 to 1, and for a mean or a standard deviation that is not three numbers.
     """
     # For models with a tokenizer (CLIP), transformers 5 writes one file for tokenizer and images.
     file = folder / "processor_config.json"

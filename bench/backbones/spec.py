@@ -17,10 +17,11 @@ from tensorbench.methods.validation import Frozen, Label
 class BackboneSpec(Frozen):
     """A backbone in a suite. It has exactly one source: `name`, `hub`, `local` or `timm`.
 
-    `name` is a registered name. A plain string in a suite is short for it. `hub` is a repository of the
-    Hugging Face hub for transformers, `local` a folder written by `save_pretrained`, and `timm` a timm model,
-    such as `vit_small_patch16_224` or `hf_hub:owner/model`. With `timm`, `local` may give a safetensors file
-    with the model's weights. `revision` is a branch, tag or commit of a hub repository.
+    `name` is a registered name. In a suite, a plain string is short for a backbone with this `name`. `hub` is
+    a repository of the Hugging Face hub for transformers, `local` a folder written by `save_pretrained`, and
+    `timm` a timm model, such as `vit_small_patch16_224` or `hf_hub:owner/model`. With `timm`, `local` may
+    give a safetensors file with the model's weights. `revision` is a branch, tag or commit of a hub
+    repository.
 
     `image_size` is in pixels, by default the backbone's own. `dtype` is the dtype of the encoder's weights,
     whatever the checkpoint's: `bfloat16` takes half the memory and trains under bf16 autocast. `quantise` is

@@ -1,8 +1,8 @@
 """Cutting ranks during training: the schedule, the choice of ranks, and the truncation of tensors.
 
-A tensor is first orthogonalised. Then the singular values of its unfoldings are those of small matrices, such
-as the unfoldings of a Tucker core. So only small matrices are decomposed, never one as large as the tensor.
-All computations are in float64.
+A tensor is first orthogonalised. Then the singular values of its unfoldings equal those of small matrices,
+such as the unfoldings of a Tucker core. So only small matrices are decomposed, never one as large as the
+tensor. All computations are in float64.
 """
 
 from __future__ import annotations
@@ -314,8 +314,8 @@ class _OrthogonalTucker:
 class TrainCores(Cuttable):
     """A tensor train of cores (r₋, n, r₊).
 
-    The singular values of a bond are those of the tensor unfolded to a matrix: its rows are for the modes
-    left of the bond, and its columns for the modes right of the bond.
+    The singular values of a bond are those of a matrix, the tensor unfolded at this bond: its rows are for
+    the modes left of the bond, and its columns for the modes right of the bond.
     """
 
     def __init__(self, cores: Sequence[nn.Parameter]) -> None:

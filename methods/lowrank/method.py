@@ -1,4 +1,4 @@
-"""Base classes of methods with low-rank updates, of those that stack updates, and of those that cut ranks."""
+"""Base classes of methods with low-rank updates, with stacked updates, and with ranks that are cut."""
 
 from __future__ import annotations
 
