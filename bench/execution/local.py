@@ -410,7 +410,7 @@ def _environment(slot: Slot, more: dict[str, str]) -> Iterator[None]:
     """A context for starting a worker, which inherits environment variables and blocked signals.
 
     The variables set the number of threads, which libraries read when they are imported, and the only GPU
-    that the worker sees, and keep Python from looking for its own modules in the working folder first. SIGINT
+    that the worker sees. They also keep Python from looking for modules in the working folder first. SIGINT
     and SIGTERM are blocked, because a terminal or a batch system sends them to all processes. The driver ends
     the workers itself. `more` has further variables for the worker.
     """
@@ -451,9 +451,9 @@ def local_slots(
     """Returns the slots on a device.
 
     On a CPU there are `workers` slots, by default one per core. On GPUs there are `slots_per_device` slots
-    per GPU, by default one. "auto" makes one per core of a GPU's share, except one core, and at most
-    `MOST_SHARING`. Of all these slots, the first `workers` are used, by default all. The slots share the
-    cores of this process equally.
+    per GPU, by default one. "auto" divides the cores among the GPUs, leaves one core of each share free, and
+    makes a slot per core, at most `MOST_SHARING` per GPU. Of all these slots, the first `workers` are used,
+    by default all. The slots share the cores of this process equally.
 
     Raises UserError if there are more workers than slots on the GPUs, and for `slots_per_device` on a CPU.
     """

@@ -166,8 +166,8 @@ def perform(
     Progress that was reported before is not reported again.
 
     The trial is lost, and may run again elsewhere, if memory runs out or the device breaks before its
-    training begins or, while other trials may use the same device (not `alone`), at any time. If the device
-    no longer computes, `resources.broken` is set.
+    training begins. If other trials may use the same device (not `alone`), the same holds at any later time.
+    If the device no longer computes, `resources.broken` is set.
 
     Errors that are no failure of the trial are raised: the types in `interrupts`, and errors of `report`.
     """

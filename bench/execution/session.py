@@ -129,7 +129,7 @@ def begin_suite(session: Session, plan: Plan) -> str:
     """Opens the run for the suite itself as `Store.begin_suite` does, and returns the run's id.
 
     If the suite names branches of the hub, only one driver at a time opens the run. Otherwise two first
-    starts could each store another commit of a branch that moved between them.
+    starts could store different commits of a branch that moved between them.
     """
     doing = "stores the commits of its branches"
     with turn(session, "commits", doing) if plan.suite.commits else nullcontext():

@@ -37,7 +37,7 @@ LEAST = 60.0
 
 @dataclass(frozen=True)
 class Silence:
-    """A time in which a trial has made no progress."""
+    """A period in which a trial has made no progress."""
 
     seconds: float
     #: Whether the worker still gives signs of life.

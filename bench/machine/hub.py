@@ -31,7 +31,7 @@ def is_commit(revision: str | None) -> bool:
 def commit_of(repository: str, revision: str | None, kind: RepositoryKind) -> str:
     """Returns the current commit of a revision: a branch, tag or commit. None means the main branch.
 
-    Raises UserError as `snapshot` does.
+    Raises the same errors as `snapshot`.
     """
     if revision is not None and is_commit(revision):
         return revision

@@ -53,7 +53,7 @@ def earlier_files(folder: Path, manifest: str) -> list[Path]:
 def replace_files(folder: Path, files: Files, manifest: str) -> None:
     """Replaces the files that an earlier run wrote to `folder`, and its manifest. Other files stay.
 
-    Raises ValueError and OSError as `earlier_files` does.
+    Raises the errors of `earlier_files`.
     """
     for old in earlier_files(folder, manifest):
         old.unlink(missing_ok=True)

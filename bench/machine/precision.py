@@ -10,9 +10,9 @@ import torch
 def computes_bf16(device: str = "cpu") -> bool:
     """Whether a device multiplies bfloat16 in hardware.
 
-    Processors with avx512_bf16, AMX or Arm's bf16 do, NVIDIA GPUs from compute capability 8, and all AMD GPUs
-    that torch supports. Returns True for "cuda" on a machine without a GPU, so that it can plan for another
-    machine.
+    True for processors with avx512_bf16, AMX or Arm's bf16, for NVIDIA GPUs from compute capability 8, and
+    for all AMD GPUs that torch supports. Also true for "cuda" on a machine without a GPU, so that it can plan
+    for another machine.
     """
     if device.startswith("cuda"):
         if torch.version.hip is not None or not torch.cuda.is_available():

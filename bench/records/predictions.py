@@ -4,7 +4,7 @@ The file has the tensors `example`, `label`, `prediction` and `logit`. If a lang
 also has `text`, their UTF-8 bytes one after the other, and `text_ends`, the position at which each text ends.
 
 If the answers determine the score, packs hold predictions in a compact form (`compact`), which has no logits.
-In their place are `classes`, the number of classes, and `steps`, the log-probabilities of the labels.
+Instead, it has `classes`, the number of classes, and `steps`, the log-probabilities of the labels.
 """
 
 from __future__ import annotations

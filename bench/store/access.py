@@ -41,7 +41,7 @@ class Access:
     def trial(self, trial: Trial) -> Trial:
         """Returns the trial with the paths that its backbone and data have on this machine.
 
-        Its id stays the same. Raises UserError as `backbone` and `task` do.
+        The trial's id stays the same. Raises the errors of `backbone` and `task`.
         """
         places = {"backbone": self.backbone(trial.backbone), "task": self.task(trial.task)}
         return trial.model_copy(update=places)

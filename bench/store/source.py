@@ -84,7 +84,7 @@ class Source(ABC):
         """Whether a run of this experiment has such an artifact."""
 
     def copy(self, record: Record, name: Artifact, target: Path) -> bool:
-        """Writes an artifact to a file. Returns whether the run has one. Raises as `read` does."""
+        """Writes an artifact to a file. Returns whether the run has one. Raises the errors of `read`."""
         content = self.read(record, name)
         if content is not None:
             target.write_bytes(content)

@@ -255,7 +255,7 @@ class HubTask(DataTask):
     def commit(self) -> str | None:
         """The current commit of the source's revision. None for a local folder.
 
-        Raises UserError as `snapshot` does.
+        Raises the errors of `snapshot`.
         """
         return None if self.source.local else commit_of(self.where, self.source.revision, "dataset")
 
@@ -291,7 +291,7 @@ class HubTask(DataTask):
     def folder(self) -> Path:
         """Returns the folder with the parquet files, downloaded if necessary.
 
-        Raises UserError for a local folder that does not exist, and as `snapshot` does.
+        Raises UserError for a local folder that does not exist, and the errors of `snapshot`.
         """
         if self.source.local is None:
             return snapshot(self.where, self.commit, self.patterns, "dataset")
@@ -303,8 +303,8 @@ class HubTask(DataTask):
         """Returns one example per row.
 
         An example's id is its row in its split, plus 10⁹ times the position of the split in `parts`. Raises
-        UserError as `folder` does, for missing files, and for columns, types or classes that contradict the
-        task.
+        the errors of `folder`, and UserError for missing files and for columns, types or classes that
+        contradict the task.
         """
         names, tables = (*names_of(self.data.text or self.data.image), *names_of(self.data.label)), []
         ids: list[int] = []

@@ -131,7 +131,7 @@ def stable_order(name: str, items: Iterable[Hashable]) -> NDArray[np.int64]:
 #: classes.
 PARTS = 10
 
-#: By version 2 of `Task.rules`, data with fewer than PARTS × LEAST examples are cut into fewer ranges: one
+#: In version 2 of `Task.rules`, data with fewer than PARTS × LEAST examples are cut into fewer ranges: one
 #: for every LEAST examples, and at least one.
 LEAST = 20
 

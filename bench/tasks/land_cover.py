@@ -49,8 +49,8 @@ _IGBP = {
 class LandCover(Task):
     """Satellite images of 32×32 pixels in ten classes of land cover.
 
-    All patches in a square of 8.5 degrees of the globe go to the same split. Of several patches with the same
-    pixels and class, such as uniform ice, one is used. From a class with more than 500 patches, a fixed
+    All patches in a square of 8.5 degrees of the globe go to the same split. Only one of several patches with
+    the same pixels and class, such as uniform ice, is used. If a class has more than 500 patches, a fixed
     shuffle chooses 500 over the whole globe.
     """
 

@@ -97,7 +97,7 @@ class ExampleSource:
     def deal(self, seed: int | None) -> Parts:
         """Deals the splits of a seed. None means the deal that all seeds share, which is cached.
 
-        Raises UserError for examples that cannot be read, and as `dealing.deal` does.
+        Raises UserError for examples that cannot be read, and the errors of `dealing.deal`.
         """
         pool, official = self.pool, None
         if pool.splits is not None:
@@ -121,7 +121,7 @@ class ExampleSource:
     def used(self, sizes: Sizes, seed: int | None) -> Parts:
         """Returns the first examples of each split, by `sizes`.
 
-        Raises UserError for a size beyond a split, and as `deal` does.
+        Raises UserError for a size beyond a split, and the errors of `deal`.
         """
         parts = self.deal(seed)
         for (split, part), size in zip(parts.items(), sizes, strict=True):

@@ -120,8 +120,8 @@ def _folder(
 ) -> Path:
     """Returns the folder of the prepared splits or, if `per_seed`, of the pool.
 
-    Of shared splits, only the texts within `sizes` are tokenised, perhaps a few hundred of a million rows.
-    All images are prepared, since all must be decoded to find duplicates.
+    Only the texts of shared splits within `sizes` are tokenised, since a million rows may be far more than
+    needed. All images are prepared, since all must be decoded to find duplicates.
     """
     name, whole = source.task.name, (None, None, None)
     if isinstance(model_input, ImageInput):

@@ -98,7 +98,8 @@ class RatingPairs(Task):
     """Pairs of film review sentences. The target is the first's mean rating minus the second's.
 
     Twenty people rated each sentence from -4 to 4. The pairs are our own, made from a fixed shuffle of all
-    sentences, so that every sentence is in at most one pair. Of several near-duplicates, the first is used.
+    sentences, so that every sentence is in at most one pair. Only the first of several near-duplicates is
+    used.
     """
 
     name = "rating-pairs"

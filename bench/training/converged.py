@@ -31,9 +31,10 @@ GRID = tuple(10.0 ** (power / 2) for power in range(-10, 7))
 #: The search ends after this number of consecutive values of C (two decades) without a lower validation loss.
 PATIENCE = 4
 #: Newton's method stops when no entry of the gradient of the mean objective exceeds TOLERANCE, or after
-#: MOST_ITERATIONS. The penalty bends the objective by 1 / (C N) for N examples, so a gradient g leaves it at
-#: most C N |g|² / 2 above its minimum: here less than 1e-8 of the objective. lbfgs does not get there for a
-#: large C, since it stops once rounding errors are all that changes the objective.
+#: MOST_ITERATIONS. For N examples, the penalty gives the objective a curvature of at least 1 / (C N). So at a
+#: gradient g the objective is at most C N |g|² / 2 above its minimum: here less than 1e-8 of the objective.
+#: lbfgs does not reach this accuracy for a large C, since it stops once only rounding errors change the
+#: objective.
 TOLERANCE, MOST_ITERATIONS = 1e-10, 1_000
 
 Floats = NDArray[np.float64]
@@ -68,7 +69,7 @@ def fit_head(
 ) -> Trained:
     """Fits the head to the frozen features and leaves it on the backbone.
 
-    Raises Diverged if a feature is not finite. Warns if the solver did not converge for the chosen penalty.
+    Raises Diverged if a feature is not finite. Warns if the solver did not converge for the chosen C.
     """
     train, validation = (
         _features(backbone, split, recipe, saving) for split in (data.train, data.validation)

@@ -99,12 +99,12 @@ def tf32(enabled: bool) -> Iterator[None]:
 
 @contextmanager
 def frozen_in_bf16(encoder: nn.Module, enabled: bool) -> Iterator[None]:
-    """A context in which frozen linear layers and convolutions keep their weights in bfloat16 for autocast.
+    """A context in which frozen linear layers and convolutions keep a bfloat16 copy of their weights.
 
     Autocast caches the rounded weights of trained layers during a forward pass, but rounds the weights of
     frozen layers at each use. For LoRA on RoBERTa, this context saves 144 of 598 casts of a step. The results
-    have the same bits. The layers' own weights keep their dtype, since methods and exports read them. They
-    must not change in the context.
+    have the same bits. The original weights keep their dtype, since methods and exports read them. They must
+    not change in the context.
     """
     layers = [
         layer
@@ -181,10 +181,11 @@ def _in_place(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def refused_precision(trials: Iterable[Trial], device: torch.device) -> str:
-    """Says that a device cannot train some of these trials in their precision. Empty if it can train all.
+    """Returns a message if a device cannot train some trials in their precision. Empty if it can train all.
 
-    A processor that only emulates bf16 cannot, unless the environment variable `EMULATE_BF16` is 1. Trials
-    whose backbone is stored in bfloat16 are exempt, since they have no other precision.
+    A processor that only emulates bf16 cannot train in it, unless the environment variable named
+    `EMULATE_BF16` is 1. Trials whose backbone is stored in bfloat16 are exempt, since they have no other
+    precision.
     """
     precisions = {trial.recipe.precision for trial in trials if trial.backbone.dtype != "bfloat16"}
     emulates = device.type == "cpu" and os.environ.get(EMULATE_BF16) != "1" and not computes_bf16()

@@ -104,7 +104,7 @@ class Resources:
     def backbone(self, trial: Trial) -> LoadedBackbone:
         """Returns the trial's backbone, without an adapter. Makes the worker's GPU the thread's default.
 
-        Raises UserError as `load` does, and if the loaded weights are not the planned ones.
+        Raises the errors of `load`, and UserError if the loaded weights are not the planned ones.
         """
         take_device(self.device)
         spec = trial.backbone
@@ -309,7 +309,7 @@ def _trained(
 ) -> tuple[Trained, Evaluation]:
     """Trains adapter and head, or fits only the head if `fits_head`. Then evaluates on `split`.
 
-    Raises Diverged if a loss is not finite, or a feature to which the head is fitted.
+    Raises Diverged if a loss, or a feature for fitting the head, is not finite.
     """
     with computing(backbone.module.encoder, trial.recipe, saving):
         if fits_head:

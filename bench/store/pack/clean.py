@@ -24,8 +24,8 @@ _PATH = re.compile(
 def kept_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Selects the tags to pack and sorts them by key.
 
-    Packed are provenance and the tags in `Tag`, except those in `STAYS`. MLflow's other tags name users and
-    files. Folders and the machine's name are removed from the message of a failure.
+    The tags of provenance and the tags in `Tag` are packed, except those in `STAYS`. MLflow's other tags name
+    users and files. Folders and the machine's name are removed from the message of a failure.
     """
     kept = {key: value for key, value in tags.items() if key in _OWN_TAGS or key.startswith(PROVENANCE)}
     if Tag.FAILURE_MESSAGE in kept:
