@@ -17,6 +17,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import Collection
@@ -84,6 +85,8 @@ _STYLE: Any = {
 #: The width in inches of a figure with several columns, the width of a figure with one column, and the
 #: page's pixels per inch.
 WIDTH, NARROW, PIXELS = 8.6, 5.9, 97
+#: The letters of a legend that fit in an inch, and those whose room the line before a label takes.
+LETTERS, SYMBOL = 17, 9
 #: The smallest scale at which the page shows figures. A figure with one column then fits a phone.
 SMALLEST = 0.62
 #: The largest number of names beside a panel, and of letters in a name.
@@ -237,6 +240,13 @@ def panels(count: int, *, columns: int = 2, height: float, wide: bool = False) -
     for unused in axes[count:]:
         unused.set_visible(False)
     return figure, axes[:count]
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist], columns: int, side: str = "center") -> None:
+    """Adds a legend below the panels, in as many columns as its labels leave room for, at most `columns`."""
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    fit = int(figure.get_figwidth() * LETTERS / (longest + SYMBOL))
+    figure.legend(handles=handles, loc=f"outside lower {side}", ncols=max(1, min(columns, len(handles), fit)))
 
 
 def log_axis(ax: Axes, label: Callable[[float, int], str]) -> None:

@@ -27,7 +27,18 @@ from tensorbench.reports.answers import (
     trials_of_tuning,
 )
 from tensorbench.reports.blocks import Block, Entrant
-from tensorbench.reports.drawing import INK, MUTED, RULE, SERIES, Drawn, Looks, Tips, log_axis, panels
+from tensorbench.reports.drawing import (
+    INK,
+    MUTED,
+    RULE,
+    SERIES,
+    Drawn,
+    Looks,
+    Tips,
+    legend_below,
+    log_axis,
+    panels,
+)
 from tensorbench.reports.inference.intervals import Bounds
 from tensorbench.reports.inference.rates import LEAST_SMOOTHED, smoothed, window
 from tensorbench.reports.inference.studies import FAILED
@@ -297,7 +308,7 @@ def _curves(block: Block, number: int, looks: Looks, colours: Mapping[str, str])
         for e in block.entrants
     ]
     handles = [*lines, *_lines_of_levels(block)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    legend_below(figure, handles, 4)
     return Drawn(
         f"curves-{number}",
         f"Score by trials of tuning, {heading(block)}",
@@ -348,7 +359,7 @@ def _rates(analysis: Analysis, block: Block, number: int) -> Drawn:
         for i, name in enumerate(setting_name(block.settings, setting) for setting in block.settings)
     ]
     handles.append(Line2D([], [], color=MUTED, marker="x", ls="none", ms=5, label="failed"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=5)
+    legend_below(figure, handles, 5)
     zero = f"{block.against}'s score" if block.reference else "the best score"
     return Drawn(
         f"rates-{number}",

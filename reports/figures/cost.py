@@ -16,7 +16,17 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from tensorbench.records.metrics import direction
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.blocks import Estimate
-from tensorbench.reports.drawing import MUTED, Drawn, Looks, PointName, Tips, name_at_right, panels, usual
+from tensorbench.reports.drawing import (
+    MUTED,
+    Drawn,
+    Looks,
+    PointName,
+    Tips,
+    legend_below,
+    name_at_right,
+    panels,
+    usual,
+)
 from tensorbench.reports.results import (
     CONVERGED,
     FLOOR,
@@ -200,7 +210,7 @@ def _figure(
             for f in looks.families
             if f in titles
         ]
-        figure.legend(handles=handles, loc="outside lower left", ncols=min(6, len(handles)))
+        legend_below(figure, handles, 6, "left")
     ax.set_xlabel(cost.label)
     ax.set_ylabel(unit.named(measured([points[0].cell])))
     names = f"from cheapest to costliest: {', '.join(p.name for p in line) or 'none'}"

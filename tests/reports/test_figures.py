@@ -11,11 +11,12 @@ from itertools import combinations
 from typing import Any
 
 import pytest
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.blocks import Estimate
-from tensorbench.reports.drawing import Drawn, Looks, Tips, panels, spread, usual
+from tensorbench.reports.drawing import Drawn, Looks, Tips, legend_below, panels, spread, usual
 from tensorbench.reports.figures import draw
 from tensorbench.reports.figures.compared import ForestRow, forest, reach
 from tensorbench.reports.figures.cost import COSTS, _Point, best_means
@@ -150,6 +151,16 @@ def test_names_beside_a_panel_do_not_collide(drawn: dict[str, Drawn]) -> None:
         assert len(boxes) > 1
         assert all(not first.overlaps(second) for first, second in combinations(boxes, 2))
         assert all(not box.overlaps(ax.bbox) for box in boxes)
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize("name", ["LoRA", "TensLoRA qkv_depth [projection=1, layer=1]"])
+def test_a_legend_lies_within_its_figure(name: str, columns: int) -> None:
+    figure, _ = panels(columns, columns=columns, height=4)
+    legend_below(figure, [Line2D([], [], label=f"{name} {number}") for number in range(7)], 4)
+    figure.draw_without_rendering()
+    (box,) = (legend.get_window_extent() for legend in figure.legends)
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
 
 
 def test_labels_do_not_overlap_and_stay_below_the_top() -> None:
