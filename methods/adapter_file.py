@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tensorbench.methods.errors import UserError, cut, first_few, shown
 
-#: The file's name, and the key of its metadata that holds the description as JSON.
+#: The name of an adapter file, and the key in its metadata under which the description is stored as JSON.
 FILE, KEY = "adapter.safetensors", "tensorbench"
 
 

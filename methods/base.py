@@ -224,7 +224,10 @@ class Method(Frozen, ABC):
         self.count(geometry)
 
     def check_quantisation(self, quantisation: Quantisation | None) -> None:
-        """Raises UserError if the method cannot adapt weights in this quantisation. None: not quantised."""
+        """Raises UserError if the method cannot adapt weights in this quantisation.
+
+        None stands for weights that are not quantised.
+        """
         if quantisation and self.needs_dense:
             raise UserError(f"{self.label} takes no quantise: {quantisation}, since {self.needs_dense}")
 

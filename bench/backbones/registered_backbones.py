@@ -26,7 +26,10 @@ def check_entry(name: str, entry: Any) -> None:
 
 
 def check_info(info: Any) -> None:
-    """Raises UserError for an invalid `BackboneInfo`, with the field, its value and what is accepted."""
+    """Raises UserError for an invalid `BackboneInfo`.
+
+    The message names the field, its value and what is accepted.
+    """
     if not isinstance(info, BackboneInfo):
         raise UserError(f"describe() should return a BackboneInfo, got a {type(info).__name__}")
     names = info.geometry.projections if isinstance(info.geometry, Geometry) else PROJECTIONS
