@@ -178,7 +178,10 @@ class Table:
         return "\n".join([rf"% needs \usepackage{{{needs}}}", *text]) + "\n"
 
     def csv(self) -> str:
-        """The lines as CSV. A text that a spreadsheet would read as a formula gets a leading quote."""
+        """Returns the lines as CSV.
+
+        A text that a spreadsheet would take for a formula gets a leading quote.
+        """
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(self.columns)
@@ -186,7 +189,10 @@ class Table:
         return file.getvalue()
 
     def records(self) -> list[dict[str, Any]]:
-        """The lines as JSON values, or `values` if there are any. Numbers that JSON lacks become null."""
+        """Returns `values` or, if there are none, the lines as JSON values.
+
+        NaN and infinities become None.
+        """
         lines = self.values or ({name: line.get(name) for name in self.columns} for line in self.lines)
         return [{name: None if _unknown(value) else value for name, value in line.items()} for line in lines]
 

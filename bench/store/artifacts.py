@@ -86,7 +86,7 @@ def as_json(content: Wired) -> str:
 
 
 def artifacts_of_run(uri: str) -> Path | None:
-    """The folder of a run's artifacts on this machine, from their URI. None if they are on a server."""
+    """Returns the local folder of a run's artifacts, given their URI. None if they are on a server."""
     where = urlparse(uri)
     return Path(unquote(where.path)) if where.scheme in ("", "file") else None
 

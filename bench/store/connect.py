@@ -98,7 +98,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _reason(error: BaseException) -> str:
-    """The text of an error, without secrets. The SQL statement in a database's error is left out."""
+    """Returns the text of an error without secrets. For a database's error, omits the SQL statement."""
     # Our own OSErrors already state the reason and the remedy.
     causes = () if isinstance(error, OSError) else chain(error)
     database = next((cause.orig for cause in causes if isinstance(cause, DBAPIError) and cause.orig), None)

@@ -142,7 +142,7 @@ class Outbox:
 
 @cache
 def _name_of(process: int) -> str:
-    """Returns a random folder name for a process id. So a forked process gets a name of its own."""
+    """Returns a random folder name for a process id. A forked process thus gets a name of its own."""
     return uuid.uuid4().hex[:12]
 
 

@@ -13,7 +13,7 @@ from tensorbench.tasks.task import Examples, Task
 class Digits(Task):
     """Images of the ten digits by 13 writers, in ten classes.
 
-    It is not published who wrote which image, so images by the same writer are in several splits.
+    The writers of the images are not published, so images by the same writer are in several splits.
     """
 
     name = "digits"
