@@ -32,7 +32,8 @@ class RateAdvice:
     #: The rate between `low` and `high` with the lowest smoothed validation loss.
     start: float
     #: The lowest and the highest rate that score about as well as the best. At all tried rates between them,
-    #: every trial succeeded, and the smoothed score is within a point of the best smoothed score.
+    #: every trial succeeded, and the smoothed score is within a point of the best smoothed score. A point is
+    #: the metric's default threshold.
     low: float
     high: float
     #: Whether `low` is the lowest tried rate, and whether `high` is the highest tried rate. If so, rates
@@ -53,16 +54,16 @@ class RateAdvice:
 
     @property
     def end(self) -> str:
-        """The end of the tried rates that `start` is, "lower" or "upper". Empty if it is neither."""
+        """Says "lower" or "upper" if `start` is the lowest or the highest tried rate. Otherwise empty."""
         if self.is_lowest and self.start == self.low:
             return "lower"
         return "upper" if self.is_highest and self.start == self.high else ""
 
 
 def learning_rates(*places: str) -> Table:
-    """The learning rates to start from, by all studies in these stores and packs, as a table.
+    """A table of learning rates to start from, derived from all studies in these stores and packs.
 
-    The arguments and the errors are those of `stored_advice`.
+    Takes the same places and raises the same errors as `stored_advice`.
     """
     advice = stored_advice(places)
     several = len({each.experiment for each in advice}) > 1
@@ -95,9 +96,9 @@ def learning_rates(*places: str) -> Table:
 
 
 def rate_advice(analysis: Analysis) -> Iterator[RateAdvice]:
-    """Yields the advice for each cell with a rate near which most trials succeeded.
+    """Yields advice for each cell that has a rate near which most trials succeeded.
 
-    Cells with too few trials to smooth their scores have none.
+    Cells without studies, or with too few trials to smooth their scores, are skipped.
     """
     for number, studies in analysis.studies.items():
         cell = analysis.results.all_cells[number]
@@ -129,8 +130,8 @@ def rate_advice(analysis: Analysis) -> Iterator[RateAdvice]:
 def stored_advice(places: Sequence[str]) -> list[RateAdvice]:
     """The advice from all studies in these stores and packs.
 
-    `places` are addresses of stores and files of packs. Raises UserError for a place that cannot be read, and
-    if no place has a complete study.
+    `places` are addresses of stores and paths of pack files. Raises UserError if a place cannot be read, or
+    if no study in any place gives advice.
     """
     advice: list[RateAdvice] = []
     for source in _sources(places):

@@ -1,6 +1,7 @@
-"""Analyses results: every method's score after k trials, and its comparison with the reference.
+"""Computes each method's score after k trials, and compares each method with the reference.
 
-A seed is a study of one point, so that its score after one trial is the mean over seeds.
+Without tuning, each seed counts as a study of one trial. The score after one trial is then the mean over
+seeds.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ class Analysis:
     #: The methods with several allocations of ranks in a block.
     allocations: tuple[Allocations, ...]
     notes: tuple[str, ...]
-    #: Those of the notes that name ended studies that are left out, and methods whose trials all failed.
+    #: The subset of `notes` on ended studies that are left out, and on methods whose trials all failed.
     limits: tuple[str, ...]
-    #: What comes before any answer, on cells that belong to no block.
+    #: Sentences on problems of cells that belong to no block. Reports show them before all answers.
     faults: tuple[str, ...]
     evidence: Evidence = field(repr=False)
     #: The complete studies of each cell, by the cell's number. Cells without a complete study are absent.
@@ -53,7 +54,7 @@ class Analysis:
     collapses: Mapping[int, Collapses]
 
     def score(self, number: int) -> Estimate | None:
-        """The score after k trials, for the cell with this number. k is the number of trials in one study.
+        """The score after k trials of the cell with this number. k is the number of trials in one study.
 
         None if no study of the cell is complete.
         """
@@ -83,9 +84,9 @@ class Analysis:
 
 
 def analyse(results: Results, threshold: CustomThresholds = None) -> Analysis:
-    """Computes everything in a report.
+    """Computes all statistics, verdicts and notes of a report.
 
-    `threshold` is the smallest difference that matters. Raises UserError as `thresholds` does.
+    `threshold` is the smallest difference that matters. Raises UserError if it is invalid (see `thresholds`).
     """
     matters = thresholds((cell.metric for cell in results.all_cells if cell.metric), threshold)
     evidence = gather(results, _needed(results))
@@ -153,7 +154,10 @@ def _extent(results: Results) -> Iterator[str]:
 
 
 def _faults(material: Material, blocks: Sequence[Block]) -> Iterator[str]:
-    """Yields the guards of the cells in no block, such as a reference whose trials all collapsed."""
+    """Yields sentences on problems of cells in no block, such as a reference whose trials all collapsed.
+
+    Sentences that some block already has are left out.
+    """
     results = material.results
     used = {number for block in blocks for entrant in block.methods for number in entrant.cells}
     rest = [cell.number for cell in results.all_cells if cell.number not in used]
@@ -171,7 +175,7 @@ def _faults(material: Material, blocks: Sequence[Block]) -> Iterator[str]:
 
 
 def _blocks(material: Material, matters: Mapping[str, float]) -> Iterator[Block]:
-    """Yields the blocks before their methods are compared."""
+    """Yields the blocks with their thresholds, but without comparisons."""
     results = material.results
     every = results.all_cells
     cells = [cell for cell in every if cell.family not in NO_ADAPTERS] or list(every)
@@ -187,7 +191,8 @@ def _blocks(material: Material, matters: Mapping[str, float]) -> Iterator[Block]
 def _block(material: Material, group: Comparable, budget: str) -> Block | None:
     """A block with its methods, before they are compared. None if too few studies are complete."""
     complete, methods = material.studies, group.methods
-    # Cells of one group were allowed the same tuning on each setting, and k trials on all of them.
+    # Methods of one group have the same tuning on each setting. Settings may differ in trials per study, so k
+    # is the smallest number.
     plan = min((c.studies for c in group.cells if c.studies), key=lambda plan: plan.points, default=None)
     lacking_words = "a complete study" if plan else "a finished seed"
     every, least = grouped(group.cells, lambda cell: cell.setting), min(2, len(methods))
@@ -259,7 +264,7 @@ def _block(material: Material, group: Comparable, budget: str) -> Block | None:
 
 
 def _threshold(block: Block) -> float:
-    """The default threshold. If scores have the unit of the targets, it depends on the reference's score."""
+    """A block's default threshold. If scores have the unit of the targets, it scales with the reference's."""
     metric, own = METRICS.get(block.metric), block.reference
     mean = next((e.means.get(block.k) for e in block.entrants if own and e.cells == own.cells), None)
     if mean is None or not metric.in_units:
@@ -270,7 +275,7 @@ def _threshold(block: Block) -> float:
 def _entrant(
     material: Material, cells: Sequence[Cell], parts: Mapping[int, Mapping[int, OnSetting]]
 ) -> Entrant:
-    """The method with these cells. `parts` has their scores after k trials, by k and the cell's number."""
+    """The method with these cells. `parts` has scores after k trials, by k and by the cell's number."""
     studies = tuple(material.studies[cell.number] for cell in cells)
     metric = material.results.metrics[cells[0].number]
     scores: dict[int, tuple[Estimate, ...]] = {}
@@ -295,7 +300,7 @@ def _entrant(
 
 
 def _sensitivity(studies: Sequence[CompleteStudies]) -> Sensitivity:
-    """The shares of one method, without their differences from the reference."""
+    """The sensitivity of a method with these studies, without differences from the reference."""
     smooth = of_rates.enough_to_smooth(*studies)
     return Sensitivity(
         near=float(np.mean([of_rates.share_near(each) for each in studies])) if smooth else None,
@@ -308,7 +313,7 @@ def _sensitivity(studies: Sequence[CompleteStudies]) -> Sensitivity:
 
 
 def _score(metric: str, score: Effect) -> Estimate:
-    """Converts a score to stored units, and clips its interval to possible scores."""
+    """Converts a score in which larger is better to stored units. Clips its interval to possible scores."""
     sign, (least, most) = direction(metric), bounds(metric)
     interval = score.interval(simultaneous(1))
     if interval is not None:
@@ -318,7 +323,7 @@ def _score(metric: str, score: Effect) -> Estimate:
 
 
 def _scored(material: Material, k: int) -> list[Cell]:
-    """All cells. Those with studies have their score after k trials as their mean."""
+    """Returns all cells. In a cell with studies, the score after k trials, if known, replaces the mean."""
     results, scored = material.results, []
     for cell in results.all_cells:
         if cell.studies and (gain := gain_of(cell, material, k)) is not None:

@@ -1,4 +1,4 @@
-"""The sentences of a report: its answer, and what to know about it."""
+"""Writes the sentences of a report: its answers, and the remarks that qualify them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def trials_of_tuning(k: int) -> str:
 
 
 def score_name(block: Block) -> str:
-    """The name of the block's scores: after how many trials, or that they are means over seeds."""
+    """The name of a block's scores, which states the number of trials or that they are means over seeds."""
     return f"score after {trials_of_tuning(block.k)}" if block.tuned else "mean score over seeds"
 
 
@@ -60,8 +60,8 @@ def between(difference: Comparison, unit: Unit, place: int | None = None) -> str
 def share_between(share: float, difference: Comparison) -> str:
     """The interval of a method's share as text, or the reason why there is none.
 
-    It is the interval of the difference from the reference, put around the share. No share is below 0 or
-    above 1, while a difference of shares may be.
+    It is the interval of the difference from the reference, shifted to the method's share and clipped to
+    possible shares, which are from 0 to 1.
     """
     if difference.interval is None:
         return no_interval(difference)
@@ -71,7 +71,10 @@ def share_between(share: float, difference: Comparison) -> str:
 
 
 def answer(block: Block, *, guarded: bool = True) -> str:
-    """Answers which method to use, in one sentence between those on guards, if `guarded`, and on edges."""
+    """Answers which method to use, in one sentence with the verdicts.
+
+    Before it come the block's guards, if `guarded`. After it come sentences on best rates at edges.
+    """
     text = _verdicts(block)
     text = f"After {trials_of_tuning(block.k)}, {text}" if block.tuned else f"{text[:1].upper()}{text[1:]}"
     return " ".join([*block.guards * guarded, text, *map(str, block.edges)])
@@ -84,7 +87,7 @@ def withheld(block: Block) -> bool:
 
 
 def _verdicts(block: Block) -> str:
-    """The methods of each verdict in one sentence, or why nothing is compared."""
+    """One sentence that lists the methods by verdict, or says why nothing is compared."""
     if not block.reference:
         return "nothing is compared: there is no reference (--reference METHOD names one)."
     if not block.compared:
@@ -134,7 +137,7 @@ def _verdicts(block: Block) -> str:
 
 
 def answers(analysis: Analysis) -> list[str]:
-    """The answer of each block, after what is wrong with cells in no block.
+    """The answers of all blocks, then those on allocations of ranks. Faults of the analysis come first.
 
     If there is no block, a sentence says that too few studies are complete.
     """
@@ -151,18 +154,25 @@ def answers(analysis: Analysis) -> list[str]:
 
 
 def is_apart(analysis: Analysis, section: Allocations) -> bool:
-    """Whether the comparison of allocations with the heuristic is another than that of their block."""
+    """Whether the comparison of allocations with the heuristic differs from that in their block.
+
+    It is the same if the heuristic is the block's reference and the block compares nothing else.
+    """
     block = analysis.blocks[section.number]
     return block.against != section.method or len(block.claims) > len(section.block.claims)
 
 
 def of_allocations(section: Allocations) -> str:
-    """Answers which allocation to use. The report's answer has the guards of its block."""
+    """Answers which allocation of ranks to use. Guards are left out, since the block's answer has them."""
     return f"{section.method} at {section.size}: {answer(section.block, guarded=False)}{_largest(section)}"
 
 
 def _largest(section: Allocations) -> str:
-    """A sentence on the largest difference that the intervals allow, if none is significant or withheld."""
+    """A sentence on the largest difference that the intervals allow.
+
+    Empty if a difference is significant, withheld or without an interval, if a method is left out, and if
+    best rates lie at an edge.
+    """
     block = section.block
     differences = [entrant.differences[block.k] for entrant in block.compared]
     verdicts = [each.verdict for each in differences]
@@ -200,10 +210,10 @@ def of_block(analysis: Analysis, block: Block, *, guarded: bool = True) -> str:
 
 
 def window_advice(analysis: Analysis) -> list[str]:
-    """Sentences with YAML for a suite whose windows hold the best rates that lie at edges of windows.
+    """Sentences with YAML that widens or moves the windows at whose edges the best learning rates lie.
 
-    If all methods of a block have one window, it is a wider window for all of them. Otherwise it is a centre
-    for each method's row.
+    If all methods of a block have the same window, the YAML is a wider window for all of them. Otherwise it
+    is a new centre for the row of each method whose best rates lie at an edge.
     """
     advice = []
     for block in (block for block in analysis.blocks if block.edges):
@@ -222,15 +232,15 @@ def window_advice(analysis: Analysis) -> list[str]:
 
 
 def joined(names: Sequence[str]) -> str:
-    """A list with "and" before the last name. There is a name."""
+    """The names as a list in words, with "and" before the last name. `names` must not be empty."""
     return names[0] if len(names) == 1 else f"{listed(names[:-1])} and {names[-1]}"
 
 
 def level_notes(block: Block) -> list[str]:
     """Sentences on how the converged head and full fine-tuning differ from the reference.
 
-    Beside studies, no such difference has an interval, which the sentence explains. For a method that ran on
-    some tasks only, it names these tasks instead.
+    In a tuned block no such difference has an interval, and the sentence says why. For a method that ran on
+    some tasks only, the sentence names these tasks instead.
     """
     notes = []
     for level in (level for level in block.levels if level.family != FLOOR):
@@ -262,7 +272,10 @@ def remarks(block: Block) -> list[str]:
 
 
 def detectable(block: Block) -> str:
-    """A sentence on the smallest difference that the block detects. Empty if its noise is unknown."""
+    """A sentence on the smallest difference that the block detects.
+
+    Empty if the noise of comparisons is unknown, or if guards withhold all verdicts.
+    """
     if not block.design or not block.design.finds or withheld(block):
         return ""
     unit, design = block.unit, block.design
@@ -307,12 +320,12 @@ def heading(block: Block) -> str:
 
 
 def settings_counted(block: Block) -> str:
-    """The number of settings as text. They are tasks, or pairs if a task occurs on several backbones."""
+    """The number of settings as text: of tasks or, if a task is on several backbones, of pairs of both."""
     tasks = {setting.task for setting in block.settings}
     return many(len(block.settings), "task" if len(tasks) == len(block.settings) else "task-backbone pair")
 
 
 def setting_name(settings: Collection[TaskAndBackbone], setting: TaskAndBackbone) -> str:
-    """The name of the task. If `settings` have the task on several backbones, also the backbone."""
+    """The name of the setting's task. If `settings` have the task on several backbones, also the backbone."""
     several = sum(other.task == setting.task for other in settings) > 1
     return str(setting) if several else setting.task

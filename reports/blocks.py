@@ -48,7 +48,7 @@ class Sensitivity:
 
     #: The number of trials that succeeded at a rate whose smoothed score is within a point of the best, as a
     #: share of all trials. Mean over settings. None if some setting has too few trials (see
-    #: `reports.inference.studies.enough_to_smooth`).
+    #: `reports.inference.rates.enough_to_smooth`).
     near: float | None
     #: The share of trials that failed. Mean over settings.
     failed: float
@@ -56,15 +56,15 @@ class Sensitivity:
     failures: int
     trials: int
     #: The differences of `near` and `failed` from the reference. None for the reference itself, if there is
-    #: no reference, and if the method and the reference share no study on some setting. That of `near` is
-    #: also None if either has too few trials.
+    #: no reference, and if the method and the reference share no study on some setting. `near_difference` is
+    #: also None if the method or the reference has too few trials.
     near_difference: Comparison | None
     failed_difference: Comparison | None
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """The change of a method's score if every setting uses the learning rate that is best on the others.
+    """The change of a method's score if every setting uses the learning rate that is best on other settings.
 
     Negative is a loss.
     """
@@ -79,13 +79,14 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Entrant:
-    """A method of a block, with its complete studies. A seed is a study of one point."""
+    """A method of a block, with its complete studies. Without tuning, each seed is a study of one trial."""
 
     method: str
     family: str
     #: The number of adapter parameters. None if an imported table does not state it.
     parameters: int | None
-    #: The settings on which the method has complete studies, the number of its cell on each, and its studies.
+    #: The settings on which the method has complete studies. For each of them, the number of the method's
+    #: cell and its complete studies.
     settings: tuple[TaskAndBackbone, ...]
     cells: tuple[int, ...]
     studies: tuple[CompleteStudies, ...]
@@ -126,14 +127,17 @@ class Level:
 
 @dataclass(frozen=True)
 class Edge:
-    """The edge of a method's window at which its best rates lie, which makes its score a lower bound."""
+    """An edge of a method's window of learning rates at which its best rates lie.
+
+    The method's score is then a lower bound.
+    """
 
     method: str
     #: "lower" or "upper".
     end: str
-    #: The ends of the window that reaches a decade further there.
+    #: The ends of a window that extends up to a decade beyond this edge.
     wider: tuple[float, float]
-    #: The centre that moves the method's window there, without changing its width.
+    #: The centre of a moved window of the same width. It is the rate at this edge.
     centre: float
 
     def __str__(self) -> str:
@@ -149,7 +153,7 @@ class Block:
 
     budget: str
     metric: str
-    #: The split of the scores.
+    #: The split on which scores are computed, for example "test".
     evaluated: str
     title: str
     unit: Unit
@@ -165,22 +169,23 @@ class Block:
     #: The methods with studies on all settings. The reference comes first, then the others by score after
     #: `k` trials, best first.
     entrants: tuple[Entrant, ...]
-    #: The methods with studies on only some of the settings, and compared on these.
+    #: The methods with studies on only some of the settings. They are compared on these settings alone.
     part: tuple[Entrant, ...]
-    #: The reason why a method is in no mean over all settings, by its name.
+    #: The reason why a method is in no mean over all settings, by the method's name.
     left_out: Mapping[str, str]
     #: The methods without adapter.
     levels: tuple[Level, ...]
     #: The variance of scores by source, on each setting.
     sources: tuple[Sources, ...]
     notes: tuple[str, ...]
-    #: Sentences that come before any answer and say why verdicts are withheld: nothing trained, for example.
+    #: Sentences that come before the answer and say why verdicts are withheld, for example that no method
+    #: trained.
     guards: tuple[str, ...] = ()
     #: The methods whose best rates lie at the edge of their windows.
     edges: tuple[Edge, ...] = ()
-    #: The collapsed seeds, or trials that studies keep, of each cell that has any.
+    #: The collapsed seeds or kept trials of each cell that has any.
     collapsed: tuple[Collapses, ...] = ()
-    #: The word for what is compared.
+    #: The noun for a compared method in sentences: "method" or "allocation".
     noun: str = "method"
 
     @property
@@ -212,7 +217,7 @@ class Block:
 
     @property
     def without_examples(self) -> tuple[TaskAndBackbone, ...]:
-        """The settings on which some comparison's interval covers the noise of seeds only."""
+        """The settings on which some comparison's interval covers the noise of seeds but not of examples."""
         alone = {
             setting
             for entrant in self.claims

@@ -1,4 +1,4 @@
-"""Warnings about results: trainings that failed."""
+"""Warnings about trainings after which the model is hardly better than without them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Trained = tuple[Row, list[Record]]
 
 
 def guards(experiment: Experiment) -> Iterator[str]:
-    """Yields warnings about trainings.
+    """Yields warnings about an experiment's trainings.
 
-    Each names its setting and up to four of the methods concerned.
+    Each warning names its setting and up to four of the methods concerned.
     """
     settings = grouped(experiment.rows, lambda row: TaskAndBackbone(row.task, row.backbone))
     for setting, rows in settings.items():
@@ -64,7 +64,7 @@ def _below_the_head(experiment: Experiment, trained: Sequence[Trained]) -> Itera
 
 
 def _runs(trained: Sequence[Trained]) -> Iterator[str]:
-    """Yields warnings about runs whose adapter hardly acts or whose loss is no better than guessing."""
+    """Yields warnings about runs whose adapter hardly acts, or whose loss is no lower than by guessing."""
 
     def still(run: Record) -> bool:
         effect = run.measure(Measure.ADAPTER_EFFECT)

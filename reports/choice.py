@@ -1,4 +1,4 @@
-"""A choice of ranks on validation: the points that a search tried, ties, and the importance of modes."""
+"""A choice of ranks by validation: the points that a search tried, ties, and the importance of modes."""
 
 from __future__ import annotations
 
@@ -42,39 +42,39 @@ class Ties:
 
 @dataclass(frozen=True)
 class TriedRanks:
-    """Ranks that were tried, with the validation scores and losses of the seeds that have both."""
+    """A point of a search: ranks, with the validation scores and losses of the seeds that have both."""
 
-    #: The rates and the scale that were tried with the ranks. Empty if the suite gives them.
+    #: The learning rates and the scale that were tried with the ranks. Empty if the suite fixes them.
     label: str
     ranks: tuple[int, ...]
     parameters: int
-    #: The number of seeds of each point.
+    #: The number of seeds that the search plans for each point.
     seeds: int
     scores: tuple[float, ...]
     losses: tuple[float, ...]
 
     @property
     def complete(self) -> bool:
-        """Whether every seed has a score and a loss. Other points cannot be chosen."""
+        """Whether every seed has a score and a loss. Incomplete points cannot be chosen."""
         return len(self.scores) == len(self.losses) == self.seeds
 
     def values(self, by: By) -> tuple[float, ...]:
-        """Returns the validation result of each seed."""
+        """Returns the validation loss or score of each seed, as `by` says."""
         return self.losses if by == "loss" else self.scores
 
 
 @dataclass(frozen=True)
 class RankChoice(ShowsOverview):
-    """The points that a search tried in a cell, and which of them is the choice.
+    """The points that a search tried in a cell, and the choice among them.
 
-    It does not say which ranks are better. The choice has the best of many validation results, and only the
-    report on the written suite compares it, on fresh seeds.
+    The choice does not show which ranks are better, since it has the best of many validation results. The
+    search writes a suite, and only the report on that suite compares the choice, on fresh seeds.
     """
 
     #: The method, budget, task and backbone.
     name: str
     modes: tuple[str, ...]
-    #: The number of parameters within which all points stay.
+    #: The largest number of adapter parameters that a point may have.
     budget: int
     metric: str
     #: The validation result that ranks the points and that `importance` explains.
@@ -82,7 +82,7 @@ class RankChoice(ShowsOverview):
     #: Points with different ranks, rates or scales, in the order in which they were tried. The first has the
     #: heuristic's ranks.
     tried: tuple[TriedRanks, ...]
-    #: Whether few parameters are a second objective.
+    #: Whether the number of parameters is a second objective, to be minimised.
     small: bool = False
 
     def merit(self, point: TriedRanks) -> float:
@@ -93,19 +93,19 @@ class RankChoice(ShowsOverview):
 
     @cached_property
     def ranked(self) -> list[int]:
-        """The places in `tried` of the complete points, from best to worst.
+        """The indices in `tried` of the complete points, from best to worst.
 
-        On ties the smaller point is better, then the earlier one.
+        Among equal points, the one with fewer parameters comes first, then the earlier one.
         """
         places = [place for place, point in enumerate(self.tried) if point.complete]
         return sorted(places, key=lambda i: (-self.merit(self.tried[i]), self.tried[i].parameters, i))
 
     @property
     def chosen(self) -> list[int]:
-        """The places in `tried` of the chosen points.
+        """The indices in `tried` of the chosen points.
 
-        It is the best point or, with few parameters as a second objective, the Pareto front, from small to
-        large. Empty if no point is complete.
+        The best point is chosen or, if `small` is true, the Pareto front, from few parameters to many. Empty
+        if no point is complete.
         """
         if not self.small:
             return self.ranked[:1]
@@ -130,7 +130,7 @@ class RankChoice(ShowsOverview):
         and of seeds are removed, pooled over all points. Points with one seed tie if their results are equal,
         since their noise is unknown.
 
-        There are no ties without a choice, and with few parameters as a second objective.
+        Both counts are 0 if no point is complete, or if `small` is true.
         """
         if not self.ranked or self.small:
             return Ties(0, 0)
@@ -153,8 +153,8 @@ class RankChoice(ShowsOverview):
     def importance(self) -> dict[str, dict[str, float]]:
         """The share of each mode in the variation of the merit, by evaluator (see `importances`).
 
-        It describes the validation results of this search. Empty if all points tie, since there is no
-        difference to explain.
+        It describes the validation results of this search only. Empty if all points tie, since there is then
+        no difference to explain.
         """
         if self.ties.every:
             return {}
@@ -163,7 +163,7 @@ class RankChoice(ShowsOverview):
 
     @property
     def sentences(self) -> list[str]:
-        """The choice in sentences."""
+        """Sentences on the choice, incomplete points, ties and the importance of modes."""
         lines = [f"{self.name}: {self._point(self.tried[place])}" for place in self.chosen]
         if self.chosen and self.tried[0].complete and 0 not in self.chosen:
             lines.append(f"The heuristic's ranks: {self._point(self.tried[0])}")

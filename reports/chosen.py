@@ -21,9 +21,10 @@ from tensorbench.reports.units import listed, many, minus, unit_of
 
 @dataclass(frozen=True)
 class Chosen:
-    """The chosen method in its cell, a trial with its configuration, and its learning rate.
+    """The cell of the chosen method, a trial with its configuration, and the chosen learning rate.
 
-    The trial has another learning rate and seed. `facts` say by name what was chosen and how sure it is.
+    The learning rate may differ from that of the trial. `facts` has sentences, by their subject, on the
+    choice and on how sure it is.
     """
 
     cell: Cell
@@ -34,7 +35,10 @@ class Chosen:
 
 @dataclass(frozen=True)
 class _Kept:
-    """What validation kept of a cell: the mean loss, each study's learning rate, and the best trial's id."""
+    """A cell's trials with the lowest validation losses, one per study, or its seeds if it was not tuned.
+
+    `loss` is their mean validation loss, `rates` are their learning rates, and `trial` is the id of the best.
+    """
 
     loss: float
     rates: tuple[float, ...] = ()
@@ -42,14 +46,15 @@ class _Kept:
 
 
 def choose(analysis: Analysis, methods: Collection[str] = ()) -> Chosen:
-    """Chooses the method with the lowest validation loss, and the middle of the rates that its studies kept.
+    """Chooses the method with the lowest mean validation loss, and the median learning rate of its studies.
 
-    A study keeps its trial with the lowest validation loss. A method that was not tuned has the suite's rate,
-    and its loss is the mean over seeds. Test scores choose nothing. `methods` are names, titles or families
-    among which to choose; by default all with an adapter.
+    A study keeps its trial with the lowest validation loss, and contributes that trial's loss and rate. A
+    method that was not tuned keeps the suite's rate, and its loss is the mean over seeds. Test scores are not
+    used. `methods` are the names, titles or families among which to choose; by default, all methods with an
+    adapter.
 
-    Raises UserError for results of other programs, if there are several tasks or backbones, if no method has
-    these names, and if none has a complete study, or a validation loss of every seed that ended.
+    Raises UserError for results of other programs, if there are several tasks or backbones, if a name in
+    `methods` is unknown, and if no method has a validation loss of every ended study or seed.
     """
     results = analysis.results
     if results.foreign:
@@ -88,7 +93,7 @@ def choose(analysis: Analysis, methods: Collection[str] = ()) -> Chosen:
 
 
 def _kept(results: Results, cell: Cell) -> _Kept:
-    """What validation kept. The loss is infinite if nothing has ended, or if a study or a seed failed."""
+    """A cell's best trials. The loss is infinite if nothing has ended, or if a study or a seed failed."""
     seeds = results.of_cell(cell.number)
     ended: list[Seed | None] = [seed for seed in seeds if seed.status != Status.MISSING]
     if cell.studies is not None:

@@ -44,16 +44,17 @@ GUESSES = 2
 
 @dataclass(frozen=True)
 class Collapses:
-    """How many runs of a cell collapsed, or how many trials that its studies keep."""
+    """The number of a cell's runs that collapsed. With studies, only the trials that they keep count."""
 
     method: str
     setting: TaskAndBackbone
     #: The number of collapsed runs, and of all runs that finished or diverged.
     count: int
     runs: int
-    #: The number of the cell's seeds that finished or failed for any reason. With studies, the number of
-    #: complete studies, and `runs` are the trials that they keep.
+    #: The number of the cell's seeds that finished or failed for any reason. With studies, it equals `runs`,
+    #: since each study keeps one trial.
     seeds: int
+    #: Whether the cell was tuned, so that its runs are the trials that studies keep.
     studies: bool = False
 
     @property
@@ -94,10 +95,10 @@ class _Levels:
 
 
 def collapses(results: Results) -> dict[int, Collapses]:
-    """The collapsed runs of each cell that has any, by the cell's number.
+    """The collapses of each cell that has a collapsed run, by the cell's number.
 
-    Diverged runs count as collapsed. Of cells with studies only the kept trials count: trials have random
-    learning rates, so some are expected to fail.
+    Diverged runs count as collapsed. In cells with studies, only the trials that studies keep count: trials
+    have random learning rates, so some are expected to fail.
     """
     collapsed = {}
     by_metric = grouped(results.all_cells, lambda cell: (cell.setting, results.metrics[cell.number]))
@@ -116,9 +117,9 @@ def collapses(results: Results) -> dict[int, Collapses]:
 def untrained(results: Results, cells: Sequence[Cell]) -> list[TaskAndBackbone]:
     """The settings on which no adapter learnt anything.
 
-    That is so if no adapter among `cells` has a mean more than `ERRORS` standard errors above guessing. If
-    the metric has no score of a constant answer, the validation losses decide (see `_by_loss`). A setting
-    does not count while an adapter has no score, or if neither guess is known.
+    On these settings no adapter among `cells` has a mean more than `ERRORS` standard errors above guessing.
+    If the score of guessing is unknown, the validation losses decide (see `_by_loss`). A setting is left out
+    while an adapter has no score, and if the loss of guessing is needed but unknown.
     """
     settings = []
     for setting, of_setting in grouped(cells, lambda cell: cell.setting).items():
@@ -136,8 +137,8 @@ def untrained(results: Results, cells: Sequence[Cell]) -> list[TaskAndBackbone]:
 def _by_loss(results: Results, adapters: Sequence[Cell]) -> bool:
     """Whether no adapter's validation loss is below that of guessing by more than `ERRORS` standard errors.
 
-    The loss of a cell is the mean over its finished runs or kept trials, and the error is that of this mean.
-    False if some loss is not stored.
+    Losses of guessing and of a cell are compared in the mean over its finished runs or kept trials. The error
+    is that of the mean difference. False if a cell has no such run, or if some loss is not stored.
     """
     for cell in adapters:
         below = []
@@ -162,9 +163,9 @@ def counted(results: Results, cell: Cell) -> list[Seed]:
 
 
 def _ended(results: Results, cell: Cell, levels: _Levels) -> Iterator[bool]:
-    """Yields for each run or kept trial whether it collapsed.
+    """Yields, for each finished or diverged run or kept trial of a cell, whether it collapsed.
 
-    Failures other than divergence are left out.
+    Diverged runs, and studies whose trials all diverged, count as collapsed. Other failures are left out.
     """
     gains = _gains(results, cell)
     yield from (levels.collapsed(gain, gains, is_head=cell.family == FLOOR) for gain in gains)
@@ -186,7 +187,7 @@ def _gains(results: Results, cell: Cell) -> list[float]:
 def _levels(results: Results, cells: Sequence[Cell], metric_name: str) -> _Levels:
     """The levels for the runs of these cells, which share a setting and a metric.
 
-    If `metric_name` is empty, no run has a score, and no score counts as collapsed.
+    If `metric_name` is empty, no run has a score, so the levels are such that no score counts as collapsed.
     """
     if not metric_name:
         return _Levels(None, None, math.inf)
@@ -208,9 +209,9 @@ def _guessing(
 ) -> float | None:
     """The score of the best constant answer plus `ERRORS` standard errors. Larger is better.
 
-    It is that on the examples of a finished run of these cells. None if no run has predictions, or if the
-    metric is undefined for constant answers. With `spread`, None also if all examples contribute alike, as to
-    a correlation, which is 0 by convention.
+    It is computed on the examples of the first finished run with predictions. None if no run has any, or if
+    the metric is undefined for constant answers. With `spread`, it is also None if all examples contribute
+    equally, as to a correlation, which is 0 by convention for constant answers.
     """
     for seed in (seed for cell in cells for seed in results.finished(cell.number)):
         experiment, id_ = results.experiment(seed.experiment), seed.trial_id
@@ -232,9 +233,10 @@ def _guessing(
 
 
 def _constant(metric: Metric, stored: Predictions) -> Iterator[np.ndarray]:
-    """Yields the answers of models that answer each example alike: zeros, the mean label or a frequent class.
+    """Yields the answers of models that give every example the same answer.
 
-    Yields nothing for generation.
+    This answer is zero, the mean label, the majority of each label or a frequent class, as the metric
+    requires. Yields nothing for generation.
     """
     labels = stored.labels
     if "generation" in metric.kinds:

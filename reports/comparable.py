@@ -50,8 +50,8 @@ def comparable(
 ) -> Iterator[Comparable]:
     """Yields the methods of a budget in groups with one metric and one recipe.
 
-    The largest group of a metric comes first. `cells` are those of the budget. `of_cells` has the recipe of
-    each cell by its number.
+    The largest group of a metric comes first. `cells` are the cells of the budget. `of_cells` has the recipe
+    of each cell, by the cell's number.
     """
     by_metric = grouped(cells, lambda cell: measured(results.metrics[cell.number], cell.task))
     for (metric, task), of_metric in by_metric.items():
@@ -105,16 +105,16 @@ class Reference:
 def find_reference(
     results: Results, budget: str, cells: Sequence[Cell], of_cells: Mapping[int, Recipe]
 ) -> tuple[Reference | None, list[str]]:
-    """Finds the reference for a budget: LoRA or the selected method, with the same recipes and settings.
+    """Finds the reference for a budget: LoRA or the user's choice, with the same recipes and settings.
 
-    Returns the reference and a note if its budget is another one, or None and a note that says why there is
-    no reference. Notes may be empty.
+    Returns the reference and one note, or None and a note that says why there is no reference. The note on a
+    reference names its budget if that is not `budget`; otherwise it is empty.
 
     A budget that has LoRA uses its own: plain LoRA (without options) if possible, otherwise a variant. Other
     budgets, and methods of fixed size, use the plain LoRA of the first budget that has it, or else a variant.
-    A reference with studies may have failed in all trials, since failed trials have a score there.
+    All trials of a tuned reference may have failed, since studies give failed trials a score.
 
-    Without LoRA, allocations of one method are compared with its heuristic.
+    Without LoRA, if all adapters are allocations of ranks of one method, the heuristic one is the reference.
 
     Args:
         cells: The cells of one method. On each of their settings, the reference must have a run with the same

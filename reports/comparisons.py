@@ -25,13 +25,13 @@ from tensorbench.reports.units import listed, many
 
 
 def on_setting(results: Results, number: int, part: OnSetting) -> OnSetting:
-    """Adds to a difference the typical size of scores on a cell's task, and the range of its metric."""
+    """Adds to a score or difference the typical size of scores on a cell's task, and its metric's range."""
     low, high = bounds(results.metrics[number])
     return replace(part, size=results.size(number), limit=high - low)
 
 
 def failures_of(material: Material, numbers: Iterable[int], reference: Reference | None) -> Failures:
-    """The failures of the cells with these numbers and of the reference."""
+    """The failed trials of the reference and of the cells with these numbers, pooled."""
     every = dict.fromkeys([*numbers, *(reference.cells if reference else ())])
     return estimates.pooled_failures([material.studies[number] for number in every])
 
@@ -39,9 +39,10 @@ def failures_of(material: Material, numbers: Iterable[int], reference: Reference
 def moderated_on_settings(
     results: Results, parts: Mapping[int, OnSetting], collapsed: Collection[int]
 ) -> dict[int, OnSetting]:
-    """The parts, by the number of the method's cell, with variances moderated over the methods of a setting.
+    """Moderates the variances of scores or differences over the methods of each setting.
 
-    Cells with collapsed runs neither enter the mean variance nor are moderated.
+    `parts` and the result are by the number of the method's cell. Cells in `collapsed` do not enter the mean
+    variance and are not moderated.
     """
     differences = {n: on_setting(results, n, part) for n, part in parts.items()}
     for numbers in grouped(differences, lambda number: results.all_cells[number].setting).values():
@@ -124,7 +125,10 @@ def _pairs(entrant: Entrant, reference: Sequence[CompleteStudies]) -> bool:
 
 
 def _lost(results: Results, entrant: Entrant, reference: Sequence[int]) -> int:
-    """The number of planned pairs of seeds that have not finished. 0 with tuning, whose studies are noted."""
+    """The number of planned pairs of seeds that have not finished.
+
+    0 with tuning, since notes name the incomplete studies.
+    """
     if entrant.sensitivity is not None:
         return 0
     planned = finished = 0
@@ -202,7 +206,11 @@ def _against(
 
 
 def comparison(parts: Sequence[OnSetting], claims: int, places: int, threshold: float) -> Comparison:
-    """The comparison over these settings, one of `claims` on a block's settings, whose number is `places`."""
+    """The comparison with these differences, one per setting.
+
+    Its interval is simultaneous over `claims` comparisons. Its intervals on single settings are simultaneous
+    over `claims` comparisons on each of `places` settings.
+    """
     over_all, each = effect(parts), [effect([part]) for part in parts]
     interval = over_all.interval(simultaneous(claims))
     intervals = tuple(part.interval(simultaneous(claims * places)) for part in each)
@@ -216,9 +224,9 @@ def comparison(parts: Sequence[OnSetting], claims: int, places: int, threshold: 
 
 
 def _transferred(results: Results, block: Block, entrant: Entrant, claims: int) -> Entrant:
-    """Adds the transfer of rates to a method.
+    """Adds to a method the transfer of learning rates between settings.
 
-    A method stays unchanged without tuning, on a single setting, if the settings share no study, if most of
+    The method stays unchanged without tuning, on a single setting, if the settings share no study, if most of
     the method's trials failed at every rate of some setting, or if some setting has too few trials to smooth.
     """
     if len(entrant.settings) < max(2, len(block.settings)) or entrant.sensitivity is None:
@@ -238,7 +246,7 @@ def _transferred(results: Results, block: Block, entrant: Entrant, claims: int) 
 
 
 def _levels(material: Material, block: Block) -> Iterator[Level]:
-    """Yields the converged head, the head alone and full fine-tuning, if they have run."""
+    """Yields the levels of the converged head, the head alone and full fine-tuning, if they have run."""
     results, made = material.results, material.recipes
     compared = {entrant.method for entrant in block.methods} | {block.against}
     levels = []
@@ -257,7 +265,8 @@ def _levels(material: Material, block: Block) -> Iterator[Level]:
             and results.is_tuned(cell) == block.tuned
         ]
         for of_method in grouped(own, lambda cell: cell.method).values():
-            # Of cells with several recipes the one with the reference's counts, or else the first.
+            # If cells of a setting differ in recipe, the one with the reference's recipe counts, or else the
+            # first.
             cells: dict[TaskAndBackbone, Cell] = {}
             for cell in sorted(of_method, key=other_recipe):
                 cells.setdefault(cell.setting, cell)

@@ -30,7 +30,7 @@ MOST_NAMED = 6
 
 @dataclass(frozen=True)
 class Material:
-    """What methods are compared by: their studies, recipes and collapses, each by the cell's number."""
+    """The data for comparisons: complete studies, recipes and collapses, each by the cell's number."""
 
     results: Results
     #: The complete studies. Cells without one are absent.
@@ -183,8 +183,8 @@ def _studies(evidence: Evidence, cell: Cell, numbers: Sequence[int], chance: flo
 def _chances(results: Results) -> dict[TaskAndBackbone, float]:
     """The score by chance on each setting. Larger is better.
 
-    The score by chance is that of the labels in random order (see `Metric.by_chance`), so that it is the same
-    in every selection of trials. If no labels are stored, or the metric has no such score, it is the worst
+    It is the score of answering with the labels in random order (see `Metric.by_chance`), which does not
+    depend on the selected trials. If no labels are stored, or the metric has no such score, it is the worst
     score on the setting. Settings on which no trial has finished are absent.
     """
     chances: dict[TaskAndBackbone, float] = {}

@@ -29,15 +29,16 @@ AGREES = 1e-4
 class Predictions:
     """The stored predictions of one run, sorted by example.
 
-    `labels` and `responses` are (examples,) or (examples, classes), as `tensorbench.records.metrics.Metric`
-    says. In an array of integers, -1 stands for a missing value.
+    The shape of `labels` and `responses` is (examples,) or (examples, classes), depending on the metric (see
+    `tensorbench.records.metrics.Metric`). In an array of integers, -1 stands for a missing value.
     """
 
     examples: NDArray[np.integer[Any]]
     labels: NDArray[Any]
     #: The model's answers or its outputs, whichever the metric reads.
     responses: NDArray[Any]
-    #: The negative log-probability of each label in nats (examples,). None unless an example has one class.
+    #: The negative log-probability of each label in nats (examples,). None unless each example has exactly
+    #: one class.
     losses: NDArray[np.float32] | None = None
 
 
@@ -89,7 +90,7 @@ class Evidence:
     """The contributions of test examples to the scores of runs."""
 
     results: Results
-    #: The contributions by trial id, for runs whose predictions give the stored score.
+    #: The contributions by trial id, for runs whose predictions reproduce the stored score.
     by_trial: Mapping[str, ByExample] = field(repr=False)
     #: Limits of the evidence, shown in the report's notes.
     notes: Sequence[str]
@@ -107,9 +108,9 @@ class Evidence:
 
 
 def gather(results: Results, cells: Iterable[int]) -> Evidence:
-    """Reads the predictions of these cells' finished runs, at most `MOST_PREDICTIONS`.
+    """Reads the predictions of these cells' finished runs, of at most `MOST_PREDICTIONS` runs.
 
-    A note says if some were left out. Raises UserError if a plug-in's metric fails.
+    A note says if some cells were left out. Raises UserError if a plug-in's metric fails.
     """
     scored = [cell for number in dict.fromkeys(cells) if (cell := results.all_cells[number]).metric]
     runs: dict[str, tuple[Cell, Seed]] = {}
@@ -129,7 +130,7 @@ def gather(results: Results, cells: Iterable[int]) -> Evidence:
         for id_, (cell, seed) in runs.items()
         if id_ in stored and (each := _by_example(results, cell, seed, stored[id_])) is not None
     }
-    # Notes of other programs' results say it where no run has predictions.
+    # If no run of another program has predictions, the results have a note on that already.
     noted = stored or not results.foreign
     limits = _limits(len(scored), taken, runs, stored, by_trial) if noted else ()
     return Evidence(results, by_trial, list(limits))
@@ -159,7 +160,7 @@ def _limits(
     stored: Mapping[str, Predictions],
     by_trial: Mapping[str, ByExample],
 ) -> Iterator[str]:
-    """Yields notes on runs whose predictions are not read or useless. `taken` of `cells` cells are read."""
+    """Yields notes on missing, unreadable or inconsistent predictions. `taken` of `cells` cells are read."""
     if taken < cells:
         yield (
             f"Test examples count in the first {taken:,} of {cells:,} cells: a report reads the "

@@ -1,4 +1,4 @@
-"""Guards of comparisons: withhold verdicts that would not be due to the methods themselves.
+"""Guards withhold verdicts on differences that are not due to the methods themselves.
 
 There is no verdict on a setting where nothing trained, or where the reference is no better than a head. Where
 runs of the reference collapsed, no method is called better. If some seeds of a method diverged, it is not
@@ -32,7 +32,7 @@ from tensorbench.reports.results import (
 )
 from tensorbench.reports.units import listed, unit_of
 
-#: The heads that every adapter should beat: their families, with names for sentences.
+#: The heads that every adapter should beat. Maps each family to its name in sentences.
 HEADS = {FLOOR: "the head alone", CONVERGED: "the converged head"}
 
 #: Sentences on differences from a failed reference, for collapsed runs and for a mean below a head's.
@@ -44,7 +44,7 @@ OF_NO_SCORE = "It has no score there, so nothing is compared with it."
 OUTER = 0.2
 #: The share of a method's studies with kept trials at one edge from which its score counts as a lower bound.
 MOST = 0.5
-#: The smallest and largest rates of the windows that are proposed.
+#: The limits within which the rates of proposed windows stay.
 SMALLEST, LARGEST = 2e-6, 0.5
 #: The largest number of tasks that the reason for a withheld verdict names.
 MOST_TASKS = 4
@@ -56,7 +56,7 @@ NOTHING = "nothing trained"
 class Guards:
     """The reasons to withhold verdicts on the methods of a block."""
 
-    #: Sentences that come before any answer.
+    #: Sentences that reports show before the answer.
     sentences: tuple[str, ...] = ()
     #: The reason why there is no verdict on a setting. Settings with verdicts are absent.
     lost: Mapping[TaskAndBackbone, str] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Guards:
     collapsed: Mapping[TaskAndBackbone, str] = field(default_factory=dict)
 
     def left(self, verdict: Verdict, settings: Sequence[TaskAndBackbone]) -> Verdict:
-        """Returns a verdict over all these settings together, replaced if a guard withholds it.
+        """Returns the verdict over these settings, weakened if a guard requires it.
 
         If one of the settings is in `lost`, there is no verdict. If one is in `collapsed`, "better" becomes
         undecided.
@@ -90,10 +90,10 @@ def _over(reasons: Mapping[TaskAndBackbone, str], settings: Sequence[TaskAndBack
 def find_guards(
     material: Material, scored: Sequence[Cell], methods: Collection[int], reference: Collection[int]
 ) -> Guards:
-    """Finds the guards of the methods of a block.
+    """Finds the guards for the methods of a block.
 
     Args:
-        scored: All cells of the report. Cells with studies have their score after tuning as their mean.
+        scored: All cells of the report. The mean of a cell with studies is its score after tuning.
         methods: The numbers of the block's cells.
         reference: The numbers of the reference's cells.
     """
@@ -108,7 +108,7 @@ def find_guards(
     for setting, cells in grouped(own, lambda cell: cell.setting).items():
         if setting in lost:
             continue
-        # A head of a suite with studies says nothing of seeds, and the other way round.
+        # Tuned cells are only compared with tuned heads, and untuned cells only with untuned heads.
         kinds = {results.is_tuned(cell) for cell in cells}
         there = [cell for cell in scored if cell.setting == setting and results.is_tuned(cell) in kinds]
         baselines = [cell for cell in cells if cell.number in reference]
@@ -190,13 +190,13 @@ def unbeaten(cells: Iterable[Cell]) -> list[str]:
     return sentences
 
 
-# --- what guards leave of verdicts ---
+# --- verdicts after guards ---
 
 
 def guarded(material: Material, block: Block, scored: Sequence[Cell]) -> Block:
-    """Returns the block with its guards and edges, and without the verdicts that they withhold.
+    """Adds guards and edges to the block, and weakens the verdicts that they do not allow.
 
-    `scored` has all cells of the report, each with its score after `block.k` trials as its mean.
+    `scored` has all cells of the report. The mean of a cell with studies is its score after `block.k` trials.
     """
     results, collapsed = material.results, material.collapses
     reference = block.reference.cells if block.reference else ()
@@ -240,7 +240,7 @@ def guarded(material: Material, block: Block, scored: Sequence[Cell]) -> Block:
 
 @dataclass(frozen=True)
 class _Sides:
-    """Both sides of a block's comparisons, with the reasons to withhold their verdicts."""
+    """Weakens the verdicts of a block's comparisons if either side gives a reason for it."""
 
     results: Results
     guards: Guards
@@ -256,10 +256,10 @@ class _Sides:
         cells: Mapping[TaskAndBackbone, int],
         edges: Sequence[tuple[Edge | None, Edge | None]],
     ) -> Comparison:
-        """A method's comparison, without verdicts that guards withhold.
+        """Returns a method's comparison with its verdicts weakened where guards require it.
 
-        `cells` has the numbers of the method's cells by setting. `edges` has those of the method and of the
-        reference, first over all settings and then on each.
+        `cells` has the numbers of the method's cells by setting. `edges` has pairs of the method's edge and
+        the reference's edge, first over all settings and then on each setting.
         """
         settings = list(cells)
         pairs = [(number, self.reference[setting]) for setting, number in cells.items()]
@@ -293,9 +293,10 @@ class _Sides:
         )
 
     def _diverged_elsewhere(self, number: int, settings: Sequence[TaskAndBackbone]) -> bool:
-        """Whether all seeds of the cell's method ended without a score on another setting, and some diverged.
+        """Whether no seed of the cell's method finished on some other setting, and some seed diverged there.
 
-        That setting is left out of every mean, so a mean over `settings` may flatter the method.
+        Means leave that setting out, so a mean over `settings` may flatter the method. A setting with missing
+        runs does not count.
         """
         own = self.results.all_cells[number]
         return any(
@@ -307,14 +308,17 @@ class _Sides:
         )
 
     def _diverged(self, number: int) -> bool:
-        """Whether a seed of the cell diverged. The diverged trials of studies have a score."""
+        """Whether a seed of the cell diverged. False with studies, where diverged trials have a score."""
         if self.results.all_cells[number].studies:
             return False
         return any(seed.failure == DIVERGED for seed in self.results.of_cell(number))
 
 
 def _edges(results: Results, entrant: Entrant) -> list[Edge | None]:
-    """The edge of all studies together, followed by the edge on each setting. None if there is no edge."""
+    """The edge over the studies of all settings together, then the edge on each setting.
+
+    None stands for kept trials that do not gather at an edge.
+    """
     plans = [plan for number in entrant.cells if (plan := results.all_cells[number].studies)]
     if not plans or any(studies.offsets is None for studies in entrant.studies):
         return [None] * (1 + len(entrant.cells))

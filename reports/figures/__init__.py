@@ -29,9 +29,9 @@ def draw(analysis: Analysis) -> tuple[list[Drawn], list[str]]:
 
 
 def spectra(number: int, stored: StoredRedundancy) -> list[Drawn]:
-    """The singular values of an update by mode. An empty list if none are stored.
+    """Draws the singular values of an update by mode. Returns an empty list if none are stored.
 
-    `number` is part of the figure's name, which thus differs between analyses.
+    `number` makes the figure's name differ between analyses.
     """
     modes = [mode for mode, values in stored.spectra.items() if values]
     if not modes:

@@ -41,7 +41,10 @@ def draw(choices: Sequence[RankChoice], file: Path) -> None:
 
 
 def _by_rank(panel: Axes, choice: RankChoice, mode: int) -> None:
-    """A circle is a complete point, the line is the mean at each rank, and diamonds are the choice."""
+    """Draws the scores by the rank of one mode.
+
+    A circle is a complete point, the line is the mean at each rank, and diamonds are the chosen points.
+    """
     unit = unit_of(choice.metric)
     points = [choice.tried[place] for place in choice.ranked]
     ranks = np.array([point.ranks[mode] for point in points])
@@ -60,7 +63,7 @@ def _by_rank(panel: Axes, choice: RankChoice, mode: int) -> None:
 
 
 def _importance(panel: Axes, choice: RankChoice) -> None:
-    """A bar for each mode and evaluator. No bars if all points tie."""
+    """Draws a bar for each mode and evaluator. There are no bars if `RankChoice.importance` is empty."""
     panel.set_title("importance of modes")
     modes = list(choice.modes)[::-1]
     height = 0.8 / max(1, len(choice.importance))

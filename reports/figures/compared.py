@@ -170,7 +170,7 @@ def _forest_of(
 ) -> Bounds:
     """Draws the differences from the reference over all tasks, or on the task at index `place`.
 
-    Levels are lines across them. Returns the limits of the axis.
+    Methods without adapter are vertical lines. Returns the limits of the axis.
     """
     unit, rows = block.unit, []
     for entrant in block.compared:
@@ -248,7 +248,7 @@ def forest(ax: Axes, rows: Sequence[ForestRow], limits: Bounds, tips: Tips) -> N
 
 
 def reach(rows: Sequence[ForestRow], threshold: float, levels: Iterable[float] = ()) -> Bounds:
-    """Limits of the axis that include zero, the band, all values except outliers, and most intervals.
+    """Limits of the axis that include zero, the equivalence band, most intervals and all values but outliers.
 
     `levels` are the positions of further lines. A level is included unless that would widen the axis by more
     than half.

@@ -50,14 +50,14 @@ MOST_OUTSIDE = 3
 
 @dataclass(frozen=True)
 class Cost:
-    """A cost of methods, such as their parameters, with the texts of its figure."""
+    """A cost of methods, such as their number of parameters, with the texts of its figure."""
 
     name: str
     title: str
     label: str
     #: Returns a cell's cost. None if it is unknown.
     of: Callable[[Cell], float | None]
-    #: The format of the cost.
+    #: The format specification of the cost in tooltips.
     form: str
     caption: str = ""
 
@@ -85,10 +85,10 @@ COSTS = (
 class _Point:
     cell: Cell
     estimate: Estimate
-    #: The cost. None for a method that is drawn as a line, since it has no such cost.
+    #: The cost. None for a method without such a cost, which is drawn as a line.
     cost: float | None
     unit: Unit
-    #: The cell's budget, or empty if no other budget is drawn.
+    #: The cell's budget. Empty for methods of fixed size, and if the results have only one budget.
     budget: str = ""
 
     @property
@@ -112,7 +112,10 @@ class _Point:
 
 
 def score_against(analysis: Analysis, cost: Cost, looks: Looks) -> list[Drawn]:
-    """The figures of scores against a cost, one per setting with a method of known cost."""
+    """The figures of scores against a cost, one per setting on which some method's cost is known.
+
+    Only the first `MOST_SETTINGS` of these settings have a figure.
+    """
     sized = {cell.budget for cell in analysis.results.all_cells} - {OWN_SIZE}
     points = [
         _Point(
@@ -223,14 +226,15 @@ def _figure(
 
 
 def best_means(points: Iterable[_Point]) -> list[_Point]:
-    """The complete points that are better than all others which cost no more, from cheapest to costliest.
+    """The Pareto-optimal complete points: no other point costs at most as much and scores at least as high.
 
-    Noise is disregarded. If several points are equal in cost and score, all of them are kept.
+    Returns them from cheapest to costliest. Noise is disregarded. Points equal in cost and score are all
+    kept.
     """
     best: list[_Point] = []
     complete = [point for point in points if point.cell.complete]
     for point in sorted(complete, key=lambda point: (point.cost or 0.0, -point.gain)):
-        # The same trials may belong to two budgets. Then both cells are among the best.
+        # The same trials may belong to cells of two budgets. Both cells are then among the best.
         last = best[-1] if best else None
         if not last or point.gain > last.gain or (point.cost, point.gain) == (last.cost, last.gain):
             best.append(point)
@@ -249,7 +253,7 @@ def _limits(points: Sequence[_Point]) -> tuple[float, float]:
     ends = [end for p in points if low <= p.score <= high for end in p.bounds or ()]
     reach = (high - low) / 2
     low, high = max(min([low, *ends]), low - reach), min(max([high, *ends]), high + reach)
-    # Half a point, or for scores with units the same share of the largest.
+    # Half a percentage point or, for scores with units, 0.5% of the upper limit.
     pad = max(0.15 * (high - low), 0.5 if percent else 0.005 * high, 1e-9)
     return low - pad, min(high + pad, max(101.0, high + 1)) if percent else high + pad
 
@@ -263,7 +267,7 @@ def count(value: float, _: int) -> str:
 
 
 def _common_title(titles: Sequence[str]) -> str:
-    """The words with which all these names begin. Without common words, the first two names."""
+    """The words with which all these titles begin. Without common words, the first two titles."""
     names = list(dict.fromkeys(titles))
     words = zip(*(name.split() for name in names), strict=False)
     shared = [each[0] for each in takewhile(lambda each: len(set(each)) == 1, words)]

@@ -31,7 +31,7 @@ LEAST_BUDGETS = 3
 
 
 def ranks(analysis: Analysis, looks: Looks) -> Iterator[Drawn]:
-    """Yields the figures of the section on ranks."""
+    """Yields the figures of the report's section on ranks."""
     for number, section in enumerate(analysis.allocations):
         if section.block.compared and is_apart(analysis, section):
             yield differences(section.block, f"ranks-{number}", f"Ranks of {section.method}", looks)
@@ -51,7 +51,10 @@ def ranks(analysis: Analysis, looks: Looks) -> Iterator[Drawn]:
 def _by_parameters(
     group: OverBudgets, methods: Mapping[str, Sequence[Entrant]], number: int, looks: Looks
 ) -> Drawn:
-    """Scores against parameters: a line and a band for each method, and lines for methods without adapter."""
+    """Draws scores against parameters: a line with a band per method, and a line per other method.
+
+    The other methods have no adapter, so their lines are horizontal.
+    """
     figure, (ax,) = panels(1, height=3.4, wide=True)
     block, tips, names = group.blocks[0], Tips(), []
     unit, k = block.unit, block.k

@@ -77,7 +77,7 @@ class Curve:
 
 
 def curves(results: Results) -> tuple[list[Curve], list[str]]:
-    """Reads the curves of at most `MOST_PANELS` panels. Returns them, and notes on what is left out.
+    """Reads the curves of at most `MOST_PANELS` panels. Returns the curves, and notes on omitted ones.
 
     The converged head is trained without epochs, so its curve is a flat line.
     """
@@ -112,7 +112,7 @@ def curves(results: Results) -> tuple[list[Curve], list[str]]:
 
 
 def _curve(panel: Panel, cell: Cell, histories: Mapping[int, Array]) -> Curve:
-    """Makes the curve of a cell. `histories` has the epochs and values (epochs, 2) of each seed."""
+    """Makes the curve of a cell. `histories` has an array (epochs, 2) of epochs and scores for each seed."""
     epochs = np.unique(np.concatenate([points[:, 0] for points in histories.values()]))
     of_seeds = {}
     for seed, points in histories.items():
@@ -124,7 +124,7 @@ def _curve(panel: Panel, cell: Cell, histories: Mapping[int, Array]) -> Curve:
 def _panels(results: Results) -> dict[Panel, list[Cell]]:
     """The cells of each panel: the best methods of its budget, the reference and methods without adapter.
 
-    There is a panel of fixed size if a method with an adapter has that size, or if nothing else ran.
+    Methods of fixed size have a panel of their own if one of them has an adapter, or if nothing else ran.
     """
     # The trials of a study have different learning rates, so no mean over them is a curve.
     begun = [cell for cell in results.all_cells if cell.finished and not cell.studies]
@@ -150,7 +150,7 @@ def _panels(results: Results) -> dict[Panel, list[Cell]]:
 
 
 def _histories(results: Results, seeds_of: Mapping[int, Sequence[Seed]]) -> dict[int, dict[int, Array]]:
-    """Epochs and validation scores (epochs, 2), by the number of the cell and by seed."""
+    """Reads epochs and validation scores (epochs, 2), by the number of the cell and by seed."""
     history_of: dict[str, Array] = {}
     for experiment in results.experiments:
         by_metric = grouped(seeds_of, lambda number: results.all_cells[number].metric)
@@ -233,7 +233,7 @@ def _figure(number: int, panel: Panel, shown: Sequence[Curve], looks: Looks) -> 
 
 
 def _limits(shown: Sequence[Curve], unit: Unit) -> Bounds:
-    """The limits of the score axis. The first epochs, the head alone and collapsed methods do not count."""
+    """The limits of the score axis. They ignore the first epochs, the head alone and outliers."""
     counted = [curve for curve in shown if curve.cell.family != FLOOR] or shown
     values = unit.factor * np.concatenate(
         [curve.values[curve.epochs >= BEGUN * curve.epochs[-1]] for curve in counted]

@@ -1,4 +1,4 @@
-"""How results of other programs are named: endings of tables, names of result files, and columns."""
+"""The names that results of other programs have: endings of tables, result files, and columns."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ if TYPE_CHECKING:
     # This import takes long, and commands ask for names before they open anything.
     import pandas as pd
 
-#: The endings of tables, and how the fields of those with fields are separated.
+#: The endings of tables, each with its field separator. Empty for formats without separators.
 ENDINGS = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": "", ".parquet": ""}
-#: The ending of inspect's logs that are not converted to JSON.
+#: The ending of inspect's binary logs, which must be converted to JSON before they can be read.
 BINARY_LOG = ".eval"
-#: The names of result files in a folder: of peft, of lm-evaluation-harness, and of inspect.
+#: Patterns for result files in a folder: one of peft, two of lm-evaluation-harness, and two of inspect.
 FILES = ("*--*.json", "results_*.json", "*/results_*.json", "20??-??-??T*_*.json", "20??-??-??T*_*.eval")
 
 
 class TableOptions(TypedDict, total=False):
-    """The columns of a table of runs, where they have other names than these, and its examples and metric."""
+    """Options for reading a table of runs: the names of its columns, its examples, and its metric.
+
+    An absent option for a column means that the column has the option's name.
+    """
 
     method: str
     task: str
@@ -30,9 +33,10 @@ class TableOptions(TypedDict, total=False):
     lr: str
     validation: str
     validation_loss: str
-    #: A folder with the scores of test examples: tables with the columns of the runs, and `example`.
+    #: A folder with the scores of test examples. Its tables have the columns that identify a run, the score
+    #: and a column `example`.
     examples: str
-    #: The metric of the scores, see `tensorbench.records.metrics`.
+    #: The metric of the scores (see `tensorbench.records.metrics`).
     metric: str
 
 
@@ -41,7 +45,10 @@ COLUMNS = tuple(name for name in TableOptions.__annotations__ if name not in ("e
 
 
 def is_foreign(name: str | pd.DataFrame) -> bool:
-    """Whether a name is a file or folder with results of another program, by its ending or its files."""
+    """Whether `name` is a data frame, or a file or folder with results of another program.
+
+    A file is recognised by its ending, and a folder by a final slash or by the names of its files.
+    """
     if not isinstance(name, str):
         return True
     path = Path(name)

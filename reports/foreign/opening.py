@@ -19,7 +19,7 @@ from tensorbench.reports.foreign.table import read_table
 from tensorbench.reports.peft_comparison import REFERENCE, read_run
 from tensorbench.reports.units import many
 
-#: What files of results lack.
+#: A note on result files of evaluations, which name no training seeds.
 NO_SEEDS = (
     "These files name no training seed: models are told apart by name, and `NAME-seed3` is run 3 of NAME. "
     "Without such names each model is one run, and no difference can be claimed."
@@ -28,14 +28,15 @@ NO_SEEDS = (
 UNTUNED = (
     "peft's runs have seed 0 and were not tuned alike: their order holds the luck of rates and of one run."
 )
-#: The values of inspect's grades (`CORRECT`, `INCORRECT`, `PARTIAL` and `NOANSWER`).
+#: The score of each of inspect's grades: `CORRECT`, `INCORRECT`, `PARTIAL` and `NOANSWER`.
 GRADES = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0}
 
 
 def open_foreign(name: str | pd.DataFrame, options: TableOptions) -> ForeignSource:
-    """Opens results of another program.
+    """Opens results of another program: a table of runs, a result file, or a folder of result files.
 
-    Raises UserError if they cannot be read, and for columns that a table lacks.
+    Raises UserError if the results cannot be read, for options of tables with other files, and for named
+    columns that a table lacks.
     """
     metric = options.get("metric", "")
     if isinstance(name, pd.DataFrame):
@@ -52,7 +53,8 @@ def open_foreign(name: str | pd.DataFrame, options: TableOptions) -> ForeignSour
     runs = [run for file in files for run in _read(file, notes)]
     if not runs:
         raise UserError(f"{path}: no result of a run in it; files of results are called {', '.join(FILES)}")
-    # Of a run that was evaluated again after a failure the failure does not count, and one failure is enough.
+    # If a run was evaluated again after a failure, the failure does not count. Several failures of one run
+    # count once.
     unscored = {(*run.row, run.seed): run for run in runs if run.score is None}
     scored = [run for run in runs if run.score is not None]
     failed = unscored.keys() - {(*run.row, run.seed) for run in scored}
@@ -91,10 +93,11 @@ def _read(file: Path, notes: list[str]) -> list[ForeignRun]:
 
 
 def read_lm_eval(file: Path, content: Mapping[str, Any], notes: list[str]) -> Iterator[ForeignRun]:
-    """Yields a run for each task of a results file, with the answers to its questions if they are there.
+    """Yields a run for each task of a results file, with the score of each question if samples are stored.
 
-    The score is the task's first metric of which more is better. Groups of tasks are left out, since their
-    tasks are there. Adds notes on tasks that are left out, and on answers that are not all there.
+    The run's score is the task's first metric of which larger values are better. Groups of tasks are left
+    out, since the file has their tasks too. Adds notes on tasks without such a metric, and on samples that
+    are incomplete and therefore not used.
     """
     config = content.get("config") or {}
     arguments = config.get("model_args") or {}
@@ -140,7 +143,7 @@ def read_lm_eval(file: Path, content: Mapping[str, Any], notes: list[str]) -> It
 
 
 def _answers(file: Path, task: str, metric: str, chosen: str) -> dict[str, float]:
-    """The score of each question by its id. Empty without a file of samples."""
+    """The score of each question, from 0 to 1, by the question's id. Empty without a file of samples."""
     samples = file.with_name(f"samples_{task}_{file.stem.removeprefix('results_')}.jsonl")
     if not samples.is_file():
         return {}
@@ -156,9 +159,10 @@ def _answers(file: Path, task: str, metric: str, chosen: str) -> dict[str, float
 
 
 def read_inspect(file: Path, content: Mapping[str, Any], notes: list[str]) -> Iterator[ForeignRun]:
-    """Yields a run for each scorer of a log: its first metric, with the scores of the samples.
+    """Yields a run for each scorer of a log, with the scores of its samples.
 
-    A log whose status is not `success` is a failed run, but not a diverged one.
+    The run's score is the scorer's first metric. If the status of the log is not `success`, the run failed
+    but did not diverge, and a note says so.
     """
     evaluated, status = content["eval"], content["status"]
     method, seed = of_name(str(evaluated["model"]))
@@ -183,7 +187,10 @@ def read_inspect(file: Path, content: Mapping[str, Any], notes: list[str]) -> It
 
 
 def _samples(samples: list[Mapping[str, Any]], scorer: str) -> dict[str, float]:
-    """The mean score of each sample over its epochs. Empty if a sample has no score from 0 to 1."""
+    """The mean score of each sample over its epochs, by the sample's id.
+
+    Empty if some sample has no score from 0 to 1.
+    """
     scores: defaultdict[str, list[float]] = defaultdict(list)
     for sample in samples:
         value = ((sample.get("scores") or {}).get(scorer) or {}).get("value")
@@ -195,11 +202,11 @@ def _samples(samples: list[Mapping[str, Any]], scorer: str) -> dict[str, float]:
 
 
 def read_peft(file: Path, content: object, notes: list[str]) -> Iterator[ForeignRun]:
-    """Yields the run in a result file of peft's method_comparison, or nothing if it has no score.
+    """Yields the run in a result file of peft's method_comparison, or nothing if the run has no score.
 
     Adds the note `UNTUNED` once, and a note for a file without a score. Copies of a file in several folders
-    count as one run, since the run's id is a hash of the file's name and bytes. `content` is not used. Raises
-    UserError for a malformed file.
+    have the same id, a hash of the file's name and bytes. `content` is not used. Raises UserError for a
+    malformed file.
     """
     run = read_run(file, 0)
     if UNTUNED not in notes:
@@ -226,5 +233,5 @@ def read_peft(file: Path, content: object, notes: list[str]) -> Iterator[Foreign
     )
 
 
-#: The reader of a JSON file by a key of its content.
+#: The reader for a JSON file whose content has this key.
 READERS = {"run_info": read_peft, "eval": read_inspect, "results": read_lm_eval}

@@ -29,15 +29,15 @@ from tensorbench.reports.results import NO_BACKBONE, REFERENCE, grouped
 from tensorbench.reports.units import many
 from tensorbench.store.source import CURVE, Source
 
-#: The metric of scores whose metric nobody names. See `tensorbench.records.metrics.generation.MeanScore`.
+#: The metric of scores if none is named (see `tensorbench.records.metrics.generation.MeanScore`).
 DEFAULT_METRIC = "score"
 #: The budget of runs whose budget is not named.
 NO_BUDGET = "budgets not matched"
 #: The largest difference between a run's score and the mean of its examples that rounding explains.
 AGREES = 0.001
-#: The largest number of methods of a table. Of more, the column of methods is another one.
+#: The largest number of methods. If there are more, the wrong column was probably read as methods.
 MOST_METHODS = 1_000
-#: The largest number of characters of a name.
+#: The largest number of characters in a name.
 LONGEST_NAME = 200
 
 
@@ -47,26 +47,27 @@ class ForeignRun:
 
     method: str
     task: str
-    #: As a share or in percent. None if the run has none.
+    #: The score, as a share or in percent. None if the run has no score.
     score: float | None
     seed: int
-    #: The file and the line.
+    #: The file and line from which the run was read, for messages.
     where: str
     backbone: str = NO_BACKBONE
     budget: str = NO_BUDGET
-    #: The method's family, if its name is not that, and whether it is the plain method of the family. The
-    #: default reference is the plain method of the family `lora`.
+    #: The method's family. If empty, the family is the method's name.
     of_family: str = ""
+    #: Whether the method is the plain method of its family, without options. The default reference is the
+    #: plain method of the family `lora`.
     plain: bool = True
     study: int | None = None
     lr: float | None = None
-    #: Further numbers, such as the validation score, which has the scale of `score`.
+    #: Further numbers, such as the parameters. The validation score is a share or in percent, like `score`.
     measures: Mapping[Measure, float] = field(default_factory=dict)
     #: The score of each test example, from 0 to 1, by the example's name.
     examples: Mapping[str, float] = field(default_factory=dict, repr=False)
-    #: Why the run has no score.
+    #: The reason why the run failed. It counts only if the run has no score.
     failure: str = DIVERGED
-    #: What the id of the trial is made of, if not of the fields above.
+    #: The text that is hashed for the trial's id. If empty, fields above are hashed instead.
     content: str = ""
 
     @property
@@ -79,7 +80,7 @@ class ForeignRun:
 
     @property
     def place(self) -> int:
-        """The number of the study, which is the seed unless studies are numbered."""
+        """The number of the run's study. If the run has none, its seed."""
         return self.seed if self.study is None else self.study
 
     @property
@@ -89,9 +90,9 @@ class ForeignRun:
 
 
 def of_name(name: str) -> tuple[str, int]:
-    """The method and the seed in the name of a model: `runs/lora-seed3` is run 3 of `lora`.
+    """Splits the name of a model into method and seed: `runs/lora-seed3` gives `lora` and 3.
 
-    Without a seed it is run 0 of the last part of the name.
+    The method is the last part of the path. Without a seed in the name, the seed is 0.
     """
     named = re.fullmatch(r"(.+?)[-_./ ]?seed[-_=]?(\d{1,9})", name.rstrip("/"), re.IGNORECASE)
     method = named[1] if named else name
@@ -101,11 +102,12 @@ def of_name(name: str) -> tuple[str, int]:
 class ForeignSource(Source):
     """The runs of a file or folder of another program, as an experiment.
 
-    A method with several rates in a study is tuned by studies. Without validation scores, the mean score of
-    the other studies at the same rate stands for a trial's validation score.
+    A method counts as tuned by studies if one of its studies has several learning rates. Without validation
+    scores, the mean score of the other studies at the same rate replaces a trial's validation score.
 
-    Raises UserError for two runs of one seed, for a score that the metric cannot have, for a rate that some
-    of a method's runs lack, for names longer than `LONGEST_NAME`, and for more than `MOST_METHODS` methods.
+    Raises UserError if two runs of a method have the same seed, study and rate, if a score is outside the
+    metric's range, if only some runs of a method have a rate, if a name is longer than `LONGEST_NAME`, and if
+    there are more than `MOST_METHODS` methods.
     """
 
     foreign = True
@@ -120,18 +122,18 @@ class ForeignSource(Source):
                 f"{name}: {count:,} methods, and at most {MOST_METHODS:,} are compared: is the column of "
                 "methods another one?"
             )
-        #: The tasks by how their scores are read.
+        #: The tasks by the scale of their scores, as words for a note.
         read = dict[str, list[str]]()
         _refuse_duplicates(runs)
         by_task = grouped(runs, lambda run: run.task)
-        #: The runs whose examples are not used.
+        #: The places of runs whose examples are not used, since their mean is not the run's score.
         unlike: list[str] = []
         runs = [run for own in by_task.values() for run in self._scaled(own, read, unlike)]
         names = {task: sorted({e for run in own for e in run.examples}) for task, own in by_task.items()}
         #: The number of each test example of a task, by its name.
         self._example = {task: {e: number for number, e in enumerate(own)} for task, own in names.items()}
         rates = {task: [run.lr for run in own if run.lr] for task, own in by_task.items()}
-        # All methods choose by the same, so that trials without it are left out.
+        # All methods are tuned by the same measure, so trials without it are left out.
         stored = (Measure.SELECTED_LOSS, Measure.SELECTED_VALIDATION)
         chosen_by = next((each for each in stored if any(each in run.measures for run in runs)), None)
         rows, self._runs = [], dict[str, ForeignRun]()
@@ -150,9 +152,11 @@ class ForeignSource(Source):
     def _scaled(
         self, runs: Sequence[ForeignRun], read: dict[str, list[str]], unlike: list[str]
     ) -> Iterator[ForeignRun]:
-        """Yields the runs of a task with scores as shares. Scores are read in percent if one is above 1.
+        """Yields the runs of a task with scores as shares.
 
-        Runs whose scores are not the means of their examples lose these and are added to `unlike`.
+        Scores of a metric from 0 to 1 count as percent if one of them is above 1. The task is added to
+        `read`. If a run's score is not the mean of its examples, the run loses its examples, and its place is
+        added to `unlike`.
         """
         low, high = self._metric.bounds
         # Files of other programs hold NaN.
@@ -257,7 +261,10 @@ class ForeignSource(Source):
 
 
 def _names(run: ForeignRun) -> dict[str, Any]:
-    """The names of a run on one line and with codes for invisible characters. Refuses long ones."""
+    """A run's names, each on one line and with codes for invisible characters.
+
+    Raises UserError for a name longer than `LONGEST_NAME`.
+    """
     names = {name: getattr(run, name) for name in ("method", "task", "backbone", "budget", "of_family")}
     if long := next((name for name, text in names.items() if len(text) > LONGEST_NAME), None):
         raise UserError(
@@ -286,10 +293,10 @@ def _ordered(runs: Sequence[ForeignRun]) -> list[ForeignRun]:
 def _row(
     runs: Sequence[ForeignRun], sign: float, rates: Sequence[float], chosen_by: Measure | None
 ) -> tuple[Row, dict[str, float]]:
-    """The row of a method, and the validation loss of its trials by trial id.
+    """The row of a method, and the validation losses of its trials by trial id.
 
-    `rates` are those of all methods on the task. The windows of all methods have the same width. Rates are
-    chosen by the measure `chosen_by`, or by the scores of other studies.
+    `rates` are the learning rates of all methods on the task, so that all windows have the same width. Trials
+    are chosen by the measure `chosen_by` or, if it is None, by the scores of other studies.
     """
     first, ordered = runs[0], _ordered(runs)
     studies = grouped(ordered, lambda run: run.place)
@@ -345,9 +352,11 @@ def _row(
 def _losses(runs: Sequence[ForeignRun], sign: float, chosen_by: Measure | None) -> dict[str, float]:
     """The loss by which the trials of a method are chosen, by trial id.
 
-    It is the validation loss; or the validation score, as one minus it if larger is better; or the same of
-    the mean score of the other studies at the trial's rate. A trial without it is absent, and so is one that
-    validation could choose and that has no score.
+    If `chosen_by` is the validation loss, it is this loss. If `chosen_by` is the validation score, it is
+    computed from this score; if None, from the mean score of the other studies at the trial's rate. A score
+    gives the loss 1 - score if larger is better, and otherwise the score itself.
+
+    Trials without such a loss are absent. With `chosen_by`, so are trials without a score.
     """
 
     def loss(score: float) -> float:

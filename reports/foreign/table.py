@@ -20,13 +20,13 @@ from tensorbench.reports.foreign.names import COLUMNS, ENDINGS, TableOptions
 from tensorbench.reports.foreign.runs import ForeignRun
 from tensorbench.reports.units import listed
 
-#: The range of learning rates.
+#: The smallest and the largest learning rate that a table may have.
 RATES = 1e-12, 1e6
-#: The largest number of lines of a table. A small file can hold far more.
+#: The largest number of lines of a table. A small compressed file can hold far more.
 MOST_LINES = 10_000_000
-#: The texts that stand for a missing number.
+#: The texts that count as a missing number.
 MISSING = ("", "nan", "none", "null", "na", "n/a", "inf", "-inf")
-#: Numbers of a run that a table may have, by the names of their columns in `LoadedResults.trials`.
+#: Optional measures of a run, by the column's name, which is the same in `LoadedResults.trials`.
 NUMBERS = {
     each.column: each
     for each in (
@@ -46,8 +46,9 @@ KEYS = ("method", "task", "backbone", "budget", "seed", "study", "lr")
 def read_table(table: Path | pd.DataFrame, options: TableOptions) -> tuple[list[ForeignRun], list[str]]:
     """Reads a table of runs. Returns the runs, and notes on columns that it lacks.
 
-    Raises UserError, with the file and the line, for a column that does not exist or occurs twice, for a
-    number that is none, for more than `MOST_LINES` lines, and for examples without a run.
+    Raises UserError, with the file and the line, if the table has no line, if a column does not exist or
+    occurs twice, if a value is not a number, if a parquet file has more than `MOST_LINES` rows, and if
+    examples belong to no run.
     """
     name = "the table" if isinstance(table, pd.DataFrame) else table.name
     lines = list(_lines(table))
@@ -132,7 +133,10 @@ def _refuse_repeated(columns: Iterable[str]) -> None:
 
 
 def _columns(name: str, there: Mapping[str, None], options: TableOptions) -> dict[str, str]:
-    """The column of each option and of each number that the table has. Raises UserError as `read_table`."""
+    """Maps each option and measure to its column, if the table has this column.
+
+    Raises UserError if an option names a column that the table lacks.
+    """
     own: Mapping[str, Any] = options
     for option in COLUMNS:
         if option in own and own[option] not in there:
@@ -199,7 +203,7 @@ def _number(where: str, name: str, value: Any) -> float | None:
 def _with_examples(
     folder: Path, columns: Mapping[str, str], runs: Sequence[ForeignRun], keys: Sequence[tuple[str, ...]]
 ) -> list[ForeignRun]:
-    """Adds the scores of test examples to runs. `keys` are the values of the runs' columns in `KEYS`."""
+    """Adds the scores of test examples to runs. `keys` has the values of each run's columns in `KEYS`."""
     files = sorted(file for file in folder.glob("*") if file.suffix in ENDINGS)
     if not files:
         raise UserError(f"--examples {folder}: no file in it ends with {', '.join(ENDINGS)}")

@@ -18,7 +18,10 @@ from tensorbench.reports.inference.intervals import LEAST_SEEDS, Array, Error, w
 
 @dataclass(frozen=True)
 class OnSetting:
-    """The difference between two methods on one setting, and the variance of its error from each source."""
+    """A difference between two methods on one setting, and the variance of its error from each source.
+
+    The score of a single method is represented in the same way.
+    """
 
     #: The number of seed pairs, or of paired studies. For methods that share no seeds, the smaller of their
     #: two numbers of seeds.
@@ -89,8 +92,8 @@ def of_seeds_and_examples(differences: Array, by_example: Array, test_set: Any =
 def of_examples(by_example: Array) -> float:
     """The variance (E - R) / ne that examples add to the mean of `by_example` (seeds, examples).
 
-    It is the formula of `of_seeds_and_examples`. The residual is the part that neither seeds nor examples
-    explain.
+    The formula is explained at `of_seeds_and_examples`. The residual is the part that neither seeds nor
+    examples explain. The result is at least 0.
     """
     seeds, examples = by_example.shape
     of_seed, of_example = by_example.mean(1), by_example.mean(0)
@@ -107,8 +110,9 @@ def of_examples(by_example: Array) -> float:
 def over_settings(parts: Sequence[OnSetting]) -> Error | None:
     """The error of the mean over settings. None if the error on any setting is unknown.
 
-    Settings may share a test set, for example if one task runs on two backbones. Then their errors are
-    correlated, and the covariance is included. That of a shared validation sample is small, and is not.
+    Settings may share a test set, for example if one task runs on two backbones. Their errors are then
+    correlated, and the covariance is included. The covariance due to a shared validation sample is small and
+    not included.
     """
     errors = [part.error for part in parts]
     complete = [error for error in errors if error is not None]

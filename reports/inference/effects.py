@@ -38,12 +38,12 @@ class Effect:
 
 
 def effect(parts: Sequence[OnSetting]) -> Effect:
-    """The effect over these settings, with equal weights."""
+    """Averages the differences on these settings, with equal weights."""
     return Effect(tuple(parts), float(np.mean([part.difference for part in parts])), over_settings(parts))
 
 
 class Answer(StrEnum):
-    """Whether a difference is beyond the threshold, within it, or undecided."""
+    """The size of a difference compared with the threshold: beyond it, within it, or undecided."""
 
     BEYOND = "beyond"
     WITHIN = "within"
@@ -53,12 +53,12 @@ class Answer(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on a difference. It depends on the interval, not on the estimate within the interval."""
+    """The verdict on a difference. It follows from the interval alone, whatever the point estimate."""
 
     answer: Answer
     #: "better" or "worse" if the interval excludes zero. Otherwise empty.
     side: str = ""
-    #: The reason why the verdict is weaker than its interval. Empty if it is not.
+    #: The reason why the verdict is weaker than the interval allows. Empty if it is as strong.
     reason: str = ""
 
 

@@ -1,4 +1,4 @@
-"""The chance that a trial fails, learnt from all methods and tasks of a block."""
+"""The probability that a trial fails, estimated from all methods and tasks of a block."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-#: The smallest and the largest correlation of failures within a cell. With a few cells its estimate is poor.
+#: The smallest and the largest correlation of failures within a cell. Its estimate from few cells is poor, so
+#: it is clipped to this range.
 _CORRELATIONS = 0.02, 0.5
-#: The variance due to failures is computed with this quantile of the chance of a failure.
+#: The variance due to failures is computed with this quantile of the probability of a failure.
 _QUANTILE = 0.75
 
 
 @dataclass(frozen=True)
 class Failures:
-    """The distribution over cells of the chance that a trial fails: a beta distribution.
+    """The beta distribution over cells of the probability that a trial fails.
 
-    A cell's failed trials are then beta-binomial (Griffiths, 1973). A method that has not failed in the
-    trials seen may still fail, and how probable that is depends on how often its like have failed.
+    The number of a cell's failed trials is then beta-binomial (Griffiths, 1973). A method without failed
+    trials may still fail. The more often the other methods have failed, the more probable that is.
     """
 
-    #: The mean chance over cells.
+    #: The mean probability over cells.
     mean: float
     #: The correlation of two trials of one cell.
     correlation: float
@@ -30,10 +31,10 @@ class Failures:
     fall: float | None
 
     def chance(self, failed: int, trials: int) -> tuple[float, float]:
-        """The upper quartile and the variance of the chance in a cell in which `failed` trials have failed.
+        """The upper quartile and the variance of a cell's probability of failure.
 
-        They are those of the posterior Beta(a + failed, b + trials - failed), where
-        a = mean (1/correlation - 1) and b = (1 - mean) (1/correlation - 1).
+        They belong to the posterior Beta(a + failed, b + trials - failed) after `failed` of `trials` trials
+        failed, where a = mean (1/correlation - 1) and b = (1 - mean) (1/correlation - 1).
         """
         strength = 1 / self.correlation - 1
         a, b = self.mean * strength + failed, (1 - self.mean) * strength + trials - failed
@@ -41,11 +42,11 @@ class Failures:
 
 
 def pooled(failed: Sequence[int], trials: Sequence[int], falls: Sequence[float]) -> Failures:
-    """The failures of a block, from the counts of failed and of all trials in each cell.
+    """Estimates the failures of a block from the numbers of failed trials and of all trials in each cell.
 
-    `falls` has the mean fall of each cell's failed trials, and is not read where none failed. The mean has
-    half a failure in one trial added, so that it is never 0. The correlation is estimated by moments: the
-    variance of the cells' shares beyond the binomial one.
+    `falls` has the mean fall in score of each cell's failed trials; entries of cells without failures are
+    ignored. Half a failure in one trial is added to the mean, so that it is never 0. The correlation is
+    estimated by moments, from the variance of the cells' shares in excess of the binomial variance.
     """
     counts, sizes = np.asarray(failed, float), np.asarray(trials, float)
     mean, inverse = (counts.sum() + 0.5) / (sizes.sum() + 1), (1 / sizes).mean()

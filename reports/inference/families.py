@@ -10,7 +10,7 @@ from scipy import optimize, special, stats
 
 from tensorbench.reports.inference.intervals import LEVEL, simultaneous, t_quantile
 
-#: The values of the reference's noise over which its integral is summed, in standard deviations.
+#: The values of the reference's noise, in standard deviations, at which the integral over it is evaluated.
 _NOISE = np.linspace(-8, 8, 401)
 _WEIGHTS = np.exp(-(_NOISE**2) / 2) / np.exp(-(_NOISE**2) / 2).sum()
 #: The number of values of an estimated standard deviation over which coverage is averaged.
@@ -22,15 +22,16 @@ def dunnett(
 ) -> float:
     """The critical value for the differences of several means from one reference (Dunnett, 1955; two-sided).
 
-    With probability `level`, no difference is off by more than this number of its standard errors. The
-    reference, whose mean has the variance `reference`, is fixed beforehand. `freedom` are the degrees of
-    freedom with which the common size of all variances is estimated.
+    With probability `level`, every estimated difference is within this number of standard errors of the true
+    difference. `variances` are the variances of the means, and `reference` is that of the reference's mean.
+    The reference must be fixed beforehand. `freedom` is the degrees of freedom of the estimated common scale
+    of all variances.
     """
     if not len(variances) or not reference:
         return float(t_quantile((1 + simultaneous(len(variances), level)) / 2, freedom))
     share = reference / (np.asarray(variances, float) + reference)
-    # Given the noise of the reference, the differences are independent. One without noise of its own would
-    # divide by zero.
+    # Given the noise of the reference, the differences are independent. A mean without variance would divide
+    # by zero.
     common, own = np.sqrt(share)[:, None] * _NOISE, np.sqrt(np.maximum(1 - share, 1e-12))[:, None]
     quantiles = (np.arange(_SCALES) + 0.5) / _SCALES
     scales = np.sqrt(stats.chi2.ppf(quantiles, freedom) / freedom) if math.isfinite(freedom) else [1.0]
@@ -46,9 +47,9 @@ def dunnett(
 
 
 def tukey(means: int, freedom: float = math.inf, level: float = LEVEL) -> float:
-    """The critical value for all differences among this number of means (Tukey's range).
+    """The critical value for all pairwise differences among this number of means (Tukey's range).
 
-    Any of them may be looked at, also those from the mean that turned out best. With unequal variances the
-    intervals are conservative (Hayter, 1984). `freedom` is that of `dunnett`.
+    It allows any pair to be selected after the fact, including pairs with the best mean. With unequal
+    variances the intervals are conservative (Hayter, 1984). `freedom` and `level` are as in `dunnett`.
     """
     return float(stats.studentized_range.ppf(level, means, freedom)) / math.sqrt(2)

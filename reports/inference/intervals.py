@@ -18,8 +18,7 @@ LEVEL = 0.95
 #: interval extends 12.7 standard errors to either side.
 LEAST_SEEDS = 3
 #: The number of decimals to which scores are compared. Scores with units are first divided by their typical
-#: size. Further digits are rounding errors: in the float32 of older stores, the sums of equal differences are
-#: not always equal.
+#: size. Further digits are rounding errors of float32, in which older stores hold scores.
 RESOLUTION_DIGITS = 6
 RESOLUTION = 10.0**-RESOLUTION_DIGITS
 
@@ -44,9 +43,9 @@ def t_quantile(probability: ArrayLike, freedom: ArrayLike) -> Array:
 
 
 def most_of_share(count: int, trials: int, level: float = LEVEL) -> float:
-    """The one-sided upper limit of the probability of which `count` in `trials` came true.
+    """The exact one-sided upper limit of a probability (Clopper and Pearson, 1934).
 
-    It is exact (Clopper and Pearson, 1934).
+    The event occurred in `count` of `trials` independent trials.
     """
     return float(special.betaincinv(count + 1, trials - count, level)) if count < trials else 1.0
 
@@ -59,7 +58,7 @@ class Error:
     seeds: float
     #: The degrees of freedom of `seeds`.
     freedom: float
-    #: The variance that test examples add, and that of the choice by one validation sample.
+    #: The variance that test examples and the choice by one validation sample add.
     examples: float
     #: The typical size of scores.
     size: float = 1.0
@@ -80,8 +79,8 @@ class Error:
         """Half the width of the interval: the root of the sum of each source's squared half width.
 
         The method is Howe's (1974; Zou and Donner, 2008). The few degrees of freedom of seeds widen only the
-        half width that belongs to seeds. A single Satterthwaite approximation for all sources would have too
-        low coverage with few seeds on one task. The variance due to test examples counts as known.
+        half width that belongs to seeds. A single Satterthwaite approximation for all sources would cover too
+        rarely with few seeds on one task. The variance due to test examples counts as known.
         """
         tail = (1 + level) / 2
         of_seeds = float(t_quantile(tail, self.freedom)) ** 2 * self.seeds if self.seeds else 0.0

@@ -1,4 +1,4 @@
-"""The chance of each trial to be the one that is kept of k."""
+"""The probability of each trial to be kept, if the best of k random trials is kept."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def kept_weights(losses: Array, k: int, strata: NDArray[np.int64] | None = None)
     subsets of trials would cover the window too evenly. Instead, each of the k draws falls into a random
     stratum, as a fresh rate would, and all trials of that stratum are equally likely.
 
-    Trials with equal loss share their probability. NaN counts as infinite. Raises ValueError unless 1 <= k <=
-    trials.
+    Trials with equal loss have equal probability. A loss of NaN counts as infinite. Raises ValueError unless
+    1 <= k <= trials.
     """
     if not 1 <= k <= len(losses):
         raise ValueError(f"k: {k}, expected 1 to {len(losses)}, the number of trials")

@@ -1,4 +1,4 @@
-"""Moderated variances: what the methods of a block tell about each other's noise."""
+"""Moderated variances: each method's variance is shrunk towards the mean over the methods of a block."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 from tensorbench.reports.inference.crossed import OnSetting
 
-#: The degrees of freedom d0 of the prior. If fitted to the variances, they would be larger in most results.
-#: With four, five seeds and many methods, the interval of a method with three times the others' noise still
-#: covers; with three seeds of three methods it is too narrow.
+#: The degrees of freedom d0 of the prior. Fitted to the variances of most results, d0 would be larger. With
+#: d0 = 4, the interval of a method with three times the noise of the others still covers for five seeds and
+#: many methods. For three seeds of three methods it is too narrow.
 PRIOR_FREEDOM = 4.0
 
 
@@ -22,9 +22,9 @@ def moderated(parts: Sequence[OnSetting]) -> list[OnSetting]:
 
         moderated s² = (d0 s0² + d s²) / (d0 + d)
 
-    on d0 + d degrees of freedom (Smyth, 2004, section 4). That assumes many methods. With few, s0² is not
-    known much better than s², so Satterthwaite's degrees of freedom of the weighted sum are the limit. One
-    method alone gains nothing. Methods whose noise is unknown are left as they are.
+    on d0 + d degrees of freedom (Smyth, 2004, section 4). That assumes many methods. With few methods, s0² is
+    hardly more precise than s², so the degrees of freedom are at most Satterthwaite's for the weighted sum. A
+    single method keeps its variance. So do methods whose noise is unknown.
     """
     known = [part for part in parts if part.error is not None and not part.error.none]
     # Per seed, since methods may differ in their number of seeds.
@@ -39,9 +39,10 @@ def moderated(parts: Sequence[OnSetting]) -> list[OnSetting]:
 
 
 def share_and_freedom(freedom: int, methods: int) -> tuple[float, float]:
-    """The share of the mean in a moderated variance, and the degrees of freedom of that.
+    """The weight of the mean variance in a moderated variance, and the moderated degrees of freedom.
 
-    `freedom` are those of every method's own variance. The mean holds the own variance, too.
+    `freedom` is the degrees of freedom of each method's own variance, and `methods` their number. The mean
+    variance includes the method's own.
     """
     share = PRIOR_FREEDOM / (PRIOR_FREEDOM + freedom)
     own, other = 1 - share + share / methods, share / methods

@@ -35,7 +35,7 @@ _LOG_DRAWS = 8
 _TAILS = 1.1
 #: Studies are simulated up to this number of trials. More hardly change the variance, and take seconds.
 _MOST_TRIALS = 64
-#: At most this number of comparisons is simulated, or fewer with this many degrees of freedom together.
+#: The largest number of simulated comparisons, and the largest sum of their degrees of freedom.
 _COMPARISONS, _FREEDOM = 200, 800
 #: A method's assumed score at its best learning rate, and its score by chance.
 _BEST, _CHANCE = 0.85, 0.5
@@ -43,7 +43,7 @@ _BEST, _CHANCE = 0.85, 0.5
 
 @dataclass(frozen=True)
 class Design:
-    """The size and the noise of an experiment. They determine the interval of one of its comparisons."""
+    """The size and the noise of an experiment, which determine the intervals of its comparisons."""
 
     #: The number of seeds on each setting.
     seeds: int
@@ -53,8 +53,8 @@ class Design:
     spreads: tuple[float, ...]
     #: The variance that test examples add to the mean over settings, whatever the number of seeds.
     examples: float = 0.0
-    #: Maps a number of seeds to the mean estimated variance of a paired difference, up to a factor. None if
-    #: this does not depend on the number.
+    #: Maps a number of seeds or studies to the mean estimated variance of a paired difference, up to a
+    #: factor. None if the variance does not depend on the number.
     shown: Callable[[int], float] | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -62,7 +62,7 @@ class Design:
         return len(self.spreads)
 
     def error(self) -> Error:
-        """The error, with Welch's degrees of freedom: settings with more variance count more."""
+        """The error of the mean difference over settings, with Welch's degrees of freedom."""
         variances = [spread / self.seeds for spread in self.spreads]
         _, freedom = share_and_freedom(self.seeds - 1, self.claims)
         return Error(*welch(variances, [freedom] * self.settings), self.examples)
@@ -105,8 +105,8 @@ class Design:
     def _halves(self) -> Array:
         """Half widths of the interval (draws,), one for each draw of the sample variances over seeds.
 
-        Variances are moderated by those of the other claims. Each draw's degrees of freedom follow from its
-        own variances, as they do in a report.
+        Variances are moderated as in a report, over all claims. Each draw has the degrees of freedom that
+        follow from its own variances.
         """
         even = stats.qmc.Sobol(2 * self.settings, rng=0).random_base2(_LOG_DRAWS)
         free, others = self.seeds - 1, max(1, self.claims - 1) * (self.seeds - 1)
@@ -144,11 +144,12 @@ class Design:
 
 
 def of_effects(effects: Sequence[Effect], claims: int) -> Design | None:
-    """The design behind measured comparisons, with their mean variances. None if no noise is known.
+    """The design of measured comparisons, with their mean variances.
 
     The mean is taken over all comparisons whose noise is known. A median would promise too much, since most
     variances over few seeds are too small. Leaving out comparisons with collapsed runs would promise too much
-    as well. `claims` is the number of comparisons with simultaneous intervals.
+    as well. `claims` is the number of comparisons with simultaneous intervals. Returns None if no comparison
+    has known noise.
     """
     known = [(each, each.error) for each in effects if each.error is not None and not each.error.none]
     if not known:
@@ -164,7 +165,7 @@ def of_effects(effects: Sequence[Effect], claims: int) -> Design | None:
 
 
 def of_runs(sd: float, settings: int, seeds: int, claims: int, examples: float = 0.0) -> Design:
-    """The design of paired runs with standard deviation `sd` over seeds.
+    """The design of an experiment in which each run's score has the standard deviation `sd` over seeds.
 
     The two runs of a pair count as independent. `examples` is the variance that test examples add to a mean
     difference over settings.
@@ -204,7 +205,7 @@ class Response:
     validation: float = 0.007
     #: The distance above the optimum, in decades, beyond which every trial fails.
     cliff: float = np.inf
-    #: The share of trials that fail at random, at any rate.
+    #: The share of trials that fail at random, whatever their learning rate.
     failures: float = 0.0
     #: The score that a failure costs.
     fall: float = _BEST - _CHANCE
@@ -271,7 +272,7 @@ def _variance(response: Response, cells: int, points: int, k: int, studies: int)
     few points: if no trial failed, the assumed share of failures is larger for fewer trials. `cells` is the
     number of cells whose failures are pooled. All are assumed to fail as often as the two that are compared.
     """
-    # Without one study, k trials have to remain.
+    # The jackknife leaves out one study, and k trials must remain.
     studies = max(min(studies, _MOST_TRIALS // points), -(-k // points) + 1, LEAST_SEEDS)
     numbers = np.random.default_rng(0)
     errors = []
@@ -288,10 +289,10 @@ def _variance(response: Response, cells: int, points: int, k: int, studies: int)
 def of_stored(
     stored: Design, response: Response, *, tasks: int, studies: int, points: int, claims: int
 ) -> Design:
-    """The design of a comparison of this many tasks, studies and claims, with the noise of stored studies.
+    """The design of a comparison with these numbers of tasks, studies and claims, and stored studies' noise.
 
     `stored` is the result of `of_effects` for effects from `studies.of_pair` after `points` trials.
-    `response` simulates how the variance changes with the number of studies.
+    `response` is used to simulate how the variance changes with the number of studies.
     """
     spreads = stored.spreads if stored.settings == tasks else (fmean(stored.spreads),) * tasks
     planned = replace(

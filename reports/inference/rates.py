@@ -1,7 +1,7 @@
 """A method's sensitivity to learning rates, estimated from its studies.
 
-A LOESS curve through a method's trials gives its best rate, the share of the window near it, and the cost of
-the rate that is best on other tasks. The curve also splits the variance of scores by source.
+A LOESS curve through a method's trials gives its best rate, the share of the window near this rate, and the
+cost of using the rate that is best on other tasks. The curve also splits the variance of scores by source.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tensorbench.reports.inference.studies import CompleteStudies, of_method, pa
 
 #: A rate counts as near the best if its score is at most this many points lower.
 NEAR = 1
-#: The smallest number of trials from whose smoothed curve anything is said, and of successful trials through
-#: which a figure draws it. With fewer trials, the curve follows their noise.
+#: A smoothed curve is used in statistics only if it has at least this many trials, and drawn only if at least
+#: this many succeeded. With fewer trials, the curve follows their noise.
 LEAST_SMOOTHED = 15
 #: The number of rates in the window at which smoothed scores are computed.
 _RATES = 81
@@ -69,7 +69,7 @@ def _loess(studies: CompleteStudies, values: Array, rates: Array) -> Array:
 def _smoother(of_offsets: bytes, of_rates: bytes) -> Array:
     """The matrix (rates, offsets) that turns scores at offsets into their LOESS curve at rates.
 
-    All methods have the same offsets, so that most matrices are asked for often.
+    It is cached, since all methods have the same offsets. Both arguments are the bytes of float64 arrays.
     """
     offsets, rates = np.frombuffer(of_offsets), np.frombuffer(of_rates)
     weights = _tricube(offsets, rates, span=0.75)
@@ -102,8 +102,8 @@ def enough_to_smooth(*tasks: CompleteStudies) -> bool:
 def have_best_rates(*tasks: CompleteStudies) -> bool:
     """Whether each task has a rate near which most trials succeeded.
 
-    If most trials failed at every rate, no rate is the best. Only studies that all tasks have count, and
-    only rates that were tried on all tasks.
+    If most trials failed at every rate, no rate is the best. Only studies that all tasks have, and only rates
+    in the range tried on all tasks, are considered.
     """
     tasks = tuple(shared(tasks))
     rates = window(*tasks)
@@ -131,7 +131,7 @@ def _near(studies: CompleteStudies) -> tuple[NDArray[np.bool_], Array]:
 def range_near(studies: CompleteStudies) -> Bounds:
     """The widest range of offsets around the best rate in which every trial counts as near.
 
-    Trials count as near by the rule of `share_near`. Raises ValueError if all trials failed.
+    `share_near` defines near. Raises ValueError if all trials failed.
     """
     order = _offsets(studies).argsort()
     near, curve = _near(studies)
@@ -162,7 +162,7 @@ def _jackknife(
 ) -> OnSetting:
     """A statistic of the studies of several methods or tasks, with its error by a jackknife over studies.
 
-    Studies are paired by number. For fewer than `LEAST_SEEDS` there is no error.
+    Studies are paired by number. With fewer than `LEAST_SEEDS` studies there is no error.
     """
     value, count = statistic(sides), sides[0].count
     if count < LEAST_SEEDS:
@@ -177,8 +177,9 @@ def transfer(tasks: Sequence[CompleteStudies]) -> Array:
     The best rate of the other tasks is the offset at which the mean of their smoothed scores is largest. It
     is compared with the task's own rate: the offset at which the task's smoothed validation loss is lowest.
     The change is the difference between the task's smoothed scores at the two offsets. The task's own rate is
-    not chosen by test scores, since the best of them would be too high. Only studies that all tasks have
-    count. Raises ValueError for a single task, and unless all tasks have a best rate (`have_best_rates`).
+    not chosen by test scores, since the largest smoothed test score overestimates the best one. Only studies
+    that all tasks have are used. Raises ValueError for a single task, and unless all tasks have a best rate
+    (see `have_best_rates`).
     """
     if len(tasks) < 2:
         raise ValueError("tasks: 1, expected at least 2 for a transfer between them")
@@ -212,7 +213,7 @@ def _chosen(studies: CompleteStudies, rates: Array) -> int:
 def of_transfer(tasks: Sequence[CompleteStudies]) -> OnSetting:
     """The mean of `transfer` over tasks, with its error by a jackknife over studies that all tasks have.
 
-    There is no error if a task has no best rate without one of the studies. Raises the ValueErrors of
+    There is no error if leaving out some study leaves a task without a best rate. Raises the ValueErrors of
     `transfer`.
     """
     tasks = shared(tasks)
@@ -227,8 +228,8 @@ def of_transfer(tasks: Sequence[CompleteStudies]) -> OnSetting:
 class Sources:
     """The variance of scores on one task from each source, in squared units of the score."""
 
-    #: The variance between methods of their scores after k trials. None for a single method, and if the noise
-    #: of some score is unknown.
+    #: The variance of scores after k trials between methods. None for a single method, and if the noise of
+    #: some score is unknown.
     method: float | None
     #: The variance of a method's smoothed score over the window, without failed trials. The mean over the
     #: methods with a trial that succeeded. None if there are none.
@@ -244,8 +245,8 @@ class Sources:
 def sources(methods: Sequence[CompleteStudies], k: int) -> Sources:
     """The variance of scores on one task from each source.
 
-    The noise of the estimates is subtracted from the variances between methods and between rates. Seeds have
-    one rate, so that their only variance beside that of examples is that over seeds.
+    The noise of the estimates is subtracted from the variances between methods and between rates. Without
+    tuning there is one rate, so `rate` is None and `seed` is the variance of scores over seeds.
     """
     scores = [of_method(studies, k) for studies in methods]
     noise, between = [part.error.seeds for part in scores if part.error is not None], None
@@ -265,9 +266,9 @@ def sources(methods: Sequence[CompleteStudies], k: int) -> Sources:
 
 
 def _about_the_curve(studies: CompleteStudies) -> tuple[float, float]:
-    """The variance of the smoothed score, and of scores around it, over trials that did not fail.
+    """The variance of the smoothed score, and the variance of scores around it.
 
-    Some trial must have succeeded.
+    Both are over trials that did not fail. At least one trial must have succeeded.
     """
     lasting = ~studies.failed.ravel()
     offsets, scores = _offsets(studies)[lasting], studies.scores.ravel()[lasting]

@@ -17,7 +17,7 @@ from scipy.special import expit, logit
 
 Array = NDArray[np.float64]
 
-#: The number of iterations of reweighted least squares. A dozen would reach the last digit.
+#: The number of iterations of reweighted least squares. About a dozen are enough to converge.
 ITERATIONS = 50
 
 #: The smallest and largest fitted share, so that weights stay finite.
@@ -70,7 +70,7 @@ def run_noise(
 
 
 def _fit(design: Array, score: Array, questions: int | None) -> tuple[Array, Array]:
-    """The fitted score of each run, and its weight: the dispersion divided by the score's variance."""
+    """The fitted score of each run, and its weight: the inverse of the score's variance at dispersion 1."""
     if not questions:
         coefficients, *_ = np.linalg.lstsq(design, score, rcond=None)
         return design @ coefficients, np.ones_like(score)
