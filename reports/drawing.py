@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -242,11 +242,16 @@ def panels(count: int, *, columns: int = 2, height: float, wide: bool = False) -
     return figure, axes[:count]
 
 
-def legend_below(figure: Figure, handles: Sequence[Artist], columns: int, side: str = "center") -> None:
+def legend_below(
+    figure: Figure,
+    handles: Sequence[Artist],
+    columns: int,
+    loc: Literal["outside lower center", "outside lower left"] = "outside lower center",
+) -> None:
     """Adds a legend below the panels, in as many columns as its labels leave room for, at most `columns`."""
     longest = max(len(str(handle.get_label())) for handle in handles)
     fit = int(figure.get_figwidth() * LETTERS / (longest + SYMBOL))
-    figure.legend(handles=handles, loc=f"outside lower {side}", ncols=max(1, min(columns, len(handles), fit)))
+    figure.legend(handles=handles, loc=loc, ncols=max(1, min(columns, len(handles), fit)))
 
 
 def log_axis(ax: Axes, label: Callable[[float, int], str]) -> None:

@@ -392,9 +392,13 @@ def submit(
     Raises UserError for a malformed name or address, and as `read_submission` does.
     """
     pack, board = Path(pack), Path(board)
-    card = validate(Card, {"by": by} | ({"code": code} if code else {}), "submission") if by else None
     if code and not by:
         raise UserError("--code needs --by, the name of who submits")
+    card = read_card(pack)
+    if by:
+        stated = {"by": by} | ({"code": code} if code else {})
+        # A pack that is published already keeps the reruns of others.
+        card = validate(Card, (card.model_dump() if card else {}) | stated, "submission")
     packs = [*board.glob(f"*{ENDING}"), *board.parent.glob(f"study{ENDING}")]
     published = [path for path in packs if not (pack.is_file() and path.samefile(pack))]
     submission = read_submission(pack, card, sorted(published))

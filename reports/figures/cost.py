@@ -213,7 +213,7 @@ def _figure(
             for f in looks.families
             if f in titles
         ]
-        legend_below(figure, handles, 6, "left")
+        legend_below(figure, handles, 6, "outside lower left")
     ax.set_xlabel(cost.label)
     ax.set_ylabel(unit.named(measured([points[0].cell])))
     names = f"from cheapest to costliest: {', '.join(p.name for p in line) or 'none'}"

@@ -285,6 +285,7 @@ def test_only_somebody_else_verifies(pack: Path, tmp_path: Path) -> None:
         assert found.verified is verified
     # Anybody can write a line into a card, so its person has to confirm it.
     assert "- The card says that bob ran 3 trials again. Let bob confirm it here.\n" in submit(mine).text()
+    assert submit(mine, by="ada").card == found
 
 
 GH = """#!/bin/sh
