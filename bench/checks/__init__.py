@@ -1,1 +1,1 @@
-"""Checks whether methods, tasks and backbones behave, and whether stored results are what they claim."""
+"""Checks that methods, tasks and backbones keep their contracts, and that stored results are correct."""

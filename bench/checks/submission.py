@@ -445,7 +445,7 @@ def open_pull_request(submission: Submission, board: Path | str = BOARD) -> str:
     call(sys.executable, str(page.with_suffix(".py")))
     paths = [str(path.resolve()) for path in (target, file, page)]
     call("git", "add", *paths)
-    # Whatever else is staged stays so.
+    # Other staged changes stay staged and are not committed.
     call("git", "commit", "--message", visible(submission.title), "--", *paths)
     call("git", "push", "--set-upstream", "origin", f"board-{name}")
     title = ("--title", visible(submission.title))

@@ -78,7 +78,7 @@ def check(
     """
     failed = False
     with progress_line("checking") as notify:
-        # A name may be that of a method and of a task, and the second check may break off.
+        # A name may belong to a method and to a task. Print at once, since the second check may raise.
         for checked in tensorbench.check(name, quick=quick, notify=notify):
             print_tables(checked.table)
             failed |= bool(checked.failed)

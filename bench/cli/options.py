@@ -369,7 +369,7 @@ def with_options(
 
     For example, `with_options(place=place_options)` gives the command all options of `place_options`, and
     passes the object that `place_options` returns as the command's argument `place`. Building the arguments
-    may need slow imports. `first` is called before that with all options, to check them.
+    may need slow imports. `first` is called before that with all options, for instance to announce the wait.
     """
 
     def evaluated(function: Callable[..., Any]) -> Iterator[Parameter]:

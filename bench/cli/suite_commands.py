@@ -48,7 +48,7 @@ def init(
 
 
 def _say_reading(suite: Path, **_: Any) -> None:
-    # From Python they may be there already.
+    # A Python program that calls the command may have imported both already.
     if "torch" not in sys.modules:
         say(f"reading {suite}, importing torch and MLflow …", console=err)
 

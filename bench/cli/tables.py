@@ -121,13 +121,13 @@ def _widths(
     """
     least, most = [], []
     for name in columns:
-        # Headings of lines stand in the first column.
+        # The headings of groups of lines are in the first column.
         above = [text for head in heads for text in head] if name == columns[0] else []
         longest = max(map(cell_len, [*above, *(_cell(line, name) for line in lines)]))
         words = max(map(cell_len, visible(name).split()), default=0)
         least.append(max(words, min(longest, UNBROKEN) if name in table.texts else longest))
         most.append(max(longest, cell_len(visible(name))))
-    # Three characters part two columns.
+    # Three characters separate two columns.
     left = width - 3 * len(columns) + 1 - sum(least)
     if left < 0:
         return None

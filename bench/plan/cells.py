@@ -45,8 +45,8 @@ DECIMALS, MANTISSA = 4, 3
 def cells(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Iterator[tuple[int, PlanCell]]:
     """Yields the cells of a suite, each with the index of its pair of task and backbone.
 
-    `part` is as in `make_plan`. Raises UserError for invalid names, ranks, budgets, sizes and pairings, and
-    for too many trials.
+    Only the tasks and backbones that `part` selects are used. Its other fields are ignored. Raises UserError
+    for invalid names, ranks, budgets, sizes and pairings, and for too many trials.
     """
     # Check every row's options once, even if no pair of task and backbone uses them.
     methods: list[tuple[int, MethodRow, Method]] = []
@@ -239,7 +239,7 @@ class RateWindow:
 
 
 def offsets(studies: Studies, study: int, setting: str) -> list[float]:
-    """Returns the offsets of a study's points from the centre, in decades. All methods have the same ones.
+    """Returns the offsets of a study's points from the centre, in decades. They are equal for all methods.
 
     The window is cut into as many equal strata as there are points. One offset is drawn uniformly from each
     stratum, and the order of the strata is shuffled. `setting` is a unique name of the task on its backbone.
@@ -374,7 +374,10 @@ class PlanCell(Pairing):
         )
 
     def planned(self) -> tuple[Row, list[Trial]]:
-        """Returns the cell's row and trials: those of the suite's studies, or one for each of its seeds."""
+        """Returns the cell's row and its trials, one per point of each study or one per seed of the suite.
+
+        With studies, a cell in which no learning rate has an effect has a single trial.
+        """
         studies = self.suite.tuning
         # A fitted head has no learning rate and is the same for every seed, so it is a single trial. So is a
         # decoder that answers in words and has no adapter, since nothing of it is trained.
@@ -405,9 +408,9 @@ class PlanCell(Pairing):
     def tunable(self, grids: Grids) -> Grids:
         """Restricts the grids of learning rates and scale to those that affect this cell.
 
-        `lr` and `scale` affect an adapter, `head_lr` a head that is trained, and `core_lr` a core. A method
-        without adapter parameters keeps `lr` if its head takes the rate from there. A fitted head has no
-        learning rate.
+        `lr` and `scale` affect an adapter, `head_lr` a head that is trained, and `core_lr` a core. Without
+        adapter parameters, `lr` is kept if it sets the head's rate. A fitted head has no learning rate, so no
+        grid is kept.
         """
         method, adapts = self.method, self.method.count(self.info.geometry) > 0
         if method.fits_head:
@@ -421,10 +424,10 @@ class PlanCell(Pairing):
         return {axis: grid for axis, grid in grids.items() if used[axis]}
 
     def window(self) -> RateWindow:
-        """The window of learning rates of the cell's studies, around the row's centre or `centre_of`.
+        """Returns the window of learning rates of the cell's studies, around the row's centre or `centre_of`.
 
-        Raises UserError unless all rates of the window are above `lr_floor` and at most `LARGEST_RATE`, and
-        for a larger rate of the head.
+        Raises UserError if a rate of the window is not above `lr_floor`, and if a rate of the window or the
+        head's rate exceeds `LARGEST_RATE`.
         """
         studies, method = self.suite.tuning, self.method
         assert studies is not None

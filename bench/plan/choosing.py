@@ -191,7 +191,7 @@ class Lengths(PilotStep):
 class Centres(PilotStep):
     """Chooses each method's centre from its mean validation losses at several learning rates.
 
-    `tensorbench.run.search.pilot.vertex` says how. A method whose row gives a centre keeps that centre.
+    `tensorbench.run.search.pilot.vertex` computes it. A method whose row gives a centre keeps that centre.
     """
 
     #: The task on which rates are tried. None: the suite's first task.

@@ -73,7 +73,7 @@ class Plan(ShowsOverview):
 
     @property
     def partial(self) -> bool:
-        """Whether a task or a backbone of the suite has no trial, because it was not planned."""
+        """Whether the plan has no trial of some task or backbone of the suite."""
         tasks = {trial.task.task for trial in self.trials}
         backbones = {trial.backbone for trial in self.trials}
         return len(tasks) < len(self.suite.tasks) or len(backbones) < len(self.suite.backbones)

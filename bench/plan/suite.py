@@ -411,8 +411,8 @@ def _replaced(
 ) -> dict[str, Any]:
     """Returns a suite's fields with `data` and `backbones` put in (see `load_suite`).
 
-    New backbones keep the old ones' `timm` and the fields `KEPT`. Raises UserError if the old ones differ in
-    any of these.
+    The new backbones keep the fields `timm` and `KEPT` of the old backbones. Raises UserError if the old
+    backbones differ in any of these fields.
     """
     replaced = dict(values)
     if data is not None:

@@ -42,7 +42,8 @@ class Trial(Frozen):
     protocol: int = PROTOCOL
     #: The text on which forgetting is measured. It does not enter the id, since no result depends on it.
     forgetting: TextName | None = None
-    #: The file that defines the method, if one does. It goes with the trial to the process that runs it.
+    #: The Python file that defines the method. None for a registered method. The process that runs the trial
+    #: receives the file with it.
     _file: PythonFile | None = PrivateAttr(None)
 
     def model_post_init(self, context: Any) -> None:

@@ -76,7 +76,7 @@ def make_forecast(
         lacking = {trial.id for trial in plan.trials} - settled
         if is_pack(store):
             held = [run for source in open_pack(Path(store)) for run in source.records()]
-            # As if it were unpacked.
+            # Count the pack's runs as if they were unpacked.
             records += [replace(run, tags={**run.tags, Tag.ORIGIN: run.origin}) for run in held]
         else:
             records += [run for _, run in find_references(store, plan.suite.name, lacking).values()]

@@ -87,9 +87,9 @@ def list_methods(hidden: int = 768, heads: int = 12, layers: int = 12) -> Table:
     """Lists all methods with their numbers of parameters on a backbone of this geometry.
 
     The defaults are those of ViT-B and RoBERTa-base. The numbers are given at rank 4, and at the ranks
-    nearest to the budget of LoRA r=4. Also given are the bytes of frozen tensors in float32, in memory and in
-    a stored adapter. All numbers are None for a method that cannot be counted from a geometry alone, or that
-    exceeds the budget at every rank.
+    nearest to the budget of LoRA r=4. The table also has the bytes of frozen tensors in float32, in memory
+    and in a stored adapter. All numbers are None for a method that cannot be counted from a geometry alone,
+    or that exceeds the budget at every rank.
     """
     geometry = Geometry(hidden, heads, layers, 4 * hidden)
 
@@ -150,7 +150,7 @@ def _cached(kind: str, of: str, compute: Callable[[], list[Line]]) -> list[Line]
     """
     if entry_points(group=f"tensorbench.{kind}"):
         return compute()
-    # In an editable installation the packages do not lie in each other.
+    # In an editable installation, the folders of the packages are not nested.
     sources = set[Path]()
     for package in SOURCES:
         spec = find_spec(package)

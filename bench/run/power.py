@@ -45,7 +45,7 @@ DISAGREEMENT = 0.025
 
 @dataclass(frozen=True)
 class Power:
-    """The smallest difference that a suite can find in one metric under one budget, given some noise."""
+    """The smallest difference that a suite can find in one metric under one budget, for some noise."""
 
     budget: str
     metric: str
@@ -286,7 +286,7 @@ def _assumed(
 def _stored(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[Design, float, str]]:
     """Maps budget, metric and task to the design, the threshold and the source of stored results.
 
-    The results are those of the plan's trials, in whatever experiments of the store or the pack.
+    All stored results of the plan's trials are used, from any experiment of the store or the pack.
     """
     from tensorbench.store.store import Store
 

@@ -67,7 +67,7 @@ def adopt(driver: Session, full_plan: Plan, plan: Plan, records: list[Record]) -
             waiting = pending(plan, store.records())
             by_store = defaultdict[Store, list[Record]](list)
             for source, run in find_references(store.uri, store.name, {t.id for t in waiting}).values():
-                # It may have run again beside trials of another suite, but not beside those of this one.
+                # A rerun for another suite does not count for this one.
                 tags = {key: text for key, text in run.tags.items() if key != Tag.RERUN}
                 by_store[source].append(replace(run, tags=tags))
             for source, runs in by_store.items():

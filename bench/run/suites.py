@@ -82,7 +82,7 @@ class Audience:
         return nullcontext(lambda event: None)
 
     def trying(self, title: str, trials: int, following: int) -> None:
-        """Called before trials of a search or a pilot run, or trials from packs run again.
+        """Called before the trials of a search or a pilot, and before trials from packs that run again.
 
         `title` says what these trials are for, `trials` is their number, and `following` the number of trials
         that will depend on their results.
@@ -158,7 +158,7 @@ class _Work:
         failed = failures(records) if retry_failed else {}
         trials = [t for t in plan.trials if t.id in failed] if retry_failed else pending(plan, records)
         references = len(references_of(plan, records))
-        # Its own trials may have run before the pack was there.
+        # The suite's own trials may have run before the pack was unpacked.
         if rerun and adds_trials(full_plan, plan, records):
             records = self._run_references(full_plan, plan, records)
         if not trials:
@@ -314,7 +314,7 @@ def run_suite(
             if not (full_plan.partial or pending(full_plan, records)):
                 whole = summarise(opened, full_plan.stored(), records) if part.choices else summary
                 answers = work.keep_answer(full_plan, whole.analysis)
-            # Beside the table of a part, the answers of the whole suite would be misread.
+            # Readers would take the answers of the whole suite for those of the part in the table.
             return SuiteRun(plan, summary, () if part.choices else answers)
 
 

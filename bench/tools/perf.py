@@ -307,7 +307,7 @@ def time_methods(
         device: The device: auto, cpu, cuda or cuda:N.
         bf16: Whether to use bf16 autocast.
         compiled: Whether to compile with torch.compile, again in every round.
-        notify: Called with the numbers of measurements done and of all, and the next method's label.
+        notify: Called with the number of measurements done, the number of all, and the next method's label.
         first: Called with the label, the rank mode and the milliseconds of each step of the first round.
 
     If an interrupt arrives, the complete rounds are returned. Raises KeyboardInterrupt if no round is
@@ -432,7 +432,7 @@ def _round(
 def _timings(measured: Mapping[Contender, Sequence[_Round]]) -> list[Timing]:
     """Returns the timing of each method over its rounds, in the order of `measured`.
 
-    The first method must be the floor, and the second the LoRA that others are compared with.
+    The first method must be the floor, and the second the LoRA with which all methods are compared.
     """
     totals = {
         contender: np.array([each.step_ms for each in rounds]) for contender, rounds in measured.items()

@@ -291,7 +291,7 @@ def _write_script(folder: Path, trial: Trial) -> str:
     labels = f"labels: {dict(enumerate(task.classes))}" if task.classes else "labels: standardised values"
     if task.target == "generation":
         labels = "labels: the answer's tokens, and -100 at those of the prompt"
-    # How an input is prepared, beside what it is labelled.
+    # State the preparation of inputs above the labels.
     labels = f"inputs: {visible(facts_of(original)['input'])}\n# {labels}"
     usage = IMAGES.format(labels=labels)
     if isinstance(model_input, TextInput):
@@ -315,7 +315,7 @@ def _peft_config(original: Original, adapter: PeftAdapter) -> Any:
     """Returns peft's configuration of the adapter, with the module paths of the script's model."""
     paths = {original.path(site): site for site in adapter.bases}
     config = adapter.config(paths)
-    # By the ends of their names, if no other layer has the same.
+    # Name the layers by the last parts of their paths, unless other layers share these.
     ends = sorted({path.rpartition(".")[2] for path in paths})
     every = [name for name, _ in original.encoder.named_modules()]
     for part, path in original.target.head.items():

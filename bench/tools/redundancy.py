@@ -47,8 +47,8 @@ HELD = 0.99
 class Pair:
     """The update of a site as a product of low rank, `split` @ `unsplit`.
 
-    `split` (heads, head size, r) is the factor of the side that is split into heads; in the MLP it is whole,
-    as if it were one head. `unsplit` (r, d) is the factor of the other side.
+    `split` (heads, head size, r) is the factor of the side that is split into heads. In the MLP this side
+    counts as one head. `unsplit` (r, d) is the factor of the other side.
     """
 
     split: Tensor

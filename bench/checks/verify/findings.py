@@ -93,7 +93,7 @@ class Examined:
 class Verification:
     """The result of a verification."""
 
-    #: The number of finished runs, and the number of those that could be checked completely without a fault.
+    #: The number of finished runs, and the number of runs that were checked completely without a fault.
     looked_at: int
     verified: int
     faults: Sequence[Fault]
@@ -101,7 +101,7 @@ class Verification:
     reruns: Sequence[Rerun] = ()
     #: The number of files in the caches that were read. None if the caches were not checked.
     cached_files: int | None = None
-    #: Remarks on what is missing without being a fault, for example a pack's adapters.
+    #: Remarks on things that are missing without being faults, such as the adapters of a pack.
     notes: Sequence[str] = ()
 
     @property

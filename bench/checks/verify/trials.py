@@ -98,7 +98,10 @@ def examine(source: Source, record: Record, access: Access, splits: Splits) -> t
 
 
 def _files(findings: Examined, source: Source, record: Record, folder: Path) -> dict[Artifact, Path]:
-    """Copies a run's artifacts into `folder`. Returns the paths of those that no stored hash contradicts."""
+    """Copies a run's artifacts into `folder`. Returns the paths of all whose content fits the stored hash.
+
+    An artifact without a stored hash is also returned, with a finding.
+    """
     try:
         digests = hashes(record)
     except UserError as error:

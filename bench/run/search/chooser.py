@@ -59,7 +59,7 @@ def mean_result(records: Mapping[str, Record], ids: Collection[str], by: By) -> 
 
 @dataclass
 class Choices:
-    """The choices of a chooser, as changes to its suite, and what they are based on."""
+    """The choices of a chooser, as changes to its suite, with the results on which they are based."""
 
     #: The fields of `training` that were chosen for a task, by the task's name.
     training: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -200,6 +200,6 @@ def ending(name: str, end: str) -> str:
 
 
 def _paths(tasks: Sequence[Any], backbones: Sequence[Any]) -> list[object]:
-    """Returns the paths on this machine that rows of a suite give, or None where they give none."""
+    """Returns the paths on this machine that a suite's rows name. A row without a path gives None."""
     sources = [row.source and row.source.local for row in tasks]
     return [spec.local for spec in backbones] + sources + [row.data and row.data.paths for row in tasks]

@@ -68,8 +68,9 @@ class RankPoint:
 class CellPoints:
     """The points of a search in one cell, always within its budget. The first has the heuristic's ranks.
 
-    Optuna proposes the others. Its sampler is seeded and receives the first result of each trial, so every
-    start makes the same proposals and finds their trials in the store. Raises UserError as `RankSpace` does.
+    Optuna proposes the other points. Its sampler is seeded, and receives only the first result of each trial.
+    A search that starts again therefore makes the same proposals, and finds their trials in the store. Raises
+    UserError as `RankSpace` does.
     """
 
     def __init__(self, cell: PlanCell, section: Search) -> None:
@@ -129,7 +130,7 @@ class CellPoints:
         study = optuna.create_study(directions=[best, "minimize"] if self.below else [best])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # Constant liar: the proposals of one batch keep apart from each other.
+            # A constant liar keeps the proposals of one batch apart from each other.
             model = optuna.samplers.TPESampler(seed=self.section.seed, constant_liar=True)
         samplers = [model, optuna.samplers.RandomSampler(seed=self.section.seed)]
         records: list[Record] = []
@@ -301,7 +302,7 @@ class RankSearch(Chooser):
         self.by_cell = [CellPoints(cell, suite.search) for cell in sized]
 
     def steps(self) -> Steps:
-        """Tries points of one cell after the other, and chooses in each."""
+        """Tries the points of each cell, one cell after the other, and chooses a point of each cell."""
         choices = Choices()
         names = Counter(points.cell.shown.method for points in self.by_cell)
         for points in self.by_cell:

@@ -192,7 +192,7 @@ def _notes(original: Original, merged: bool) -> list[str]:
         notes.append("The update is added to the backbone's weights: peft is not needed.")
         if images and not original.head_is_beside:
             notes.append('`transformers.pipeline("image-classification", model=".")` takes images.')
-        # How the pixels that a library prepares differ from those in training.
+        # Say how pixels that the library prepares differ from pixels in training.
         if images and not timm:
             notes.append(
                 'Training resized images with PIL, as transformers does with `backend="pil"`. With its '

@@ -51,7 +51,7 @@ class Exported:
 
     folder: Path
     files: tuple[str, ...]
-    #: The largest difference between the harness's logits and those of the export, loaded again.
+    #: The largest difference between the harness's logits and the logits of the export when it is loaded.
     difference: float
     #: A sentence on how many numbers the adapter has as LoRA. Empty if it was not written as LoRA.
     size: str

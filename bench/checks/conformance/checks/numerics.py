@@ -72,7 +72,7 @@ def checkpointing(subject: Subject) -> None:
         with checkpointed(backbone.module.encoder, enabled):
             places = transient_tensors(adapter, backbone)
             backbone.module.train()
-            # Of the CPU and of the GPU, from which dropout draws there.
+            # Seeds the CPU's generator and also the GPU's, from which dropout on a GPU draws.
             torch.manual_seed(7)
             logits = backbone.module(**subject.batch())
             results.append((logits.detach(), gradients(adapter, backbone, logits)))
@@ -159,14 +159,18 @@ def _shifts(subject: Subject, method: Method) -> str:
 
 
 def compiled(subject: Subject) -> str:
-    """Checks that torch.compile with the backend `aot_eager` gives the same outputs and gradients."""
+    """Checks that torch.compile with the backend `aot_eager` gives the same outputs and gradients.
+
+    Returns the numbers of graphs and of graph breaks as text.
+    """
     return _compiled(subject, "aot_eager", 1e-5)
 
 
 def inductor(subject: Subject) -> str:
     """Checks that torch.compile with the backend `inductor` gives the same outputs and gradients.
 
-    Unlike `aot_eager`, this backend generates code.
+    Unlike `aot_eager`, this backend generates code. Returns the numbers of graphs and of graph breaks as
+    text.
     """
     if not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
         raise NotApplicable("there is no C++ compiler")
