@@ -251,9 +251,9 @@ def read_submission(pack: Path, card: Card | None = None, published: Sequence[Pa
     `card` replaces the card beside the pack. `published` are packs on the board: the pack's scores of LoRA
     have to agree with theirs. A broken rule is in `Submission.faults`.
 
-    Raises UserError if no comparison is possible: if the file is no readable pack, is too large, or has not
-    exactly one experiment, if its trials of LoRA are not those of a suite of the board, or if it adds no
-    method.
+    Raises UserError if the pack's name, its size, its number of rows or its number of added methods is not
+    accepted, if it cannot be read, if it has not exactly one experiment, and if its methods are not compared
+    with the LoRA of a suite of the board.
     """
     if not is_pack(pack.name) or not re.fullmatch(NAME, pack.name.removesuffix(ENDING)):
         rule = f"expected letters, digits, '_' and '-', at most 64, and {ENDING}"

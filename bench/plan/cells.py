@@ -130,8 +130,8 @@ def _check_training(method: Method, row: MethodRow, recipe: Recipe, pair: Pairin
     """Raises UserError if a row's training does not fit its method on this backbone.
 
     A fitted head has no centre, takes only the recipe fields in `OF_FORWARD`, and needs a backbone with a
-    head. A method without a core has no `core_lr`. A method without an adapter has no `lr` beside the
-    recipe's `head_lr`. A rate without effect is an error, because rows that differ only in it would be equal.
+    head. A method without a core takes no `core_lr`. A method without an adapter takes no `lr` if the recipe
+    has a `head_lr`. A rate without effect is an error, because rows that differ only in it would be equal.
     Methods that train the backbone's own weights need float32.
     """
     label, fields = method.label, row.training.keys()

@@ -103,7 +103,8 @@ class Timing:
     merged_ms: float | None
     ratio_adapted: float
     ratio_merged: float | None
-    #: The adapter's size in bytes, on disk and in memory. Its frozen tensors count only in memory.
+    #: The adapter's size in bytes, on disk and in memory. In memory all frozen tensors count. On disk, only
+    #: frozen tensors count that are not recomputed from a seed.
     adapter_bytes: int
     loaded_bytes: int
 

@@ -408,7 +408,7 @@ def _loaded_logits(
 
 
 def _round(original: Original, adapter: Adapter, model: Any) -> None:
-    """Copies the trial's quantised projection weights into the original model, in float32."""
+    """Copies the trial's projection weights, rounded by quantisation, into the original model in float32."""
     backbone = original.backbone
     for site in backbone.geometry.sites(backbone.projections):
         layer: Any = adapter.bases.get(site) or backbone.module.get_submodule(backbone.path(site))
