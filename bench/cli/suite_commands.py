@@ -72,9 +72,9 @@ def run(
 ) -> None:
     """Run a suite's trials into MLflow. Safe to stop and start again: finished trials are kept.
 
-    Several starts on one store share the work. Trials that `unpack` brought into the store are taken from
-    there, under whatever name. Before new ones run, one in ten of them runs again, to see that both machines
-    give the same.
+    Several starts on one store share the work. A trial that a pack brought into the store (see `unpack`) is
+    not run but copied, from whatever experiment has it. Before new trials run, one in ten of the copied ones
+    runs again, to check that this machine gives the same scores.
     """
     from tensorbench.cli.progress import Terminal
 
@@ -168,8 +168,8 @@ def plan(
 ) -> None:
     """Show what would run: ranks, parameter counts, and with --json trial ids. Starts nothing.
 
-    It also counts the trials of a search or a pilot. It estimates their time from stored
-    trials of the suite, or from operations if there are none. With --power, --store may be a pack.
+    It also counts the trials of a search or a pilot. It estimates their time from stored trials of the suite,
+    or from operations if there are none. --store may be a pack.
     """
     for option, value in (("--sd", sd), ("--threshold", threshold)):
         if value and not power:

@@ -138,7 +138,7 @@ def fetch(suite: SuiteFile, store: StoreUri = DEFAULT_STORE) -> None:
     """Download everything that a suite needs. Afterwards it runs without a network.
 
     Shows the commit of each hub repository. An experiment keeps the commits of its first start: if the store
-    has the suite's, those are downloaded.
+    has the suite's experiment, its commits are downloaded.
     """
     commits = tensorbench.fetch(suite, store=store, notify=lambda step: say(step, console=err))
     say(*(f"{revision}: {commit}" for revision, commit in commits.items()))
