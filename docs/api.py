@@ -67,7 +67,7 @@ def build(folder: Path) -> list[str]:
 
 
 def _without_dead_links(page: str) -> str:
-    """The page without links to members of base classes, which pdoc makes and does not show."""
+    """The page without dead links: pdoc links to members of base classes, but does not show these."""
     ids = set(re.findall(r'\bid="([^"]+)"', page))
     link = r'<a href="#([^"]+)">(.*?)</a>'
     return re.sub(link, lambda match: match[0] if match[1] in ids else match[2], page)

@@ -22,7 +22,7 @@ BEGIN, END = "<!-- tables: docs/board.py -->\n", "<!-- end of tables -->"
 
 
 def entries() -> list[tuple[Submission, Card]]:
-    """The entries of the board, from the oldest to the newest. Raises UserError for one without a card."""
+    """The entries of the board, from the oldest to the newest. Raises UserError if an entry has no card."""
     read = [(read_submission(pack), read_card(pack)) for pack in sorted(BOARD.glob(f"*{ENDING}"))]
     if lacking := [submission.name for submission, card in read if card is None]:
         raise UserError(f"{lacking[0]}.yaml is missing in {BOARD}")
@@ -31,7 +31,7 @@ def entries() -> list[tuple[Submission, Card]]:
 
 
 def line(submission: Submission, card: Card, entrant: Entrant) -> dict[str, str]:
-    """The line of a method. *Verified* is a row of which somebody else ran trials again."""
+    """The line of a method. It is "verified" if somebody other than the submitter ran trials again."""
     checked = "verified" if card.verified else "by machine"
     return submission.line(entrant) | {"checked": checked, "submission": submission.name}
 
@@ -50,7 +50,10 @@ def source(submission: Submission, card: Card) -> dict[str, str]:
 
 
 def lines(of_suite: Sequence[tuple[Submission, Card]]) -> Iterator[dict[str, str]]:
-    """Yields the suite's own methods as the oldest entry ran them, then the newcomers, best first."""
+    """Yields lines for a suite's own methods, then for the submitted methods, best first.
+
+    The lines of the suite's own methods are from the oldest entry.
+    """
     first, card = of_suite[0]
     yield from (line(first, card, own) for own in first.block.entrants if own not in first.newcomers)
     rows = [(entry, card, entrant) for entry, card in of_suite for entrant in entry.newcomers]

@@ -22,7 +22,7 @@ BEGIN, END = "<!-- The exports, by docs/export_table.py. -->", "<!-- The end of 
 
 RANKS_BEGIN, RANKS_END = "<!-- The ranks, by docs/export_table.py. -->", "<!-- The end of the ranks. -->"
 
-#: The size of ViT-B, and the rank of the LoRA whose number of parameters all methods in the table have.
+#: The size of ViT-B, and the LoRA rank whose number of parameters is the budget of all methods in the table.
 GEOMETRY, RANK = Geometry(768, 12, 12, 3072, encoder=1), 4
 #: The largest deviation of a method's number of parameters from that of LoRA, as a share.
 NEAR = 0.05
@@ -32,7 +32,7 @@ OF_RANKS = ("method", "its parameters", "rank as LoRA", "parameters as LoRA")
 
 
 def rewritten(text: str) -> str:
-    """The page with the current table. Kinds that differ only in name and class share a line."""
+    """The page with the current tables. Kinds that differ only in name and class share a line."""
     rows: dict[tuple[str, ...], list[tuple[str, str]]] = {}
     for named, model, *rest in map(_row, NAMES):
         rows.setdefault(tuple(rest), []).append((named, model))
@@ -46,7 +46,7 @@ def rewritten(text: str) -> str:
 
 
 def _ranks() -> Iterator[tuple[str, ...]]:
-    """A line for each low-rank method that has as many parameters as the LoRA of rank `RANK`."""
+    """Yields a line for each low-rank method with about as many parameters as LoRA of rank `RANK`."""
     backbone, ranks = SkeletonBackbone.random(GEOMETRY), dict[str, tuple[int, int, int]]()
     budget = create("lora", rank=RANK).count(GEOMETRY)
     for template in (each for name in METHODS for each in METHODS.get(name).listed() if each.sizeable):

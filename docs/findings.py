@@ -1,7 +1,7 @@
 """Writes the answers of the published packs into the pages of docs/results: `python docs/findings.py`.
 
-The study's answers go into findings.md and leaderboard.md, those of the study of ranks into ranks.md, and the
-decoder's table into decoder.md. While too few studies are complete for an interval, the pages say so.
+The study's answers go into findings.md and leaderboard.md, the answers of the study of ranks into ranks.md,
+and the decoder's table into decoder.md. If too few studies are complete for an interval, the pages say so.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RANKS, OF_RANKS = PAGES / "ranks.md", PACKS / "study_ranks.tensorbench.zip"
 
 
 def rewritten(page: Path, contents: Mapping[str, str]) -> str:
-    """The text of the page with these contents between their marks."""
+    """The text of the page with these contents between their marks, by the name in the marks."""
     text = page.read_text(encoding="utf-8")
     for name, content in contents.items():
         begin, end = f"<!-- {name}: docs/findings.py -->\n", f"<!-- end of {name} -->"
@@ -32,7 +32,10 @@ def rewritten(page: Path, contents: Mapping[str, str]) -> str:
 
 
 def in_short(protocol: str, answers: Mapping[str, Answer]) -> str:
-    """A table of the questions in the protocol with their answers, beside those by the registered rule."""
+    """A table of questions, each with its answer by the registered rule and its answer in `answers`.
+
+    `protocol` is the text of the page with the questions and their registered answers.
+    """
     questions = dict(re.findall(r"^\| (\d) \| (.+?) \|", protocol, re.M))
     registered = dict(re.findall(r"^### Question (\d)\n\n(.+)$", protocol, re.M))
     numbered = {title.split()[-1]: answer for title, answer in answers.items()}
@@ -44,14 +47,14 @@ def in_short(protocol: str, answers: Mapping[str, Answer]) -> str:
 
 
 def printed(answers: Mapping[str, Answer]) -> list[str]:
-    """The paragraphs of each answer beneath a heading, which is its title."""
+    """The paragraphs of all answers, each below its title as a heading."""
     return [
         part for title, each in answers.items() for part in (f"### {title}", each.short, each.text) if part
     ]
 
 
 def pages() -> dict[Path, str]:
-    """The pages with the answers of the published packs, and the figure of the findings."""
+    """The contents of the pages with current answers, and of the findings' figure, by path."""
     study, trains = (PACKS / f"study{part}.tensorbench.zip" for part in ("", "_trains"))
     fresh = PAGES / "study_fresh.tensorbench.zip"
     questions = studies.of_questions(study)

@@ -1,6 +1,6 @@
 """Puts the tables of `python -m tools.gpu --out DIR` into performance.md: `python docs/gpu_tables.py DIR`.
 
-Raises SystemExit, and writes nothing, if DIR has no results of a GPU. Results of a CPU mean nothing.
+Raises SystemExit, and writes nothing, if DIR has no results of a GPU. Results of a CPU are refused.
 """
 
 from __future__ import annotations

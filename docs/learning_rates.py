@@ -1,4 +1,7 @@
-"""Writes what 195 printed runs say into results/learning-rate-matters.md: `python docs/learning_rates.py`."""
+"""Writes the analysis of 195 published runs into a page of results: `python docs/learning_rates.py`.
+
+The page is results/learning-rate-matters.md.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from tensorbench.reports.units import minus
 PAGE = Path(__file__).parent / "results" / "learning-rate-matters.md"
 RUNS = PAGE.with_suffix(".csv")
 BEGIN, END = "<!-- docs/learning_rates.py -->\n", "<!-- end -->\n"
-#: The fixed rates that are compared, and the numbers of trials.
+#: The fixed rates at which methods are compared, and the numbers of trials after which they are.
 FIXED, TRIALS = (2e-5, 2e-4), (1, 2, 4, 8, 13)
 
 
@@ -25,14 +28,14 @@ def differences(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def shown(line: pd.Series) -> str:
-    """A difference in points with its interval, in bold if that excludes zero."""
+    """A difference in points with its interval. The text is bold if the interval excludes zero."""
     mean, *ends = (minus(f"{100 * line[name]:+.2f}") for name in ("difference", "low", "high"))
     text = f"{mean} [{', '.join(ends)}]"
     return f"**{text}**" if line["low"] > 0 or line["high"] < 0 else text
 
 
 def content() -> str:
-    """The tables, and the sentences with their numbers."""
+    """The part of the page between the marks: the sentences with current numbers, and the tables."""
     runs = pd.read_csv(RUNS).rename(columns={"run": "seed", "learning_rate": "lr"})
     results, tuned = tensorbench.load_results(runs), differences(runs)
     scores = results.tables["scores"].set_index(["k", "method"])["score"] * 100

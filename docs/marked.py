@@ -1,4 +1,4 @@
-"""Writes the part of a page between two marks, and tables in Markdown."""
+"""Replaces the part of a page between two marks, and writes tables in Markdown."""
 
 from __future__ import annotations
 

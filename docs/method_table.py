@@ -76,14 +76,17 @@ def _row(template: Method) -> tuple[str, ...]:
 
 
 def _sites(template: Method) -> str:
-    """The default of `targets` in code marks, or the fixed sites of a method without `targets`."""
+    """The default of the option `targets`, as code. For a method without this option, its fixed sites."""
     adapted = SHAPE.having(template.projections)
     named = SITES.get(adapted, ", ".join(adapted)) or "–"
     return f"`{named}`" if "targets" in type(template).model_fields else named
 
 
 def _dropouts(templates: Sequence[Method]) -> Iterator[str]:
-    """The default values of dropout other than zero, and the methods without this option."""
+    """Yields the default values of dropout other than zero, each with its methods.
+
+    Methods without this option are listed too.
+    """
     by_default = grouped(templates, lambda template: _default(template, "dropout"))
     named = {"–": "not an option of"}
     yield from (
@@ -101,7 +104,10 @@ def _fitted(template: Method) -> Method:
 
 
 def _frozen(template: Method) -> str:
-    """The MiB of a method's frozen tensors at LoRA's budget, and whether they are stored. Empty if none."""
+    """A text with the MiB of a method's frozen tensors at LoRA's budget, and whether they are stored.
+
+    Empty if the method has no such tensors or a fixed size.
+    """
     if not template.sizeable:
         return ""
     numbers, kept = (count(SHAPE) for count in (_fitted(template).frozen_count, _fitted(template).kept_count))

@@ -49,7 +49,7 @@ USUAL = ("merges", "exact zero start", "unequal shapes")
 def table() -> str:
     """The table of peft's types in Markdown, then a list of the refused types.
 
-    Types that are alike share a line.
+    Types whose entries are equal share a line.
     """
     types = sorted({kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING} | {*SHORTHANDS})
     alike, refused = dict[tuple[str, ...], list[str]](), dict[str, list[str]]()
@@ -81,7 +81,8 @@ def row(method: Method) -> tuple[str, ...]:
 def trained(method: Method) -> None:
     """Trains a method on the tiny model as a trial would.
 
-    Raises AssertionError or peft's error if the training fails or leaves traces in the backbone.
+    Raises AssertionError or peft's error if the training fails, if the adapter cannot be reloaded, or if it
+    leaves traces in the backbone.
     """
     backbone = SkeletonBackbone.random(TINY)
     x, labels = torch.randn(8, TINY.hidden), torch.randint(3, (8,))
@@ -115,7 +116,7 @@ def copies(tensors: Any) -> dict[str, Tensor]:
 
 
 def size(method: Method) -> str:
-    """Names what sets the number of parameters: "a rank", "a rank or a budget", or "its own" if fixed."""
+    """Says what sets the number of parameters: "a rank", "a rank or a budget", or "its own" if fixed."""
     if not method.sizeable:
         return "its own"
     for budget in BUDGETS:

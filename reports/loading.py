@@ -39,7 +39,7 @@ class Column(NamedTuple):
 #: The dtypes of columns. pandas 3 calls its own text dtype `str`.
 TEXT, INTEGER, NUMBER, MOMENT = "str", "Int64", "float64", "datetime64[ms, UTC]"
 
-#: The columns that identify a line's trial.
+#: The columns that identify the trial of a line, in all frames.
 WHICH = {
     "experiment": Column(TEXT, "", "the experiment that has the run"),
     "trial_id": Column(TEXT, "", "hash of all that can change the result"),
@@ -82,7 +82,7 @@ CURVES = WHICH | {
     "value": Column(NUMBER, "nats or the metric's", "the loss, or the score"),
 }
 
-#: The columns of `LoadedResults.predictions` before the numbered ones.
+#: The columns of `LoadedResults.predictions`, without the numbered columns that follow them (see `NUMBERED`).
 PREDICTIONS = WHICH | {
     "example": Column("int64", "", "the example's id in its source"),
     "label": Column(NUMBER, "the target's", "the index of the right class; of a regression, the target"),
@@ -93,21 +93,21 @@ PREDICTIONS = WHICH | {
     ),
 }
 
-#: The types of the numbered columns after those of `PREDICTIONS`, such as `logit_0`, by name without number.
-#: Only multi-label tasks have numbered labels and predictions, such as `label_0` and `prediction_0`.
+#: The types of numbered columns such as `logit_0`, by their names without the number. They follow the columns
+#: of `PREDICTIONS`. Only multi-label tasks have numbered labels and predictions, such as `label_0`.
 NUMBERED = {"label": INTEGER, "prediction": INTEGER, "logit": "float32"}
 
 
 class LoadedResults(ShowsOverview, Results):
     """The results of experiments: their cells, seeds, trials, curves and predictions as data frames.
 
-    The answer, the tables and the figures of their report are attributes as well. All of them are read or
-    computed on first use. `TRIALS`, `CURVES` and `PREDICTIONS` describe the columns of the frames. An empty
-    frame has the same columns.
+    The report's answer and tables are attributes as well, and `plot` returns its figures. Each is read or
+    computed on first use. `TRIALS`, `CURVES` and `PREDICTIONS` describe the columns of three of the frames.
+    An empty frame has the same columns.
     """
 
     def overview(self) -> Table:
-        """The scores of all cells, as the terminal shows them after a run, without comparisons."""
+        """The table of all cells' scores that the terminal shows after a run. It has no comparisons."""
         closings = [experiment.closing for experiment in self.experiments if experiment.closing]
         return overview(self.title, self, [*self.notes, *closings])
 
@@ -115,7 +115,7 @@ class LoadedResults(ShowsOverview, Results):
     def analysis(self) -> Analysis:
         """The comparisons that a report shows.
 
-        Raises UserError as `tensorbench.reports.report.write_report` does.
+        Raises UserError if trials are not comparable, and if a plug-in's metric fails.
         """
         from tensorbench.reports.analysis import analyse
 
@@ -142,11 +142,13 @@ class LoadedResults(ShowsOverview, Results):
     def plot(self, *kinds: str) -> Figures:
         """The report's figures, or only the figures of these kinds. A notebook shows them one below another.
 
-        The kinds are `differences`, `differences-by-task`, `score-vs-parameters` and `score-vs-memory`; of
-        suites tuned by studies also `curves` (scores by trials of tuning) and `rates` (scores by learning
-        rate), and of other suites `training-curves`; of allocations `ranks`, and of methods under three
-        budgets or more `ranks-budgets`. Raises UserError if there is nothing to draw, for a kind
-        that is unknown or has no data, and as `analysis` does.
+        The kinds are `differences`, `differences-by-task`, `score-vs-parameters` and `score-vs-memory`.
+        Suites tuned by studies also have `curves` (scores by trials of tuning) and `rates` (scores by
+        learning rate). Other suites have `training-curves`. Allocations of ranks have `ranks`, and methods
+        under three budgets or more have `ranks-budgets`.
+
+        Raises UserError if there is nothing to draw, if a kind is unknown or has no data, and as `analysis`
+        does.
         """
         from tensorbench.reports.drawing import Figures
 
@@ -182,11 +184,12 @@ class LoadedResults(ShowsOverview, Results):
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
-        """One line per example on which a finished trial of the tables was scored.
+        """One line per finished trial and example on which the trial was scored.
 
-        The columns of `PREDICTIONS` are followed by those of `NUMBERED`. If a trial has fewer classes than
-        others, its values in the last numbered columns are missing. Trials without stored predictions have
-        no lines. Raises UserError for predictions that were changed or cannot be read.
+        The columns of `PREDICTIONS` come first, then the numbered columns of `NUMBERED`. If a trial has fewer
+        classes than others, its values in the last numbered columns are missing. Trials of searches, and
+        trials without stored predictions, have no lines. Raises UserError for predictions that were changed
+        or cannot be read.
         """
         finished = {seed.trial_id for seed in self.all_seeds if seed.finished}
         read = [_predictions(*run) for run in self._records() if run[1].trial_id in finished]
@@ -200,7 +203,7 @@ class LoadedResults(ShowsOverview, Results):
         return typed(stored, PREDICTIONS).join(stored[list(more)].astype(more))
 
     def _records(self) -> Iterator[tuple[Experiment, Record]]:
-        """Yields (experiment, run that counts) for each trial of the experiments."""
+        """Yields each trial's experiment and the one of its runs that counts (see `latest`)."""
         counts = latest(record for each in self.experiments for record in each.records.values())
         for experiment in self.experiments:
             in_order = sorted(experiment.records.values(), key=lambda run: (run.started, run.origin))
@@ -215,13 +218,14 @@ def load_results(
 ) -> LoadedResults:
     """Loads the results of experiments in a store, of packs, or of other programs: frames, answer, figures.
 
-    `experiments` are names of experiments in the store, or files of packs, which need no store. Several are
-    read as one. `selection` limits the rows and the comparisons. The result has `cells` and `seeds`, as in
-    `tensorbench.reports.results.Results`, and everything that `LoadedResults` documents.
+    `experiments` are names of experiments in the store, or files of packs, which need no store. The results
+    of several experiments are combined. `selection` limits the rows and the comparisons. The returned object
+    has the frames `cells` and `seeds` (see `tensorbench.reports.results.Results`), and everything that
+    `LoadedResults` documents.
 
-    They may also be results of other programs: a table of runs (.csv, .tsv, .jsonl, .parquet, or a data
-    frame), a result file of lm-evaluation-harness, inspect or peft, or a folder of such files. The other
-    arguments name a table's columns, unless they are called like them:
+    `experiments` may also be results of other programs: a table of runs (.csv, .tsv, .jsonl, .parquet, or a
+    data frame), a result file of lm-evaluation-harness, inspect or peft, or a folder of such files. The
+    remaining keywords name those columns of a table that are not called by their default names:
     `load_results("runs.csv", method="algorithm", score="test_acc", lr="learning_rate")`.
 
     Raises UserError for an experiment that does not exist or has no result, for a pack or a table that is
@@ -234,7 +238,7 @@ def load_results(
 
 
 def typed(lines: pd.DataFrame | Iterable[Mapping[str, Any]], columns: Mapping[str, Column]) -> pd.DataFrame:
-    """A frame that has exactly these columns, in this order and with these types, even if it has no lines."""
+    """Makes a frame with exactly these columns, in this order and with these types, even without lines."""
     frame = lines if isinstance(lines, pd.DataFrame) else pd.DataFrame(list(lines))
     frame = frame.reindex(columns=list(columns))
     for name, column in columns.items():

@@ -23,8 +23,7 @@ def overview(
 ) -> Table:
     """Summarises results in a table with a line per cell.
 
-    `score_of` returns the estimated score of a cell, given its number. Only scores of tuned cells are shown
-    by it (see `score`).
+    `score_of` maps a cell's number to its estimated score. It is used for tuned cells only (see `score`).
     """
     cells = results.all_cells
     tuned = any(cell.studies for cell in cells)
@@ -66,10 +65,10 @@ def overview(
 
 
 def score(cell: Cell, seeds: Sequence[Seed], score_of: Callable[[int], Estimate | None] | None = None) -> str:
-    """A cell's score as text: its mean ± standard deviation over seeds, or the score after k trials.
+    """A cell's score as text: the mean ± standard deviation over seeds or, if tuned, `score_of` the cell.
 
-    Where a tuned cell has no estimate with an interval, it is the mean ± standard deviation over the trials
-    that its studies kept. A dash if there is no score.
+    If a tuned cell has no estimate with an interval, the text is the mean ± standard deviation over the
+    trials that its studies kept. A dash if there is no score.
     """
     if cell.studies is None:
         scores = [seed.score for seed in seeds if seed.score is not None]
@@ -88,7 +87,7 @@ def score(cell: Cell, seeds: Sequence[Seed], score_of: Callable[[int], Estimate 
 def studies(cell: Cell, seeds: Sequence[Seed]) -> str:
     """The numbers of complete and planned studies as text, for example "3/5". A dash without studies.
 
-    If some complete studies kept no trial, the text gives their number.
+    If some complete studies kept no trial, the text also has the number of these studies.
     """
     if cell.studies is None:
         return "–"

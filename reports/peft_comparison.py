@@ -1,4 +1,4 @@
-"""Tells which differences in peft's method comparison exceed the noise of test questions and of reruns.
+"""Finds the differences in peft's method comparison that exceed the noise of test questions and of reruns.
 
 huggingface/peft publishes one JSON file per configuration, method_comparison/TASK/results/METHOD--NAME.json,
 each from one run with seed 0. A folder of such files is a snapshot; several folders, from old to new, show
@@ -128,7 +128,10 @@ class PeftComparison:
 
 
 def read_run(file: Path, wave: int) -> PeftRun | None:
-    """Reads a run's file. None if the run failed or has no score. Raises UserError for a malformed file."""
+    """Reads a run's file. Returns None if the run failed or has no score.
+
+    `wave` is the index of the file's folder. Raises UserError for a malformed file.
+    """
     # A pipe or a device would be read without end.
     if not file.is_file() or file.stat().st_size > LARGEST_FILE:
         raise UserError(f"{file}: no file of at most {LARGEST_FILE:,} bytes, as results of peft are")
@@ -166,7 +169,7 @@ def read_run(file: Path, wave: int) -> PeftRun | None:
 
 
 def _number(value: Any, kind: type, least: int) -> Any:
-    """Returns the value as an int or a float. None if it is no finite number.
+    """Returns the value as an int or a float, whichever `kind` is. None if it is not a finite number.
 
     Raises ValueError if it is below `least` or above `LARGEST_NUMBER`.
     """
@@ -180,9 +183,10 @@ def _number(value: Any, kind: type, least: int) -> Any:
 def compare_peft(folders: Sequence[Path], reference: str = "") -> PeftComparison:
     """Compares the configurations of the newest folder, the last of `folders`, with `reference`.
 
-    By default it is `REFERENCE`. The noise of reruns is estimated from all folders. A file that is unchanged
-    in several folders is one run. Raises UserError for a folder without results, for a file that is not one
-    of peft's, for files of several metrics, and for a reference that the newest folder lacks.
+    The default reference is `REFERENCE`. The noise of reruns is estimated from all folders. Files of one
+    configuration with the same time of creation count as one run. Raises UserError for a folder without
+    results, for a file that is not a result of peft, for files of several metrics, and for a reference that
+    the newest folder lacks.
     """
     distinct: dict[tuple[str, str], PeftRun] = {}
     skipped, newest = set[str](), set[str]()
@@ -239,15 +243,18 @@ def compare_peft(folders: Sequence[Path], reference: str = "") -> PeftComparison
 def _variance(run: PeftRun, noise: RunNoise | None) -> float:
     """The variance of a run's score over test questions and reruns. 0 if neither is known.
 
-    The binomial variance of a share holds the answers that change when a configuration runs again, so the
-    variance of reruns, which are mostly such answers, takes its place where it is larger and is not added.
+    It is the larger of the two variances, not their sum. The variance of reruns comes mostly from answers
+    that change when a configuration runs again, and the binomial variance over questions includes these.
     """
     of_questions = run.score * (1 - run.score) / run.questions if run.questions else 0.0
     return max(of_questions, noise.variance(run.score, run.questions) if noise else 0.0)
 
 
 def _freedom(run: PeftRun, noise: RunNoise | None) -> float:
-    """The degrees of freedom of variances: those of reruns, if these set them."""
+    """The degrees of freedom of the variances from `_variance`.
+
+    They are infinite if the variances come from test questions, and otherwise those of the rerun noise.
+    """
     return noise.freedom if noise and (not run.questions or noise.dispersion > 1) else math.inf
 
 
@@ -257,7 +264,8 @@ def _difference(
     """One row's score minus another's. The interval extends `critical` standard errors to either side.
 
     The questions of both rows count as independent samples. In truth all rows answer the same questions, so
-    the interval is too wide. A narrower one would need the answers to each question, which the files lack.
+    the interval is too wide. A narrower interval would require the answers to each question, which the files
+    lack.
     """
     error, difference = math.sqrt(_variance(row, noise) + _variance(other, noise)), row.score - other.score
     interval = (difference - critical * error, difference + critical * error) if error else None
@@ -265,7 +273,7 @@ def _difference(
 
 
 def _apart(rows: Sequence[PeftRun], noise: RunNoise | None, critical: float) -> set[tuple[str, str]]:
-    """The names of the pairs that differ significantly."""
+    """The pairs of rows that differ significantly, as pairs of names."""
     return {
         (row.name, other.name)
         for row, other in combinations(rows, 2)
@@ -308,8 +316,8 @@ def write_peft_comparison(
 ) -> dict[str, str]:
     """Compares snapshots of peft's results, and returns the comparison as a page and as JSON, by file name.
 
-    Both files are written to the folder `out` if there is one. Raises UserError as `compare_peft` does, and
-    if the folder is not empty, unless `force` replaces an earlier report.
+    If `out` is given, both files are also written into this folder. Raises UserError as `compare_peft` does,
+    and if the folder is not empty. With `force`, an earlier report in the folder is replaced.
     """
     comparison = compare_peft(folders, reference)
     files = {"comparison.md": as_markdown(comparison), "comparison.json": as_json(comparison)}
@@ -319,7 +327,7 @@ def write_peft_comparison(
 
 
 def as_json(comparison: PeftComparison) -> str:
-    """The comparison as JSON, with the file and the hash behind each score."""
+    """The comparison as JSON, with each score's source file and the hash of that file."""
     content = asdict(comparison)
     for name in ("against_reference", "against_best"):
         for entry, difference in zip(content[name], getattr(comparison, name), strict=True):

@@ -1,4 +1,4 @@
-"""The origin of one trial's numbers: suite, code, packages, hardware and seeds."""
+"""The origin of a trial's results: suite, code, packages, hardware and seeds."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Provenance:
-    """The origin of one trial's numbers."""
+    """The origin of one trial's results."""
 
     #: Start and end in milliseconds since the epoch. The end is None while the trial runs.
     started: int
     ended: int | None
     #: The commit, the versions of the main packages, and the hardware.
     facts: Mapping[str, str]
-    #: The suite, all packages, and the seeds of the random streams. None if unknown. In that case,
-    #: `why` has the reason, or is empty if the trial has stored no configuration.
+    #: The suite, all packages, and the seeds of the random streams. None if unknown. In that case, `why` has
+    #: the reason, or is empty if no configuration of the trial is stored.
     start: Start | None
     why: str = ""
 
@@ -47,7 +47,7 @@ class Provenance:
         return self.start.suite.text
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """Yields (heading, text) for each subject to display. The suite comes first."""
+        """Yields a heading and a text for each subject, such as the hardware. The suite comes first."""
         suite = self.start.suite if self.start else None
         named = f"{suite.name or 'from Python'}, sha256 {suite.sha256}" if suite else self.why or UNKNOWN
         yield "suite", named
@@ -73,8 +73,8 @@ class Provenance:
 def provenance_of(source: Source, record: Record) -> Provenance:
     """The stored provenance of a trial.
 
-    If its configuration cannot be read, for example because the file was changed, nothing is raised. Then
-    `Provenance.why` says so.
+    If the trial's configuration cannot be read, for example because the file was changed, no error is raised
+    and `Provenance.why` has the reason.
     """
     try:
         config = source.content(record, Artifact.CONFIG, StoredConfig)

@@ -1,7 +1,7 @@
 """Comparisons of ranks: allocations of one budget with the heuristic, and methods under several budgets.
 
-An allocation is a row of a method some of whose ranks the suite gives. In the row that gives none, the budget
-sets all ranks by the method's heuristic.
+An allocation divides a budget among the modes of a method. It is a row in which the suite gives the ranks of
+some modes. In a row without given ranks, the method's heuristic sets all ranks from the budget.
 """
 
 from __future__ import annotations
@@ -25,24 +25,26 @@ from tensorbench.reports.results import Results, grouped
 
 #: The name of the reference of allocations.
 HEURISTIC = "the heuristic"
-#: The smallest number of ranks of a mode with a trend. Two have only a difference.
+#: The smallest number of different ranks of a mode for which a trend is computed.
 LEAST_RANKS = 3
-#: The end of a row's name in tables that has the ranks which the suite gives.
+#: Matches the end of a row's name in tables if it lists the ranks that the suite gives.
 _GIVEN = re.compile(r" (?:\[(.+)\]|(r=[\d,]+))$")
 
 
 @dataclass(frozen=True)
 class Trend:
-    """How a method's score changes with the rank of one mode, over allocations that give no other rank.
+    """The change of a method's score with the rank of one mode, over allocations that give only this rank.
 
-    It is the slope of the score over log2 of the rank by least squares, in units of the score per doubling of
+    It is the least-squares slope of the score over log2 of the rank, in units of the score per doubling of
     the rank.
     """
 
     mode: str
-    #: The allocations from the smallest rank to the largest, with the heuristic among them.
+    #: The names of the allocations, including the heuristic, from the smallest rank of the mode to the
+    #: largest.
     allocations: tuple[str, ...]
-    #: The slope in place of a difference. Intervals are simultaneous over the trends of the method.
+    #: The slope, stored where a comparison has its difference. Intervals are simultaneous over the method's
+    #: trends.
     slope: Comparison
 
 
@@ -52,11 +54,13 @@ class Allocations:
 
     #: The name of the row with the heuristic's ranks or, without such a row, the method's title.
     method: str
-    #: The number of parameters that the budget requests, as text: of each backbone, if they differ.
+    #: The number of parameters that the budget requests, as text. If it differs between backbones, the text
+    #: has all of the numbers.
     size: str
-    #: The place of the report's block that has these rows.
+    #: The index of the block in the report that has these rows.
     number: int
-    #: The rows, named by the ranks that the suite gives. The reference is `HEURISTIC`, or None without it.
+    #: The rows, named by the ranks that the suite gives. The reference is `HEURISTIC`. There is no reference
+    #: if no row on all settings has the heuristic's ranks.
     block: Block
     trends: tuple[Trend, ...]
 
@@ -64,9 +68,9 @@ class Allocations:
 def find_allocations(
     results: Results, blocks: Sequence[Block], judged: Callable[[Block], Block]
 ) -> Iterator[Allocations]:
-    """Yields the methods with several allocations in a block.
+    """Yields the allocations of each method that has several rows in a block.
 
-    `judged` compares the methods of a block with its reference, and leaves the verdicts that guards allow.
+    `judged` compares the methods of a block with its reference, and applies the guards to the verdicts.
     """
     of_cells = without_ranks(results)
     for number, block in enumerate(blocks):
@@ -93,7 +97,7 @@ def _allocations(
     family: Sequence[Entrant],
     judged: Callable[[Block], Block],
 ) -> Allocations:
-    """The rows of `family`, of which the first has the heuristic's ranks if any has."""
+    """Compares the allocations in `family`. If some row has the heuristic's ranks, it comes first."""
     first = results.all_cells[family[0].cells[0]]
     heuristic = None if first.allocation else family[0]
 
@@ -125,7 +129,7 @@ def _allocations(
 
 
 def short_name(method: str) -> str:
-    """The ranks in a row's name in tables, such as `layer=1`, or the whole name if a label replaces them.
+    """The ranks in a row's name in tables, such as `layer=1`, or the whole name if it lists no ranks.
 
     Several ranks are joined by a plus sign, because sentences list such names with commas.
     """
@@ -134,7 +138,10 @@ def short_name(method: str) -> str:
 
 
 def _trends(results: Results, block: Block) -> Iterator[Trend]:
-    """Yields the trends over modes with at least `LEAST_RANKS` ranks, whose intervals are simultaneous."""
+    """Yields the trend of each mode with at least `LEAST_RANKS` ranks. Their intervals are simultaneous.
+
+    There are no trends without a reference. A mode also needs two ranks and a shared study on every setting.
+    """
     if block.reference is None:
         return
     cells = results.all_cells
@@ -165,7 +172,8 @@ def _slope(results: Results, block: Block, own: Sequence[Entrant], logs: Array, 
     for place in range(len(block.settings)):
         there, studies = weights[:, place].tolist(), [entrant.studies[place] for entrant in own]
         part = on_setting(results, own[0].cells[place], of_contrast(there, studies, block.k, failures))
-        # The weights sum to zero, so that this is how far the slope can go.
+        # The weights sum to zero, so the slope is at most half the sum of their sizes, times the range of
+        # scores.
         parts.append(replace(part, limit=part.limit * sum(map(abs, there)) / 2))
     slope = comparison(parts, claims, len(block.settings), 0.0)
     why = next(_withheld(block, own), "")
@@ -173,7 +181,7 @@ def _slope(results: Results, block: Block, own: Sequence[Entrant], logs: Array, 
 
 
 def _withheld(block: Block, own: Iterable[Entrant]) -> Iterator[str]:
-    """Yields the reasons that withhold a verdict on what these allocations have in common."""
+    """Yields the reasons to withhold a verdict on a trend over these allocations."""
     for entrant in own:
         if (difference := entrant.differences.get(block.k)) and difference.verdict.reason:
             yield difference.verdict.reason
@@ -190,19 +198,20 @@ class OverBudgets:
 
     #: A block for each budget, from the smallest to the largest methods.
     blocks: tuple[Block, ...]
-    #: The method under each of these budgets, by its name. None where it has no mean over all settings.
+    #: Each method's entrants, one per block in the order of `blocks`, by the method's name. None if the
+    #: method has no mean over all settings there.
     methods: Mapping[str, tuple[Entrant | None, ...]]
 
 
 def over_budgets(blocks: Iterable[Block]) -> list[OverBudgets]:
-    """Groups the methods of known size that have scores under several budgets.
+    """Groups the methods that have a known number of parameters and scores under several budgets.
 
-    The methods of a group share a metric, a tuning and the settings.
+    The methods of a group share the metric, the tuning and the settings.
     """
     comparable = grouped(blocks, lambda block: (block.metric, block.settings, block.k, block.tuned))
     groups = []
     for group in comparable.values():
-        # Of a budget's recipes the largest group comes first.
+        # If a budget has several recipes, the block of the largest group is first in `group` and is kept.
         by_budget = {block.budget: block for block in reversed(group) if block.budget != OWN_SIZE}
         sized = [[e for e in block.entrants if e.parameters is not None] for block in by_budget.values()]
         pairs = [(block, own) for block, own in zip(by_budget.values(), sized, strict=True) if own]

@@ -37,7 +37,7 @@ ENDED_WELL = (Status.FINISHED, Status.DUPLICATE)
 #: The validator of the ranks that cutting leaves in each mode.
 FINAL_RANKS = TypeAdapter(dict[str, Annotated[list[int], Field(min_length=1)]])
 
-#: How a summary of a measure is computed from the values of a cell's finished seeds.
+#: The functions that summarise the values of a cell's finished seeds, by `Measure.summary`.
 SUMMARIES: Mapping[str, Callable[[list[float]], float]] = {
     "mean": fmean,
     "median": median,
@@ -78,7 +78,7 @@ def read(
 
 
 def read_sources(sources: Sequence[Source], selection: Selection | None = None) -> Results:
-    """Reads opened experiments as `read` does. Raises the same errors, except those of opening."""
+    """Reads experiments that are already open. Raises the errors of `read`, except those of opening."""
     experiments = named_apart([read_experiment(source) for source in sources])
     selected = selection.of(experiments) if selection else experiments
     cells, seeds = tabulate(selected)
@@ -102,8 +102,8 @@ def read_sources(sources: Sequence[Source], selection: Selection | None = None) 
 def named_apart(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
     """Makes the names of rows unique, so that a name always stands for the same trials.
 
-    If an earlier row has the same name and other trials, the name of the experiment is appended. Rows with
-    the same trials get the same name, that of the first of them.
+    If an earlier row has the same name but other trials, the experiment's name is appended. Rows with the
+    same trials get the name of the first of these rows.
     """
     same_name: defaultdict[tuple[str | None, ...], dict[tuple[str, ...], str]] = defaultdict(dict)
 
@@ -117,9 +117,9 @@ def named_apart(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
 
 
 def read_experiment(source: Source) -> Experiment:
-    """Reads one experiment.
+    """Reads the plan and the runs of one experiment.
 
-    Raises UserError if it cannot be read, if it has no suite, and if no trial in its rows has finished.
+    Raises UserError if it cannot be read, if it has no suite, and if none of its planned trials has finished.
     """
     name, where = source.name, shown_uri(source.where)
     try:
@@ -169,7 +169,7 @@ def _notes(experiment: Experiment) -> Iterator[str]:
 
 
 def _rerun(experiment: Experiment) -> str:
-    """Says what the trials from packs gave when some of them ran again beside the new trials."""
+    """A sentence on trials that came from packs, and on the scores of those that were rerun as a check."""
     came = f"{many(experiment.references, 'trial')} came from packs."
     records = [experiment.records[id_] for id_ in experiment.trials if id_ in experiment.records]
     reruns = [(run.score, rerun) for run in records if (rerun := stored_rerun(run))]
@@ -194,7 +194,7 @@ def _rerun(experiment: Experiment) -> str:
 def tabulate(experiments: Sequence[Experiment]) -> tuple[tuple[Cell, ...], tuple[Seed, ...]]:
     """The cells and the seeds of these experiments.
 
-    A row that several experiments planned with the same trials is one cell.
+    If several experiments have the same row, with the same trials, the row is one cell.
     """
     cells: list[Cell] = []
     seeds: list[Seed] = []
@@ -221,7 +221,7 @@ def _key(row: Row) -> tuple[str | None, ...]:
 
 
 def _cell(number: int, experiment: Experiment, row: Row, runs: Sequence[Run], seeds: Sequence[Seed]) -> Cell:
-    """The cell with this number: a row with the counts, means and summaries of its seeds."""
+    """Makes the cell with this number: a row with the counts, means and summaries of its seeds."""
     done, failed = ([seed for seed in seeds if seed.status == s] for s in (Status.FINISHED, Status.FAILED))
     # Trials of studies have different learning rates, so no mean over them is a result.
     alike = [seed for seed in done if seed.study is None]
@@ -271,7 +271,7 @@ def _cell(number: int, experiment: Experiment, row: Row, runs: Sequence[Run], se
 
 
 def _seed(cell: int, row: Row, seed: int, experiment: Experiment, record: Record | None) -> Seed:
-    """A seed of the cell with this number. `record` is a run of `experiment`."""
+    """Makes a seed of the cell with the number `cell`. `record` is its run in `experiment`, or None."""
     status = record.status if record else Status.MISSING
     failure = record.tag(Tag.FAILURE) if record else ""
     message = record.tag(Tag.FAILURE_MESSAGE) if record else ""
@@ -301,10 +301,10 @@ def _seed(cell: int, row: Row, seed: int, experiment: Experiment, record: Record
 
 
 def _holder(experiments: Sequence[Experiment], trial_id: str | None) -> Run:
-    """Finds the run of a trial. Returns the first experiment in which the trial finished, and its run.
+    """Finds the run of a trial. Returns the first experiment in which the trial finished, and the run there.
 
-    If the trial finished in no experiment, the first experiment with any run of it counts. If it has no run,
-    the first experiment and None are returned.
+    If the trial finished in no experiment, returns the first experiment with any run of the trial, and this
+    run. If the trial has no run, returns the first experiment and None.
     """
     runs = [(each, each.records[trial_id]) for each in experiments if trial_id and trial_id in each.records]
     finished = [(each, record) for each, record in runs if record.status == Status.FINISHED]
@@ -312,10 +312,10 @@ def _holder(experiments: Sequence[Experiment], trial_id: str | None) -> Run:
 
 
 def _left(runs: Sequence[tuple[Experiment, Record]]) -> str:
-    """The ranks that cutting left in each mode, as text such as "input 30 to 31, layer 6".
+    """The ranks that remain in each mode after training cut some, as text: "input 30 to 31, layer 6".
 
-    A range is from the smallest to the largest rank over runs and layers. Raises UserError for a malformed
-    tag.
+    A range is from the smallest to the largest rank over runs and layers. Raises UserError if a run's tag
+    with these ranks is malformed.
     """
     by_mode: defaultdict[str, list[int]] = defaultdict(list)
     for experiment, record in runs:

@@ -1,6 +1,6 @@
-"""Groups methods by recipe, and finds mixtures among the trials of one table.
+"""Groups methods by recipe, and finds mixtures: properties that should not differ between trials of a table.
 
-Only methods with the same recipe are compared. Rates that studies tried are not part of the recipe.
+Only methods with the same recipe are compared. The rates that studies tried are not part of the recipe.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tensorbench.reports.results import Cell, Results, grouped
 
 #: A flattened recipe: the values of its fields, by name.
 Recipe = Mapping[str, str]
-#: The fields in which two recipes differ: by name, the value in the first recipe and in the second.
+#: The fields in which two recipes differ. Maps each field to its values in the first and the second recipe.
 Differences = dict[str, tuple[str, str]]
 
 #: The fields of a trial that define what is measured. If they differ, scores of trials are not comparable.
@@ -61,7 +61,10 @@ def trial_of_each(results: Results) -> dict[int, PlannedTrial]:
 
 
 def without_ranks(results: Results) -> dict[int, str]:
-    """The method of each cell without its ranks, by the cell's number. Allocations of a method share it."""
+    """A text for each cell's method without its ranks, by the cell's number.
+
+    Allocations of one method have equal texts.
+    """
     return {
         number: json.dumps([trial.method | {"ranks": None}, trial.recipe.get("core_lr")])
         for number, trial in trial_of_each(results).items()
@@ -69,9 +72,9 @@ def without_ranks(results: Results) -> dict[int, str]:
 
 
 def recipes(results: Results) -> dict[int, Recipe]:
-    """The recipe of each cell, by the cell's number: protocol, data, training, and allowed tuning.
+    """The recipe of each cell, by the cell's number: protocol, data, training and tuning.
 
-    The recipe of a cell with studies has no rates, since every method was allowed the same tuning. All other
+    The recipe of a cell with studies has the extent of the tuning instead of learning rates. All other
     recipes have the suite's rates.
     """
     of_cells: dict[int, Recipe] = {}
@@ -101,15 +104,15 @@ def in_words(differences: Differences) -> str:
     )
 
 
-#: Methods with the cells of each, by name.
+#: Maps the name of each method to its cells.
 Methods = Mapping[str, Sequence[Cell]]
 
 
 def differs(of_cells: Mapping[int, Recipe], cells: Iterable[Cell], group: Methods) -> Differences:
-    """The fields in which the recipe of a cell differs from the group's recipe on the same setting.
+    """The fields in which the recipe of any of `cells` differs from the group's recipe on the same setting.
 
-    `of_cells` has the recipes by the cell's number. Cells without a recipe are ignored, and so are cells on
-    settings where the group has none.
+    `of_cells` has the recipes, by the cell's number. Cells without a recipe are ignored, and so are cells on
+    settings for which the group has no recipe.
     """
     of_group: dict[object, Recipe] = {}
     for cell in chain.from_iterable(group.values()):
@@ -123,7 +126,10 @@ def differs(of_cells: Mapping[int, Recipe], cells: Iterable[Cell], group: Method
 
 
 def alike(of_cells: Mapping[int, Recipe], methods: Methods) -> list[Methods]:
-    """Groups methods by recipe. On every setting, all cells of a group have one. The largest comes first."""
+    """Groups methods by recipe. All cells of a group on one setting have the same recipe.
+
+    The group with the most methods comes first.
+    """
     groups: list[dict[str, Sequence[Cell]]] = []
     for method, cells in methods.items():
         group = next((group for group in groups if not differs(of_cells, cells, group)), None)
@@ -156,7 +162,7 @@ class Mixture:
 
 
 def find_mixtures(results: Results) -> list[Mixture]:
-    """All mixtures among the trials of a report. The serious ones come first."""
+    """All mixtures among the trials of a report. Serious mixtures come first."""
     mixtures = _mixed_trials(results)
     for key, counts in provenance_counts(results).items():
         if key.startswith(SURROUNDINGS) and len(counts) > 1:
@@ -167,7 +173,7 @@ def find_mixtures(results: Results) -> list[Mixture]:
 
 
 def refuse_mixtures(mixtures: Sequence[Mixture]) -> None:
-    """Raises UserError if a mixture is serious."""
+    """Raises UserError if a mixture is serious, since its trials are not comparable."""
     serious = [str(mixture) for mixture in mixtures if mixture.serious]
     if serious:
         raise UserError(
@@ -178,7 +184,7 @@ def refuse_mixtures(mixtures: Sequence[Mixture]) -> None:
 
 def _mixed_trials(results: Results) -> list[Mixture]:
     def named(cells: Sequence[Cell]) -> str:
-        """The experiments of these cells, or their methods if there is only one experiment."""
+        """The names of these cells' experiments or, if there is only one experiment, of their methods."""
         if len(results.experiments) > 1:
             return ", ".join(sorted({cell.experiment for cell in cells}))
         return first_few(list(dict.fromkeys(cell.method for cell in cells)), 3)
@@ -203,7 +209,7 @@ def _mixed_trials(results: Results) -> list[Mixture]:
 
 
 def provenance_counts(results: Results) -> dict[str, Counter[str]]:
-    """For each key of provenance, how many finished trials in the tables have each of its values."""
+    """Counts the finished trials in the tables by their value of each key of provenance."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     # A trial of two cells counts once.
     by_run = grouped((seed for seed in results.all_seeds if seed.finished), lambda seed: seed.run_id)

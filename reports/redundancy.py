@@ -1,4 +1,4 @@
-"""Stored redundancy analyses of trained adapters, in one form for reports."""
+"""Reads stored analyses of the redundancy of trained adapters, for reports."""
 
 from __future__ import annotations
 

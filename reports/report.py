@@ -37,7 +37,7 @@ NAMES = {"html": "index.html", "md": "tables/tables.md", "latex": "tables/tables
 #: The formats with figures.
 DRAWN = {"html", "png", "svg"}
 
-#: The file that lists a report's files. With its help, `force` removes these files and no others.
+#: The file that lists a report's files. If a report is replaced with `force`, only these files are removed.
 MANIFEST = "report-files.json"
 #: The report's folder among the artifacts of the suite's run.
 ARTIFACTS = "report"
@@ -51,9 +51,9 @@ class WrittenReport:
     files: tuple[str, ...]
     analysis: Analysis
     mixtures: tuple[Mixture, ...]
-    #: The experiments that have the report among the artifacts of their suite's run.
+    #: The names of experiments whose suite's run has the report as an artifact.
     logged: tuple[str, ...]
-    #: The experiments on which the report could not be logged, because their store is read-only.
+    #: The names of experiments for which the report could not be logged, since their store is read-only.
     read_only: tuple[str, ...]
 
     @property
@@ -63,7 +63,7 @@ class WrittenReport:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the answers should know."""
+        """Notes that qualify the answers: collapses, limits of the data, mixtures, and read-only stores."""
         collapsed = map(str, self.analysis.collapses.values())
         notes = [side for side in collapsed if not any(side in sentence for sentence in self.answers)]
         notes += [*self.analysis.notes, *map(str, self.mixtures)]
@@ -86,19 +86,19 @@ def write_report(
     selection: Selection | None = None,
     **table: Unpack[TableOptions],
 ) -> WrittenReport:
-    """Writes a report into the folder `out`. If it covers all rows, it is also logged on the suites' runs.
+    """Writes a report into the folder `out`. Without `selection`, it is also logged on the suites' runs.
 
     Args:
-        experiments: The names of experiments, files of packs, or results of other programs, as
-            `tensorbench.load_results` takes them.
-        store: The store with the experiments. Not used if all are files of packs.
+        experiments: The names of experiments, files of packs, or results of other programs (see
+            `tensorbench.load_results`).
+        store: The store with the experiments. Ignored if `experiments` has no names of experiments.
         threshold: The smallest difference in score that matters, by metric ({"accuracy": 0.01}), or a single
             number if there is one metric.
-        mixed: Whether to report trials that are not comparable.
+        mixed: Whether to report trials even if they are not comparable.
         force: Whether to replace an earlier report in the folder.
         log: Whether to log the report on the suites' runs.
         selection: Limits the rows and the comparisons.
-        table: The columns of a table of runs, as `tensorbench.load_results` takes them.
+        table: The names of the columns of a table of runs (see `tensorbench.load_results`).
 
     Raises UserError, and writes nothing:
 
@@ -193,7 +193,8 @@ def _log(stores: Sequence[Store], target: Path, files: Files) -> None:
         return
     from tensorbench.store.connect import StoreError
 
-    # Copied first, since the target may hold other files and one request for all is many times faster.
+    # The files are copied first: the target may hold other files, and one request for a folder is many times
+    # faster than one per file.
     with tempfile.TemporaryDirectory() as folder:
         put_files(Path(folder), files)
         for store in stores:

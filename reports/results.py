@@ -1,7 +1,7 @@
 """The data of a report: experiments, the cells of their tables, and the trials of each cell.
 
-A cell is one method under one budget on one task and backbone, over all its trials. A seed is a trial of a
-cell. It belongs to one of the cell's studies or, without tuning, is a study of one point by itself.
+A cell is one method under one budget on one task and backbone, with all its trials. A seed is a trial of a
+cell. It belongs to one of the cell's studies. Without tuning, it is a study of one trial by itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tensorbench.store.source import Source
 
 #: Registered names of the reference (LoRA), the floor (head alone) and the ceiling (full fine-tuning).
 REFERENCE, FLOOR, CEILING = "lora", "head_only", "full"
-#: The registered name of the converged head, a line in every figure that adapters should beat.
+#: The registered name of the converged head, which adapters should beat. Figures show it as a line.
 CONVERGED = "converged_head"
 #: The families of methods without an adapter.
 NO_ADAPTERS = (FLOOR, CONVERGED, CEILING)
@@ -38,7 +38,7 @@ Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)
 
 
-#: The backbone of another program's runs whose backbone is not named.
+#: The backbone's name in runs of other programs that do not name it.
 NO_BACKBONE = "not named"
 
 
@@ -53,24 +53,24 @@ class TaskAndBackbone(NamedTuple):
 
 
 class _Measured:
-    """A cell or a seed. For example, `cell["step_ms"]` is the number in the column `step_ms`."""
+    """The base of cells and seeds. `cell["step_ms"]`, for example, is the number in the column `step_ms`."""
 
     #: The measured numbers, by `Measure.column`. None if unknown.
     measures: Mapping[str, float | None]
 
     def __getitem__(self, column: str) -> float | None:
-        """The measured number in this column. None if unknown. Raises KeyError for any other column."""
+        """The measured number in this column. None if unknown. Raises KeyError for an unknown column."""
         return self.measures[column]
 
     def columns(self) -> dict[str, Any]:
-        """The values of all columns of the line in the data frame, by the column's name."""
+        """The values of this cell's or seed's line in the data frame, by the column's name."""
         own = {name: value for name, value in vars(self).items() if name != "measures"}
         return own | dict(self.measures)
 
 
 @dataclass(frozen=True)
 class Seed(_Measured):
-    """A planned seed of a cell, with its run. `measures` has its measures by column.
+    """A planned seed of a cell, with the measures of its run.
 
     Only finished seeds have a score.
     """
@@ -81,8 +81,8 @@ class Seed(_Measured):
     backbone: str
     budget: str
     method: str
-    #: The experiment that has the run. This may be another experiment than the cell's, if the trial did not
-    #: finish in the cell's experiment.
+    #: The name of the experiment that has the run. It may differ from the cell's experiment if the trial did
+    #: not finish there.
     experiment: str
     seed: int
     #: The numbers of the trial's study and of its point in the study, both from 0. None if the cell has no
@@ -100,7 +100,7 @@ class Seed(_Measured):
     status: str
     #: The reason of a failure in a word or two. Empty if the trial has not failed.
     failure: str
-    #: The reason of a failure in full. Otherwise empty.
+    #: The full message of a failure. Empty if the trial has not failed.
     message: str
     measures: Mapping[str, float | None] = field(repr=False, hash=False)
 
@@ -130,7 +130,7 @@ class Seed(_Measured):
 class Cell(_Measured):
     """A row of a plan with its results over seeds. Failed and missing seeds are counted, but are in no mean.
 
-    `measures` has one number per measure, which `Measure.summary` computes from the finished seeds.
+    `measures` has one number per measure: the summary of its values over finished seeds (`Measure.summary`).
     """
 
     #: The number of the cell, from 0.
@@ -148,9 +148,9 @@ class Cell(_Measured):
     family: str
     #: The ranks in the order of the method's modes, separated by commas.
     ranks: str
-    #: The number of adapter parameters, head excluded. None if a table of others does not say it.
+    #: The number of adapter parameters, head excluded. None if results of another program do not state it.
     parameters: int | None
-    #: The number of adapter parameters at the start. None unless training cuts some.
+    #: The number of adapter parameters at the start of training. None unless training cuts ranks.
     peak: int | None
     #: The number of parameters that the budget requests. None if the budget sets ranks instead.
     asked: float | None
@@ -158,7 +158,7 @@ class Cell(_Measured):
     #: `asked` is None.
     ratio: float | None
     within: bool | None
-    #: The parameters in percent of LoRA's at rank 4. None if `parameters` is of a table of others.
+    #: The parameters in percent of LoRA's at rank 4. None for results of other programs.
     percent_of_lora: float | None
     #: The plan of the studies to which the cell's trials belong. None if the cell has no studies.
     studies: StudyPlan | None
@@ -185,9 +185,11 @@ class Cell(_Measured):
     mean: float | None
     sd: float | None
     measures: Mapping[str, float | None] = field(repr=False, hash=False)
-    #: The names of `ranks`, and those among them whose ranks the suite gives, separated by commas. A budget
-    #: sets the other ranks by the method's heuristic. Empty for methods without ranks and in older stores.
+    #: The names of the modes of `ranks`, separated by commas. Empty for methods without ranks and in older
+    #: stores.
     rank_names: str = ""
+    #: The names of the modes whose ranks the suite gives, separated by commas. The method's heuristic sets
+    #: the other ranks from the budget. Empty if the suite gives no ranks, and in older stores.
     allocation: str = ""
 
     @property
@@ -196,12 +198,15 @@ class Cell(_Measured):
 
     @property
     def gain(self) -> float | None:
-        """The mean score, negated if smaller scores are better. So a larger gain is always better."""
+        """The mean score, negated if smaller scores are better, so that a larger gain is always better.
+
+        None if the cell has no mean.
+        """
         return None if self.mean is None else direction(self.metric) * self.mean
 
     @property
     def validation(self) -> float | None:
-        """The mean validation score over seeds. None if no score is stored, and for a cell with studies."""
+        """The mean validation score over seeds. None if no such score is stored, and with studies."""
         return self["validation"]
 
 
@@ -245,7 +250,7 @@ def distinct(seeds: Iterable[Seed]) -> list[Seed]:
 
 @dataclass(frozen=True)
 class Experiment:
-    """The plan of a suite, with its stored runs."""
+    """The plan of a suite, with the stored runs of its trials."""
 
     source: Source
     name: str
@@ -260,7 +265,7 @@ class Experiment:
     records: dict[str, Record] = field(repr=False)
     #: The number of finished runs that do not count, because an earlier run of the same trial does.
     duplicates: int
-    #: The number of trials that came from packs, if new trials were added to them.
+    #: The number of trials that came from packs, if the experiment also has new trials. Otherwise 0.
     references: int = 0
 
     @property
@@ -270,7 +275,7 @@ class Experiment:
 
     @property
     def last_day(self) -> str:
-        """The UTC day on which the last trial ended or, if it has not, started."""
+        """The UTC day of the last trial, as YYYY-MM-DD. A trial that has not ended counts from its start."""
         last = max(record.ended or record.started for record in self.records.values())
         return datetime.fromtimestamp(last / 1000, UTC).strftime("%Y-%m-%d")
 
@@ -282,7 +287,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Facts:
-    """The numbers of a report's trials."""
+    """Counts of a report's trials, methods, tasks and backbones."""
 
     trials: int
     finished: int
@@ -290,8 +295,9 @@ class Facts:
     methods: int
     tasks: int
     backbones: int
+    #: The hours that all finished trials together ran.
     hours: float
-    #: The numbers of stored trials of searches and of earlier plans.
+    #: The number of stored trials that are no final trials, such as trials of searches.
     others: int
 
     @property
@@ -310,7 +316,7 @@ class Facts:
 class Results:
     """The results of one or more experiments, from which all figures and tables of a report are made.
 
-    The frames `cells` and `seeds` have the same lines as `all_cells` and `all_seeds`, with NaN for unknown
+    The frames `cells` and `seeds` have a line for each of `all_cells` and `all_seeds`, with NaN for unknown
     numbers. `Cell` and `Seed` document their columns.
     """
 
@@ -321,7 +327,7 @@ class Results:
     all_seeds: tuple[Seed, ...]
     #: Notes for the reader on limits of the results.
     notes: tuple[str, ...]
-    #: The name in tables of the method that replaces LoRA as the reference. Empty for LoRA.
+    #: The name, as in tables, of the method that replaces LoRA as the reference. Empty for LoRA.
     reference: str = ""
 
     @cached_property
@@ -363,15 +369,15 @@ class Results:
         return cell.experiment in self._tuned
 
     def of_cell(self, cell: int) -> Sequence[Seed]:
-        """The planned seeds of a cell."""
+        """The planned seeds of the cell with this number."""
         return self._planned.get(cell, [])
 
     def finished(self, cell: int) -> Sequence[Seed]:
-        """The finished seeds of a cell."""
+        """The finished seeds of the cell with this number."""
         return self._finished.get(cell, [])
 
     def direction(self, cell: int) -> float:
-        """1 if larger scores are better by the metric of this cell (see `metrics`), otherwise −1."""
+        """1 if larger scores of this cell's metric (see `metrics`) are better, otherwise −1."""
         return direction(self.metrics[cell])
 
     @cached_property
@@ -385,7 +391,7 @@ class Results:
         return {key: float(np.median(sizes)) or 1.0 for key, sizes in scores.items() if sizes}
 
     def size(self, cell: int) -> float:
-        """The typical size of scores on this cell's task, by its metric (see `metrics`).
+        """The typical size of scores of this cell's metric (see `metrics`) on its task.
 
         It is the median absolute score if scores have the unit of the task's targets, and otherwise 1.
         """
@@ -395,9 +401,9 @@ class Results:
     def metrics(self) -> dict[int, str]:
         """The metric of each cell, by the cell's number.
 
-        A cell without a score has the metric of another cell on its setting, if possible of a cell of its
-        own experiment. If no cell on its setting has a score, it has the metric of some other cell. Empty if
-        no cell has a score.
+        A cell without a score gets the metric of another cell on its setting, preferably in the same
+        experiment. If no cell on its setting has a score, it gets the metric of some other cell. Empty if no
+        cell has a score.
         """
         scored = [cell for cell in reversed(self.all_cells) if cell.metric]
         own = {(cell.experiment, cell.setting): cell.metric for cell in scored}
@@ -417,7 +423,7 @@ class Results:
 
     @cached_property
     def facts(self) -> Facts:
-        """The numbers of trials. A trial of two cells counts once."""
+        """Counts of trials, methods, tasks and backbones. A trial of two cells counts once."""
         cells, trials = self.all_cells, distinct(self.all_seeds)
         records = [record for each in self.experiments for record in each.records.values()]
         return Facts(
@@ -443,12 +449,12 @@ class Results:
         return sizes_of
 
     def experiment(self, name: str) -> Experiment:
-        """The experiment of this name among `experiments`."""
+        """The experiment with this name."""
         return next(experiment for experiment in self.experiments if experiment.name == name)
 
 
 def block_order(budget: str) -> int:
-    """The sort key of a budget. The order is isorank, isoparameters, other budgets, and fixed size last."""
+    """A sort key for budgets. Its order is isorank, isoparameters, other budgets, fixed size."""
     for place, start in enumerate(("isorank", "isoparameters")):
         if budget.startswith(start):
             return place

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 class Selection:
     """Selects the rows of a report. Rows that are not selected are in no comparison.
 
-    An empty field selects everything. An entry of `methods` may be the name of a method in tables, a title
-    or a family. A title or a family selects every method that has it: `tenslora` selects all variants of
-    TensLoRA. An entry that is also a name in tables selects only the method of that name. A name that
-    several experiments use selects the row of each of them.
+    An empty field selects everything. An entry of `methods` may be a method's name, as tables show it, its
+    title or its family. A title or a family selects every method that has it: `tenslora` selects all variants
+    of TensLoRA. If an entry is also a name in tables, it selects only the method of that name. If several
+    experiments use a name, it selects the row of each of them.
 
-    `reference` is the name in tables of a method that replaces LoRA as the reference. Its rows are selected
-    even if `methods` leaves them out. If it has no row under `budgets`, its rows under all other budgets are
-    selected.
+    `reference` is the name, as in tables, of a method that replaces LoRA as the reference. Its rows are
+    selected even if `methods` leaves them out. If it has no row under `budgets`, its rows under all other
+    budgets are selected.
     """
 
     methods: Sequence[str] = ()
@@ -53,7 +53,7 @@ class Selection:
     def of(self, experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
         """Limits experiments to their selected rows. Experiments without selected rows are left out.
 
-        Raises UserError for a name that no row has, and if no row is selected.
+        Raises UserError for an entry that matches no row, and if no row matches all fields.
         """
         rows = [row for experiment in experiments for row in experiment.rows]
         table_names = {row.name for row in rows}

@@ -1,8 +1,7 @@
 """The leaderboard: a static site of all published results, built from a folder of packs.
 
-The site is an index, with the answers and one table of methods × tasks, and the reports of the packs. The
-same packs give the same bytes, wherever and whenever the site is built. The site needs no server and no
-network.
+The site consists of an index, with the answers and one table of methods × tasks, and of the packs' reports.
+The same packs give the same site, whenever it is built. The site needs no server and no network.
 """
 
 from __future__ import annotations
@@ -44,10 +43,11 @@ FORMATS, PICTURE = ("html", "csv", "md", "latex", "svg"), "figures/differences-0
 def write_site(results: Path, out: Path, *, docs: str = "", force: bool = False) -> Files:
     """Writes the site of the packs in the folder `results`, and returns the site's files.
 
-    An earlier site in `out` is replaced. `docs` is as in `site_files`. Raises UserError, with nothing
-    written, if a pack is refused (see `published`) or if `out` has contents but no earlier site. With
-    `force`, such contents are kept and the site is written beside them. Raises UserError also if the files
-    cannot be written.
+    An earlier site in `out` is replaced. `docs` is the address of the documentation (see `site_files`).
+
+    Raises UserError, with nothing written, if a pack is refused (see `published`) or if `out` has contents
+    but no earlier site. With `force`, such contents are kept and the site is written beside them. Raises
+    UserError also if the files cannot be written.
     """
     earlier = (out / MANIFEST).is_file()
     target = output_folder(out, "site", force=force or earlier)
@@ -62,14 +62,14 @@ def write_site(results: Path, out: Path, *, docs: str = "", force: bool = False)
 def check_site(results: Path, out: Path, docs: str = "") -> list[str]:
     """Compares the files in `out` with the site of the packs in `results`. Returns a line per difference.
 
-    A file may differ from the site's, be missing, or not belong to the site. Raises UserError if a pack is
-    refused.
+    A file of the site may be different or missing, and `out` may have further files. Raises UserError if a
+    pack is refused.
     """
     return differences(site_files(packs_in(results), docs), out, beside=(MANIFEST,))
 
 
 def packs_in(folder: Path) -> list[Path]:
-    """The packs in a folder, by name. Folders such as the board's, hidden files and .md files are ignored.
+    """The packs in a folder, sorted by name. Folders, hidden files and .md files are ignored.
 
     Raises UserError if the folder is missing, holds no pack, or holds anything else.
     """
@@ -120,7 +120,7 @@ class Published:
 
 
 def published(packs: Sequence[Path]) -> Iterator[Published]:
-    """Yields the suites in these packs, by name.
+    """Yields the suites in these packs with their reports, sorted by name.
 
     Raises UserError if a pack is refused or has no finished trial, if results of a suite contradict each
     other, or if trials are not comparable.
@@ -138,21 +138,21 @@ def published(packs: Sequence[Path]) -> Iterator[Published]:
 
 @dataclass(frozen=True)
 class Standing:
-    """A cell with its score, and the comparison of its method with the reference of its block."""
+    """A cell with its score and with its method's comparison with the reference."""
 
     suite: str
     cell: Cell
-    #: The title of the block: the budget and, if needed, what distinguishes the block from others of this
-    #: budget.
+    #: The title of the block: the budget and, if the budget has several blocks, the metric or the number of
+    #: the recipe. The budget alone if no block has the cell.
     title: str
     #: The mean over seeds, or the score after `k` trials of tuning, in stored units.
     score: Estimate | None
     #: The number of trials of tuning. None for a mean over seeds.
     k: int | None
-    #: The block that has the method. None if it is in none.
+    #: The block that has the method. None if no block has it.
     block: Block | None = None
     is_reference: bool = False
-    #: The comparison with the reference, and the index of the cell's setting in it.
+    #: The comparison with the reference, if there is one, and the index of the cell's setting in it.
     comparison: Comparison | None = None
     place: int = 0
     #: The reason why the method is missing from the means over all settings. Empty if it is not missing.
@@ -241,15 +241,15 @@ def leaderboard(lines: Sequence[Standing]) -> Table:
 
 
 def site_files(packs: Sequence[Path], docs: str = "") -> Files:
-    """All files of the site of these packs, by name.
+    """The contents of all files of the site of these packs, by name.
 
-    `docs` is the folder of the documentation's pages: its address, or its path from the site's index. Pages
-    link to it. If it is empty, there are no such links.
+    `docs` is the address of the documentation's folder, or its path relative to the site's index. Pages link
+    to it. If it is empty, there are no such links.
     """
     # The suites with the most finished trials come first.
     suites = sorted(published(packs), key=lambda suite: (-suite.results.facts.finished, suite.name))
     every = [line for suite in suites for line in standings(suite.name, suite.analysis)]
-    # Cells of which nothing has ended are only on the page of their suite.
+    # Cells without an ended trial are only on the page of their suite.
     begun = [line for line in every if line.cell.missing < line.cell.seeds]
     docs = docs.rstrip("/")
 
@@ -280,7 +280,10 @@ def site_files(packs: Sequence[Path], docs: str = "") -> Files:
 
 
 def answer_of_all(suites: Sequence[Published]) -> str:
-    """A sentence on the methods that are significantly better than LoRA, with their suites and budgets."""
+    """A sentence on the methods that are significantly better than LoRA, with their suites and budgets.
+
+    If there are none, the sentence says so, or that no suite compares a method with LoRA.
+    """
     better, without = [], 0
     for suite in suites:
         wins: Mapping[str, Sequence[str]] = {
@@ -300,7 +303,10 @@ def answer_of_all(suites: Sequence[Published]) -> str:
 
 
 def methods_table(lines: Sequence[Standing], suites: Sequence[Published]) -> Table:
-    """Methods × tasks of all suites. Suites are in their order, then budgets, then the best difference."""
+    """The table of methods × tasks of all suites, sorted by suite, budget and mean difference.
+
+    Suites keep their order, and the best difference comes first.
+    """
     settings = sorted({line.cell.setting for line in lines})
     order = [suite.name for suite in suites]
     groups = [
@@ -324,7 +330,7 @@ def methods_table(lines: Sequence[Standing], suites: Sequence[Published]) -> Tab
 def _method_line(
     first: Standing, own: Mapping[TaskAndBackbone, Standing], settings: Sequence[TaskAndBackbone]
 ) -> dict[str, str]:
-    """The line of a method. `own` has its standing on each of its settings."""
+    """The line of a method. `own` has its standing on each of its settings, and `first` is one of these."""
     report, found = f"suites/{first.suite}/index.html", first.comparison
     unit = unit_of(first.cell.metric, first.cell.unit)
     left_out = f"not compared{f': {first.left_out}' if first.left_out else ''}"
@@ -360,8 +366,8 @@ def _method_line(
 
 # --- whether a folder has the files of a site ---
 
-# Other versions of numpy or other processors sum in another order, and other versions of matplotlib draw
-# differently. So numbers are compared to six digits, and drawings are not compared.
+# Sums depend on the processor and on numpy's version, and drawings on matplotlib's version. So numbers are
+# compared to six digits, and drawings are not compared.
 NUMBER = re.compile(r"-?\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]\d+)")
 DRAWING = re.compile(r"<svg.*?</svg>", re.DOTALL)
 AGREES = 1e-6
@@ -388,7 +394,7 @@ def differences(expected: Files, folder: Path, beside: Collection[str] = ()) -> 
 
 
 def _differs(expected: str, have: str) -> str:
-    """A text about the first difference apart from drawings and rounding. Empty if there is none."""
+    """Describes the first line that differs, apart from drawings and rounding. Empty if there is none."""
     own, other = (DRAWING.sub("<svg></svg>", text).splitlines() for text in (expected, have))
     for number, lines in enumerate(zip(own, other, strict=False), 1):
         if not _alike(*lines):

@@ -1,4 +1,4 @@
-"""The contents of a store: counts for each experiment, and single trials and cells with provenance."""
+"""Reads the contents of a store: counts for each experiment, and single trials and cells with provenance."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from tensorbench.store.connect import BROKEN_STORE
 from tensorbench.store.store import Store
 from tensorbench.store.trained import find_trial
 
-#: The sections of a trial's configuration that are shown: the prefixes of their keys.
+#: The prefixes of the keys of a trial's configuration that are shown.
 PARTS = ("method", "task", "recipe")
 
 
 @dataclass(frozen=True)
 class Contents:
-    """An experiment's numbers of trials and studies. Each trial in the suite's latest plan counts once."""
+    """An experiment's numbers of trials and studies. A trial of several rows counts once."""
 
     experiment: str
     #: The numbers of planned trials that are finished, failed, running and missing.
@@ -44,15 +44,14 @@ class Contents:
     #: The numbers of planned studies, and of studies whose trials have all ended. None if no row has studies.
     studies: int | None
     studies_complete: int | None
-    #: The number of stored trials that are not in the latest plan's rows. They belong to searches and earlier
-    #: plans.
+    #: The number of stored trials in no row of the latest plan: those of searches and of earlier plans.
     others: int
     #: The time at which the latest run of a suite or trial began, in milliseconds since the epoch.
     latest: int
 
 
 def contents(uri: str) -> list[Contents]:
-    """All experiments of a store that have a suite or a trial, sorted by name.
+    """Counts the contents of each experiment in a store that has a suite or a trial, sorted by name.
 
     Raises UserError if there is no store, or if the store cannot be read.
     """
@@ -95,15 +94,16 @@ class TrialContents(ShowsOverview):
     """Everything that a store contains about one trial."""
 
     experiment: str
-    #: The run that counts.
+    #: The run that counts for the trial.
     record: Record
-    #: The trial's row in the suite's latest plan. None if the trial is in no row, as are trials of searches.
+    #: The trial's first row in the suite's latest plan. None if no row has the trial, which is usual for
+    #: trials of searches.
     row: Row | None
     #: The trial's budgets, each as a mapping with `budget`, `asked`, `ratio` and `within` (see `Cell`).
     budgets: tuple[Mapping[str, Any], ...]
     #: The resolved configuration. Its keys are those in MLflow, such as `method.rank` and `recipe.lr`.
     configuration: Mapping[str, str]
-    #: The sizes of artifacts in bytes, by name.
+    #: The sizes of the run's artifacts in bytes, by name. None if a size is unknown.
     artifacts: Mapping[str, int | None]
     #: The origin: suite, commit, packages, seeds and hardware.
     provenance: Provenance
@@ -117,7 +117,7 @@ class TrialContents(ShowsOverview):
         return _subjects(self.record.name, (*_identity(self), *_outcome(self.record), *_surroundings(self)))
 
     def as_dict(self) -> dict[str, Any]:
-        """The contents as JSON values."""
+        """The contents as values that JSON can represent."""
         record = self.record
         return {
             "trial_id": record.trial_id,
@@ -149,7 +149,7 @@ class TrialContents(ShowsOverview):
 def load_trial(trial: str, *, store: str = DEFAULT_STORE) -> TrialContents:
     """Reads the trial whose trial id or run id begins with `trial`.
 
-    Raises UserError if no trial or several trials match, and for a store that cannot be read.
+    Raises UserError if no trial or several trials match, and if the store cannot be read.
     """
     try:
         source, record = find_trial(store, trial)
@@ -218,9 +218,9 @@ class CellContents(ShowsOverview):
         return _subjects(title, (*lines, *self.lines()))
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """Yields (heading, text) for each subject of the trials' provenance, except their random streams.
+        """Yields headings and texts on the trials' provenance, without their random streams.
 
-        If the seeds differ, each text is followed by the number of seeds that have it.
+        If seeds differ under a heading, it occurs once per text, with the number of seeds that have the text.
         """
         started = [dict(provenance.lines()) for _, provenance in self.seeds if provenance]
         for head in dict.fromkeys(head for lines in started for head in lines if head != "streams"):
@@ -228,7 +228,7 @@ class CellContents(ShowsOverview):
                 yield head, text if count == len(started) else f"{text} ({count} of {len(started)} seeds)"
 
     def as_dict(self) -> dict[str, Any]:
-        """The contents as JSON values, including the full texts of suites."""
+        """The contents as values that JSON can represent, including the full texts of suites."""
         seeds = [seed.columns() | {"provenance": provenance} for seed, provenance in self.seeds]
         plain: dict[str, Any] = to_jsonable_python(
             {"cell": self.cell.columns(), "seeds": seeds},
@@ -258,7 +258,7 @@ def load_cell(
 
 
 def _subjects(title: str, lines: Iterable[tuple[str, str]]) -> Table:
-    """A table without headings: a line for each subject and its text."""
+    """A table without headings, with a line for each pair of a subject and its text."""
     return Table(title, [{"": subject, " ": text} for subject, text in lines], texts=("", " "))
 
 

@@ -1,4 +1,4 @@
-"""Writes the suite that repeats a row of a report, as YAML to copy and run."""
+"""Writes, for a cell of a report, the suite that repeats its trials, as YAML to copy and run."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def suite_lines(results: Results) -> Callable[[Cell], str]:
     """Returns a function that takes a cell and returns its suite as YAML, or the reason why it has none.
 
     The suite has the cell's own task, backbone, method, ranks, rates and seeds. Its trials have the same ids
-    as the cell's trials, unless the method's version has changed since. A comment in the suite names that
-    version. For a cell with studies, the suite has a single trial: the one with the lowest validation loss of
-    all complete studies.
+    as the cell's trials, unless the method's version has changed since. A comment in the suite names the
+    version with which the cell was run. For a cell with studies, the suite has a single trial: the trial with
+    the lowest validation loss in all complete studies.
     """
     trials = {id_: trial for each in results.experiments for id_, trial in each.trials.items()}
 

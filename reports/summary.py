@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tensorbench.reports.blocks import Block
     from tensorbench.reports.inference.intervals import Bounds
 
-#: The longest part of a metric's name, which has two and at most 250 characters.
+#: The largest number of characters in each of the two parts of a metric's name. MLflow allows 250 in all.
 LONGEST_PART = 100
 
 
@@ -35,7 +35,7 @@ class Summary:
     analysis: Analysis
     #: The text with which the suite's results end. Empty if the suite has no such text.
     closing: str
-    #: Warnings about trainings.
+    #: Warnings about trainings (see `tensorbench.reports.cautions`).
     warnings: tuple[str, ...] = ()
 
     @property
@@ -79,12 +79,12 @@ class Summary:
 
     @property
     def failures(self) -> list[str]:
-        """The sentences before any answer: the guards of all blocks, and of cells in no block."""
+        """The sentences to show before the answers: the guards of all blocks, and faults of other cells."""
         guards = (guard for block in self.analysis.blocks for guard in block.guards)
         return list(dict.fromkeys([*guards, *self.analysis.faults]))
 
     def tables(self, name: str) -> list[Table]:
-        """The tables that a terminal shows: failures, scores, each answer with its differences, remarks."""
+        """The tables that a terminal shows: failures, scores, answers with their differences, and remarks."""
         from tensorbench.reports.answers import answers, of_block, remarks
 
         analysis, columns = self.analysis, ("method", "verdict")
@@ -101,7 +101,7 @@ class Summary:
 
 
 def _claims(block: Block) -> Iterator[dict[str, str]]:
-    """Yields a line for each method that a block compares, if any difference has an interval."""
+    """Yields a line for each method that a block compares. Yields none if no difference has an interval."""
     from tensorbench.reports.answers import between, in_words
 
     comparisons = {entrant.method: entrant.differences[block.k] for entrant in block.claims}
@@ -118,11 +118,11 @@ def _claims(block: Block) -> Iterator[dict[str, str]]:
 
 @dataclass(frozen=True)
 class SuiteAnswer:
-    """The conclusions of a complete suite, in the form that its run in MLflow shows."""
+    """The conclusions of a complete suite, in the form in which they are logged on its run in MLflow."""
 
     sentences: tuple[str, ...]
-    #: The differences from the reference and the ends of their intervals, as metrics. With tuning, there is a
-    #: step for each number of trials.
+    #: The differences from the reference and the ends of their intervals, as points of MLflow metrics. With
+    #: tuning, the step is the number of trials; otherwise it is 0.
     differences: tuple[Point, ...]
 
 
@@ -156,7 +156,7 @@ def _differences(analysis: Analysis) -> Iterator[tuple[Block, str, int, float, B
 
 
 def _metric_name(text: str) -> str:
-    """Makes a text valid as part of a metric's name, since MLflow accepts few characters."""
+    """Makes a text valid as part of a metric's name. MLflow accepts only some characters."""
     return " ".join(re.sub(r"[^\w.\- ]", " ", text).split())[:LONGEST_PART]
 
 

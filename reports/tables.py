@@ -42,9 +42,9 @@ from tensorbench.reports.units import listed, minus, unit_of
 INCOMPLETE = "†"
 #: The mark of a row that misses its budget by more than the budget's tolerance.
 MISSED = " !"
-#: What a block has several of, with tuning and without.
+#: The heading of the column that counts studies in a tuned block, and seeds in any other block.
 SAMPLES = ("studies", "seeds")
-#: What comes before all else where trials of other protocols or data stand side by side.
+#: The first sentence of a report whose trials differ in protocol or data.
 NOT_COMPARABLE = "These scores do not compare."
 #: The prefix of the HTML anchors of trials in their table.
 ANCHOR = "trial-"
@@ -53,9 +53,9 @@ COLOURS = 8
 
 
 def scores_table(results: Results, block: Block, number: int = 0) -> Table:
-    """Methods × tasks: scores after `block.k` trials, and the difference from the reference.
+    """The table of methods × tasks: scores after `block.k` trials, and the difference from the reference.
 
-    On a page, names of methods lead to their suites. `number` is that of the block.
+    On a page, the names of methods link to their suites. `number` is the index of the block.
     """
     against = f"difference from {block.against}" if block.against else "difference"
     fixed = ["method", "parameters", "mean", "difference", against, "verdict", *SAMPLES]
@@ -90,7 +90,7 @@ def scores_table(results: Results, block: Block, number: int = 0) -> Table:
 
 
 def board(results: Results, block: Block, number: int) -> Table:
-    """The same for a page, which has the answer and the notes elsewhere: what is claimed comes first."""
+    """The table of `scores_table` for a page: differences and verdicts come first, and notes are left out."""
     table = scores_table(results, block, number)
     method, parameters, *tasks = table.columns[: 2 + len(block.settings)]
     claims = table.columns[2 + len(block.settings) :]
@@ -157,7 +157,10 @@ def _level_line(results: Results, block: Block, level: Level, names: Sequence[st
 
 
 def _claim(block: Block, comparison: Comparison, extent: str = "") -> dict[str, str]:
-    """A difference from the reference, and its verdict. `extent` are the settings, if they are not all."""
+    """The entries for a difference from the reference and its verdict.
+
+    `extent` is a text on the number of settings, if the comparison does not cover all of them.
+    """
     unit, side = block.unit, comparison.verdict.side
     difference, ends = unit.difference(comparison.effect.difference), between(comparison, unit)
     said = in_words(comparison.verdict, unit.size(block.threshold))
@@ -173,15 +176,18 @@ def _claim(block: Block, comparison: Comparison, extent: str = "") -> dict[str, 
 
 
 def incomplete(cell: Cell) -> str:
-    """The mark of a cell without studies some of whose seeds are missing. Otherwise empty."""
+    """The mark `INCOMPLETE` for a cell without studies if some seed has not finished. Otherwise empty."""
     return "" if cell.complete or cell.studies else f" {INCOMPLETE}"
 
 
-# --- tables of the page alone ---
+# --- tables that only the page has ---
 
 
 def sensitivity_table(block: Block) -> Table:
-    """How forgiving each method of a tuned block is: shares of its trials, and the transfer of rates."""
+    """The table of sensitivity to learning rates in a tuned block, with a line per method.
+
+    It has the shares of trials near the best rate and of failed trials, and the cost of transferred rates.
+    """
     near, failed, cost = "within a point of the best rate", "failed trials", "cost of a rate from other tasks"
     several = len(block.settings) > 1
     lines = []
@@ -230,7 +236,10 @@ def _dotted(entrant: Entrant, place: int) -> Entry:
 
 
 def rates_table(analysis: Analysis, block: Block, advice: Mapping[int, RateAdvice]) -> Table:
-    """The rate to start from, for each method of a tuned block on each task. `advice` is by cell."""
+    """The rate to start from, for each method of a tuned block on each task.
+
+    `advice` is by the cell's number.
+    """
     names = [setting_name(block.settings, setting) for setting in block.settings]
     names = [f"task {name}" if name == "method" else name for name in names]
     lines = []
@@ -278,7 +287,10 @@ def variance_table(block: Block) -> Table:
 
 
 def allocations_table(results: Results, section: Allocations, advice: Mapping[int, RateAdvice]) -> Table:
-    """A method's allocations, with their differences from the heuristic. `advice` is by cell."""
+    """A method's allocations of ranks, with their differences from the heuristic.
+
+    `advice` is by the cell's number.
+    """
     block, lines = section.block, []
     against = f"difference from {block.against}" if block.against else "difference"
     for place, entrant in enumerate(block.methods):
@@ -315,7 +327,10 @@ def allocations_table(results: Results, section: Allocations, advice: Mapping[in
 
 
 def _best_rate(cells: Sequence[Cell], advice: Mapping[int, RateAdvice]) -> Entry:
-    """The best rate over the tasks of these cells, above the rates that are near the best on all of them."""
+    """The mean best rate over these cells and, beneath it, the range of rates near the best on all of them.
+
+    A dash if some cell has no advice.
+    """
     own = [advice[cell.number] for cell in cells if cell.number in advice]
     if len(own) < len(cells):
         return Entry(NOTHING)
@@ -350,7 +365,7 @@ def budgets_table(group: OverBudgets) -> Table:
 
 
 def lost_table(results: Results) -> Table:
-    """The trials that failed or are missing."""
+    """The table of trials that have not finished, such as failed and missing trials."""
     settings = {cell.setting for cell in results.all_cells}
     lines = [
         {
@@ -370,7 +385,7 @@ def lost_table(results: Results) -> Table:
 
 
 def trials_table(analysis: Analysis) -> Table:
-    """All trials. A trial that belongs to two rows occurs once."""
+    """The table of all planned trials. A trial that belongs to two rows occurs once."""
     results = analysis.results
     links = {
         each.name: (each.source.link, {record.origin: record.run_id for record in each.records.values()})
@@ -414,7 +429,7 @@ def trials_table(analysis: Analysis) -> Table:
 
 
 def components_table(analysis: StoredRedundancy) -> Table:
-    """The components of an update, with the share of the update and the drop of the score without it."""
+    """The components of an update: each one's share of the update, and the drop of the score without it."""
     lines = [
         {
             "covers": f"each {' and '.join(each.singled)}" if each.singled else "the whole update",
@@ -445,7 +460,7 @@ COSTS: Mapping[str, tuple[str, str]] = {
 
 
 def costs_table(results: Results) -> Table:
-    """Every cell with its ranks, parameters, budget and the costs that are stored."""
+    """The table of all cells with their ranks, parameters and budgets, and with the costs that are stored."""
     cells = results.all_cells
     shown = {head: each for head, each in COSTS.items() if any(cell[each[0]] is not None for cell in cells)}
     lines = []
@@ -493,7 +508,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def markdown(analysis: Analysis, mixtures: Sequence[Mixture] = ()) -> str:
-    """The report as Markdown: for each block, the answer and a table of methods × tasks."""
+    """The report as Markdown: answers and tables of all blocks, ranks, costs and notes."""
     results = analysis.results
     text = [f"# {markdown_text(results.title)}"]
     text += [markdown_text(each.closing) for each in results.experiments if each.closing]

@@ -57,7 +57,7 @@ def thresholds(metrics: Iterable[str], custom: CustomThresholds = None) -> dict[
 def default_threshold(metric: Metric, cells: Sequence[Cell]) -> float:
     """The smallest difference that matters by default among these cells, which share the metric and its unit.
 
-    It is `Metric.point` times a point of accuracy. Of scores in the unit of the targets, it is that share of
+    It is `Metric.point` times `DEFAULT`. For scores in the unit of the targets, this number is multiplied by
     the mean score of LoRA's cells or, if LoRA has not run, of all these cells.
     """
     size = 1.0

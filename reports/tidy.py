@@ -19,7 +19,7 @@ Lines = Iterator[dict[str, Any]]
 
 
 def tidy_tables(analysis: Analysis) -> dict[str, Table]:
-    """All tables that are not empty, by the name of their file. Numbers are not rounded or rescaled."""
+    """All tables that are not empty, by file name without suffix. Numbers are not rounded or rescaled."""
     by_block: dict[str, Callable[[Block], Lines]] = {
         "differences": _differences,
         "differences_by_task": _by_setting,
@@ -50,7 +50,7 @@ def tidy_tables(analysis: Analysis) -> dict[str, Table]:
 
 
 def _cells(results: Results) -> Lines:
-    """The cells with their numbers, as `tensorbench show --cell N` takes them, and their runs."""
+    """The cells with their runs. `tensorbench show --cell N` takes the number in the column `cell`."""
     for cell in results.all_cells:
         own = {name: value for name, value in cell.columns().items() if name not in ("studies", "title")}
         runs = [seed.run_id for seed in results.of_cell(cell.number) if seed.run_id]
@@ -234,6 +234,6 @@ def _collapses(analysis: Analysis) -> Lines:
 
 
 def ends(interval: Bounds | None, prefix: str = "") -> dict[str, float | None]:
-    """The columns of an interval."""
+    """The columns `low` and `high` of an interval, with a prefix. Their values are None if there is none."""
     low, high = interval or (None, None)
     return {f"{prefix}low": low, f"{prefix}high": high}

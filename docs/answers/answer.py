@@ -1,4 +1,4 @@
-"""An answer to a question of the study, and how its numbers are written."""
+"""The answer to a question of the study, and the format of its numbers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Picture:
 class Answer:
     """The answer to a question."""
 
-    #: The tables behind the answer, or how many studies are complete if there is no answer yet.
+    #: The tables behind the answer or, if there is no answer yet, the number of complete studies.
     text: str
     #: The answer in a sentence. Empty if there is none.
     short: str = ""
@@ -56,7 +56,7 @@ def points(value: float) -> str:
 
 
 def bounds(interval: Bounds | None) -> str:
-    """Formats an interval of a difference of scores in points."""
+    """Formats an interval of a difference of scores in points. "none" if there is no interval."""
     return "none" if interval is None else " to ".join(map(points, interval))
 
 

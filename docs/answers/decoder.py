@@ -1,4 +1,4 @@
-"""The table of results/decoder.md, from the pack of suites/smollm2.yaml."""
+"""Makes the table of results/decoder.md from the pack of suites/smollm2.yaml."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ HEAD = (
 
 
 def of_decoder(pack: Path) -> str:
-    """Each method's accuracy and forgetting, with simultaneous 95% intervals of the differences from LoRA.
+    """A table of each method's accuracy and forgetting, with their differences from LoRA.
 
-    Forgetting is that of the trials which studies keep.
+    Intervals are simultaneous at 95%. Forgetting is the mean over the trials that studies keep.
     """
     analysis = analyse(read("", [str(pack)]))
     compared: dict[int, Comparison] = {}
@@ -40,7 +40,7 @@ def of_decoder(pack: Path) -> str:
             number: level.difference for level in block.levels for number in level.cells if number is not None
         }
     cells = analysis.results.all_cells
-    # A method that failed has no difference, but was to be compared as well.
+    # A method that failed has no difference, but counts as a planned comparison.
     level = simultaneous(sum(cell.family != REFERENCE for cell in cells))
     rows = []
     for cell in cells:
@@ -51,9 +51,9 @@ def of_decoder(pack: Path) -> str:
 
 
 def more_forgotten(results: Results, cell: Cell) -> Effect | None:
-    """How much more a method forgets than LoRA, paired by study, or by seed without tuning.
+    """The difference in forgetting from LoRA in nats, paired by study or, without tuning, by seed.
 
-    None for LoRA and without a shared study.
+    None for LoRA, without a shared study or seed, and if only one of the two was tuned.
     """
     (lora,) = (other for other in results.all_cells if other.family == REFERENCE)
     own, other = (

@@ -1,4 +1,4 @@
-"""Answers the questions of results/ranks.md from the trials of the study of ranks, each by its rule."""
+"""Answers the questions of results/ranks.md from the study of ranks, each by its registered rule."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from .studies import (
 
 
 def of_ranks(ranks: Path, study: Path, mode: str = "layer") -> dict[str, Answer]:
-    """The answers to questions 1 to 4 by title.
+    """The answers to questions 1 to 4, by title.
 
-    The pack `ranks` has the trials of allocations, and `study` those of LoRA and of the heuristic. Question 3
-    is about the rank of `mode`.
+    The pack `ranks` has the trials of allocations of ranks, and `study` has those of LoRA and of the
+    heuristic. Question 3 is about the rank of `mode`.
     """
     allocations = tuple(
         dict.fromkeys(cell.method for cell in read("", [str(ranks)]).all_cells if cell.allocation)
@@ -55,7 +55,10 @@ def of_ranks(ranks: Path, study: Path, mode: str = "layer") -> dict[str, Answer]
 
 
 def _completed(answer: Answer, against: dict[str, Analysis]) -> Answer:
-    """Adds the best rates at an end of their window, and says which answers are interim."""
+    """Adds to an answer the best rates at ends of windows, and a note if the answer is interim.
+
+    `against` has the analysis with each reference, by the reference's name.
+    """
     if not answer.short:
         return answer
     complete, planned = studies_complete(against[QKV_DEPTH])
@@ -75,13 +78,13 @@ def at_ends(analysis: Analysis) -> Iterator[str]:
 
 
 def slope(analysis: Analysis, mode: str, block: Block) -> Ruling:
-    """Question 3: the slope of the score over log2 of a mode's rank, in points a doubling."""
+    """Question 3: the slope of the score over log2 of a mode's rank, in points per doubling."""
     head = ["allocations", "points a doubling", "interval", *(setting.task for setting in block.settings)]
     trends = [trend for each in analysis.allocations for trend in each.trends if trend.mode == mode]
     if not trends:
         return Ruling(f"**Not yet**: too few ranks of {mode} are complete on all tasks.", head, [])
     (trend,) = trends
-    # Registered as one contrast, whatever other modes have trends.
+    # Question 3 was registered as a single contrast, even if other modes have trends too.
     effect = trend.slope.effect
     interval = effect.interval(simultaneous(1))
     words = {"better": f"improves with the rank of {mode}", "worse": f"worsens with the rank of {mode}"}
@@ -103,7 +106,7 @@ def after_one_trial(block: Block) -> Ruling:
 def failures(block: Block) -> Ruling:
     """Question 4: each allocation's share of failed trials, and its difference from the heuristic's."""
     rows, verdicts = [], []
-    # A family of its own, while a report's intervals are simultaneous over both shares of each method.
+    # These intervals are simultaneous over methods. In a report, they are so over both shares of each method.
     level = simultaneous(len(block.claims))
     for entrant in block.entrants:
         shares = entrant.sensitivity

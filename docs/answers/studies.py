@@ -1,4 +1,4 @@
-"""Answers the questions of results/leaderboard.md from the trials of the study, each by its rule."""
+"""Answers the questions of results/leaderboard.md from the trials of the study, each by a rule."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from tensorbench.reports.units import listed, many
 from .answer import Answer, Picture, bounds, points, with_interval
 
 LORA, QKV_DEPTH, ALL_MODES, ATT = "LoRA", "TensLoRA qkv_depth", "TensLoRA att_qkv_depth", "TensLoRA att"
-#: Methods of stage 2: two trains for all matrices, a train for each matrix, and a CP tensor for all.
+#: Methods of stage 2: two tensor trains for all matrices, a train per matrix, and a CP tensor for all.
 TRAIN, METATT, TT_LORA, LORTA = f"{QKV_DEPTH} (factorization=tt)", "MetaTT-4D", "TT-LoRA", "LoRTA"
 
 
 @dataclass(frozen=True)
 class Ruling:
-    """A question's answer by its rule, and the table behind it."""
+    """The answer to a question by a rule, and the table behind it. The answer is empty if there is none."""
 
     short: str
     head: Sequence[str]
@@ -54,7 +54,7 @@ def analysed(*packs: Path, selection: Selection = EVERY) -> Analysis:
 
 
 def of_questions(study: Path) -> dict[str, Answer]:
-    """The answers to questions 1 to 5 by title, from the study's pack."""
+    """The answers to questions 1 to 5, by title, from the study's pack."""
     variants = (QKV_DEPTH, ALL_MODES)
     rules: dict[str, list[tuple[Selection, Rule]]] = {
         "Question 1": [(EVERY, after_tuning)],
@@ -73,7 +73,7 @@ def of_questions(study: Path) -> dict[str, Answer]:
 
 
 def of_advice(study: Path) -> tuple[str, str]:
-    """What to use after each number of trials, and what stands behind it: expected scores, and rates."""
+    """The advice on methods by number of trials, and its basis: expected scores and learning rates."""
     every = analysed(study)
     advice = answered([(every, affordable)])
     behind = answered([(every, rule) for rule in (expected, partial(rates, every))])
@@ -81,30 +81,30 @@ def of_advice(study: Path) -> tuple[str, str]:
 
 
 def of_costs(study: Path) -> str:
-    """One table of the methods: difference from LoRA, how many estimators agree, size and costs."""
+    """A table of each method's difference from LoRA, number of agreeing estimators, size and costs."""
     every = analysed(study)
     return answered([(every, partial(with_costs, every))]).text
 
 
 def of_fresh_tunings(study: Path, fresh: Path) -> Answer:
-    """The check of the study's errors by the pack `fresh`, and what its tunings say by themselves."""
+    """Checks the study's errors by the tunings in the pack `fresh`, and analyses these by themselves."""
     again = analysed(fresh)
     check = answered([(analysed(study), partial(fresh_tunings, again))])
     alone = answered([(again, after_tuning)])
     if not alone.short:
         return check
-    # Without the number of studies: those of the study itself are not among them.
+    # The number of studies is cut off, since it does not include those of the study itself.
     by_themselves = alone.text.partition("\n\n")[2]
     return replace(check, text=f"{check.text}\n\nThe fresh tunings by themselves:\n\n{by_themselves}")
 
 
 def in_one_sentence(study: Path) -> str:
-    """The answer to question 1 as a sentence, or why there is none."""
+    """The answer to question 1 as a sentence, or the reason why there is none."""
     return " ".join(sentences(analysed(study)))
 
 
 def of_levels(*packs: Path) -> tuple[str, str]:
-    """How methods without an adapter differ from LoRA, in sentences, and on each task, as a table."""
+    """The differences of methods without an adapter from LoRA, in sentences and as a table by task."""
     (block,) = analysed(*packs).blocks
     rows = [
         [
@@ -123,10 +123,10 @@ def picture(study: Path) -> Picture:
 
 
 def of_core_rate(study: Path, multiples: Path) -> Answer:
-    """Answers TensLoRA+'s claim: the effect of learning the core at 4 and at 16 times the rate.
+    """Tests TensLoRA+'s claim: the effect of training the core at 4 and 16 times the learning rate.
 
-    The pack `multiples` has the trials at these rates, and `study` those at 1 times the rate. They are
-    compared on the tasks of `multiples`.
+    The pack `multiples` has the trials at these rates, and `study` those at the plain rate. They are compared
+    on the tasks of `multiples`.
     """
     methods = tuple(f"{QKV_DEPTH} [core_lr={multiple}]" for multiple in (4.0, 16.0))
     tasks = tuple({cell.task: None for cell in read("", [str(multiples)]).all_cells})
@@ -136,7 +136,7 @@ def of_core_rate(study: Path, multiples: Path) -> Answer:
 
 
 def of_trains(study: Path, trains: Path) -> Answer:
-    """Answers question 6: the train against Tucker, one train against many, and each method against LoRA.
+    """Answers question 6: the tensor train against Tucker, one train against many, and all against LoRA.
 
     The pack `trains` has the trials of stage 2, and `study` those of Tucker and LoRA.
     """
@@ -148,9 +148,9 @@ def of_trains(study: Path, trains: Path) -> Answer:
 
 
 def answered(parts: Sequence[tuple[Analysis, Rule]]) -> Answer:
-    """The answer from the analysis of each part of a question, with notes on missing evidence.
+    """The answer to a question of several parts, each of which is an analysis with a rule.
 
-    With too few studies, its `short` is empty.
+    Its text includes notes on missing evidence. If some part has too few complete studies, `short` is empty.
     """
     rulings = []
     for analysis, rule in parts:
@@ -167,9 +167,9 @@ def answered(parts: Sequence[tuple[Analysis, Rule]]) -> Answer:
 
 
 def _notes(analysis: Analysis) -> Iterator[str]:
-    """What the numbers of an analysis do not cover, except for studies that have not ended.
+    """Yields notes on what the numbers of an analysis do not cover.
 
-    The number of complete studies is printed in any case.
+    Studies that have not ended have no note, since pages show the number of complete studies.
     """
     yield from analysis.evidence.notes
     for block in analysis.blocks:
@@ -178,7 +178,7 @@ def _notes(analysis: Analysis) -> Iterator[str]:
 
 
 def studies_complete(analysis: Analysis) -> tuple[int, int]:
-    """How many studies every method has completed on every task, and how many are planned for each."""
+    """The number of studies that all methods have completed on all tasks, and the number planned."""
     cells = [cell for cell in analysis.results.all_cells if cell.studies]
     numbers = [
         {*analysis.studies[cell.number].numbers} if cell.number in analysis.studies else set()
@@ -205,13 +205,13 @@ def after_tuning(block: Block) -> Ruling:
 
 
 def compared_by_name(block: Block) -> Ruling:
-    """Question 6: each method's difference from the reference, which the answer names."""
+    """Question 6: each method's difference from the reference. The answer names the reference."""
     ruling = after_tuning(block)
     return replace(ruling, short=f"Compared with {block.against}: {ruling.short}")
 
 
 def in_words(verdict: Verdict) -> str:
-    """The verdict in the words of the questions."""
+    """The verdict in the words that the questions use."""
     if verdict.answer is Size.BEYOND:
         return f"{verdict.side} by what matters"
     if verdict.answer is Size.WITHIN:
@@ -220,7 +220,7 @@ def in_words(verdict: Verdict) -> str:
 
 
 def by_trials(block: Block) -> Ruling:
-    """Each method's difference from the reference after each number of trials, without an answer."""
+    """A table of each method's difference from the reference after each number of trials. No answer."""
     rows = [
         [entrant.method, *(_with_interval(entrant.differences.get(k)) for k in block.ks)]
         for entrant in block.compared
@@ -250,7 +250,10 @@ def forgiving(block: Block) -> Ruling:
 
 
 def _share(difference: Comparison | None, higher: str, lower: str) -> tuple[str, str]:
-    """The difference of a share with its interval, and the word for its side."""
+    """The difference of a share with its interval, and the word for its side.
+
+    The word is `higher` or `lower`, or empty if the interval contains zero.
+    """
     if difference is None:
         return "–", ""
     word = {"better": higher, "worse": lower}.get(difference.verdict.side, "")
@@ -287,15 +290,16 @@ def _cost(interval: Bounds | None, threshold: float) -> str:
     return "undecided"
 
 
-#: How many of the 16 estimators and intervals that attacks tried agree with the verdict by the sharper rule.
+#: The verdict by the sharper rule was checked with 16 other estimators and intervals. This is the number of
+#: them that agree with it, by method.
 AGREE = {"LoRA (targets=qkvo) r=3": 16, "FacT-TT": 11, QKV_DEPTH: 16, ALL_MODES: 13, "LoRA-XS": 8, ATT: 12}
 
 
 def with_costs(analysis: Analysis, block: Block) -> Ruling:
-    """Each method's difference from the reference, beside its size and its costs, as means over the tasks.
+    """Each method's difference from the reference, with its size and its mean costs over the tasks.
 
-    Times of a training step are relative to the reference's on the same task, those of a forward to the
-    backbone's without an adapter.
+    The time of a training step is relative to the reference's on the same task. The time of a forward pass is
+    relative to that of the backbone without an adapter.
     """
     cells = {cell.number: cell for cell in analysis.results.all_cells}
     reference = [cells[number] for number in block.entrants[0].cells if number is not None]
@@ -328,9 +332,9 @@ def _size(cell: Cell) -> tuple[str, str]:
 
 
 def affordable(block: Block) -> Ruling:
-    """The method to use after each number of trials: the best of those shown to be better than the reference.
+    """The method to use after each number of trials: the best method significantly better than the reference.
 
-    It is the reference itself if no method is shown to be better.
+    If no method is significantly better, it is the reference itself.
     """
     rows = []
     for k in block.ks:
@@ -374,11 +378,12 @@ def rates(analysis: Analysis, block: Block) -> Ruling:
 
 
 def fresh_tunings(fresh: Analysis, block: Block) -> Ruling:
-    """Whether fresh tunings score after k trials what the published study expects of them.
+    """Whether the scores of fresh tunings after k trials are in the intervals that the study predicts.
 
-    The fresh tunings are those in `fresh` whose numbers do not occur in `block`. The column "mean kept" has
-    the mean test score of the trials that they keep. It is a little higher on average than the score after k
-    trials, since the rates of a tuning cover the window more evenly than k random rates.
+    A tuning is a study of a method on a task. Fresh tunings are those in `fresh` whose numbers do not occur
+    in `block`. The column "mean kept" has the mean test score of the trials that they keep. It is a little
+    higher on average than the score after k trials, since the rates of a tuning cover the window more evenly
+    than k random rates.
     """
     cells = {(cell.method, cell.setting): cell for cell in fresh.results.all_cells}
     head = ["method", "task", "the study", "its interval", "expected of fresh tunings", "fresh tunings"]
@@ -411,9 +416,10 @@ def fresh_tunings(fresh: Analysis, block: Block) -> Ruling:
 
 
 def expected_of(studies: CompleteStudies, count: int, k: int) -> Bounds:
-    """The 95% interval for the score after k trials of `count` further studies. Larger is better.
+    """The 95% prediction interval for the score after k trials of `count` further studies.
 
-    Its variance is that of the difference between these studies and further ones on the same test examples.
+    Larger scores are better. The variance is that of the difference between these studies and the further
+    ones, on the same test examples.
     """
     part = of_method(studies, k)
     assert part.seeds is not None, "there is an interval, so that studies have an error"
@@ -429,7 +435,7 @@ def expected_of(studies: CompleteStudies, count: int, k: int) -> Bounds:
 
 
 def by_verdict(verdicts: Sequence[tuple[str, str]]) -> str:
-    """The methods of each verdict, as text."""
+    """Lists the methods by verdict, as text. `verdicts` are pairs of a method and its verdict."""
     names: dict[str, list[str]] = {}
     for method, words in verdicts:
         names.setdefault(words, []).append(method)

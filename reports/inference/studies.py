@@ -4,11 +4,12 @@ Suppose a user runs k trials, each at a fresh learning rate from the window and 
 the trial with the lowest validation loss. The score after k trials is the expected test score of the trial
 kept. As a function of k this is the curve of Dodge et al. (2019) with test scores.
 
-Without tuning, a seed is a study of one point: the score after one trial is the mean over seeds. Tuning
-cannot avoid failures then, so no trial counts as failed, and failures add nothing to the score's error.
+Without tuning, each seed is a study of one trial, and the score after one trial is the mean over seeds. No
+trial then counts as failed, since there is no tuning that could avoid failures. So failures add nothing to
+the error of the score.
 
-Larger scores are better, in the score's own units. Study numbers pair two methods: trial j of study s has the
-same offset from the window's centre and the same seed for both methods.
+Scores are in their own units, with the sign that makes larger values better. Study numbers pair two methods:
+trial j of study s has the same offset from the window's centre and the same seed for both methods.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ FAILED = 10
 
 @dataclass(frozen=True, eq=False)
 class CompleteStudies:
-    """The complete studies of one method on one task.
+    """The complete studies of one method on one task. A point is one trial of a study.
 
     Raises ValueError if there are no trials, shapes disagree, study numbers repeat, or a value other than a
     loss is not finite.
@@ -61,14 +62,14 @@ class CompleteStudies:
     #: Each test example's contribution to a trial's score (studies, points, examples), for example whether
     #: its answer is correct.
     by_example: NDArray[Any] | None = field(default=None, repr=False)
-    #: Each test example's contribution to the loss by which trials are chosen (studies, points, examples). It
-    #: stands for that of a validation example. 0 for a diverged trial.
+    #: Each test example's loss (studies, points, examples), as a sample of losses on validation examples, by
+    #: whose mean trials are chosen. 0 for a diverged trial.
     losses_by_example: NDArray[Any] | None = field(default=None, repr=False)
     #: The number of validation examples. 0 if it is unknown.
     validation: int = 0
     #: A hashable identity of the test set. If each study has its own, a tuple of their identities.
     test_set: Any = None
-    #: The size of a point in units of the score.
+    #: The metric's default threshold, called a point of the score, in units of the score.
     point: float = 0.01
     #: The score of a model that has learnt nothing.
     chance: float = 0.0
@@ -102,7 +103,7 @@ class CompleteStudies:
         return isinstance(self.test_set, tuple)
 
     def chosen_alike(self, k: int) -> bool:
-        """Whether all studies choose one of k trials, by the same validation examples."""
+        """Whether trials are chosen, out of k > 1, by the same validation examples in all studies."""
         return k > 1 and self.tuned and not self.own_examples
 
     @property
@@ -111,7 +112,7 @@ class CompleteStudies:
 
     @property
     def tuned(self) -> bool:
-        """Whether a study has several points. Otherwise it is a seed."""
+        """Whether each study has several points. Otherwise each study is a seed."""
         return self.losses.shape[1] > 1
 
     @property
@@ -120,7 +121,7 @@ class CompleteStudies:
 
     @property
     def most(self) -> int:
-        """The largest k of the score after k trials."""
+        """The largest k for which the score after k trials can be estimated."""
         return self.losses.shape[1] if self.crossed else self.trials
 
     @cached_property
@@ -130,19 +131,19 @@ class CompleteStudies:
 
     @property
     def lifted(self) -> Array:
-        """The scores (trials,), with failures lifted to the level of other trials."""
+        """The scores (trials,), to which `fall` is added if the trial failed."""
         return (self.scores + self.fall * self.failed).ravel()
 
     @cached_property
     def influence(self) -> Callable[[int], Array]:
-        """The influence of validation examples on the score after k trials, as from `influences`."""
+        """Maps k to the influence of validation examples on the score after k trials (see `influences`)."""
         assert self.losses_by_example is not None
         by_example = self.losses_by_example.reshape(self.trials, -1)
         return influences(self.losses.ravel(), self.lifted, by_example, self.validation)
 
     @cached_property
     def strata(self) -> NDArray[np.int64]:
-        """Each trial's stratum (trials,): the place of its rate among the rates of its study, from 0.
+        """Each trial's stratum (trials,): the rank of its learning rate within its study, from 0.
 
         Without offsets, all trials are in stratum 0.
         """
@@ -152,9 +153,9 @@ class CompleteStudies:
 
     @cached_property
     def best(self) -> float:
-        """The test score of the trial with the lowest validation loss. Trials that tie give their mean.
+        """The test score of the trial with the lowest validation loss, or the mean over trials that tie.
 
-        All trials tie if all diverged.
+        If all trials diverged, all of them tie.
         """
         losses = np.where(np.isnan(self.losses), np.inf, self.losses)
         return float(self.scores[losses == losses.min()].mean())
@@ -163,7 +164,7 @@ class CompleteStudies:
     def failed(self) -> NDArray[np.bool_]:
         """Whether each trial (studies, points) diverged, or scored at least `FAILED` × `point` below `best`.
 
-        Seeds never count as failed.
+        Without tuning, no trial counts as failed.
         """
         if not self.tuned:
             return np.zeros(self.losses.shape, bool)
@@ -171,17 +172,14 @@ class CompleteStudies:
         return failed if self.diverged is None else failed | self.diverged
 
     def fails(self, scores: Array) -> NDArray[np.bool_]:
-        """Whether trials that ended with these scores failed, by the rule of `failed`.
-
-        Rounding errors are tolerated.
-        """
+        """Whether each of these scores is at least `FAILED` × `point` below `best`, up to rounding errors."""
         return self.best - scores >= (FAILED - RESOLUTION) * self.point
 
     @cached_property
     def fall(self) -> float:
-        """The mean amount by which failed trials score below `best`, in the metric's unit.
+        """The mean amount by which failed trials score below `best`, in units of the score.
 
-        If no trial failed, the amount by which `chance` lies below `best`, at least 0.
+        If no trial failed, it is the amount by which `chance` lies below `best`, at least 0.
         """
         failed = self.scores[self.failed].mean() if self.failed.any() else min(self.chance, self.best)
         return float(self.best - failed)
@@ -201,7 +199,7 @@ class CompleteStudies:
 
 
 def paired(method: CompleteStudies, reference: CompleteStudies) -> tuple[CompleteStudies, CompleteStudies]:
-    """The studies of two methods, limited to the study numbers that both have.
+    """Limits the studies of two methods to the study numbers that both have.
 
     Raises ValueError if they share no number, or if their studies differ in the number of points.
     """
@@ -223,15 +221,15 @@ def shared(tasks: Sequence[CompleteStudies]) -> list[CompleteStudies]:
 
 
 def score_after(studies: CompleteStudies, k: int) -> float:
-    """The score after k trials: the test scores of all trials, weighted by their chance to be kept.
+    """The score after k trials: the mean test score, weighted by each trial's probability to be kept.
 
-    Raises ValueError unless 1 <= k <= `most`.
+    Raises ValueError unless 1 <= k <= `studies.most`.
     """
     return float(_kept(studies, k, np.arange(studies.count)) @ studies.scores.ravel())
 
 
 def _kept(studies: CompleteStudies, k: int, numbers: NDArray[np.int64]) -> Array:
-    """The `kept_weights` (trials,) of all trials of some studies, whose indices are `numbers`.
+    """The `kept_weights` (trials,) of all trials of the studies whose indices are in `numbers`.
 
     If losses are `crossed`, the k trials are drawn from one study, because each trial's score is part of the
     losses of all other studies.
@@ -243,7 +241,7 @@ def _kept(studies: CompleteStudies, k: int, numbers: NDArray[np.int64]) -> Array
 
 
 def of_method(studies: CompleteStudies, k: int, failures: Failures | None = None) -> OnSetting:
-    """One method's score after k trials, in the field `difference`. Errors are as in `of_pair`."""
+    """One method's score after k trials, in the field `difference`, with its error as in `of_pair`."""
     return of_contrast([1], [studies], k, failures)
 
 
@@ -252,12 +250,14 @@ def of_pair(
 ) -> OnSetting:
     """The difference between two methods' scores after k trials on one task, paired by study.
 
-    Only studies that both methods have count. The squared standard error over studies is a jackknife
+    Only studies that both methods have are used. The squared standard error over studies is a jackknife
     variance. Its degrees of freedom are the number of studies minus one. The error is None for fewer than
-    `LEAST_SEEDS` studies, or if leaving out one study leaves fewer than k trials. `failures` are those of the
-    block, and by default those of these studies. The error covers test examples if both methods have them,
-    from the same test set. It covers validation examples if their number is stored and both have each test
-    example's loss. Raises the ValueErrors of `paired` and `score_after`.
+    `LEAST_SEEDS` studies, or if leaving out one study leaves fewer than k trials. `failures` are the failures
+    in the block; by default, they are estimated from these studies alone.
+
+    The error covers test examples if both methods have contributions of examples from the same test set. It
+    covers validation examples if their number is stored and both methods have each test example's loss.
+    Raises the ValueErrors of `paired` and `score_after`.
     """
     return of_contrast([1, -1], paired(method, reference), k, failures)
 
@@ -274,7 +274,10 @@ def pooled_failures(cells: Sequence[CompleteStudies]) -> Failures:
 def of_contrast(
     weights: Sequence[float], methods: Sequence[CompleteStudies], k: int, failures: Failures | None = None
 ) -> OnSetting:
-    """The weighted sum of several methods' scores after k trials on one task, otherwise like `of_pair`."""
+    """The weighted sum of several methods' scores after k trials on one task, with its error as in `of_pair`.
+
+    Raises ValueError unless k is within the range of `score_after`.
+    """
     sides = list(zip(weights, shared(methods), strict=True))
     first = sides[0][1]
     if first.count < LEAST_SEEDS or first.trials - first.trials // first.count < k:
@@ -293,11 +296,12 @@ def of_contrast(
     elif len(by_example) == len(sides):
         part = of_seeds_and_examples(values, np.sum(by_example, axis=0), first.test_set)
     if part.seeds is not None and any(studies.crossed for _, studies in sides):
-        # Studies choose by one another's scores, so their own spread shows a part of the error alone.
+        # Studies choose by one another's scores, so the spread between them shows only part of the error.
         part = replace(part, seeds=part.seeds * (3 - 2 / k))
     validation = None if first.chosen_alike(k) else 0.0
     if len(influence) == len(sides):
-        # The jackknife has the part that differs between studies. The rest is estimated like test examples'.
+        # The jackknife covers the part that differs between studies. The part that they share is estimated in
+        # the same way as that of test examples.
         validation = of_examples(np.sum(influence, axis=0)) * influence[0].shape[1] / first.validation
     return replace(
         part,
@@ -315,12 +319,13 @@ class _PseudoValues(NamedTuple):
     """
 
     score: float
-    #: The pseudo-values (studies,), with failures lifted to the level of other trials, since the variance of
-    #: failures is added separately.
+    #: The pseudo-values (studies,) of the scores in `CompleteStudies.lifted`, since the variance of failures
+    #: is added separately.
     scores: Array
-    #: Each test example's contribution to them (studies, examples). None if it is unknown.
+    #: Each test example's contribution to the pseudo-values (studies, examples). None if it is unknown.
     by_example: Array | None
-    #: The influence of each validation example on them (studies, examples). None if it is unknown or zero.
+    #: The influence of each validation example on the pseudo-values (studies, examples). None if it is
+    #: unknown or zero.
     influence: Array | None
 
 
@@ -347,11 +352,12 @@ def _pseudo_values(studies: CompleteStudies, k: int) -> _PseudoValues:
 def _variance_of_failures(studies: CompleteStudies, k: int, failures: Failures) -> float:
     """The variance that failed trials add to the score after k trials.
 
-    If a share p of trials fails, all k fail with probability p^k, and the score loses that share of `fall`.
-    By the delta method, the standard error is k p^(k - 1) times `fall` times the standard error of p. With
-    few trials, the observed p and its error may be too small by chance. So p is the upper quartile of
-    `Failures.chance`. The variance of p is that of `Failures.chance` or over studies, whichever is larger,
-    and at least that of half a failure among the trials: even if none failed, one may.
+    If a share p of trials fails, all k trials fail with probability p^k, and the score loses p^k times
+    `fall`. By the delta method, the standard error is k p^(k - 1) times `fall` times the standard error of p.
+    With few trials, the observed p and its error may be too small by chance. So p is the upper quartile from
+    `Failures.chance`. The variance of p is the largest of three: the variance from `Failures.chance`, the
+    variance over studies, and that of half a failure among the trials, since a trial may fail even if none
+    has failed yet.
     """
     share, variance = failures.chance(int(studies.failed.sum()), studies.trials)
     over_studies = studies.failed.mean(1).var(ddof=1) / studies.count

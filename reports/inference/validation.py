@@ -1,4 +1,4 @@
-"""The luck of the validation sample: the error of scores if all trials are chosen by the same examples."""
+"""The error of scores that is due to the validation sample, by which trials of all studies are chosen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from scipy import special
 
 from tensorbench.reports.inference.intervals import Array
 
-#: F(x) below is interpolated between this many losses about each trial's, within this many standard errors.
+#: F(x) below is interpolated between this many losses around each trial's loss, which extend this many
+#: standard errors to either side.
 _POINTS, _REACH = 41, 5
 #: The number of nodes of the Gauss-Hermite quadrature of the integral below.
 _NODES = 7
@@ -19,28 +20,29 @@ _NODES = 7
 def influences(losses: Array, scores: Array, by_example: Array, validation: int) -> Callable[[int], Array]:
     """The influence (trials, examples) of validation examples on the score after k trials, split by trial.
 
-    The examples stand in for validation examples. Trial i's validation loss is a mean over `validation`
-    examples, with a standard error e_i. Let f_i(x) be the normal density with mean losses[i] and standard
-    deviation e_i, and F(x) the mean over trials of the probability that a loss exceeds x. Of k losses of
-    the N trials, the lowest two are those of trials i and j, and tie, with density
+    Returns the influence as a function of k, the number of trials of which one is kept.
+
+    The examples in `by_example` are used in place of validation examples. Trial i has the score y_i. Its
+    validation loss is a mean over `validation` examples, with a standard error e_i. Let f_i(x) be the normal
+    density with mean losses[i] and standard deviation e_i, and F(x) the mean over trials of the probability
+    that a loss exceeds x. Of k losses of the N trials, the lowest two are those of trials i and j, and tie,
+    with density
 
         a_ij = k (k - 1) / N² ∫ f_i(x) f_j(x) F(x)^(k - 2) dx
 
-    and then the score changes by y_i - y_j if the other of the two is kept. The influence of an example on
-    which trial i has the loss h_i is the sum over pairs of a_ij (y_i - y_j) (h_j - h_i). This is the linear
-    term of the score's expansion in the errors of the losses. No other term counts if trials of different
-    studies share the errors (the first term of the tetrachoric series).
+    At such a tie, the score changes by y_i - y_j if trial i is kept instead of trial j. The influence of an
+    example on which trial i has the loss h_i is the sum over pairs of a_ij (y_i - y_j) (h_j - h_i). This is
+    the linear term of the score's expansion in the errors of the losses (the first term of the tetrachoric
+    series). Trials of different studies share these errors, and no other term matters for the variance.
 
-    The influence is split among the n trials like a U-statistic of degree two into its projections: row i is
-    the sum over all pairs with i, less 1/n of the influence. Rows sum up to the influence. Those of diverged
-    trials are zero and do not count in n.
-
-    Returns it as a function of k, the number of trials of which one is kept.
+    The influence is split among the n trials as a U-statistic of degree two is split into its projections:
+    row i is the sum over all pairs with i, less 1/n of the influence. The rows sum to the influence. The rows
+    of diverged trials are zero, and n does not count them.
 
     Args:
         losses: Validation losses (trials,). Those of diverged trials are infinite.
         scores: Test scores (trials,).
-        by_example: Each trial's loss on each of a sample of examples (trials, examples), for example of test.
+        by_example: Each trial's loss on each example of a sample (trials, examples), such as the test set.
         validation: The number of validation examples.
     """
     trials = len(losses)
@@ -49,7 +51,8 @@ def influences(losses: Array, scores: Array, by_example: Array, validation: int)
         return lambda k: np.zeros(by_example.shape)
     means, values = losses[lasting], scores[lasting]
     off = by_example[lasting] - by_example[lasting].mean(1, keepdims=True)
-    # The error that all trials have in common changes no choice. Those whose losses exploded have another.
+    # The error that all trials have in common changes no choice. The median ignores trials whose losses
+    # exploded.
     off = off - np.median(off, axis=0)
     errors = np.sqrt((off**2).mean(1) * len(off) / (len(off) - 1) / validation)
     if not errors.max():
