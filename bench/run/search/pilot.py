@@ -90,44 +90,9 @@ class PilotChooser(Chooser):
     section = "pilot"
 
     def __init__(self, pilot: Pilot, cells: Sequence[PlanCell]) -> None:
-        suite = cells[0].suite
-        super().__init__(suite)
+        super().__init__(cells[0].suite)
+        _check(pilot, cells)
         self.pilot, self.cells = pilot, cells
-        tasks = {cell.task.task for cell in cells}
-        if pilot.head_lr is not None and (
-            headless := sorted(tasks - {cell.task.task for cell in cells if cell.method.name == HEAD})
-        ):
-            raise UserError(
-                f"pilot.head_lr: task '{headless[0]}' has no row of {HEAD}, which chooses the rate"
-            )
-        if pilot.epochs is not None:
-            if by_steps := next((cell for cell in cells if cell.recipe.epochs is None), None):
-                raise UserError(
-                    f"pilot.epochs: task '{by_steps.task.task}' counts steps; give epochs, or pilot epochs: "
-                    "null"
-                )
-            for number in sorted(_rows_of_lengths(pilot.epochs, cells)):
-                row = suite.methods[number]
-                if row.training.get("epochs") or row.training.get("steps"):
-                    raise UserError(
-                        f"pilot.epochs: methods.{number} ('{row.method}') sets its own length; leave it out "
-                        "there, or name the rows that choose in pilot.epochs.methods"
-                    )
-        if (centres := pilot.centres) is not None:
-            _multiples(centres, cells)
-            if centres.task is not None and centres.task not in tasks:
-                raise UnknownNameError("pilot.centres.task:", centres.task, tasks)
-            if centres.task is None and suite.tasks[0].task not in tasks:
-                raise UserError(
-                    f"pilot.centres: they are chosen on the first task, '{suite.tasks[0].task}', which is "
-                    "not in this part of the suite; name another in pilot.centres.task"
-                )
-            for number in sorted({cell.number for cell in _centred(cells)}):
-                if (row := suite.methods[number]).each:
-                    raise UserError(
-                        f"pilot.centres: methods.{number} ('{row.method}') stands for several methods, but "
-                        "has one centre: write them as rows of their own"
-                    )
 
     def steps(self) -> Steps:
         """Runs the steps of the pilot, each with the choices of earlier steps."""
@@ -186,6 +151,43 @@ class PilotChooser(Chooser):
         records = latest((yield step))
         for number, centre in step.chosen(records, lambda row: f"{names[row]} on {task}: centre", vertex):
             choices.centres[number] = centre
+
+
+def _check(pilot: Pilot, cells: Sequence[PlanCell]) -> None:
+    """Raises UserError for a step that does not fit the cells."""
+    suite = cells[0].suite
+    tasks = {cell.task.task for cell in cells}
+    if pilot.head_lr is not None and (
+        headless := sorted(tasks - {cell.task.task for cell in cells if cell.method.name == HEAD})
+    ):
+        raise UserError(f"pilot.head_lr: task '{headless[0]}' has no row of {HEAD}, which chooses the rate")
+    if pilot.epochs is not None:
+        if by_steps := next((cell for cell in cells if cell.recipe.epochs is None), None):
+            raise UserError(
+                f"pilot.epochs: task '{by_steps.task.task}' counts steps; give epochs, or pilot epochs: null"
+            )
+        for number in sorted(_rows_of_lengths(pilot.epochs, cells)):
+            row = suite.methods[number]
+            if row.training.get("epochs") or row.training.get("steps"):
+                raise UserError(
+                    f"pilot.epochs: methods.{number} ('{row.method}') sets its own length; leave it out "
+                    "there, or name the rows that choose in pilot.epochs.methods"
+                )
+    if (centres := pilot.centres) is not None:
+        _multiples(centres, cells)
+        if centres.task is not None and centres.task not in tasks:
+            raise UnknownNameError("pilot.centres.task:", centres.task, tasks)
+        if centres.task is None and suite.tasks[0].task not in tasks:
+            raise UserError(
+                f"pilot.centres: they are chosen on the first task, '{suite.tasks[0].task}', which is "
+                "not in this part of the suite; name another in pilot.centres.task"
+            )
+        for number in sorted({cell.number for cell in _centred(cells)}):
+            if (row := suite.methods[number]).each:
+                raise UserError(
+                    f"pilot.centres: methods.{number} ('{row.method}') stands for several methods, but "
+                    "has one centre: write them as rows of their own"
+                )
 
 
 def vertex(losses: Mapping[float, float]) -> float:

@@ -9,7 +9,8 @@ from tensorbench.plan.pairs import Part
 
 from ..local_checkpoints import encoder
 from ..local_checkpoints import write as checkpoint
-from ..toy_suites import DIGITS, plan
+from ..search.scripted import choose
+from ..toy_suites import DIGITS, VISION, plan, suite
 
 LABELLED = {
     "tasks": [{**DIGITS, "label": "Digits (8×8)"}],
@@ -62,6 +63,11 @@ def test_a_part_is_named_by_label_or_name() -> None:
         {"methods": ["LoRA"], "tasks": ["digits"], "backbones": ["tiny-random-vit"]},
     ):
         assert [row.method for row in made.select(Part(**selection)).rows] == ["ours"]
+
+
+def test_a_search_is_shown_by_labels() -> None:
+    choices, _ = choose(suite(**{**VISION, **LABELLED, "search": {"trials": 1}}), lambda _: (1.0, 0.5))
+    assert choices.ranks[0].name == "ours · fixed size · Digits (8×8) · ViT, random"
 
 
 def test_labels_distinguish_two_folders_of_one_name(tmp_path: Path) -> None:

@@ -135,16 +135,31 @@ def test_points_that_failed_are_tried_again_only_on_request(
     assert (len(ended(uri)), out.exists()) == (2, True)
 
 
-def test_a_trial_that_was_lost_ends_the_search_and_comes_back(
-    tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("ending", "code", "message"),
+    [
+        (lambda *_, **__: lost("its node died"), 2, "lost with its worker"),
+        (raising(KeyboardInterrupt()), 130, ""),
+    ],
+    ids=["lost", "interrupted"],
+)
+def test_a_trial_that_did_not_end_stops_the_search_and_comes_back(
+    tmp_path: Path,
+    new_store: NewStore,
+    call: Call,
+    monkeypatch: pytest.MonkeyPatch,
+    ending: Callable[..., Any],
+    code: int,
+    message: str,
 ) -> None:
     suite = write(tmp_path, **{**SEARCH, "methods": ["lora"], "search": {"trials": 2}})
     uri = new_store(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(tensorbench.execution.perform, "perform", lambda *_, **__: lost("its node died"))
+        patch.setattr(tensorbench.execution.perform, "perform", ending)
         patch.setattr(driver, "TIMES", 0)
         stopped = call("search", suite, "--store", uri)
-    assert (stopped.code, "lost with its worker" in " ".join(stopped.err.split())) == (2, True)
+    assert (stopped.code, message in " ".join(stopped.err.split())) == (code, True)
+    assert {record.status for record in Store.existing(uri, "toy").records()} == {"KILLED"}
     assert call("search", suite, "--store", uri).code == 0
     assert list(ended(uri).values()) == [1, 1]
 

@@ -116,6 +116,17 @@ def test_falling_back_to_uncompiled_code_is_an_error() -> None:
             encoder(torch.ones(2, 2, 2), 2)
 
 
+def test_texts_of_many_lengths_stay_within_the_limit_of_compilations() -> None:
+    class Encoder(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2
+
+    encoder = Encoder()
+    with torch._dynamo.config.patch(recompile_limit=2), compiled(encoder, True):
+        for length in range(2, 9):
+            assert torch.equal(encoder(torch.ones(3, length)), torch.full((3, length), 2.0))
+
+
 # --- deterministic ---
 
 
