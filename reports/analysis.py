@@ -34,7 +34,7 @@ from tensorbench.reports.units import listed, many, sign_note, unit_of
 
 @dataclass(frozen=True)
 class Analysis:
-    """Results with everything computed from them."""
+    """The results of experiments, with the comparisons and notes that a report shows."""
 
     results: Results
     #: The smallest difference that matters, by metric.

@@ -315,7 +315,7 @@ def order_note(block: Block) -> str:
 
 
 def heading(block: Block) -> str:
-    """The heading of a block: its title, or words if it has only methods of fixed size."""
+    """The heading of a block: its title, or "methods of fixed size" if it has no others."""
     return "methods of fixed size" if block.title == OWN_SIZE else block.title
 
 

@@ -99,10 +99,11 @@ class Entrant:
     differences: Mapping[int, Comparison]
     #: The number of planned pairs of seeds that have not finished. 0 for a tuned method.
     lost: int = 0
-    #: None without tuning.
+    #: The sensitivity to learning rates. None without tuning.
     sensitivity: Sensitivity | None = None
     #: The transfer of rates between settings. None without tuning, for a single setting, if the settings
-    #: share no study, and if on some setting most trials failed at every rate.
+    #: share no study, and if some setting has too few trials to smooth, or no rate near which most trials
+    #: succeeded.
     transfer: Transfer | None = None
 
 
@@ -121,7 +122,8 @@ class Level:
     #: The mean of `differences`. None if one of them is unknown.
     difference: float | None
     #: The comparison over all settings, paired by seed. Intervals are simultaneous over the methods without
-    #: adapter. None if the reference was tuned, since the method has no studies to pair with it.
+    #: adapter. None if the method and the reference share no seed on some setting. None also if the reference
+    #: was tuned, since the method has no studies to pair with it.
     comparison: Comparison | None = None
 
 
@@ -133,7 +135,7 @@ class Edge:
     """
 
     method: str
-    #: "lower" or "upper".
+    #: The edge's side of the window: "lower" or "upper".
     end: str
     #: The ends of a window that extends up to a decade beyond this edge.
     wider: tuple[float, float]
@@ -173,7 +175,7 @@ class Block:
     part: tuple[Entrant, ...]
     #: The reason why a method is in no mean over all settings, by the method's name.
     left_out: Mapping[str, str]
-    #: The methods without adapter.
+    #: The scores of methods without adapter.
     levels: tuple[Level, ...]
     #: The variance of scores by source, on each setting.
     sources: tuple[Sources, ...]

@@ -37,7 +37,8 @@ class Chosen:
 class _Kept:
     """A cell's trials with the lowest validation losses, one per study, or its seeds if it was not tuned.
 
-    `loss` is their mean validation loss, `rates` are their learning rates, and `trial` is the id of the best.
+    `loss` is their mean validation loss, and `trial` is the id of the best. `rates` are their learning rates,
+    and empty if the cell was not tuned.
     """
 
     loss: float
@@ -49,9 +50,9 @@ def choose(analysis: Analysis, methods: Collection[str] = ()) -> Chosen:
     """Chooses the method with the lowest mean validation loss, and the median learning rate of its studies.
 
     A study keeps its trial with the lowest validation loss, and contributes that trial's loss and rate. A
-    method that was not tuned keeps the suite's rate, and its loss is the mean over seeds. Test scores are not
-    used. `methods` are the names, titles or families among which to choose; by default, all methods with an
-    adapter.
+    method that was not tuned keeps the suite's rate, and its loss is the mean over seeds. If some methods
+    were tuned, only these are considered. Test scores are not used. `methods` are the names, titles or
+    families among which to choose; by default, all methods with an adapter.
 
     Raises UserError for results of other programs, if there are several tasks or backbones, if a name in
     `methods` is unknown, and if no method has a validation loss of every ended study or seed.
@@ -72,7 +73,7 @@ def choose(analysis: Analysis, methods: Collection[str] = ()) -> Chosen:
             raise UnknownNameError("method of these results", name, names)
     if methods:
         cells = [cell for cell in cells if {cell.method, cell.title, cell.family} & {*methods}]
-    # Methods without tuning had another chance to reach a low loss.
+    # Methods with and without tuning do not have the same chance to reach a low loss.
     cells = [cell for cell in cells if cell.studies] or cells
     kept = {cell.number: _kept(results, cell) for cell in cells}
     losses = {number: each.loss for number, each in kept.items() if math.isfinite(each.loss)}

@@ -137,8 +137,8 @@ def untrained(results: Results, cells: Sequence[Cell]) -> list[TaskAndBackbone]:
 def _by_loss(results: Results, adapters: Sequence[Cell]) -> bool:
     """Whether no adapter's validation loss is below that of guessing by more than `ERRORS` standard errors.
 
-    Losses of guessing and of a cell are compared in the mean over its finished runs or kept trials. The error
-    is that of the mean difference. False if a cell has no such run, or if some loss is not stored.
+    Both losses are means over the finished runs or kept trials of a cell, and the error is that of their mean
+    difference. False if a cell has no such run, or if some loss is not stored.
     """
     for cell in adapters:
         below = []

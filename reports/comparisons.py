@@ -31,7 +31,7 @@ def on_setting(results: Results, number: int, part: OnSetting) -> OnSetting:
 
 
 def failures_of(material: Material, numbers: Iterable[int], reference: Reference | None) -> Failures:
-    """The failed trials of the reference and of the cells with these numbers, pooled."""
+    """Estimates the probability of failures from the reference and the cells with these numbers."""
     every = dict.fromkeys([*numbers, *(reference.cells if reference else ())])
     return estimates.pooled_failures([material.studies[number] for number in every])
 
@@ -206,7 +206,7 @@ def _against(
 
 
 def comparison(parts: Sequence[OnSetting], claims: int, places: int, threshold: float) -> Comparison:
-    """The comparison with these differences, one per setting.
+    """Makes a comparison from these differences, one per setting.
 
     Its interval is simultaneous over `claims` comparisons. Its intervals on single settings are simultaneous
     over `claims` comparisons on each of `places` settings.

@@ -85,7 +85,8 @@ _STYLE: Any = {
 #: The width in inches of a figure with several columns, the width of a figure with one column, and the
 #: page's pixels per inch.
 WIDTH, NARROW, PIXELS = 8.6, 5.9, 97
-#: The letters of a legend that fit in an inch, and those whose room the line before a label takes.
+#: The number of a legend's letters that fit in an inch, and the width, in letters, of the symbol before each
+#: label.
 LETTERS, SYMBOL = 17, 9
 #: The smallest scale at which the page shows figures. A figure with one column then fits a phone.
 SMALLEST = 0.62

@@ -225,7 +225,8 @@ def load_results(
 
     `experiments` may also be results of other programs: a table of runs (.csv, .tsv, .jsonl, .parquet, or a
     data frame), a result file of lm-evaluation-harness, inspect or peft, or a folder of such files. The
-    remaining keywords name those columns of a table that are not called by their default names:
+    remaining keywords are those of `TableOptions`. They name a table's columns, if these do not have the
+    default names, a folder with the scores of examples, and the metric:
     `load_results("runs.csv", method="algorithm", score="test_acc", lr="learning_rate")`.
 
     Raises UserError for an experiment that does not exist or has no result, for a pack or a table that is

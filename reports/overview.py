@@ -65,10 +65,10 @@ def overview(
 
 
 def score(cell: Cell, seeds: Sequence[Seed], score_of: Callable[[int], Estimate | None] | None = None) -> str:
-    """A cell's score as text: the mean ± standard deviation over seeds or, if tuned, `score_of` the cell.
+    """A cell's score as text: mean ± standard deviation over seeds or, if tuned, the score after k trials.
 
-    If a tuned cell has no estimate with an interval, the text is the mean ± standard deviation over the
-    trials that its studies kept. A dash if there is no score.
+    `score_of` estimates the score after k trials. If its estimate has no interval, the text is the mean ±
+    standard deviation over the trials that the cell's studies kept. A dash if there is no score.
     """
     if cell.studies is None:
         scores = [seed.score for seed in seeds if seed.score is not None]

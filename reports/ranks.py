@@ -43,7 +43,7 @@ class Trend:
     #: The names of the allocations, including the heuristic, from the smallest rank of the mode to the
     #: largest.
     allocations: tuple[str, ...]
-    #: The slope, stored where a comparison has its difference. Intervals are simultaneous over the method's
+    #: The slope, in place of the difference of a comparison. Intervals are simultaneous over the method's
     #: trends.
     slope: Comparison
 

@@ -34,7 +34,7 @@ from tensorbench.store.source import Source
 #: The statuses of finished runs: the run that counts for its trial, and further finished runs of the trial.
 ENDED_WELL = (Status.FINISHED, Status.DUPLICATE)
 
-#: The validator of the ranks that cutting leaves in each mode.
+#: Validates the stored ranks that remain in each mode after training cut some.
 FINAL_RANKS = TypeAdapter(dict[str, Annotated[list[int], Field(min_length=1)]])
 
 #: The functions that summarise the values of a cell's finished seeds, by `Measure.summary`.
@@ -169,7 +169,7 @@ def _notes(experiment: Experiment) -> Iterator[str]:
 
 
 def _rerun(experiment: Experiment) -> str:
-    """A sentence on trials that came from packs, and on the scores of those that were rerun as a check."""
+    """Says how many trials came from packs, and how the scores of those that ran again differ."""
     came = f"{many(experiment.references, 'trial')} came from packs."
     records = [experiment.records[id_] for id_ in experiment.trials if id_ in experiment.records]
     reruns = [(run.score, rerun) for run in records if (rerun := stored_rerun(run))]

@@ -43,7 +43,7 @@ SURROUNDINGS = (
     "version_",
 )
 
-#: The JSON of a field that is not set. Older plans leave such fields out.
+#: The JSON texts of a field that is not set. Older plans leave such fields out.
 _NOTHING = ("null", "[]", "false")
 
 
@@ -209,7 +209,7 @@ def _mixed_trials(results: Results) -> list[Mixture]:
 
 
 def provenance_counts(results: Results) -> dict[str, Counter[str]]:
-    """Counts the finished trials in the tables by their value of each key of provenance."""
+    """For each key of provenance, counts the finished trials in the tables by their value of the key."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     # A trial of two cells counts once.
     by_run = grouped((seed for seed in results.all_seeds if seed.finished), lambda seed: seed.run_id)

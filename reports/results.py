@@ -167,8 +167,8 @@ class Cell(_Measured):
     evaluated: str
     #: The unit of the task's targets, if scores have it and the task names it. Otherwise empty.
     unit: str
-    #: The ranks that cutting left in each mode, as text: the smallest and the largest over seeds and layers.
-    #: `ranks` are then upper bounds. Empty if training cut no ranks.
+    #: The ranks that remain in each mode after training cut some, as text: the smallest and the largest over
+    #: seeds and layers. `ranks` are then upper bounds. Empty if training cut no ranks.
     left: str
     #: The numbers of planned, finished and failed seeds.
     seeds: int

@@ -327,7 +327,7 @@ def allocations_table(results: Results, section: Allocations, advice: Mapping[in
 
 
 def _best_rate(cells: Sequence[Cell], advice: Mapping[int, RateAdvice]) -> Entry:
-    """The mean best rate over these cells and, beneath it, the range of rates near the best on all of them.
+    """The geometric mean of the cells' best rates and, beneath it, the rates near the best on all of them.
 
     A dash if some cell has no advice.
     """
@@ -448,7 +448,7 @@ def components_table(analysis: StoredRedundancy) -> Table:
 # --- costs ---
 
 
-#: The costs in the table of costs: heading, column of `Cell`, and format.
+#: The costs in the table of costs, by heading. Each has its column of `Cell` and its format.
 COSTS: Mapping[str, tuple[str, str]] = {
     "peak MiB": ("peak_mib", ",.0f"),
     "ms/step": ("step_ms", ".1f"),

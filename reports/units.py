@@ -23,13 +23,13 @@ class Unit:
     name: str = ""
 
     def score(self, value: float | None, digits: int = 2) -> str:
-        """Formats a score or a spread of scores. `digits` are the decimals of a percentage."""
+        """Formats a score or a spread of scores. `digits` is the number of decimals of a percentage."""
         if value is None:
             return NOTHING
         return f"{100 * value:.{digits}f}" if self.mark else f"{value:.4g}"
 
     def difference(self, value: float | None, digits: int = 2) -> str:
-        """Formats a difference with its sign. `digits` are the decimals of a difference in points."""
+        """Formats a difference with its sign. `digits` is the number of decimals if it is in points."""
         if value is None:
             return NOTHING
         return f"{100 * value:+.{digits}f}" if self.mark else f"{value:+.4g}"

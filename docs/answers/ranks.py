@@ -104,7 +104,7 @@ def after_one_trial(block: Block) -> Ruling:
 
 
 def failures(block: Block) -> Ruling:
-    """Question 4: each allocation's share of failed trials, and its difference from the heuristic's."""
+    """Question 4: each allocation's share of failed trials, compared with the heuristic's share."""
     rows, verdicts = [], []
     # These intervals are simultaneous over methods. In a report, they are so over both shares of each method.
     level = simultaneous(len(block.claims))

@@ -1,7 +1,4 @@
-"""The figures of a report.
-
-Each function returns an empty list if there is nothing to draw.
-"""
+"""The figures of a report. Lists of figures are empty if there is nothing to draw."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def compared(analysis: Analysis, looks: Looks) -> Iterator[Drawn]:
 
 
 def colours_of(block: Block) -> dict[str, str]:
-    """The colour of each method, since several methods may share a family."""
+    """The colour of each method. It is not that of the family, which several methods may share."""
     return {entrant.method: SERIES[i % len(SERIES)] for i, entrant in enumerate(block.entrants)}
 
 

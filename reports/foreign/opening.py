@@ -35,8 +35,8 @@ GRADES = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0}
 def open_foreign(name: str | pd.DataFrame, options: TableOptions) -> ForeignSource:
     """Opens results of another program: a table of runs, a result file, or a folder of result files.
 
-    Raises UserError if the results cannot be read, for options of tables with other files, and for named
-    columns that a table lacks.
+    Raises UserError if the results cannot be read, if options for tables are given for other files, and if a
+    table lacks a column that an option names.
     """
     metric = options.get("metric", "")
     if isinstance(name, pd.DataFrame):

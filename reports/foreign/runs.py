@@ -159,7 +159,7 @@ class ForeignSource(Source):
         added to `unlike`.
         """
         low, high = self._metric.bounds
-        # Files of other programs hold NaN.
+        # Scores in files of other programs may be NaN.
         runs = [run if math.isfinite(run.score or 0.0) else replace(run, score=None) for run in runs]
         known = [run for run in runs if run.score is not None]
         most = max((abs(run.score or 0.0) for run in known), default=0.0)

@@ -263,7 +263,7 @@ def of_pair(
 
 
 def pooled_failures(cells: Sequence[CompleteStudies]) -> Failures:
-    """The failures of all methods and tasks of a block."""
+    """Estimates the probability of failures from the studies of all methods and tasks of a block."""
     return pooled(
         [int(studies.failed.sum()) for studies in cells],
         [studies.trials for studies in cells],
