@@ -68,9 +68,8 @@ class QuanTA(Targeted, StartKept):
     def shape(self, geometry: Geometry) -> tuple[int, ...]:
         """Returns the sizes of all axes.
 
-        A single size stands for the fewest axes of this size whose product is at least the largest side of a
-        weight. Raises UserError while the axes are free, and unless a single size is above 1 and below this
-        side.
+        A single size is repeated until the product of the axes is at least the largest side of a weight.
+        Raises UserError if `axes` is None, and for a single size that is not between 1 and that side.
         """
         if self.axes is None:
             raise UserError(f"{self.label}: axes are free; give them, or a budget")

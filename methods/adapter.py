@@ -355,7 +355,7 @@ class Adapter(ABC):
 
         Otherwise a saved model would have other names for the weights of adapted layers, and transformers
         would draw these weights at random on loading. `save_pretrained` raises UserError if the merged model
-        would compute something else than the adapted one.
+        would not compute the same as the adapted one.
         """
         module.save_pretrained = partial(self._save_pretrained, module, module.save_pretrained)
         self._guarded.append(module)
@@ -388,8 +388,8 @@ class Adapter(ABC):
     def merge_exactly(self) -> None:
         """Merges the update.
 
-        Raises UserError if the merged model would compute something else than the adapted model, for example
-        because a weight of low precision is rounded.
+        Raises UserError if the merged model would not compute the same as the adapted model, for example
+        because a weight of low precision is rounded. Call `unmerge` even then.
         """
         try:
             with warnings.catch_warnings():

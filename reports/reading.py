@@ -301,10 +301,10 @@ def _seed(cell: int, row: Row, seed: int, experiment: Experiment, record: Record
 
 
 def _holder(experiments: Sequence[Experiment], trial_id: str | None) -> Run:
-    """Finds the run of a trial. Returns the first experiment in which the trial finished, and the run there.
+    """Finds a trial's run, and returns it with its experiment.
 
-    If the trial finished in no experiment, returns the first experiment with any run of the trial, and this
-    run. If the trial has no run, returns the first experiment and None.
+    The run is from the first experiment in which the trial finished or, if it finished in none, from the
+    first that has a run of it. If there is no run, or no id, returns the first experiment and None.
     """
     runs = [(each, each.records[trial_id]) for each in experiments if trial_id and trial_id in each.records]
     finished = [(each, record) for each, record in runs if record.status == Status.FINISHED]

@@ -220,7 +220,8 @@ class CellContents(ShowsOverview):
     def lines(self) -> Iterator[tuple[str, str]]:
         """Yields headings and texts on the trials' provenance, without their random streams.
 
-        If seeds differ under a heading, it occurs once per text, with the number of seeds that have the text.
+        If seeds have different texts under a heading, the heading occurs once for each text, which ends with
+        the number of seeds that have it.
         """
         started = [dict(provenance.lines()) for _, provenance in self.seeds if provenance]
         for head in dict.fromkeys(head for lines in started for head in lines if head != "streams"):

@@ -22,7 +22,7 @@ def wrap(model: nn.Module | Backbone, method: Method, seed: int = 0) -> Adapter:
     docs/reference/backbones.md. Everything outside the encoder is the head, except a language model's output
     layer, which stays frozen. Afterwards the model's `parameters()` include the adapter's, so that an
     optimizer or transformers' Trainer trains adapter and head. The model's `save_pretrained` writes the
-    merged model, or raises UserError if the merged model would compute something else than the adapted one.
+    merged model, or raises UserError if the merged model would not compute the same as the adapted one.
     `Adapter.save_adapter` saves adapter and head alone.
 
     Raises UserError for any other model, for a model that already has an adapter, for a parameter outside the

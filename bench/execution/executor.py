@@ -31,7 +31,7 @@ class Worker:
 
 
 class Executor(ABC):
-    """Runs trials and reports events. Used in a `with` statement, at whose end all workers are ended."""
+    """Runs trials and reports events. Used in a `with` statement, which stops all workers at its end."""
 
     #: The fields of `Place` in `tensorbench.execution.OPTIONS` that the executor supports.
     options: ClassVar[frozenset[str]] = frozenset()

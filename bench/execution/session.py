@@ -156,7 +156,10 @@ def suite_run(session: Session, plan: Plan) -> Iterator[str]:
 
 
 def _sent(kept: Path, store: Store, claims: Claims) -> bool:
-    """Sends a record of an ended process. Returns whether it was sent. Raises StoreError in an outage."""
+    """Sends the record that an ended process left in the folder `kept`, and returns whether this succeeded.
+
+    Otherwise warns that the record was put aside or still waits. Raises StoreError in an outage.
+    """
     for attempt in range(STRIKES):
         try:
             Outbox.send(kept, store.send)

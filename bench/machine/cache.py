@@ -128,7 +128,7 @@ def prepared(kind: str, key: dict[str, Any], build: Callable[[Path], None]) -> P
 
 
 def is_prepared(kind: str, key: dict[str, Any]) -> bool:
-    """Whether the cache has the folder that `prepared` returns, so that nothing would be built."""
+    """Whether `prepared` would find its folder in the cache and so build nothing."""
     return _prepared_folder(kind, key).is_dir()
 
 

@@ -45,7 +45,7 @@ class Entry(str):
         link: str = "",
         anchor: str = "",
     ) -> Self:
-        """Makes a cell whose text is `text`, and on a page `shown` or, if this is empty, `text` as well."""
+        """Makes a cell. A page shows `shown` in place of `text`, unless `shown` is empty."""
         entry = super().__new__(cls, text)
         entry.shown, entry.beneath, entry.style = shown or text, beneath, style
         entry.link, entry.anchor = link, anchor
@@ -220,7 +220,7 @@ def _unknown(value: Any) -> bool:
 
 
 def cell_text(value: Any) -> str:
-    """Returns the text of a cell. Fractions have six digits, and whole numbers a comma between thousands."""
+    """Returns the text of a cell. Floats have six significant digits, integers commas between thousands."""
     if isinstance(value, str | bool):
         return str(value)
     if value is None or value != value:

@@ -359,9 +359,9 @@ class MethodRow(Frozen):
 
     @property
     def content(self) -> str:
-        """The contents of the row as text, independent of the order of its options.
+        """A text by which a suite finds repeated rows. The order of a row's options does not change it.
 
-        Rows that differ in their centre alone have the same name in tables, unless one has a label.
+        It includes the centre only if the row has a label, since names in tables do not show the centre.
         """
         centre = self.centre if self.label else None
         mappings = (self.options, self.each, self.training)

@@ -284,9 +284,10 @@ def _assumed(
 
 
 def _stored(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[Design, float, str]]:
-    """Maps budget, metric and task to the design, the threshold and the source of stored results.
+    """Returns the designs of stored results: {(budget, metric, task): (design, threshold, source)}.
 
-    All stored results of the plan's trials are used, from any experiment of the store or the pack.
+    All stored results of the plan's trials are used, from any experiment of the store or the pack. The task
+    is as in `measured`, and the source describes the trials in words. Empty if no results are stored.
     """
     from tensorbench.store.store import Store
 

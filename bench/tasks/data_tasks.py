@@ -114,7 +114,10 @@ def _blaming(name: str) -> Iterator[None]:
 
 
 def files_of(data: Description) -> list[tuple[str, Path]]:
-    """Returns every file of the data with a name. The name stays the same if the data are moved."""
+    """Returns all files of the data as (name, path). The names stay the same if the data are moved.
+
+    Raises UserError as `read_tables` does.
+    """
     if (folder := data.dataset) is not None:
         # `datasets` writes the results of `map` and `filter` there, under names that begin with "cache-".
         files = sorted(file for file in folder.rglob("*.arrow") if not file.name.startswith("cache-"))

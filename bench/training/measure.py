@@ -68,9 +68,9 @@ class StepTimer:
 class PeakMemory:
     """The peak memory since this object was made.
 
-    On a GPU it is the memory that torch allocated there, otherwise the memory of this process. It is unknown
-    if the operating system does not let a process reset its own peak, since the peak could then be an earlier
-    trial's.
+    On a GPU it is the memory that torch allocated there, otherwise the memory of this process. If the
+    operating system does not let a process reset its own peak, the peak is unknown, since it could be an
+    earlier trial's.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -330,7 +330,11 @@ def _curves(block: Block, number: int, looks: Looks, colours: Mapping[str, str])
 
 
 def _rates(analysis: Analysis, block: Block, number: int) -> Drawn:
-    """A panel per method, with a dot for each trial of its complete studies. Crosses are failed trials."""
+    """Scores against learning rates: a panel per method, a dot for each trial of its complete studies.
+
+    Crosses are failed trials. Scores are relative to the reference's, or without one to the best method's.
+    `number` is the block's number.
+    """
     figure, axes = panels(len(block.entrants), columns=3, height=2.1)
     # Each panel's zero is the score of the reference on the setting or, without one, of the best method.
     sign, places = direction(block.metric), range(len(block.settings))

@@ -99,7 +99,7 @@ def _check_row(
 
 
 def _check_suites(findings: Examined, source: Source, plan: StoredPlan, placed: Sequence[PlacedRow]) -> None:
-    """Compares the rows with the plan's suite, and with the suites from which planned trials were started."""
+    """Reports where the plan's rows differ from its suite, or from a suite that started its trials."""
     ids = {trial.id for trial in plan.trials}
     digests = {record.tag(Tag.SUITE_HASH) for record in source.records() if record.trial_id in ids}
     suites = [(digest, fields) for digest, fields in suites_of(source) if digest in {"", *digests}]

@@ -53,9 +53,10 @@ def bfloat16(subject: Subject) -> None:
 
 
 def checkpointing(subject: Subject) -> None:
-    """Checks that recomputing activations in the backward pass does not change outputs and gradients.
+    """Checks that recomputing activations in the backward pass changes neither outputs nor gradients.
 
-    Dropout is on. Also checks that no tensors are kept after the backward pass.
+    Dropout is on. Also checks that an adapted layer is recomputed, and that adapter and backbone keep no
+    tensors after the backward pass.
     """
     method = subject.method
     if "dropout" in type(method).model_fields:
