@@ -171,12 +171,14 @@ def _limits(
         yield f"Predictions of {many(unreadable, 'run')} are not stored or cannot be read: {narrow}"
     if wrong := len(stored) - len(by_trial):
         yield f"Predictions of {many(wrong, 'run')} do not give the score that is stored: {narrow}"
-    answers = (each.responses for each in stored.values())
-    # An example without an answer, or with an output that is NaN or infinite.
-    if silent := sum(
-        bool((own < 0).any() if own.dtype.kind == "i" else (~np.isfinite(own)).any()) for own in answers
-    ):
+    if silent := sum(map(_is_silent, stored.values())):
         yield (
             f"Predictions of {many(silent, 'run')} are partly NaN or missing: they count as wrong "
             "answers, in the scores and in all that is claimed from them."
         )
+
+
+def _is_silent(stored: Predictions) -> bool:
+    """Whether some example has no answer, or an output that is NaN or infinite."""
+    responses = stored.responses
+    return bool((responses < 0).any() if responses.dtype.kind == "i" else (~np.isfinite(responses)).any())

@@ -41,12 +41,13 @@ def overview(
     ]
     how_to_read = []
     if tuned:
-        if any("[" in line["score"] for line in lines):
-            how_to_read.append("In brackets: the 95% interval of the score after so many trials.")
-        how_to_read.append(
+        note = (
             "Each study keeps its trial with the lowest validation loss; unfinished ones do not count. ± is "
             "the standard deviation over studies."
         )
+        if any("[" in line["score"] for line in lines):
+            note = f"In brackets: the 95% interval of the score after so many trials. {note}"
+        how_to_read.append(note)
     if any(cell.studies is None and cell.finished > 1 for cell in cells):
         how_to_read.append("Without studies, ± is the standard deviation over seeds.")
     spare = ["% LoRA", "params", "of budget", "ranks"]

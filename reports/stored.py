@@ -75,11 +75,13 @@ def _counted(store: Store) -> Contents | None:
     studies = {trial.study for each, _ in tuned for trial in each.trials.values()}
     ended = {id_ for id_ in planned if id_ in records and records[id_].settled}
     # A study has ended if all its trials in all rows have.
-    begun = {each.trials[seed].study for each, ids in tuned for seed, id_ in ids.items() if id_ not in ended}
+    unfinished = {
+        each.trials[seed].study for each, ids in tuned for seed, id_ in ids.items() if id_ not in ended
+    }
     return Contents(
         experiment=store.name,
         studies=len(studies) if tuned else None,
-        studies_complete=len(studies - begun) if tuned else None,
+        studies_complete=len(studies - unfinished) if tuned else None,
         complete=complete,
         failed=failed,
         running=running,

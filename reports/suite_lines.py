@@ -107,7 +107,8 @@ def _item(fields: Mapping[str, Any]) -> list[str]:
 def _flow(value: Any) -> str:
     """Formats a plain value on one line, so that YAML 1.1 and YAML 1.2 read the same value."""
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{_flow(key)}: {_flow(entry)}' for key, entry in value.items())}}}"
+        entries = (f"{_flow(key)}: {_flow(entry)}" for key, entry in value.items())
+        return f"{{{', '.join(entries)}}}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_flow, value))}]"
     if value is None or isinstance(value, bool):

@@ -87,10 +87,8 @@ def test_a_row_is_paired_with_that_of_the_same_name_in_another_experiment(
     stored: Stored,
 ) -> None:
     others = (SMALL | {"name": name, "training": {"batch_size": 8}} for name in ("wider", "repeated"))
-    uri, names = (
-        stored(result, *(plan_of(**each) for each in (SMALL, *others))),
-        ["small", "wider", "repeated"],
-    )
+    uri = stored(result, *(plan_of(**each) for each in (SMALL, *others)))
+    names = ["small", "wider", "repeated"]
     both = {"LoRA", "LoRA · wider"}
     # The pair repeated by the third appears once.
     (method_names,) = {tuple(read(uri, names).cells["method"])}
