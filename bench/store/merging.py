@@ -91,8 +91,7 @@ def merged_plan(first: StoredPlan, second: StoredPlan) -> StoredPlan:
     rows = _by_key(first)
     for key, row in _by_key(second).items():
         if key in rows:
-            sides = (rows[key], trials_of_first), (row, coming)
-            trials = [ids[id_] for side, ids in sides for id_ in side.trials.values() if id_ in ids]
+            trials = [*_of(rows[key], trials_of_first), *_of(row, coming)]
             row = _merged_row(first.suite, rows[key], row, trials)
         rows[key] = row
     return first.model_copy(
@@ -116,6 +115,10 @@ def _by_key(plan: StoredPlan) -> dict[tuple[Any, ...], Row]:
         counted[key] += 1
         rows[*key, counted[key]] = row
     return rows
+
+
+def _of(row: Row, trials: Mapping[str, PlannedTrial]) -> list[PlannedTrial]:
+    return [trials[id_] for id_ in row.trials.values() if id_ in trials]
 
 
 def _merged_row(suite: str, first: Row, second: Row, trials: Sequence[PlannedTrial]) -> Row:

@@ -177,11 +177,7 @@ def _classes(
         return names, {value: names.index(name) for value, name in data.classes.items()}
     if {*names} & {*stored_names}:
         numbers = {name: number for number, name in enumerate(names)}
-        other = [pair for pair in zip(names, stored_names, strict=False) if pair[0] != pair[1]]
-        # If two names differ from the stored ones, their order could only be guessed.
-        if len(names) == len(stored_names) and (
-            not other or (len(other) == 1 and other[0][0] not in stored_names and other[0][1] not in names)
-        ):
+        if _renamed(names, stored_names):
             stored_names = names
         elif not {*names} <= {*stored_names} and not {*stored_names} <= {*names}:
             raise _other_order(column, names, stored_names)
@@ -197,6 +193,17 @@ def _classes(
         _check_number(data, column, names, rows)
         _check_spellings(column, names)
     return names, {name: number for number, name in enumerate(names)}
+
+
+def _renamed(names: Sequence[str], stored_names: Sequence[str]) -> bool:
+    """Whether a description lists the stored names in their order, with at most one of them renamed.
+
+    If two names differ from the stored ones, their order could only be guessed.
+    """
+    other = [pair for pair in zip(names, stored_names, strict=False) if pair[0] != pair[1]]
+    return len(names) == len(stored_names) and (
+        not other or (len(other) == 1 and other[0][0] not in stored_names and other[0][1] not in names)
+    )
 
 
 def _other_order(column: str, names: Sequence[str], stored_names: Sequence[str]) -> UserError:
