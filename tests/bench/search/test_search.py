@@ -136,10 +136,10 @@ def test_points_that_failed_are_tried_again_only_on_request(
 
 
 @pytest.mark.parametrize(
-    ("ending", "code", "message"),
+    ("place", "ending", "code", "message"),
     [
-        (lambda *_, **__: lost("its node died"), 2, "lost with its worker"),
-        (raising(KeyboardInterrupt()), 130, ""),
+        ("perform", lambda *_, **__: lost("its node died"), 2, "lost with its worker"),
+        ("run_trial", raising(KeyboardInterrupt()), 130, ""),
     ],
     ids=["lost", "interrupted"],
 )
@@ -148,6 +148,7 @@ def test_a_trial_that_did_not_end_stops_the_search_and_comes_back(
     new_store: NewStore,
     call: Call,
     monkeypatch: pytest.MonkeyPatch,
+    place: str,
     ending: Callable[..., Any],
     code: int,
     message: str,
@@ -155,7 +156,7 @@ def test_a_trial_that_did_not_end_stops_the_search_and_comes_back(
     suite = write(tmp_path, **{**SEARCH, "methods": ["lora"], "search": {"trials": 2}})
     uri = new_store(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(tensorbench.execution.perform, "perform", ending)
+        patch.setattr(tensorbench.execution.perform, place, ending)
         patch.setattr(driver, "TIMES", 0)
         stopped = call("search", suite, "--store", uri)
     assert (stopped.code, message in " ".join(stopped.err.split())) == (code, True)
