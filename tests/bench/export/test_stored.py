@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from tensorbench.methods import UserError
 from tensorbench.records.record import Record, record_of
 from tensorbench.records.words import Tag
 from tensorbench.store.store import Store
+from tensorbench.store.trained import find_trial
 from tensorbench.tasks import TASKS, prepare
 from tensorbench.tools.export import Exported, export_run
 from tensorbench.tools.redundancy import analyse
@@ -150,7 +152,8 @@ def test_ids_and_prefixes_select_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     monkeypatch.setattr(tensorbench.store.trained, "find_runs", lambda *_: runs)
     monkeypatch.setattr(tensorbench.store.trained, "experiments", lambda _: [])
-    client: Any = None
+    monkeypatch.setattr(tensorbench.store.trained, "connect", MagicMock())
+    monkeypatch.setattr(tensorbench.store.trained, "Store", MagicMock())
     expected = {
         "aa01": "aa01",
         "AA03": "aa03",
@@ -159,13 +162,13 @@ def test_ids_and_prefixes_select_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
         "bb01": "bb01",
         "bb02": "bb02",
     }
-    assert {prefix: tensorbench.store.trained._find(client, prefix).run_id for prefix in expected} == expected
+    assert {prefix: find_trial("", prefix)[1].run_id for prefix in expected} == expected
     with pytest.raises(UserError, match=naming("'cc'", "cc01", "aa02", "cc02", "cc03")):
-        tensorbench.store.trained._find(client, "cc")
+        find_trial("", "cc")
     with pytest.raises(UserError, match=naming("aa01", "(failed)", "aa02", "aa03")):
-        tensorbench.store.trained._find(client, "aa")
+        find_trial("", "aa")
     with pytest.raises(UserError, match=naming("'cc04'", "trial cc0")):
-        tensorbench.store.trained._find(client, "cc04")
+        find_trial("", "cc04")
 
 
 # --- what was stored is what is read ---
