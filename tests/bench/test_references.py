@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tensorbench.checks.verify import verify
 from tensorbench.execution.driver import pending
 from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
@@ -22,15 +23,23 @@ from tensorbench.store.opening import open_results, unpack
 from tensorbench.store.store import Store
 
 from ..messages import naming
-from ..packs import changed, edit_runs, packed
+from ..packs import changed, edit_json, edit_runs, packed
 from .toy_runs import SHORT, forbid_trials, raising, run_inline
 from .toy_suites import TEXT, plan, write
 
 Call = Callable[..., Any]
 NewStore = Callable[[Path], str]
 
-#: The published suite has LoRA on three seeds; the suite that extends it has another method beside them.
-PUBLISHED: dict[str, Any] = {"name": "published", "seeds": [0, 1, 2], "training": SHORT}
+#: The published suite has LoRA and a tensor with a given rank, on three seeds. The suite that extends it has
+#: another method in place of the tensor.
+TENSOR = {"method": "tenslora", "variant": "qkv_depth", "ranks": {"layer": 1}}
+PUBLISHED: dict[str, Any] = {
+    "name": "published",
+    "seeds": [0, 1, 2],
+    "training": SHORT,
+    "methods": ["lora", TENSOR],
+    "budgets": [{"isoparameters": 2}],
+}
 EXTENDED: dict[str, Any] = {**TEXT, **PUBLISHED, "name": "toy", "methods": ["lora", "head_only"]}
 
 
@@ -117,6 +126,16 @@ def test_references_are_taken_by_id_and_two_of_them_run_again_once(
     # A finished suite loads and trains nothing.
     forbid_trials(monkeypatch)
     assert call("run", suite, "--store", uri).code == 0
+
+
+def test_a_plan_with_ranks_in_part_is_verified(pack: Path, tmp_path: Path) -> None:
+    assert not verify(str(pack)).faults
+
+    def forge(content: dict[str, Any]) -> None:
+        content["suite"]["methods"][1]["options"]["ranks"] = {"layer": 2}
+
+    forged = changed(pack, tmp_path / "forged.tensorbench.zip", edit_json("suite.json", forge))
+    assert "ranks" in str([fault.what for fault in verify(str(forged)).faults])
 
 
 def test_without_new_trials_nothing_runs(

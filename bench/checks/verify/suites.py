@@ -42,7 +42,8 @@ def suites_of(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields the hash and the fields of each stored suite, and of each suite with which trials were started.
 
     A stored suite has the hash "", and the last stored suite belongs to the plan. The suites of trials have
-    the hash from the tags of these trials, and may be older. Unreadable suites are left out.
+    the hash from the tags of these trials, and may be older. Unreadable suites are left out. So are suites of
+    another name: their trials came from a pack, as references of the experiment's own suite.
     """
     for run in source.records(RunKind.SUITE):
         try:
@@ -61,7 +62,7 @@ def suites_of(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
             fields = parse(config.start.suite.text) if config and config.start else None
         except (UserError, ValueError):
             continue
-        if isinstance(fields, dict):
+        if isinstance(fields, dict) and fields.get("name") == source.name:
             seen.add(digest)
             yield digest, fields
 
@@ -174,8 +175,10 @@ class SuiteCell:
             window = {"points": studies.points}
             if "decades" in studies.lr.model_fields_set:
                 window["decades"] = studies.lr.decades
+        in_part = {"ranks"} if self.row.ranks_in_part else set()
+        options = {k: v for k, v in self.options.items() if v is not None and k not in in_part}
         return {
-            **_in_section("method", {k: v for k, v in self.options.items() if v is not None}),
+            **_in_section("method", options),
             **_in_section("task", task),
             **_in_section("training", {name: recipe[name] for name in fields}),
             **_in_section("tuning", window),
@@ -186,6 +189,31 @@ class SuiteCell:
     def options(self) -> dict[str, Any]:
         """The method's options without its version. Free ranks are None."""
         return {k: v for k, v in self.method.stored().items() if k != "version"}
+
+    def ranks(self, placed: PlacedRow) -> dict[str, Any]:
+        """Returns all ranks of a planned row for which the suite gives some by name. Otherwise empty.
+
+        Without the backbone's geometry, shares and multiples are unknown and taken from the planned row. The
+        key is that of `PlacedRow.values`.
+        """
+        given, stored = self.row.ranks_in_part, placed.values.get("method ranks")
+        if not given:
+            return {}
+        if placed.geometry is not None and self.budget is not None:
+            if placed.geometry not in self._fitted:
+                asked = requested_parameters(self.budget, placed.geometry) or 0
+                fitted = self.method.fit(placed.geometry, asked, uneven=self.budget.parameters is not None)
+                self._fitted[placed.geometry] = fitted.stored()["ranks"]
+            return {"method ranks": self._fitted[placed.geometry]}
+        numbers = {name: int(rank) for name, rank in given.items() if not isinstance(rank, str) and rank >= 1}
+        names, ranks = self.method.rank_names, stored or ()
+        by_name = dict(zip(names, ranks, strict=True)) if len(ranks) == len(names) else {}
+        return {"method ranks": [*(by_name | numbers).values()]}
+
+    @cached_property
+    def _fitted(self) -> dict[Geometry, Any]:
+        """The ranks that `ranks` has computed."""
+        return {}
 
     def rates(self, placed: PlacedRow) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns the rates for a planned row that the suite's studies state, and those left to defaults.
@@ -215,7 +243,7 @@ class SuiteCell:
         stored = placed.values
         known = {"version", *self.chosen, *self.options}
         more = {f"method {name}": None for name in placed.trial.method.keys() - known}
-        stated = self.stated | self.rates(placed)[0] | more
+        stated = self.stated | self.ranks(placed) | self.rates(placed)[0] | more
         return [
             (name, stored.get(name), value)
             for name, value in stated.items()
