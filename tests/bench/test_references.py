@@ -147,6 +147,19 @@ def test_without_new_trials_nothing_runs(
     assert ended.code == 0, ended.err
     assert "3 trials, 3 from packs, 0 to run" in ended.out
     assert states(uri) == [LORA] * 3
+    assert call("verify", "toy", "--store", uri).code == 0
+
+
+def test_references_with_chosen_seeds_are_broken(
+    pack: Path, tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, suite = new_store(tmp_path), write(tmp_path, {**EXTENDED, "methods": ["lora"], "seeds": [0, 2]})
+    unpack(pack, store=uri)
+    forbid_trials(monkeypatch)
+    assert call("run", suite, "--store", uri).code == 0
+    verified = call("verify", "toy", "--store", uri)
+    assert verified.code == 1
+    assert "also 1" in verified.out
     assert not reruns(uri)
 
 

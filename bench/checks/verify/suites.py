@@ -42,8 +42,7 @@ def suites_of(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields the hash and the fields of each stored suite, and of each suite with which trials were started.
 
     A stored suite has the hash "", and the last stored suite belongs to the plan. The suites of trials have
-    the hash from the tags of these trials, and may be older. Unreadable suites are left out. So are suites of
-    another name: their trials came from a pack, as references of the experiment's own suite.
+    the hash from the tags of these trials, and may be older. Unreadable suites are left out.
     """
     for run in source.records(RunKind.SUITE):
         try:
@@ -62,7 +61,7 @@ def suites_of(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
             fields = parse(config.start.suite.text) if config and config.start else None
         except (UserError, ValueError):
             continue
-        if isinstance(fields, dict) and fields.get("name") == source.name:
+        if isinstance(fields, dict):
             seen.add(digest)
             yield digest, fields
 
@@ -291,25 +290,26 @@ class PlannedRows:
         #: The seeds that suites give each row. A row that no suite has is missing.
         self._seeds: defaultdict[int, set[int]] = defaultdict(set)
 
-    def compare(self, suite: Suite, origin: str, *, whole: bool) -> None:
+    def compare(self, suite: Suite, origin: str, *, whole: bool, own: bool) -> None:
         """Reports the tasks, backbones, rows and seeds of a suite that the plan lacks.
 
         `origin` names the suite in findings. If `whole` is true, the plan was made from this suite, and the
         values of its rows are compared too. If it is false, trials of the plan were started from this suite,
-        which may be older than the plan. Raises UserError if this version cannot make the suite's rows, or if
-        there are too many rows.
+        which may be older than the plan. If `own` is false, the suite is that of another experiment, of which
+        the plan has trials as references. The plan may then lack rows of it, but no seeds of a row. Raises
+        UserError if this version cannot make the suite's rows, or if there are too many rows.
         """
         for kind, number, names in (
             ("task", 0, [row.task for row in suite.tasks]),
             ("backbone", 1, list(map(source_of, suite.backbones))),
         ):
-            for name in names:
+            for name in names * own:
                 if not any(row.place[number] == name for row in self._rows):
                     self._findings.broken(f"plan, {kind} {name} of {origin}", "no row", "rows")
         cells = list(_cells(suite, self._rows))
         if sum(len(self._by_place[cell.place]) for cell in cells) > MOST_COMPARED:
             raise UserError(f"more than {MOST_COMPARED:,} pairs of rows would have to be compared")
-        pairs = list(self._pairs(cells, origin, whole=whole))
+        pairs = list(self._pairs(cells, origin, whole=whole, own=own))
         for cell, number in pairs:
             row = self._rows[number]
             self._seeds[number].update(cell.seeds)
@@ -328,9 +328,9 @@ class PlannedRows:
             self._compare_defaults(pairs, origin)
 
     def _pairs(
-        self, cells: Iterable[SuiteCell], origin: str, *, whole: bool
+        self, cells: Iterable[SuiteCell], origin: str, *, whole: bool, own: bool
     ) -> Iterator[tuple[SuiteCell, int]]:
-        """Pairs the rows of a suite with planned rows, by number. Reports rows that have no partner.
+        """Pairs the rows of a suite with planned rows, by number. If `own`, reports rows without a partner.
 
         If `whole` is true, a row without an equal partner is paired with the most similar planned row, and
         the values that differ are reported.
@@ -343,7 +343,7 @@ class PlannedRows:
             paired.update(same)
             if not same:
                 unpaired.append(cell)
-        for cell in unpaired:
+        for cell in unpaired * own:
             free = [number for number in self._by_place[cell.place] if number not in paired]
             if not whole or not free:
                 name = cell.row.label or cell.method.label
