@@ -195,7 +195,7 @@ class Share(Wired):
     #: The number of references: trials whose result a pack brought into another experiment of the store.
     references: int = 0
     #: The number of references that run again before new trials.
-    again: int = 0
+    reruns: int = 0
     #: The time that the open trials take, one after the other.
     seconds: float
 
@@ -230,7 +230,7 @@ class Forecast(ShowsOverview, Wired):
                     "points": f"{part.points:,}",
                     "trials": f"{part.trials:,}",
                     **({"from packs": f"{part.references:,}"} if part.references else {}),
-                    **({"run again": f"{part.again:,}"} if part.again else {}),
+                    **({"run again": f"{part.reruns:,}"} if part.reruns else {}),
                     "to run": f"{part.open:,}",
                     "time": duration(part.seconds),
                 }

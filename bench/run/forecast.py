@@ -37,7 +37,7 @@ class _Part:
     points: int = 0
     trials: int = 0
     references: int = 0
-    again: int = 0
+    reruns: int = 0
     #: The trials without a stored result. A trial that depends on results to come is represented by a copy of
     #: the last trial before it.
     open: list[tuple[Trial, Workload]] = field(default_factory=list)
@@ -69,7 +69,7 @@ def make_forecast(
             notes += changed_trials(plan, opened, records)
     settled = {record.trial_id for record in records if record.settled}
     references: dict[str, Record] = {}
-    again: Set[str] = set()
+    reruns: Set[str] = set()
     if readable:
         from tensorbench.run.references import find_references, references_of, to_run_again
 
@@ -82,12 +82,12 @@ def make_forecast(
             records += [run for _, run in find_references(store, plan.suite.name, lacking).values()]
         references = references_of(plan, records)
         if lacking - references.keys():
-            again = to_run_again(plan, plan, records).keys()
+            reruns = to_run_again(plan, plan, records).keys()
     settled |= references.keys()
     work = workloads(plan)
     points = sum(len(row.trials) if row.studies else 1 for row in plan.rows)
-    to_run = [(trial, work[trial.id]) for trial in plan.trials if trial.id not in settled - again]
-    parts = [_Part("run", points, len(plan.trials), len(references), len(again), to_run)]
+    to_run = [(trial, work[trial.id]) for trial in plan.trials if trial.id not in settled - reruns]
+    parts = [_Part("run", points, len(plan.trials), len(references), len(reruns), to_run)]
     if plan.suite.searched:
         parts.append(_search_part(plan, records, settled, notes))
     pace = pace_on(device, plan, records)
@@ -106,7 +106,7 @@ def make_forecast(
                 points=part.points,
                 trials=part.trials,
                 references=part.references,
-                again=part.again,
+                reruns=part.reruns,
                 open=len(part.open),
                 seconds=sum(pace.seconds(*job) for job in part.open),
             )

@@ -98,7 +98,7 @@ def test_references_are_taken_by_id_and_two_of_them_run_again_once(
 ) -> None:
     uri, suite = extended
     (share,) = make_forecast(plan(EXTENDED), uri).parts
-    assert (share.trials, share.references, share.again, share.open) == (6, 3, 2, 5)
+    assert (share.trials, share.references, share.reruns, share.open) == (6, 3, 2, 5)
     assert make_forecast(plan(EXTENDED), str(pack)).parts == (share,)
     planned = call("plan", suite, "--store", uri)
     assert "from packs" in planned.out
