@@ -128,10 +128,12 @@ class Verification:
         broken = {fault.run for fault in self.faults if fault.run}
         unchecked = {item.run for item in self.unchecked if item.run} - broken
         of_none = sum(not fault.run for fault in self.faults)
+        unread = sum(not item.run for item in self.unchecked)
         yield (
             f"{self.looked_at:,} finished trial{'s' * (self.looked_at != 1)}: {self.verified:,} verified, "
             f"{len(broken):,} broken, {len(unchecked):,} not checkable"
             + f"; {of_none:,} fault{'s' * (of_none != 1)} in plans or caches" * bool(of_none)
+            + f"; {unread:,} part{'s' * (unread != 1)} of plans not checkable" * bool(unread)
             + "."
         )
 

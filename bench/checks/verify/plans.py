@@ -108,18 +108,22 @@ def _check_suites(findings: Examined, source: Source, plan: StoredPlan, placed: 
         findings.cannot("suite", "none is stored to compare the plan with")
         return
     rows = PlannedRows(findings, placed)
+    complete = True
     for number, (digest, fields) in enumerate(suites):
         if digest or number == latest:
             origin = f"the suite {digest:.8} that started trials" if digest else "the suite"
             try:
+                if isinstance(fields, Exception):
+                    raise fields
                 suite = Suite.model_validate(fields)
                 own = not digest or suite.name == source.name
                 rows.compare(suite, origin, whole=not digest, own=own)
-            except (ValidationError, UserError) as error:
+            except (ValueError, UserError) as error:
                 why = explained(error, Suite)[0] if isinstance(error, ValidationError) else str(error)
                 findings.cannot(origin, why)
-                return
-    rows.finish()
+                complete = False
+    if complete:
+        rows.finish()
 
 
 def _check_results(findings: Examined, source: Source, plan: StoredPlan, settled: Set[str]) -> None:

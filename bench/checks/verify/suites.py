@@ -38,32 +38,33 @@ DEPENDENT = {"training head_lr", "training precision", "tuning centre"}
 MOST_LISTED, MOST_COMPARED = 8, 10**6
 
 
-def suites_of(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
+def suites_of(source: Source) -> Iterator[tuple[str, dict[str, Any] | Exception]]:
     """Yields the hash and the fields of each stored suite, and of each suite with which trials were started.
 
     A stored suite has the hash "", and the last stored suite belongs to the plan. The suites of trials have
-    the hash from the tags of these trials, and may be older. Unreadable suites are left out.
+    the hash from the tags of these trials, and may be older. An unreadable suite has an error in place of its
+    fields.
     """
     for run in source.records(RunKind.SUITE):
         try:
             stored = source.content(run, Artifact.SUITE, StoredSuite)
-        except UserError:
-            continue
-        if stored is not None:
-            yield "", stored.suite
-    seen: set[str] = set()
+        except UserError as error:
+            yield "", error
+        else:
+            if stored is not None:
+                yield "", stored.suite
+    started: dict[str, dict[str, Any] | Exception] = {}
     for record in source.records():
         digest = record.tag(Tag.SUITE_HASH)
-        if not digest or digest in seen:
+        if not digest or isinstance(started.get(digest), dict):
             continue
         try:
             config = source.content(record, Artifact.CONFIG, StoredConfig)
             fields = parse(config.start.suite.text) if config and config.start else None
-        except (UserError, ValueError):
-            continue
-        if isinstance(fields, dict):
-            seen.add(digest)
-            yield digest, fields
+            started[digest] = fields if isinstance(fields, dict) else UserError("no fields are stored")
+        except (UserError, ValueError) as error:
+            started[digest] = error
+    yield from started.items()
 
 
 def source_of(spec: BackboneSpec) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,6 +195,48 @@ def test_forged_results_do_not_verify(pack: Path, tmp_path: Path, forgery: str) 
     forge(forged)
     result = verify(str(forged.write(tmp_path / "forged.tensorbench.zip")))
     assert [fault for fault in result.faults if finding in fault.what], result
+
+
+def a_suite_without_fields(forged: Forged) -> None:
+    forged.suite["suite"] = None
+
+
+def a_field_of_a_later_version(forged: Forged) -> None:
+    forged.rewrite_suites(lambda suite: suite.update(a_later_field=1))
+
+
+def texts_replaced(text: str) -> Callable[[Forged], None]:
+    def replace(forged: Forged) -> None:
+        for trial in forged.trials:
+            trial.config["start"]["suite"]["text"] = text
+
+    return replace
+
+
+UNREADABLE: dict[str, tuple[Callable[[Forged], object], dict[str, str]]] = {
+    "a suite without fields": (a_suite_without_fields, {"the suite": "suite.json"}),
+    "a field of a later version": (
+        a_field_of_a_later_version,
+        {"the suite": "'a_later_field'", "the suite that started trials": "'a_later_field'"},
+    ),
+    "no YAML": (texts_replaced("name: ["), {"the suite that started trials": "line 1"}),
+    "no suite": (texts_replaced("toy"), {"the suite that started trials": "no fields"}),
+}
+
+
+@pytest.mark.parametrize("change", UNREADABLE)
+def test_a_suite_that_this_version_cannot_read_is_named(
+    pack: Path, tmp_path: Path, call: Callable[..., Any], change: str
+) -> None:
+    forged, (rewrite, reasons) = Forged(pack), UNREADABLE[change]
+    rewrite(forged)
+    ended = call("verify", forged.write(tmp_path / "forged.tensorbench.zip"), "--json")
+    document = json.loads(ended.out)
+    assert (ended.code, document["faults"]) == (3, []), ended.out
+    # The hash of the trials' suite is the second word of its name.
+    whys = {re.sub(r"suite \w{8} ", "suite ", each["what"]): each["why"] for each in document["unchecked"]}
+    assert whys.keys() == reasons.keys()
+    assert all(reasons[what] in why for what, why in whys.items())
 
 
 @pytest.mark.parametrize(
