@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import torch
@@ -44,6 +44,13 @@ class Masks:
         self._running: _Forward | None = None
         #: Forwards whose autograd graphs still exist.
         self._open: WeakSet[_Forward] = WeakSet()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns the state of a copy. It has no forwards, since their graphs are not copied."""
+        return vars(self) | {"_generators": {}, "_running": None, "_open": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _open=WeakSet())
 
     def place(self, *, of_weight: bool = False) -> DropoutSite:
         """Adds and returns a place that drops entries of activations or, with `of_weight`, of a weight.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from typing import Any
 
@@ -176,6 +177,16 @@ def test_a_backbone_that_is_recomputed_as_a_whole() -> None:
             logits.square().sum().backward()
         results.append(taken(adapter))
     assert_same(results[1:], results[:1])
+
+
+def test_a_copy_of_a_backbone_is_recomputed_as_a_whole() -> None:
+    module = training(**DROPPING[0])[0].module
+    inputs = torch.ones(2, 3, GEOMETRY.hidden, dtype=torch.float64, requires_grad=True)
+    graph = module(inputs)
+    copied = copy.deepcopy(module)
+    for _ in range(2):
+        checkpoint(copied, inputs, use_reentrant=False).square().sum().backward()
+    del graph
 
 
 def test_two_forwards_in_one_checkpoint_are_refused() -> None:
