@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from capabilities import capabilities
 from marked import replaced
 from marked import table as written
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -21,6 +20,8 @@ from torch.nn import functional as F
 
 from tensorbench.baselines.peft_types import REFUSED, SHORTHANDS
 from tensorbench.methods import Geometry, Method, UserError, attach, create
+from tensorbench.methods.adapter import Adapter
+from tensorbench.methods.errors import NotLowRank
 from tensorbench.methods.skeleton import SkeletonBackbone
 
 PAGE = Path(__file__).parent / "reference" / "peft.md"
@@ -29,6 +30,10 @@ HEADINGS = ("types", "size", "differs")
 
 #: The tiny model on which each type is trained, the rank of its adapter, and the number of steps.
 TINY, RANK, STEPS = Geometry(24, 3, 2, 96, encoder=1), 2, 4
+
+#: A geometry in which key and value have fewer heads, the head size does not divide the hidden size, and the
+#: gated MLP's width is no multiple of the hidden size.
+UNEQUAL = Geometry(24, 4, 3, 60, encoder=1, kv_heads=2, head_size=5, gated=True)
 
 #: Budgets tried for each type. A type that fits none of them is sized by its rank only.
 BUDGETS = (300, 1_200, 5_000, 20_000)
@@ -73,8 +78,8 @@ def row(method: Method) -> tuple[str, ...]:
         torch.default_generator.manual_seed(0)
         trained(method)
         can = capabilities(method)
-        more = [word for word in can if word not in USUAL]
-        less = [f"not: {word}" for word in USUAL if word not in can]
+        more = [word for word, holds in can.items() if holds and word not in USUAL]
+        less = [f"not: {word}" for word in USUAL if not can[word]]
         return size(method), ", ".join([*more, *less]) or "–"
 
 
@@ -109,6 +114,94 @@ def trained(method: Method) -> None:
     reloaded.load(state)
     assert torch.allclose(backbone.module.eval()(x), answers, atol=1e-5), f"{method.label} is lost"
     reloaded.detach()
+
+
+@torch.no_grad()
+def capabilities(method: Method) -> dict[str, bool]:
+    """Tries a method on the tiny model. Maps each property to whether the method has it.
+
+    - merges: merging the update changes no output.
+    - exports as LoRA: every update is a low-rank pair.
+    - exact zero start: a fresh adapter changes no output.
+    - trained biases: training also changes biases of the adapted layers.
+    - unequal shapes: the method supports `UNEQUAL`.
+    - no cost unmerged: inference costs no more than without the method even if the update is not merged.
+    - depends on the batch: an example's outputs depend on the other examples of its batch.
+    """
+    backbone = SkeletonBackbone.random(TINY)
+    x = torch.randn(5, TINY.hidden)
+    plain, layers = backbone.module(x), classes(backbone)
+    adapter = put(method, backbone)
+    # Layers made by a library start in training mode, where some of them draw random numbers.
+    backbone.module.eval()
+    zero_start, free = same(backbone.module(x), plain), classes(backbone) == layers
+    # Many parameters start at zero.
+    for parameter in adapter.named_parameters().values():
+        parameter.add_(torch.randn(parameter.shape), alpha=0.1)
+    mixes, exports, biases = mixes_examples(backbone, x), is_low_rank(adapter), moves_biases(adapter)
+    return {
+        "merges": merges(adapter, backbone, x),
+        "exports as LoRA": exports,
+        "exact zero start": zero_start,
+        "trained biases": biases,
+        "unequal shapes": fits_unequal(method),
+        "no cost unmerged": free,
+        "depends on the batch": mixes,
+    }
+
+
+def put(method: Method, backbone: SkeletonBackbone) -> Adapter:
+    """Builds the adapter like `Method.attach`, but compares no counts: the encoder's count is made up."""
+    method.check(backbone.geometry, backbone.projections)
+    return method.put(backbone, torch.Generator().manual_seed(0))
+
+
+def fits_unequal(method: Method) -> bool:
+    backbone = SkeletonBackbone.random(UNEQUAL)
+    try:
+        put(method, backbone)
+    except UserError:
+        return False
+    backbone.module(torch.randn(1, UNEQUAL.hidden))
+    return True
+
+
+def classes(backbone: SkeletonBackbone) -> dict[str, str]:
+    """Returns the class name of every module of the backbone, by the module's path."""
+    return {name: type(module).__name__ for name, module in backbone.module.named_modules()}
+
+
+def mixes_examples(backbone: SkeletonBackbone, x: Tensor) -> bool:
+    """Whether an example's outputs depend on the rest of its batch. False if outputs are random."""
+    first, second = backbone.module(x)[:1], backbone.module(x)[:1]
+    beside_others = backbone.module(torch.cat([x[:1], -x[1:]]))[:1]
+    return same(first, second) and not same(first, beside_others)
+
+
+def is_low_rank(adapter: Adapter) -> bool:
+    try:
+        return bool(adapter.factors())
+    except NotLowRank:
+        return False
+
+
+def moves_biases(adapter: Adapter) -> bool:
+    trained = {id(parameter) for parameter in adapter.named_parameters().values()}
+    own = any(id(base.bias) in trained for base in adapter.bases.values() if base.bias is not None)
+    return own or any(bool(update.any()) for update in adapter.biases().values())
+
+
+def merges(adapter: Adapter, backbone: SkeletonBackbone, x: Tensor) -> bool:
+    expected = backbone.module(x)
+    try:
+        adapter.merge()
+    except UserError:
+        return False
+    return same(backbone.module(x), expected)
+
+
+def same(first: Tensor, second: Tensor) -> bool:
+    return torch.allclose(first, second, rtol=1e-4, atol=1e-5)
 
 
 def copies(tensors: Any) -> dict[str, Tensor]:
