@@ -24,7 +24,7 @@ from tensorbench.methods.errors import UserError, cut, did_you_mean, shown
 Model = TypeVar("Model", bound=BaseModel)
 
 #: The largest number of wrong fields in a message, and the largest number of characters about each.
-MOST_TOLD, MOST_SAID = 12, 600
+MOST_LINES, LONGEST_LINE = 12, 600
 
 _LISTS = ("list_type", "tuple_type")
 _MAPPINGS = ("dict_type", "mapping_type", "model_type")
@@ -169,13 +169,13 @@ def validate(model: type[Model], values: Any, where: str) -> Model:
 
 
 def explained(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Returns a line for each wrong field. After `MOST_TOLD` lines, the last line counts the rest."""
+    """Returns a line for each wrong field. After `MOST_LINES` lines, the last line counts the rest."""
     problems = error.errors()
     # For a list with a wrong item, pydantic also reports it as too short: keep only the item's problem.
     outer = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
     problems = [item for item in problems if item["type"] != "too_short" or item["loc"] not in outer]
-    lines = [_explain(problem, model) for problem in problems[:MOST_TOLD]]
-    more = len(problems) - MOST_TOLD
+    lines = [_explain(problem, model) for problem in problems[:MOST_LINES]]
+    more = len(problems) - MOST_LINES
     return lines + ([f"and {more:,} more such fields"] if more > 0 else [])
 
 
@@ -200,7 +200,7 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
     elif kind in ("too_short", "too_long"):
         bound, key = ("least", "min_length") if kind == "too_short" else ("most", "max_length")
         message = f"should list at {bound} {problem['ctx'][key]}"
-    message = cut(message, MOST_SAID)
+    message = cut(message, LONGEST_LINE)
     if kind == "literal_error":
         # The quoted values in pydantic's "'fp32', 'bf16' or 'auto'".
         expected = problem["ctx"]["expected"].split("'")[1::2]

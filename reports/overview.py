@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tensorbench.machine.table import Table
 from tensorbench.records.stored_plan import TEXT_COLUMNS, row_texts
-from tensorbench.reports.results import Cell, Results, Seed, grouped, kept_trials, measured
+from tensorbench.reports.results import Cell, Results, Seed, grouped, kept_trials, score_label
 
 if TYPE_CHECKING:
     # This import takes seconds.
@@ -31,7 +31,7 @@ def overview(
     lines = [
         row_texts(cell, "cut" if cell.left else cell.ranks)
         | {
-            "measure": measured([cell] if cell.metric else alike[cell.setting, cell.studies is not None])
+            "measure": score_label([cell] if cell.metric else alike[cell.setting, cell.studies is not None])
             + (f" after {cell.studies.points} trials of tuning" if cell.studies else ""),
             "score": score(cell, results.of_cell(cell.number), score_of),
         }

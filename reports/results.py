@@ -210,7 +210,7 @@ class Cell(_Measured):
         return self["validation"]
 
 
-def measured(cells: Iterable[Cell]) -> str:
+def score_label(cells: Iterable[Cell]) -> str:
     """The split, metric and unit of these cells' scores as text, such as "test accuracy".
 
     All cells must share them. The text is "no result" if no cell has a score.

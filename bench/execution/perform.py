@@ -172,8 +172,8 @@ def perform(
     Errors that are no failure of the trial are raised: the types in `interrupts`, and errors of `report`.
     """
     saving = resources.saving
-    news = _News(report)
-    ending = _attempt(trial, resources, news, interrupts)
+    progress = _ProgressFilter(report)
+    ending = _attempt(trial, resources, progress, interrupts)
     try:
         while ending.tag(Tag.FAILURE) == "out of memory":
             size = trial.recipe.batch_size
@@ -186,7 +186,7 @@ def perform(
                 stacklevel=2,
             )
             resources.saving = smaller
-            ending = _attempt(trial, resources, news, interrupts)
+            ending = _attempt(trial, resources, progress, interrupts)
         if not alone and (resources.broken or ending.tag(Tag.FAILURE) == "out of memory"):
             # Under MPS, an error of one process breaks the GPU for all that share it.
             return lost(f"beside other trials on its device: {ending.failure}")
@@ -198,7 +198,7 @@ def perform(
     return ending
 
 
-class _News:
+class _ProgressFilter:
     """Passes on the progress of a trial. Leaves out progress that an earlier attempt has reported."""
 
     def __init__(self, report: Callable[[Progress], None]) -> None:

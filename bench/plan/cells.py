@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from tensorbench.methods import METHODS, Geometry, Method, UserError, create
 from tensorbench.methods.errors import cut
-from tensorbench.methods.validation import MOST_SAID
+from tensorbench.methods.validation import LONGEST_LINE
 from tensorbench.plan.choosing import Grids, Studies
 from tensorbench.plan.pairs import EVERYTHING, Pairing, Part, pairs
 from tensorbench.plan.recipe import OF_FORWARD, Recipe, Setting
@@ -111,7 +111,7 @@ def _naming(row: int) -> Iterator[None]:
         yield
     except UserError as error:
         lines = str(error).splitlines()
-        raise UserError("\n".join(f"methods.{row}: {cut(line, MOST_SAID)}" for line in lines)) from error
+        raise UserError("\n".join(f"methods.{row}: {cut(line, LONGEST_LINE)}" for line in lines)) from error
 
 
 def check_number(suite: Suite, pairs: int, methods: Sequence[MethodRow]) -> None:

@@ -92,7 +92,7 @@ def changed_plugins(records: Iterable[Record]) -> Iterator[tuple[str, str]]:
 #: There is a warning if a planned trial differs from a stored one in at most this number of fields.
 MOST_FIELDS = 3
 #: The largest number of stored configurations to read, and of warnings.
-MOST_READ, MOST_TOLD = 200, 3
+MOST_READ, MOST_WARNINGS = 200, 3
 
 #: Trials are compared only if all these tags are equal.
 _ALIKE = (Tag.METHOD, Tag.BACKBONE, Tag.TASK, Tag.SEED)
@@ -140,7 +140,7 @@ def changed_trials(plan: Plan, store: Source, records: Iterable[Record]) -> list
         if 0 < len(nearest) <= MOST_FIELDS:
             groups[tuple(sorted(nearest))].append(nearest)
     largest = sorted(groups.values(), key=len, reverse=True)
-    return [_message(group, every=left >= 0) for group in largest[:MOST_TOLD]]
+    return [_message(group, every=left >= 0) for group in largest[:MOST_WARNINGS]]
 
 
 def _stored_fields(store: Source, record: Record) -> dict[str, Any]:

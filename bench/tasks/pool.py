@@ -118,7 +118,7 @@ class ExampleSource:
         parts = load_file(folder / "deal.safetensors")
         return {split: parts[split] for split in SPLITS}
 
-    def used(self, sizes: Sizes, seed: int | None) -> Parts:
+    def parts(self, sizes: Sizes, seed: int | None) -> Parts:
         """Returns the first examples of each split, by `sizes`.
 
         Raises UserError for a size beyond a split, and the errors of `deal`.
@@ -197,7 +197,7 @@ def _check_data(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None
     if not seeds:
         prepared(f"checked-{task.name}", _key(task), check)
     for seed in seeds:
-        for split, part in source.used(sizes, seed).items():
+        for split, part in source.parts(sizes, seed).items():
             labels = torch.from_numpy(source.pool.labels[part])
             if task.target == "regression" and split == "train":
                 objective(task).standardised(task.name, labels)
@@ -246,4 +246,4 @@ def split_sizes(task: Task, sizes: Sizes, split_seed: int | None) -> SplitSizes 
     if split_seed is None:
         at_hand = at_hand and is_prepared(f"deal-{task.name}", _deal_key(task))
     source = ExampleSource(task)
-    return source.split_sizes(source.used(sizes, split_seed)) if at_hand else None
+    return source.split_sizes(source.parts(sizes, split_seed)) if at_hand else None

@@ -94,15 +94,15 @@ def prepare(
     key = data_key(task, model_input, max_tokens, per_seed=per_seed)
     source = ExampleSource(task)
     folder = _folder(source, model_input, key, sizes, per_seed)
-    used = source.used(sizes, split_seed)
+    positions = source.parts(sizes, split_seed)
     if per_seed:
         arrays = load_file(folder / "pool.safetensors")
         parts = [
             {name: torch.from_numpy(values) for name, values in taken(arrays, part).items()}
-            for part in used.values()
+            for part in positions.values()
         ]
     else:
-        parts = [_first(folder / f"{split}.safetensors", len(part)) for split, part in used.items()]
+        parts = [_first(folder / f"{split}.safetensors", len(part)) for split, part in positions.items()]
     train, validation, test = (_split(task, part, model_input, key) for part in parts)
     for name, scored in (("validation", validation), ("test", test)):
         check_labels(task, name, scored.labels)
@@ -112,7 +112,7 @@ def prepare(
         # Evaluation scores the answer only.
         train = replace(train, trains_prompts=task.loss_on == "all")
     learned = task_objective.standardised(task.name, train.labels)
-    return PreparedData(train, validation, test, learned, source.split_sizes(used).repeated)
+    return PreparedData(train, validation, test, learned, source.split_sizes(positions).repeated)
 
 
 def _folder(
@@ -142,7 +142,7 @@ def _folder(
         if per_seed:
             parts: dict[str, NDArray[np.int64]] = {"pool": np.arange(len(pool.ids))}
         else:
-            parts = {str(split): part for split, part in source.used(sizes, None).items()}
+            parts = {str(split): part for split, part in source.parts(sizes, None).items()}
         if isinstance(model_input, TextInput):
             read = np.unique(np.concatenate(list(parts.values())))
             arrays = _tokenised(source, model_input, key["max_tokens"], read)

@@ -36,7 +36,7 @@ from tensorbench.reports.results import (
     Cell,
     TaskAndBackbone,
     grouped,
-    measured,
+    score_label,
 )
 from tensorbench.reports.units import Unit, unit_of
 
@@ -215,7 +215,7 @@ def _figure(
         ]
         legend_below(figure, handles, 6, "outside lower left")
     ax.set_xlabel(cost.label)
-    ax.set_ylabel(unit.named(measured([points[0].cell])))
+    ax.set_ylabel(unit.named(score_label([points[0].cell])))
     names = f"from cheapest to costliest: {', '.join(p.name for p in line) or 'none'}"
     caption = (
         f"Hollow if trials are missing. The solid line joins the best scores, {names}. "
