@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import sys
@@ -15,6 +16,8 @@ def main() -> None:
     interrupts.install()
     # Imports make objects that stay. Looking for garbage among them would take a tenth of a short command.
     gc.set_threshold(50_000)
+    # At its end Python would look once more through all objects, for over a second after torch and MLflow.
+    atexit.register(gc.freeze)
     try:
         with interrupts.deferred():
             from tensorbench.cli.program import main as program
