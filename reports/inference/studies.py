@@ -131,15 +131,14 @@ class CompleteStudies:
 
     @property
     def lifted(self) -> Array:
-        """The scores (trials,), to which `fall` is added if the trial failed."""
-        return (self.scores + self.fall * self.failed).ravel()
+        """The scores (studies, points), to which `fall` is added if the trial failed."""
+        return self.scores + self.fall * self.failed
 
     @cached_property
     def influence(self) -> Callable[[int], Array]:
         """Maps k to the influence of validation examples on the score after k trials (see `influences`)."""
         assert self.losses_by_example is not None
-        by_example = self.losses_by_example.reshape(self.trials, -1)
-        return influences(self.losses.ravel(), self.lifted, by_example, self.validation)
+        return influences(self.losses, self.lifted, self.losses_by_example, self.validation)
 
     @cached_property
     def strata(self) -> NDArray[np.int64]:
@@ -341,11 +340,12 @@ def _pseudo_values(studies: CompleteStudies, k: int) -> _PseudoValues:
         weights[study, rest.repeat(points)] -= (count - 1) * _kept(studies, k, every[rest])
     by_example, influence = studies.by_example, None
     if by_example is not None:
-        by_example = weights @ by_example.reshape(trials, -1)
+        # Not `@`: see `influences`.
+        by_example = np.einsum("st,te->se", weights, by_example.reshape(trials, -1))
     if studies.chosen_alike(k) and studies.losses_by_example is not None and studies.validation:
-        influence = count * studies.influence(k).reshape(*studies.losses_by_example.shape).sum(1)
+        influence = count * studies.influence(k)
     score = float(kept @ studies.scores.ravel())
-    studies.pseudo_values[k] = _PseudoValues(score, weights @ studies.lifted, by_example, influence)
+    studies.pseudo_values[k] = _PseudoValues(score, weights @ studies.lifted.ravel(), by_example, influence)
     return studies.pseudo_values[k]
 
 

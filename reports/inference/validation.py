@@ -18,7 +18,7 @@ _NODES = 7
 
 
 def influences(losses: Array, scores: Array, by_example: Array, validation: int) -> Callable[[int], Array]:
-    """The influence (trials, examples) of validation examples on the score after k trials, split by trial.
+    """The influence (studies, examples) of validation examples on the score after k trials, split by study.
 
     Returns the influence as a function of k, the number of trials of which one is kept.
 
@@ -36,27 +36,31 @@ def influences(losses: Array, scores: Array, by_example: Array, validation: int)
     series). Trials of different studies share these errors, and no other term matters for the variance.
 
     The influence is split among the n trials as a U-statistic of degree two is split into its projections:
-    row i is the sum over all pairs with i, less 1/n of the influence. The rows sum to the influence. The rows
-    of diverged trials are zero, and n does not count them.
+    the part of trial i is the sum over all pairs with i, less 1/n of the influence. The parts sum to the
+    influence. Those of diverged trials are zero, and n does not count them. A study has the parts of its
+    trials.
 
     Args:
-        losses: Validation losses (trials,). Those of diverged trials are infinite.
-        scores: Test scores (trials,).
-        by_example: Each trial's loss on each example of a sample (trials, examples), such as the test set.
+        losses: Validation losses (studies, points). Those of diverged trials are infinite.
+        scores: Test scores (studies, points).
+        by_example: Each trial's loss on each example of a sample (studies, points, examples), such as the
+            test set.
         validation: The number of validation examples.
     """
-    trials = len(losses)
+    trials, shape = losses.size, (len(losses), by_example.shape[-1])
     lasting = np.isfinite(losses)
     if lasting.sum() < 2:
-        return lambda k: np.zeros(by_example.shape)
+        return lambda k: np.zeros(shape)
     means, values = losses[lasting], scores[lasting]
+    #: Which of these trials are of each study (studies, trials).
+    own = np.arange(len(losses))[:, None] == lasting.nonzero()[0]
     off = by_example[lasting] - by_example[lasting].mean(1, keepdims=True)
     # The error that all trials have in common changes no choice. The median ignores trials whose losses
     # exploded.
     off = off - np.median(off, axis=0)
     errors = np.sqrt((off**2).mean(1) * len(off) / (len(off) - 1) / validation)
     if not errors.max():
-        return lambda k: np.zeros(by_example.shape)
+        return lambda k: np.zeros(shape)
     errors = np.maximum(errors, 1e-6 * errors.max())
     grid = np.unique(means + errors * np.linspace(-_REACH, _REACH, _POINTS)[:, None])
     beyond = 1 - special.ndtr((grid[:, None] - means) / errors).sum(1) / trials
@@ -70,12 +74,13 @@ def influences(losses: Array, scores: Array, by_example: Array, validation: int)
     ties = np.exp(-(np.subtract.outer(means, means) ** 2) / both / 2) / np.sqrt(2 * math.pi * both)
 
     def after(k: int) -> Array:
-        rows = np.zeros(by_example.shape)
-        if k > 1:
-            rest = chances ** (k - 2) @ (weights / weights.sum())
-            changes = k * (k - 1) / trials**2 * (ties * rest) * np.subtract.outer(values, values).T
-            pairs = changes.sum(1)[:, None] * off - changes @ off
-            rows[lasting] = pairs - pairs.sum(0) / 2 / len(off)
-        return rows
+        if k == 1:
+            return np.zeros(shape)
+        rest = chances ** (k - 2) @ (weights / weights.sum())
+        changes = k * (k - 1) / trials**2 * (ties * rest) * np.subtract.outer(values, values).T
+        parts = np.diag(changes.sum(1)) - changes
+        parts -= parts.sum(0) / 2 / len(off)
+        # Not `@`: for a product of this size, BLAS wakes threads that then spin for longer than it takes.
+        return np.einsum("st,te->se", own @ parts, off)
 
     return after

@@ -32,13 +32,13 @@ def test_influences_are_densities_of_ties(k: int) -> None:
         for j in range(i):
             density = integrate.quad(tie, 0.3, 0.8, (i, j), points=losses, limit=200)[0]
             expected += density * (scores[i] - scores[j]) * (off[j] - off[i])
-    actual = influences(losses, scores, by_example, 200)(k)
+    actual = influences(losses[None], scores[None], by_example[None], 200)(k)
     assert actual.sum(0) == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
 def test_a_trial_that_is_never_kept_has_no_influence_on_the_others_however_large_its_loss() -> None:
     numbers = np.random.default_rng(2)
-    losses, scores, by_example = numbers.random(6), numbers.random(6), numbers.random((6, 200))
+    losses, scores, by_example = *numbers.random((2, 6, 1)), numbers.random((6, 1, 200))
     losses[5], by_example[5] = 3.0, by_example[5] + 2.5
     exploded, exploded_examples = losses.copy(), by_example.copy()
     exploded[5] *= 100
@@ -49,7 +49,7 @@ def test_a_trial_that_is_never_kept_has_no_influence_on_the_others_however_large
 
 def test_what_changes_no_choice_has_no_influence() -> None:
     numbers = np.random.default_rng(1)
-    losses, scores, by_example = numbers.random(6), numbers.random(6), numbers.random((6, 30))
+    losses, scores, by_example = *numbers.random((2, 6, 1)), numbers.random((6, 1, 30))
     rows = influences(losses, scores, by_example, 100)(4)
     assert np.abs(rows).max() > 0
     # An example may be hard for all trials, and scores may have another origin.
@@ -58,7 +58,7 @@ def test_what_changes_no_choice_has_no_influence() -> None:
     assert not influences(losses, scores, by_example, 100)(1).any()
     assert not influences(losses, scores * 0, by_example, 100)(4).any()
     assert not influences(losses, scores, by_example * 0, 100)(4).any()
-    lost = np.where(np.arange(6) == 2, np.inf, losses)
+    lost = np.where(np.arange(6)[:, None] == 2, np.inf, losses)
     assert not influences(lost, scores, by_example, 100)(4)[2].any()
 
 
