@@ -213,20 +213,26 @@ def window_advice(analysis: Analysis) -> list[str]:
     """Sentences with YAML that widens or moves the windows at whose edges the best learning rates lie.
 
     If all methods of a block have the same window, the YAML is a wider window for all of them. Otherwise it
-    is a new centre for the row of each method whose best rates lie at an edge.
+    is a new centre for the row of each method whose best rates lie at an edge, unless its windows differ
+    between settings.
     """
-    advice = []
+    advice, cells = [], analysis.results.all_cells
     for block in (block for block in analysis.blocks if block.edges):
-        cells = (analysis.results.all_cells[number] for entrant in block.entrants for number in entrant.cells)
-        if len({cell.studies.ends for cell in cells if cell.studies}) == 1:
+        windows = {
+            entrant.method: {studies.ends for n in entrant.cells if (studies := cells[n].studies)}
+            for entrant in block.methods
+        }
+        if len(set().union(*windows.values())) == 1:
             low = min(edge.wider[0] for edge in block.edges)
             high = max(edge.wider[1] for edge in block.edges)
             width = f"{math.log10(high / low):.3g}"
             lines = [f"lr: {{around: {rate_text(math.sqrt(low * high))}, decades: {width}}}"]
             where = "in tuning, a window for all methods"
+        elif edges := [edge for edge in block.edges if len(windows[edge.method]) == 1]:
+            lines = [f"centre: {rate_text(edge.centre)}" for edge in edges]
+            where = f"in the row of {joined([edge.method for edge in edges])}"
         else:
-            lines = [f"centre: {rate_text(edge.centre)}" for edge in block.edges]
-            where = f"in the row of {joined([edge.method for edge in block.edges])}"
+            continue
         advice.append(f"To hold the best rates, write {where}: {'; '.join(lines)}")
     return advice
 

@@ -441,7 +441,9 @@ class PlanCell(Pairing):
         default = centre_of(studies, method, head_lr, adapts=adapts)
         decades = studies.lr.decades
         rates = RateWindow(
-            self.method_row.centre or default, decades, head_lr if adapts and self.has_head else None
+            self.method_row.centre_on(self.task.task) or default,
+            decades,
+            head_lr if adapts and self.has_head else None,
         )
         lowest, highest = rates.rate(-decades / 2), rates.rate(decades / 2)
         if lowest <= self.recipe.lr_floor or highest > LARGEST_RATE:

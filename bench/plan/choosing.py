@@ -6,9 +6,9 @@ They are `tuning` (by studies), `search`, `allocation` and `pilot`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PositiveFloat, field_validator
+from pydantic import AfterValidator, Field, PositiveFloat, field_validator, model_validator
 
 from tensorbench.methods.validation import LARGEST_SCALE, Frozen, refuse_repeats
 from tensorbench.plan.recipe import AXES, Epochs
@@ -196,10 +196,18 @@ class Centres(PilotStep):
 
     #: The task on which rates are tried. None: the suite's first task.
     task: str | None = None
+    #: Whether each task gets a centre of its own, for which the rates are tried there.
+    by_task: bool = False
     rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=3), AfterValidator(_ascending)] = PILOT_RATES
     #: Factors by which the rates of some methods are multiplied. The keys are labels, titles or registered
     #: names of methods.
     multiples: dict[str, PositiveFloat] = {}
+
+    @model_validator(mode="after")
+    def _on_which_tasks(self) -> Self:
+        if self.by_task and self.task is not None:
+            raise ValueError("by_task tries the rates on every task: leave it out, or task")
+        return self
 
 
 class Pilot(Frozen):

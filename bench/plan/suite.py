@@ -229,6 +229,12 @@ class Suite(Frozen):
         rows += [(f"task '{row.task}', training", {"lr"} & set(row.training)) for row in self.tasks]
         rows += [(f"'{row.method}', training", rates & row.recipe_fields) for row in self.methods]
         instead = {"lr": "give the row of a method a centre", "head_lr": "give tuning, or a task, head_lr"}
+        tasks = [row.task for row in self.tasks]
+        for method in self.methods:
+            for task in sorted({*method.centre} - {*tasks} if isinstance(method.centre, dict) else ()):
+                raise ValueError(
+                    f"'{method.method}' has a centre for '{task}', accepted are {', '.join(tasks)}"
+                )
         for where, fields in rows:
             for field in sorted(fields):
                 raise ValueError(f"{where} sets {field}, which studies choose: {instead[field]} instead")

@@ -297,8 +297,9 @@ class MethodRow(Frozen):
     #: The budgets of this row, which replace the suite's.
     budgets: tuple[Budget, ...] | None = None
     training: dict[str, Any] = {}
-    #: The centre of this row's learning rates in studies.
-    centre: PositiveFloat | None = None
+    #: The centre of this row's learning rates in studies, or a centre for each of some tasks, by the task's
+    #: name.
+    centre: PositiveFloat | dict[str, PositiveFloat] | None = None
     #: The name in tables, plots and reports. Combinations of `each` append their values.
     label: Label | None = None
 
@@ -366,6 +367,10 @@ class MethodRow(Frozen):
         centre = self.centre if self.label else None
         mappings = (self.options, self.each, self.training)
         return repr((self.method, self.budgets, centre, *(sorted(mapping.items()) for mapping in mappings)))
+
+    def centre_on(self, task: str) -> float | None:
+        """Returns the centre on a task. None if the row gives none."""
+        return self.centre.get(task) if isinstance(self.centre, dict) else self.centre
 
     @property
     def ranks_in_part(self) -> Mapping[str, float | str]:

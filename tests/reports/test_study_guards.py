@@ -226,3 +226,8 @@ def test_run_proposes_a_window_that_holds_the_best_rates(stored: Stored, analyse
     (advice,) = window_advice(analysed(quality, plan_of(**EIGHT_RATES | own)))
     assert QKV in advice
     assert advice.endswith("centre: 5e-3")
+    # No single rate would move windows that differ between tasks.
+    own["methods"][2] = METHODS[2] | {"centre": {"digits": 5e-4}}
+    analysis = analysed(quality, plan_of(**EIGHT_RATES | own | {"tasks": ["digits", "textile"]}))
+    assert [edge.method for edge in analysis.blocks[0].edges] == [QKV]
+    assert window_advice(analysis) == []

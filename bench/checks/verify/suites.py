@@ -225,13 +225,14 @@ class SuiteCell:
             return {}, {}
         adapts = bool(placed.row.parameters)
         head_lr = self.recipe.head_lr or studies.head_lr
-        centre = self.row.centre or centre_of(studies, self.method, head_lr, adapts=adapts)
+        own = self.row.centre_on(self.task.task)
+        centre = own or centre_of(studies, self.method, head_lr, adapts=adapts)
         # A language model that answers in words has no head.
         head = {} if stored.head_lr is None else {"tuning head_lr": head_lr}
         rate = {"tuning centre": centre}
         states_head = self.recipe.head_lr is not None or "head_lr" in studies.model_fields_set
         by_window = "around" in studies.lr.model_fields_set and not self.method.trains_weights
-        states_rate = self.row.centre is not None or (by_window if adapts else states_head)
+        states_rate = own is not None or (by_window if adapts else states_head)
         stated = (head if states_head else {}) | (rate if states_rate else {})
         return stated, {name: value for name, value in (head | rate).items() if name not in stated}
 

@@ -63,8 +63,8 @@ class Choices:
 
     #: The fields of `training` that were chosen for a task, by the task's name.
     training: dict[str, dict[str, float]] = field(default_factory=dict)
-    #: The chosen centres, by index of the method's row in the suite.
-    centres: dict[int, float] = field(default_factory=dict)
+    #: The chosen centres, by index of the method's row in the suite. With a centre for each task, by task.
+    centres: dict[int, float | dict[str, float]] = field(default_factory=dict)
     #: The rows that replace a row of the suite's methods, by its index.
     methods: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     #: A line for each choice. The written suite begins with them.
@@ -160,13 +160,16 @@ class Chooser(ABC):
             # A task described in the suite has `name` instead of `task`.
             if chosen := choices.training.get(task["task"] if "task" in task else task["name"]):
                 task["training"] = task.get("training", {}) | chosen
+        tasks, backbones = self._of_pair(tasks, values["backbones"])
+        names = {task.get("task", task.get("name")) for task in tasks}
         methods: list[dict[str, Any]] = []
         for number, row in enumerate(values["methods"]):
             row = {"method": row} if isinstance(row, str) else dict(row)
             if number in choices.centres:
                 row["centre"] = choices.centres[number]
+            if isinstance(centre := row.get("centre"), dict):
+                row["centre"] = {task: rate for task, rate in centre.items() if task in names}
             methods += choices.methods.get(number, [row])
-        tasks, backbones = self._of_pair(tasks, values["backbones"])
         return values | {"tasks": tasks, "methods": methods, "backbones": backbones}
 
     def write(self, choices: Choices, out: Path) -> None:

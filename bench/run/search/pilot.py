@@ -25,7 +25,7 @@ _Steps = Generator[Batch, Sequence[Record], None]
 class _Step(Batch):
     """A step of a pilot, with the choices of earlier steps.
 
-    The subject of a choice is a task's name, or the index of a method's row.
+    The subject of a choice is a task's name, or the index of a method's row with a task's name.
     """
 
     def __init__(self, title: str, seeds: Sequence[int], choices: Choices) -> None:
@@ -142,15 +142,21 @@ class PilotChooser(Chooser):
     def _centres(self, section: Centres, choices: Choices) -> _Steps:
         step, multiples = _Step("centres", section.seeds, choices), _multiples(section, self.cells)
         task, names = section.task or self.suite.tasks[0].task, {}
-        for cell in _centred(self.cells):
-            if cell.task.task == task:
-                names[cell.number] = cell.shown.method
-                for rate in section.rates:
-                    rate = float(f"{rate * multiples.get(cell.number, 1.0):.{MANTISSA}e}")
-                    step.try_value(cell.number, rate, cell, rate)
+        cells = [cell for cell in _centred(self.cells) if section.by_task or cell.task.task == task]
+        several = len({cell.budget for cell in cells}) > 1
+        for cell in cells:
+            subject = cell.number, cell.task.task
+            size = f" under {cell.budget.label}" if several and cell.budget else ""
+            names[subject] = f"{cell.shown.method}{size} on {cell.task.task}"
+            for rate in section.rates:
+                rate = float(f"{rate * multiples.get(cell.number, 1.0):.{MANTISSA}e}")
+                step.try_value(subject, rate, cell, rate)
         records = latest((yield step))
-        for number, centre in step.chosen(records, lambda row: f"{names[row]} on {task}: centre", vertex):
-            choices.centres[number] = centre
+        of_rows = defaultdict[int, dict[str, float]](dict)
+        for (number, on), centre in step.chosen(records, lambda of: f"{names[of]}: centre", vertex):
+            of_rows[number][on] = centre
+        for number, centres in of_rows.items():
+            choices.centres[number] = centres if section.by_task else centres[task]
 
 
 def _check(pilot: Pilot, cells: Sequence[PlanCell]) -> None:
@@ -177,7 +183,7 @@ def _check(pilot: Pilot, cells: Sequence[PlanCell]) -> None:
         _multiples(centres, cells)
         if centres.task is not None and centres.task not in tasks:
             raise UnknownNameError("pilot.centres.task:", centres.task, tasks)
-        if centres.task is None and suite.tasks[0].task not in tasks:
+        if not (centres.by_task or centres.task or suite.tasks[0].task in tasks):
             raise UserError(
                 f"pilot.centres: they are chosen on the first task, '{suite.tasks[0].task}', which is "
                 "not in this part of the suite; name another in pilot.centres.task"

@@ -271,7 +271,7 @@ class CellPoints:
         recipe = cell.recipe.model_dump(mode="json")
         training = {key: recipe[key] for key in sorted(cell.method_row.training)}
         rates = setting.model_dump(exclude={"scale"}, exclude_none=True)
-        centre = cell.method_row.centre
+        centre = cell.method_row.centre_on(cell.task.task)
         if cell.suite.tuning:
             centre = rates.pop("lr", centre)
         file = cell.method_row.file

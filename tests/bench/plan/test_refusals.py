@@ -129,7 +129,8 @@ tuning: {studies: 2, points: 2, lr: {around: .9, decades: 1}} | tuning.lr … Lo
 tuning: {studies: 2, points: 2, lr: {around: 1e-3, decades: 6}} | tuning.lr … LoRA … 'digits'
 {tuning: none, seeds: [0], pilot: {}} | pilot:
 {tuning: null, seeds: [0], methods: [{method: lora, centre: 1e-3}]} | 'lora' sets centre
-methods: [{method: lora, centre: 0}] | methods.0.centre:
+methods: [{method: lora, centre: 0}] | methods.0.centre
+methods: [{method: lora, centre: {digit: 1e-3}}] | 'lora' … 'digit' … digits
 methods: [{method: converged_head, centre: 1e-3}] | methods.0: centre
 methods: [lora, {method: lora, centre: 2e-2}] | lora is duplicated
 training: {lr: 1e-3} | training sets lr
@@ -164,6 +165,7 @@ methods: [head_only, {method: lora, training: {epochs: 5}}] | pilot.epochs: meth
 methods: [head_only, {method: lora, each: {targets: [qkv, qkvo]}}] | pilot.centres: methods.1
 pilot: {epochs: {methods: [LoRRA]}} | pilot.epochs.methods: … 'LoRRA'
 pilot: {epochs: {seeds: [1, 1]}} | pilot.epochs.seeds: 1
+pilot: {centres: {task: digits, by_task: true}} | pilot.centres: by_task … task
 pilot: {centres: {task: digit}} | pilot.centres.task: … 'digit'
 pilot: {centres: {multiples: {nobody: 2}}} | pilot.centres.multiples: … 'nobody'
 pilot: {centres: {rates: [1e-3, 1e-2]}} | pilot.centres.rates: … at least 3

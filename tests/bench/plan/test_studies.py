@@ -89,6 +89,12 @@ def test_a_method_may_have_two_centres_if_a_label_tells_them_apart() -> None:
     assert {row.method: of(row).centre for row in made.rows} == {"LoRA": 1e-3, "wide": 2e-2}
 
 
+def test_a_method_may_have_a_centre_on_each_task() -> None:
+    lora = {"method": "lora", "centre": {"digits": 2e-2}}
+    made = make_plan(suite(tasks=[DIGITS, {**DIGITS, "task": "land-cover"}], methods=[lora], floor="none"))
+    assert {row.task: of(row).centre for row in made.rows} == {"digits": 2e-2, "land-cover": 1e-3}
+
+
 @pytest.mark.parametrize(("points", "decades"), [(8, 1.0), (5, 2.0)])
 def test_one_offset_lies_in_each_stratum_of_the_window(points: int, decades: float) -> None:
     section = Studies.model_validate({"points": points, "lr": {"decades": decades}})

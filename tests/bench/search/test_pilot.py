@@ -197,6 +197,34 @@ def test_a_method_s_rates_are_a_multiple_of_the_others() -> None:
     assert [trial.recipe.lr for trial in ran] == [1e-2, 1e-1, 1.0]
 
 
+def test_each_task_may_get_a_centre_of_its_own() -> None:
+    centres = {**PILOT["pilot"]["centres"], "by_task": True}
+    two = {
+        **changed(head_lr=None, epochs=None, centres=centres),
+        "tasks": [DIGITS, {**DIGITS, "task": "land-cover"}],
+    }
+    best = {"digits": 1e-3, "land-cover": 1e-1}
+    choices, ran = choose(two, lambda trial: best_at(3e-3, 2, best[trial.task.task])(trial))
+    assert len(ran) == 6
+    values = scripted.only_chooser(load_suite(two)).filled_in(choices, "chosen")
+    assert [row.get("centre") for row in values["methods"]] == [None, best, 2e-3]
+    rows = make_plan(load_suite(values)).rows
+    assert {row.task: row.studies and row.studies.centre for row in rows if row.family == "lora"} == best
+
+
+def test_the_centres_of_a_method_under_two_budgets_are_told_apart() -> None:
+    rows = [{"method": "lora", "budgets": [{"isoparameters": rank}]} for rank in (1, 2)]
+    base = {**changed(head_lr=None, epochs=None), "methods": rows}
+    choices, _ = choose(
+        base, lambda trial: best_at(3e-3, 2, 1e-3 if trial.method["rank"] == 1 else 1e-2)(trial)
+    )
+    assert choices.centres == {0: 1e-3, 1: 1e-2}
+    named = sorted(line.partition(" (")[0] for line in choices.lines)
+    assert named == [
+        f"LoRA under isoparameters {rank} on digits: centre {c}" for rank, c in ((1, 0.001), (2, 0.01))
+    ]
+
+
 def test_nothing_is_chosen_if_all_trials_fail() -> None:
     choices, _ = choose(PILOT, lambda trial: None)
     assert (choices.complete, choices.centres, len(choices.missing)) == (False, {}, 3)

@@ -24,7 +24,11 @@ HEAD, LORA, TENSLORA = range(3)
 
 STUDY: dict[str, Any] = {
     **{key: value for key, value in VISION.items() if key not in ("seeds", "training")},
-    "methods": ["head_only", {"method": "lora", "centre": 4e-3}, {"method": "tenslora", "variant": "att"}],
+    "methods": [
+        "head_only",
+        {"method": "lora", "centre": {"digits": 4e-3}},
+        {"method": "tenslora", "variant": "att"},
+    ],
     "training": SHORT,
     "tuning": {"studies": 3, "points": 3, "lr": {"around": 5e-3}},
 }
