@@ -1,7 +1,8 @@
 """Writes the answers of the published packs into the pages of docs/results: `python docs/findings.py`.
 
-The study's answers go into findings.md and leaderboard.md, the answers of the study of ranks into ranks.md,
-and the decoder's table into decoder.md. If too few studies are complete for an interval, the pages say so.
+The study's answers go into findings.md and leaderboard.md, the answers of the study of ranks into ranks.md
+and README.md, and the decoder's table into decoder.md. If too few studies are complete for an interval, the
+pages say so.
 """
 
 from __future__ import annotations
@@ -10,16 +11,20 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from answers import ranks, studies
+from answers import studies
 from answers.answer import Answer
 from answers.decoder import of_decoder
+from answers.ranks import StudyOfRanks
 from marked import replaced, table
 
 DOCS = Path(__file__).parent
 PAGES, PACKS = DOCS / "results", DOCS.parent / "results"
 FINDINGS, STUDY, DECODER = PAGES / "findings.md", PAGES / "leaderboard.md", PAGES / "decoder.md"
-#: The page of the study of ranks, and its pack.
+README = DOCS.parent / "README.md"
+#: The page of the study of ranks, and its pack. Before all studies are complete, `tensorbench verify` refuses
+#: the pack as a publication, so that it lies beside the pages.
 RANKS, OF_RANKS = PAGES / "ranks.md", PACKS / "study_ranks.tensorbench.zip"
+BEGUN = PAGES / "begun" / OF_RANKS.name
 
 
 def rewritten(page: Path, contents: Mapping[str, str]) -> str:
@@ -78,9 +83,13 @@ def pages() -> dict[Path, str]:
         "questions": in_short(STUDY.read_text(encoding="utf-8"), questions),
         "advice": advice,
     }
-    if OF_RANKS.exists():
-        answers = "\n\n".join(printed(ranks.of_ranks(OF_RANKS, study)))
-        files[RANKS] = rewritten(RANKS, {"answers": answers})
+    if of_ranks := next((StudyOfRanks(each, study) for each in (OF_RANKS, BEGUN) if each.exists()), None):
+        answers_of_ranks = of_ranks.answers()
+        behind_them = "\n\n".join(printed(answers_of_ranks))
+        files[RANKS] = rewritten(RANKS, {"answer": of_ranks.first(answers_of_ranks), "answers": behind_them})
+        if in_readme := of_ranks.in_readme(answers_of_ranks):
+            picture = of_ranks.picture()
+            files |= {README: rewritten(README, {"ranks": in_readme}), picture.path: picture.svg()}
     return files | {
         STUDY: rewritten(STUDY, {"answers": "\n\n".join(parts), "advice": behind}),
         FINDINGS: rewritten(FINDINGS, contents),
@@ -91,5 +100,3 @@ def pages() -> dict[Path, str]:
 if __name__ == "__main__":
     for page, text in pages().items():
         page.write_text(text, encoding="utf-8")
-    if not OF_RANKS.exists():
-        print(f"{RANKS.name} stays as it is: {OF_RANKS.name} is not in {PACKS.name}/")

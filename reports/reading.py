@@ -162,13 +162,13 @@ def _notes(experiment: Experiment) -> Iterator[str]:
     if experiment.duplicates:
         yield f"{name}: {experiment.duplicates} finished run(s) repeat a trial; the first one counts."
     if experiment.references:
-        yield f"{name}: {_rerun(experiment)}"
+        yield f"{name}: {came_from_packs(experiment)}"
     for _, said in changed_plugins(records[id_] for id_ in experiment.trials if id_ in records):
         yield f"{name}: {said}."
     yield from (f"{name}: {warning}" for warning in guards(experiment))
 
 
-def _rerun(experiment: Experiment) -> str:
+def came_from_packs(experiment: Experiment) -> str:
     """Says how many trials came from packs, and how the scores of those that ran again differ."""
     came = f"{many(experiment.references, 'trial')} came from packs."
     records = [experiment.records[id_] for id_ in experiment.trials if id_ in experiment.records]

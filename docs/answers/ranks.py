@@ -3,68 +3,214 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
+from marked import table
+
+from tensorbench.records.origin import stored_rerun
 from tensorbench.reports.advice import rate_advice
 from tensorbench.reports.analysis import Analysis
-from tensorbench.reports.answers import trend_words
+from tensorbench.reports.answers import of_allocations, trend_words
 from tensorbench.reports.blocks import Block
+from tensorbench.reports.drawing import Looks, styled
+from tensorbench.reports.figures.compared import differences
 from tensorbench.reports.inference.effects import verdict
 from tensorbench.reports.inference.intervals import simultaneous
-from tensorbench.reports.reading import read
+from tensorbench.reports.ranks import HEURISTIC, Allocations, short_name
+from tensorbench.reports.reading import came_from_packs, read
+from tensorbench.reports.results import Results
 from tensorbench.reports.selection import Selection
 from tensorbench.reports.units import listed
 
-from .answer import Answer, bounds, points, with_interval
+from .answer import Answer, Picture, bounds, points, with_interval
 from .studies import (
     LORA,
     QKV_DEPTH,
+    Rule,
     Ruling,
     after_tuning,
     analysed,
     answered,
     by_verdict,
+    in_words,
     percent,
     studies_complete,
 )
 
+#: Rule 2: one in this many of the stored trials of LoRA and of the heuristic runs again.
+EVERY = 10
 
-def of_ranks(ranks: Path, study: Path, mode: str = "layer") -> dict[str, Answer]:
-    """The answers to questions 1 to 4, by title.
+
+@dataclass(frozen=True)
+class StudyOfRanks:
+    """The answers of the study of ranks, from its pack and the pack of the first study.
 
     The pack `ranks` has the trials of allocations of ranks, and `study` has those of LoRA and of the
     heuristic. Question 3 is about the rank of `mode`.
     """
-    allocations = tuple(
-        dict.fromkeys(cell.method for cell in read("", [str(ranks)]).all_cells if cell.allocation)
+
+    ranks: Path
+    study: Path
+    mode: str = "layer"
+
+    @cached_property
+    def own(self) -> Results:
+        return read("", [str(self.ranks)])
+
+    @cached_property
+    def against(self) -> dict[str, Analysis]:
+        """The analysis of the allocations with each reference, by the reference's name.
+
+        Raises ValueError if no row gives ranks in part, as in packs of versions that did not store this.
+        """
+        allocations = tuple(dict.fromkeys(cell.method for cell in self.own.all_cells if cell.allocation))
+        if not allocations:
+            raise ValueError(
+                f"{self.ranks}: no row says that it gives ranks; start its suite again, then pack it"
+            )
+        return {
+            name: analysed(self.ranks, self.study, selection=Selection(methods=allocations, reference=name))
+            for name in (QKV_DEPTH, LORA)
+        }
+
+    @property
+    def heuristic(self) -> Allocations:
+        """The allocations, compared with the heuristic."""
+        (section,) = self.against[QKV_DEPTH].allocations
+        return section
+
+    @cached_property
+    def interim(self) -> str:
+        complete, planned = studies_complete(self.against[QKV_DEPTH])
+        return f"Interim, after {complete} of {planned} studies: " * (complete < planned)
+
+    def answers(self) -> dict[str, Answer]:
+        """The answers to questions 1 to 4, by title."""
+        titles = [f"Question {number}" for number in range(1, 5)]
+        if reason := nothing_compared(self.own):
+            return dict.fromkeys(titles, Answer(f"**Nothing is compared**: {reason}"))
+        heuristic, lora = self.against[QKV_DEPTH], self.against[LORA]
+        parts: list[list[tuple[Analysis, Rule]]] = [
+            [(heuristic, lambda block: after_tuning(self.heuristic.block))],
+            [(lora, lambda block: after_tuning(shortened(block)))],
+            [(heuristic, partial(slope, heuristic, self.mode))],
+            [
+                (heuristic, lambda block: after_one_trial(self.heuristic.block)),
+                (heuristic, lambda block: failures(self.heuristic.block)),
+            ],
+        ]
+        return {title: self._completed(answered(rules)) for title, rules in zip(titles, parts, strict=True)}
+
+    def _completed(self, given: Answer) -> Answer:
+        """Adds to an answer what qualifies it, and says if it is interim."""
+        if not given.short:
+            return given
+        return Answer("\n\n".join([given.text, *self.qualified()]), f"{self.interim}{given.short}")
+
+    def qualified(self) -> Iterator[str]:
+        """Yields sentences on further studies that count, on withheld verdicts, and on rates at ends."""
+        complete, _ = studies_complete(self.against[QKV_DEPTH])
+        block = self.heuristic.block
+        more = [
+            setting.task
+            for place, setting in enumerate(block.settings)
+            if any(e.differences[block.k].effect.parts[place].pairs > complete for e in block.compared)
+        ]
+        if more:
+            yield f"On {listed(more)} some allocations have a further complete study, which counts."
+        (beside,) = self.against[LORA].blocks
+        yield from dict.fromkeys((*block.guards, *beside.guards))
+        yield from map(str, [*block.edges, *(edge for edge in beside.edges if edge.method == LORA)])
+        yield from at_ends(self.against[QKV_DEPTH])
+
+    def picture(self) -> Picture:
+        """The figure of question 1: each allocation's difference from the heuristic."""
+        section, results = self.heuristic, self.against[QKV_DEPTH].results
+        with styled():
+            looks = Looks(cell.family for cell in results.all_cells)
+            drawn = differences(
+                section.block, "ranks", f"Ranks of {section.method}, beside {HEURISTIC}", looks
+            )
+        return Picture("findings-ranks", drawn)
+
+    def first(self, answers: dict[str, Answer]) -> str:
+        """The part with which the page begins: the answers, a figure, a table and limits."""
+        if not answers["Question 1"].short:
+            return answers["Question 1"].text
+        short = {title: each.short.removeprefix(self.interim) for title, each in answers.items()}
+        beside = {e.method: e.differences for e in shortened(self.against[LORA].blocks[0]).compared}
+        block = self.heuristic.block
+        rows = []
+        for entrant in block.compared:
+            both = (entrant.differences[block.k], beside[entrant.method][block.k])
+            shown = [(with_interval(d.effect.difference, d.interval), in_words(d.verdict)) for d in both]
+            rows.append([entrant.method, *(cell for pair in shown for cell in pair)])
+        head = ["allocation", "from the heuristic", "verdict", f"from {LORA}", "verdict"]
+        parts = [
+            f"**{self.interim}{of_allocations(self.heuristic)}**",
+            f"- Beside LoRA with as many parameters: {short['Question 2']}\n"
+            f"- Score over the rank of {self.mode}: {short['Question 3']}\n"
+            f"- How forgiving. {short['Question 4']}",
+            self.picture().shown,
+            table(head, rows),
+            "\n".join(f"- {limit}" for limit in self.limits()),
+        ]
+        return "\n\n".join(parts)
+
+    def limits(self) -> Iterator[str]:
+        """Yields what limits the answers."""
+        yield (
+            "One method, one budget, two small backbones, four tasks ([not claimed](#what-is-not-claimed)). "
+            "Intervals say what tuning again on these tasks would give."
+        )
+        yield (
+            "All rows have the window of rates that a pilot chose for the heuristic. "
+            + (" ".join(self.qualified()) or "No smoothed best rate lies at an end of it.")
+        )
+        yield from map(came_from_packs, (e for e in self.own.experiments if e.references))
+
+    def in_readme(self, answers: dict[str, Answer]) -> str:
+        """The answer to question 1 as a paragraph of the README. Empty if there is none."""
+        if not answers["Question 1"].short:
+            return ""
+        return (
+            f"**At which ranks?** {answers['Question 1'].short} These are ways to share as many parameters "
+            f"among the modes of {self.heuristic.method}, compared with the paper's heuristic after eight "
+            "trials of tuning; *as good* is within a point ([the study of ranks](docs/results/ranks.md))."
+        )
+
+
+def shortened(block: Block) -> Block:
+    """The block with its methods named by the ranks that the suite gives."""
+    return replace(
+        block, entrants=tuple(replace(each, method=short_name(each.method)) for each in block.entrants)
     )
-    against = {
-        name: analysed(ranks, study, selection=Selection(methods=allocations, reference=name))
-        for name in (QKV_DEPTH, LORA)
-    }
-    heuristic = against[QKV_DEPTH]
-    answers = {
-        "Question 1": answered([(heuristic, after_tuning)]),
-        "Question 2": answered([(against[LORA], after_tuning)]),
-        "Question 3": answered([(heuristic, partial(slope, heuristic, mode))]),
-        "Question 4": answered([(heuristic, after_one_trial), (heuristic, failures)]),
-    }
-    return {title: _completed(each, against) for title, each in answers.items()}
 
 
-def _completed(answer: Answer, against: dict[str, Analysis]) -> Answer:
-    """Adds to an answer the best rates at ends of windows, and a note if the answer is interim.
+def nothing_compared(results: Results) -> str:
+    """Rule 2: why nothing is compared, by the stored trials that ran again beside the new ones.
 
-    `against` has the analysis with each reference, by the reference's name.
+    `results` are those of the study of ranks. Empty if enough trials ran again with accepted results.
     """
-    if not answer.short:
-        return answer
-    complete, planned = studies_complete(against[QKV_DEPTH])
-    interim = f"Interim, after {complete} of {planned} studies: " * (complete < planned)
-    text = "\n\n".join([answer.text, *at_ends(against[QKV_DEPTH])])
-    return Answer(text, f"{interim}{answer.short}")
+    few, apart = [], 0
+    for method in (LORA, QKV_DEPTH):
+        runs = [
+            results.experiment(cell.experiment).records[seed.trial_id]
+            for cell in results.all_cells
+            if cell.method == method
+            for seed in results.finished(cell.number)
+        ]
+        reruns = [rerun for run in runs if (rerun := stored_rerun(run))]
+        if not reruns or EVERY * len(reruns) < len(runs):
+            few.append(method)
+        apart += sum(bool(rerun.faults) for rerun in reruns)
+    if few:
+        return f"one in {EVERY} of the stored trials of {listed(few)} has to run again first (rule 2)."
+    if apart:
+        return f"{apart} stored trials that ran again gave other results than accepted (rule 2)."
+    return ""
 
 
 def at_ends(analysis: Analysis) -> Iterator[str]:
@@ -72,7 +218,8 @@ def at_ends(analysis: Analysis) -> Iterator[str]:
     tasks: dict[tuple[str, str], list[str]] = {}
     for advice in rate_advice(analysis):
         if advice.end:
-            tasks.setdefault((advice.method, advice.end), []).append(advice.task)
+            name = HEURISTIC if advice.method == QKV_DEPTH else short_name(advice.method)
+            tasks.setdefault((name, advice.end), []).append(advice.task)
     for (method, end), on in tasks.items():
         yield f"The smoothed best rate of {method} lies at the {end} end of its window on {listed(on)}."
 

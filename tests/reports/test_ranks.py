@@ -15,7 +15,9 @@ import pytest
 import tensorbench
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
+from tensorbench.records.origin import StoredRerun
 from tensorbench.records.stored_plan import Row
+from tensorbench.records.words import Tag
 from tensorbench.reports.advice import rate_advice
 from tensorbench.reports.analysis import Analysis, analyse
 from tensorbench.reports.answers import answers as sentences
@@ -34,7 +36,7 @@ from tensorbench.reports.selection import Selection
 from tensorbench.reports.tables import allocations_table, budgets_table, markdown
 from tensorbench.reports.tidy import tidy_tables
 
-from ..packs import changed, edit_json
+from ..packs import changed, edit_json, edit_runs
 from ..stored import Result
 from .made_up import Analysed, Composes, Stored, answered
 from .made_up_studies import EXAMPLES, NAME, STUDIED, plan_of, seeds_of
@@ -86,6 +88,28 @@ def made_up(trial: Trial, row: Row) -> Result:
 
 def but_the_last_study(trial: Trial, row: Row) -> Result | None:
     return None if row.studies and row.studies.trials[trial.seed].study == 3 else made_up(trial, row)
+
+
+def ran_again(
+    made: Callable[[Trial, Row], Result | None] = made_up, faults: tuple[str, ...] = ()
+) -> Callable[[Trial, Row], Result | None]:
+    """The same results, with the tag of a rerun on every tuned trial that gives no ranks."""
+
+    def tagged(trial: Trial, row: Row) -> Result | None:
+        result = made(trial, row)
+        if result is None or row.allocation or not row.studies:
+            return result
+        score = result.score + 0.001
+        rerun = StoredRerun(run_id=trial.id, score=score, allowed=0.02, device="a processor", faults=faults)
+        return replace(result, tags={Tag.RERUN: rerun.model_dump_json()})
+
+    return tagged
+
+
+def age(plan: dict[str, Any]) -> None:
+    """Makes a plan that of a version which did not store which ranks a suite gives."""
+    for row in plan["rows"]:
+        del row["rank_names"], row["allocation"]
 
 
 @pytest.fixture(scope="module")
@@ -313,18 +337,13 @@ def test_an_allocation_is_named_by_its_ranks(method: str, name: str) -> None:
 
 @pytest.fixture(scope="module")
 def packs(stored: Stored, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A pack of the allocations alone, and a pack of their references, which has an older plan."""
+    """A pack of the allocations and their references, and a pack of these alone, which has an older plan."""
     folder = tmp_path_factory.mktemp("packs")
-    paths = [folder / f"{name}.tensorbench.zip" for name in ("study_ranks", "study", "older")]
-    uri = stored(lambda trial, row: made_up(trial, row) if row.allocation else None, plan_of(**SUITE))
-    tensorbench.pack(NAME, out=str(paths[0]), store=uri)
+    paths = [folder / f"{name}.tensorbench.zip" for name in ("study_ranks", "study", "older", "untagged")]
+    tensorbench.pack(NAME, out=str(paths[3]), store=stored(ran_again(), plan_of(**SUITE)))
+    changed(paths[3], paths[0], edit_runs(lambda lines: lines[0]["tags"].update({Tag.REFERENCES: "60"})))
     references = stored(made_up, plan_of(**SUITE | {"name": "study", "methods": ["lora", ROWS[0]]}))
     tensorbench.pack("study", out=str(paths[1]), store=references)
-
-    def age(plan: dict[str, Any]) -> None:
-        for row in plan["rows"]:
-            del row["rank_names"], row["allocation"]
-
     return paths[0], changed(paths[1], paths[2], edit_json("plan.json", age))
 
 
@@ -340,7 +359,8 @@ def test_the_registered_questions_are_answered(
     packs: tuple[Path, Path], section: Allocations, script: Callable[[str], ModuleType]
 ) -> None:
     questions, shown = script("answers.ranks"), script("answers.answer")
-    answers = questions.of_ranks(*packs, mode="projection")
+    study = questions.StudyOfRanks(*packs, mode="projection")
+    answers = study.answers()
     assert list(answers) == [f"Question {number}" for number in range(1, 5)]
     assert all(each.text.startswith("On 3 of 3 studies.") for each in answers.values())
     worse = of_row(section.block, "projection=1").differences
@@ -352,6 +372,12 @@ def test_the_registered_questions_are_answered(
         f"**improves with the rank of projection**: {with_interval} points a doubling."
     )
     assert f"| {shown.bounds(worse[1].interval)} |" in answers["Question 4"].text
+    # The page begins with all of them, and says what rule 2 demands.
+    first = study.first(answers)
+    assert all(answer.short in first for title, answer in answers.items() if title != "Question 1")
+    assert "60 of them ran again on a processor, with scores that differ by 0.001 at most." in first
+    assert f"| projection=1 | {shown.with_interval(worse[5].effect.difference, worse[5].interval)} |" in first
+    assert answers["Question 1"].short in study.in_readme(answers)
 
 
 def test_shares_of_failed_trials_are_a_family_of_their_own(
@@ -376,15 +402,68 @@ def test_best_rates_at_an_end_of_the_window_are_said(
     assert not [*questions.at_ends(analysis)]
     advice[0] = replace(advice[0], start=advice[0].high, is_highest=True)
     (sentence,) = questions.at_ends(analysis)
-    row = advice[0].method, advice[0].task
+    row = short_name(advice[0].method), advice[0].task
     assert sentence == "The smoothed best rate of {} lies at the upper end of its window on {}.".format(*row)
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        (made_up, "one in 10 of the stored trials of LoRA, TensLoRA qkv_depth has to run again first"),
+        (ran_again(faults=("score: stored 0.8, now 0.7",)), "gave other results than accepted"),
+    ],
+)
+def test_nothing_is_compared_unless_stored_trials_ran_again_alike(
+    made: Callable[[Trial, Row], Result | None],
+    reason: str,
+    stored: Stored,
+    tmp_path: Path,
+    script: Callable[[str], ModuleType],
+) -> None:
+    pack = tmp_path / "pack.tensorbench.zip"
+    tensorbench.pack(NAME, out=str(pack), store=stored(made, plan_of(**SUITE)))
+    study = script("answers.ranks").StudyOfRanks(pack, pack)
+    answers = study.answers()
+    assert all(reason in answer.text and not answer.short for answer in answers.values())
+    assert study.first(answers) == answers["Question 1"].text
+    assert not study.in_readme(answers)
+
+
+def test_a_pack_that_does_not_say_which_ranks_were_given_is_refused(
+    packs: tuple[Path, Path], tmp_path: Path, script: Callable[[str], ModuleType]
+) -> None:
+    older = changed(packs[0], tmp_path / "older.tensorbench.zip", edit_json("plan.json", age))
+    with pytest.raises(ValueError, match="start its suite again"):
+        script("answers.ranks").StudyOfRanks(older, packs[1]).answers()
+
+
+def test_a_study_of_some_allocations_alone_is_said(
+    stored: Stored, tmp_path: Path, script: Callable[[str], ModuleType]
+) -> None:
+    def made(trial: Trial, row: Row) -> Result | None:
+        return (
+            made_up(trial, row)
+            if row.task == "digits" or not row.allocation
+            else but_the_last_study(trial, row)
+        )
+
+    pack = tmp_path / "pack.tensorbench.zip"
+    uri = stored(ran_again(made), plan_of(**SUITE | {"tuning": {"studies": 4, "points": 5}}))
+    tensorbench.pack(NAME, out=str(pack), store=uri)
+    (sentence,) = [
+        each for each in script("answers.ranks").StudyOfRanks(pack, pack).qualified() if "further" in each
+    ]
+    assert sentence == "On digits some allocations have a further complete study, which counts."
 
 
 def test_answers_before_the_last_study_are_interim(
     stored: Stored, tmp_path: Path, script: Callable[[str], ModuleType]
 ) -> None:
-    uri = stored(but_the_last_study, plan_of(**SUITE | {"tuning": {"studies": 4, "points": 5}}))
+    result = ran_again(but_the_last_study)
+    uri = stored(result, plan_of(**SUITE | {"tuning": {"studies": 4, "points": 5}}))
     pack = tmp_path / "pack.tensorbench.zip"
     tensorbench.pack(NAME, out=str(pack), store=uri)
-    answers = script("answers.ranks").of_ranks(pack, pack, mode="projection")
+    study = script("answers.ranks").StudyOfRanks(pack, pack, mode="projection")
+    answers = study.answers()
+    assert study.first(answers).startswith("**Interim, after 3 of 4 studies: ")
     assert all(each.short.startswith("Interim, after 3 of 4 studies: ") for each in answers.values())
