@@ -113,12 +113,12 @@ def _check_suites(findings: Examined, source: Source, plan: StoredPlan, placed: 
         if digest or number == latest:
             origin = f"the suite {digest:.8} that started trials" if digest else "the suite"
             try:
-                if isinstance(fields, Exception):
+                if isinstance(fields, UserError):
                     raise fields
                 suite = Suite.model_validate(fields)
                 own = not digest or suite.name == source.name
                 rows.compare(suite, origin, whole=not digest, own=own)
-            except (ValueError, UserError) as error:
+            except (ValidationError, UserError) as error:
                 why = explained(error, Suite)[0] if isinstance(error, ValidationError) else str(error)
                 findings.cannot(origin, why)
                 complete = False

@@ -38,7 +38,7 @@ DEPENDENT = {"training head_lr", "training precision", "tuning centre"}
 MOST_LISTED, MOST_COMPARED = 8, 10**6
 
 
-def suites_of(source: Source) -> Iterator[tuple[str, dict[str, Any] | Exception]]:
+def suites_of(source: Source) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
     """Yields the hash and the fields of each stored suite, and of each suite with which trials were started.
 
     A stored suite has the hash "", and the last stored suite belongs to the plan. The suites of trials have
@@ -53,7 +53,7 @@ def suites_of(source: Source) -> Iterator[tuple[str, dict[str, Any] | Exception]
         else:
             if stored is not None:
                 yield "", stored.suite
-    started: dict[str, dict[str, Any] | Exception] = {}
+    started: dict[str, dict[str, Any] | UserError] = {}
     for record in source.records():
         digest = record.tag(Tag.SUITE_HASH)
         if not digest or isinstance(started.get(digest), dict):
@@ -63,7 +63,7 @@ def suites_of(source: Source) -> Iterator[tuple[str, dict[str, Any] | Exception]
             fields = parse(config.start.suite.text) if config and config.start else None
             started[digest] = fields if isinstance(fields, dict) else UserError("no fields are stored")
         except (UserError, ValueError) as error:
-            started[digest] = error
+            started[digest] = UserError(str(error))
     yield from started.items()
 
 
