@@ -47,10 +47,14 @@ class Masks:
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns the state of a copy. It has no forwards, since their graphs are not copied."""
-        return vars(self) | {"_generators": {}, "_running": None, "_open": None}
+        # A pickled generator has a temporary tensor, whose shared memory ends before a new process reads it.
+        stream = self._seeds.get_state().numpy().tobytes()
+        return vars(self) | {"_seeds": stream, "_generators": {}, "_running": None, "_open": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _open=WeakSet())
+        seeds = torch.Generator()
+        seeds.set_state(torch.frombuffer(bytearray(state["_seeds"]), dtype=torch.uint8))
+        vars(self).update(state, _seeds=seeds, _open=WeakSet())
 
     def place(self, *, of_weight: bool = False) -> DropoutSite:
         """Adds and returns a place that drops entries of activations or, with `of_weight`, of a weight.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from multiprocessing import get_context
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from tensorbench.methods import create
 from tensorbench.methods.backbone import Geometry
 from tensorbench.methods.base import Method
 from tensorbench.methods.lowrank import LowRankAdapter, Masks
+from tensorbench.methods.skeleton import SkeletonBackbone
 
 from .toy import GEOMETRY, ToyBackbone, attached
 
@@ -187,6 +189,15 @@ def test_a_copy_of_a_backbone_is_recomputed_as_a_whole() -> None:
     for _ in range(2):
         checkpoint(copied, inputs, use_reentrant=False).square().sum().backward()
     del graph
+
+
+def test_a_new_process_runs_the_module_that_it_is_given() -> None:
+    backbone = SkeletonBackbone.random(GEOMETRY)
+    sized(**DROPPING[1]).attach(backbone, torch.Generator())
+    process = get_context("spawn").Process(target=backbone.module.train(), args=(torch.ones(2, 12),))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_two_forwards_in_one_checkpoint_are_refused() -> None:
