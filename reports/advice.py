@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from tensorbench.machine.table import Table
 from tensorbench.methods import UserError
@@ -12,7 +12,9 @@ from tensorbench.records.pack_format import ENDING
 from tensorbench.records.words import Status
 from tensorbench.reports.analysis import Analysis, analyse
 from tensorbench.reports.inference import rates as of_rates
+from tensorbench.reports.inference.studies import CompleteStudies
 from tensorbench.reports.reading import read_sources
+from tensorbench.reports.results import Cell
 from tensorbench.store.addresses import shown_uri
 from tensorbench.store.opening import is_pack, open_results
 from tensorbench.store.source import Source
@@ -22,13 +24,7 @@ from tensorbench.store.source import Source
 class RateAdvice:
     """The learning rates at which one cell scores about as well as at its best rate."""
 
-    #: The number of the method's cell in the report.
-    cell: int
-    experiment: str
-    method: str
-    budget: str
-    task: str
-    backbone: str
+    cell: Cell
     #: The rate between `low` and `high` with the lowest smoothed validation loss.
     start: float
     #: The lowest and the highest rate that score about as well as the best. At all tried rates between them,
@@ -66,14 +62,11 @@ def learning_rates(*places: str) -> Table:
     Takes the same places and raises the same errors as `stored_advice`.
     """
     advice = stored_advice(places)
-    several = len({each.experiment for each in advice}) > 1
+    several = len({each.cell.experiment for each in advice}) > 1
+    names = ("method", *["experiment"] * several, "budget", "task", "backbone")
     lines = [
-        {"method": each.method}
-        | ({"experiment": each.experiment} if several else {})
+        {name: getattr(each.cell, name) for name in names}
         | {
-            "budget": each.budget,
-            "task": each.task,
-            "backbone": each.backbone,
             "start": f"{each.start:.2g}",
             "within a point of the best": each.range,
             "share": f"{each.share:.0%}",
@@ -91,40 +84,48 @@ def learning_rates(*places: str) -> Table:
         notes,
         ("method", "experiment", "budget", "task", "backbone"),
         spare=("trials", "backbone"),
-        values=[asdict(each) for each in advice],
+        values=[
+            {"cell": each.cell.number}
+            | {
+                name: getattr(each.cell, name)
+                for name in ("experiment", "method", "budget", "task", "backbone")
+            }
+            | {name: value for name, value in vars(each).items() if name != "cell"}
+            for each in advice
+        ],
+    )
+
+
+def advise(cell: Cell, studies: CompleteStudies | None) -> RateAdvice | None:
+    """The advice from these studies of a cell.
+
+    None without studies, with too few trials to smooth their scores, and without a rate near which most
+    trials succeeded.
+    """
+    if cell.studies is None or studies is None or studies.offsets is None:
+        return None
+    if not of_rates.enough_to_smooth(studies) or not of_rates.have_best_rates(studies):
+        return None
+    centre = cell.studies.centre
+    ends = of_rates.range_near(studies)
+    start, low, high = (centre * 10**each for each in (of_rates.chosen_by_validation(studies), *ends))
+    return RateAdvice(
+        cell,
+        start=start,
+        low=low,
+        high=high,
+        is_lowest=bool(ends[0] == studies.offsets.min()),
+        is_highest=bool(ends[1] == studies.offsets.max()),
+        share=of_rates.share_near(studies),
+        studies=studies.count,
+        trials=studies.trials,
     )
 
 
 def rate_advice(analysis: Analysis) -> Iterator[RateAdvice]:
-    """Yields advice for each cell that has a rate near which most trials succeeded.
-
-    Cells without studies, or with too few trials to smooth their scores, are skipped.
-    """
-    for number, studies in analysis.studies.items():
-        cell = analysis.results.all_cells[number]
-        if cell.studies is None or studies.offsets is None or not of_rates.enough_to_smooth(studies):
-            continue
-        if not of_rates.have_best_rates(studies):
-            continue
-        centre = cell.studies.centre
-        ends = of_rates.range_near(studies)
-        start, low, high = (centre * 10**each for each in (of_rates.chosen_by_validation(studies), *ends))
-        yield RateAdvice(
-            cell=number,
-            experiment=cell.experiment,
-            method=cell.method,
-            budget=cell.budget,
-            task=cell.task,
-            backbone=cell.backbone,
-            start=start,
-            low=low,
-            high=high,
-            is_lowest=bool(ends[0] == studies.offsets.min()),
-            is_highest=bool(ends[1] == studies.offsets.max()),
-            share=of_rates.share_near(studies),
-            studies=studies.count,
-            trials=studies.trials,
-        )
+    """Yields the advice on all cells for which there is some."""
+    cells = analysis.results.all_cells
+    yield from filter(None, (advise(cells[number], studies) for number, studies in analysis.studies.items()))
 
 
 def stored_advice(places: Sequence[str]) -> list[RateAdvice]:

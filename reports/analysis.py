@@ -12,21 +12,18 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from tensorbench.records.metrics import METRICS, bounds, direction
-from tensorbench.reports.blocks import Block, Entrant, Estimate, Sensitivity
+from tensorbench.reports.blocks import Block, Entrant, Estimate, Performance
 from tensorbench.reports.collapses import DIVERGED, Collapses, collapses
 from tensorbench.reports.comparable import Comparable, block_budgets, comparable, find_reference
-from tensorbench.reports.comparisons import compared, failures_of, gain_of, moderated_on_settings, on_setting
+from tensorbench.reports.comparisons import compared, gain_of, moderated_on_settings, on_setting
 from tensorbench.reports.complete import Material, complete_studies
-from tensorbench.reports.evidence import Evidence, gather
+from tensorbench.reports.evidence import gather
 from tensorbench.reports.guards import find_guards, guarded
-from tensorbench.reports.inference import rates as of_rates
-from tensorbench.reports.inference import studies as estimates
 from tensorbench.reports.inference.crossed import OnSetting
 from tensorbench.reports.inference.effects import Effect, effect
 from tensorbench.reports.inference.intervals import LEAST_SEEDS, simultaneous
-from tensorbench.reports.inference.studies import CompleteStudies
+from tensorbench.reports.inference.studies import CompleteStudies, of_method, pooled_failures
 from tensorbench.reports.ranks import Allocations, find_allocations
-from tensorbench.reports.recipes import recipes
 from tensorbench.reports.results import NO_ADAPTERS, REFERENCE, Cell, Results, Seed, block_order, grouped
 from tensorbench.reports.thresholds import DEFAULT, CustomThresholds, thresholds
 from tensorbench.reports.units import listed, many, sign_note, unit_of
@@ -45,29 +42,30 @@ class Analysis:
     notes: tuple[str, ...]
     #: The subset of `notes` on ended studies that are left out, and on methods whose trials all failed.
     limits: tuple[str, ...]
+    #: The subset of `notes` on predictions that are missing, unreadable or inconsistent.
+    gaps: tuple[str, ...]
     #: Sentences on problems of cells that belong to no block. Reports show them before all answers.
     faults: tuple[str, ...]
-    evidence: Evidence = field(repr=False)
     #: The complete studies of each cell, by the cell's number. Cells without a complete study are absent.
     studies: Mapping[int, CompleteStudies] = field(repr=False)
     #: The collapsed seeds or kept trials of cells that have any, by the cell's number.
     collapses: Mapping[int, Collapses]
 
-    def score(self, number: int) -> Estimate | None:
-        """The score after k trials of the cell with this number. k is the number of trials in one study.
+    def score(self, cell: Cell) -> Estimate | None:
+        """The score of a cell after k trials, where k is the number of trials in one study.
 
         None if no study of the cell is complete.
         """
-        studies = self.studies.get(number)
+        studies = self.studies.get(cell.number)
         if studies is None:
             return None
         k = studies.losses.shape[1]
-        for block in self.blocks:
-            for entrant in block.methods:
-                if number in entrant.cells and k in entrant.scores:
-                    return entrant.scores[k][entrant.cells.index(number)]
-        part = on_setting(self.results, number, estimates.of_method(studies, k))
-        return _score(self.results.metrics[number], effect([part]))
+        for entrant in (entrant for block in self.blocks for entrant in block.methods):
+            own = entrant.on.get(cell.setting)
+            if own and own.cell.number == cell.number and k in own.scores:
+                return own.scores[k]
+        part = on_setting(self.results, cell, of_method(studies, k))
+        return _score(self.results.metrics[cell.number], effect([part]))
 
     def failed(self, seed: Seed) -> bool:
         """Whether a trial failed: it diverged, or its score is far below that of its cell's best trial.
@@ -79,7 +77,7 @@ class Analysis:
         studies = self.studies.get(seed.cell)
         if seed.score is None or studies is None or not studies.tuned:
             return seed.failure == DIVERGED
-        gain = self.results.direction(seed.cell) * seed.score
+        gain = self.results.direction(self.results.all_cells[seed.cell]) * seed.score
         return bool(studies.fails(np.array(gain)))
 
 
@@ -89,9 +87,9 @@ def analyse(results: Results, threshold: CustomThresholds = None) -> Analysis:
     `threshold` is the smallest difference that matters. Raises UserError if it is invalid (see `thresholds`).
     """
     matters = thresholds((cell.metric for cell in results.all_cells if cell.metric), threshold)
-    evidence = gather(results, _needed(results))
-    studies, unfinished, limits = complete_studies(evidence)
-    material = Material(results, studies, recipes(results), collapses(results))
+    by_trial, gaps = gather(results, _needed(results))
+    studies, unfinished, limits = complete_studies(results, by_trial)
+    material = Material(results, studies, collapses(results))
 
     def judged(block: Block) -> Block:
         return guarded(material, compared(material, block), _scored(material, block.k))
@@ -102,23 +100,23 @@ def analyse(results: Results, threshold: CustomThresholds = None) -> Analysis:
         matters,
         blocks,
         allocations=tuple(find_allocations(results, blocks, judged)),
-        notes=(*results.notes, *evidence.notes, *unfinished, *limits, *_extent(results)),
+        notes=(*results.notes, *gaps, *unfinished, *limits, *_extent(results)),
         limits=tuple(limits),
+        gaps=tuple(gaps),
         faults=tuple(_faults(material, blocks)),
-        evidence=evidence,
         studies=studies,
         collapses=material.collapses,
     )
 
 
-def _needed(results: Results) -> list[int]:
-    """The numbers of the cells whose predictions comparisons need. Cells with studies come first."""
-    tuned = [cell.number for cell in results.all_cells if cell.studies]
+def _needed(results: Results) -> list[Cell]:
+    """The cells whose predictions comparisons need. Cells with studies come first."""
+    tuned = [cell for cell in results.all_cells if cell.studies]
     others = [cell for cell in results.all_cells if not cell.studies]
     # Methods without adapter are only paired with a reference that was not tuned either.
     if tuned and all(cell.family in NO_ADAPTERS for cell in others):
         return tuned
-    return tuned + [cell.number for cell in others]
+    return tuned + others
 
 
 def _extent(results: Results) -> Iterator[str]:
@@ -159,12 +157,12 @@ def _faults(material: Material, blocks: Sequence[Block]) -> Iterator[str]:
     Sentences that some block already has are left out.
     """
     results = material.results
-    used = {number for block in blocks for entrant in block.methods for number in entrant.cells}
-    rest = [cell.number for cell in results.all_cells if cell.number not in used]
+    used = {cell.number for block in blocks for entrant in block.methods for cell in entrant.cells}
+    rest = [cell for cell in results.all_cells if cell.number not in used]
     named = [cell for cell in results.all_cells if cell.method == results.reference]
     # By default the reference is LoRA without options.
     plain = [c for c in results.all_cells if c.family == REFERENCE and c.method == c.title]
-    references = [cell.number for cell in named or plain if cell.number in rest]
+    references = [cell for cell in named or plain if cell.number not in used]
     said = {sentence for block in blocks for sentence in block.guards}
     most = max((block.k for block in blocks), default=1)
     guards = find_guards(material, _scored(material, most), rest, references)
@@ -175,35 +173,35 @@ def _faults(material: Material, blocks: Sequence[Block]) -> Iterator[str]:
 
 
 def _blocks(material: Material, matters: Mapping[str, float]) -> Iterator[Block]:
-    """Yields the blocks with their thresholds, but without comparisons."""
+    """Yields the blocks, without comparisons."""
     results = material.results
     every = results.all_cells
     cells = [cell for cell in every if cell.family not in NO_ADAPTERS] or list(every)
     joined = block_budgets(cell.budget for cell in cells)
     by_budget = grouped(cells, lambda cell: joined[cell.budget])
     for budget in sorted(by_budget, key=block_order):
-        for group in comparable(results, budget, by_budget[budget], material.recipes):
-            block = _block(material, group, budget)
-            if block is not None:
-                yield replace(block, threshold=matters.get(group.metric, _threshold(block)))
+        for group in comparable(results, budget, by_budget[budget]):
+            if (block := _block(material, group, budget, matters)) is not None:
+                yield block
 
 
-def _block(material: Material, group: Comparable, budget: str) -> Block | None:
+def _block(material: Material, group: Comparable, budget: str, matters: Mapping[str, float]) -> Block | None:
     """A block with its methods, before they are compared. None if too few studies are complete."""
     complete, methods = material.studies, group.methods
+    every = [cell for cells in methods.values() for cell in cells]
     # Methods of one group have the same tuning on each setting. Settings may differ in trials per study, so k
     # is the smallest number.
-    plan = min((c.studies for c in group.cells if c.studies), key=lambda plan: plan.points, default=None)
+    plan = min((c.studies for c in every if c.studies), key=lambda plan: plan.points, default=None)
     lacking_words = "a complete study" if plan else "a finished seed"
-    every, least = grouped(group.cells, lambda cell: cell.setting), min(2, len(methods))
+    there, least = grouped(every, lambda cell: cell.setting), min(2, len(methods))
     # A setting on which hardly anything has run yet would exclude every method.
-    settings = tuple(s for s, cells in every.items() if sum(c.number in complete for c in cells) >= least)
+    settings = tuple(s for s, cells in there.items() if sum(c.number in complete for c in cells) >= least)
     if not settings:
         return None
     notes = []
-    if absent := [setting for setting in every if setting not in settings]:
+    if absent := [setting for setting in there if setting not in settings]:
         notes.append(f"Too few methods have {lacking_words} on {listed(absent)}: not compared there.")
-    ks = plan.ks if plan else (1,)
+    k, ks = (plan.points, plan.ks) if plan else (1, (1,))
     everywhere: list[list[Cell]] = []
     somewhere: list[list[Cell]] = []
     left_out: dict[str, str] = {}
@@ -226,31 +224,38 @@ def _block(material: Material, group: Comparable, budget: str) -> Block | None:
         notes.append(f"Compared on other tasks alone, if on any, and in no mean: {'; '.join(whose)}.")
     if not everywhere:
         return None
-    first = everywhere[0]
-    reference, missing = find_reference(material.results, budget, first, material.recipes)
-    if reference and not all(number in complete for number in reference.cells):
-        missing = [f"{reference.method} lacks {lacking_words} on some task: nothing is compared with it."]
-        reference = None
-    numbers = [cell.number for own in (*everywhere, *somewhere) for cell in own]
-    failures = failures_of(material, numbers, reference)
+    of_reference, missing = find_reference(material.results, budget, everywhere[0])
+    if not all(cell.number in complete for cell in of_reference):
+        name, of_reference = of_reference[0].method, []
+        missing = [f"{name} lacks {lacking_words} on some task: nothing is compared with it."]
+    of_cells = {cell.number: complete[cell.number] for own in (*everywhere, *somewhere) for cell in own}
+    with_reference = of_cells | {cell.number: complete[cell.number] for cell in of_reference}
+    failures = pooled_failures([*with_reference.values()])
     scores = {
-        k: {n: estimates.of_method(complete[n], k, failures) for n in numbers if complete[n].most >= k}
+        k: moderated_on_settings(
+            material.results,
+            {n: of_method(studies, k, failures) for n, studies in of_cells.items() if studies.most >= k},
+            material.collapses,
+        )
         for k in ks
     }
-    collapsed = material.collapses
-    scores = {k: moderated_on_settings(material.results, each, collapsed) for k, each in scores.items()}
     entrants, part = (
-        tuple(_entrant(material, own, scores) for own in every) for every in (everywhere, somewhere)
+        tuple(_entrant(material, own, scores) for own in cells) for cells in (everywhere, somewhere)
     )
+    reference = _entrant(material, of_reference, scores) if of_reference else None
+    metric, threshold = METRICS.get(group.metric), max(studies.point for studies in entrants[0].studies)
+    # If scores have the unit of the targets, the default scales with the reference's score.
+    if metric.in_units and reference and k in reference.means:
+        threshold = DEFAULT * metric.point * (abs(reference.means[k].value) or 1.0)
     return Block(
         budget=budget,
         metric=group.metric,
-        evaluated=next((cell.evaluated for cell in group.cells if cell.evaluated), "test"),
+        evaluated=next((cell.evaluated for cell in every if cell.evaluated), "test"),
         title=group.title,
-        unit=unit_of(group.metric, next((cell.unit for cell in group.cells if cell.unit), "")),
-        threshold=max(complete[cell.number].point for cell in first),
+        unit=unit_of(group.metric, next((cell.unit for cell in every if cell.unit), "")),
+        threshold=matters.get(group.metric, threshold),
         settings=settings,
-        k=plan.points if plan else 1,
+        k=k,
         ks=ks,
         tuned=plan is not None and plan.points > 1,
         reference=reference,
@@ -258,58 +263,31 @@ def _block(material: Material, group: Comparable, budget: str) -> Block | None:
         part=part,
         left_out=left_out,
         levels=(),
-        sources=(),
+        sources={},
         notes=tuple(filter(None, [group.note, sign_note(group.metric), *notes, *missing])),
     )
-
-
-def _threshold(block: Block) -> float:
-    """A block's default threshold. If scores have the unit of the targets, it scales with the reference's."""
-    metric, own = METRICS.get(block.metric), block.reference
-    mean = next((e.means.get(block.k) for e in block.entrants if own and e.cells == own.cells), None)
-    if mean is None or not metric.in_units:
-        return block.threshold
-    return DEFAULT * metric.point * (abs(mean.value) or 1.0)
 
 
 def _entrant(
     material: Material, cells: Sequence[Cell], parts: Mapping[int, Mapping[int, OnSetting]]
 ) -> Entrant:
     """The method with these cells. `parts` has scores after k trials, by k and by the cell's number."""
-    studies = tuple(material.studies[cell.number] for cell in cells)
-    metric = material.results.metrics[cells[0].number]
-    scores: dict[int, tuple[Estimate, ...]] = {}
-    means: dict[int, Estimate] = {}
-    for k, of_cells in parts.items():
-        if all(cell.number in of_cells for cell in cells):
-            own = [of_cells[cell.number] for cell in cells]
-            scores[k] = tuple(_score(metric, effect([part])) for part in own)
-            means[k] = _score(metric, effect(own))
-    return Entrant(
-        method=cells[0].method,
-        family=cells[0].family,
-        parameters=cells[0].parameters,
-        settings=tuple(cell.setting for cell in cells),
-        cells=tuple(cell.number for cell in cells),
-        studies=studies,
-        scores=scores,
-        means=means,
-        differences={},
-        sensitivity=_sensitivity(studies) if studies[0].tuned else None,
-    )
-
-
-def _sensitivity(studies: Sequence[CompleteStudies]) -> Sensitivity:
-    """The sensitivity of a method with these studies, without differences from the reference."""
-    smooth = of_rates.enough_to_smooth(*studies)
-    return Sensitivity(
-        near=float(np.mean([of_rates.share_near(each) for each in studies])) if smooth else None,
-        failed=float(np.mean([estimates.share_failed(each) for each in studies])),
-        failures=sum(int(each.failed.sum()) for each in studies),
-        trials=sum(each.trials for each in studies),
-        near_difference=None,
-        failed_difference=None,
-    )
+    first, metric = cells[0], material.results.metrics[cells[0].number]
+    own = {
+        k: {cell.setting: of_cells[cell.number] for cell in cells}
+        for k, of_cells in parts.items()
+        if all(cell.number in of_cells for cell in cells)
+    }
+    on = {
+        cell.setting: Performance(
+            cell,
+            material.studies[cell.number],
+            {k: _score(metric, effect([each[cell.setting]])) for k, each in own.items()},
+        )
+        for cell in cells
+    }
+    means = {k: _score(metric, effect([*each.values()])) for k, each in own.items()}
+    return Entrant(first.method, first.family, first.parameters, on, means)
 
 
 def _score(metric: str, score: Effect) -> Estimate:
@@ -328,7 +306,7 @@ def _scored(material: Material, k: int) -> list[Cell]:
     for cell in results.all_cells:
         if cell.studies and (gain := gain_of(cell, material, k)) is not None:
             # A cell whose trials all diverged has no metric of its own.
-            metric, mean = results.metrics[cell.number], results.direction(cell.number) * gain
+            metric, mean = results.metrics[cell.number], results.direction(cell) * gain
             cell = replace(cell, metric=metric, mean=mean)
         scored.append(cell)
     return scored

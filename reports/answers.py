@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from tensorbench.records.stored_plan import rate_text
 from tensorbench.records.words import OWN_SIZE
@@ -46,15 +46,11 @@ def no_interval(difference: Comparison) -> str:
     return "no interval: no spread"
 
 
-def between(difference: Comparison, unit: Unit, place: int | None = None) -> str:
-    """The interval of a difference as text, or the reason why there is no interval.
-
-    The interval is over all settings or, if `place` is given, on the setting at that index.
-    """
-    interval = difference.interval if place is None else difference.intervals[place]
-    if interval is None:
+def between(difference: Comparison, unit: Unit) -> str:
+    """The interval of a difference as text, or the reason why there is no interval."""
+    if difference.interval is None:
         return no_interval(difference)
-    return " to ".join(unit.difference(bound) for bound in interval)
+    return " to ".join(unit.difference(bound) for bound in difference.interval)
 
 
 def share_between(share: float, difference: Comparison) -> str:
@@ -96,6 +92,7 @@ def _verdicts(block: Block) -> str:
         sample = "complete studies" if block.tuned else "finished seeds"
         return f"no {block.noun} has enough {sample} on all tasks for a comparison with {block.against}."
     size, against = block.unit.size(block.threshold), block.against
+    equivalent = f"practically equivalent (within {size})"
     verdicts = {e.method: e.differences[block.k].verdict for e in block.compared}
     if withheld(block):
         return f"no verdict is given on {joined(list(verdicts))}."
@@ -107,31 +104,16 @@ def _verdicts(block: Block) -> str:
         lead += f" ({joined(beyond) if len(beyond) < len(better) else 'all' if len(beyond) > 1 else 'it is'}"
         lead += f" by more than {size})"
     if small := [name for name in better if verdicts[name].answer is Answer.WITHIN]:
-        lead += f", but practically equivalent (within {size}): {listed(small)}"
-    lists = {
-        f"practically equivalent (within {size})": [
-            name for name, verdict in verdicts.items() if verdict.answer is Answer.WITHIN and not verdict.side
-        ],
-        "significantly worse": [
-            name
-            for name, verdict in verdicts.items()
-            if verdict.side == "worse" and verdict.answer is not Answer.WITHIN
-        ],
-        f"significantly worse, but practically equivalent (within {size})": [
-            name
-            for name, verdict in verdicts.items()
-            if verdict.side == "worse" and verdict.answer is Answer.WITHIN
-        ],
-        "undecided": [
-            name
-            for name, verdict in verdicts.items()
-            if verdict.answer is Answer.UNDECIDED and not verdict.side
-        ],
-        "without an interval": [
-            name for name, verdict in verdicts.items() if verdict.answer is Answer.NONE and not verdict.reason
-        ],
-        "not on all tasks": list(block.left_out),
+        lead += f", but {equivalent}: {listed(small)}"
+    kinds: dict[str, Callable[[Verdict], bool]] = {
+        equivalent: lambda verdict: verdict.answer is Answer.WITHIN and not verdict.side,
+        "significantly worse": lambda v: v.side == "worse" and v.answer is not Answer.WITHIN,
+        f"significantly worse, but {equivalent}": lambda v: v.side == "worse" and v.answer is Answer.WITHIN,
+        "undecided": lambda verdict: verdict.answer is Answer.UNDECIDED and not verdict.side,
+        "without an interval": lambda verdict: verdict.answer is Answer.NONE and not verdict.reason,
     }
+    lists = {words: [name for name, own in verdicts.items() if kind(own)] for words, kind in kinds.items()}
+    lists["not on all tasks"] = list(block.left_out)
     rest = [f"{words}: {listed(names)}" for words, names in lists.items() if names]
     return "; ".join([lead, *rest]) + "."
 
@@ -216,10 +198,10 @@ def window_advice(analysis: Analysis) -> list[str]:
     is a new centre for the row of each method whose best rates lie at an edge, unless its windows differ
     between settings.
     """
-    advice, cells = [], analysis.results.all_cells
+    advice = []
     for block in (block for block in analysis.blocks if block.edges):
         windows = {
-            entrant.method: {studies.ends for n in entrant.cells if (studies := cells[n].studies)}
+            entrant.method: {cell.studies.ends for cell in entrant.cells if cell.studies}
             for entrant in block.methods
         }
         if len(set().union(*windows.values())) == 1:
@@ -250,9 +232,6 @@ def level_notes(block: Block) -> list[str]:
     """
     notes = []
     for level in (level for level in block.levels if level.family != FLOOR):
-        ran = [
-            setting for setting, score in zip(block.settings, level.scores, strict=True) if score is not None
-        ]
         if level.difference is not None:
             by = block.unit.difference(level.difference).replace("-", "−")
             text = f"{level.method.capitalize()}: {by} {block.unit.points} from {block.against}"
@@ -264,8 +243,8 @@ def level_notes(block: Block) -> list[str]:
                 said = in_words(level.comparison.verdict, block.unit.size(block.threshold))
                 text += f" ({interval}): {said}."
             notes.append(text)
-        elif len(ran) < len(block.settings):
-            where = joined([setting.task for setting in ran])
+        elif len(level.scores) < len(block.settings):
+            where = joined([setting.task for setting in level.scores])
             notes.append(
                 f"{level.method.capitalize()} ran on {where} alone, so it has no mean over all tasks."
             )

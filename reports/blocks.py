@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from tensorbench.reports.collapses import Collapses
-from tensorbench.reports.comparable import Reference
 from tensorbench.reports.inference.effects import Effect, Verdict
 from tensorbench.reports.inference.intervals import Bounds
 from tensorbench.reports.inference.power import Design, of_effects
 from tensorbench.reports.inference.rates import Sources
 from tensorbench.reports.inference.studies import CompleteStudies
-from tensorbench.reports.results import TaskAndBackbone
+from tensorbench.reports.results import Cell, TaskAndBackbone
 from tensorbench.reports.units import Unit
 
 
@@ -34,12 +33,11 @@ class Comparison:
     """
 
     effect: Effect
-    #: The interval over all settings and its verdict.
     interval: Bounds | None
     verdict: Verdict
-    #: The interval on each setting and its verdict.
-    intervals: tuple[Bounds | None, ...]
-    verdicts: tuple[Verdict, ...]
+    #: The comparison on each setting. Empty for a comparison on a single setting, and for shares, slopes and
+    #: the transfer of rates.
+    on: Mapping[TaskAndBackbone, Comparison] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,48 +61,52 @@ class Sensitivity:
 
 
 @dataclass(frozen=True)
-class Transfer:
-    """The change of a method's score if every setting uses the learning rate that is best on other settings.
+class Performance:
+    """A method's cell on one setting, with its complete studies and scores."""
 
-    Negative is a loss.
-    """
-
-    #: The mean change over settings, with its interval and verdict.
-    mean: float
-    interval: Bounds | None
-    verdict: Verdict
-    #: The change on each setting.
-    costs: tuple[float, ...]
+    cell: Cell
+    #: Without tuning, each finished seed is a study of one trial.
+    studies: CompleteStudies
+    #: The score after k trials, by k, in stored units.
+    scores: Mapping[int, Estimate]
 
 
 @dataclass(frozen=True)
 class Entrant:
-    """A method of a block, with its complete studies. Without tuning, each seed is a study of one trial."""
+    """A method of a block. `on` has the settings on which it has complete studies, in the block's order."""
 
     method: str
     family: str
     #: The number of adapter parameters. None if an imported table does not state it.
     parameters: int | None
-    #: The settings on which the method has complete studies. For each of them, the number of the method's
-    #: cell and its complete studies.
-    settings: tuple[TaskAndBackbone, ...]
-    cells: tuple[int, ...]
-    studies: tuple[CompleteStudies, ...]
-    #: The score after k trials on each setting, by k, in stored units.
-    scores: Mapping[int, tuple[Estimate, ...]]
-    #: The mean of `scores` over settings, by k.
+    on: Mapping[TaskAndBackbone, Performance]
+    #: The mean score over settings after k trials, by k.
     means: Mapping[int, Estimate]
     #: The comparison with the reference after k trials, by k. Empty for the reference itself, if there is no
     #: reference, and if the method and the reference share no study on some setting.
-    differences: Mapping[int, Comparison]
+    differences: Mapping[int, Comparison] = field(default_factory=dict)
     #: The number of planned pairs of seeds that have not finished. 0 for a tuned method.
     lost: int = 0
     #: The sensitivity to learning rates. None without tuning.
     sensitivity: Sensitivity | None = None
-    #: The transfer of rates between settings. None without tuning, for a single setting, if the settings
-    #: share no study, and if some setting has too few trials to smooth, or no rate near which most trials
-    #: succeeded.
-    transfer: Transfer | None = None
+    #: The change of the mean score if every setting uses the learning rate that is best on other settings.
+    #: Negative is a loss. None without tuning, for a single setting, if the settings share no study, and if
+    #: some setting has too few trials to smooth, or no rate near which most trials succeeded.
+    transfer: Comparison | None = None
+    #: The same change on each setting. Empty without `transfer`.
+    costs: Mapping[TaskAndBackbone, float] = field(default_factory=dict)
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [each.cell for each in self.on.values()]
+
+    @property
+    def studies(self) -> list[CompleteStudies]:
+        return [each.studies for each in self.on.values()]
+
+    @property
+    def tuned(self) -> bool:
+        return self.studies[0].tuned
 
 
 @dataclass(frozen=True)
@@ -113,13 +115,13 @@ class Level:
 
     method: str
     family: str
-    #: The number of the method's cell on each setting, and its score in stored units. None if the score is
-    #: unknown or the method has not run.
-    cells: tuple[int | None, ...]
-    scores: tuple[float | None, ...]
-    #: The difference from the reference on each setting. Positive is better. None if unknown.
-    differences: tuple[float | None, ...]
-    #: The mean of `differences`. None if one of them is unknown.
+    cells: Mapping[TaskAndBackbone, Cell]
+    #: The score on each setting, in stored units. Settings on which it is unknown are absent.
+    scores: Mapping[TaskAndBackbone, float]
+    #: The difference from the reference on each setting. Positive is better. Settings on which it is unknown
+    #: are absent.
+    differences: Mapping[TaskAndBackbone, float]
+    #: The mean of `differences`. None if it is unknown on some setting.
     difference: float | None
     #: The comparison over all settings, paired by seed. Intervals are simultaneous over the methods without
     #: adapter. None if the method and the reference share no seed on some setting. None also if the reference
@@ -167,7 +169,8 @@ class Block:
     ks: tuple[int, ...]
     #: Whether the methods were tuned by studies.
     tuned: bool
-    reference: Reference | None
+    #: The method with which the others are compared. It may have run under another budget.
+    reference: Entrant | None
     #: The methods with studies on all settings. The reference comes first, then the others by score after
     #: `k` trials, best first.
     entrants: tuple[Entrant, ...]
@@ -178,7 +181,7 @@ class Block:
     #: The scores of methods without adapter.
     levels: tuple[Level, ...]
     #: The variance of scores by source, on each setting.
-    sources: tuple[Sources, ...]
+    sources: Mapping[TaskAndBackbone, Sources]
     notes: tuple[str, ...]
     #: Sentences that come before the answer and say why verdicts are withheld, for example that no method
     #: trained.
@@ -223,7 +226,7 @@ class Block:
         alone = {
             setting
             for entrant in self.claims
-            for setting, part in zip(entrant.settings, entrant.differences[self.k].effect.parts, strict=True)
-            if part.seeds is not None and part.count is None
+            for setting, each in entrant.differences[self.k].on.items()
+            if each.effect.parts[0].seeds is not None and each.effect.parts[0].count is None
         }
         return tuple(setting for setting in self.settings if setting in alone)

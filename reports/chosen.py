@@ -11,11 +11,10 @@ from tensorbench.methods import UnknownNameError, UserError
 from tensorbench.methods.errors import first_few
 from tensorbench.records.stored_plan import PlannedTrial, rate_text
 from tensorbench.records.words import Status
-from tensorbench.reports.advice import rate_advice
+from tensorbench.reports.advice import advise
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.answers import between, in_words, score_name
-from tensorbench.reports.recipes import trial_of_each
-from tensorbench.reports.results import NO_ADAPTERS, Cell, Results, Seed, kept_trials
+from tensorbench.reports.results import NO_ADAPTERS, Cell, Seed
 from tensorbench.reports.units import listed, many, minus, unit_of
 
 
@@ -31,19 +30,6 @@ class Chosen:
     trial: PlannedTrial
     lr: float
     facts: dict[str, str]
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """A cell's trials with the lowest validation losses, one per study, or its seeds if it was not tuned.
-
-    `loss` is their mean validation loss, and `trial` is the id of the best. `rates` are their learning rates,
-    and empty if the cell was not tuned.
-    """
-
-    loss: float
-    rates: tuple[float, ...] = ()
-    trial: str = ""
 
 
 def choose(analysis: Analysis, methods: Collection[str] = ()) -> Chosen:
@@ -75,35 +61,37 @@ def choose(analysis: Analysis, methods: Collection[str] = ()) -> Chosen:
         cells = [cell for cell in cells if {cell.method, cell.title, cell.family} & {*methods}]
     # Methods with and without tuning do not have the same chance to reach a low loss.
     cells = [cell for cell in cells if cell.studies] or cells
-    kept = {cell.number: _kept(results, cell) for cell in cells}
-    losses = {number: each.loss for number, each in kept.items() if math.isfinite(each.loss)}
-    if not losses:
+    means = {cell.number: fmean(losses.values()) for cell in cells if (losses := _losses(cell))}
+    means = {number: mean for number, mean in means.items() if math.isfinite(mean)}
+    if not means:
         raise UserError(f"no method of {results.title} has a validation loss of every study or seed")
-    cell = results.all_cells[min(losses, key=lambda number: losses[number])]
-    trial, rates = trial_of_each(results)[cell.number], kept[cell.number].rates
+    cell = results.all_cells[min(means, key=means.__getitem__)]
+    trial, losses = cell.configuration, _losses(cell)
+    best = min(losses, key=losses.__getitem__)
+    assert trial is not None, "a cell with a loss has a trial"
+    rates = [seed.lr for seed in losses if seed.lr is not None]
     lr = math.exp(median(map(math.log, rates))) if rates else float(trial.recipe["lr"])
-    others = sorted((loss, results.all_cells[number].method) for number, loss in losses.items())
+    others = sorted((mean, results.all_cells[number].method) for number, mean in means.items())
     facts = {
         "method": f"{cell.method}, {cell.budget}, {cell.parameters:,} parameters",
         "chosen by": "the lowest mean validation loss: "
         + first_few([f"{method} {loss:.4f}" for loss, method in others], 4),
         **dict(_sureness(analysis, cell, rates, lr)),
-        "lowest loss of a trial": f"{kept[cell.number].trial}, whose model can be exported",
+        "lowest loss of a trial": f"{best.trial_id}, whose model can be exported",
     }
     return Chosen(cell, trial, float(f"{lr:.3g}"), facts)
 
 
-def _kept(results: Results, cell: Cell) -> _Kept:
-    """A cell's best trials. The loss is infinite if nothing has ended, or if a study or a seed failed."""
-    seeds = results.of_cell(cell.number)
-    ended: list[Seed | None] = [seed for seed in seeds if seed.status != Status.MISSING]
+def _losses(cell: Cell) -> dict[Seed, float]:
+    """The validation losses of a cell's seeds or, with studies, of the trials that they keep.
+
+    Empty if nothing has ended, or if a study or a seed failed.
+    """
+    ended: list[Seed | None] = [seed for seed in cell.trials if seed.status != Status.MISSING]
     if cell.studies is not None:
-        ended = list(kept_trials(cell.studies, seeds).values())
+        ended = list(cell.kept.values())
     losses = {seed: seed.validation_loss for seed in ended if seed and seed.validation_loss is not None}
-    if not losses or len(losses) < len(ended):
-        return _Kept(math.inf)
-    rates = tuple(seed.lr for seed in losses if seed.lr is not None)
-    return _Kept(fmean(losses.values()), rates, min(losses, key=lambda seed: losses[seed]).trial_id)
+    return losses if len(losses) == len(ended) else {}
 
 
 def _sureness(
@@ -117,15 +105,15 @@ def _sureness(
             f"{rate_text(lr)}, the middle of what {len(rates)} tunings by {cell.studies.points} trials kept: "
             f"{each}",
         )
-        advice = next((each for each in rate_advice(analysis) if each.cell == cell.number), None)
+        advice = advise(cell, analysis.studies.get(cell.number))
         yield (
             "rates within a point of the best",
             f"{advice.range}, by {advice.trials} trials" if advice else "unknown: too few trials",
         )
     else:
         yield "learning rate", f"{rate_text(lr)}, the suite's: it was not tuned ({many(cell.seeds, 'seed')})"
-    block = next((b for b in analysis.blocks if any(cell.number in e.cells for e in b.entrants)), None)
-    score, unit = analysis.score(cell.number), unit_of(cell.metric, cell.unit)
+    block = next((b for b in analysis.blocks if any(cell in e.cells for e in b.entrants)), None)
+    score, unit = analysis.score(cell), unit_of(cell.metric, cell.unit)
     if score is not None:
         # Without an interval, tables show the mean of the trials kept, which is another number.
         known = "not stated: an interval takes three studies or seeds"
@@ -136,7 +124,7 @@ def _sureness(
     if block is None:
         return
     for entrant in block.claims:
-        if cell.number in entrant.cells:
+        if cell in entrant.cells:
             difference = entrant.differences[block.k]
             yield (
                 f"beside {block.against}",

@@ -19,10 +19,8 @@ from tensorbench.reports.results import (
     NO_ADAPTERS,
     Cell,
     Results,
-    Seed,
     TaskAndBackbone,
     grouped,
-    kept_trials,
 )
 from tensorbench.reports.thresholds import default_threshold
 from tensorbench.reports.units import many
@@ -46,16 +44,10 @@ GUESSES = 2
 class Collapses:
     """The number of a cell's runs that collapsed. With studies, only the trials that they keep count."""
 
-    method: str
-    setting: TaskAndBackbone
+    cell: Cell
     #: The number of collapsed runs, and of all runs that finished or diverged.
     count: int
     runs: int
-    #: The number of the cell's seeds that finished or failed for any reason. With studies, it equals `runs`,
-    #: since each study keeps one trial.
-    seeds: int
-    #: Whether the cell was tuned, so that its runs are the trials that studies keep.
-    studies: bool = False
 
     @property
     def chance(self) -> float:
@@ -63,13 +55,16 @@ class Collapses:
         return most_of_share(self.count, self.runs)
 
     def __str__(self) -> str:
-        return f"{self.method} on {self.setting.task}: {self.counted}."
+        return f"{self.cell.method} on {self.cell.task}: {self.counted}."
 
     @property
     def counted(self) -> str:
         """The number of collapsed runs as text, with the upper bound on the true share of collapsed runs."""
-        run = "kept trial" if self.studies else "run"
-        sample = f"{self.seeds} studies" if self.studies else many(self.seeds, "seed")
+        cell = self.cell
+        # Seeds that failed for other reasons than divergence are in no run.
+        run, sample = "run", many(cell.finished + cell.failed, "seed")
+        if cell.studies:
+            run, sample = "kept trial", f"{self.runs} studies"
         return (
             f"{self.count} of {many(self.runs, run)} collapsed; with {sample} the true share may be as high "
             f"as {100 * self.chance:.0f}%"
@@ -107,10 +102,7 @@ def collapses(results: Results) -> dict[int, Collapses]:
         for cell in cells:
             ended = list(_ended(results, cell, levels))
             if any(ended):
-                seeds = len(ended) if cell.studies else cell.finished + cell.failed
-                collapsed[cell.number] = Collapses(
-                    cell.method, cell.setting, sum(ended), len(ended), seeds, cell.studies is not None
-                )
+                collapsed[cell.number] = Collapses(cell, sum(ended), len(ended))
     return collapsed
 
 
@@ -129,12 +121,12 @@ def untrained(results: Results, cells: Sequence[Cell]) -> list[TaskAndBackbone]:
             continue
         metric = METRICS.get(adapters[0].metric)
         guessing = _guessing(results, adapters, metric, spread=True)
-        if max(gains) <= guessing if guessing is not None else _by_loss(results, adapters):
+        if max(gains) <= guessing if guessing is not None else _by_loss(adapters):
             settings.append(setting)
     return settings
 
 
-def _by_loss(results: Results, adapters: Sequence[Cell]) -> bool:
+def _by_loss(adapters: Sequence[Cell]) -> bool:
     """Whether no adapter's validation loss is below that of guessing by more than `ERRORS` standard errors.
 
     Both losses are means over the finished runs or kept trials of a cell, and the error is that of their mean
@@ -142,9 +134,9 @@ def _by_loss(results: Results, adapters: Sequence[Cell]) -> bool:
     """
     for cell in adapters:
         below = []
-        for seed in counted(results, cell):
-            record = results.experiment(seed.experiment).records[seed.trial_id]
-            loss, guessing = record.measure(Measure.SELECTED_LOSS), record.measure(Measure.GUESSING_LOSS)
+        for seed in cell.counted:
+            measures = (Measure.SELECTED_LOSS, Measure.GUESSING_LOSS)
+            loss, guessing = map(seed.record.measure, measures)
             if loss is None or guessing is None:
                 return False
             below.append(guessing - loss)
@@ -152,14 +144,6 @@ def _by_loss(results: Results, adapters: Sequence[Cell]) -> bool:
         if not below or fmean(below) > ERRORS * error:
             return False
     return True
-
-
-def counted(results: Results, cell: Cell) -> list[Seed]:
-    """A cell's finished runs, or the trials that its studies keep."""
-    if cell.studies is None:
-        return list(results.finished(cell.number))
-    kept = kept_trials(cell.studies, results.of_cell(cell.number)).values()
-    return [seed for seed in kept if seed is not None]
 
 
 def _ended(results: Results, cell: Cell, levels: _Levels) -> Iterator[bool]:
@@ -170,18 +154,16 @@ def _ended(results: Results, cell: Cell, levels: _Levels) -> Iterator[bool]:
     gains = _gains(results, cell)
     yield from (levels.collapsed(gain, gains, is_head=cell.family == FLOOR) for gain in gains)
     if cell.studies is None:
-        yield from (True for seed in results.of_cell(cell.number) if seed.failure == DIVERGED)
+        yield from (True for seed in cell.trials if seed.failure == DIVERGED)
         return
-    for number, kept in kept_trials(cell.studies, results.of_cell(cell.number)).items():
-        trials = [seed for seed in results.of_cell(cell.number) if seed.study == number]
-        if kept is None and all(seed.failure == DIVERGED for seed in trials):
+    for number, kept in cell.kept.items():
+        if kept is None and all(seed.failure == DIVERGED for seed in cell.by_study[number]):
             yield True
 
 
 def _gains(results: Results, cell: Cell) -> list[float]:
     """The scores of a cell's runs, or of the trials that its studies keep. Larger is better."""
-    scores = [seed.score for seed in counted(results, cell) if seed.score is not None]
-    return [results.direction(cell.number) * score for score in scores]
+    return [results.direction(cell) * seed.score for seed in cell.counted if seed.score is not None]
 
 
 def _levels(results: Results, cells: Sequence[Cell], metric_name: str) -> _Levels:
@@ -213,9 +195,8 @@ def _guessing(
     the metric is undefined for constant answers. With `spread`, it is also None if all examples contribute
     equally, as to a correlation, which is 0 by convention for constant answers.
     """
-    for seed in (seed for cell in cells for seed in results.finished(cell.number)):
-        experiment, id_ = results.experiment(seed.experiment), seed.trial_id
-        stored = predictions(experiment, [id_], metric).get(id_)
+    for seed in (seed for cell in cells for seed in cell.finished_trials):
+        stored = predictions(results, [seed], metric).get(seed.trial_id)
         if stored is None or len(stored.labels) < 2:
             continue
         levels = []

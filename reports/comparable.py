@@ -5,15 +5,15 @@ Methods are comparable if they have one budget, one metric and one recipe.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from typing import NamedTuple
 
 from tensorbench.records.metrics import METRICS
 from tensorbench.records.words import OWN_SIZE
 from tensorbench.reports.recipes import (
     Differences,
-    Recipe,
+    Methods,
     alike,
     difference,
     differs,
@@ -24,38 +24,28 @@ from tensorbench.reports.results import NO_ADAPTERS, REFERENCE, Cell, Results, g
 from tensorbench.reports.units import listed
 
 
-@dataclass(frozen=True)
-class Comparable:
+class Comparable(NamedTuple):
     """Methods of one budget with one metric and one recipe."""
 
-    #: The budget's name. If the budget has several metrics, the metric follows, with the task if `task` names
-    #: one. If the recipe is not the first, its number follows, for example "isorank 4 · recipe 2".
+    #: The budget's name. If the budget has several metrics, the metric follows, with the task if its scores
+    #: have the unit of the task's targets. If the recipe is not the first, its number follows, for example
+    #: "isorank 4 · recipe 2".
     title: str
     metric: str
-    #: The only task, if the metric has the unit of the task's targets. Empty for all other metrics, since
-    #: several tasks may share them.
-    task: str
-    methods: Mapping[str, Sequence[Cell]]
+    methods: Methods
     #: A note that these methods have another recipe than the largest group of this budget and metric. Empty
     #: for the largest group.
     note: str
 
-    @property
-    def cells(self) -> list[Cell]:
-        return [cell for cells in self.methods.values() for cell in cells]
 
+def comparable(results: Results, budget: str, cells: Sequence[Cell]) -> Iterator[Comparable]:
+    """Yields the methods of a budget, whose cells are `cells`, in groups with one metric and one recipe.
 
-def comparable(
-    results: Results, budget: str, cells: Sequence[Cell], of_cells: Mapping[int, Recipe]
-) -> Iterator[Comparable]:
-    """Yields the methods of a budget in groups with one metric and one recipe.
-
-    The largest group of a metric comes first. `cells` are the cells of the budget. `of_cells` has the recipe
-    of each cell, by the cell's number.
+    The largest group of a metric comes first.
     """
     by_metric = grouped(cells, lambda cell: measured(results.metrics[cell.number], cell.task))
     for (metric, task), of_metric in by_metric.items():
-        first, *rest = alike(of_cells, grouped(of_metric, lambda cell: cell.method))
+        first, *rest = alike(grouped(of_metric, lambda cell: cell.method))
         for number, group in enumerate((first, *rest), 1):
             parts = [
                 budget,
@@ -65,12 +55,12 @@ def comparable(
             title = " · ".join(part for part in parts if part)
             note = ""
             if number > 1:
-                words = in_words(differs(of_cells, chain.from_iterable(group.values()), first))
+                words = in_words(differs(chain.from_iterable(group.values()), first))
                 note = (
                     f"Run with another recipe than {listed(list(first)[:3])} ({words}): shown apart, and no "
                     "verdict compares them."
                 )
-            yield Comparable(title, metric, task, group, note)
+            yield Comparable(title, metric, group, note)
 
 
 def measured(metric: str, task: str) -> tuple[str, str]:
@@ -90,39 +80,20 @@ def block_budgets(budgets: Iterable[str]) -> dict[str, str]:
     return {budget: own if budget == OWN_SIZE else budget for budget in every}
 
 
-@dataclass(frozen=True)
-class Reference:
-    """The method with which the other methods of a block are compared."""
+def find_reference(results: Results, budget: str, cells: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
+    """Finds the reference for a budget: LoRA or the user's choice, with the settings and recipes of `cells`.
 
-    method: str
-    #: The budget of the reference's cells. It differs from the block's budget if the reference was not run
-    #: under the block's budget.
-    budget: str
-    #: The numbers of the reference's cells, one per setting.
-    cells: tuple[int, ...]
-
-
-def find_reference(
-    results: Results, budget: str, cells: Sequence[Cell], of_cells: Mapping[int, Recipe]
-) -> tuple[Reference | None, list[str]]:
-    """Finds the reference for a budget: LoRA or the user's choice, with the same recipes and settings.
-
-    Returns the reference and one note, or None and a note that says why there is no reference. The note on a
-    reference names its budget if that is not `budget`; otherwise it is empty.
+    `cells` are those of one method. Returns the reference's cell on each of their settings, and one note.
+    Without a reference there is no cell, and the note says why. The note on a reference names its budget if
+    that is not `budget`; otherwise it is empty.
 
     A budget that has LoRA uses its own: plain LoRA (without options) if possible, otherwise a variant. Other
     budgets, and methods of fixed size, use the plain LoRA of the first budget that has it, or else a variant.
     All trials of a tuned reference may have failed, since studies give failed trials a score.
 
     Without LoRA, if all adapters are allocations of ranks of one method, the heuristic one is the reference.
-
-    Args:
-        cells: The cells of one method. On each of their settings, the reference must have a run with the same
-            recipe.
-        of_cells: The recipe of every cell, by the cell's number.
     """
     named = results.reference
-    recipe = {cell.setting: of_cells[cell.number] for cell in cells}
     lora = [
         cell for cell in results.all_cells if (cell.method == named if named else cell.family == REFERENCE)
     ]
@@ -137,15 +108,15 @@ def find_reference(
         of_budget = [cell for cell in candidates if cell.budget == place]
         for method, of_method in grouped(of_budget, lambda cell: cell.method).items():
             on = {c.setting: c for c in of_method if c.finished or (c.studies and c.failed)}
-            if not all(setting in on for setting in recipe):
+            if not all(cell.setting in on for cell in cells):
                 continue
             differs: Differences = {}
-            for setting, own_recipe in recipe.items():
-                differs |= difference(of_cells[on[setting].number], own_recipe)
+            for cell in cells:
+                differs |= difference(on[cell.setting].recipe, cell.recipe)
             if not differs:
                 other = place != budget and len({*budgets} - {OWN_SIZE}) > 1
                 note = f"The reference is {method} under another budget, {place}." if other else ""
-                return Reference(method, place, tuple(on[setting].number for setting in recipe)), [note]
+                return [on[cell.setting] for cell in cells], [note]
             rejected = rejected or differs
         # A budget with its own LoRA uses no other.
         if of_budget and place == budget != OWN_SIZE and candidates is lora:
@@ -153,7 +124,7 @@ def find_reference(
     name = named or "LoRA"
     why = f"{name} ran with another recipe ({in_words(rejected)})" if rejected else ""
     why = why or f"No {name} among these methods has finished runs on all settings of this budget"
-    return None, [f"{why}: nothing is compared with it."]
+    return [], [f"{why}: nothing is compared with it."]
 
 
 def heuristic(results: Results, budget: str) -> list[Cell]:
@@ -162,7 +133,6 @@ def heuristic(results: Results, budget: str) -> list[Cell]:
     Otherwise the list is empty.
     """
     cells = [c for c in results.all_cells if c.budget == budget and c.family not in NO_ADAPTERS]
-    of_cells = without_ranks(results)
-    if not all("," in cell.rank_names for cell in cells) or len({of_cells.get(c.number) for c in cells}) != 1:
+    if not all("," in cell.rank_names for cell in cells) or len({*map(without_ranks, cells)}) != 1:
         return []
     return [cell for cell in cells if not cell.allocation]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tensorbench.records.metrics import METRICS, Metric
 from tensorbench.records.predictions import compact, read_predictions
 from tensorbench.records.words import Artifact
-from tensorbench.reports.results import Cell, Experiment, Results, Seed, grouped
+from tensorbench.reports.results import Cell, Results, Seed, grouped
 from tensorbench.reports.units import many
 
 #: The largest number of runs whose predictions a report reads, and how many it reads at a time.
@@ -42,12 +42,12 @@ class Predictions:
     losses: NDArray[np.float32] | None = None
 
 
-def predictions(experiment: Experiment, trial_ids: Iterable[str], metric: Metric) -> dict[str, Predictions]:
+def predictions(results: Results, seeds: Sequence[Seed], metric: Metric) -> dict[str, Predictions]:
     """Reads stored predictions. Returns them by trial id, without trials whose predictions cannot be read."""
     classes = metric.kinds != ("regression",)
 
-    def read(trial_id: str) -> Predictions | None:
-        content = experiment.source.read(experiment.records[trial_id], Artifact.PREDICTIONS)
+    def read(seed: Seed) -> Predictions | None:
+        content = results.experiment(seed.experiment).source.read(seed.record, Artifact.PREDICTIONS)
         if content is None:
             return None
         try:
@@ -68,9 +68,9 @@ def predictions(experiment: Experiment, trial_ids: Iterable[str], metric: Metric
         losses = None if short is None else -short.log_probability[order].astype(np.float32)
         return Predictions(stored.example[order], label[order], responses[order], losses)
 
-    ids = list(trial_ids)
     with ThreadPoolExecutor(READERS) as pool:
-        return {id_: stored for id_, stored in zip(ids, pool.map(read, ids), strict=True) if stored}
+        read_seeds = zip(seeds, pool.map(read, seeds), strict=True)
+        return {seed.trial_id: stored for seed, stored in read_seeds if stored}
 
 
 @dataclass(frozen=True)
@@ -79,52 +79,31 @@ class ByExample:
 
     #: A hash of the examples. It is equal for runs that were evaluated on the same examples.
     test_set: str
-    #: The contributions (examples,).
+    #: The contributions (examples,). Larger is better.
     values: NDArray[np.float32]
     #: The examples' losses (examples,), as in `Predictions`.
     losses: NDArray[np.float32] | None = None
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """The contributions of test examples to the scores of runs."""
-
-    results: Results
-    #: The contributions by trial id, for runs whose predictions reproduce the stored score.
-    by_trial: Mapping[str, ByExample] = field(repr=False)
-    #: Limits of the evidence, shown in the report's notes.
-    notes: Sequence[str]
-
-    def of_runs(self, cell: int, seeds: Sequence[int]) -> list[ByExample] | None:
-        """For each of these seeds of a cell, the contributions of test examples to its score.
-
-        Larger is better. None if the contributions to some score are unknown.
-        """
-        trial = {seed.seed: seed.trial_id for seed in self.results.finished(cell)}
-        sign = self.results.direction(cell)
-        runs = [self.by_trial.get(trial[seed]) for seed in seeds]
-        stored = [replace(run, values=sign * run.values) for run in runs if run is not None]
-        return stored if len(stored) == len(runs) else None
-
-
-def gather(results: Results, cells: Iterable[int]) -> Evidence:
+def gather(results: Results, cells: Iterable[Cell]) -> tuple[dict[str, ByExample], list[str]]:
     """Reads the predictions of these cells' finished runs, of at most `MOST_PREDICTIONS` runs.
 
-    A note says if some cells were left out. Raises UserError if a plug-in's metric fails.
+    Returns the contributions of test examples by trial id, for runs whose predictions reproduce the stored
+    score, and notes on other runs and on cells that were left out. Raises UserError if a plug-in's metric
+    fails.
     """
-    scored = [cell for number in dict.fromkeys(cells) if (cell := results.all_cells[number]).metric]
+    scored = [cell for cell in cells if cell.metric]
     runs: dict[str, tuple[Cell, Seed]] = {}
     taken = 0
     for cell in scored:
-        more = {seed.trial_id: (cell, seed) for seed in results.finished(cell.number)}
+        more = {seed.trial_id: (cell, seed) for seed in cell.finished_trials}
         if len(runs | more) > MOST_PREDICTIONS:
             break
         runs |= more
         taken += 1
     stored: dict[str, Predictions] = {}
-    alike = grouped(runs, lambda id_: (runs[id_][1].experiment, runs[id_][0].metric))
-    for (experiment, metric), ids in alike.items():
-        stored |= predictions(results.experiment(experiment), ids, METRICS.get(metric))
+    for metric, alike in grouped(runs.values(), lambda run: run[0].metric).items():
+        stored |= predictions(results, [seed for _, seed in alike], METRICS.get(metric))
     by_trial = {
         id_: each
         for id_, (cell, seed) in runs.items()
@@ -133,7 +112,7 @@ def gather(results: Results, cells: Iterable[int]) -> Evidence:
     # If no run of another program has predictions, the results have a note on that already.
     noted = stored or not results.foreign
     limits = _limits(len(scored), taken, runs, stored, by_trial) if noted else ()
-    return Evidence(results, by_trial, list(limits))
+    return by_trial, list(limits)
 
 
 def _by_example(results: Results, cell: Cell, seed: Seed, stored: Predictions) -> ByExample | None:
@@ -146,11 +125,12 @@ def _by_example(results: Results, cell: Cell, seed: Seed, stored: Predictions) -
     metric = METRICS.get(cell.metric)
     with METRICS.blaming(metric.name):
         values = metric.contributions(stored.labels, stored.responses)
-    size, score = results.size(cell.number), seed.score
+    size, score = results.size(cell), seed.score
     if score is None or abs(values.mean() - score) > AGREES * max(size, abs(score)):
         return None
     test_set = hashlib.sha256(stored.examples.tobytes() + stored.labels.tobytes()).hexdigest()
-    return ByExample(f"{cell.task} {test_set}", values.astype(np.float32), stored.losses)
+    values = (metric.sign * values).astype(np.float32)
+    return ByExample(f"{cell.task} {test_set}", values, stored.losses)
 
 
 def _limits(

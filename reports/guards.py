@@ -26,7 +26,6 @@ from tensorbench.reports.results import (
     NO_ADAPTERS,
     OWN_SIZE,
     Cell,
-    Results,
     TaskAndBackbone,
     grouped,
 )
@@ -63,20 +62,8 @@ class Guards:
     #: The reason why no method is called better on a setting: runs of the reference collapsed.
     collapsed: Mapping[TaskAndBackbone, str] = field(default_factory=dict)
 
-    def left(self, verdict: Verdict, settings: Sequence[TaskAndBackbone]) -> Verdict:
-        """Returns the verdict over these settings, weakened if a guard requires it.
 
-        If one of the settings is in `lost`, there is no verdict. If one is in `collapsed`, "better" becomes
-        undecided.
-        """
-        if why := _over(self.lost, settings):
-            return Verdict(Answer.NONE, reason=why)
-        if verdict.side == "better" and (why := _over(self.collapsed, settings)):
-            return Verdict(Answer.UNDECIDED, reason=why)
-        return verdict
-
-
-def _over(reasons: Mapping[TaskAndBackbone, str], settings: Sequence[TaskAndBackbone]) -> str:
+def _over(reasons: Mapping[TaskAndBackbone, str], settings: Collection[TaskAndBackbone]) -> str:
     """The reasons for these settings as text, with their tasks if there are several settings."""
     tasks = grouped((setting for setting in settings if setting in reasons), reasons.__getitem__)
     if len(settings) == 1:
@@ -88,17 +75,16 @@ def _over(reasons: Mapping[TaskAndBackbone, str], settings: Sequence[TaskAndBack
 
 
 def find_guards(
-    material: Material, scored: Sequence[Cell], methods: Collection[int], reference: Collection[int]
+    material: Material, scored: Sequence[Cell], methods: Iterable[Cell], references: Iterable[Cell]
 ) -> Guards:
-    """Finds the guards for the methods of a block.
+    """Finds the guards for the cells of a block's methods and of its reference.
 
-    Args:
-        scored: All cells of the report. The mean of a cell with studies is its score after tuning.
-        methods: The numbers of the block's cells.
-        reference: The numbers of the reference's cells.
+    `scored` has all cells of the report. The mean of a cell with studies is its score after tuning.
     """
     results, collapsed = material.results, material.collapses
-    own = [cell for cell in scored if cell.number in methods or cell.number in reference]
+    reference = {cell.number for cell in references}
+    numbers = reference | {cell.number for cell in methods}
+    own = [cell for cell in scored if cell.number in numbers]
     nothing = untrained(results, own)
     sentences = []
     if nothing:
@@ -198,141 +184,122 @@ def guarded(material: Material, block: Block, scored: Sequence[Cell]) -> Block:
 
     `scored` has all cells of the report. The mean of a cell with studies is its score after `block.k` trials.
     """
-    results, collapsed = material.results, material.collapses
-    reference = block.reference.cells if block.reference else ()
-    methods = [number for entrant in block.methods for number in entrant.cells]
-    guards = find_guards(material, scored, methods, reference)
-    edges = {entrant.method: _edges(results, entrant) for entrant in block.methods}
-    none: list[Edge | None] = [None] * (1 + len(block.settings))
-    of_reference = edges.get(block.against, none)
-    on = dict(zip(block.settings, reference, strict=False))
-    sides = _Sides(results, guards, block.against, on, collapsed)
+    collapsed, of_reference = material.collapses, block.reference.on if block.reference else {}
+    reference = {setting: each.cell for setting, each in of_reference.items()}
+    methods = [cell for entrant in block.methods for cell in entrant.cells]
+    guards = find_guards(material, scored, methods, reference.values())
+    edges = {entrant.method: _edges(entrant) for entrant in block.methods}
+    sides = _Sides(material, guards, block.against, reference, edges)
 
     def left(entrant: Entrant) -> Entrant:
-        places = [0, *(1 + block.settings.index(setting) for setting in entrant.settings)]
-        pairs = [(own, of_reference[at]) for own, at in zip(edges[entrant.method], places, strict=True)]
-        cells = dict(zip(entrant.settings, entrant.cells, strict=True))
-        differences = {
-            k: sides.left(each, entrant.method, cells, pairs) for k, each in entrant.differences.items()
-        }
+        cells = {setting: each.cell for setting, each in entrant.on.items()}
+        differences = {k: sides.left(each, entrant.method, cells) for k, each in entrant.differences.items()}
         return replace(entrant, differences=differences)
 
     def left_of_level(level: Level) -> Level:
         if level.comparison is None:
             return level
-        # A level with a comparison has a cell on every setting, and no rates.
-        cells = {s: n for s, n in zip(block.settings, level.cells, strict=True) if n is not None}
-        pairs = list(zip(none, none, strict=True))
-        return replace(level, comparison=sides.left(level.comparison, level.method, cells, pairs))
+        return replace(level, comparison=sides.left(level.comparison, level.method, level.cells))
 
-    of_levels = (number for level in block.levels for number in level.cells if number is not None)
-    cells = [*reference, *methods, *of_levels]
+    of_levels = (cell for level in block.levels for cell in level.cells.values())
+    numbers = dict.fromkeys(cell.number for cell in (*reference.values(), *methods, *of_levels))
     return replace(
         block,
         guards=guards.sentences,
-        edges=tuple(edge for edge, *_ in edges.values() if edge),
+        edges=tuple(own[None] for own in edges.values() if None in own),
         entrants=tuple(map(left, block.entrants)),
         part=tuple(map(left, block.part)),
         levels=tuple(map(left_of_level, block.levels)),
-        collapsed=tuple(collapsed[number] for number in dict.fromkeys(cells) if number in collapsed),
+        collapsed=tuple(collapsed[number] for number in numbers if number in collapsed),
     )
+
+
+#: The cells of a method, by setting.
+Cells = Mapping[TaskAndBackbone, Cell]
+#: The edges of a method on each setting and, under None, over all of them. Settings without one are absent.
+Edges = Mapping[TaskAndBackbone | None, Edge]
 
 
 @dataclass(frozen=True)
 class _Sides:
     """Weakens the verdicts of a block's comparisons if either side gives a reason for it."""
 
-    results: Results
+    material: Material
     guards: Guards
     against: str
-    #: The numbers of the reference's cells, by setting.
-    reference: Mapping[TaskAndBackbone, int]
-    collapsed: Mapping[int, Collapses]
+    reference: Cells
+    #: The edges of the block's methods, by name.
+    edges: Mapping[str, Edges]
 
-    def left(
-        self,
-        comparison: Comparison,
-        method: str,
-        cells: Mapping[TaskAndBackbone, int],
-        edges: Sequence[tuple[Edge | None, Edge | None]],
-    ) -> Comparison:
-        """Returns a method's comparison with its verdicts weakened where guards require it.
+    def left(self, comparison: Comparison, method: str, cells: Cells) -> Comparison:
+        """Returns a method's comparison with its verdicts weakened where guards require it."""
+        verdict = self._left(comparison.verdict, method, cells, None)
+        on = {
+            setting: replace(
+                each, verdict=self._left(each.verdict, method, {setting: cells[setting]}, setting)
+            )
+            for setting, each in comparison.on.items()
+        }
+        return replace(comparison, verdict=verdict, on=on)
 
-        `cells` has the numbers of the method's cells by setting. `edges` has pairs of the method's edge and
-        the reference's edge, first over all settings and then on each setting.
+    def _left(self, verdict: Verdict, method: str, cells: Cells, at: TaskAndBackbone | None) -> Verdict:
+        """The verdict over the settings of `cells`, weakened if necessary. `at` is None for all settings."""
+        if why := _over(self.guards.lost, cells.keys()):
+            return Verdict(Answer.NONE, reason=why)
+        if verdict.side == "better" and (why := _over(self.guards.collapsed, cells.keys())):
+            return Verdict(Answer.UNDECIDED, reason=why)
+        references = {setting: self.reference[setting] for setting in cells}
+        for side, name, own in (("better", method, cells), ("worse", self.against, references)):
+            if verdict.side == side and (
+                any(map(self._diverged, own.values())) or (at is None and self._diverged_elsewhere(own))
+            ):
+                return Verdict(Answer.UNDECIDED, reason=f"seeds of {name} diverged")
+        edges = [self.edges.get(name, {}).get(at) for name in (method, self.against)]
+        # A method whose score is a lower bound may be better than it seems. So may the reference.
+        for edge, side in zip(edges, ("worse", "better"), strict=True):
+            if edge and verdict.side == side:
+                return Verdict(Answer.UNDECIDED, reason=f"the best rates of {edge.method} lie at an edge")
+        numbers = {cell.number for cell in (*cells.values(), *references.values())}
+        if verdict.answer is Answer.WITHIN and (numbers & self.material.collapses.keys() or any(edges)):
+            return Verdict(Answer.UNDECIDED, verdict.side)
+        return verdict
+
+    def _diverged_elsewhere(self, cells: Cells) -> bool:
+        """Whether no seed of a method finished on some setting not in `cells`, and some seed diverged there.
+
+        Means leave that setting out, so a mean over the other settings may flatter the method. A setting with
+        missing runs does not count.
         """
-        settings = list(cells)
-        pairs = [(number, self.reference[setting]) for setting, number in cells.items()]
-        fell = [bool({*pair} & self.collapsed.keys()) for pair in pairs]
-        lost = [[self._diverged(number) for number in pair] for pair in pairs]
-        everywhere = range(len(settings))
-        elsewhere = [self._diverged_elsewhere(number, settings) for number in pairs[0]]
-
-        def judged(verdict: Verdict, places: Sequence[int], at: tuple[Edge | None, Edge | None]) -> Verdict:
-            verdict = self.guards.left(verdict, [settings[place] for place in places])
-            names = (method, self.against)
-            diverged = [any(lost[place][of] for place in places) for of in range(2)]
-            for name, side, here, beyond in zip(names, ("better", "worse"), diverged, elsewhere, strict=True):
-                if verdict.side == side and (here or (beyond and places is everywhere)):
-                    return Verdict(Answer.UNDECIDED, reason=f"seeds of {name} diverged")
-            # A method whose score is a lower bound may be better than it seems. So may the reference.
-            for edge, side in zip(at, ("worse", "better"), strict=True):
-                if edge and verdict.side == side:
-                    return Verdict(Answer.UNDECIDED, reason=f"the best rates of {edge.method} lie at an edge")
-            if verdict.answer is Answer.WITHIN and (any(fell[place] for place in places) or any(at)):
-                return Verdict(Answer.UNDECIDED, verdict.side)
-            return verdict
-
-        return replace(
-            comparison,
-            verdict=judged(comparison.verdict, everywhere, edges[0]),
-            verdicts=tuple(
-                judged(verdict, [place], edges[1 + place])
-                for place, verdict in enumerate(comparison.verdicts)
-            ),
-        )
-
-    def _diverged_elsewhere(self, number: int, settings: Sequence[TaskAndBackbone]) -> bool:
-        """Whether no seed of the cell's method finished on some other setting, and some seed diverged there.
-
-        Means leave that setting out, so a mean over `settings` may flatter the method. A setting with missing
-        runs does not count.
-        """
-        own = self.results.all_cells[number]
+        own = next(iter(cells.values()))
         return any(
-            self._diverged(cell.number)
-            for cell in self.results.all_cells
+            self._diverged(cell)
+            for cell in self.material.results.all_cells
             if (cell.experiment, cell.method, cell.budget) == (own.experiment, own.method, own.budget)
-            and cell.setting not in settings
+            and cell.setting not in cells
             and not (cell.finished or cell.missing)
         )
 
-    def _diverged(self, number: int) -> bool:
+    def _diverged(self, cell: Cell) -> bool:
         """Whether a seed of the cell diverged. False with studies, where diverged trials have a score."""
-        if self.results.all_cells[number].studies:
-            return False
-        return any(seed.failure == DIVERGED for seed in self.results.of_cell(number))
+        return not cell.studies and any(seed.failure == DIVERGED for seed in cell.trials)
 
 
-def _edges(results: Results, entrant: Entrant) -> list[Edge | None]:
-    """The edge over the studies of all settings together, then the edge on each setting.
-
-    None stands for kept trials that do not gather at an edge.
-    """
-    plans = [plan for number in entrant.cells if (plan := results.all_cells[number].studies)]
+def _edges(entrant: Entrant) -> Edges:
+    """The edges at which the kept trials of all settings together, and those of each setting, gather."""
+    plans = [plan for cell in entrant.cells if (plan := cell.studies)]
     if not plans or any(studies.offsets is None for studies in entrant.studies):
-        return [None] * (1 + len(entrant.cells))
+        return {}
     low, high = plans[0].ends
     # In widths of the window, from -0.5 to 0.5.
-    kept = [_kept(studies) / plan.decades for studies, plan in zip(entrant.studies, plans, strict=True)]
-    edges: list[Edge | None] = []
-    for places in (np.concatenate(kept), *kept):
-        edge = None
+    widths = [_kept(studies) / plan.decades for studies, plan in zip(entrant.studies, plans, strict=True)]
+    kept: dict[TaskAndBackbone | None, Array] = {None: np.concatenate(widths)}
+    kept |= zip(entrant.on, widths, strict=True)
+    edges: dict[TaskAndBackbone | None, Edge] = {}
+    for setting, places in kept.items():
         if len(places) and (places > 0.5 - OUTER).mean() >= MOST:
-            edge = Edge(entrant.method, "upper", (low, min(10 * high, LARGEST)), high)
+            edges[setting] = Edge(entrant.method, "upper", (low, min(10 * high, LARGEST)), high)
         elif len(places) and (places < OUTER - 0.5).mean() >= MOST:
-            edge = Edge(entrant.method, "lower", (max(low / 10, SMALLEST), high), low)
-        edges.append(edge)
+            edges[setting] = Edge(entrant.method, "lower", (max(low / 10, SMALLEST), high), low)
     return edges
 
 

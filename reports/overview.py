@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tensorbench.machine.table import Table
 from tensorbench.records.stored_plan import TEXT_COLUMNS, row_texts
-from tensorbench.reports.results import Cell, Results, Seed, grouped, kept_trials, score_label
+from tensorbench.reports.results import Cell, Results, grouped, score_label
 
 if TYPE_CHECKING:
     # This import takes seconds.
@@ -19,11 +19,11 @@ def overview(
     name: str,
     results: Results,
     notes: Sequence[str],
-    score_of: Callable[[int], Estimate | None] | None = None,
+    score_of: Callable[[Cell], Estimate | None] | None = None,
 ) -> Table:
     """Summarises results in a table with a line per cell.
 
-    `score_of` maps a cell's number to its estimated score. It is used for tuned cells only (see `score`).
+    `score_of` estimates a cell's score. It is used for tuned cells only (see `score`).
     """
     cells = results.all_cells
     tuned = any(cell.studies for cell in cells)
@@ -33,9 +33,9 @@ def overview(
         | {
             "measure": score_label([cell] if cell.metric else alike[cell.setting, cell.studies is not None])
             + (f" after {cell.studies.points} trials of tuning" if cell.studies else ""),
-            "score": score(cell, results.of_cell(cell.number), score_of),
+            "score": score(cell, score_of),
         }
-        | ({"studies": studies(cell, results.of_cell(cell.number))} if tuned else {})
+        | ({"studies": studies(cell)} if tuned else {})
         | {"trials": f"{cell.finished}/{cell.seeds}" + f" ✗ {cell.failures}" * bool(cell.failed)}
         for cell in cells
     ]
@@ -65,33 +65,29 @@ def overview(
     )
 
 
-def score(cell: Cell, seeds: Sequence[Seed], score_of: Callable[[int], Estimate | None] | None = None) -> str:
+def score(cell: Cell, score_of: Callable[[Cell], Estimate | None] | None = None) -> str:
     """A cell's score as text: mean ± standard deviation over seeds or, if tuned, the score after k trials.
 
     `score_of` estimates the score after k trials. If its estimate has no interval, the text is the mean ±
     standard deviation over the trials that the cell's studies kept. A dash if there is no score.
     """
-    if cell.studies is None:
-        scores = [seed.score for seed in seeds if seed.score is not None]
-    else:
-        found = score_of(cell.number) if score_of else None
-        if found and found.interval:
-            return f"{found.value:.4f} [{found.interval[0]:.4f}, {found.interval[1]:.4f}]"
-        kept = kept_trials(cell.studies, seeds)
-        scores = [seed.score for seed in kept.values() if seed and seed.score is not None]
+    found = score_of(cell) if cell.studies and score_of else None
+    if found and found.interval:
+        return f"{found.value:.4f} [{found.interval[0]:.4f}, {found.interval[1]:.4f}]"
+    scores = [seed.score for seed in cell.counted if seed.score is not None]
     if not scores:
         return "–"
     # Rounding first keeps floating-point errors from deciding a digit halfway between two.
     return f"{round(fmean(scores), 9):.4f}" + (f" ± {stdev(scores):.4f}" if len(scores) > 1 else "")
 
 
-def studies(cell: Cell, seeds: Sequence[Seed]) -> str:
+def studies(cell: Cell) -> str:
     """The numbers of complete and planned studies as text, for example "3/5". A dash without studies.
 
     If some complete studies kept no trial, the text also has the number of these studies.
     """
     if cell.studies is None:
         return "–"
-    kept = kept_trials(cell.studies, seeds)
+    kept = cell.kept
     failed = sum(seed is None for seed in kept.values())
     return f"{len(kept)}/{cell.studies.studies}" + (f" ({failed} without a trial)" if failed else "")

@@ -11,7 +11,6 @@ from markupsafe import Markup
 
 from tensorbench.machine.visible import visible
 from tensorbench.reports import answers, tables
-from tensorbench.reports.advice import rate_advice
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.drawing import Drawn
 from tensorbench.reports.inference.rates import LEAST_SMOOTHED
@@ -67,7 +66,6 @@ def render(
         analysis=analysis,
         blocks=list(zip(analysis.blocks, figures, strict=True)),
         boards=[tables.board(results, block, number) for number, block in enumerate(analysis.blocks)],
-        advice={each.cell: each for each in rate_advice(analysis)},
         tables=tables,
         costs=others["score-vs"],
         ranks={figure.name: figure for figure in others["ranks"]},

@@ -7,6 +7,7 @@ some modes. In a row without given ranks, the method's heuristic sets all ranks 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
@@ -15,7 +16,6 @@ import numpy as np
 
 from tensorbench.records.words import OWN_SIZE
 from tensorbench.reports.blocks import Block, Comparison, Entrant
-from tensorbench.reports.comparable import Reference
 from tensorbench.reports.comparisons import comparison, on_setting
 from tensorbench.reports.inference.effects import Answer, Verdict
 from tensorbench.reports.inference.intervals import Array
@@ -72,16 +72,14 @@ def find_allocations(
 
     `judged` compares the methods of a block with its reference, and applies the guards to the verdicts.
     """
-    of_cells = without_ranks(results)
     for number, block in enumerate(blocks):
         entrants = [
             entrant
             for entrant in block.methods
-            if (cell := results.all_cells[entrant.cells[0]]).budget == block.budget != OWN_SIZE
-            and "," in cell.rank_names
+            if entrant.cells[0].budget == block.budget != OWN_SIZE and "," in entrant.cells[0].rank_names
         ]
-        for family in grouped(entrants, lambda entrant: of_cells.get(entrant.cells[0])).values():
-            rows = [entrant for entrant in family if results.all_cells[entrant.cells[0]].allocation]
+        for family in grouped(entrants, lambda entrant: without_ranks(entrant.cells[0])).values():
+            rows = [entrant for entrant in family if entrant.cells[0].allocation]
             # The reference needs studies on all settings.
             others = [entrant for entrant in family if entrant not in rows and entrant in block.entrants]
             rows = [*others[:1], *rows]
@@ -98,23 +96,16 @@ def _allocations(
     judged: Callable[[Block], Block],
 ) -> Allocations:
     """Compares the allocations in `family`. If some row has the heuristic's ranks, it comes first."""
-    first = results.all_cells[family[0].cells[0]]
+    first = family[0].cells[0]
     heuristic = None if first.allocation else family[0]
 
     def renamed(entrant: Entrant) -> Entrant:
-        shares = entrant.sensitivity
-        return replace(
-            entrant,
-            method=HEURISTIC if entrant is heuristic else short_name(entrant.method),
-            differences={},
-            lost=0,
-            sensitivity=shares and replace(shares, near_difference=None, failed_difference=None),
-        )
+        return replace(entrant, method=HEURISTIC if entrant is heuristic else short_name(entrant.method))
 
     own = replace(
         block,
         noun="allocation",
-        reference=Reference(HEURISTIC, block.budget, heuristic.cells) if heuristic else None,
+        reference=heuristic and renamed(heuristic),
         entrants=tuple(renamed(entrant) for entrant in family if entrant in block.entrants),
         part=tuple(renamed(entrant) for entrant in family if entrant in block.part),
         left_out={short_name(e.method): why for e in family if (why := block.left_out.get(e.method))},
@@ -123,7 +114,7 @@ def _allocations(
     )
     own = judged(own)
     method = heuristic.method if heuristic else first.title
-    sizes = dict.fromkeys(results.all_cells[n].asked for entrant in family for n in entrant.cells)
+    sizes = dict.fromkeys(cell.asked for entrant in family for cell in entrant.cells)
     size = " or ".join(f"{size:,.0f}" for size in sizes if size is not None)
     return Allocations(method, f"{size} parameters", number, own, tuple(_trends(results, own)))
 
@@ -144,14 +135,13 @@ def _trends(results: Results, block: Block) -> Iterator[Trend]:
     """
     if block.reference is None:
         return
-    cells = results.all_cells
     rows: dict[str, tuple[list[Entrant], Array]] = {}
-    for place, mode in enumerate(cells[block.reference.cells[0]].rank_names.split(",")):
-        own = [each for each in block.entrants if cells[each.cells[0]].allocation in ("", mode)]
+    for place, mode in enumerate(block.reference.cells[0].rank_names.split(",")):
+        own = [each for each in block.entrants if each.cells[0].allocation in ("", mode)]
         # (allocations, settings)
-        ranks = np.array([[int(cells[n].ranks.split(",")[place]) for n in each.cells] for each in own])
+        ranks = np.array([[int(cell.ranks.split(",")[place]) for cell in each.cells] for each in own])
         counts = [len({*of_setting}) for of_setting in ranks.T]
-        numbers = ([{*each.studies[i].numbers} for each in own] for i in range(len(block.settings)))
+        numbers = ([{*each.on[setting].studies.numbers} for each in own] for setting in block.settings)
         paired = all(set.intersection(*of_setting) for of_setting in numbers)
         if paired and min(counts) > 1 and max(counts) >= LEAST_RANKS:
             rows[mode] = own, np.log2(ranks)
@@ -169,13 +159,14 @@ def _slope(results: Results, block: Block, own: Sequence[Entrant], logs: Array, 
     failures = pooled_failures([studies for entrant in block.entrants for studies in entrant.studies])
     centred = logs - logs.mean(0)
     weights, parts = centred / (centred**2).sum(0), []
-    for place in range(len(block.settings)):
-        there, studies = weights[:, place].tolist(), [entrant.studies[place] for entrant in own]
-        part = on_setting(results, own[0].cells[place], of_contrast(there, studies, block.k, failures))
+    for setting, of_setting in zip(block.settings, weights.T.tolist(), strict=True):
+        studies = [entrant.on[setting].studies for entrant in own]
+        part = of_contrast(of_setting, studies, block.k, failures)
+        part = on_setting(results, own[0].on[setting].cell, part)
         # The weights sum to zero, so the slope is at most half the sum of their sizes, times the range of
         # scores.
-        parts.append(replace(part, limit=part.limit * sum(map(abs, there)) / 2))
-    slope = comparison(parts, claims, len(block.settings), 0.0)
+        parts.append(replace(part, limit=part.limit * sum(map(abs, of_setting)) / 2))
+    slope = comparison(parts, claims, 0.0)
     why = next(_withheld(block, own), "")
     return replace(slope, verdict=Verdict(Answer.UNDECIDED, reason=why)) if why else slope
 
@@ -198,9 +189,8 @@ class OverBudgets:
 
     #: A block for each budget, from the smallest to the largest methods.
     blocks: tuple[Block, ...]
-    #: Each method's entrants, one per block in the order of `blocks`, by the method's name. None if the
-    #: method has no mean over all settings there.
-    methods: Mapping[str, tuple[Entrant | None, ...]]
+    #: Each method by its name, under each budget at which it has a mean over all settings.
+    methods: Mapping[str, Mapping[str, Entrant]]
 
 
 def over_budgets(blocks: Iterable[Block]) -> list[OverBudgets]:
@@ -213,13 +203,14 @@ def over_budgets(blocks: Iterable[Block]) -> list[OverBudgets]:
     for group in comparable.values():
         # If a budget has several recipes, the block of the largest group is first in `group` and is kept.
         by_budget = {block.budget: block for block in reversed(group) if block.budget != OWN_SIZE}
-        sized = [[e for e in block.entrants if e.parameters is not None] for block in by_budget.values()]
-        pairs = [(block, own) for block, own in zip(by_budget.values(), sized, strict=True) if own]
-        pairs.sort(key=lambda pair: median(entrant.parameters or 0 for entrant in pair[1]))
-        entrants = [{entrant.method: entrant for entrant in own} for _, own in pairs]
-        names = dict.fromkeys(name for own in entrants for name in own)
-        methods = {name: tuple(own.get(name) for own in entrants) for name in names}
-        methods = {name: own for name, own in methods.items() if sum(map(bool, own)) > 1}
-        if methods:
-            groups.append(OverBudgets(tuple(block for block, _ in pairs), methods))
+        sized = {b: [e for e in block.entrants if e.parameters is not None] for b, block in by_budget.items()}
+        budgets = [budget for budget, own in sized.items() if own]
+        budgets.sort(key=lambda budget: median(entrant.parameters or 0 for entrant in sized[budget]))
+        methods: dict[str, dict[str, Entrant]] = defaultdict(dict)
+        for budget in budgets:
+            for entrant in sized[budget]:
+                methods[entrant.method][budget] = entrant
+        several = {name: own for name, own in methods.items() if len(own) > 1}
+        if several:
+            groups.append(OverBudgets(tuple(by_budget[budget] for budget in budgets), several))
     return groups

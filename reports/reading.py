@@ -23,6 +23,7 @@ from tensorbench.records.stored_plan import Row, StudyTrial
 from tensorbench.records.words import RunKind, Status, Tag
 from tensorbench.reports.cautions import guards
 from tensorbench.reports.foreign.names import TableOptions, is_foreign
+from tensorbench.reports.recipes import recipe_of
 from tensorbench.reports.results import COLUMNS, OWN_SIZE, Cell, Experiment, Results, Seed, grouped
 from tensorbench.reports.selection import Selection
 from tensorbench.reports.units import listed, many
@@ -81,7 +82,7 @@ def read_sources(sources: Sequence[Source], selection: Selection | None = None) 
     """Reads experiments that are already open. Raises the errors of `read`, except those of opening."""
     experiments = named_apart([read_experiment(source) for source in sources])
     selected = selection.of(experiments) if selection else experiments
-    cells, seeds = tabulate(selected)
+    cells = tabulate(selected)
     notes = []
     rows, every = (sum(len(each.rows) for each in group) for group in (selected, experiments))
     if rows < every:
@@ -96,7 +97,7 @@ def read_sources(sources: Sequence[Source], selection: Selection | None = None) 
         notes.append(
             f"{task} on {backbone}: {cut:,.0f} of {prompts:,.0f} prompts were too long and were cut."
         )
-    return Results(selected, cells, seeds, tuple(notes), selection.reference if selection else "")
+    return Results(selected, cells, tuple(notes), selection.reference if selection else "")
 
 
 def named_apart(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
@@ -191,13 +192,12 @@ def came_from_packs(experiment: Experiment) -> str:
     return f"{came} {len(reruns)} of them ran again on {devices}{largest}.{refused}"
 
 
-def tabulate(experiments: Sequence[Experiment]) -> tuple[tuple[Cell, ...], tuple[Seed, ...]]:
-    """The cells and the seeds of these experiments.
+def tabulate(experiments: Sequence[Experiment]) -> tuple[Cell, ...]:
+    """The cells of these experiments.
 
     If several experiments have the same row, with the same trials, the row is one cell.
     """
     cells: list[Cell] = []
-    seeds: list[Seed] = []
     seen: set[tuple[str | None, ...]] = set()
     # Rows of older plans lack the names of ranks.
     named = {_key(row): row for experiment in experiments for row in experiment.rows if row.rank_names}
@@ -212,8 +212,7 @@ def tabulate(experiments: Sequence[Experiment]) -> tuple[tuple[Cell, ...], tuple
             runs = {seed: _holder(own_first, trial_id) for seed, trial_id in row.trials.items()}
             own = [_seed(len(cells), row, seed, *run) for seed, run in runs.items()]
             cells.append(_cell(len(cells), experiment, row, list(runs.values()), own))
-            seeds += own
-    return tuple(cells), tuple(seeds)
+    return tuple(cells)
 
 
 def _key(row: Row) -> tuple[str | None, ...]:
@@ -232,7 +231,7 @@ def _cell(number: int, experiment: Experiment, row: Row, runs: Sequence[Run], se
             own = (seed[column] for seed in (alike if measure.summary == "mean" else done))
             values = [value for value in own if value is not None]
             measures[column] = SUMMARIES[measure.summary](values) if values else None
-    trials = (experiment.trials[id_] for id_ in row.trials.values() if id_ is not None)
+    trials = [trial for id_ in row.trials.values() if (trial := experiment.trials.get(id_ or ""))]
     scored = [(each, record) for each, record in runs if record and record.score is not None]
     first = scored[0][1] if scored else Record()
     return Cell(
@@ -243,7 +242,7 @@ def _cell(number: int, experiment: Experiment, row: Row, runs: Sequence[Run], se
         budget=row.budget or OWN_SIZE,
         method=row.name,
         title=row.title,
-        family=next((str(trial.method["method"]) for trial in trials), None) or row.family,
+        family=str(trials[0].method["method"]) if trials else row.family,
         ranks=",".join(map(str, row.ranks)),
         parameters=row.parameters,
         peak=row.peak,
@@ -267,6 +266,9 @@ def _cell(number: int, experiment: Experiment, row: Row, runs: Sequence[Run], se
         mean=fmean(scores) if scores else None,
         sd=stdev(scores) if len(scores) > 1 else None,
         measures=measures,
+        trials=tuple(seeds),
+        configuration=trials[-1] if trials else None,
+        recipe=recipe_of(trials[-1], row.studies) if trials else {},
     )
 
 
@@ -297,6 +299,7 @@ def _seed(cell: int, row: Row, seed: int, experiment: Experiment, record: Record
         failure=failure,
         message=message,
         measures=measures,
+        record=record or Record(),
     )
 
 

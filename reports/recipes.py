@@ -13,7 +13,7 @@ from itertools import chain
 
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import first_few
-from tensorbench.records.stored_plan import PlannedTrial
+from tensorbench.records.stored_plan import PlannedTrial, StudyPlan
 from tensorbench.reports.results import Cell, Results, grouped
 
 #: A flattened recipe: the values of its fields, by name.
@@ -54,38 +54,23 @@ def fields(trial: PlannedTrial) -> dict[str, str]:
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 
-def trial_of_each(results: Results) -> dict[int, PlannedTrial]:
-    """One trial of each cell, by the cell's number. Other trials of the cell have other seeds or rates."""
-    trials = {id_: trial for experiment in results.experiments for id_, trial in experiment.trials.items()}
-    return {seed.cell: trials[seed.trial_id] for seed in results.all_seeds if seed.trial_id in trials}
+def without_ranks(cell: Cell) -> str:
+    """A text for a cell's method without its ranks. Allocations of one method have equal texts."""
+    trial = cell.configuration
+    return json.dumps([trial.method | {"ranks": None}, trial.recipe.get("core_lr")]) if trial else ""
 
 
-def without_ranks(results: Results) -> dict[int, str]:
-    """A text for each cell's method without its ranks, by the cell's number.
+def recipe_of(trial: PlannedTrial, studies: StudyPlan | None) -> Recipe:
+    """The recipe of a cell with this trial: protocol, data, training and tuning.
 
-    Allocations of one method have equal texts.
+    With studies, it has the extent of the tuning instead of learning rates. Otherwise it has the suite's
+    rates.
     """
-    return {
-        number: json.dumps([trial.method | {"ranks": None}, trial.recipe.get("core_lr")])
-        for number, trial in trial_of_each(results).items()
-    }
-
-
-def recipes(results: Results) -> dict[int, Recipe]:
-    """The recipe of each cell, by the cell's number: protocol, data, training and tuning.
-
-    The recipe of a cell with studies has the extent of the tuning instead of learning rates. All other
-    recipes have the suite's rates.
-    """
-    of_cells: dict[int, Recipe] = {}
-    for number, trial in sorted(trial_of_each(results).items()):
-        studies = results.all_cells[number].studies
-        recipe = {key: value for key, value in fields(trial).items() if value not in _NOTHING}
-        if studies:
-            recipe = {key: value for key, value in recipe.items() if key not in PER_METHOD}
-            recipe["tuning studies"] = f"{studies.points} trials each over {studies.decades:g} decades"
-        of_cells[number] = recipe
-    return of_cells
+    recipe = {key: value for key, value in fields(trial).items() if value not in _NOTHING}
+    if studies:
+        recipe = {key: value for key, value in recipe.items() if key not in PER_METHOD}
+        recipe["tuning studies"] = f"{studies.points} trials each over {studies.decades:g} decades"
+    return recipe
 
 
 def difference(first: Recipe, second: Recipe) -> Differences:
@@ -108,31 +93,30 @@ def in_words(differences: Differences) -> str:
 Methods = Mapping[str, Sequence[Cell]]
 
 
-def differs(of_cells: Mapping[int, Recipe], cells: Iterable[Cell], group: Methods) -> Differences:
+def differs(cells: Iterable[Cell], group: Methods) -> Differences:
     """The fields in which the recipe of any of `cells` differs from the group's recipe on the same setting.
 
-    `of_cells` has the recipes, by the cell's number. Cells without a recipe are ignored, and so are cells on
-    settings for which the group has no recipe.
+    Cells without a recipe are ignored, and so are cells on settings for which the group has no recipe.
     """
     of_group: dict[object, Recipe] = {}
     for cell in chain.from_iterable(group.values()):
-        if cell.number in of_cells:
-            of_group.setdefault(cell.setting, of_cells[cell.number])
+        if cell.recipe:
+            of_group.setdefault(cell.setting, cell.recipe)
     differences: Differences = {}
     for cell in cells:
-        if (recipe := of_group.get(cell.setting)) is not None:
-            differences |= difference(of_cells.get(cell.number, recipe), recipe)
+        if recipe := of_group.get(cell.setting):
+            differences |= difference(cell.recipe or recipe, recipe)
     return differences
 
 
-def alike(of_cells: Mapping[int, Recipe], methods: Methods) -> list[Methods]:
+def alike(methods: Methods) -> list[Methods]:
     """Groups methods by recipe. All cells of a group on one setting have the same recipe.
 
     The group with the most methods comes first.
     """
     groups: list[dict[str, Sequence[Cell]]] = []
     for method, cells in methods.items():
-        group = next((group for group in groups if not differs(of_cells, cells, group)), None)
+        group = next((group for group in groups if not differs(cells, group)), None)
         if group is None:
             groups.append(group := {})
         group[method] = cells
@@ -189,11 +173,11 @@ def _mixed_trials(results: Results) -> list[Mixture]:
             return ", ".join(sorted({cell.experiment for cell in cells}))
         return first_few(list(dict.fromkeys(cell.method for cell in cells)), 3)
 
-    trials, mixtures = trial_of_each(results), []
+    mixtures = []
     for setting, cells in grouped(results.all_cells, lambda cell: cell.setting).items():
         values: defaultdict[str, defaultdict[str, list[Cell]]] = defaultdict(lambda: defaultdict(list))
         for cell in cells:
-            if (trial := trials.get(cell.number)) is not None:
+            if (trial := cell.configuration) is not None:
                 text = {"text of forgetting": trial.forgetting or "none"}
                 for key, value in (fields(trial) | text).items():
                     if key not in PER_METHOD or not cell.studies:
@@ -214,7 +198,7 @@ def provenance_counts(results: Results) -> dict[str, Counter[str]]:
     # A trial of two cells counts once.
     by_run = grouped((seed for seed in results.all_seeds if seed.finished), lambda seed: seed.run_id)
     for seed, *_ in by_run.values():
-        for key, value in results.experiment(seed.experiment).records[seed.trial_id].provenance.items():
+        for key, value in seed.record.provenance.items():
             counts[key][value or "none"] += 1
     return counts
 

@@ -7,7 +7,7 @@ cell. It belongs to one of the cell's studies. Without tuning, it is a study of 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -33,6 +33,8 @@ NO_ADAPTERS = (FLOOR, CONVERGED, CEILING)
 
 #: The measures that have a column in tables, by the column's name.
 COLUMNS = {measure.column: measure for measure in Measure if measure.column}
+#: The fields of cells and seeds that are not columns.
+NO_COLUMNS = ("measures", "record", "trials", "configuration", "recipe")
 
 Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)
@@ -64,7 +66,7 @@ class _Measured:
 
     def columns(self) -> dict[str, Any]:
         """The values of this cell's or seed's line in the data frame, by the column's name."""
-        own = {name: value for name, value in vars(self).items() if name != "measures"}
+        own = {name: value for name, value in vars(self).items() if name not in NO_COLUMNS}
         return own | dict(self.measures)
 
 
@@ -103,6 +105,8 @@ class Seed(_Measured):
     #: The full message of a failure. Empty if the trial has not failed.
     message: str
     measures: Mapping[str, float | None] = field(repr=False, hash=False)
+    #: The record of the run. Empty if the trial never started.
+    record: Record = field(default_factory=Record, repr=False, hash=False)
 
     @property
     def finished(self) -> bool:
@@ -191,6 +195,13 @@ class Cell(_Measured):
     #: The names of the modes whose ranks the suite gives, separated by commas. The method's heuristic sets
     #: the other ranks from the budget. Empty if the suite gives no ranks, and in older stores.
     allocation: str = ""
+    #: The planned seeds.
+    trials: tuple[Seed, ...] = field(default=(), repr=False, hash=False)
+    #: The planned configuration of one trial. Other trials have other seeds or rates. None if no trial has an
+    #: id yet.
+    configuration: PlannedTrial | None = field(default=None, repr=False, hash=False)
+    #: What methods must have in common to be compared on a setting (see `tensorbench.reports.recipes`).
+    recipe: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
 
     @property
     def setting(self) -> TaskAndBackbone:
@@ -209,6 +220,39 @@ class Cell(_Measured):
         """The mean validation score over seeds. None if no such score is stored, and with studies."""
         return self["validation"]
 
+    @property
+    def finished_trials(self) -> list[Seed]:
+        return [seed for seed in self.trials if seed.finished]
+
+    @property
+    def by_study(self) -> dict[int, list[Seed]]:
+        """The trials of each study, by its number. Empty without studies."""
+        return grouped((seed for seed in self.trials if seed.study is not None), lambda seed: seed.study or 0)
+
+    @property
+    def kept(self) -> dict[int, Seed | None]:
+        """The trial that each complete study keeps, by the number of the study. Empty without studies.
+
+        A study keeps its trial with the lowest validation loss, or None if no finished trial has stored its
+        loss. A study is complete if all its trials have finished or failed.
+        """
+        return {
+            study: min(
+                (seed for seed in trials if seed.finished and seed.validation_loss is not None),
+                key=lambda seed: seed.validation_loss or 0.0,
+                default=None,
+            )
+            for study, trials in self.by_study.items()
+            if self.studies
+            and len(trials) == self.studies.points
+            and all(seed.finished or seed.status == Status.FAILED for seed in trials)
+        }
+
+    @property
+    def counted(self) -> list[Seed]:
+        """The finished trials or, with studies, the trials that complete studies keep."""
+        return [seed for seed in self.kept.values() if seed] if self.studies else self.finished_trials
+
 
 def score_label(cells: Iterable[Cell]) -> str:
     """The split, metric and unit of these cells' scores as text, such as "test accuracy".
@@ -221,26 +265,6 @@ def score_label(cells: Iterable[Cell]) -> str:
         if cell.metric
     )
     return next(scales, "no result")
-
-
-def kept_trials(studies: StudyPlan, seeds: Iterable[Seed]) -> dict[int, Seed | None]:
-    """The trial that each complete study of a cell keeps, by the number of the study.
-
-    A study keeps its trial with the lowest validation loss, or None if no finished trial has stored its loss.
-    A study is complete if all its trials have finished or failed.
-    """
-    by_study = grouped((seed for seed in seeds if seed.study is not None), lambda seed: seed.study)
-    return {
-        study: min(
-            (seed for seed in trials if seed.finished and seed.validation_loss is not None),
-            key=lambda seed: seed.validation_loss or 0.0,
-            default=None,
-        )
-        for study, trials in by_study.items()
-        if study is not None
-        and len(trials) == studies.points
-        and all(seed.finished or seed.status == Status.FAILED for seed in trials)
-    }
 
 
 def distinct(seeds: Iterable[Seed]) -> list[Seed]:
@@ -323,12 +347,15 @@ class Results:
     experiments: tuple[Experiment, ...]
     #: The cells in the order of their numbers, from 0.
     all_cells: tuple[Cell, ...]
-    #: The planned seeds, in the order of their cells.
-    all_seeds: tuple[Seed, ...]
     #: Notes for the reader on limits of the results.
     notes: tuple[str, ...]
     #: The name, as in tables, of the method that replaces LoRA as the reference. Empty for LoRA.
     reference: str = ""
+
+    @cached_property
+    def all_seeds(self) -> tuple[Seed, ...]:
+        """The planned seeds, in the order of their cells."""
+        return tuple(seed for cell in self.all_cells for seed in cell.trials)
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -353,14 +380,6 @@ class Results:
         return ", ".join(experiment.name for experiment in self.experiments)
 
     @cached_property
-    def _finished(self) -> dict[int, list[Seed]]:
-        return grouped((seed for seed in self.all_seeds if seed.finished), lambda seed: seed.cell)
-
-    @cached_property
-    def _planned(self) -> dict[int, list[Seed]]:
-        return grouped(self.all_seeds, lambda seed: seed.cell)
-
-    @cached_property
     def _tuned(self) -> set[str]:
         return {cell.experiment for cell in self.all_cells if cell.studies}
 
@@ -368,17 +387,9 @@ class Results:
         """Whether the methods of the cell's experiment are tuned by studies."""
         return cell.experiment in self._tuned
 
-    def of_cell(self, cell: int) -> Sequence[Seed]:
-        """The planned seeds of the cell with this number."""
-        return self._planned.get(cell, [])
-
-    def finished(self, cell: int) -> Sequence[Seed]:
-        """The finished seeds of the cell with this number."""
-        return self._finished.get(cell, [])
-
-    def direction(self, cell: int) -> float:
+    def direction(self, cell: Cell) -> float:
         """1 if larger scores of this cell's metric (see `metrics`) are better, otherwise −1."""
-        return direction(self.metrics[cell])
+        return direction(self.metrics[cell.number])
 
     @cached_property
     def _sizes(self) -> dict[tuple[str, str], float]:
@@ -386,16 +397,16 @@ class Results:
         scores: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         for cell in self.all_cells:
             if cell.metric and METRICS.get(cell.metric).in_units:
-                own = (seed.score for seed in self.finished(cell.number))
+                own = (seed.score for seed in cell.finished_trials)
                 scores[cell.task, cell.metric] += (abs(score) for score in own if score is not None)
         return {key: float(np.median(sizes)) or 1.0 for key, sizes in scores.items() if sizes}
 
-    def size(self, cell: int) -> float:
+    def size(self, cell: Cell) -> float:
         """The typical size of scores of this cell's metric (see `metrics`) on its task.
 
         It is the median absolute score if scores have the unit of the task's targets, and otherwise 1.
         """
-        return self._sizes.get((self.all_cells[cell].task, self.metrics[cell]), 1.0)
+        return self._sizes.get((cell.task, self.metrics[cell.number]), 1.0)
 
     @cached_property
     def metrics(self) -> dict[int, str]:
@@ -439,11 +450,9 @@ class Results:
 
     def split_sizes(self) -> dict[str, list[str]]:
         """The sizes of the splits as texts, by task. A task has several texts if sizes vary with the seed."""
-        records = {id_: record for each in self.experiments for id_, record in each.records.items()}
         sizes_of: dict[str, list[str]] = {}
         for seed in self.all_seeds:
-            record = records.get(seed.trial_id) if seed.finished else None
-            sizes = SplitSizes.of(record.metrics) if record else None
+            sizes = SplitSizes.of(seed.record.metrics) if seed.finished else None
             if sizes and str(sizes) not in (sizes_of_task := sizes_of.setdefault(seed.task, [])):
                 sizes_of_task.append(str(sizes))
         return sizes_of

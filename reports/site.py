@@ -152,9 +152,8 @@ class Standing:
     #: The block that has the method. None if no block has it.
     block: Block | None = None
     is_reference: bool = False
-    #: The comparison with the reference, if there is one, and the index of the cell's setting in it.
+    #: The method's comparison with the reference, if there is one.
     comparison: Comparison | None = None
-    place: int = 0
     #: The reason why the method is missing from the means over all settings. Empty if it is not missing.
     left_out: str = ""
 
@@ -162,6 +161,11 @@ class Standing:
     def reference(self) -> str:
         """The name of the reference. Empty if there is none."""
         return self.block.against if self.block else ""
+
+    @property
+    def here(self) -> Comparison | None:
+        """The comparison on the cell's own setting."""
+        return self.comparison and self.comparison.on[self.cell.setting]
 
     @property
     def verdict(self) -> str:
@@ -176,30 +180,26 @@ def standings(suite: str, analysis: Analysis) -> list[Standing]:
     of_cells: dict[int, Standing] = {}
     for cell in analysis.results.all_cells:
         # If none of its trials finished, a cell has the metric of its setting.
-        cell, score = replace(cell, metric=analysis.results.metrics[cell.number]), analysis.score(cell.number)
+        cell, score = replace(cell, metric=analysis.results.metrics[cell.number]), analysis.score(cell)
         k = cell.studies.points if score and cell.studies else None
         of_cells[cell.number] = Standing(suite, cell, cell.budget, score, k)
     for block in analysis.blocks:
-        own = block.reference.cells if block.reference else ()
         for entrant in block.methods:
-            for place, number in enumerate(entrant.cells):
-                of_cells[number] = replace(
-                    of_cells[number],
+            for own in entrant.on.values():
+                of_cells[own.cell.number] = replace(
+                    of_cells[own.cell.number],
                     title=block.title,
-                    score=entrant.scores[block.k][place],
+                    score=own.scores[block.k],
                     k=block.k if block.tuned else None,
                     block=block,
-                    is_reference=entrant.cells == own,
+                    is_reference=block.reference is not None and entrant.cells == block.reference.cells,
                     comparison=entrant.differences.get(block.k),
-                    place=place,
                     left_out=block.left_out.get(entrant.method, ""),
                 )
         for level in block.levels if block is analysis.blocks[0] else ():
-            for place, at in enumerate(level.cells if level.comparison else ()):
-                if at is not None:
-                    of_cells[at] = replace(
-                        of_cells[at], block=block, comparison=level.comparison, place=place
-                    )
+            for cell in level.cells.values() if level.comparison else ():
+                of_level = of_cells[cell.number]
+                of_cells[cell.number] = replace(of_level, block=block, comparison=level.comparison)
 
     def gain(standing: Standing) -> float:
         return direction(standing.cell.metric) * standing.score.value if standing.score else -math.inf
@@ -224,8 +224,8 @@ def leaderboard(lines: Sequence[Standing]) -> Table:
                 "finished": line.cell.finished,
                 "seeds": line.cell.seeds,
                 "reference": line.reference,
-                "difference": found and found.effect.parts[line.place].difference,
-                **ends(found.intervals[line.place] if found else None, "difference_"),
+                "difference": line.here and line.here.effect.difference,
+                **ends(line.here.interval if line.here else None, "difference_"),
                 "settings": found and len(found.effect.parts),
                 "overall": found and found.effect.difference,
                 **ends(found.interval if found else None, "overall_"),
@@ -341,8 +341,8 @@ def _method_line(
             scores[str(setting)] = NOTHING
             continue
         scale, beneath = unit_of(line.cell.metric, line.cell.unit), ""
-        if line.comparison:
-            beneath = minus(scale.difference(line.comparison.effect.parts[line.place].difference))
+        if line.here:
+            beneath = minus(scale.difference(line.here.effect.difference))
         scores[str(setting)] = Entry(scale.score(line.score.value), "", beneath, link=report)
     return {
         "method": first.cell.method,

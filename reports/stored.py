@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -19,7 +19,7 @@ from tensorbench.records.stored_plan import Row, StudyTrial, row_texts
 from tensorbench.records.words import OWN_SIZE, Artifact, RunKind, Status, Tag
 from tensorbench.reports.provenance import UNKNOWN, Provenance, provenance_of
 from tensorbench.reports.reading import read
-from tensorbench.reports.results import Cell, Seed, kept_trials
+from tensorbench.reports.results import Cell, Seed
 from tensorbench.reports.selection import Selection
 from tensorbench.store import DEFAULT_STORE
 from tensorbench.store.addresses import shown_uri
@@ -184,14 +184,6 @@ class CellContents(ShowsOverview):
     #: Each seed with its provenance. The provenance is None if the trial never started.
     seeds: Sequence[tuple[Seed, Provenance | None]]
 
-    @property
-    def kept(self) -> Collection[str]:
-        """The ids of the trials that complete studies keep. Empty for a cell without studies."""
-        if self.cell.studies is None:
-            return ()
-        kept = kept_trials(self.cell.studies, (seed for seed, _ in self.seeds)).values()
-        return {seed.trial_id for seed in kept if seed}
-
     def overview(self) -> Table:
         """The cell's score, the trial of each seed, and the origin of these numbers."""
         cell, texts = self.cell, row_texts(self.cell, self.cell.ranks)
@@ -206,7 +198,7 @@ class CellContents(ShowsOverview):
             ("ranks", cell.ranks or "–"),
             ("parameters", texts["params"] + f", {texts['% LoRA']}% of LoRA r=4" * (texts["% LoRA"] != "–")),
         ]
-        kept = self.kept
+        kept = [*cell.kept.values()]
         for seed, provenance in self.seeds:
             score = seed.status.lower() if seed.score is None else f"{seed.score:.4f}"
             when = f", {_span(provenance)}" if provenance and provenance.started else ""
@@ -214,7 +206,7 @@ class CellContents(ShowsOverview):
             name = f"seed {seed.seed}"
             if seed.study is not None:
                 name = f"study {seed.study:.0f}, point {seed.point:.0f}"
-                score += f" at rate {seed.lr:.3g}" + ", kept" * (seed.trial_id in kept)
+                score += f" at rate {seed.lr:.3g}" + ", kept" * (seed in kept)
             lines.append((name, f"{score}, trial {seed.trial_id or 'not known yet'}{run}{when}"))
         title = " · ".join((cell.method, cell.budget, cell.task, cell.backbone))
         return _subjects(title, (*lines, *self.lines()))
@@ -253,10 +245,9 @@ def load_cell(
     if not 0 <= number < len(results.all_cells):
         raise UserError(f"--cell {number}: {results.title} has cells 0 to {len(results.all_cells) - 1}")
     seeds = []
-    for seed in results.of_cell(number):
-        experiment = results.experiment(seed.experiment)
-        record = experiment.records.get(seed.trial_id)
-        seeds.append((seed, provenance_of(experiment.source, record) if record else None))
+    for seed in results.all_cells[number].trials:
+        source = results.experiment(seed.experiment).source
+        seeds.append((seed, provenance_of(source, seed.record) if seed.run_id else None))
     return CellContents(results.all_cells[number], seeds)
 
 

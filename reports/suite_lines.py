@@ -8,7 +8,6 @@ from typing import Any
 
 from tensorbench.machine.visible import visible
 from tensorbench.records.stored_plan import PlannedTrial
-from tensorbench.reports.collapses import counted
 from tensorbench.reports.results import Cell, Results, Seed
 from tensorbench.reports.units import unit_of
 
@@ -33,9 +32,9 @@ def suite_lines(results: Results) -> Callable[[Cell], str]:
     def lines(cell: Cell) -> str:
         if results.experiment(cell.experiment).source.foreign:
             return "None: another program made these runs."
-        seeds = [seed for seed in results.of_cell(cell.number) if seed.trial_id in trials]
+        seeds = [seed for seed in cell.trials if seed.trial_id in trials]
         if cell.studies:
-            seeds = sorted(counted(results, cell), key=lambda seed: seed.validation_loss or 0.0)[:1]
+            seeds = sorted(cell.counted, key=lambda seed: seed.validation_loss or 0.0)[:1]
         if not seeds:
             return "None: no trial of a complete study has finished."
         return _suite(cell, seeds, trials[seeds[0].trial_id])

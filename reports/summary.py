@@ -22,7 +22,6 @@ from tensorbench.store.store import Store
 if TYPE_CHECKING:
     from tensorbench.reports.analysis import Analysis
     from tensorbench.reports.blocks import Block
-    from tensorbench.reports.inference.intervals import Bounds
 
 #: The largest number of characters in each of the two parts of a metric's name. MLflow allows 250 in all.
 LONGEST_PART = 100
@@ -132,27 +131,18 @@ def suite_answer(analysis: Analysis) -> SuiteAnswer:
 
     refuse_mixtures(find_mixtures(analysis.results))
     now, points = int(time.time() * 1000), []
-    for block, method, step, difference, interval in _differences(analysis):
+    for block in analysis.blocks:
         several = f"{block.title} " * (len(analysis.blocks) > 1)
-        name = _metric_name(several + method)
         against = f"difference from {_metric_name(block.against)}"
-        points.append(Point(f"{against}/{name}", difference, now, step))
-        for end, bound in zip(("low", "high"), interval or (), strict=False):
-            points.append(Point(f"{against} {end}/{name}", bound, now, step))
+        differences = [(e.method, k * block.tuned, d) for e in block.claims for k, d in e.differences.items()]
+        differences += [(level.method, 0, level.comparison) for level in block.levels if level.comparison]
+        for method, step, each in differences:
+            name = _metric_name(several + method)
+            points.append(Point(f"{against}/{name}", each.effect.difference, now, step))
+            for end, bound in zip(("low", "high"), each.interval or (), strict=False):
+                points.append(Point(f"{against} {end}/{name}", bound, now, step))
     beneath = (remark for block in analysis.blocks for remark in remarks(block))
     return SuiteAnswer((*answers(analysis), *beneath), tuple(points))
-
-
-def _differences(analysis: Analysis) -> Iterator[tuple[Block, str, int, float, Bounds | None]]:
-    """Yields each block, method, number of trials of tuning (0 without tuning), difference and interval."""
-    for block in analysis.blocks:
-        for entrant in block.claims:
-            for k, each in entrant.differences.items():
-                step = k if block.tuned else 0
-                yield block, entrant.method, step, each.effect.difference, each.interval
-        for level in block.levels:
-            if level.comparison:
-                yield block, level.method, 0, level.comparison.effect.difference, level.comparison.interval
 
 
 def _metric_name(text: str) -> str:
@@ -179,5 +169,5 @@ def summarise(store: Store, plan: StoredPlan, records: Iterable[Record] | None =
         records=latest(store.records() if records is None else records),
         duplicates=0,
     )
-    results = Results((experiment,), *tabulate([experiment]), notes=())
+    results = Results((experiment,), tabulate([experiment]), notes=())
     return Summary(analyse(results), plan.closing, tuple(guards(experiment)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import geometric_mean
 
@@ -12,7 +12,7 @@ from pydantic_core import to_jsonable_python
 from tensorbench.machine.table import NOTHING, Entry, Table
 from tensorbench.machine.visible import markdown_text
 from tensorbench.methods.errors import cut
-from tensorbench.reports.advice import RateAdvice, rate_advice
+from tensorbench.reports.advice import advise
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.answers import (
     answer,
@@ -34,7 +34,7 @@ from tensorbench.reports.inference.rates import enough_to_smooth
 from tensorbench.reports.ranks import Allocations, OverBudgets, over_budgets
 from tensorbench.reports.recipes import Mixture
 from tensorbench.reports.redundancy import StoredRedundancy
-from tensorbench.reports.results import Cell, Results, distinct
+from tensorbench.reports.results import Cell, Results, TaskAndBackbone, distinct
 from tensorbench.reports.tidy import tidy_tables
 from tensorbench.reports.units import listed, minus, unit_of
 
@@ -59,16 +59,12 @@ def scores_table(results: Results, block: Block, number: int = 0) -> Table:
     """
     against = f"difference from {block.against}" if block.against else "difference"
     fixed = ["method", "parameters", "mean", "difference", against, "verdict", *SAMPLES]
-    # A task may have the name of a column.
-    names = [setting_name(block.settings, setting) for setting in block.settings]
-    names = [f"task {name}" if name in fixed else name for name in names]
+    names = _columns(block, fixed)
     lines = [
-        _entrant_line(
-            results, block, entrant, names, "" if results.foreign else f"#suites-{number}-{place}", place
-        )
+        _entrant_line(block, entrant, names, "" if results.foreign else f"#suites-{number}-{place}", place)
         for place, entrant in enumerate(block.methods)
     ]
-    lines += [_level_line(results, block, level, names) for level in block.levels]
+    lines += [_level_line(block, level, names) for level in block.levels]
     how = (
         f"after {block.k} trials of tuning: the expected score of the trial with the lowest validation loss"
         if block.tuned
@@ -85,7 +81,7 @@ def scores_table(results: Results, block: Block, number: int = 0) -> Table:
     named = [
         {against if head == "difference" else head: text for head, text in line.items()} for line in lines
     ]
-    columns = ["method", "parameters", *names, *["mean"] * (len(names) > 1), against, "verdict"]
+    columns = ["method", "parameters", *names.values(), *["mean"] * (len(names) > 1), against, "verdict"]
     return Table(heading(block), named, tuple(filter(None, notes)), ("method", "verdict"), columns)
 
 
@@ -98,25 +94,27 @@ def board(results: Results, block: Block, number: int) -> Table:
     return replace(table, columns=columns, notes=())
 
 
+def _columns(block: Block, fixed: Sequence[str]) -> dict[TaskAndBackbone, str]:
+    """The heads of the columns of tasks, by setting. A task may have the name of a `fixed` column."""
+    names = {setting: setting_name(block.settings, setting) for setting in block.settings}
+    return {setting: f"task {name}" if name in fixed else name for setting, name in names.items()}
+
+
 def _entrant_line(
-    results: Results, block: Block, entrant: Entrant, names: Sequence[str], link: str, place: int
+    block: Block, entrant: Entrant, names: Mapping[TaskAndBackbone, str], link: str, place: int
 ) -> dict[str, str]:
     unit, comparison = block.unit, entrant.differences.get(block.k)
-    places = {setting: place for place, setting in enumerate(entrant.settings)}
-    whole = len(places) == len(block.settings)
-    scores: dict[str, str] = {}
-    for name, setting in zip(names, block.settings, strict=True):
-        if (own := places.get(setting)) is None:
-            scores[name] = NOTHING
-            continue
-        cell = results.all_cells[entrant.cells[own]]
-        text = unit.score(entrant.scores[block.k][own].value)
+    whole = len(entrant.on) == len(block.settings)
+    scores = dict.fromkeys(names.values(), NOTHING)
+    for setting, own in entrant.on.items():
+        cell = own.cell
+        text = unit.score(own.scores[block.k].value)
         text += ("" if cell.sd is None else f" ± {unit.score(cell.sd)}") + incomplete(cell)
-        if comparison is None:
-            scores[name] = text
-        else:
-            style = "sure-beneath" * bool(comparison.verdicts[own].side)
-            scores[name] = Entry(text, "", minus(between(comparison, unit, own)), style=style)
+        if comparison:
+            each = comparison.on[setting]
+            style = "sure-beneath" * bool(each.verdict.side)
+            text = Entry(text, "", minus(between(each, unit)), style=style)
+        scores[names[setting]] = text
     counts = {each.count for each in entrant.studies}
     return {
         "method": Entry(
@@ -128,7 +126,7 @@ def _entrant_line(
         **scores,
         "mean": unit.score(entrant.means[block.k].value) if whole else NOTHING,
         **(
-            _claim(block, comparison, "" if whole else f" on {len(places)} of {len(block.settings)}")
+            _claim(block, comparison, "" if whole else f" on {len(entrant.on)} of {len(block.settings)}")
             if comparison
             else {
                 "difference": Entry("", "reference" if block.against == entrant.method else NOTHING),
@@ -139,21 +137,22 @@ def _entrant_line(
     }
 
 
-def _level_line(results: Results, block: Block, level: Level, names: Sequence[str]) -> dict[str, str]:
-    marks = ("" if number is None else incomplete(results.all_cells[number]) for number in level.cells)
-    scores = (block.unit.score(score) + mark for score, mark in zip(level.scores, marks, strict=True))
+def _level_line(block: Block, level: Level, names: Mapping[TaskAndBackbone, str]) -> dict[str, str]:
+    scores = dict.fromkeys(names.values(), NOTHING)
+    for setting, cell in level.cells.items():
+        scores[names[setting]] = block.unit.score(level.scores.get(setting)) + incomplete(cell)
     if level.comparison:
         claim = _claim(block, level.comparison)
     else:
         difference = block.unit.difference(level.difference)
         unknown = level.difference is None and block.against
-        why = "not on all tasks" if None in level.scores else "another recipe"
+        why = "not on all tasks" if len(level.scores) < len(block.settings) else "another recipe"
         claim = {
             "difference": Entry(difference, minus(difference)),
             "verdict": Entry("", why * bool(unknown)),
         }
     first = {"method": Entry(level.method, "", "no adapter", style="level"), "parameters": "", "mean": ""}
-    return {**first, **dict(zip(names, scores, strict=True)), **claim, SAMPLES[not block.tuned]: ""}
+    return {**first, **scores, **claim, SAMPLES[not block.tuned]: ""}
 
 
 def _claim(block: Block, comparison: Comparison, extent: str = "") -> dict[str, str]:
@@ -202,7 +201,7 @@ def sensitivity_table(block: Block) -> Table:
         }
         if several and transfer:
             ends = " to ".join(minus(block.unit.difference(end)) for end in transfer.interval or ())
-            text = minus(block.unit.difference(transfer.mean))
+            text = minus(block.unit.difference(transfer.effect.difference))
             line[cost] = Entry(text, "", ends or "no interval")
         lines.append(line)
     around = (
@@ -235,30 +234,26 @@ def _dotted(entrant: Entrant, place: int) -> Entry:
     return Entry(entrant.method, style=f"dot s{place % COLOURS}")
 
 
-def rates_table(analysis: Analysis, block: Block, advice: Mapping[int, RateAdvice]) -> Table:
-    """The rate to start from, for each method of a tuned block on each task.
-
-    `advice` is by the cell's number.
-    """
-    names = [setting_name(block.settings, setting) for setting in block.settings]
-    names = [f"task {name}" if name == "method" else name for name in names]
+def rates_table(block: Block) -> Table:
+    """The rate to start from, for each method of a tuned block on each task."""
+    names = _columns(block, ["method"])
     lines = []
     for place, entrant in enumerate(block.entrants):
         line: dict[str, str] = {"method": _dotted(entrant, place)}
-        for name, number, studies in zip(names, entrant.cells, entrant.studies, strict=True):
-            if rates := advice.get(number):
-                line[name] = Entry(f"{rates.start:.2g}", "", rates.range)
+        for setting, own in entrant.on.items():
+            if rates := advise(own.cell, own.studies):
+                line[names[setting]] = Entry(f"{rates.start:.2g}", "", rates.range)
             else:
-                lacking = "most failed" if enough_to_smooth(studies) else "too few trials"
-                line[name] = "all failed" if studies.failed.all() else lacking
+                lacking = "most failed" if enough_to_smooth(own.studies) else "too few trials"
+                line[names[setting]] = "all failed" if own.studies.failed.all() else lacking
         lines.append(line)
-    return Table("Rates to start from", lines, (), ("method",), ["method", *names])
+    return Table("Rates to start from", lines, (), ("method",), ["method", *names.values()])
 
 
 def variance_table(block: Block) -> Table:
     """The standard deviation of scores by source, on each task."""
     lines = []
-    for setting, sources in zip(block.settings, block.sources, strict=True):
+    for setting, sources in block.sources.items():
         found = {"method": (sources.method, "")}
         if block.tuned:
             found |= {"learning rate": (sources.rate, "all failed"), "seed": (sources.seed, "all failed")}
@@ -286,15 +281,12 @@ def variance_table(block: Block) -> Table:
 # --- ranks ---
 
 
-def allocations_table(results: Results, section: Allocations, advice: Mapping[int, RateAdvice]) -> Table:
-    """A method's allocations of ranks, with their differences from the heuristic.
-
-    `advice` is by the cell's number.
-    """
+def allocations_table(section: Allocations) -> Table:
+    """A method's allocations of ranks, with their differences from the heuristic."""
     block, lines = section.block, []
     against = f"difference from {block.against}" if block.against else "difference"
     for place, entrant in enumerate(block.methods):
-        cells = [results.all_cells[number] for number in entrant.cells]
+        cells = entrant.cells
         if comparison := entrant.differences.get(block.k):
             partly = len(cells) < len(block.settings)
             claim = _claim(block, comparison, f" on {len(cells)} of {len(block.settings)}" * partly)
@@ -306,13 +298,13 @@ def allocations_table(results: Results, section: Allocations, advice: Mapping[in
                 "allocation": _dotted(entrant, place),
                 against: claim["difference"],
                 "verdict": claim.get("verdict", ""),
-                **({"best rate": _best_rate(cells, advice)} if block.tuned else {}),
+                **({"best rate": _best_rate(entrant)} if block.tuned else {}),
                 "ranks": " or ".join(dict.fromkeys(cell.ranks for cell in cells)),
                 "parameters": " or ".join(dict.fromkeys(sizes)),
             }
         )
     notes = [
-        f"Ranks are of {results.all_cells[block.entrants[0].cells[0]].rank_names.replace(',', ', ')}. "
+        f"Ranks are of {block.entrants[0].cells[0].rank_names.replace(',', ', ')}. "
         f"Differences are in {block.unit.points}, with simultaneous 95% intervals over the allocations."
     ]
     if block.tuned:
@@ -326,13 +318,13 @@ def allocations_table(results: Results, section: Allocations, advice: Mapping[in
     return Table(f"Ranks of {section.method}", lines, notes, ("allocation", "verdict", "ranks"))
 
 
-def _best_rate(cells: Sequence[Cell], advice: Mapping[int, RateAdvice]) -> Entry:
-    """The geometric mean of the cells' best rates and, beneath it, the rates near the best on all of them.
+def _best_rate(entrant: Entrant) -> Entry:
+    """The geometric mean of a method's best rates and, beneath it, the rates near the best on all tasks.
 
-    A dash if some cell has no advice.
+    A dash if there is no advice on some task.
     """
-    own = [advice[cell.number] for cell in cells if cell.number in advice]
-    if len(own) < len(cells):
+    own = [advice for each in entrant.on.values() if (advice := advise(each.cell, each.studies))]
+    if len(own) < len(entrant.on):
         return Entry(NOTHING)
     low, high = max(own, key=lambda each: each.low), min(own, key=lambda each: each.high)
     both = replace(low, high=high.high, is_highest=high.is_highest)
@@ -347,13 +339,11 @@ def budgets_table(group: OverBudgets) -> Table:
     lines = []
     for name, entrants in group.methods.items():
         line: dict[str, str] = {"method": name}
-        for of_budget, entrant in zip(group.blocks, entrants, strict=True):
-            if entrant is not None:
-                mean = entrant.means[block.k]
-                ends = block.unit.between(mean.interval)
-                size = _number(entrant.parameters, ",.0f")
-                text = block.unit.score(mean.value)
-                line[of_budget.budget] = Entry(f"{text} with {size}", text, f"{ends} · {size}".lstrip(" ·"))
+        for budget, entrant in entrants.items():
+            mean = entrant.means[block.k]
+            ends, size = block.unit.between(mean.interval), _number(entrant.parameters, ",.0f")
+            text = block.unit.score(mean.value)
+            line[budget] = Entry(f"{text} with {size}", text, f"{ends} · {size}".lstrip(" ·"))
         lines.append(line)
     scale = block.unit.named(f"{block.evaluated.capitalize()} {block.metric}")
     note = (
@@ -387,14 +377,11 @@ def lost_table(results: Results) -> Table:
 def trials_table(analysis: Analysis) -> Table:
     """The table of all planned trials. A trial that belongs to two rows occurs once."""
     results = analysis.results
-    links = {
-        each.name: (each.source.link, {record.origin: record.run_id for record in each.records.values()})
-        for each in results.experiments
-    }
+    links = {each.name: each.source.link for each in results.experiments}
     settings = {cell.setting for cell in results.all_cells}
     lines = []
     for seed in distinct(results.all_seeds):
-        link, run_ids = links[seed.experiment]
+        link = links[seed.experiment]
         cell, studies = results.all_cells[seed.cell], analysis.studies.get(seed.cell)
         number = seed.seed if seed.study is None else seed.study
         failed = analysis.failed(seed)
@@ -418,7 +405,7 @@ def trials_table(analysis: Analysis) -> Table:
                 "run": Entry(
                     seed.run_id,
                     style="code",
-                    link=f"{link}{run_ids.get(seed.run_id, seed.run_id)}" if link and seed.run_id else "",
+                    link=f"{link}{seed.record.run_id}" if link and seed.run_id else "",
                 ),
             }
         )
@@ -520,11 +507,11 @@ def markdown(analysis: Analysis, mixtures: Sequence[Mixture] = ()) -> str:
             text.append(f"## {markdown_text(heading(block))}")
         text.append(" ".join([f"**{markdown_text(answer(block))}**", *map(markdown_text, remarks(block))]))
         text.append(scores_table(results, block).markdown())
-    for section, table in _allocations(analysis):
+    for section in analysis.allocations:
         trends = [trend_note(section, trend) for trend in section.trends]
         text.append(f"## Ranks of {markdown_text(section.method)}")
         text.append(" ".join([f"**{markdown_text(of_allocations(section))}**", *map(markdown_text, trends)]))
-        text.append(table.markdown())
+        text.append(allocations_table(section).markdown())
     for group in over_budgets(analysis.blocks):
         text += ["## Scores by budget", budgets_table(group).markdown()]
     costs = costs_table(results)
@@ -534,16 +521,11 @@ def markdown(analysis: Analysis, mixtures: Sequence[Mixture] = ()) -> str:
     return "\n\n".join(text) + "\n"
 
 
-def _allocations(analysis: Analysis) -> Iterator[tuple[Allocations, Table]]:
-    advice = {each.cell: each for each in rate_advice(analysis)} if analysis.allocations else {}
-    for section in analysis.allocations:
-        yield section, allocations_table(analysis.results, section, advice)
-
-
 def latex(analysis: Analysis) -> str:
     r"""The tables of methods × tasks and of allocations, as LaTeX for `\input`."""
     every = [scores_table(analysis.results, block) for block in analysis.blocks]
-    return "\n".join(table.latex() for table in [*every, *(own for _, own in _allocations(analysis))])
+    every += map(allocations_table, analysis.allocations)
+    return "\n".join(table.latex() for table in every)
 
 
 def as_json(analysis: Analysis, mixtures: Sequence[Mixture], analyses: Sequence[StoredRedundancy]) -> str:

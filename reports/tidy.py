@@ -53,7 +53,7 @@ def _cells(results: Results) -> Lines:
     """The cells with their runs. `tensorbench show --cell N` takes the number in the column `cell`."""
     for cell in results.all_cells:
         own = {name: value for name, value in cell.columns().items() if name not in ("studies", "title")}
-        runs = [seed.run_id for seed in results.of_cell(cell.number) if seed.run_id]
+        runs = [seed.run_id for seed in cell.trials if seed.run_id]
         yield {"cell": own.pop("number"), **own, "runs": ";".join(runs) or None}
 
 
@@ -81,7 +81,7 @@ def _differences(block: Block) -> Lines:
                 "verdict": in_words(comparison.verdict, block.unit.size(block.threshold)),
                 "studies": comparison.effect.fewest,
                 "lost_pairs": entrant.lost,
-                "settings": len(entrant.settings),
+                "settings": len(entrant.on),
                 "error": error and error.total,
                 "error_of_seeds": error and error.seeds**0.5,
             }
@@ -102,22 +102,16 @@ def _trends(section: Allocations) -> Lines:
 def _by_setting(block: Block) -> Lines:
     for entrant in block.methods:
         for k, comparison in entrant.differences.items():
-            each = zip(
-                entrant.settings,
-                comparison.effect.parts,
-                comparison.intervals,
-                comparison.verdicts,
-                strict=True,
-            )
-            for setting, part, interval, verdict in each:
+            for setting, each in comparison.on.items():
+                (part,) = each.effect.parts
                 yield {
                     "method": entrant.method,
                     "reference": block.against,
                     **setting._asdict(),
                     "k": k,
                     "difference": part.difference,
-                    **ends(interval),
-                    "verdict": in_words(verdict, block.unit.size(block.threshold)),
+                    **ends(each.interval),
+                    "verdict": in_words(each.verdict, block.unit.size(block.threshold)),
                     "studies": part.pairs,
                     "examples": part.count,
                 }
@@ -125,23 +119,24 @@ def _by_setting(block: Block) -> Lines:
 
 def _scores(block: Block) -> Lines:
     for entrant in block.methods:
-        for k, scores in entrant.scores.items():
-            for setting, score, studies in zip(entrant.settings, scores, entrant.studies, strict=True):
+        for k in entrant.means:
+            for setting, own in entrant.on.items():
                 yield {
                     "method": entrant.method,
                     **setting._asdict(),
                     "metric": block.metric,
                     "k": k,
-                    "score": score.value,
-                    **ends(score.interval),
-                    "studies": studies.count,
+                    "score": own.scores[k].value,
+                    **ends(own.scores[k].interval),
+                    "studies": own.studies.count,
                     "parameters": entrant.parameters,
                 }
 
 
 def _sensitivity(block: Block) -> Lines:
     for entrant in (entrant for entrant in block.entrants if entrant.sensitivity):
-        for setting, studies in zip(entrant.settings, entrant.studies, strict=True):
+        for setting, own in entrant.on.items():
+            studies = own.studies
             low, high = share_failed_interval(studies)
             yield {
                 "method": entrant.method,
@@ -174,30 +169,28 @@ def _transfer(block: Block) -> Lines:
             yield {
                 "method": entrant.method,
                 "task": "all",
-                "transfer": transfer.mean,
+                "transfer": transfer.effect.difference,
                 **ends(transfer.interval),
             }
-            for setting, cost in zip(entrant.settings, transfer.costs, strict=True):
+            for setting, cost in entrant.costs.items():
                 yield {"method": entrant.method, **setting._asdict(), "transfer": cost}
 
 
 def _variance(block: Block) -> Lines:
-    for setting, sources in zip(block.settings, block.sources, strict=True):
+    for setting, sources in block.sources.items():
         yield {**setting._asdict(), "k": block.k, **vars(sources)}
 
 
 def _levels(block: Block) -> Lines:
     for level in block.levels:
         comparison = level.comparison
-        intervals = comparison.intervals if comparison else (None,) * len(block.settings)
-        each = zip(block.settings, level.scores, level.differences, intervals, strict=True)
-        for setting, score, difference, interval in each:
+        for setting in block.settings:
             yield {
                 "method": level.method,
                 **setting._asdict(),
-                "score": score,
-                "difference": difference,
-                **ends(interval),
+                "score": level.scores.get(setting),
+                "difference": level.differences.get(setting),
+                **ends(comparison.on[setting].interval if comparison else None),
             }
         yield {
             "method": level.method,
@@ -224,9 +217,9 @@ def _collapses(analysis: Analysis) -> Lines:
     for number, side in analysis.collapses.items():
         yield {
             "cell": number,
-            "method": side.method,
-            "task": side.setting.task,
-            "backbone": side.setting.backbone,
+            "method": side.cell.method,
+            "task": side.cell.task,
+            "backbone": side.cell.backbone,
             "collapsed": side.count,
             "runs": side.runs,
             "chance_at_most": side.chance,

@@ -33,7 +33,7 @@ from tensorbench.records.pack_format import ENDING
 from tensorbench.reports.answers import between, in_words, trials_of_tuning
 from tensorbench.reports.blocks import Block, Entrant
 from tensorbench.reports.loading import LoadedResults, load_results
-from tensorbench.reports.results import NO_ADAPTERS, REFERENCE, Cell, TaskAndBackbone, kept_trials
+from tensorbench.reports.results import NO_ADAPTERS, REFERENCE, Cell, TaskAndBackbone
 from tensorbench.reports.units import listed, many, minus
 from tensorbench.store.opening import is_pack
 
@@ -128,11 +128,11 @@ class Submission:
         """
         block, found = self.block, entrant.differences.get(self.block.k)
         without = "the reference" if entrant.method == block.against else "not compared"
-        unit, scores = block.unit, entrant.scores[block.k]
+        unit = block.unit
         return {
             "method": cut(entrant.method),
             "parameters": cell_text(entrant.parameters),
-            **{cut(str(s)): unit.score(e.value) for s, e in zip(entrant.settings, scores, strict=True)},
+            **{cut(str(s)): unit.score(own.scores[block.k].value) for s, own in entrant.on.items()},
             "difference": minus(unit.difference(found.effect.difference)) if found else NOTHING,
             "95% interval": minus(between(found, unit)) if found else NOTHING,
             "verdict": in_words(found.verdict, unit.size(block.threshold)) if found else without,
@@ -158,9 +158,9 @@ class Submission:
 
     def provenance(self, entrants: Iterable[Entrant], key: str) -> str:
         """Returns the values of a provenance key, such as the processor, in these methods' trials."""
-        cells = {number for entrant in entrants for number in entrant.cells}
         records = self.results.experiments[0].records
-        runs = (records.get(seed.trial_id) for seed in self.results.all_seeds if seed.cell in cells)
+        cells = (cell for entrant in entrants for cell in entrant.cells)
+        runs = (records.get(seed.trial_id) for cell in cells for seed in cell.trials)
         values = {run.provenance.get(key, "") for run in runs if run}
         return first_few([cut(value) for value in sorted(values - {""})], 3) or "unknown"
 
@@ -266,36 +266,37 @@ def read_submission(pack: Path, card: Card | None = None, published: Sequence[Pa
         raise UserError(f"{pack} holds {len(results.experiments)} experiments; a submission is of one")
     if (rows := len(results.all_cells)) > MOST_ROWS:
         raise UserError(f"{pack} has {rows:,} rows; the board takes at most {MOST_ROWS}")
-    cells = {c.number: {seed.trial_id for seed in results.of_cell(c.number)} for c in results.all_cells}
-    suite, lora, own = _suite_of(pack, {id_ for ids in cells.values() for id_ in ids})
+    suite, lora, own = _suite_of(pack, _ids(results.all_cells))
     newcomers = [
-        cell for cell in results.all_cells if cell.family not in NO_ADAPTERS and not cells[cell.number] <= own
+        cell for cell in results.all_cells if cell.family not in NO_ADAPTERS and not _ids([cell]) <= own
     ]
     names = list(dict.fromkeys(cell.method for cell in newcomers))
     if not 0 < len(names) <= MOST_METHODS:
         raise UserError(f"{pack} adds {len(names)} methods to {suite}; expected 1 to {MOST_METHODS}")
     blocks = [
-        block
-        for block in results.analysis.blocks
-        if block.reference and {id_ for n in block.reference.cells for id_ in cells[n]} == lora
+        block for block in results.analysis.blocks if block.reference and _ids(block.reference.cells) == lora
     ]
     if not blocks:
         raise UserError(f"{pack} compares nothing with the LoRA of {suite}: its reference is another one")
     block, card = blocks[0], card or read_card(pack)
     compared = {entrant.method: entrant for entrant in block.compared}
-    of_lora = dict(zip(block.settings, block.reference.cells if block.reference else (), strict=True))
+    of_lora = {cell.setting: cell for cell in block.reference.cells} if block.reference else {}
     faults = [
         f"{name} is not compared with LoRA on every task: it needs the recipe, the tuning and the tasks of "
         f"{suite}, and complete studies"
         for name in names
         if name not in compared
     ]
-    faults += _faults(results, newcomers, {setting: results.all_cells[n] for setting, n in of_lora.items()})
+    faults += _faults(newcomers, of_lora)
     if not (card and card.code) and not all(METHODS.is_built_in(cell.family) for cell in newcomers):
         faults.append("this package lacks a method of it: --code URL says where reviewers find the code")
-    faults += _disagreements(results, of_lora.values(), published)
+    faults += _disagreements(of_lora.values(), published)
     own_entrants = tuple(compared[name] for name in names if name in compared)
     return Submission(pack, suite, card, results, block, own_entrants, tuple(dict.fromkeys(faults)))
+
+
+def _ids(cells: Iterable[Cell]) -> set[str]:
+    return {seed.trial_id for cell in cells for seed in cell.trials}
 
 
 @cache
@@ -328,9 +329,7 @@ def _suite_of(pack: Path, trials: set[str]) -> tuple[str, frozenset[str], frozen
     )
 
 
-def _faults(
-    results: LoadedResults, newcomers: Sequence[Cell], reference: Mapping[TaskAndBackbone, Cell]
-) -> Iterator[str]:
+def _faults(newcomers: Sequence[Cell], reference: Mapping[TaskAndBackbone, Cell]) -> Iterator[str]:
     """Yields a sentence for each cell with missing results, and for each newcomer with other seeds than LoRA.
 
     Also yields a sentence for each newcomer with too many parameters. `reference` has LoRA's cells.
@@ -338,12 +337,9 @@ def _faults(
     for cell in (*reference.values(), *newcomers):
         if cell.missing:
             yield f"{cell.method} on {cell.setting}: {many(cell.missing, 'planned trial')} without a result"
-    seeds_of = {
-        cell.number: {seed.seed for seed in results.of_cell(cell.number)} for cell in results.all_cells
-    }
     for cell in newcomers:
         lora = reference.get(cell.setting)
-        if lora is None or seeds_of[cell.number] != seeds_of[lora.number]:
+        if lora is None or {seed.seed for seed in cell.trials} != {seed.seed for seed in lora.trials}:
             yield f"{cell.method} on {cell.setting}: other trials than LoRA's, study by study"
             continue
         own, most = cell.parameters, MOST_PARAMETERS * (lora.parameters or 0)
@@ -351,17 +347,14 @@ def _faults(
             yield f"{cell.method} on {cell.setting}: {cell_text(own)} parameters; at most {most:,.0f} fit"
 
 
-def _disagreements(results: LoadedResults, cells: Iterable[int], packs: Iterable[Path]) -> Iterator[str]:
+def _disagreements(cells: Iterable[Cell], packs: Iterable[Path]) -> Iterator[str]:
     """Yields a sentence for each trial of LoRA whose score differs from its score in a published pack.
 
     The trials are those that studies of LoRA kept in this pack. The check reveals a LoRA that was weakened to
     make other methods look better, even if its scores agree with its stored predictions.
     """
-    kept: dict[str, float] = {}
-    for number in cells:
-        studies = results.all_cells[number].studies
-        trials = kept_trials(studies, results.of_cell(number)).values() if studies else ()
-        kept |= {trial.trial_id: trial.score for trial in trials if trial and trial.score is not None}
+    trials = (trial for cell in cells for trial in cell.kept.values())
+    kept = {trial.trial_id: trial.score for trial in trials if trial and trial.score is not None}
     for pack in packs:
         for seed in load_results(pack).all_seeds:
             score = kept.get(seed.trial_id)

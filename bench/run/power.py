@@ -304,19 +304,19 @@ def _stored(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[Design, 
             experiments.append(bare if experiments else replace(bare, rows=planned.rows, trials=trials))
     if not experiments:
         return {}
-    results = Results(tuple(experiments), *tabulate(experiments), ())
+    results = Results(tuple(experiments), tabulate(experiments), ())
     found: dict[tuple[str, str, str], tuple[Design, float, str]] = {}
     for block in reversed(analyse(results).blocks):
         if block.design is not None:
             key = (block.budget, *measured(block.metric, block.settings[0].task))
-            found[key] = block.design, block.threshold, _source(results, block)
+            found[key] = block.design, block.threshold, _source(block)
     return found
 
 
-def _source(results: Results, block: Block) -> str:
+def _source(block: Block) -> str:
     """Describes the trials from which the noise of a block was computed."""
-    cells = {number for entrant in block.entrants for number in entrant.cells}
-    counts = Counter(seed.experiment for seed in results.all_seeds if seed.cell in cells and seed.finished)
+    cells = sorted((cell for each in block.entrants for cell in each.cells), key=lambda cell: cell.number)
+    counts = Counter(seed.experiment for cell in cells for seed in cell.finished_trials)
     trials = " and ".join(f"{count:,} trials of {name}" for name, count in counts.items())
     methods = first_few([entrant.method for entrant in block.entrants], 3)
     few = ". The noise of a single comparison is itself uncertain" if len(block.compared) == 1 else ""

@@ -10,7 +10,6 @@ from marked import table
 
 from tensorbench.reports.analysis import Analysis, analyse
 from tensorbench.reports.blocks import Comparison
-from tensorbench.reports.collapses import counted
 from tensorbench.reports.inference.crossed import of_seeds
 from tensorbench.reports.inference.effects import Effect, effect
 from tensorbench.reports.inference.intervals import simultaneous
@@ -35,10 +34,8 @@ def of_decoder(pack: Path) -> str:
     compared: dict[int, Comparison] = {}
     levels: dict[int, float | None] = {}
     for block in analysis.blocks:
-        compared |= {e.cells[0]: e.differences[block.k] for e in block.compared}
-        levels |= {
-            number: level.difference for level in block.levels for number in level.cells if number is not None
-        }
+        compared |= {e.cells[0].number: e.differences[block.k] for e in block.compared}
+        levels |= {c.number: level.difference for level in block.levels for c in level.cells.values()}
     cells = analysis.results.all_cells
     # A method that failed has no difference, but counts as a planned comparison.
     level = simultaneous(sum(cell.family != REFERENCE for cell in cells))
@@ -46,7 +43,7 @@ def of_decoder(pack: Path) -> str:
     for cell in cells:
         row = _accuracy(analysis, cell, compared.get(cell.number), levels.get(cell.number))
         more = more_forgotten(analysis.results, cell)
-        rows.append([*row, _nats(_forgetting(counted(analysis.results, cell))), _more(more, level)])
+        rows.append([*row, _nats(_forgetting(cell.counted)), _more(more, level)])
     return table(HEAD, rows)
 
 
@@ -59,7 +56,7 @@ def more_forgotten(results: Results, cell: Cell) -> Effect | None:
     own, other = (
         {
             seed.seed if seed.study is None else seed.study: seed["forgetting"]
-            for seed in counted(results, each)
+            for seed in each.counted
             if seed["forgetting"] is not None
         }
         for each in (cell, lora)
@@ -71,8 +68,8 @@ def more_forgotten(results: Results, cell: Cell) -> Effect | None:
 
 
 def _accuracy(analysis: Analysis, cell: Cell, compared: Comparison | None, level: float | None) -> list[str]:
-    score = analysis.score(cell.number)
-    best = min(counted(analysis.results, cell), key=lambda seed: seed.validation_loss or 0.0, default=None)
+    score = analysis.score(cell)
+    best = min(cell.counted, key=lambda seed: seed.validation_loss or 0.0, default=None)
     rate = "–" if best is None or best.lr is None else f"{best.lr:.2g}"
     mean = "–" if score is None else f"{100 * score.value:.2f}"
     row = [cell.method, cell.ranks or "–", f"{cell.parameters:,}", rate, mean]

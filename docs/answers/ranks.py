@@ -115,8 +115,8 @@ class StudyOfRanks:
         block = self.heuristic.block
         more = [
             setting.task
-            for place, setting in enumerate(block.settings)
-            if any(e.differences[block.k].effect.parts[place].pairs > complete for e in block.compared)
+            for setting in block.settings
+            if any(e.differences[block.k].on[setting].effect.fewest > complete for e in block.compared)
         ]
         if more:
             yield f"On {listed(more)} some allocations have a further complete study, which counts."
@@ -197,10 +197,10 @@ def nothing_compared(results: Results) -> str:
     few, apart = [], 0
     for method in (LORA, QKV_DEPTH):
         runs = [
-            results.experiment(cell.experiment).records[seed.trial_id]
+            seed.record
             for cell in results.all_cells
             if cell.method == method
-            for seed in results.finished(cell.number)
+            for seed in cell.finished_trials
         ]
         reruns = [rerun for run in runs if (rerun := stored_rerun(run))]
         if not reruns or EVERY * len(reruns) < len(runs):
@@ -218,8 +218,9 @@ def at_ends(analysis: Analysis) -> Iterator[str]:
     tasks: dict[tuple[str, str], list[str]] = {}
     for advice in rate_advice(analysis):
         if advice.end:
-            name = HEURISTIC if advice.method == QKV_DEPTH else short_name(advice.method)
-            tasks.setdefault((name, advice.end), []).append(advice.task)
+            cell = advice.cell
+            name = HEURISTIC if cell.method == QKV_DEPTH else short_name(cell.method)
+            tasks.setdefault((name, advice.end), []).append(cell.task)
     for (method, end), on in tasks.items():
         yield f"The smoothed best rate of {method} lies at the {end} end of its window on {listed(on)}."
 

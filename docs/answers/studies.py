@@ -12,7 +12,7 @@ import numpy as np
 from marked import table
 
 from tensorbench.records.metrics import direction
-from tensorbench.reports.advice import rate_advice
+from tensorbench.reports.advice import advise
 from tensorbench.reports.analysis import Analysis, analyse
 from tensorbench.reports.answers import answers as sentences
 from tensorbench.reports.answers import level_notes, order_note
@@ -76,14 +76,14 @@ def of_advice(study: Path) -> tuple[str, str]:
     """The advice on methods by number of trials, and its basis: expected scores and learning rates."""
     every = analysed(study)
     advice = answered([(every, affordable)])
-    behind = answered([(every, rule) for rule in (expected, partial(rates, every))])
+    behind = answered([(every, rule) for rule in (expected, rates)])
     return advice.text, behind.text
 
 
 def of_costs(study: Path) -> str:
     """A table of each method's difference from LoRA, number of agreeing estimators, size and costs."""
     every = analysed(study)
-    return answered([(every, partial(with_costs, every))]).text
+    return answered([(every, with_costs)]).text
 
 
 def of_fresh_tunings(study: Path, fresh: Path) -> Answer:
@@ -109,7 +109,10 @@ def of_levels(*packs: Path) -> tuple[str, str]:
     rows = [
         [
             level.method,
-            *(points(each) if each is not None else "–" for each in (level.difference, *level.differences)),
+            *(
+                points(each) if each is not None else "–"
+                for each in (level.difference, *map(level.differences.get, block.settings))
+            ),
         ]
         for level in block.levels
     ]
@@ -171,7 +174,7 @@ def _notes(analysis: Analysis) -> Iterator[str]:
 
     Studies that have not ended have no note, since pages show the number of complete studies.
     """
-    yield from analysis.evidence.notes
+    yield from analysis.gaps
     for block in analysis.blocks:
         yield from block.notes
     yield from analysis.limits
@@ -275,8 +278,8 @@ def default_rate(block: Block) -> Ruling:
         if (transfer := entrant.transfer) is not None:
             words = _cost(transfer.interval, block.threshold)
             verdicts.append((entrant.method, words))
-            costs = [points(cost) for cost in transfer.costs]
-            mean, interval = points(transfer.mean), bounds(transfer.interval)
+            costs = [points(cost) for cost in entrant.costs.values()]
+            mean, interval = points(transfer.effect.difference), bounds(transfer.interval)
             rows.append([entrant.method, mean, interval, words, *costs])
     head = ["method", "change", "interval", "cost", *(setting.task for setting in block.settings)]
     return Ruling(by_verdict(verdicts), head, rows)
@@ -295,22 +298,19 @@ def _cost(interval: Bounds | None, threshold: float) -> str:
 AGREE = {"LoRA (targets=qkvo) r=3": 16, "FacT-TT": 11, QKV_DEPTH: 16, ALL_MODES: 13, "LoRA-XS": 8, ATT: 12}
 
 
-def with_costs(analysis: Analysis, block: Block) -> Ruling:
+def with_costs(block: Block) -> Ruling:
     """Each method's difference from the reference, with its size and its mean costs over the tasks.
 
     The time of a training step is relative to the reference's on the same task. The time of a forward pass is
     relative to that of the backbone without an adapter.
     """
-    cells = {cell.number: cell for cell in analysis.results.all_cells}
-    reference = [cells[number] for number in block.entrants[0].cells if number is not None]
 
     def mean(values: Iterable[float | None]) -> float:
         return float(np.mean([np.nan if value is None else value for value in values]))
 
     rows = []
     for entrant in block.entrants:
-        own = [cells[number] for number in entrant.cells if number is not None]
-        pairs = zip(own, reference, strict=True)
+        own, pairs = entrant.cells, zip(entrant.cells, block.entrants[0].cells, strict=True)
         step = mean((cell["step_ms"] or np.nan) / (other["step_ms"] or np.nan) for cell, other in pairs)
         forward, memory = (mean(cell[name] for cell in own) for name in ("adapted_forward", "peak_mib"))
         difference = entrant.differences.get(block.k)
@@ -361,13 +361,15 @@ def expected(block: Block) -> Ruling:
     return Ruling("", head, rows)
 
 
-def rates(analysis: Analysis, block: Block) -> Ruling:
+def rates(block: Block) -> Ruling:
     """The rate to start from on each task, and the range within a point of the best."""
-    by_cell = {advice.cell: advice for advice in rate_advice(analysis)}
     rows = [
         [
             entrant.method,
-            *(f"{by_cell[n].start:.2g} ({by_cell[n].range})" if n in by_cell else "–" for n in entrant.cells),
+            *(
+                f"{rate.start:.2g} ({rate.range})" if (rate := advise(own.cell, own.studies)) else "–"
+                for own in entrant.on.values()
+            ),
         ]
         for entrant in block.entrants
     ]
@@ -390,8 +392,8 @@ def fresh_tunings(fresh: Analysis, block: Block) -> Ruling:
     head += [f"score after {block.k}", "mean kept", "as expected"]
     rows, sign, score = [], direction(block.metric), block.unit.score
     for entrant in block.entrants:
-        settings = zip(block.settings, entrant.studies, entrant.scores[block.k], strict=True)
-        for setting, own, estimate in settings:
+        for setting, of_entrant in entrant.on.items():
+            own, estimate = of_entrant.studies, of_entrant.scores[block.k]
             cell = cells.get((entrant.method, setting))
             if cell is None or cell.number not in fresh.studies or cell.studies is None:
                 continue

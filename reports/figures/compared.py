@@ -26,7 +26,7 @@ from tensorbench.reports.answers import (
     settings_counted,
     trials_of_tuning,
 )
-from tensorbench.reports.blocks import Block, Entrant
+from tensorbench.reports.blocks import Block, Performance
 from tensorbench.reports.drawing import (
     INK,
     MUTED,
@@ -42,6 +42,7 @@ from tensorbench.reports.drawing import (
 from tensorbench.reports.inference.intervals import Bounds
 from tensorbench.reports.inference.rates import LEAST_SMOOTHED, smoothed, window
 from tensorbench.reports.inference.studies import FAILED
+from tensorbench.reports.results import TaskAndBackbone
 from tensorbench.reports.tables import ANCHOR
 from tensorbench.reports.units import minus
 
@@ -143,13 +144,12 @@ def differences(block: Block, name: str, title: str, looks: Looks) -> Drawn:
 def _by_task(block: Block, number: int, looks: Looks, colours: Mapping[str, str]) -> Drawn:
     figure, axes = panels(len(block.settings), height=0.3 + _height(len(block.compared)))
     tips, texts = Tips(), []
-    for place, (ax, setting) in enumerate(zip(axes, block.settings, strict=True)):
-        _forest_of(ax, block, looks, colours, place, tips)
+    for ax, setting in zip(axes, block.settings, strict=True):
+        _forest_of(ax, block, looks, colours, setting, tips)
         ax.set_title(setting_name(block.settings, setting))
         values = [
-            f"{entrant.method} "
-            f"{block.unit.difference(entrant.differences[block.k].effect.parts[place].difference)}"
-            for entrant in block.compared
+            f"{e.method} {block.unit.difference(e.differences[block.k].on[setting].effect.difference)}"
+            for e in block.compared
         ]
         texts.append(f"{setting_name(block.settings, setting)}: {', '.join(values)}")
     if block.levels:
@@ -166,19 +166,23 @@ def _by_task(block: Block, number: int, looks: Looks, colours: Mapping[str, str]
 
 
 def _forest_of(
-    ax: Axes, block: Block, looks: Looks, colours: Mapping[str, str], place: int | None, tips: Tips
+    ax: Axes,
+    block: Block,
+    looks: Looks,
+    colours: Mapping[str, str],
+    setting: TaskAndBackbone | None,
+    tips: Tips,
 ) -> Bounds:
-    """Draws the differences from the reference over all tasks, or on the task at index `place`.
+    """Draws the differences from the reference on a setting or, if it is None, over all settings.
 
     Methods without adapter are vertical lines. Returns the limits of the axis.
     """
     unit, rows = block.unit, []
     for entrant in block.compared:
         comparison = entrant.differences[block.k]
-        value, interval, verdict = comparison.effect.difference, comparison.interval, comparison.verdict
-        if place is not None:
-            value, interval = comparison.effect.parts[place].difference, comparison.intervals[place]
-            verdict = comparison.verdicts[place]
+        if setting is not None:
+            comparison = comparison.on[setting]
+        value, interval = comparison.effect.difference, comparison.interval
         rows.append(
             ForestRow(
                 entrant.method,
@@ -187,11 +191,11 @@ def _forest_of(
                 colours[entrant.method],
                 looks.shape(entrant.family),
                 f"{entrant.method}\n{unit.difference(value)} {unit.points} "
-                f"({between(comparison, unit, place)})\n"
-                f"{in_words(verdict, unit.size(block.threshold))}",
+                f"({between(comparison, unit)})\n"
+                f"{in_words(comparison.verdict, unit.size(block.threshold))}",
             )
         )
-    differences = [e.difference if place is None else e.differences[place] for e in block.levels]
+    differences = [e.differences.get(setting) if setting else e.difference for e in block.levels]
     levels = {i: unit.factor * value for i, value in enumerate(differences) if value is not None}
     threshold = unit.factor * block.threshold
     limits = reach(rows, threshold, levels.values())
@@ -278,9 +282,9 @@ def reach(rows: Sequence[ForestRow], threshold: float, levels: Iterable[float] =
 def _curves(block: Block, number: int, looks: Looks, colours: Mapping[str, str]) -> Drawn:
     figure, axes = panels(len(block.settings), height=2.5)
     unit, tips = block.unit, Tips()
-    for place, (ax, setting) in enumerate(zip(axes, block.settings, strict=True)):
+    for ax, setting in zip(axes, block.settings, strict=True):
         for entrant in block.entrants:
-            scores = {k: entrant.scores[k][place] for k in sorted(entrant.scores)}
+            scores = dict(sorted(entrant.on[setting].scores.items()))
             values = [unit.factor * score.value for score in scores.values()]
             colour, shape = colours[entrant.method], looks.shape(entrant.family)
             ax.plot([*scores], values, color=colour, lw=2.0 if entrant.method == block.against else 1.1)
@@ -293,7 +297,7 @@ def _curves(block: Block, number: int, looks: Looks, colours: Mapping[str, str])
         low, high = ax.get_ylim()
         near = 0.5 * (high - low)
         for i, level in enumerate(block.levels):
-            own = level.scores[place]
+            own = level.scores.get(setting)
             if own is not None and low - near <= unit.factor * own <= high + near:
                 ax.axhline(unit.factor * own, color=MUTED, lw=1.1, ls=DASHES[i % len(DASHES)], zorder=1)
         ax.set_xscale("log", base=2)
@@ -317,9 +321,9 @@ def _curves(block: Block, number: int, looks: Looks, colours: Mapping[str, str])
         + "Intervals are in tables/scores.csv.",
         "; ".join(
             f"{e.method} on {setting.task}: "
-            + ", ".join(f"{unit.score(e.scores[k][place].value)} after {k}" for k in sorted(e.scores))
+            + ", ".join(f"{unit.score(score.value)} after {k}" for k, score in sorted(own.scores.items()))
             for e in block.entrants
-            for place, setting in enumerate(block.settings)
+            for setting, own in e.on.items()
         ),
         figure,
         tips,
@@ -337,19 +341,23 @@ def _rates(analysis: Analysis, block: Block, number: int) -> Drawn:
     """
     figure, axes = panels(len(block.entrants), columns=3, height=2.1)
     # Each panel's zero is the score of the reference on the setting or, without one, of the best method.
-    sign, places = direction(block.metric), range(len(block.settings))
+    sign = direction(block.metric)
     own = [e for e in block.entrants if block.reference and e.cells == block.reference.cells]
-    zeros = [max(sign * e.scores[block.k][place].value for e in own or block.entrants) for place in places]
+    zeros = {
+        setting: max(sign * e.on[setting].scores[block.k].value for e in own or block.entrants)
+        for setting in block.settings
+    }
     bottom = min(
-        max(float(studies.scores[~studies.failed].min(initial=studies.best)) - zero, -DEPTH * studies.point)
+        max(float(each.scores[~each.failed].min(initial=each.best)) - zeros[setting], -DEPTH * each.point)
         for entrant in block.entrants
-        for studies, zero in zip(entrant.studies, zeros, strict=True)
+        for setting, each in zip(entrant.on, entrant.studies, strict=True)
     )
     tips, smooth = Tips(), False
     for ax, entrant in zip(axes, block.entrants, strict=True):
         ax.axhline(0, color=MUTED, lw=0.7)
-        for place in places:
-            smooth |= _draw_trials(ax, analysis, block, entrant, place, zeros[place], bottom, tips)
+        for place, (setting, trials) in enumerate(entrant.on.items()):
+            colour = SERIES[place % len(SERIES)]
+            smooth |= _draw_trials(ax, analysis, block, trials, colour, zeros[setting], bottom, tips)
         log_axis(ax, lambda rate, _: f"{rate:g}")
         ax.set_xlabel("learning rate")
         ax.set_title(entrant.method)
@@ -387,8 +395,8 @@ def _draw_trials(
     ax: Axes,
     analysis: Analysis,
     block: Block,
-    entrant: Entrant,
-    place: int,
+    own: Performance,
+    colour: str,
     zero: float,
     bottom: float,
     tips: Tips,
@@ -397,10 +405,9 @@ def _draw_trials(
 
     Returns whether enough trials succeeded for a smoothed curve.
     """
-    colour, factor = SERIES[place % len(SERIES)], block.unit.factor
-    cell, studies = analysis.results.all_cells[entrant.cells[place]], entrant.studies[place]
-    sign, task = direction(cell.metric), block.settings[place].task
-    complete = [seed for seed in analysis.results.of_cell(cell.number) if seed.study in studies.numbers]
+    cell, studies, factor = own.cell, own.studies, block.unit.factor
+    sign, task = direction(cell.metric), cell.task
+    complete = [seed for seed in cell.trials if seed.study in studies.numbers]
     for failed in (False, True):
         trials = [seed for seed in complete if analysis.failed(seed) is failed]
         gains = [bottom if seed.score is None else max(bottom, sign * seed.score - zero) for seed in trials]

@@ -126,7 +126,7 @@ def score_against(analysis: Analysis, cost: Cost, looks: Looks) -> list[Drawn]:
             cell.budget if cell.budget in sized and len(sized) > 1 else "",
         )
         for cell in analysis.results.all_cells
-        if cell.metric and (found := analysis.score(cell.number)) is not None
+        if cell.metric and (found := analysis.score(cell)) is not None
     ]
     groups = {
         setting: own

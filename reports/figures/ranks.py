@@ -35,14 +35,12 @@ def ranks(analysis: Analysis, looks: Looks) -> Iterator[Drawn]:
     for number, section in enumerate(analysis.allocations):
         if section.block.compared and is_apart(analysis, section):
             yield differences(section.block, f"ranks-{number}", f"Ranks of {section.method}", looks)
-    cells = analysis.results.all_cells
     for number, group in enumerate(over_budgets(analysis.blocks)):
         # Bands of many allocations would hide each other.
         methods = {
             method: own
             for method, entrants in group.methods.items()
-            if len(own := [entrant for entrant in entrants if entrant]) >= LEAST_BUDGETS
-            and not cells[own[0].cells[0]].allocation
+            if len(own := [*entrants.values()]) >= LEAST_BUDGETS and not own[0].cells[0].allocation
         }
         if methods:
             yield _by_parameters(group, methods, number, looks)
@@ -77,9 +75,8 @@ def _by_parameters(
     bottom, top = ax.get_ylim()
     outside = []
     for place, level in enumerate(block.levels):
-        scores = [score for score in level.scores if score is not None]
-        value = unit.factor * sum(scores) / len(block.settings)
-        if len(scores) < len(block.settings):
+        value = unit.factor * sum(level.scores.values()) / len(block.settings)
+        if len(level.scores) < len(block.settings):
             continue
         # As in the figures of costs, the head alone may lie outside.
         if level.family != FLOOR or 2 * bottom - top <= value <= 2 * top - bottom:

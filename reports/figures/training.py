@@ -93,7 +93,7 @@ def curves(results: Results) -> tuple[list[Curve], list[str]]:
         notes.append(
             f"Training curves are means of at most {each} seeds: a report reads {MOST_HISTORIES:,} of them."
         )
-    stored = _histories(results, {number: results.finished(number)[:each] for number in sorted(cells)})
+    stored = _histories(results, {n: cells[n].finished_trials[:each] for n in sorted(cells)})
     drawn = []
     for panel, of_panel in shown.items():
         own = [_curve(panel, cell, stored[cell.number]) for cell in of_panel if stored[cell.number]]
@@ -103,7 +103,7 @@ def curves(results: Results) -> tuple[list[Curve], list[str]]:
             ends = np.unique([every.min(), every.max()])
             flat = {
                 seed.seed: np.full(len(ends), seed.validation)
-                for seed in results.finished(head.number)
+                for seed in head.finished_trials
                 if seed.validation is not None
             }
             own.append(Curve(panel, head, ends, flat))
@@ -156,7 +156,7 @@ def _histories(results: Results, seeds_of: Mapping[int, Sequence[Seed]]) -> dict
         by_metric = grouped(seeds_of, lambda number: results.all_cells[number].metric)
         for metric, numbers in by_metric.items():
             trials = {
-                experiment.records[seed.trial_id].run_id: seed.trial_id
+                seed.record.run_id: seed.trial_id
                 for number in numbers
                 for seed in seeds_of[number]
                 if seed.experiment == experiment.name

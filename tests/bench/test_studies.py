@@ -22,7 +22,6 @@ from tensorbench.plan.rows import Plan
 from tensorbench.plan.suite import load_suite
 from tensorbench.records.record import latest
 from tensorbench.reports.analysis import Analysis
-from tensorbench.reports.results import kept_trials
 from tensorbench.reports.stored import contents
 from tensorbench.run.suites import Audience, run_suite
 from tensorbench.store.store import Store
@@ -107,9 +106,8 @@ def test_a_study_without_some_of_its_points_keeps_no_trial(halves: Halves) -> No
     done = run_suite(halves.suite, store=halves.first, part=Part(seeds=[10_000, 10_001]))
     for cell in done.summary.results.all_cells:
         assert cell.studies is not None
-        seeds = [seed for seed in done.summary.results.all_seeds if seed.cell == cell.number]
-        assert len(seeds) == 2
-        assert not kept_trials(cell.studies, seeds)
+        assert len(cell.trials) == 2
+        assert not cell.kept
 
 
 def test_a_trial_is_shown_with_its_place(halves: Halves, call: Call) -> None:
@@ -161,22 +159,19 @@ def test_results_have_each_trial_s_study_point_offset_and_rate(halves: Halves) -
 
 def test_the_kept_trial_has_the_lowest_validation_loss(halves: Halves) -> None:
     results = tensorbench.load_results(halves.whole)
-    for cell in results.cells.index:
-        seeds = results.of_cell(cell)
-        kept = kept_trials(results.cells.loc[cell, "studies"], seeds)
-        assert set(kept) == {0, 1, 2}
-        for study, trial in kept.items():
+    for cell in results.all_cells:
+        assert set(cell.kept) == {0, 1, 2}
+        for study, trial in cell.kept.items():
             assert trial is not None
-            losses = [seed.validation_loss for seed in seeds if seed.study == study]
+            losses = [seed.validation_loss for seed in cell.trials if seed.study == study]
             assert trial.validation_loss == min(loss for loss in losses if loss is not None)
 
 
 def test_the_terminal_shows_the_kept_trials_of_complete_studies(halves: Halves) -> None:
     results = tensorbench.load_results(halves.first and "toy", store=halves.first)
-    for cell in results.cells.index:
-        kept = kept_trials(results.cells.loc[cell, "studies"], results.of_cell(cell))
-        assert set(kept) == {0, 1}
-        mean = fmean(trial.score for trial in kept.values() if trial and trial.score is not None)
+    for cell in results.all_cells:
+        assert set(cell.kept) == {0, 1}
+        mean = fmean(trial.score for trial in cell.kept.values() if trial and trial.score is not None)
         assert f"{mean:.4f}" in halves.shown
 
 

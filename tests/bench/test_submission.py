@@ -197,12 +197,10 @@ def test_a_weakened_reference_disagrees_with_published_packs(pack: Path, tmp_pat
     mine = named(pack, tmp_path)
     assert not submit(mine, board=board).faults
     own = read_submission(mine)
-    seeds = tuple(
-        replace(seed, measures=dict(seed.measures) | {"score": 0.3}) if seed.cell == LORA else seed
-        for seed in own.results.all_seeds
-    )
-    weak = replace(own.results, all_seeds=seeds)
-    faults = list(submission._disagreements(weak, [LORA], [board / "first.tensorbench.zip"]))
+    lora = own.results.all_cells[LORA]
+    seeds = (replace(seed, measures=dict(seed.measures) | {"score": 0.3}) for seed in lora.trials)
+    weak = replace(lora, trials=tuple(seeds))
+    faults = list(submission._disagreements([weak], [board / "first.tensorbench.zip"]))
     assert len(faults) == 3
     assert "scores 0.3000 here" in faults[0]
 

@@ -50,7 +50,7 @@ def studied(stored: Stored) -> str:
 
 
 def test_the_range_is_the_known_one(studied: str) -> None:
-    advice = {each.method: each for each in stored_advice([studied])}
+    advice = {each.cell.method: each for each in stored_advice([studied])}
     assert advice.keys() == TRUE_RANGES.keys()
     centres = {cell.method: cell.studies for cell in read(studied, [NAME]).all_cells}
     for method, (best, low, high) in TRUE_RANGES.items():

@@ -48,7 +48,7 @@ def test_diverged_seeds_stand_beside_the_interval(analysis: Analysis) -> None:
     # One of 15 pairs is lost. What is left is worse by more than the threshold, whatever the lost one scores.
     assert depth.differences[1].verdict == Verdict(Answer.BEYOND, "worse")
     collapsed = block(analysis, "isoparameters 2").collapsed
-    assert ("TensLoRA depth", 1, 5) in {(side.method, side.count, side.runs) for side in collapsed}
+    assert ("TensLoRA depth", 1, 5) in {(side.cell.method, side.count, side.runs) for side in collapsed}
 
 
 def test_a_setting_that_has_not_been_run_keeps_nobody_out(analysed: Analysed) -> None:
@@ -80,36 +80,37 @@ def test_intervals_are_simultaneous_over_the_methods_and_on_tasks_over_both(anal
             found = entrant.differences[1]
             assert found.interval == found.effect.interval(level)
             assert found.verdict == verdict(found.interval, each.threshold)
-            for part, interval in zip(found.effect.parts, found.intervals, strict=True):
+            for part, own in zip(found.effect.parts, found.on.values(), strict=True):
                 assert part.error is not None
-                assert interval == part.error.interval(part.difference, on_tasks)
+                assert own.interval == part.error.interval(part.difference, on_tasks)
 
 
 def test_a_seed_is_a_study_of_one_point(analysis: Analysis, results: Results) -> None:
     (isorank,) = (each for each in analysis.blocks if each.title == "isorank 2")
-    on = dict(zip(isorank.settings, isorank.reference.cells, strict=True))
+    on = {cell.setting: cell for cell in isorank.reference.cells}
+    by_trial, _ = evidence.gather(results, results.all_cells)
     alone = {}
     for entrant in isorank.claims:
-        for number, setting in zip(entrant.cells, entrant.settings, strict=True):
-            own, other = (results.of_cell(each) for each in (number, on[setting]))
-            scores = [{seed.seed: seed.score for seed in seeds if seed.finished} for seeds in (own, other)]
-            shared = sorted(scores[0].keys() & scores[1].keys())
+        for cell in entrant.cells:
+            pair = cell, on[cell.setting]
+            finished = [{seed.seed: seed for seed in each.trials if seed.finished} for each in pair]
+            shared = sorted(finished[0].keys() & finished[1].keys())
+            sides = [[own[seed] for seed in shared] for own in finished]
             runs = [
-                np.stack([run.values for run in analysis.evidence.of_runs(each, shared)]).astype(float)
-                for each in (number, on[setting])
+                np.stack([by_trial[seed.trial_id].values for seed in side]).astype(float) for side in sides
             ]
-            alone[number] = of_seeds_and_examples(
-                np.array([scores[0][seed] - scores[1][seed] for seed in shared]), np.subtract(*runs)
+            alone[cell.number] = of_seeds_and_examples(
+                np.subtract(*([seed.score for seed in side] for side in sides)), np.subtract(*runs)
             )
     for setting, reference in on.items():
         there = {n for n in alone if results.all_cells[n].setting == setting}
-        sound = [n for n in there if not {n, reference} & {*analysis.collapses}]
+        sound = [n for n in there if not {n, reference.number} & {*analysis.collapses}]
         alone |= zip(sound, moderated([alone[n] for n in sound]), strict=True)
     for entrant in isorank.claims:
         parts = entrant.differences[1].effect.parts
-        for number, part in zip(entrant.cells, parts, strict=True):
+        for cell, part in zip(entrant.cells, parts, strict=True):
             for name in ("difference", "seeds", "examples", "freedom"):
-                expected = getattr(alone[number], name)
+                expected = getattr(alone[cell.number], name)
                 assert getattr(part, name) == (expected and pytest.approx(expected, rel=1e-9, abs=1e-15))
 
 
@@ -119,7 +120,7 @@ def test_methods_without_adapter_are_compared_with_each_budgets_lora(analysis: A
         levels = {level.family: level for level in own.levels}
         head, full = levels["head_only"], levels["full"]
         assert own.reference is not None
-        assert own.reference.budget == budget
+        assert {cell.budget for cell in own.reference.cells} == {budget}
         assert head.comparison is not None
         assert head.comparison.verdict.side == "worse"
         assert head.comparison.interval == head.comparison.effect.interval(simultaneous(1))
@@ -133,7 +134,7 @@ def test_plain_lora_of_another_budget_goes_before_one_of_other_sites(analysed: A
     plan = plan_of(**SMALL | {"methods": methods, "budgets": [{"isoparameters": 2}]})
     reference = block(analysed(result, plan), "isorank 2").reference
     assert reference is not None
-    assert (reference.method, reference.budget) == ("LoRA", "isoparameters 2")
+    assert [(cell.method, cell.budget) for cell in reference.cells] == [("LoRA", "isoparameters 2")]
 
 
 def test_test_examples_count_from_the_stored_predictions(analysis: Analysis) -> None:
@@ -144,8 +145,7 @@ def test_test_examples_count_from_the_stored_predictions(analysis: Analysis) -> 
     assert isorank.reference is not None
     cells = zip(att.differences[1].effect.parts, att.cells, isorank.reference.cells, strict=True)
     for part, cell, other in cells:
-        means = [analysis.results.cells.at[number, "mean"] for number in (cell, other)]
-        assert part.difference == pytest.approx(means[0] - means[1])
+        assert part.difference == pytest.approx((cell.mean or 0.0) - (other.mean or 0.0))
     error = att.differences[1].effect.error
     assert error is not None
     assert error.examples > 0

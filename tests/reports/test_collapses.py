@@ -22,7 +22,7 @@ from tensorbench.reports.collapses import Collapses, collapses
 from tensorbench.reports.inference.effects import Answer
 from tensorbench.reports.reading import read
 from tensorbench.reports.report import compose
-from tensorbench.reports.results import Results, TaskAndBackbone
+from tensorbench.reports.results import Results
 from tensorbench.reports.selection import Selection
 from tensorbench.reports.tidy import tidy_tables
 
@@ -64,7 +64,7 @@ def only(analysis: Analysis) -> Entrant:
 
 
 def of(results: Results) -> list[tuple[str, int, int]]:
-    return [(side.method, side.count, side.runs) for side in collapses(results).values()]
+    return [(side.cell.method, side.count, side.runs) for side in collapses(results).values()]
 
 
 def every_seed(method: str, task: str = "digits") -> list[tuple[str, str, int]]:
@@ -126,7 +126,8 @@ def test_a_cell_whose_seeds_all_diverged_collapsed_entirely(analysed: Analysed, 
     analysis = analysed(results_with({}, diverged=every_seed("TensLoRA att")), PLAN)
     assert of(analysis.results) == [("TensLoRA att", 5, 5)]
     (side,) = analysis.collapses.values()
-    assert (side.seeds, side.chance) == (5, 1)
+    assert side.chance == 1
+    assert "with 5 seeds" in str(side)
     # It is compared with nothing, and named first all the same.
     assert not analysis.blocks
     assert analysis.faults == (str(side),)
@@ -167,7 +168,7 @@ def test_a_collapse_of_either_side_keeps_equivalence_from_being_claimed(method: 
     uri = stored(results_with(head(800) | {(method, "digits", 3): 600}), PLAN)
     analysis = analyse(read(uri, ["small"]), 0.5)
     (side,) = analysis.collapses.values()
-    assert (side.method, side.count, side.runs) == (method, 1, 5)
+    assert (side.cell.method, side.count, side.runs) == (method, 1, 5)
     found = only(analysis).differences[1]
     assert found.interval is not None
     assert max(map(abs, found.interval)) < 0.5
@@ -192,12 +193,12 @@ def test_nothing_is_better_than_what_it_lost_by_diverging(
     assert f"seeds of {diverging} diverged" in lost.verdict.reason or "collapsed" in lost.verdict.reason
 
 
-def test_the_bound_is_that_of_clopper_and_pearson() -> None:
-    side = Collapses("a", TaskAndBackbone("t", "b"), 1, 13, 5)
+def test_the_bound_is_that_of_clopper_and_pearson(results: Results) -> None:
+    side = Collapses(results.all_cells[0], 1, 13)
     assert stats.binom.cdf(1, 13, side.chance) == pytest.approx(0.05)
     assert "1 of 13 runs collapsed" in str(side)
     assert f"{100 * side.chance:.0f}%" in str(side)
-    assert Collapses("a", TaskAndBackbone("t", "b"), 5, 5, 5).chance == 1
+    assert Collapses(results.all_cells[0], 5, 5).chance == 1
 
 
 # --- a baseline that failed ---

@@ -59,7 +59,7 @@ def test_all_trials_failed_in_every_file_of_the_report(method: str, uri: str, tm
     done = write_report(NAME, out=tmp_path / "out", store=uri, formats=TEXTS, log=False)
     analysis = done.analysis
     (cell,) = (c for c in analysis.results.all_cells if (c.method, c.task) == (method, TASK))
-    assert all(analysis.failed(seed) for seed in analysis.results.of_cell(cell.number))
+    assert all(map(analysis.failed, cell.trials))
     (note,) = (note for note in analysis.notes if "failed" in note and f"{method} on {TASK}" in note)
     texts = {name: (tmp_path / "out" / name).read_text() for name in done.files if not name.endswith(".svg")}
     for name in ("index.html", "tables/tables.md"):
@@ -80,7 +80,7 @@ def test_all_trials_failed_in_every_file_of_the_report(method: str, uri: str, tm
     # The crosses of the figure and its text agree.
     (figure,) = (figure for figure in draw(analysis)[0] if figure.name == "rates-0")
     (entrant,) = (entrant for entrant in block.entrants if entrant.method == method)
-    failures = sum(analysis.failed(s) for n in entrant.cells for s in analysis.results.of_cell(n))
+    failures = sum(analysis.failed(seed) for cell in entrant.cells for seed in cell.trials)
     assert entrant.sensitivity.failures == failures >= 16
     assert f"{method}: {failures} of {entrant.sensitivity.trials} " in figure.alternative
     assert all(np.isfinite(line["rate"]) and np.isfinite(line["seed"]) for line in tables["variance"])
@@ -89,7 +89,7 @@ def test_all_trials_failed_in_every_file_of_the_report(method: str, uri: str, tm
 
 def test_no_rate_is_advised_where_all_trials_failed(method: str, uri: str, call: Call) -> None:
     analysis = analyse(read(uri, [NAME]))
-    advised = {(each.method, each.task) for each in rate_advice(analysis)}
+    advised = {(each.cell.method, each.cell.task) for each in rate_advice(analysis)}
     every = {(c.method, c.task) for c in analysis.results.all_cells if c.studies}
     assert every - advised == {(method, TASK)}
     rows = json.loads(call("list", "methods", "--advice", uri, "--json").out)
@@ -99,21 +99,21 @@ def test_no_rate_is_advised_where_all_trials_failed(method: str, uri: str, call:
 def test_a_method_that_diverged_is_worse_than_one_that_did_not(method: str, uri: str) -> None:
     (block,) = analyse(read(uri, [NAME])).blocks
     assert (block.metric, block.unit.mark) == ("accuracy", "%")
-    place = [setting.task for setting in block.settings].index(TASK)
+    (setting,) = (setting for setting in block.settings if setting.task == TASK)
     if method == "full fine-tuning":
         (level,) = (level for level in block.levels if level.method == method)
-        assert level.scores[place] == pytest.approx(0.5, abs=0.02)
+        assert level.scores[setting] == pytest.approx(0.5, abs=0.02)
         return
     differences = {entrant.method: entrant.differences[block.k] for entrant in block.compared}
     if method == "LoTR":
-        assert differences["LoTR"].verdicts[place].side == "worse"
+        assert differences["LoTR"].on[setting].verdict.side == "worse"
         return
     # Both are above the reference, of which there is nothing but failed trials.
     for name in ("LoTR", "FacT-TT"):
-        interval = differences[name].intervals[place]
-        assert interval is not None
-        assert interval[0] > 0
-        assert differences[name].verdicts[place].reason == "LoRA is no better than a head"
+        found = differences[name].on[setting]
+        assert found.interval is not None
+        assert found.interval[0] > 0
+        assert found.verdict.reason == "LoRA is no better than a head"
 
 
 def test_the_terminal_shows_the_failures(method: str, uri: str, tmp_path: Path, call: Call) -> None:
@@ -141,8 +141,7 @@ def test_an_error_of_a_method_that_always_diverged_has_the_sign_and_unit_of_its_
     assert reference.means[block.k].value == chance
     intervals = [entrant.differences[block.k].interval for entrant in block.compared]
     assert all(interval and interval[0] > 0 for interval in intervals)
-    studies = analysis.studies[reference.cells[0]]
-    assert studies.point == analysis.studies[block.compared[0].cells[0]].point
+    assert reference.studies[0].point == block.compared[0].studies[0].point
     (line,) = (s for s in standings(NAME, analysis) if s.cell.method == "LoRA")
     assert line.score is not None
     assert (line.score.value, unit_of(line.cell.metric).mark) == (chance, "")
@@ -165,7 +164,7 @@ def test_a_task_on_which_no_trial_finished_is_not_compared(composed: Composes) -
     assert TASK not in {setting.task for setting in block.settings}
     assert any(TASK in note for note in block.notes)
     assert all(analysis.failed(seed) for seed in analysis.results.all_seeds if seed.task == TASK)
-    assert not {TASK} & {each.task for each in rate_advice(analysis)}
+    assert not {TASK} & {each.cell.task for each in rate_advice(analysis)}
 
 
 def test_adapters_that_all_diverged_are_all_at_chance(composed: Composes) -> None:
@@ -173,7 +172,7 @@ def test_adapters_that_all_diverged_are_all_at_chance(composed: Composes) -> Non
     analysis = composed(lost, plan_of(**ONE_TASK, methods=METHODS), formats=TEXTS).analysis
     (block,) = analysis.blocks
     assert {entrant.sensitivity.failed for entrant in block.entrants if entrant.sensitivity} == {1.0}
-    assert {each.method for each in rate_advice(analysis)} == {"full fine-tuning"}
+    assert {each.cell.method for each in rate_advice(analysis)} == {"full fine-tuning"}
     assert "significantly" not in answer(block).replace("no method is significantly better", "")
 
 

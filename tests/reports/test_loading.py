@@ -82,7 +82,7 @@ def test_a_frame_has_its_columns_also_where_it_has_no_line(results: LoadedResult
     frame = getattr(results, name)
     assert frame.dtypes.to_dict() == columns
     bare = tuple(replace(experiment, records={}) for experiment in results.experiments)
-    empty = getattr(LoadedResults(bare, (), (), ()), name)
+    empty = getattr(LoadedResults(bare, (), ()), name)
     assert len(empty) == 0
     assert empty.dtypes.to_dict() == columns
 
@@ -117,7 +117,7 @@ def test_targets_of_other_kinds_than_one_class_have_their_columns(results: Loade
     files = [file_of(several), file_of(number)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment.source, "read", lambda record, name: files.pop() if files else None)
-        predictions = LoadedResults(results.experiments, results.all_cells, results.all_seeds, ()).predictions
+        predictions = LoadedResults(results.experiments, results.all_cells, ()).predictions
     of_number, of_several = (
         predictions[predictions["label"].notna()],
         predictions[predictions["label"].isna()],
@@ -151,7 +151,7 @@ def test_a_trial_of_several_experiments_is_in_each_frame_once(stored: Stored) ->
 
 
 def test_predictions_that_cannot_be_read_are_named(results: LoadedResults) -> None:
-    broken = LoadedResults(results.experiments, results.all_cells, results.all_seeds, ())
+    broken = LoadedResults(results.experiments, results.all_cells, ())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(results.experiments[0].source, "read", lambda record, name: b"PAR1")
         with pytest.raises(UserError, match=naming(Artifact.PREDICTIONS, "run")):

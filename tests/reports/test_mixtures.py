@@ -15,7 +15,7 @@ from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import Row
 from tensorbench.reports import recipes
 from tensorbench.reports.analysis import analyse
-from tensorbench.reports.reading import read
+from tensorbench.reports.reading import read, tabulate
 from tensorbench.reports.report import write_report
 from tensorbench.reports.results import Results
 
@@ -79,7 +79,8 @@ def test_nothing_compares_what_is_measured_otherwise(two: str, what: str, value:
             )
             for id_, trial in last.trials.items()
         }
-        return dataclasses.replace(results, experiments=(*earlier, dataclasses.replace(last, trials=trials)))
+        experiments = (*earlier, dataclasses.replace(last, trials=trials))
+        return dataclasses.replace(results, experiments=experiments, all_cells=tabulate(experiments))
 
     results = read(two, ["small", "other"])
     assert len(analyse(results).blocks) == 1

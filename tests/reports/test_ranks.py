@@ -213,7 +213,7 @@ def test_the_largest_difference_is_said_where_none_is_significant(section: Alloc
 
 def test_rows_that_miss_their_budget_are_marked(results: Results, section: Allocations) -> None:
     missed = {short_name(cell.method) for cell in results.all_cells if cell.within is False}
-    table = allocations_table(results, section, {})
+    table = allocations_table(section)
     assert missed
     assert {line["allocation"] for line in table.lines if "!" in line["parameters"]} == missed
     assert any(note.startswith("! misses") for note in table.notes)
@@ -221,12 +221,10 @@ def test_rows_that_miss_their_budget_are_marked(results: Results, section: Alloc
     assert "of budget" not in overview(NAME, results, []).spare
 
 
-def test_the_best_rate_is_that_of_all_tasks(
-    results: Results, analysis: Analysis, section: Allocations
-) -> None:
-    advice = {each.cell: each for each in rate_advice(analysis)}
-    (line, *_) = allocations_table(results, section, advice).lines
-    own = [advice[number] for number in section.block.entrants[0].cells]
+def test_the_best_rate_is_that_of_all_tasks(analysis: Analysis, section: Allocations) -> None:
+    advice = {each.cell.number: each for each in rate_advice(analysis)}
+    (line, *_) = allocations_table(section).lines
+    own = [advice[cell.number] for cell in section.block.entrants[0].cells]
     assert float(line["best rate"].shown) == pytest.approx(np.sqrt(own[0].start * own[1].start), rel=0.05)
     ends = [float(end.strip("≤≥ ")) for end in line["best rate"].beneath.split(" to ")]
     expected = max(each.low for each in own), min(each.high for each in own)
@@ -259,7 +257,7 @@ def test_allocations_without_the_heuristic_are_shown_without_a_verdict(analysed:
     assert not section.block.compared
     assert not section.trends
     assert "nothing is compared" in of_allocations(section)
-    assert allocations_table(analysis.results, section, {}).lines
+    assert allocations_table(section).lines
 
 
 @pytest.mark.parametrize("rows", [ROWS, ROWS[1:]])
@@ -402,7 +400,7 @@ def test_best_rates_at_an_end_of_the_window_are_said(
     assert not [*questions.at_ends(analysis)]
     advice[0] = replace(advice[0], start=advice[0].high, is_highest=True)
     (sentence,) = questions.at_ends(analysis)
-    row = short_name(advice[0].method), advice[0].task
+    row = short_name(advice[0].cell.method), advice[0].cell.task
     assert sentence == "The smoothed best rate of {} lies at the upper end of its window on {}.".format(*row)
 
 

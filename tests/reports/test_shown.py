@@ -111,15 +111,15 @@ def test_every_view_shows_the_scores(shown: Shown) -> None:
     (block,) = shown.analysis.blocks
     views = shown.views
     for entrant in block.entrants:
-        for place, score in enumerate(entrant.scores[block.k]):
+        for own in entrant.on.values():
+            cell, score = own.cell, own.scores[block.k]
             text = block.unit.score(score.value)
-            cell = shown.results.all_cells[entrant.cells[place]]
             for name in ("index.html", "tables/tables.md", "tables/tables.tex"):
                 assert text in views[name], (name, entrant.method)
                 assert cell.sd is None or f"{text} ± {block.unit.score(cell.sd)}" in views[name]
             assert f"{round(score.value, 9):.4f}" in views["terminal"]
     for level in block.levels:
-        for value in level.scores:
+        for value in level.scores.values():
             assert block.unit.score(value) in views["index.html"]
 
 
@@ -147,7 +147,7 @@ def test_csv_json_and_frames_have_the_stored_numbers(shown: Shown) -> None:
             for line in document["tables"]["scores"]
             if (line["method"], line["k"]) == (entrant.method, block.k)
         ]
-        assert scores == [score.value for score in entrant.scores[block.k]]
+        assert scores == [own.scores[block.k].value for own in entrant.on.values()]
     seeds = shown.results.all_seeds
     trials = document["tables"]["trials"]
     assert [line["trial_id"] for line in trials] == [seed.trial_id for seed in seeds]
@@ -181,7 +181,7 @@ def test_lost_trials_are_shown_and_not_averaged(shown: Shown) -> None:
     assert re.search(r"1 trial\(s\) are missing", terminal)
     for cell in shown.results.all_cells:
         if cell.studies is None and not cell.complete:
-            scores = [seed.score for seed in shown.results.of_cell(cell.number) if seed.finished]
+            scores = [seed.score for seed in cell.trials if seed.finished]
             assert cell.mean == pytest.approx(sum(scores) / len(scores))
             text = f"{100 * (cell.mean or 0):.2f} ± {100 * (cell.sd or 0):.2f} †"
             assert text in shown.views["tables/tables.md"]
@@ -226,7 +226,7 @@ def test_a_figure_is_saved_as_the_report_saves_it(shown: Shown, tmp_path: Path) 
 def test_names_are_text_in_every_view(shown: Shown) -> None:
     results = shown.results
     cells = [replace(cell, method=cell.method.replace("LoTR", EVIL)) for cell in results.all_cells]
-    attacked = LoadedResults(results.experiments, tuple(cells), results.all_seeds, ())
+    attacked = LoadedResults(results.experiments, tuple(cells), ())
     files = compose(attacked, ["html", "md", "latex", "csv", "json"]).files
     clean = (shown.folder / "index.html").read_text()
     for name, text in files.items():
@@ -240,10 +240,13 @@ def test_names_are_text_in_every_view(shown: Shown) -> None:
 
 def test_unfinished_results_have_nothing_to_draw(shown: Shown) -> None:
     results = shown.results
-    lost = tuple(replace(seed, status="MISSING") for seed in results.all_seeds)
     none = {"finished": 0, "complete": False, "metric": "", "mean": None}
-    cells = tuple(replace(cell, **none) for cell in results.all_cells)
-    unfinished = LoadedResults(results.experiments, cells, lost, ())
+    lost = {
+        cell.number: tuple(replace(seed, status="MISSING") for seed in cell.trials)
+        for cell in results.all_cells
+    }
+    cells = tuple(replace(cell, **none, trials=lost[cell.number]) for cell in results.all_cells)
+    unfinished = LoadedResults(results.experiments, cells, ())
     with pytest.raises(UserError, match="figure"):
         unfinished.plot()
     assert any(word in unfinished.answer for word in ("No study is complete", "No seed has finished"))

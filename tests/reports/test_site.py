@@ -179,11 +179,12 @@ def test_a_suite_tuned_by_studies_is_listed_with_the_others(
     (entrant,) = block.compared
     difference = entrant.differences[block.k]
     line = lines.loc["LoTR"]
-    assert line["mean"] == entrant.scores[block.k][0].value
+    (setting,) = block.settings
+    assert line["mean"] == entrant.on[setting].scores[block.k].value
     assert (line["trials_of_tuning"], line["overall"]) == (4, difference.effect.difference)
     assert (line["overall_low"], line["overall_high"]) == difference.interval
     assert pd.isna(lines.loc["LoRA", "overall"])
-    assert lines.loc["converged head", "mean"] == block.levels[0].scores[0]
+    assert lines.loc["converged head", "mean"] == block.levels[0].scores[setting]
 
 
 def test_the_table_agrees_with_its_report(site: Files) -> None:

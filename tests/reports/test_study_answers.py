@@ -18,7 +18,6 @@ from tensorbench.records.stored_plan import Row
 from tensorbench.reports.advice import rate_advice
 from tensorbench.reports.analysis import Analysis, analyse
 from tensorbench.reports.blocks import Block
-from tensorbench.reports.collapses import counted
 from tensorbench.reports.inference.effects import Answer, Verdict
 from tensorbench.reports.inference.intervals import simultaneous
 from tensorbench.reports.reading import read
@@ -214,7 +213,7 @@ def test_forgiveness_is_judged_at_the_level_of_both_shares(block: Block, script:
 
 def test_too_few_studies_have_no_answer(pack: Path, script: Script) -> None:
     rules, analysis = script("answers.studies"), of_pack(pack)
-    number = analysis.blocks[0].entrants[0].cells[0]
+    number = analysis.blocks[0].entrants[0].cells[0].number
     fewer = {**analysis.studies, number: analysis.studies[number].only((0, 1))}
     answer = rules.answered([(replace(analysis, studies=fewer), rules.after_tuning)])
     assert "2 of 4 studies complete" in answer.text
@@ -224,11 +223,10 @@ def test_too_few_studies_have_no_answer(pack: Path, script: Script) -> None:
 def test_an_answer_says_what_its_evidence_lacks(pack: Path, script: Script) -> None:
     rules, analysis = script("answers.studies"), of_pack(pack)
     notes = ("Predictions of 1 run do not give the score that is stored.",)
-    evidence = replace(analysis.evidence, notes=notes)
-    lacking = replace(analysis, evidence=evidence)
+    lacking = replace(analysis, gaps=notes)
     for each in (analysis, lacking):
         answer = rules.answered([(each, rules.after_tuning), (each, rules.by_trials)])
-        assert answer.text.count(evidence.notes[0]) == (each is lacking)
+        assert answer.text.count(notes[0]) == (each is lacking)
 
 
 def test_fresh_tunings_are_other_studies(fresh: Analysis, pack: Path, script: Script) -> None:
@@ -277,11 +275,11 @@ def test_advice_has_the_expected_scores_and_the_rates_of_the_list(
     for entrant in block.entrants:
         expected = [block.unit.score(entrant.means[k].value) for k in block.ks]
         assert list(rows[entrant.method][1:-1]) == expected
-    starts = {advice.cell: f"{advice.start:.2g}" for advice in rate_advice(of_pack(pack))}
-    by_method = {cells[0]: cells[1:] for cells in rules.rates(of_pack(pack), block).rows}
+    starts = {advice.cell.number: f"{advice.start:.2g}" for advice in rate_advice(of_pack(pack))}
+    by_method = {cells[0]: cells[1:] for cells in rules.rates(block).rows}
     for entrant in block.entrants:
         assert [cell.split(" ")[0] for cell in by_method[entrant.method]] == [
-            starts[n] for n in entrant.cells
+            starts[own.number] for own in entrant.cells
         ]
 
 
@@ -314,9 +312,7 @@ def test_forgetting_is_compared_with_lora_by_the_trials_that_count(script: Scrip
     pack = Path(__file__).parents[2] / "results/smollm2.tensorbench.zip"
     results = read("", [str(pack)])
     cells = {cell.method: cell for cell in results.all_cells}
-    own, lora = (
-        [seed["forgetting"] for seed in counted(results, cells[method])] for method in ("LoRTA", "LoRA")
-    )
+    own, lora = ([seed["forgetting"] for seed in cells[method].counted] for method in ("LoRTA", "LoRA"))
     differences = np.subtract(own, lora)
     more = decoder.more_forgotten(results, cells["LoRTA"])
     assert more.difference == pytest.approx(differences.mean())

@@ -94,7 +94,7 @@ def test_page_and_terminal_open_with_nothing_trained_and_give_no_verdict(
     assert difference.interval is not None
     assert difference.interval[1] < -block.threshold
     assert verdict_on(block) == (Answer.NONE, "", "nothing trained on reviews, letters")
-    assert {verdict.reason for verdict in difference.verdicts} == {"nothing trained"}
+    assert {each.verdict.reason for each in difference.on.values()} == {"nothing trained"}
     said = answer(block)
     assert said.startswith("Nothing trained on reviews, letters: ")
     assert said.endswith(f"no verdict is given on {QKV}.")
@@ -119,11 +119,8 @@ def test_one_task_that_nothing_learnt_withholds_the_mean_and_leaves_the_others(s
 
     block = block_of(stored(made_up(quality), plan_of(methods=METHODS)))
     assert verdict_on(block) == (Answer.NONE, "", "nothing trained on digits")
-    on = {
-        setting.task: verdict
-        for entrant in block.compared
-        for setting, verdict in zip(block.settings, entrant.differences[block.k].verdicts, strict=True)
-    }
+    (entrant,) = block.compared
+    on = {setting.task: each.verdict for setting, each in entrant.differences[block.k].on.items()}
     assert (on["digits"].answer, on["movie-sentiment"].side) == (Answer.NONE, "better")
 
 

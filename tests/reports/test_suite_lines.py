@@ -20,7 +20,7 @@ from tensorbench.reports.analysis import analyse
 from tensorbench.reports.figures import draw
 from tensorbench.reports.page import render
 from tensorbench.reports.reading import read
-from tensorbench.reports.results import Results, kept_trials
+from tensorbench.reports.results import Results, Seed
 from tensorbench.reports.suite_lines import suite_lines
 
 from ..stored import Result
@@ -73,7 +73,7 @@ def test_every_method_has_lines_that_plan_its_trials_again(every: Results) -> No
     lines = suite_lines(every)
     assert {cell.family for cell in every.all_cells} == {name for name, _ in METHODS.available()}
     for cell in every.all_cells:
-        ids = {seed.seed: seed.trial_id for seed in every.of_cell(cell.number)}
+        ids = {seed.seed: seed.trial_id for seed in cell.trials}
         assert {trial.seed: trial.id for trial in planned(lines(cell)).trials} == ids, lines(cell)
 
 
@@ -83,18 +83,19 @@ def test_a_study_gives_the_rate_that_validation_kept(studied: Results) -> None:
         if cell.studies is None:
             continue
         (trial,) = planned(lines(cell)).trials
-        kept = [seed for seed in kept_trials(cell.studies, studied.of_cell(cell.number)).values() if seed]
+        kept = [seed for seed in cell.kept.values() if seed]
         best = min(kept, key=lambda seed: seed.validation_loss or 0.0)
         assert (trial.id, trial.recipe.lr) == (best.trial_id, best.lr)
 
 
 def test_a_test_score_chooses_nothing(studied: Results) -> None:
     lines = suite_lines(studied)
-    seeds = (
-        replace(seed, measures={**seed.measures, "score": 1 - (seed.score or 0.0)})
-        for seed in studied.all_seeds
-    )
-    turned = replace(studied, all_seeds=tuple(seeds))
+
+    def turned_over(seed: Seed) -> Seed:
+        return replace(seed, measures={**seed.measures, "score": 1 - (seed.score or 0.0)})
+
+    cells = (replace(cell, trials=tuple(map(turned_over, cell.trials))) for cell in studied.all_cells)
+    turned = replace(studied, all_cells=tuple(cells))
     other = suite_lines(turned)
     both = [pair for pair in zip(studied.all_cells, turned.all_cells, strict=True) if pair[0].studies]
     assert both
@@ -111,7 +112,7 @@ def test_the_tuning_that_a_study_names_has_its_trials(studied: Results) -> None:
     del suite["seeds"], suite["training"]["lr"], suite["training"]["head_lr"]
     suite |= {"methods": [row | {"centre": float(centre)}], "tuning": parse(tuning)}
     ids = {trial.id for trial in make_plan(validate(Suite, suite, "tuned")).trials}
-    assert ids == {seed.trial_id for seed in studied.of_cell(cell.number)}
+    assert ids == {seed.trial_id for seed in cell.trials}
 
 
 def _changed(results: Results, **changes: Any) -> Results:
@@ -156,11 +157,9 @@ def test_the_page_of_a_study_offers_each_method_its_suite(studied: Results) -> N
     ]
     offered = [plan.trials for plan in map(planned, suites)]
     (block,) = analysis.blocks
-    cells = {number for entrant in block.entrants for number in entrant.cells}
-    cells |= {
-        cell.number for cell in studied.all_cells if cell.method in {lev.method for lev in block.levels}
-    }
-    stored = {seed.trial_id: seed.cell for number in cells for seed in studied.of_cell(number)}
-    assert {stored[trials[0].id] for trials in offered} == cells
+    cells = [cell for entrant in block.entrants for cell in entrant.cells]
+    cells += [cell for level in block.levels for cell in level.cells.values()]
+    stored = {seed.trial_id: seed.cell for cell in cells for seed in cell.trials}
+    assert {stored[trials[0].id] for trials in offered} == {cell.number for cell in cells}
     for link in re.findall(r'href="#(suites-[0-9-]+)"', page):
         assert f'<details id="{link}">' in page

@@ -79,10 +79,10 @@ def page(folder: Path) -> str:
 
 
 def test_studies_are_those_of_the_records(results: Results, analysis: Analysis) -> None:
-    number = next(c.number for c in results.all_cells if (c.method, c.task) == ("LoRA", "digits"))
-    studies, seeds = analysis.studies[number], results.of_cell(number)
+    cell = next(c for c in results.all_cells if (c.method, c.task) == ("LoRA", "digits"))
+    studies = analysis.studies[cell.number]
     assert studies.numbers == (0, 1, 2, 3)
-    for seed in seeds:
+    for seed in cell.trials:
         assert seed.study is not None
         assert seed.point is not None
         place = int(seed.study), int(seed.point)
@@ -101,20 +101,20 @@ def test_differences_are_those_of_the_statistics(analysis: Analysis) -> None:
     failures = estimates.pooled_failures([each for entrant in block.entrants for each in entrant.studies])
     for k in rivals[0].differences:
         parts = {
-            number: estimates.of_pair(own, other, k, failures)
+            own.cell.number: estimates.of_pair(own.studies, reference.on[setting].studies, k, failures)
             for rival in rivals
-            for number, own, other in zip(rival.cells, rival.studies, reference.studies, strict=True)
+            for setting, own in rival.on.items()
         }
-        for place, of_reference in enumerate(reference.cells):
-            numbers = [rival.cells[place] for rival in rivals]
-            sound = [number for number in numbers if not {number, of_reference} & {*analysis.collapses}]
+        for setting, other in reference.on.items():
+            numbers = [rival.on[setting].cell.number for rival in rivals]
+            sound = [n for n in numbers if not {n, other.cell.number} & {*analysis.collapses}]
             parts |= zip(sound, moderated([parts[number] for number in sound]), strict=True)
         for rival in rivals:
-            expected = effect([parts[number] for number in rival.cells])
+            expected = effect([parts[cell.number] for cell in rival.cells])
             assert rival.differences[k].effect.difference == pytest.approx(expected.difference)
             assert rival.differences[k].interval == pytest.approx(expected.interval(simultaneous(3)))
-    for place, studies in enumerate(reference.studies):
-        assert reference.scores[4][place].value == pytest.approx(estimates.score_after(studies, 4))
+    for own in reference.on.values():
+        assert own.scores[4].value == pytest.approx(estimates.score_after(own.studies, 4))
 
 
 def test_a_note_says_where_the_luck_of_the_validation_sample_is_unknown(analysis: Analysis) -> None:
@@ -133,21 +133,18 @@ def test_scores_of_methods_without_adapter_are_levels_and_in_no_family(analysis:
     assert set(levels) == {"converged head", "full fine-tuning", "head only"}
     assert not {entrant.method for entrant in block.entrants} & set(levels)
     results = analysis.results
-    for place, setting in enumerate(block.settings):
+    for setting in block.settings:
         cells = {cell.method: cell for cell in results.all_cells if cell.setting == setting}
-        assert levels["converged head"].scores[place] == cells["converged head"].mean
+        assert levels["converged head"].scores[setting] == cells["converged head"].mean
         full = analysis.studies[cells["full fine-tuning"].number]
-        assert levels["full fine-tuning"].scores[place] == pytest.approx(estimates.score_after(full, 4))
+        assert levels["full fine-tuning"].scores[setting] == pytest.approx(estimates.score_after(full, 4))
 
 
 def test_an_incomplete_study_is_named_and_left_out(analysis: Analysis, page: str) -> None:
     method, task, _ = MISSING
     (block,) = analysis.blocks
     entrant = next(entrant for entrant in block.entrants if entrant.method == method)
-    numbers = {
-        setting.task: studies.numbers
-        for setting, studies in zip(block.settings, entrant.studies, strict=True)
-    }
+    numbers = {setting.task: own.studies.numbers for setting, own in entrant.on.items()}
     assert numbers == {task: (0, 1, 2), "movie-sentiment": (0, 1, 2, 3)}
     assert [part.pairs for part in entrant.differences[4].effect.parts] == [
         4 if setting.task != task else 3 for setting in block.settings
@@ -251,7 +248,7 @@ def test_bold_marks_the_differences_that_exclude_zero(
     expected = set()
     for entrant in block.compared:
         difference = entrant.differences[block.k]
-        sides = [difference.verdict.side, "", *(verdict.side for verdict in difference.verdicts)]
+        sides = [difference.verdict.side, "", *(each.verdict.side for each in difference.on.values())]
         expected |= {(entrant.method, column) for column, side in enumerate(sides, 2) if side}
     assert bold == expected
     assert ("TensLoRA att", 2) in bold
@@ -322,7 +319,7 @@ def test_a_cell_of_the_table_opens_to_its_trials(
     shown = call("show", NAME, "--store", uri, "--cell", number).out
     assert shown.startswith("LoRA · isoparameters 2 · digits")
     lines = [line for line in shown.splitlines() if line.startswith("study ")]
-    seeds = results.of_cell(int(number))
+    seeds = results.all_cells[int(number)].trials
     assert len(lines) == len(seeds) == 16
     for line, seed in zip(lines, seeds, strict=True):
         of_study = [other for other in seeds if other.study == seed.study]
@@ -387,12 +384,9 @@ def test_full_fine_tuning_of_another_suite_is_a_line_where_it_ran(analysed: Anal
     full = {"name": "full", "methods": ["full"], "tuning": {"studies": 2, "points": 4}}
     (block,) = analysed(result, plan_of(methods=["lora", "lotr"]), plan_of(**ONE_TASK, **full)).blocks
     (level,) = block.levels
-    ran = {
-        setting.task: difference
-        for setting, difference in zip(block.settings, level.differences, strict=True)
-    }
-    assert ran["movie-sentiment"] is None
-    assert (ran["digits"] or 0) > 0
+    ((setting, difference),) = level.differences.items()
+    assert setting.task == "digits"
+    assert difference > 0
     assert level.difference is None
     assert [note for note in level_notes(block) if "digits alone" in note]
 

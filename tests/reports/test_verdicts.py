@@ -135,7 +135,10 @@ def test_small_units_change_nothing_but_the_numbers(of_suites: OfSuites) -> None
             [
                 bound / unit
                 for each in block.compared
-                for interval in (each.differences[1].interval, each.scores[1][0].interval)
+                for interval in (
+                    each.differences[1].interval,
+                    *(own.scores[1].interval for own in each.on.values()),
+                )
                 for bound in interval or ()
             ]
         )
@@ -177,12 +180,25 @@ def test_two_seeds_have_no_interval_and_no_verdict(
     analysis = of_suites(scores(0.1), {"seeds": seeds})
     comparison = only(analysis)
     assert (comparison.verdict.answer, comparison.interval) == (Answer.NONE, None)
-    assert comparison.intervals == (None,)
-    assert analysis.blocks[0].entrants[0].scores[1][0].interval is None
+    assert [each.interval for each in comparison.on.values()] == [None]
+    assert [own.scores[1].interval for own in analysis.blocks[0].entrants[0].on.values()] == [None]
     assert of(analysis).design is None
     assert any("training varies" in note for note in analysis.notes)
     assert any("3 seeds with LoRA" in note for note in of(analysis).notes)
     assert f"no interval: {len(seeds)} pair" in page_of(analysis, tmp_path).read_text()
+
+
+def test_a_task_without_an_interval_names_its_own_pairs(of_suites: OfSuites) -> None:
+    def result_of(trial: Trial, row: Row) -> Result | None:
+        made = scores(0.1)(trial, row)
+        lost = row.task == "textile" and trial.seed == 1
+        return made and dataclasses.replace(made, failure="error" if lost else "")
+
+    analysis = of_suites(result_of, {"seeds": [0, 1], "tasks": ["digits", "textile"]})
+    lines = scores_table(analysis.results, of(analysis)).lines
+    (line,) = (line for line in lines if line["method"].startswith("TensLoRA att"))
+    assert line["digits"].beneath == "no interval: 2 pairs"
+    assert line["textile"].beneath == "no interval: 1 pair"
 
 
 def test_no_interval_leaves_what_scores_can_be(of_suites: OfSuites) -> None:
@@ -192,7 +208,7 @@ def test_no_interval_leaves_what_scores_can_be(of_suites: OfSuites) -> None:
 
     analysis = of_suites(result_of, {})
     for cell in analysis.results.all_cells:
-        score = analysis.score(cell.number)
+        score = analysis.score(cell)
         assert score is not None
         assert score.interval is not None
         assert score.interval[0] >= 0
@@ -273,13 +289,11 @@ def test_a_setting_whose_runs_all_failed_costs_the_method_its_mean_alone(
     assert block.left_out == {"LoTR": "lacks a finished seed on textile · tiny-random-vit"}
     # LoTR is compared where it has run, without a mean over all tasks.
     (lotr,) = block.part
-    assert [setting.task for setting in lotr.settings] == ["digits"]
+    ((setting, own),) = lotr.on.items()
+    assert setting.task == "digits"
     assert block.reference is not None
-    on = dict(zip(block.settings, block.reference.cells, strict=True))
-    alone = [
-        [seed.score or 0.0 for seed in analysis.results.of_cell(number)]
-        for number in (lotr.cells[0], on[lotr.settings[0]])
-    ]
+    pair = own.cell, block.reference.on[setting].cell
+    alone = [[seed.score or 0.0 for seed in cell.trials] for cell in pair]
     found = lotr.differences[1]
     assert found.effect.difference == pytest.approx(float(np.subtract(*alone).mean()))
     assert found.interval == found.effect.interval(simultaneous(2))

@@ -66,10 +66,7 @@ def claimed(results: LoadedResults) -> dict[str, str]:
     return {
         "block": in_words(found.verdict, "1 point"),
         "table": lines[lines["method"] == ATT].iloc[0]["verdict"],
-        **{
-            setting.task: in_words(verdict, "1 point")
-            for setting, verdict in zip(entrant.settings, found.verdicts, strict=True)
-        },
+        **{setting.task: in_words(each.verdict, "1 point") for setting, each in found.on.items()},
     }
 
 
@@ -195,7 +192,7 @@ def test_seeds_and_studies_in_one_report_have_heads_of_their_own(analysed: Analy
         *(plan_of(**each) for each in (suite, tuned)),
     )
     blocks = analysis.blocks
-    heads = {block.tuned: block.levels[0].scores[0] for block in blocks}
+    heads = {block.tuned: block.levels[0].scores[block.settings[0]] for block in blocks}
     assert heads[False] == pytest.approx(0.6, abs=0.01)
     assert heads[True] == pytest.approx(0.7, abs=0.01)
     # Studies beside them do not silence what is said of seeds.
