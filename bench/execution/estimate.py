@@ -30,7 +30,7 @@ from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.stored_plan import Row
 from tensorbench.records.words import Status, Tag
-from tensorbench.tasks import mean_words
+from tensorbench.tasks import Task, mean_words
 from tensorbench.training.measure import provenance
 from tensorbench.training.saving import Saving
 
@@ -149,6 +149,7 @@ class Pace:
         self.examples = training_examples(records)
         self._operations: dict[tuple[object, ...], float] = {}
         self._positions: dict[tuple[str, str], float] = {}
+        self._tasks: dict[str, Task] = {}
         by_id = {trial.id: trial for trial in plan.trials}
         planned = {
             workload_of(row): by_id[id_] for row in plan.rows for id_ in row.trials.values() if id_ in by_id
@@ -176,21 +177,27 @@ class Pace:
         recipe, row = trial.recipe, trial.task
         key = (workload, recipe.epochs, recipe.steps, recipe.batch_size, row.sizes, trial.evaluate)
         if key not in self._operations:
-            task, method = row.lookup(), METHODS.get(trial.method["method"])
+            task, method = self.task(trial, workload), METHODS.get(trial.method["method"])
             trained = self._steps(trial, workload) * recipe.batch_size
-            epochs = max(1.0, trained / train_examples(trial, self.examples.get(workload.task)))
+            epochs = max(1.0, trained / train_examples(trial, self.examples.get(workload.task), task))
             validated = epochs * (row.scored_examples(task, "validation") or 0)
             tested = (row.scored_examples(task, "test") or 0) * (trial.evaluate == "test")
             passes = trained * (1 if method.fits_head else 2) + validated + tested
             weights = encoder_weights(describe(trial.backbone).geometry)
             # Reading texts takes a while, and the sizes of splits hardly change their lengths.
             if (data := workload[1:]) not in self._positions:
-                self._positions[data] = mean_positions(trial)
+                self._positions[data] = mean_positions(trial, task)
             self._operations[key] = weights * self._positions[data] * passes
         return self._operations[key]
 
     def _steps(self, trial: Trial, workload: Workload) -> int:
-        return step_count(trial, self.examples.get(workload.task))
+        return step_count(trial, self.examples.get(workload.task), self.task(trial, workload))
+
+    def task(self, trial: Trial, workload: Workload) -> Task:
+        """Returns the task, looked up once: each look lists all files of a folder of images."""
+        if workload.task not in self._tasks:
+            self._tasks[workload.task] = trial.task.lookup()
+        return self._tasks[workload.task]
 
 
 def seconds_per_operation(device: str) -> float:
@@ -256,7 +263,8 @@ def sizing(jobs: Iterable[tuple[Trial, Workload]], pace: Pace) -> str:
     for size, epochs in sorted(product(SIZES, LENGTHS), key=math.prod, reverse=True):
         fields, seconds = set[str](), 0.0
         for kind, [(trial, workload), *_] in alike.items():
-            sized, changed = _sized(trial, size, epochs, pace.examples.get(workload.task))
+            task, seen = pace.task(trial, workload), pace.examples.get(workload.task)
+            sized, changed = _sized(trial, size, epochs, seen, task)
             seconds += times[kind] * pace.operations(sized, workload) / pace.operations(trial, workload)
             fields |= changed
         if seconds <= HOURS:
@@ -269,14 +277,14 @@ def sizing(jobs: Iterable[tuple[Trial, Workload]], pace: Pace) -> str:
     return f"This takes {duration(total)} on this machine{shorter}.{fewer}"
 
 
-def _sized(trial: Trial, size: int, epochs: int, seen: int | None) -> tuple[Trial, set[str]]:
+def _sized(trial: Trial, size: int, epochs: int, seen: int | None, task: Task) -> tuple[Trial, set[str]]:
     """Returns the trial with at most `size` training examples and `epochs` epochs, and the changed fields.
 
-    Validation gets at most half as many examples. `seen` is as in `train_examples`.
+    Validation gets at most half as many examples. `seen` and `task` are as in `train_examples`.
     """
-    row, recipe, task = trial.task, trial.recipe, trial.task.lookup()
+    row, recipe = trial.task, trial.recipe
     counts = {
-        "train_size": (size, train_examples(trial, seen)),
+        "train_size": (size, train_examples(trial, seen, task)),
         "validation_size": (size // 2, row.scored_examples(task, "validation") or 0),
     }
     sizes = {field: most for field, (most, count) in counts.items() if count > most}
@@ -314,25 +322,25 @@ def workloads(plan: Plan) -> dict[str, Workload]:
     return {id_: workload_of(row) for row in plan.rows for id_ in row.trials.values() if id_}
 
 
-def step_count(trial: Trial, seen: int | None = None) -> int:
+def step_count(trial: Trial, seen: int | None = None, task: Task | None = None) -> int:
     """Returns the number of optimizer steps of a trial.
 
     For methods that fit a head on the frozen features, it is the number of batches of one pass over the data.
-    `seen` is as in `train_examples`.
+    `seen` and `task` are as in `train_examples`.
     """
-    examples = train_examples(trial, seen)
+    examples = train_examples(trial, seen, task)
     if METHODS.get(trial.method["method"]).fits_head:
         return math.ceil(examples / trial.recipe.batch_size)
     return trial.recipe.step_count(examples)
 
 
-def train_examples(trial: Trial, seen: int | None = None) -> int:
+def train_examples(trial: Trial, seen: int | None = None, task: Task | None = None) -> int:
     """Returns the number of training examples of a trial.
 
     `seen` is the number in earlier trials of the task. It is used if the task does not state the number.
-    Without both, the result is an estimate.
+    Without both, the result is an estimate. `task` is the trial's task; if it is None, it is looked up.
     """
-    task = trial.task.lookup()
+    task = task or trial.task.lookup()
     examples = trial.task.train_examples(task) or seen
     if examples is None:
         # Approximately, from the fractions of a suite's split.
@@ -366,13 +374,13 @@ def positions_of(trial: Trial) -> float:
     return (size.size / 16) ** 2 if isinstance(size, ImageInput) else trial.task.max_tokens
 
 
-def mean_positions(trial: Trial) -> float:
-    """Returns the mean number of positions of an example.
+def mean_positions(trial: Trial, task: Task) -> float:
+    """Returns the mean number of positions of an example of the trial's task.
 
     Texts that are not on this machine count as the longest.
     """
     row, most = trial.task, positions_of(trial)
-    if row.padding == "max_tokens" or row.verbalizer or (words := mean_words(row.lookup())) is None:
+    if row.padding == "max_tokens" or row.verbalizer or (words := mean_words(task)) is None:
         return most
     return min(most, TOKENS_A_WORD * words + 2)
 

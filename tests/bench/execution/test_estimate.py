@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from tensorbench.execution.estimate import longest_first, step_count
+import pytest
+
+from tensorbench.execution.estimate import Pace, longest_first, sizing, step_count, workloads
+from tensorbench.plan.suite_rows import TaskRow
+from tensorbench.tasks import Task
 
 from ..toy_runs import timed
 from ..toy_suites import DIGITS, plan
@@ -39,3 +43,18 @@ def test_trials_on_one_seed_s_split_stay_together() -> None:
     ordered = longest_first(made, made.trials, records)
     assert [trial.seed for trial in ordered] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert [trial.method["method"] for trial in ordered] == ["lora", "tenslora", "head_only"] * 3
+
+
+def test_a_task_is_looked_up_once_whatever_the_number_of_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan(methods=["lora", "lotr"], seeds=list(range(20)))
+    looked_up, lookup = list[str](), TaskRow.lookup
+
+    def remember(row: TaskRow) -> Task:
+        looked_up.append(row.task)
+        return lookup(row)
+
+    monkeypatch.setattr(TaskRow, "lookup", remember)
+    work = workloads(made)
+    assert sizing(((trial, work[trial.id]) for trial in made.trials), Pace(made, (), 1.0))
+    # A look at a folder of images lists all of its files.
+    assert len(looked_up) == 1
