@@ -19,7 +19,7 @@ def perf(
         str | None,
         typer.Option(
             help="A shape (vit-base, vit-small, roberta-base, llama-1b) or a registered backbone; default: "
-            "vit-base on a GPU, vit-small on a CPU",
+            "vit-base on a GPU, random-minilm-l6 on a CPU",
         ),
     ] = None,
     method: Annotated[
@@ -38,7 +38,7 @@ def perf(
         int, typer.Option(min=1, metavar="N", help="Interleaved rounds at most; ratios are paired by round.")
     ] = 15,
     minutes: Annotated[
-        float, typer.Option(min=0, metavar="N", help="Start no round after this time, after 3 rounds.")
+        float, typer.Option(min=0, metavar="N", help="Minutes in all, unless 3 rounds take longer.")
     ] = 2,
     device: Device = "auto",
     bf16: Annotated[bool, typer.Option(help="bf16 autocast.")] = False,

@@ -42,7 +42,9 @@ from tensorbench.training.trial import computing
 #: allocate memory that later steps reuse. A GPU or a compiler needs more than one step for that.
 WARMUP, WARMUP_ON_CPU, TIMED = 3, 1, 2
 
-#: The number of examples of a step by default. On two cores, 40 methods then take about two minutes.
+#: The default shape, and the default number of examples of a step. On two cores, three rounds of all methods
+#: then take less than two minutes.
+SHAPE, SHAPE_ON_CPU = "vit-base", "random-minilm-l6"
 BATCH, BATCH_ON_CPU = 4, 1
 
 #: At least this many rounds are measured, however long they take, since an interval needs some.
@@ -300,11 +302,11 @@ def time_methods(
     Args:
         methods: Names of methods or variants of TensLoRA, or `["all"]`.
         rank_modes: isorank, isoparameters or both.
-        backbone: A registered backbone, or the shape of a random one, such as "vit-base". None: "vit-base" on
-            a GPU, "vit-small" on a CPU.
+        backbone: A registered backbone, or the shape of a random one, such as "vit-base". None: `SHAPE` on a
+            GPU, `SHAPE_ON_CPU` on a CPU.
         batch: The number of examples of a step. None: 4 on a GPU, 1 on a CPU.
         rounds: The largest number of rounds.
-        minutes: No round starts after this time, once `FEWEST_ROUNDS` rounds are complete.
+        minutes: No round starts that would end after this time, once `FEWEST_ROUNDS` rounds are complete.
         device: The device: auto, cpu, cuda or cuda:N.
         bf16: Whether to use bf16 autocast.
         compiled: Whether to compile with torch.compile, again in every round.
@@ -316,11 +318,11 @@ def time_methods(
     """
     device = choose_device(device)
     on_gpu = device.startswith("cuda")
-    shape = backbone or ("vit-base" if on_gpu else "vit-small")
+    shape = backbone or (SHAPE if on_gpu else SHAPE_ON_CPU)
     batch = batch or (BATCH if on_gpu else BATCH_ON_CPU)
     name = shape if shape in BACKBONES else SHAPES + shape
     rows: list[Timing] = []
-    done, end, interrupted = 0, time.monotonic() + 60 * minutes, False
+    done, begun, interrupted = 0, time.monotonic(), False
     try:
         rounds_so_far = measure(
             name,
@@ -335,7 +337,8 @@ def time_methods(
             first=first,
         )
         for done, rows in enumerate(rounds_so_far, 1):  # noqa: B007 - both are used after the loop
-            if done >= FEWEST_ROUNDS and time.monotonic() > end:
+            # The next round is expected to take as long as a round so far, its share of loading included.
+            if done >= FEWEST_ROUNDS and (time.monotonic() - begun) * (1 + 1 / done) > 60 * minutes:
                 break
     except KeyboardInterrupt:
         if not rows:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -151,6 +152,19 @@ def test_no_round_begins_after_the_time_is_up(call: Callable[..., Any]) -> None:
     ended = call("tools", "perf", *TINY, "--methods", "qkv_depth", "--rank-mode", "isorank", "--minutes", 0)
     assert ended.code == 0
     assert f"{perf.FEWEST_ROUNDS} of 15 rounds" in ended.out
+
+
+def test_no_round_begins_that_would_end_after_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = [0.0]
+
+    def rounds(*_: Any, **__: Any) -> Iterator[list[perf.Timing]]:
+        while True:
+            seconds[0] += 30
+            yield []
+
+    monkeypatch.setattr(perf, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    monkeypatch.setattr(perf, "measure", rounds)
+    assert "4 of 15 rounds" in perf.time_methods(device="cpu", minutes=2).title
 
 
 def test_the_interval_of_the_median_covers_it() -> None:
