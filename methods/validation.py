@@ -41,7 +41,8 @@ class Frozen(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        items = value if isinstance(value, (list, tuple)) else (value,)
+        entries = list(value.values()) if isinstance(value, Mapping) else value
+        items = entries if isinstance(entries, (list, tuple)) else (entries,)
         if any(isinstance(item, bool) for item in items) and _takes_numbers(cls, str(info.field_name)):
             raise ValueError("should be a number, not true or false")
         return value
@@ -62,7 +63,7 @@ def refuse_repeats(values: Iterable[Hashable], names: Iterable[object] | None = 
 
 @cache
 def _takes_numbers(model: type[BaseModel], field: str) -> bool:
-    """Whether a field, or an item of its list, may be a number but not a bool."""
+    """Whether a field, or an item of its list or mapping, may be a number but not a bool."""
     leaves = list(_leaves(model.model_fields[field].annotation))
     return any(leaf in (int, float) for leaf in leaves) and not any(leaf in (bool, Any) for leaf in leaves)
 

@@ -224,17 +224,16 @@ class Suite(Frozen):
         for name, seeds in self.pilot.seeds.items() if self.pilot else ():
             if shared := sorted(set(seeds) & set(self.tuning.seeds)):
                 raise ValueError(f"pilot.{name}.seeds: {shared[0]} is a seed of the studies too; take others")
+        tasks = [row.task for row in self.tasks]
+        for number, method in enumerate(self.methods):
+            for task in method.centre if isinstance(method.centre, dict) else ():
+                if task not in tasks:
+                    raise ValueError(f"methods.{number}.centre: {UnknownNameError('task', task, tasks)}")
         rates = {"lr", "head_lr"}
         rows = [("training", self.training.model_fields_set & rates)]
         rows += [(f"task '{row.task}', training", {"lr"} & set(row.training)) for row in self.tasks]
         rows += [(f"'{row.method}', training", rates & row.recipe_fields) for row in self.methods]
         instead = {"lr": "give the row of a method a centre", "head_lr": "give tuning, or a task, head_lr"}
-        tasks = [row.task for row in self.tasks]
-        for method in self.methods:
-            for task in sorted({*method.centre} - {*tasks} if isinstance(method.centre, dict) else ()):
-                raise ValueError(
-                    f"'{method.method}' has a centre for '{task}', accepted are {', '.join(tasks)}"
-                )
         for where, fields in rows:
             for field in sorted(fields):
                 raise ValueError(f"{where} sets {field}, which studies choose: {instead[field]} instead")

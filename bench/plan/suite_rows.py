@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
-    PositiveFloat,
     PositiveInt,
+    TypeAdapter,
+    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -281,6 +282,20 @@ class TaskRow(Frozen):
                 raise UserError(f"task '{self.task}': {name} does not apply to {modality}")
 
 
+_Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_RATE: TypeAdapter[float] = TypeAdapter(_Rate)
+_BY_TASK: TypeAdapter[dict[str, float]] = TypeAdapter(Annotated[dict[str, _Rate], Field(min_length=1)])
+
+#: A learning rate, or one for each of some tasks, by the task's name. Both are validated separately, since
+#: pydantic's message for a union would describe both.
+Centre = Annotated[
+    float | dict[str, float],
+    WrapValidator(
+        lambda value, _: (_BY_TASK if isinstance(value, Mapping) else _RATE).validate_python(value)
+    ),
+]
+
+
 class MethodRow(Frozen):
     """A method with its options.
 
@@ -297,9 +312,8 @@ class MethodRow(Frozen):
     #: The budgets of this row, which replace the suite's.
     budgets: tuple[Budget, ...] | None = None
     training: dict[str, Any] = {}
-    #: The centre of this row's learning rates in studies, or a centre for each of some tasks, by the task's
-    #: name.
-    centre: PositiveFloat | dict[str, PositiveFloat] | None = None
+    #: The centre of this row's learning rates in studies.
+    centre: Centre | None = None
     #: The name in tables, plots and reports. Combinations of `each` append their values.
     label: Label | None = None
 

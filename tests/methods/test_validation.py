@@ -35,12 +35,15 @@ def test_lists_and_mappings_are_asked_for_in_words(values: object, message: str)
 class Counted(Frozen):
     number: int | None = None
     rates: tuple[float, ...] = ()
+    factors: dict[str, float] = {}
     flag: bool = False
     overrides: dict[str, Any] = {}
     either: bool | int = 0
 
 
-@pytest.mark.parametrize("values", [{"number": True}, {"rates": [0.1, False]}, {"rates": True}])
+@pytest.mark.parametrize(
+    "values", [{"number": True}, {"rates": [0.1, False]}, {"rates": True}, {"factors": {"a": True}}]
+)
 def test_true_and_false_are_no_numbers(values: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="not true or false"):
         validate(Counted, values, "here")
@@ -48,7 +51,8 @@ def test_true_and_false_are_no_numbers(values: dict[str, Any]) -> None:
 
 def test_booleans_are_accepted_only_where_declared() -> None:
     values = {"number": 3, "rates": [1, 2.5], "flag": True, "overrides": {"a": True}, "either": True}
-    assert validate(Counted, values, "here").model_dump() == {**values, "rates": (1.0, 2.5)}
+    made = validate(Counted, {**values, "factors": {"a": 2}}, "here").model_dump()
+    assert made == {**values, "rates": (1.0, 2.5), "factors": {"a": 2.0}}
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ class Chooser(ABC):
             if number in choices.centres:
                 row["centre"] = choices.centres[number]
             if isinstance(centre := row.get("centre"), dict):
-                row["centre"] = {task: rate for task, rate in centre.items() if task in names}
+                row["centre"] = {task: rate for task, rate in centre.items() if task in names} or None
             methods += choices.methods.get(number, [row])
         return values | {"tasks": tasks, "methods": methods, "backbones": backbones}
 

@@ -143,10 +143,12 @@ class PilotChooser(Chooser):
         step, multiples = _Step("centres", section.seeds, choices), _multiples(section, self.cells)
         task, names = section.task or self.suite.tasks[0].task, {}
         cells = [cell for cell in _centred(self.cells) if section.by_task or cell.task.task == task]
-        several = len({cell.budget for cell in cells}) > 1
+        budgets = dict.fromkeys((cell.number, cell.budget.label) for cell in cells if cell.budget)
+        several = len({label for _, label in budgets}) > 1
         for cell in cells:
             subject = cell.number, cell.task.task
-            size = f" under {cell.budget.label}" if several and cell.budget else ""
+            own = [label for number, label in budgets if number == cell.number]
+            size = f" under {' and '.join(own)}" if several and own else ""
             names[subject] = f"{cell.shown.method}{size} on {cell.task.task}"
             for rate in section.rates:
                 rate = float(f"{rate * multiples.get(cell.number, 1.0):.{MANTISSA}e}")
@@ -156,7 +158,9 @@ class PilotChooser(Chooser):
         for (number, on), centre in step.chosen(records, lambda of: f"{names[of]}: centre", vertex):
             of_rows[number][on] = centre
         for number, centres in of_rows.items():
-            choices.centres[number] = centres if section.by_task else centres[task]
+            stated = self.suite.methods[number].centre
+            by_task = (stated if isinstance(stated, dict) else {}) | centres
+            choices.centres[number] = by_task if section.by_task else centres[task]
 
 
 def _check(pilot: Pilot, cells: Sequence[PlanCell]) -> None:
@@ -189,7 +193,13 @@ def _check(pilot: Pilot, cells: Sequence[PlanCell]) -> None:
                 "not in this part of the suite; name another in pilot.centres.task"
             )
         for number in sorted({cell.number for cell in _centred(cells)}):
-            if (row := suite.methods[number]).each:
+            row = suite.methods[number]
+            if row.centre is not None and not centres.by_task:
+                raise UserError(
+                    f"pilot.centres: methods.{number} ('{row.method}') has a centre on some tasks alone: "
+                    "give it all of them, or write by_task: true"
+                )
+            if row.each:
                 raise UserError(
                     f"pilot.centres: methods.{number} ('{row.method}') stands for several methods, but "
                     "has one centre: write them as rows of their own"
@@ -239,8 +249,8 @@ def _adapted(cells: Sequence[PlanCell]) -> Iterator[PlanCell]:
 
 
 def _centred(cells: Sequence[PlanCell]) -> Iterator[PlanCell]:
-    """Returns the cells that train an adapter or the backbone and whose rows give no centre."""
-    return (cell for cell in _adapted(cells) if cell.method_row.centre is None)
+    """Returns the cells that train an adapter or the backbone and whose rows give no centre on their task."""
+    return (cell for cell in _adapted(cells) if cell.method_row.centre_on(cell.task.task) is None)
 
 
 def _rows_named(where: str, name: str, cells: Sequence[PlanCell]) -> set[int]:

@@ -129,8 +129,11 @@ tuning: {studies: 2, points: 2, lr: {around: .9, decades: 1}} | tuning.lr … Lo
 tuning: {studies: 2, points: 2, lr: {around: 1e-3, decades: 6}} | tuning.lr … LoRA … 'digits'
 {tuning: none, seeds: [0], pilot: {}} | pilot:
 {tuning: null, seeds: [0], methods: [{method: lora, centre: 1e-3}]} | 'lora' sets centre
-methods: [{method: lora, centre: 0}] | methods.0.centre
-methods: [{method: lora, centre: {digit: 1e-3}}] | 'lora' … 'digit' … digits
+methods: [{method: lora, centre: 0}] | methods.0.centre: … greater than 0 (got 0)
+methods: [{method: lora, centre: {}}] | methods.0.centre: … at least 1
+methods: [{method: lora, centre: {digits: .nan}}] | methods.0.centre.digits: … finite number (got nan)
+methods: [{method: lora, centre: {digits: true}}] | methods.0.centre: … number … true
+methods: [lora, {method: lotr, centre: {digit: 1e-3}}] | methods.1.centre: … 'digit': did you mean 'digits'
 methods: [{method: converged_head, centre: 1e-3}] | methods.0: centre
 methods: [lora, {method: lora, centre: 2e-2}] | lora is duplicated
 training: {lr: 1e-3} | training sets lr
@@ -166,6 +169,7 @@ methods: [head_only, {method: lora, each: {targets: [qkv, qkvo]}}] | pilot.centr
 pilot: {epochs: {methods: [LoRRA]}} | pilot.epochs.methods: … 'LoRRA'
 pilot: {epochs: {seeds: [1, 1]}} | pilot.epochs.seeds: 1
 pilot: {centres: {task: digits, by_task: true}} | pilot.centres: by_task … task
+{tasks: [digits, textile], methods: [head_only, {method: lora, centre: {digits: .01}}]} | methods.1 … by_task
 pilot: {centres: {task: digit}} | pilot.centres.task: … 'digit'
 pilot: {centres: {multiples: {nobody: 2}}} | pilot.centres.multiples: … 'nobody'
 pilot: {centres: {rates: [1e-3, 1e-2]}} | pilot.centres.rates: … at least 3

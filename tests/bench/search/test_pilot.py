@@ -202,26 +202,29 @@ def test_each_task_may_get_a_centre_of_its_own() -> None:
     two = {
         **changed(head_lr=None, epochs=None, centres=centres),
         "tasks": [DIGITS, {**DIGITS, "task": "land-cover"}],
+        "methods": [*PILOT["methods"], {"method": "lorta", "centre": {"digits": 3e-3}}],
     }
     best = {"digits": 1e-3, "land-cover": 1e-1}
     choices, ran = choose(two, lambda trial: best_at(3e-3, 2, best[trial.task.task])(trial))
-    assert len(ran) == 6
+    assert len(ran) == 9
     values = scripted.only_chooser(load_suite(two)).filled_in(choices, "chosen")
-    assert [row.get("centre") for row in values["methods"]] == [None, best, 2e-3]
+    assert [row.get("centre") for row in values["methods"]] == [None, best, 2e-3, best | {"digits": 3e-3}]
     rows = make_plan(load_suite(values)).rows
     assert {row.task: row.studies and row.studies.centre for row in rows if row.family == "lora"} == best
 
 
 def test_the_centres_of_a_method_under_two_budgets_are_told_apart() -> None:
-    rows = [{"method": "lora", "budgets": [{"isoparameters": rank}]} for rank in (1, 2)]
-    base = {**changed(head_lr=None, epochs=None), "methods": rows}
+    budgets = [{"isoparameters": rank} for rank in (1, 2)]
+    rows = [{"method": "lora", "budgets": [budget]} for budget in budgets]
+    base = {**changed(head_lr=None, epochs=None), "methods": [*rows, {"method": "lotr", "budgets": budgets}]}
     choices, _ = choose(
         base, lambda trial: best_at(3e-3, 2, 1e-3 if trial.method["rank"] == 1 else 1e-2)(trial)
     )
-    assert choices.centres == {0: 1e-3, 1: 1e-2}
+    assert [choices.centres[row] for row in (0, 1)] == [1e-3, 1e-2]
     named = sorted(line.partition(" (")[0] for line in choices.lines)
     assert named == [
-        f"LoRA under isoparameters {rank} on digits: centre {c}" for rank, c in ((1, 0.001), (2, 0.01))
+        *(f"LoRA under isoparameters {rank} on digits: centre {c}" for rank, c in ((1, 0.001), (2, 0.01))),
+        "LoTR under isoparameters 2 and isoparameters 1 on digits: centre 0.01",
     ]
 
 
