@@ -72,7 +72,7 @@ def source_of(spec: BackboneSpec) -> str:
     place = spec.local.name if spec.local else ""
     timm = (spec.timm or "").partition("@")[0]
     fields = (spec.name, spec.hub, timm, place, spec.image_size, spec.dtype, spec.quantise)
-    return " ".join(filter(None, map(str, fields)))
+    return " ".join(map(str, filter(None, fields)))
 
 
 class Place(NamedTuple):
@@ -277,7 +277,9 @@ def _cells(suite: Suite, placed: Sequence[PlacedRow]) -> Iterator[SuiteCell]:
         own = [floor for floor in floors if Place(task.task, source_of(spec), None, floor[1].name) in places]
         for row, method in (*methods, *own):
             budgets = suite.budgets if row.budgets is None else row.budgets
-            for budget in budgets if method.sizeable and method.size is None else [None]:
+            free = method.sizeable and method.size is None
+            # As in a plan, a row with ranks of its own is compared under the budgets that it names.
+            for budget in budgets if free else row.budgets or [None]:
                 yield SuiteCell(suite, task, spec, row, method, budget)
 
 

@@ -172,6 +172,15 @@ def test_relabelled_rows_of_a_restarted_suite_are_verified(
     assert verify(store=store.uri).ok
 
 
+def test_a_row_with_ranks_of_its_own_has_the_budget_that_it_names(
+    tmp_path: Path, new_store: Callable[[Path], str]
+) -> None:
+    store = Store.create(new_store(tmp_path), "toy")
+    row = {"method": "lora", "rank": 3, "budgets": [{"isoparameters": 2}]}
+    store.end(store.begin_suite(plan(methods=[row])), Status.FINISHED)
+    assert examine_plan(store).ok
+
+
 @pytest.mark.parametrize("answers_in_words", [False, True])
 def test_floors_that_suites_do_not_name_are_verified(
     tmp_path: Path, new_store: Callable[[Path], str], answers_in_words: bool
