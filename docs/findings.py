@@ -87,9 +87,10 @@ def pages() -> dict[Path, str]:
         answers_of_ranks = of_ranks.answers()
         behind_them = "\n\n".join(printed(answers_of_ranks))
         files[RANKS] = rewritten(RANKS, {"answer": of_ranks.first(answers_of_ranks), "answers": behind_them})
-        if in_readme := of_ranks.in_readme(answers_of_ranks):
+        files[README] = rewritten(README, {"ranks": of_ranks.in_readme(answers_of_ranks)})
+        if answers_of_ranks["Question 1"].short:
             picture = of_ranks.picture()
-            files |= {README: rewritten(README, {"ranks": in_readme}), picture.path: picture.svg()}
+            files[picture.path] = picture.svg()
     return files | {
         STUDY: rewritten(STUDY, {"answers": "\n\n".join(parts), "advice": behind}),
         FINDINGS: rewritten(FINDINGS, contents),

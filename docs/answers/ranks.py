@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 
 from marked import table
@@ -119,11 +120,11 @@ class StudyOfRanks:
             if any(e.differences[block.k].on[setting].effect.fewest > complete for e in block.compared)
         ]
         if more:
-            yield f"On {listed(more)} some allocations have a further complete study, which counts."
+            yield f"On {listed(more)} some allocations have further complete studies, which count."
         (beside,) = self.against[LORA].blocks
         yield from dict.fromkeys((*block.guards, *beside.guards))
         yield from map(str, [*block.edges, *(edge for edge in beside.edges if edge.method == LORA)])
-        yield from at_ends(self.against[QKV_DEPTH])
+        yield from at_ends(*self.against.values())
 
     def picture(self) -> Picture:
         """The figure of question 1: each allocation's difference from the heuristic."""
@@ -137,8 +138,9 @@ class StudyOfRanks:
 
     def first(self, answers: dict[str, Answer]) -> str:
         """The part with which the page begins: the answers, a figure, a table and limits."""
-        if not answers["Question 1"].short:
-            return answers["Question 1"].text
+        for each in answers.values():
+            if not each.short:
+                return each.text
         short = {title: each.short.removeprefix(self.interim) for title, each in answers.items()}
         beside = {e.method: e.differences for e in shortened(self.against[LORA].blocks[0]).compared}
         block = self.heuristic.block
@@ -166,15 +168,15 @@ class StudyOfRanks:
             "Intervals say what tuning again on these tasks would give."
         )
         yield (
-            "All rows have the window of rates that a pilot chose for the heuristic. "
-            + (" ".join(self.qualified()) or "No smoothed best rate lies at an end of it.")
+            "All allocations have the window of rates that a pilot chose for the heuristic. "
+            + (" ".join(self.qualified()) or "No smoothed best rate lies at an end of its window.")
         )
         yield from map(came_from_packs, (e for e in self.own.experiments if e.references))
 
     def in_readme(self, answers: dict[str, Answer]) -> str:
-        """The answer to question 1 as a paragraph of the README. Empty if there is none."""
+        """The paragraph of the README: the answer to question 1, or that the study has none yet."""
         if not answers["Question 1"].short:
-            return ""
+            return "[A study of ranks](docs/results/ranks.md) has its questions written down and has begun."
         return (
             f"**At which ranks?** {answers['Question 1'].short} These are ways to share as many parameters "
             f"among the modes of {self.heuristic.method}, compared with the paper's heuristic after eight "
@@ -200,7 +202,8 @@ def nothing_compared(results: Results) -> str:
             seed.record
             for cell in results.all_cells
             if cell.method == method
-            for seed in cell.finished_trials
+            for seed in cell.trials
+            if seed.record.settled
         ]
         reruns = [rerun for run in runs if (rerun := stored_rerun(run))]
         if not reruns or EVERY * len(reruns) < len(runs):
@@ -213,14 +216,14 @@ def nothing_compared(results: Results) -> str:
     return ""
 
 
-def at_ends(analysis: Analysis) -> Iterator[str]:
+def at_ends(*analyses: Analysis) -> Iterator[str]:
     """Yields a sentence for each row whose smoothed best rate lies at an end of its window on some task."""
-    tasks: dict[tuple[str, str], list[str]] = {}
-    for advice in rate_advice(analysis):
+    tasks: dict[tuple[str, str], dict[str, None]] = {}
+    for advice in chain.from_iterable(map(rate_advice, analyses)):
         if advice.end:
             cell = advice.cell
             name = HEURISTIC if cell.method == QKV_DEPTH else short_name(cell.method)
-            tasks.setdefault((name, advice.end), []).append(cell.task)
+            tasks.setdefault((name, advice.end), {})[cell.task] = None
     for (method, end), on in tasks.items():
         yield f"The smoothed best rate of {method} lies at the {end} end of its window on {listed(on)}."
 
