@@ -72,7 +72,7 @@ class StudyOfRanks:
                 f"{self.ranks}: no row says that it gives ranks; start its suite again, then pack it"
             )
         return {
-            name: analysed(self.ranks, self.study, selection=Selection(methods=allocations, reference=name))
+            name: analysed(self.study, self.ranks, selection=Selection(methods=allocations, reference=name))
             for name in (QKV_DEPTH, LORA)
         }
 
@@ -177,10 +177,17 @@ class StudyOfRanks:
         """The paragraph of the README: the answer to question 1, or that the study has none yet."""
         if not answers["Question 1"].short:
             return "[A study of ranks](docs/results/ranks.md) has its questions written down and has begun."
+        block = self.heuristic.block
+        # With three complete studies of all rows, each has an interval.
+        intervals = [interval for e in block.compared if (interval := e.differences[block.k].interval)]
+        widest = min(low for low, _ in intervals), max(high for _, high in intervals)
+        complete, _ = studies_complete(self.against[QKV_DEPTH])
         return (
             f"**At which ranks?** {answers['Question 1'].short} These are ways to share as many parameters "
             f"among the modes of {self.heuristic.method}, compared with the paper's heuristic after eight "
-            "trials of tuning; *as good* is within a point ([the study of ranks](docs/results/ranks.md))."
+            f"trials of tuning, as a mean over {len(block.settings)} tasks and {complete} studies. Their "
+            f"intervals lie within {bounds(widest)} points; *as good* is within a point "
+            "([the study of ranks](docs/results/ranks.md))."
         )
 
 

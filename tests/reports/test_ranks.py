@@ -385,6 +385,9 @@ def test_the_registered_questions_are_answered(
     assert "60 of them ran again on a processor, with scores that differ by 0.001 at most." in first
     assert f"| projection=1 | {shown.with_interval(worse[5].effect.difference, worse[5].interval)} |" in first
     assert answers["Question 1"].short in study.in_readme(answers)
+    of_all = [each.differences[5].interval for each in section.block.compared]
+    widest = shown.bounds((min(low for low, _ in of_all), max(high for _, high in of_all)))
+    assert f"3 studies. Their intervals lie within {widest} points" in study.in_readme(answers)
     # LoRA may lack studies that the heuristic has.
     assert study.first(answers | {"Question 2": shown.Answer("**Not yet**")}) == "**Not yet**"
 
