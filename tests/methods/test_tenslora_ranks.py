@@ -137,7 +137,7 @@ def test_no_ranks_that_the_rule_allows_come_nearer(variant: str, factorization: 
     [
         ({"layr": 1}, r"takes 4 \(input, output, projection, layer\), got layr"),
         ({"layer": 0}, "should be a rank.*1.5x"),
-        ({"layer": True}, "should be a rank"),
+        ({"layer": True}, "should be a number, not true"),
         ({"layer": 1.5}, "should be a rank"),
         ({"layer": "0x"}, "should be a rank"),
         ({"layer": "9" * 400 + "x"}, "should be a rank"),
