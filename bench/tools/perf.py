@@ -43,7 +43,7 @@ from tensorbench.training.trial import computing
 WARMUP, WARMUP_ON_CPU, TIMED = 3, 1, 2
 
 #: The default shape, and the default number of examples of a step. On two cores, three rounds of all methods
-#: then take less than two minutes.
+#: then take about two minutes.
 SHAPE, SHAPE_ON_CPU = "vit-base", "random-minilm-l6"
 BATCH, BATCH_ON_CPU = 4, 1
 
