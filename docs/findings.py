@@ -1,8 +1,8 @@
 """Writes the answers of the published packs into the pages of docs/results: `python docs/findings.py`.
 
 The study's answers go into findings.md and leaderboard.md, the answers of the study of ranks into ranks.md
-and README.md, and the decoder's table into decoder.md. If too few studies are complete for an interval, the
-pages say so.
+and README.md, those of the studies of budgets and heads into next-studies.md, and the decoder's table into
+decoder.md. If too few studies are complete for an interval, the pages say so.
 """
 
 from __future__ import annotations
@@ -13,18 +13,28 @@ from pathlib import Path
 
 from answers import studies
 from answers.answer import Answer
+from answers.budgets import StudyOfBudgets
 from answers.decoder import of_decoder
 from answers.ranks import StudyOfRanks
+from answers.trains import of_trains
 from marked import replaced, table
 
 DOCS = Path(__file__).parent
 PAGES, PACKS = DOCS / "results", DOCS.parent / "results"
 FINDINGS, STUDY, DECODER = PAGES / "findings.md", PAGES / "leaderboard.md", PAGES / "decoder.md"
 README = DOCS.parent / "README.md"
-#: The page of the study of ranks, and its pack. Before all studies are complete, `tensorbench verify` refuses
-#: the pack as a publication, so that it lies beside the pages.
-RANKS, OF_RANKS = PAGES / "ranks.md", PACKS / "study_ranks.tensorbench.zip"
-BEGUN = PAGES / "begun" / OF_RANKS.name
+#: The pages of the studies after the first one.
+RANKS, NEXT = PAGES / "ranks.md", PAGES / "next-studies.md"
+
+
+def packed(study: str) -> Path | None:
+    """The pack of a study that has begun. None if the study has not.
+
+    Before all its studies are complete, `tensorbench verify` refuses a pack as a publication, so that it lies
+    beside the pages.
+    """
+    name = f"{study}.tensorbench.zip"
+    return next((path for path in (PACKS / name, PAGES / "begun" / name) if path.exists()), None)
 
 
 def rewritten(page: Path, contents: Mapping[str, str]) -> str:
@@ -60,11 +70,10 @@ def printed(answers: Mapping[str, Answer]) -> list[str]:
 
 def pages() -> dict[Path, str]:
     """The contents of the pages with current answers, and of the findings' figure, by path."""
-    study, trains = (PACKS / f"study{part}.tensorbench.zip" for part in ("", "_trains"))
-    fresh = PAGES / "study_fresh.tensorbench.zip"
+    study, fresh = PACKS / "study.tensorbench.zip", PAGES / "study_fresh.tensorbench.zip"
     questions = studies.of_questions(study)
-    if trains.exists():
-        questions["Question 6"] = studies.of_trains(study, trains)
+    if pack := packed("study_trains"):
+        questions["Question 6"] = of_trains(study, pack)
     rest = {"The core's rate": studies.of_core_rate(study, PAGES / "core_lr.tensorbench.zip")}
     if fresh.exists():
         rest["Fresh tunings"] = studies.of_fresh_tunings(study, fresh)
@@ -83,7 +92,8 @@ def pages() -> dict[Path, str]:
         "questions": in_short(STUDY.read_text(encoding="utf-8"), questions),
         "advice": advice,
     }
-    if of_ranks := next((StudyOfRanks(each, study) for each in (OF_RANKS, BEGUN) if each.exists()), None):
+    if pack := packed("study_ranks"):
+        of_ranks = StudyOfRanks(pack, study)
         answers_of_ranks = of_ranks.answers()
         behind_them = "\n\n".join(printed(answers_of_ranks))
         files[RANKS] = rewritten(RANKS, {"answer": of_ranks.first(answers_of_ranks), "answers": behind_them})
@@ -91,7 +101,20 @@ def pages() -> dict[Path, str]:
         if answers_of_ranks["Question 1"].short:
             picture = of_ranks.picture()
             files[picture.path] = picture.svg()
+    later = dict.fromkeys(("budgets", "heads"), "Nothing has run yet.")
+    if pack := packed("study_budgets"):
+        later["budgets"] = "\n\n".join(printed(StudyOfBudgets(pack, study).answers()))
+    if pack := packed("study_heads"):
+        titles = tuple(f"Question H{number}" for number in range(1, 4))
+        of_heads = StudyOfRanks(pack, study, "head", studies.ALL_MODES, titles, "heads")
+        answers_of_heads = of_heads.answers()
+        later["heads"] = "\n\n".join(printed(answers_of_heads))
+        if answers_of_heads["Question H1"].short:
+            picture = of_heads.picture()
+            files[picture.path] = picture.svg()
+            later["heads"] = f"{picture.shown}\n\n{later['heads']}"
     return files | {
+        NEXT: rewritten(NEXT, later),
         STUDY: rewritten(STUDY, {"answers": "\n\n".join(parts), "advice": behind}),
         FINDINGS: rewritten(FINDINGS, contents),
         DECODER: rewritten(DECODER, {"table": of_decoder(PACKS / "smollm2.tensorbench.zip")}),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from tensorbench.reports.inference.crossed import OnSetting
 from tensorbench.reports.inference.effects import Effect, effect
 from tensorbench.reports.inference.intervals import LEAST_SEEDS, simultaneous
 from tensorbench.reports.inference.studies import CompleteStudies, of_method, pooled_failures
-from tensorbench.reports.ranks import Allocations, find_allocations
+from tensorbench.reports.ranks import Allocations, OverBudgets, find_allocations, over_budgets
 from tensorbench.reports.results import NO_ADAPTERS, REFERENCE, Cell, Results, Seed, block_order, grouped
 from tensorbench.reports.thresholds import DEFAULT, CustomThresholds, thresholds
 from tensorbench.reports.units import listed, many, sign_note, unit_of
@@ -39,6 +40,8 @@ class Analysis:
     blocks: tuple[Block, ...]
     #: The methods with several allocations of ranks in a block.
     allocations: tuple[Allocations, ...]
+    #: The methods that ran under several budgets.
+    over_budgets: tuple[OverBudgets, ...]
     notes: tuple[str, ...]
     #: The subset of `notes` on ended studies that are left out, and on methods whose trials all failed.
     limits: tuple[str, ...]
@@ -91,8 +94,10 @@ def analyse(results: Results, threshold: CustomThresholds = None) -> Analysis:
     studies, unfinished, limits = complete_studies(results, by_trial)
     material = Material(results, studies, collapses(results))
 
+    scored = cache(partial(_scored, material))
+
     def judged(block: Block) -> Block:
-        return guarded(material, compared(material, block), _scored(material, block.k))
+        return guarded(material, compared(material, block), scored(block.k))
 
     blocks = tuple(map(judged, _blocks(material, matters)))
     return Analysis(
@@ -100,6 +105,7 @@ def analyse(results: Results, threshold: CustomThresholds = None) -> Analysis:
         matters,
         blocks,
         allocations=tuple(find_allocations(results, blocks, judged)),
+        over_budgets=tuple(over_budgets(blocks, judged)),
         notes=(*results.notes, *gaps, *unfinished, *limits, *_extent(results)),
         limits=tuple(limits),
         gaps=tuple(gaps),

@@ -13,7 +13,7 @@ from tensorbench.reports.complete import Material
 from tensorbench.reports.inference import rates as of_rates
 from tensorbench.reports.inference import studies as estimates
 from tensorbench.reports.inference.crossed import OnSetting
-from tensorbench.reports.inference.effects import effect, verdict
+from tensorbench.reports.inference.effects import Verdict, effect, verdict
 from tensorbench.reports.inference.intervals import LEAST_SEEDS, simultaneous
 from tensorbench.reports.inference.moderation import moderated
 from tensorbench.reports.inference.studies import CompleteStudies
@@ -55,6 +55,20 @@ def comparison(parts: Sequence[OnSetting], claims: int, threshold: float) -> Com
     over_all = effect(parts)
     interval = over_all.interval(simultaneous(claims))
     return Comparison(over_all, interval, verdict(interval, threshold))
+
+
+def in_family(compared: Comparison, claims: int, threshold: float) -> Comparison:
+    """The comparison with an interval that is simultaneous over `claims` comparisons, and with its verdict.
+
+    `claims` is at least the number over which the interval was simultaneous before. A verdict that a guard
+    has weakened stays so. Comparisons on single settings are left out.
+    """
+    wider = comparison(compared.effect.parts, claims, threshold)
+    if compared.verdict == verdict(compared.interval, threshold):
+        return wider
+    if compared.verdict.reason:
+        return replace(wider, verdict=compared.verdict)
+    return replace(wider, verdict=Verdict(compared.verdict.answer, wider.verdict.side))
 
 
 def _on_each(block: Block, parts: Mapping[TaskAndBackbone, OnSetting], claims: int) -> Comparison:

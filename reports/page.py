@@ -14,7 +14,6 @@ from tensorbench.reports import answers, tables
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.drawing import Drawn
 from tensorbench.reports.inference.rates import LEAST_SMOOTHED
-from tensorbench.reports.ranks import over_budgets
 from tensorbench.reports.recipes import Mixture, provenance_counts
 from tensorbench.reports.redundancy import StoredRedundancy
 from tensorbench.reports.suite_lines import suite_lines
@@ -69,7 +68,6 @@ def render(
         tables=tables,
         costs=others["score-vs"],
         ranks={figure.name: figure for figure in others["ranks"]},
-        by_budget=over_budgets(analysis.blocks),
         training=others["training"],
         redundancy=list(zip(analyses, of_analyses, strict=True)),
         plans=listed(plans),

@@ -10,17 +10,18 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from statistics import median
 
 import numpy as np
 
 from tensorbench.records.words import OWN_SIZE
 from tensorbench.reports.blocks import Block, Comparison, Entrant
-from tensorbench.reports.comparisons import comparison, on_setting
+from tensorbench.reports.comparisons import comparison, in_family, on_setting
 from tensorbench.reports.inference.effects import Answer, Verdict
 from tensorbench.reports.inference.intervals import Array
-from tensorbench.reports.inference.studies import of_contrast, pooled_failures
-from tensorbench.reports.recipes import without_ranks
+from tensorbench.reports.inference.studies import Failures, of_contrast, pooled_failures
+from tensorbench.reports.recipes import difference, without_ranks
 from tensorbench.reports.results import Results, grouped
 
 #: The name of the reference of allocations.
@@ -158,17 +159,34 @@ def _slope(results: Results, block: Block, own: Sequence[Entrant], logs: Array, 
     """The slope of the scores of these allocations over `logs` (allocations, settings)."""
     failures = pooled_failures([studies for entrant in block.entrants for studies in entrant.studies])
     centred = logs - logs.mean(0)
-    weights, parts = centred / (centred**2).sum(0), []
-    for setting, of_setting in zip(block.settings, weights.T.tolist(), strict=True):
-        studies = [entrant.on[setting].studies for entrant in own]
-        part = of_contrast(of_setting, studies, block.k, failures)
-        part = on_setting(results, own[0].on[setting].cell, part)
-        # The weights sum to zero, so the slope is at most half the sum of their sizes, times the range of
-        # scores.
-        parts.append(replace(part, limit=part.limit * sum(map(abs, of_setting)) / 2))
-    slope = comparison(parts, claims, 0.0)
+    slope = contrast(results, own, centred / (centred**2).sum(0), block.k, claims, failures)
     why = next(_withheld(block, own), "")
     return replace(slope, verdict=Verdict(Answer.UNDECIDED, reason=why)) if why else slope
+
+
+def contrast(
+    results: Results,
+    entrants: Sequence[Entrant],
+    weights: Array,
+    k: int,
+    claims: int = 1,
+    failures: Failures | None = None,
+) -> Comparison:
+    """The weighted sum of these methods' scores after k trials, as a mean over settings.
+
+    `weights` (entrants, settings) sum to zero over the entrants. The interval is simultaneous over `claims`
+    contrasts. `failures` are those of all methods that are compared, by default of these. The methods share a
+    study on each setting.
+    """
+    failures = failures or pooled_failures([studies for entrant in entrants for studies in entrant.studies])
+    parts = []
+    for setting, of_setting in zip(entrants[0].on, weights.T.tolist(), strict=True):
+        studies = [entrant.on[setting].studies for entrant in entrants]
+        part = of_contrast(of_setting, studies, k, failures)
+        part = on_setting(results, entrants[0].on[setting].cell, part)
+        # The weights sum to zero, so the sum is at most half of their sizes, times the range of scores.
+        parts.append(replace(part, limit=part.limit * sum(map(abs, of_setting)) / 2))
+    return comparison(parts, claims, 0.0)
 
 
 def _withheld(block: Block, own: Iterable[Entrant]) -> Iterator[str]:
@@ -189,17 +207,22 @@ class OverBudgets:
 
     #: A block for each budget, from the smallest to the largest methods.
     blocks: tuple[Block, ...]
-    #: Each method by its name, under each budget at which it has a mean over all settings.
+    #: Each method by its name, under each budget at which it has a mean over all settings, from its smallest
+    #: number of parameters to its largest.
     methods: Mapping[str, Mapping[str, Entrant]]
+    #: Each method's difference, under a budget, from itself with the next smaller number of parameters.
+    #: Intervals are simultaneous over all differences of the group. There is none between budgets at which
+    #: the method has another recipe or equally many parameters, or shares no study.
+    steps: Mapping[str, Mapping[str, Comparison]]
 
 
-def over_budgets(blocks: Iterable[Block]) -> list[OverBudgets]:
+def over_budgets(blocks: Iterable[Block], judged: Callable[[Block], Block]) -> Iterator[OverBudgets]:
     """Groups the methods that have a known number of parameters and scores under several budgets.
 
-    The methods of a group share the metric, the tuning and the settings.
+    The methods of a group share the metric, the tuning and the settings. `judged` compares the methods of a
+    block with its reference, and applies the guards to the verdicts.
     """
     comparable = grouped(blocks, lambda block: (block.metric, block.settings, block.k, block.tuned))
-    groups = []
     for group in comparable.values():
         # If a budget has several recipes, the block of the largest group is first in `group` and is kept.
         by_budget = {block.budget: block for block in reversed(group) if block.budget != OWN_SIZE}
@@ -210,7 +233,46 @@ def over_budgets(blocks: Iterable[Block]) -> list[OverBudgets]:
         for budget in budgets:
             for entrant in sized[budget]:
                 methods[entrant.method][budget] = entrant
-        several = {name: own for name, own in methods.items() if len(own) > 1}
+        several = {
+            name: dict(sorted(own.items(), key=lambda item: item[1].parameters or 0))
+            for name, own in methods.items()
+            if len(own) > 1
+        }
         if several:
-            groups.append(OverBudgets(tuple(by_budget[budget] for budget in budgets), several))
-    return groups
+            ordered = tuple(by_budget[budget] for budget in budgets)
+            yield OverBudgets(ordered, several, _steps(by_budget, several, judged))
+
+
+def _steps(
+    blocks: Mapping[str, Block],
+    methods: Mapping[str, Mapping[str, Entrant]],
+    judged: Callable[[Block], Block],
+) -> dict[str, dict[str, Comparison]]:
+    """Compares each method with itself under the next smaller budget. `blocks` has the block of each budget.
+
+    Variances are not moderated, since noise may depend on the budget.
+    """
+    pairs = [
+        (method, smaller, larger)
+        for method, entrants in methods.items()
+        for smaller, larger in pairwise(entrants)
+        if _differ_in_size_alone(entrants[smaller], entrants[larger])
+    ]
+    steps: dict[str, dict[str, Comparison]] = defaultdict(dict)
+    for method, smaller, larger in pairs:
+        # The differences that entrants have are from the references of their own blocks.
+        sides = [
+            replace(methods[method][budget], method=f"{method} ({budget})", differences={})
+            for budget in (smaller, larger)
+        ]
+        block = replace(blocks[larger], reference=sides[0], entrants=tuple(sides), part=())
+        for each in judged(block).compared:
+            steps[method][larger] = in_family(each.differences[block.k], len(pairs), block.threshold)
+    return steps
+
+
+def _differ_in_size_alone(smaller: Entrant, larger: Entrant) -> bool:
+    """Whether a method has fewer parameters under one of two budgets, and the same recipe on each setting."""
+    cells = zip(smaller.cells, larger.cells, strict=True)
+    same_recipe = not any(difference(first.recipe, second.recipe) for first, second in cells)
+    return same_recipe and smaller.parameters != larger.parameters

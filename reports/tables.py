@@ -31,7 +31,7 @@ from tensorbench.reports.answers import (
 )
 from tensorbench.reports.blocks import Block, Comparison, Entrant, Level
 from tensorbench.reports.inference.rates import enough_to_smooth
-from tensorbench.reports.ranks import Allocations, OverBudgets, over_budgets
+from tensorbench.reports.ranks import Allocations, OverBudgets
 from tensorbench.reports.recipes import Mixture
 from tensorbench.reports.redundancy import StoredRedundancy
 from tensorbench.reports.results import Cell, Results, TaskAndBackbone, distinct
@@ -46,6 +46,12 @@ MISSED = " !"
 SAMPLES = ("studies", "seeds")
 #: The first sentence of a report whose trials differ in protocol or data.
 NOT_COMPARABLE = "These scores do not compare."
+#: The note on the column of best rates.
+BEST_RATE = (
+    "Best rate: the one with the lowest smoothed validation loss, as a geometric mean over tasks. Beneath "
+    "it: the rates that are within a point of the best on every task. ≤ and ≥ mark the ends of the tried "
+    "rates."
+)
 #: The prefix of the HTML anchors of trials in their table.
 ANCHOR = "trial-"
 #: The number of colours of figures' series, and of their classes on the page: s0, s1 and so on.
@@ -308,11 +314,7 @@ def allocations_table(section: Allocations) -> Table:
         f"Differences are in {block.unit.points}, with simultaneous 95% intervals over the allocations."
     ]
     if block.tuned:
-        notes.append(
-            "Best rate: the one with the lowest smoothed validation loss, as a geometric mean over tasks. "
-            "Beneath it: the rates that are within a point of the best on every task. ≤ and ≥ mark the ends "
-            "of the tried rates."
-        )
+        notes.append(BEST_RATE)
     if any(MISSED in line["parameters"] for line in lines):
         notes.append(f"{MISSED.strip()} misses the budget by more than its tolerance.")
     return Table(f"Ranks of {section.method}", lines, notes, ("allocation", "verdict", "ranks"))
@@ -334,24 +336,39 @@ def _best_rate(entrant: Entrant) -> Entry:
 
 
 def budgets_table(group: OverBudgets) -> Table:
-    """Methods × budgets: the scores of methods that ran under several budgets."""
-    block = group.blocks[0]
-    lines = []
-    for name, entrants in group.methods.items():
-        line: dict[str, str] = {"method": name}
+    """Methods under several budgets: scores, and differences from the same method under a smaller budget."""
+    first, lines, against = group.blocks[0], [], "difference from the next smaller budget"
+    blocks = {block.budget: block for block in group.blocks}
+    for place, (method, entrants) in enumerate(group.methods.items()):
         for budget, entrant in entrants.items():
+            block, step = blocks[budget], group.steps.get(method, {}).get(budget)
             mean = entrant.means[block.k]
-            ends, size = block.unit.between(mean.interval), _number(entrant.parameters, ",.0f")
-            text = block.unit.score(mean.value)
-            line[budget] = Entry(f"{text} with {size}", text, f"{ends} · {size}".lstrip(" ·"))
-        lines.append(line)
-    scale = block.unit.named(f"{block.evaluated.capitalize()} {block.metric}")
-    note = (
-        f"{scale}, the {score_name(block)}, as a mean over {settings_counted(block)}. Beneath it are its 95% "
-        "interval and the number of parameters."
-    )
-    budgets = [each.budget for each in group.blocks]
-    return Table("Scores by budget", lines, [note], ("method",), ["method", *budgets])
+            none = NOTHING if lines and lines[-1]["method"] == method else "smallest"
+            claim = _claim(block, step) if step else {"difference": Entry("", none)}
+            lines.append(
+                {
+                    "method": _dotted(entrant, place),
+                    "budget": budget,
+                    "mean": Entry(
+                        block.unit.estimate(mean.value, mean.interval),
+                        block.unit.score(mean.value),
+                        block.unit.between(mean.interval),
+                    ),
+                    against: claim["difference"],
+                    "verdict": claim.get("verdict", ""),
+                    **({"best rate": _best_rate(entrant)} if block.tuned else {}),
+                    "parameters": _number(entrant.parameters, ",.0f"),
+                }
+            )
+    scale = first.unit.named(f"{first.evaluated.capitalize()} {first.metric}")
+    notes = [
+        f"{scale}, the {score_name(first)}, as a mean over {settings_counted(first)}, with its 95% interval. "
+        f"Differences are in {first.unit.points}, each of a method from itself, with simultaneous 95% "
+        "intervals over all of them."
+    ]
+    if first.tuned:
+        notes.append(BEST_RATE)
+    return Table("Scores by budget", lines, notes, ("method", "budget", "verdict"))
 
 
 def lost_table(results: Results) -> Table:
@@ -512,7 +529,7 @@ def markdown(analysis: Analysis, mixtures: Sequence[Mixture] = ()) -> str:
         text.append(f"## Ranks of {markdown_text(section.method)}")
         text.append(" ".join([f"**{markdown_text(of_allocations(section))}**", *map(markdown_text, trends)]))
         text.append(allocations_table(section).markdown())
-    for group in over_budgets(analysis.blocks):
+    for group in analysis.over_budgets:
         text += ["## Scores by budget", budgets_table(group).markdown()]
     costs = costs_table(results)
     text += [f"## {costs.title}", costs.markdown()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 from tensorbench.machine.table import Table
@@ -12,7 +13,7 @@ from tensorbench.reports.blocks import Block
 from tensorbench.reports.inference.intervals import Bounds
 from tensorbench.reports.inference.rates import enough_to_smooth, share_near
 from tensorbench.reports.inference.studies import share_failed, share_failed_interval
-from tensorbench.reports.ranks import Allocations
+from tensorbench.reports.ranks import Allocations, OverBudgets
 from tensorbench.reports.results import Results
 
 Lines = Iterator[dict[str, Any]]
@@ -46,6 +47,7 @@ def tidy_tables(analysis: Analysis) -> dict[str, Table]:
         sections = [(each, line) for each in analysis.allocations for line in of_section(each)]
         every = [{"block": each.block.title, "heuristic": each.method, **line} for each, line in sections]
         built[name] = Table(name, every)
+    built["budgets"] = Table("budgets", [line for each in analysis.over_budgets for line in _budgets(each)])
     return {name: table for name, table in built.items() if table.lines}
 
 
@@ -97,6 +99,26 @@ def _trends(section: Allocations) -> Lines:
             **ends(trend.slope.interval),
             "verdict": trend_words(trend.slope.verdict),
         }
+
+
+def _budgets(group: OverBudgets) -> Lines:
+    for method, entrants in group.methods.items():
+        steps = group.steps.get(method, {})
+        for (smaller, _), (budget, entrant) in pairwise(entrants.items()):
+            block = next(block for block in group.blocks if block.budget == budget)
+            if (step := steps.get(budget)) is not None:
+                yield {
+                    "block": block.title,
+                    "method": method,
+                    "budget": budget,
+                    "reference": smaller,
+                    "k": block.k,
+                    "parameters": entrant.parameters,
+                    "difference": step.effect.difference,
+                    **ends(step.interval),
+                    "threshold": block.threshold,
+                    "verdict": in_words(step.verdict, block.unit.size(block.threshold)),
+                }
 
 
 def _by_setting(block: Block) -> Lines:

@@ -1,31 +1,31 @@
-"""Answers the questions of results/ranks.md from the study of ranks, each by its registered rule."""
+"""Answers registered questions about allocations of ranks, those of results/ranks.md and next-studies.md."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import chain
 from pathlib import Path
 
 from marked import table
 
-from tensorbench.records.origin import stored_rerun
-from tensorbench.reports.advice import rate_advice
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.answers import of_allocations, trend_words
 from tensorbench.reports.blocks import Block
 from tensorbench.reports.drawing import Looks, styled
 from tensorbench.reports.figures.compared import differences
+from tensorbench.reports.inference.effects import Answer as Size
 from tensorbench.reports.inference.effects import verdict
 from tensorbench.reports.inference.intervals import simultaneous
+from tensorbench.reports.inference.studies import CompleteStudies
 from tensorbench.reports.ranks import HEURISTIC, Allocations, short_name
 from tensorbench.reports.reading import came_from_packs, read
-from tensorbench.reports.results import Results
+from tensorbench.reports.results import Cell, Results
 from tensorbench.reports.selection import Selection
 from tensorbench.reports.units import listed
 
 from .answer import Answer, Picture, bounds, points, with_interval
+from .registered import at_ends, completed, interim, nothing_compared
 from .studies import (
     LORA,
     QKV_DEPTH,
@@ -40,21 +40,32 @@ from .studies import (
     studies_complete,
 )
 
-#: Rule 2: one in this many of the stored trials of LoRA and of the heuristic runs again.
-EVERY = 10
+#: What the allocations of the study of ranks mean, for readers who have not seen their names.
+IN_WORDS = {
+    "layer=1": "one matrix for all layers",
+    "layer=0.5": "half of the layers' rank",
+    "projection=1": "one matrix for all projections",
+    "projection=1+layer=1": "one matrix for all projections of all layers",
+    "input=58": "more rank for the input",
+    "output=58": "more rank for the output",
+}
 
 
 @dataclass(frozen=True)
 class StudyOfRanks:
-    """The answers of the study of ranks, from its pack and the pack of the first study.
+    """The answers of a study of allocations of ranks, from its pack and the pack of the first study.
 
-    The pack `ranks` has the trials of allocations of ranks, and `study` has those of LoRA and of the
-    heuristic. Question 3 is about the rank of `mode`.
+    The pack `ranks` has the trials of allocations, and `study` has those of LoRA and of `method`, the row
+    with the heuristic's ranks. The third question is about the rank of `mode`. `titles` are those of the
+    questions, of which a study may have only the first, and `name` is that of the figure.
     """
 
     ranks: Path
     study: Path
     mode: str = "layer"
+    method: str = QKV_DEPTH
+    titles: tuple[str, ...] = tuple(f"Question {number}" for number in range(1, 5))
+    name: str = "ranks"
 
     @cached_property
     def own(self) -> Results:
@@ -73,26 +84,24 @@ class StudyOfRanks:
             )
         return {
             name: analysed(self.study, self.ranks, selection=Selection(methods=allocations, reference=name))
-            for name in (QKV_DEPTH, LORA)
+            for name in (self.method, LORA)
         }
 
     @property
     def heuristic(self) -> Allocations:
         """The allocations, compared with the heuristic."""
-        (section,) = self.against[QKV_DEPTH].allocations
+        (section,) = self.against[self.method].allocations
         return section
 
     @cached_property
     def interim(self) -> str:
-        complete, planned = studies_complete(self.against[QKV_DEPTH])
-        return f"Interim, after {complete} of {planned} studies: " * (complete < planned)
+        return interim(self.against[self.method])
 
     def answers(self) -> dict[str, Answer]:
-        """The answers to questions 1 to 4, by title."""
-        titles = [f"Question {number}" for number in range(1, 5)]
-        if reason := nothing_compared(self.own):
-            return dict.fromkeys(titles, Answer(f"**Nothing is compared**: {reason}"))
-        heuristic, lora = self.against[QKV_DEPTH], self.against[LORA]
+        """The answers to the questions, by title."""
+        if reason := nothing_compared(self.own.all_cells, (LORA, self.method)):
+            return dict.fromkeys(self.titles, Answer(f"**Nothing is compared**: {reason}"))
+        heuristic, lora = self.against[self.method], self.against[LORA]
         parts: list[list[tuple[Analysis, Rule]]] = [
             [(heuristic, lambda block: after_tuning(self.heuristic.block))],
             [(lora, lambda block: after_tuning(shortened(block)))],
@@ -102,17 +111,14 @@ class StudyOfRanks:
                 (heuristic, lambda block: failures(self.heuristic.block)),
             ],
         ]
-        return {title: self._completed(answered(rules)) for title, rules in zip(titles, parts, strict=True)}
-
-    def _completed(self, given: Answer) -> Answer:
-        """Adds to an answer what qualifies it, and says if it is interim."""
-        if not given.short:
-            return given
-        return Answer("\n\n".join([given.text, *self.qualified()]), f"{self.interim}{given.short}")
+        return {
+            title: completed(answered(rules), heuristic, self.qualified())
+            for title, rules in zip(self.titles, parts[: len(self.titles)], strict=True)
+        }
 
     def qualified(self) -> Iterator[str]:
         """Yields sentences on further studies that count, on withheld verdicts, and on rates at ends."""
-        complete, _ = studies_complete(self.against[QKV_DEPTH])
+        complete, _ = studies_complete(self.against[self.method])
         block = self.heuristic.block
         more = [
             setting.task
@@ -121,20 +127,29 @@ class StudyOfRanks:
         ]
         if more:
             yield f"On {listed(more)} some allocations have further complete studies, which count."
+        most = max(studies.count for each in self.against.values() for studies in _of_reference(each))
+        if most > complete:
+            yield (
+                f"Failed trials of the references are counted over {most} studies. Differences are over the "
+                "studies that both rows have."
+            )
         (beside,) = self.against[LORA].blocks
         yield from dict.fromkeys((*block.guards, *beside.guards))
         yield from map(str, [*block.edges, *(edge for edge in beside.edges if edge.method == LORA)])
-        yield from at_ends(*self.against.values())
+        yield from at_ends(self.against.values(), self._named)
+
+    def _named(self, cell: Cell) -> str:
+        return HEURISTIC if cell.method == self.method else short_name(cell.method)
 
     def picture(self) -> Picture:
         """The figure of question 1: each allocation's difference from the heuristic."""
-        section, results = self.heuristic, self.against[QKV_DEPTH].results
+        section, results = self.heuristic, self.against[self.method].results
         with styled():
             looks = Looks(cell.family for cell in results.all_cells)
             drawn = differences(
-                section.block, "ranks", f"Ranks of {section.method}, beside {HEURISTIC}", looks
+                section.block, self.name, f"Ranks of {section.method}, beside {HEURISTIC}", looks
             )
-        return Picture("findings-ranks", drawn)
+        return Picture(f"findings-{self.name}", drawn)
 
     def first(self, answers: dict[str, Answer]) -> str:
         """The part with which the page begins: the answers, a figure, a table and limits."""
@@ -153,7 +168,7 @@ class StudyOfRanks:
         parts = [
             f"**{self.interim}{of_allocations(self.heuristic)}**",
             f"- Beside LoRA with as many parameters: {short['Question 2']}\n"
-            f"- Score over the rank of {self.mode}: {short['Question 3']}\n"
+            f"- Over log₂ of a rank: {short['Question 3']}\n"
             f"- How forgiving. {short['Question 4']}",
             self.picture().shown,
             table(head, rows),
@@ -167,10 +182,18 @@ class StudyOfRanks:
             "One method, one budget, two small backbones, four tasks ([not claimed](#what-is-not-claimed)). "
             "Intervals say what tuning again on these tasks would give."
         )
+        block = self.heuristic.block
+        if not any(e.differences[block.k].verdict.answer is Size.BEYOND for e in block.compared):
+            yield "No difference from the heuristic is shown to be as large as a point."
         yield (
             "All allocations have the window of rates that a pilot chose for the heuristic. "
             + (" ".join(self.qualified()) or "No smoothed best rate lies at an end of its window.")
         )
+        if self.interim:
+            yield (
+                "Verdicts are for this look alone. Each look adds to the chance of a false one. The answer "
+                "is that after the last study."
+            )
         yield from map(came_from_packs, (e for e in self.own.experiments if e.references))
 
     def in_readme(self, answers: dict[str, Answer]) -> str:
@@ -178,17 +201,27 @@ class StudyOfRanks:
         if not answers["Question 1"].short:
             return "[A study of ranks](docs/results/ranks.md) has its questions written down and has begun."
         block = self.heuristic.block
-        # With three complete studies of all rows, each has an interval.
-        intervals = [interval for e in block.compared if (interval := e.differences[block.k].interval)]
-        widest = min(low for low, _ in intervals), max(high for _, high in intervals)
-        complete, _ = studies_complete(self.against[QKV_DEPTH])
+        by_words: dict[str, list[str]] = {}
+        for entrant in block.compared:
+            difference = entrant.differences[block.k]
+            words, name = in_words(difference.verdict), IN_WORDS.get(entrant.method, entrant.method)
+            by = with_interval(difference.effect.difference, difference.interval)
+            by_words.setdefault(words, []).append(name if words == "as good" else f"{name}, {by}")
+        sides = [entrant.differences[block.k].verdict.side for entrant in block.compared]
+        lead = "none is shown to be better than the paper's heuristic. " * ("better" not in sides)
+        listed_by = "; ".join(f"**{words}**: {'; '.join(names)}" for words, names in by_words.items())
+        complete, _ = studies_complete(self.against[self.method])
         return (
-            f"**At which ranks?** {answers['Question 1'].short} These are ways to share as many parameters "
-            f"among the modes of {self.heuristic.method}, compared with the paper's heuristic after eight "
-            f"trials of tuning, as a mean over {len(block.settings)} tasks and {complete} studies. Their "
-            f"intervals lie within {bounds(widest)} points; *as good* is within a point "
+            f"**At which ranks?** {self.interim}of {len(sides)} other ways to share as many parameters among "
+            f"the modes of {self.heuristic.method}, {lead}In points from it, as a mean over "
+            f"{len(block.settings)} tasks and {complete} studies: {listed_by}. *As good* is within a point "
             "([the study of ranks](docs/results/ranks.md))."
         )
+
+
+def _of_reference(analysis: Analysis) -> list[CompleteStudies]:
+    (block,) = analysis.blocks
+    return block.reference.studies if block.reference else []
 
 
 def shortened(block: Block) -> Block:
@@ -196,43 +229,6 @@ def shortened(block: Block) -> Block:
     return replace(
         block, entrants=tuple(replace(each, method=short_name(each.method)) for each in block.entrants)
     )
-
-
-def nothing_compared(results: Results) -> str:
-    """Rule 2: why nothing is compared, by the stored trials that ran again beside the new ones.
-
-    `results` are those of the study of ranks. Empty if enough trials ran again with accepted results.
-    """
-    few, apart = [], 0
-    for method in (LORA, QKV_DEPTH):
-        runs = [
-            seed.record
-            for cell in results.all_cells
-            if cell.method == method
-            for seed in cell.trials
-            if seed.record.settled
-        ]
-        reruns = [rerun for run in runs if (rerun := stored_rerun(run))]
-        if not reruns or EVERY * len(reruns) < len(runs):
-            few.append(method)
-        apart += sum(bool(rerun.faults) for rerun in reruns)
-    if few:
-        return f"one in {EVERY} of the stored trials of {listed(few)} has to run again first (rule 2)."
-    if apart:
-        return f"{apart} stored trials that ran again gave other results than accepted (rule 2)."
-    return ""
-
-
-def at_ends(*analyses: Analysis) -> Iterator[str]:
-    """Yields a sentence for each row whose smoothed best rate lies at an end of its window on some task."""
-    tasks: dict[tuple[str, str], dict[str, None]] = {}
-    for advice in chain.from_iterable(map(rate_advice, analyses)):
-        if advice.end:
-            cell = advice.cell
-            name = HEURISTIC if cell.method == QKV_DEPTH else short_name(cell.method)
-            tasks.setdefault((name, advice.end), {})[cell.task] = None
-    for (method, end), on in tasks.items():
-        yield f"The smoothed best rate of {method} lies at the {end} end of its window on {listed(on)}."
 
 
 def slope(analysis: Analysis, mode: str, block: Block) -> Ruling:
@@ -245,13 +241,15 @@ def slope(analysis: Analysis, mode: str, block: Block) -> Ruling:
     # Question 3 was registered as a single contrast, even if other modes have trends too.
     effect = trend.slope.effect
     interval = effect.interval(simultaneous(1))
-    words = {"better": f"improves with the rank of {mode}", "worse": f"worsens with the rank of {mode}"}
-    outcome = words.get(verdict(interval, 0.0).side, "undecided")
+    outcome = {"better": "above zero", "worse": "below zero"}.get(verdict(interval, 0.0).side, "undecided")
     if trend.slope.verdict.reason:
         outcome = trend_words(trend.slope.verdict)
     on_tasks = [points(part.difference) for part in effect.parts]
     row = [listed(trend.allocations), points(effect.difference), bounds(interval), *on_tasks]
-    short = f"**{outcome}**: {with_interval(effect.difference, interval)} points a doubling."
+    short = (
+        f"slope **{outcome}**, {with_interval(effect.difference, interval)} points a doubling of the rank of "
+        f"{mode}, where the budget refills the other modes. A slope does not say between which ranks."
+    )
     return Ruling(short, head, [row])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from operator import itemgetter
@@ -30,8 +30,6 @@ from tensorbench.reports.units import listed, many
 from .answer import Answer, Picture, bounds, points, with_interval
 
 LORA, QKV_DEPTH, ALL_MODES, ATT = "LoRA", "TensLoRA qkv_depth", "TensLoRA att_qkv_depth", "TensLoRA att"
-#: Methods of stage 2: two tensor trains for all matrices, a train per matrix, and a CP tensor for all.
-TRAIN, METATT, TT_LORA, LORTA = f"{QKV_DEPTH} (factorization=tt)", "MetaTT-4D", "TT-LoRA", "LoRTA"
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,8 @@ class Ruling:
     rows: Sequence[Sequence[str]]
 
 
-Rule = Callable[[Block], Ruling]
+#: Rules are given all blocks of an analysis. Most take one.
+Rule = Callable[..., Ruling]
 EVERY = Selection(reference=LORA)
 
 
@@ -138,18 +137,6 @@ def of_core_rate(study: Path, multiples: Path) -> Answer:
     return answered([(both, after_tuning), (both, by_trials)])
 
 
-def of_trains(study: Path, trains: Path) -> Answer:
-    """Answers question 6: the tensor train against Tucker, one train against many, and all against LoRA.
-
-    The pack `trains` has the trials of stage 2, and `study` those of Tucker and LoRA.
-    """
-    families = {QKV_DEPTH: (TRAIN,), TT_LORA: (TRAIN, METATT), LORA: (TRAIN, METATT, TT_LORA, LORTA)}
-    selections = [Selection(methods=methods, reference=against) for against, methods in families.items()]
-    return answered(
-        [(analysed(study, trains, selection=selection), compared_by_name) for selection in selections]
-    )
-
-
 def answered(parts: Sequence[tuple[Analysis, Rule]]) -> Answer:
     """The answer to a question of several parts, each of which is an analysis with a rule.
 
@@ -161,8 +148,7 @@ def answered(parts: Sequence[tuple[Analysis, Rule]]) -> Answer:
         state = f"{complete} of {planned} studies complete"
         if complete < LEAST_SEEDS:
             return Answer(f"**Not yet**: {state}, and an interval needs {LEAST_SEEDS}.")
-        (block,) = analysis.blocks
-        rulings.append(rule(block))
+        rulings.append(rule(*analysis.blocks))
     notes = dict.fromkeys(note for analysis, _ in parts for note in _notes(analysis))
     extent = f"On {state.replace(' complete', '')}."
     text = "\n\n".join([extent, *notes, *(table(r.head, r.rows) for r in rulings)])
@@ -195,22 +181,28 @@ def studies_complete(analysis: Analysis) -> tuple[int, int]:
 
 def after_tuning(block: Block) -> Ruling:
     """Questions 1 and 4: each method's difference from the reference after k trials."""
-    rows, verdicts = [], []
-    for entrant in block.compared:
-        difference = entrant.differences[block.k]
-        words = in_words(difference.verdict)
-        verdicts.append((entrant.method, words))
-        on_tasks = [points(part.difference) for part in difference.effect.parts]
-        mean, interval = points(difference.effect.difference), bounds(difference.interval)
-        rows.append([entrant.method, mean, interval, words, *on_tasks])
-    head = ["method", f"from {block.against}", "interval", "verdict"]
-    return Ruling(by_verdict(verdicts), [*head, *(setting.task for setting in block.settings)], rows)
+    differences = {entrant.method: entrant.differences[block.k] for entrant in block.compared}
+    return ruled(["method", f"from {block.against}"], differences, block)
 
 
-def compared_by_name(block: Block) -> Ruling:
-    """Question 6: each method's difference from the reference. The answer names the reference."""
-    ruling = after_tuning(block)
-    return replace(ruling, short=f"Compared with {block.against}: {ruling.short}")
+def ruled(head: Sequence[str], differences: Mapping[str, Comparison], block: Block) -> Ruling:
+    """The verdicts on these differences, by the name of each.
+
+    `head` has the headings of the names and of the differences. The settings are those of the block.
+    """
+    verdicts = {name: in_words(difference.verdict) for name, difference in differences.items()}
+    rows = [
+        [
+            name,
+            points(each.effect.difference),
+            bounds(each.interval),
+            verdicts[name],
+            *(points(part.difference) for part in each.effect.parts),
+        ]
+        for name, each in differences.items()
+    ]
+    tasks = [setting.task for setting in block.settings]
+    return Ruling(by_verdict([*verdicts.items()]), [*head, "interval", "verdict", *tasks], rows)
 
 
 def in_words(verdict: Verdict) -> str:

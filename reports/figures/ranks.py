@@ -23,7 +23,7 @@ from tensorbench.reports.drawing import (
 )
 from tensorbench.reports.figures.compared import DASHES, differences
 from tensorbench.reports.figures.cost import count
-from tensorbench.reports.ranks import OverBudgets, over_budgets
+from tensorbench.reports.ranks import OverBudgets
 from tensorbench.reports.results import FLOOR
 
 #: The smallest number of budgets for which scores are drawn by parameters. Two are in the table alone.
@@ -35,7 +35,7 @@ def ranks(analysis: Analysis, looks: Looks) -> Iterator[Drawn]:
     for number, section in enumerate(analysis.allocations):
         if section.block.compared and is_apart(analysis, section):
             yield differences(section.block, f"ranks-{number}", f"Ranks of {section.method}", looks)
-    for number, group in enumerate(over_budgets(analysis.blocks)):
+    for number, group in enumerate(analysis.over_budgets):
         # Bands of many allocations would hide each other.
         methods = {
             method: own

@@ -101,5 +101,6 @@ def welch(variances: Sequence[float], freedoms: Sequence[float]) -> tuple[float,
     total = sum(variances)
     if not total:
         return 0.0, float(sum(freedoms))
-    parts = sum(part**2 / freedom for part, freedom in zip(variances, freedoms, strict=True))
-    return total / len(variances) ** 2, total**2 / parts
+    # Shares, since squares of tiny variances would be zero.
+    parts = sum((part / total) ** 2 / freedom for part, freedom in zip(variances, freedoms, strict=True))
+    return total / len(variances) ** 2, 1 / parts

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from tensorbench.methods.validation import validate
@@ -11,10 +13,15 @@ from tensorbench.plan.rows import Plan
 from tensorbench.plan.suite import Suite
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
+from tensorbench.records.origin import StoredRerun
 from tensorbench.records.stored_plan import Row
+from tensorbench.records.words import Tag
 
 from ..stored import Result
 from .made_up import answered
+
+#: Makes the result of a trial up. None if it has not run.
+ResultOf = Callable[[Trial, Row], Result | None]
 
 NAME = "studied"
 EXAMPLES = 1000
@@ -103,3 +110,17 @@ def result(trial: Trial, row: Row) -> Result | None:
         step_ms=10 + own.random(),
         measures={Measure.SELECTED_LOSS: 2 - quality / 50 + own.gauss(0, 0.01)},
     )
+
+
+def ran_again(made: ResultOf, faults: tuple[str, ...] = ()) -> ResultOf:
+    """The same results, with the tag of a rerun on every tuned trial that gives no ranks."""
+
+    def tagged(trial: Trial, row: Row) -> Result | None:
+        result = made(trial, row)
+        if result is None or row.allocation or not row.studies:
+            return result
+        score = result.score + 0.001
+        rerun = StoredRerun(run_id=trial.id, score=score, allowed=0.02, device="a processor", faults=faults)
+        return replace(result, tags={Tag.RERUN: rerun.model_dump_json()})
+
+    return tagged

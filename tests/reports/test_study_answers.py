@@ -25,7 +25,7 @@ from tensorbench.reports.selection import Selection
 
 from ..stored import Result
 from .made_up import Analysed, Stored
-from .made_up_studies import plan_of, result
+from .made_up_studies import plan_of, ran_again, result
 
 Script = Callable[[str], ModuleType]
 Packed = Callable[..., Path]
@@ -137,9 +137,12 @@ def test_trains_are_compared_with_the_rows_of_the_study(pack: Path, packed: Pack
     def made(trial: Trial, row: Row) -> Result | None:
         return result(trial, row.model_copy(update={"title": row.method}))
 
-    methods = [train, "metatt", "tt_lora", "lorta"]
-    trains = packed(made, name="trains", methods=methods, tuning={"studies": 3, "points": 4})
-    answer = script("answers.studies").of_trains(pack, trains)
+    methods = ["lora", METHODS[-1], train, "metatt", "tt_lora", "lorta"]
+    of_trains, plan = script("answers.trains").of_trains, {"tuning": {"studies": 3, "points": 4}}
+    trains = packed(made, name="alone", methods=methods, **plan)
+    assert "has to run again first" in of_trains(pack, trains).text
+    trains = packed(ran_again(made), name="trains", methods=methods, **plan)
+    answer = of_trains(pack, trains)
     assert answer.text.startswith("On 3 of 3 studies.")
     # The train is three points below Tucker, and each of the shared trains well above the separate ones.
     below, above = (f"**{side} by what matters**: " for side in ("worse", "better"))

@@ -1,0 +1,87 @@
+"""Rules that the studies after the first one share: on references, ends of windows, and interim answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import chain
+
+from tensorbench.records.origin import stored_rerun
+from tensorbench.reports.advice import rate_advice
+from tensorbench.reports.analysis import Analysis
+from tensorbench.reports.results import Cell, grouped
+from tensorbench.reports.units import listed
+
+from .answer import Answer
+from .studies import studies_complete
+
+#: One in this many of the stored trials of each reference on each task runs again, and at least this number.
+EVERY, AT_LEAST = 10, 2
+
+
+def nothing_compared(cells: Iterable[Cell], references: Collection[str]) -> str:
+    """Why nothing is compared, by the stored trials that ran again beside the new ones.
+
+    `references` are the methods whose trials are those of the first study. `cells` have them, and may have
+    other methods. Empty if enough trials of each reference on each task ran again, all with accepted results.
+    """
+    by_method = grouped(cells, lambda cell: cell.method)
+    reruns = {
+        cell.number: [rerun for seed in cell.trials if (rerun := stored_rerun(seed.record))]
+        for cell in chain.from_iterable(by_method.values())
+    }
+    few = [
+        method
+        for method in references
+        if not by_method.get(method)
+        or any(len(reruns[cell.number]) < _needed(cell) for cell in by_method[method])
+    ]
+    if few:
+        return f"one in {EVERY} of the stored trials of {listed(few)} has to run again first."
+    if apart := sum(bool(rerun.faults) for rerun in chain.from_iterable(reruns.values())):
+        return f"{apart} stored trials that ran again gave other results than accepted."
+    return ""
+
+
+def _needed(cell: Cell) -> int:
+    """The number of a reference's stored trials on one task that have to run again."""
+    return max(AT_LEAST, math.ceil(sum(seed.record.settled for seed in cell.trials) / EVERY))
+
+
+def completed(given: Answer, analysis: Analysis, sentences: Iterable[str]) -> Answer:
+    """Adds to an answer these sentences, which qualify it, and says if it is interim."""
+    if not given.short:
+        return given
+    return Answer("\n\n".join([given.text, *sentences]), f"{interim(analysis)}{given.short}")
+
+
+def interim(analysis: Analysis) -> str:
+    """The words before an answer until all studies are complete. Empty from then on."""
+    complete, planned = studies_complete(analysis)
+    return f"Interim, after {complete} of {planned} studies: " * (complete < planned)
+
+
+def qualified(analyses: Sequence[Analysis], named: Callable[[Cell], str]) -> Iterator[str]:
+    """Yields sentences on withheld verdicts, lower bounds, and best rates at ends of windows.
+
+    `named` gives a row its name in sentences.
+    """
+    blocks = [block for analysis in analyses for block in analysis.blocks]
+    several = len({block.title for block in blocks}) > 1
+    said = ([*block.guards, *map(str, block.edges)] for block in blocks)
+    yield from dict.fromkeys(
+        f"{block.title}: {sentence}" if several else sentence
+        for block, of_block in zip(blocks, said, strict=True)
+        for sentence in of_block
+    )
+    yield from at_ends(analyses, named)
+
+
+def at_ends(analyses: Iterable[Analysis], named: Callable[[Cell], str]) -> Iterator[str]:
+    """Yields a sentence for each row whose smoothed best rate lies at an end of its window on some task."""
+    tasks: dict[tuple[str, str], dict[str, None]] = {}
+    for advice in chain.from_iterable(map(rate_advice, analyses)):
+        if advice.end:
+            tasks.setdefault((named(advice.cell), advice.end), {})[advice.cell.task] = None
+    for (name, end), on in tasks.items():
+        yield f"The smoothed best rate of {name} lies at the {end} end of its window on {listed(on)}."
