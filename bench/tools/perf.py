@@ -314,8 +314,10 @@ def time_methods(
         first: Called with the label, the rank mode and the milliseconds of each step of the first round.
 
     If an interrupt arrives, the complete rounds are returned. Raises KeyboardInterrupt if no round is
-    complete, and UserError as `measure` does.
+    complete, and UserError as `measure` does and if `minutes` are negative or NaN.
     """
+    if not minutes >= 0:
+        raise UserError(f"minutes should be a number from 0 (got {minutes})")
     device = choose_device(device)
     on_gpu = device.startswith("cuda")
     shape = backbone or (SHAPE if on_gpu else SHAPE_ON_CPU)

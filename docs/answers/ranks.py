@@ -194,6 +194,15 @@ class StudyOfRanks:
                 "Verdicts are for this look alone. Each look adds to the chance of a false one. The answer "
                 "is that after the last study."
             )
+        if (design := block.design) and design.finds is not None and design.margin is not None:
+            yield (
+                f"With the noise that was seen, {design.seeds} studies find a difference of "
+                f"{block.unit.score(design.finds)} points in 80% of cases, and show equal allocations to be "
+                f"equal within {block.unit.score(design.margin)} ([beforehand](#what-can-be-seen))."
+            )
+        trials = [trial for cell in self.own.all_cells if cell.allocation for trial in cell.trials]
+        seconds = [length for trial in trials if (length := trial.measures["seconds"])]
+        yield f"{len(seconds)} new trials took {sum(seconds) / 3600:.1f} hours of one core, two at a time."
         yield from map(came_from_packs, (e for e in self.own.experiments if e.references))
 
     def in_readme(self, answers: dict[str, Answer]) -> str:

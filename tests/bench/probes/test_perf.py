@@ -154,6 +154,12 @@ def test_no_round_begins_after_the_time_is_up(call: Callable[..., Any]) -> None:
     assert f"{perf.FEWEST_ROUNDS} of 15 rounds" in ended.out
 
 
+def test_minutes_are_a_number(call: Callable[..., Any]) -> None:
+    assert call("tools", "perf", *TINY, "--minutes", "nan").code == 2
+    with pytest.raises(UserError, match=r"minutes should be a number from 0 \(got nan\)"):
+        perf.time_methods(minutes=float("nan"))
+
+
 def test_no_round_begins_that_would_end_after_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = [0.0]
 
