@@ -337,7 +337,8 @@ def _best_rate(entrant: Entrant) -> Entry:
 
 def budgets_table(group: OverBudgets) -> Table:
     """Methods under several budgets: scores, and differences from the same method under a smaller budget."""
-    first, lines, against = group.blocks[0], [], "difference from the next smaller budget"
+    first, against = group.blocks[0], "difference from the next smaller budget"
+    lines: list[dict[str, str]] = []
     blocks = {block.budget: block for block in group.blocks}
     for place, (method, entrants) in enumerate(group.methods.items()):
         for budget, entrant in entrants.items():
