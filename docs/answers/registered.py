@@ -37,7 +37,7 @@ def nothing_compared(cells: Iterable[Cell], references: Collection[str]) -> str:
         or any(len(reruns[cell.number]) < _needed(cell) for cell in by_method[method])
     ]
     if few:
-        return f"one in {EVERY} of the stored trials of {listed(few)} has to run again first."
+        return f"one in {EVERY} of the stored trials of {listed(few)} on each task has to run again first."
     if apart := sum(bool(rerun.faults) for rerun in chain.from_iterable(reruns.values())):
         return f"{apart} stored trials that ran again gave other results than accepted."
     return ""

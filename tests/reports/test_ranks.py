@@ -1,11 +1,9 @@
-"""Tests what reports say of ranks: allocations beside the heuristic, trends, and methods by budget."""
+"""Tests what reports say of ranks: allocations beside the heuristic, and trends."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
@@ -15,17 +13,14 @@ import numpy as np
 import pytest
 
 import tensorbench
-from tensorbench.plan.rows import Plan
 from tensorbench.plan.trial import Trial
-from tensorbench.records.measures import Measure
 from tensorbench.records.stored_plan import Row
 from tensorbench.records.words import Tag
 from tensorbench.reports.advice import rate_advice
 from tensorbench.reports.analysis import Analysis, analyse
 from tensorbench.reports.answers import answers as sentences
 from tensorbench.reports.answers import of_allocations, trend_note
-from tensorbench.reports.blocks import Block, Edge, Entrant
-from tensorbench.reports.figures import draw
+from tensorbench.reports.blocks import Block
 from tensorbench.reports.inference.effects import Answer, Verdict
 from tensorbench.reports.inference.intervals import simultaneous
 from tensorbench.reports.inference.studies import score_after, share_failed
@@ -33,69 +28,21 @@ from tensorbench.reports.overview import overview
 from tensorbench.reports.ranks import (
     HEURISTIC,
     Allocations,
-    contrast,
     find_allocations,
-    over_budgets,
     short_name,
 )
 from tensorbench.reports.reading import read
 from tensorbench.reports.report import compose
 from tensorbench.reports.results import Results
 from tensorbench.reports.selection import Selection
-from tensorbench.reports.tables import allocations_table, budgets_table, markdown
+from tensorbench.reports.tables import allocations_table, markdown
 from tensorbench.reports.tidy import tidy_tables
 
 from ..packs import changed, edit_json, edit_runs
 from ..stored import Result
-from .made_up import Analysed, Composes, Stored, answered
-from .made_up_studies import EXAMPLES, NAME, STUDIED, plan_of, ran_again, seeds_of
-
-METHOD = "TensLoRA qkv_depth"
-#: The points by which the score falls with each halving of the projection's rank. The heuristic's rank is 3.
-SLOPE = 1.5
-#: The points by which each row's score exceeds LoRA's.
-EDGE = {
-    "": 0.0,
-    "projection=2": -SLOPE * np.log2(3 / 2),
-    "projection=1": -SLOPE * np.log2(3),
-    "layer=1": 0.2,
-    "projection=1, layer=1": 3.0,
-}
-ROWS: list[dict[str, Any]] = [
-    {"method": "tenslora", "variant": "qkv_depth", **ranks}
-    for ranks in (
-        {},
-        {"ranks": {"projection": 2}},
-        {"ranks": {"projection": 1}},
-        {"ranks": {"layer": 1}},
-        {"ranks": {"projection": 1, "layer": 1}},
-    )
-]
-SUITE: dict[str, Any] = {
-    "methods": ["converged_head", "lora", *ROWS],
-    "budgets": [{"isoparameters": 2, "tolerance": 0.05}],
-    "tuning": {"studies": 3, "points": 5},
-}
-
-
-def made_up(trial: Trial, row: Row, more: float = 0.0) -> Result:
-    """A result with a parabola over rates, the row's edge, and noise that rows of a seed share in part.
-
-    Its score has `more` points than others of the row.
-    """
-    offset = row.studies.trials[trial.seed].offset if row.studies else 0.0
-    own, shared = random.Random(f"{row.method} {trial.id}"), random.Random(f"{row.task} {trial.seed}")
-    given = row.method.removeprefix(METHOD).strip(" []")
-    edge = -6.0 if row.family == "converged_head" else EDGE.get(given, 0.0)
-    quality = 85 + edge + more - 4 * offset**2 + own.gauss(0, 0.3) + shared.gauss(0, 0.5)
-    right = round(EXAMPLES / 100 * quality)
-    return answered(
-        right,
-        EXAMPLES,
-        random.Random(row.task).sample(range(EXAMPLES), EXAMPLES - right),
-        validation=[quality / 100],
-        measures={Measure.SELECTED_LOSS: 2 - quality / 50 + own.gauss(0, 0.01)},
-    )
+from .made_up import Analysed, Composes, Stored
+from .made_up_ranks import EDGE, METHOD, ROWS, SLOPE, SUITE, made_up, of_row
+from .made_up_studies import NAME, STUDIED, plan_of, ran_again, seeds_of
 
 
 def but_the_last_study(trial: Trial, row: Row) -> Result | None:
@@ -140,11 +87,6 @@ def analysis(results: Results) -> Analysis:
 def section(analysis: Analysis) -> Allocations:
     (section,) = analysis.allocations
     return section
-
-
-def of_row(block: Block, method: str) -> Entrant:
-    (entrant,) = (entrant for entrant in block.entrants if entrant.method == method)
-    return entrant
 
 
 def test_allocations_are_compared_with_the_heuristic_as_a_family(uri: str, section: Allocations) -> None:
@@ -307,110 +249,6 @@ def test_methods_without_allocations_have_no_section(composed: Composes) -> None
     assert "Ranks of" not in markdown(done.analysis)
 
 
-def under(*ranks: int, **changes: Any) -> Plan:
-    """The plan of LoRA, a tensor and the converged head, with as many parameters as LoRA with these ranks."""
-    sizes = [{"isoparameters": rank, "tolerance": 0.5} for rank in ranks]
-    return plan_of(**SUITE | {"methods": ["converged_head", "lora", ROWS[0]], "budgets": sizes} | changes)
-
-
-def gains_with_size(trial: Trial, row: Row) -> Result:
-    """The same results, with 5 points more for the tensor under the largest budget."""
-    return made_up(trial, row, 5.0 * (row.title == METHOD and row.budget == "isoparameters 8"))
-
-
-@pytest.mark.parametrize("ranks", [(4, 2), (4, 2, 8)])
-def test_methods_under_several_budgets_are_shown_by_size(ranks: tuple[int, ...], analysed: Analysed) -> None:
-    analysis = analysed(made_up, under(*ranks))
-    (group,) = analysis.over_budgets
-    assert [block.budget for block in group.blocks] == [f"isoparameters {rank}" for rank in sorted(ranks)]
-    lines = budgets_table(group).lines
-    assert len(lines) == len(group.methods) * len(ranks)
-    for line in lines:
-        block = next(block for block in group.blocks if block.budget == line["budget"])
-        entrant = of_row(block, line["method"])
-        assert float(line["mean"].shown) == pytest.approx(100 * entrant.means[5].value, abs=0.005)
-        assert line["parameters"] == f"{entrant.parameters:,}"
-    # Two budgets are no curve.
-    drawn = [figure for figure in draw(analysis)[0] if figure.name.startswith("ranks-budgets")]
-    assert len(drawn) == (len(ranks) > 2)
-    assert all(
-        "converged head" in [line.get_label() for line in figure.figure.axes[0].lines] for figure in drawn
-    )
-
-
-def test_a_method_is_compared_with_itself_under_the_next_smaller_budget(analysed: Analysed) -> None:
-    analysis = analysed(gains_with_size, under(2, 4, 8))
-    (group,) = analysis.over_budgets
-    assert {name: [*own] for name, own in group.steps.items()} == {
-        name: ["isoparameters 4", "isoparameters 8"] for name in ("LoRA", METHOD)
-    }
-    of_tensor = [of_row(block, METHOD) for block in group.blocks]
-    for smaller, larger in pairwise(of_tensor):
-        budget = larger.cells[0].budget
-        step = group.steps[METHOD][budget]
-        after = [np.mean([score_after(each, 5) for each in entrant.studies]) for entrant in (smaller, larger)]
-        assert step.effect.difference == pytest.approx(after[1] - after[0], abs=1e-12)
-        assert step.interval == step.effect.interval(simultaneous(4))
-        # No variance is moderated.
-        assert all(part.freedom == 2 for part in step.effect.parts)
-    assert group.steps[METHOD]["isoparameters 8"].verdict == Verdict(Answer.BEYOND, "better")
-    assert not group.steps[METHOD]["isoparameters 4"].verdict.side
-    assert [line["budget"] for line in tidy_tables(analysis)["budgets"].lines] == 2 * [
-        "isoparameters 4",
-        "isoparameters 8",
-    ]
-
-
-def test_steps_lead_to_more_parameters(analysed: Analysed) -> None:
-    # Where a budget gives the rank, methods differ in size, and LoRA has the trials of another budget.
-    budgets = [{"isorank": 4}, {"isoparameters": 2, "tolerance": 0.5}, {"isoparameters": 4, "tolerance": 0.5}]
-    (group,) = analysed(
-        made_up, plan_of(**SUITE | {"methods": ["lora", ROWS[0]], "budgets": budgets})
-    ).over_budgets
-    count = sum(map(len, group.steps.values()))
-    assert count == 3
-    for name, own in group.methods.items():
-        sizes = [entrant.parameters for entrant in own.values()]
-        assert sizes == sorted(sizes)
-        larger = [budget for (_, a), (budget, b) in pairwise(own.items()) if b.parameters > a.parameters]
-        assert [*group.steps[name]] == larger
-        for step in group.steps[name].values():
-            assert step.interval == step.effect.interval(simultaneous(count))
-
-
-def test_no_step_leads_to_another_recipe(analysed: Analysed) -> None:
-    first, second = analysed(made_up, under(2, 8)).blocks
-
-    def longer(entrant: Entrant) -> Entrant:
-        cells = {setting: replace(each.cell, recipe={"epochs": "9"}) for setting, each in entrant.on.items()}
-        return replace(
-            entrant, on={setting: replace(each, cell=cells[setting]) for setting, each in entrant.on.items()}
-        )
-
-    def unasked(block: Block) -> Block:
-        raise AssertionError(block.title)
-
-    other = replace(second, entrants=tuple(map(longer, second.entrants)))
-    (group,) = over_budgets([first, other], unasked)
-    assert len(group.methods) == 2
-    assert not group.steps
-
-
-def best_at_the_upper_end(trial: Trial, row: Row) -> Result:
-    """The same results, but the tensor's rates under the largest budget are better the higher they are."""
-    rises = row.title == METHOD and row.budget == "isoparameters 8" and row.studies
-    return made_up(trial, row, 40 * row.studies.trials[trial.seed].offset - 30 if rises else 0.0)
-
-
-def test_a_method_whose_best_rates_lie_at_an_edge_is_not_worse_under_its_budget(analysed: Analysed) -> None:
-    (group,) = analysed(best_at_the_upper_end, under(2, 4, 8)).over_budgets
-    step = group.steps[METHOD]["isoparameters 8"]
-    assert step.interval is not None
-    assert step.interval[1] < 0
-    why = f"the best rates of {METHOD} (isoparameters 8) lie at an edge"
-    assert step.verdict == Verdict(Answer.UNDECIDED, reason=why)
-
-
 @pytest.mark.parametrize(
     ("method", "name"),
     [
@@ -423,7 +261,7 @@ def test_an_allocation_is_named_by_its_ranks(method: str, name: str) -> None:
     assert short_name(method) == name
 
 
-# --- the answers of the studies of ranks and of budgets ---
+# --- the answers of the study of ranks ---
 
 
 @pytest.fixture(scope="module")
@@ -519,10 +357,13 @@ def test_best_rates_at_an_end_of_the_window_are_said(
 @pytest.mark.parametrize(
     ("made", "reason"),
     [
-        (made_up, "one in 10 of the stored trials of LoRA, TensLoRA qkv_depth has to run again first"),
+        (
+            made_up,
+            "one in 10 of the stored trials of LoRA, TensLoRA qkv_depth on each task has to run again first",
+        ),
         (
             on_one_task_again,
-            "one in 10 of the stored trials of LoRA, TensLoRA qkv_depth has to run again first",
+            "one in 10 of the stored trials of LoRA, TensLoRA qkv_depth on each task has to run again first",
         ),
         (ran_again(made_up, faults=("score: stored 0.8, now 0.7",)), "gave other results than accepted"),
         (diverged_but_finishes_now, "gave other results than accepted"),
@@ -583,72 +424,3 @@ def test_answers_before_the_last_study_are_interim(
     answers = study.answers()
     assert study.first(answers).startswith("**Interim, after 3 of 4 studies: ")
     assert all(each.short.startswith("Interim, after 3 of 4 studies: ") for each in answers.values())
-
-
-def test_the_questions_about_budgets_are_answered(
-    stored: Stored, tmp_path: Path, script: Callable[[str], ModuleType]
-) -> None:
-    def made(trial: Trial, row: Row) -> Result:
-        """Each doubling of the parameters brings the tensor 1.5 points, and LoRA none."""
-        doublings = {"isoparameters 1": -2, "isoparameters 16": 2}.get(row.budget or "", 0)
-        return made_up(trial, row, 1.5 * doublings * (row.title == METHOD))
-
-    again, study = tmp_path / "budgets.tensorbench.zip", tmp_path / "study.tensorbench.zip"
-    tensorbench.pack(NAME, out=str(again), store=stored(ran_again(made), under(1, 4, 16)))
-    tensorbench.pack("study", out=str(study), store=stored(made, under(4, name="study")))
-    questions, shown = script("answers.budgets"), script("answers.answer")
-    budgets = questions.StudyOfBudgets(again, study)
-    answers = budgets.answers()
-    assert list(answers) == [f"Question B{number}" for number in range(1, 5)]
-    assert all(each.text.startswith("On 3 of 3 studies.") for each in answers.values())
-    by_budget = {block.budget: block for block in budgets.analysis.blocks}
-    methods = budgets.group.methods
-    outer = [of_row(by_budget[f"isoparameters {rank}"], METHOD).differences[5] for rank in (1, 16)]
-    # The two comparisons with LoRA are one family, and so are the four of each method with itself.
-    assert all(
-        f"| {shown.bounds(e.effect.interval(simultaneous(2)))} |" in answers["Question B1"].text
-        for e in outer
-    )
-    worse, better = answers["Question B1"].short.split("; ")
-    assert worse == "**worse by what matters**: a quarter of the budget"
-    assert better == "**better by what matters**: four times the budget."
-    as_good, better = answers["Question B2"].short.split("; ")
-    assert better.startswith("**better by what matters**")
-    assert better.count(f"{METHOD} from") == as_good.count("LoRA from") == 2
-    assert all("Interim" not in each.short for each in answers.values())
-    # The contrast is between the differences, and its interval covers no other.
-    difference = outer[1].effect.difference - outer[0].effect.difference
-    (row,) = [
-        line
-        for line in answers["Question B3"].text.splitlines()
-        if line.startswith(f"| {shown.points(difference)} | ")
-    ]
-    of_both = [methods[name]["isoparameters 16"] for name in (METHOD, "LoRA")] + [
-        methods[name]["isoparameters 1"] for name in ("LoRA", METHOD)
-    ]
-    weights = np.tile([[1.0], [-1.0], [1.0], [-1.0]], len(by_budget["isoparameters 1"].settings))
-    expected = contrast(budgets.analysis.results, of_both, weights, 5).effect
-    assert expected.difference == pytest.approx(difference, abs=1e-12)
-    assert row.split(" | ")[1] == shown.bounds(expected.interval(simultaneous(1)))
-    assert "**rises with the budget**" in answers["Question B3"].short
-    assert answers["Question B4"].text.count("| four times the budget |") == 2
-    # A better rate of the tensor under the largest budget could only add to the rise.
-    edge = Edge(METHOD, "upper", (1e-3, 1e-1), 1e-2)
-    for budget, outcome in (
-        ("isoparameters 16", "rises with the budget"),
-        ("isoparameters 1", "is undecided"),
-    ):
-        edges = [replace(b, edges=(edge,) * (b.budget == budget)) for b in budgets.analysis.blocks]
-        assert outcome in budgets.interaction(*edges).short
-
-
-def test_no_budget_is_compared_unless_trials_of_the_first_study_ran_again(
-    stored: Stored, tmp_path: Path, script: Callable[[str], ModuleType]
-) -> None:
-    def but_of_the_first(trial: Trial, row: Row) -> Result | None:
-        return (made_up if row.budget == "isoparameters 4" else ran_again(made_up))(trial, row)
-
-    pack = tmp_path / "pack.tensorbench.zip"
-    tensorbench.pack(NAME, out=str(pack), store=stored(but_of_the_first, under(1, 4)))
-    answers = script("answers.budgets").StudyOfBudgets(pack, pack).answers()
-    assert all("has to run again first" in each.text and not each.short for each in answers.values())
