@@ -217,14 +217,15 @@ class StudyOfRanks:
             by = with_interval(difference.effect.difference, difference.interval)
             by_words.setdefault(words, []).append(name if words == "as good" else f"{name}, {by}")
         sides = [entrant.differences[block.k].verdict.side for entrant in block.compared]
-        lead = "none is shown to be better than the paper's heuristic. " * ("better" not in sides)
+        opening = f"{self.interim}of" if self.interim else "Of"
+        better = "some are" if "better" in sides else "none is"
         listed_by = "; ".join(f"**{words}**: {'; '.join(names)}" for words, names in by_words.items())
         complete, _ = studies_complete(self.against[self.method])
         return (
-            f"**At which ranks?** {self.interim}of {len(sides)} other ways to share as many parameters among "
-            f"the modes of {self.heuristic.method}, {lead}In points from it, as a mean over "
-            f"{len(block.settings)} tasks and {complete} studies: {listed_by}. *As good* is within a point "
-            "([the study of ranks](docs/results/ranks.md))."
+            f"**At which ranks?** {opening} {len(sides)} other ways to share as many parameters among the "
+            f"modes of {self.heuristic.method}, {better} shown to be better than the paper's heuristic. In "
+            f"points from it, as a mean over {len(block.settings)} tasks and {complete} studies: {listed_by}"
+            ". *As good* is within a point ([the study of ranks](docs/results/ranks.md))."
         )
 
 
