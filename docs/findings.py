@@ -1,8 +1,9 @@
 """Writes the answers of the published packs into the pages of docs/results: `python docs/findings.py`.
 
 The study's answers go into findings.md and leaderboard.md, the answers of the study of ranks into ranks.md
-and README.md, those of the studies of budgets and heads into next-studies.md, and the decoder's table into
-decoder.md. If too few studies are complete for an interval, the pages say so.
+and README.md, those of the studies of budgets and heads into next-studies.md, those of the study on other
+tasks into other-tasks.md, and the decoder's table into decoder.md. If too few studies are complete for an
+interval, the pages say so.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from answers import studies
 from answers.answer import Answer
 from answers.budgets import StudyOfBudgets
 from answers.decoder import of_decoder
+from answers.other_tasks import of_other_tasks
 from answers.ranks import StudyOfRanks
 from answers.trains import of_trains
 from marked import replaced, table
@@ -24,7 +26,9 @@ PAGES, PACKS = DOCS / "results", DOCS.parent / "results"
 FINDINGS, STUDY, DECODER = PAGES / "findings.md", PAGES / "leaderboard.md", PAGES / "decoder.md"
 README = DOCS.parent / "README.md"
 #: The pages of the studies after the first one.
-RANKS, NEXT = PAGES / "ranks.md", PAGES / "next-studies.md"
+RANKS, NEXT, OTHER = PAGES / "ranks.md", PAGES / "next-studies.md", PAGES / "other-tasks.md"
+#: The tasks on which the pilot of the study on other tasks found no room.
+WITHOUT_ROOM: tuple[str, ...] = ()
 
 
 def packed(study: str) -> Path | None:
@@ -101,20 +105,23 @@ def pages() -> dict[Path, str]:
         if answers_of_ranks["Question 1"].short:
             picture = of_ranks.picture()
             files[picture.path] = picture.svg()
-    later = dict.fromkeys(("budgets", "heads"), "Nothing has run yet.")
+    other = budgets = heads = "Nothing has run yet."
+    if pack := packed("other_tasks"):
+        other = "\n\n".join(printed(of_other_tasks(pack, WITHOUT_ROOM)))
     if pack := packed("study_budgets"):
-        later["budgets"] = "\n\n".join(printed(StudyOfBudgets(pack, study).answers()))
+        budgets = "\n\n".join(printed(StudyOfBudgets(pack, study).answers()))
     if pack := packed("study_heads"):
         titles = tuple(f"Question H{number}" for number in range(1, 4))
         of_heads = StudyOfRanks(pack, study, "head", studies.ALL_MODES, titles, "heads")
         answers_of_heads = of_heads.answers()
-        later["heads"] = "\n\n".join(printed(answers_of_heads))
+        heads = "\n\n".join(printed(answers_of_heads))
         if answers_of_heads["Question H1"].short:
             picture = of_heads.picture()
             files[picture.path] = picture.svg()
-            later["heads"] = f"{picture.shown}\n\n{later['heads']}"
+            heads = f"{picture.shown}\n\n{heads}"
     return files | {
-        NEXT: rewritten(NEXT, later),
+        NEXT: rewritten(NEXT, {"budgets": budgets, "heads": heads}),
+        OTHER: rewritten(OTHER, {"answers": other}),
         STUDY: rewritten(STUDY, {"answers": "\n\n".join(parts), "advice": behind}),
         FINDINGS: rewritten(FINDINGS, contents),
         DECODER: rewritten(DECODER, {"table": of_decoder(PACKS / "smollm2.tensorbench.zip")}),

@@ -27,6 +27,9 @@ class Selection:
     `reference` is the name, as in tables, of a method that replaces LoRA as the reference. Its rows are
     selected even if `methods` leaves them out. If it has no row under `budgets`, its rows under all other
     budgets are selected.
+
+    On the tasks of selected rows, the head alone and the converged head are selected too, since they tell
+    whether a method learned anything.
     """
 
     methods: Sequence[str] = ()
@@ -55,6 +58,8 @@ class Selection:
 
         Raises UserError for an entry that matches no row, and if no row matches all fields.
         """
+        from tensorbench.reports.results import CONVERGED, FLOOR
+
         rows = [row for experiment in experiments for row in experiment.rows]
         table_names = {row.name for row in rows}
         if self.reference and self.reference not in table_names:
@@ -87,7 +92,13 @@ class Selection:
                 for kind, chosen, names_of in choices
             )
 
-        kept = [replace(each, rows=tuple(filter(selected, each.rows))) for each in experiments]
-        if not any(each.rows for each in kept):
+        settings = {(row.task, row.backbone) for row in filter(selected, rows)}
+        if not settings:
             raise UserError("no row is of all these methods, tasks, backbones and budgets")
-        return tuple(each for each in kept if each.rows)
+
+        def kept(row: Row) -> bool:
+            head = row.family in (FLOOR, CONVERGED) and (row.task, row.backbone) in settings
+            return head or selected(row)
+
+        parts = [replace(each, rows=tuple(filter(kept, each.rows))) for each in experiments]
+        return tuple(each for each in parts if each.rows)

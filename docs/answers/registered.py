@@ -9,7 +9,7 @@ from itertools import chain
 from tensorbench.records.origin import stored_rerun
 from tensorbench.reports.advice import rate_advice
 from tensorbench.reports.analysis import Analysis
-from tensorbench.reports.results import Cell, grouped
+from tensorbench.reports.results import NO_ADAPTERS, Cell, grouped
 from tensorbench.reports.units import listed
 
 from .answer import Answer
@@ -78,10 +78,10 @@ def qualified(analyses: Sequence[Analysis], named: Callable[[Cell], str]) -> Ite
 
 
 def at_ends(analyses: Iterable[Analysis], named: Callable[[Cell], str]) -> Iterator[str]:
-    """Yields a sentence for each row whose smoothed best rate lies at an end of its window on some task."""
+    """Yields a sentence for each adapter whose smoothed best rate lies at an end of its window on a task."""
     tasks: dict[tuple[str, str], dict[str, None]] = {}
     for advice in chain.from_iterable(map(rate_advice, analyses)):
-        if advice.end:
+        if advice.end and advice.cell.family not in NO_ADAPTERS:
             tasks.setdefault((named(advice.cell), advice.end), {})[advice.cell.task] = None
     for (name, end), on in tasks.items():
         yield f"The smoothed best rate of {name} lies at the {end} end of its window on {listed(on)}."

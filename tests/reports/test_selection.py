@@ -13,6 +13,7 @@ from tensorbench.methods import UserError
 from tensorbench.records.stored_plan import Row
 from tensorbench.reports.analysis import analyse
 from tensorbench.reports.reading import read
+from tensorbench.reports.results import FLOOR, NO_ADAPTERS
 from tensorbench.reports.selection import Selection
 
 from ..messages import naming
@@ -53,11 +54,24 @@ def test_a_reference_of_another_budget_is_found_there(rich: str) -> None:
 
 
 def test_a_title_means_all_of_its_rows_and_the_name_of_one_row_only_that(rich: str) -> None:
-    rows = {row.method for row in read(rich, ["rich"], Selection(methods=["tenslora"])).experiments[0].rows}
-    assert len(rows) > 1
-    assert all(name.startswith("TensLoRA") for name in rows)
-    (row,) = {row.method for row in read(rich, ["rich"], Selection(methods=["LoRA"])).experiments[0].rows}
-    assert row == "LoRA"
+    def adapters(name: str) -> set[str]:
+        (experiment,) = read(rich, ["rich"], Selection(methods=[name])).experiments
+        return {row.method for row in experiment.rows if row.family not in NO_ADAPTERS}
+
+    assert len(adapters("tenslora")) > 1
+    assert all(name.startswith("TensLoRA") for name in adapters("tenslora"))
+    assert adapters("LoRA") == {"LoRA"}
+
+
+def test_heads_stay_beside_chosen_methods_on_their_tasks(rich: str) -> None:
+    whole = read(rich, ["rich"])
+    heads = {(cell.method, cell.task) for cell in whole.all_cells if cell.family == FLOOR}
+    assert heads
+    for selection in (Selection(methods=["LoTR"]), Selection(budgets=["isorank 2"])):
+        part = read(rich, ["rich"], selection)
+        assert heads <= {(cell.method, cell.task) for cell in part.all_cells}
+    (experiment,) = read(rich, ["rich"], Selection(methods=["LoTR"], tasks=["digits"])).experiments
+    assert {row.task for row in experiment.rows} == {"digits"}
 
 
 @pytest.mark.parametrize(

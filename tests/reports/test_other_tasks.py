@@ -1,0 +1,192 @@
+"""Tests the answers of the study on other kinds of tasks, on made-up studies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tensorbench
+from tensorbench.plan.trial import Trial
+from tensorbench.records.stored_plan import Row
+from tensorbench.records.words import Tag
+from tensorbench.reports.analysis import analyse
+from tensorbench.reports.blocks import Block
+from tensorbench.reports.inference.effects import Answer, Verdict
+from tensorbench.reports.inference.intervals import simultaneous
+from tensorbench.reports.reading import read
+from tensorbench.reports.selection import Selection
+
+from ..stored import Result
+from .made_up import Stored
+from .made_up_studies import ResultOf, plan_of, result
+
+QKV_DEPTH, ALL_MODES, LORA_XS = METHODS = ("TensLoRA qkv_depth", "TensLoRA att_qkv_depth", "LoRA-XS")
+TASKS = ["movie-sentiment", "digits", "tweet-sentiment"]
+SUITE: dict[str, Any] = {
+    "name": "other_tasks",
+    "methods": [
+        *("converged_head", "head_only", "lora", "lora_xs"),
+        {"method": "tenslora", "each": {"variant": ["qkv_depth", "att_qkv_depth"]}},
+    ],
+    "tasks": TASKS,
+    "tuning": {"studies": 3, "points": 4},
+}
+
+
+def with_more(made: Result, points: float) -> Result:
+    """The result with this many more points of right answers, or fewer."""
+    answers = np.array(made.answers)
+    right = answers == made.labels
+    answers[np.flatnonzero(right if points < 0 else ~right)[: round(10 * abs(points))]] ^= 1
+    return replace(made, answers=answers, score=float((answers == made.labels).mean()))
+
+
+#: The points that a method gains on single tasks.
+GAINS = {(QKV_DEPTH, "digits"): 6.0, (QKV_DEPTH, "tweet-sentiment"): -6.0}
+
+
+def made_up(trial: Trial, row: Row) -> Result:
+    """The same results with gains on single tasks. The metric of tweets is Pearson."""
+    made = result(trial, row)
+    assert made is not None
+    tags = {Tag.METRIC: "pearson"} if row.task == "tweet-sentiment" else {}
+    return replace(with_more(made, GAINS.get((row.title, row.task), 0.0)), tags=tags)
+
+
+@pytest.fixture(scope="module")
+def packed(stored: Stored, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    def make(made: ResultOf, **changes: Any) -> Path:
+        file = tmp_path_factory.mktemp("other") / "other_tasks.tensorbench.zip"
+        tensorbench.pack("other_tasks", out=str(file), store=stored(made, plan_of(**SUITE | changes)))
+        return file
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def pack(packed: Callable[..., Path]) -> Path:
+    return packed(made_up)
+
+
+@pytest.fixture
+def answers(script: Callable[[str], ModuleType]) -> Callable[..., Any]:
+    """A function that answers the questions from a pack and the tasks without room."""
+    module = script("answers.other_tasks")
+    return lambda pack, *without_room: module.of_other_tasks(pack, without_room)
+
+
+def blocks(pack: Path, **selection: Any) -> tuple[Block, ...]:
+    return analyse(read("", [str(pack)], Selection(reference="LoRA", **selection))).blocks
+
+
+def lines(text: str) -> dict[str, list[str]]:
+    """The cells of the first table, by the first cell of each line."""
+    table = next(part for part in text.split("\n\n") if part.startswith("| "))
+    cells = [line.strip("| ").split(" | ") for line in table.splitlines()]
+    return {first: rest for first, *rest in cells}
+
+
+def test_each_question_has_its_own_family(
+    pack: Path, answers: Callable[..., Any], script: Callable[[str], ModuleType]
+) -> None:
+    given, shown = answers(pack), script("answers.answer")
+    assert list(given) == [f"Question {number}" for number in range(1, 5)]
+    assert all(each.text.startswith("On 3 of 3 studies.") and each.short for each in given.values())
+    families = {
+        "Question 1": (METHODS, TASKS[:2], 4, 3),
+        "Question 2": (METHODS, TASKS[2:], 4, 3),
+        "Question 4": ((ALL_MODES, LORA_XS), TASKS[:2], 1, 2),
+    }
+    for title, (methods, tasks, k, family) in families.items():
+        (block,) = blocks(pack, methods=methods, tasks=tasks)
+        table = lines(given[title].text)
+        assert {*table} - {"method", "---"} == {*methods}
+        for entrant in block.compared:
+            effect = entrant.differences[k].effect
+            expected = [shown.points(effect.difference), shown.bounds(effect.interval(simultaneous(family)))]
+            assert table[entrant.method][:2] == expected
+    # Two points of Pearson matter.
+    assert blocks(pack, tasks=TASKS[2:])[0].threshold == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [
+        (Verdict(Answer.WITHIN, "better"), "better"),
+        (Verdict(Answer.WITHIN), "not shown to be better"),
+        (Verdict(Answer.BEYOND, "worse"), "not shown to be better"),
+    ],
+)
+def test_after_one_trial_only_an_interval_above_zero_is_an_answer(
+    verdict: Verdict, words: str, pack: Path, script: Callable[[str], ModuleType]
+) -> None:
+    (block,) = blocks(pack, methods=[LORA_XS], tasks=TASKS[:2])
+    (entrant,) = block.compared
+    after = entrant.differences | {1: replace(entrant.differences[1], verdict=verdict)}
+    judged = replace(block, entrants=(block.entrants[0], replace(entrant, differences=after)))
+    ruling = script("answers.other_tasks").better_after_one(judged)
+    assert ruling.short == f"After one trial: **{words}**: {LORA_XS}."
+
+
+def test_the_order_turns_round_where_single_tasks_lie_on_both_sides(
+    pack: Path, answers: Callable[..., Any], script: Callable[[str], ModuleType]
+) -> None:
+    answer, shown = answers(pack)["Question 3"], script("answers.answer")
+    assert f"better on digits, worse on tweet-sentiment**: {QKV_DEPTH}" in answer.short
+    table = lines(answer.text)
+    for block in blocks(pack, methods=METHODS):
+        for entrant in block.compared:
+            for setting, each in entrant.differences[4].on.items():
+                at = table["method"].index(f"{setting.task}, {block.metric}")
+                interval = each.effect.interval(simultaneous(9))
+                expected = shown.with_interval(each.effect.difference, interval)
+                assert table[entrant.method][at] == expected
+
+
+def test_a_task_without_room_is_in_no_mean_and_is_said(pack: Path, answers: Callable[..., Any]) -> None:
+    every, without = answers(pack), answers(pack, "digits")
+    assert lines(without["Question 1"].text)["method"][-1] == "movie-sentiment"
+    for title in ("Question 1", "Question 4"):
+        assert "The pilot found no room on digits, which the mean leaves out." in without[title].text
+    # By itself it is still shown.
+    assert [without[f"Question {n}"] for n in (2, 3)] == [every[f"Question {n}"] for n in (2, 3)]
+    none = answers(pack, "digits", "movie-sentiment")
+    assert none["Question 1"].text == none["Question 4"].text == "No task of this question has room."
+    with pytest.raises(ValueError, match="no task nope; its tasks are movie-sentiment"):
+        answers(pack, "nope")
+
+
+def test_nothing_is_compared_with_a_reference_that_is_no_better_than_a_head(
+    packed: Callable[..., Path], answers: Callable[..., Any]
+) -> None:
+    def made(trial: Trial, row: Row) -> Result:
+        """The same results, but the converged head is far above LoRA on digits."""
+        made = made_up(trial, row)
+        of_head = row.title == "converged head" and row.task == "digits"
+        return with_more(made, 95 - 100 * made.score) if of_head else made
+
+    given = answers(packed(made))
+    assert given["Question 1"].short.startswith("**undecided**: ")
+    assert all(method in given["Question 1"].short for method in METHODS)
+    assert "LoRA (isoparameters 2) scored no better than a head on digits" in given["Question 1"].text
+    assert f"{QKV_DEPTH} on digits: LoRA is no better than a head" in given["Question 3"].short
+    assert "no better than a head" not in given["Question 2"].text
+
+
+def test_answers_before_the_last_study_are_interim(
+    packed: Callable[..., Path], answers: Callable[..., Any]
+) -> None:
+    def made(trial: Trial, row: Row) -> Result | None:
+        """The same results without the last study of LoRA-XS on tweets."""
+        last = row.studies is not None and row.studies.trials[trial.seed].study == 3
+        lost = last and row.title == LORA_XS and row.task == "tweet-sentiment"
+        return None if lost else made_up(trial, row)
+
+    given = answers(packed(made, tuning={"studies": 4, "points": 4}))
+    assert all(each.short.startswith("Interim, after 3 of 4 studies: ") for each in given.values())
