@@ -153,9 +153,11 @@ def _largest(section: Allocations) -> str:
     """A sentence on the largest difference that the intervals allow.
 
     Empty if a difference is significant, withheld or without an interval, if a method is left out, and if
-    best rates lie at an edge.
+    best rates lie at an edge or runs collapsed.
     """
     block = section.block
+    if block.collapsed:
+        return ""
     differences = [entrant.differences[block.k] for entrant in block.compared]
     verdicts = [each.verdict for each in differences]
     if not verdicts or block.left_out or block.edges or any(each.side or each.reason for each in verdicts):
@@ -202,7 +204,8 @@ def window_advice(analysis: Analysis) -> list[str]:
     for block in (block for block in analysis.blocks if block.edges):
         windows = {
             entrant.method: {cell.studies.ends for cell in entrant.cells if cell.studies}
-            for entrant in block.methods
+            # A reference may be one from another budget.
+            for entrant in (*block.methods, *filter(None, [block.reference]))
         }
         if len(set().union(*windows.values())) == 1:
             low = min(edge.wider[0] for edge in block.edges)

@@ -212,6 +212,11 @@ class Block:
         """All methods compared with the reference. Their intervals are simultaneous."""
         return tuple(entrant for entrant in self.methods if self.k in entrant.differences)
 
+    def extent(self, entrant: Entrant) -> str:
+        """On how many settings a method is compared, as text after its verdict. Empty if on all of them."""
+        on, every = len(entrant.on), len(self.settings)
+        return f" on {on} of {every}" * (on < every)
+
     @cached_property
     def design(self) -> Design | None:
         """The size and noise of the comparisons, which determine the differences that they can detect.

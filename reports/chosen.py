@@ -132,7 +132,8 @@ def _sureness(
                 f"{minus(unit.difference(difference.effect.difference))} {unit.points} "
                 f"({minus(between(difference, unit))})",
             )
-    if block.guards:
-        yield "caution", " ".join(block.guards)
+    edges = [str(edge) for edge in block.edges if edge.method in (cell.method, block.against)]
+    if cautions := [*block.guards, *edges]:
+        yield "caution", " ".join(cautions)
     if not results.converged_head(cell.setting):
         yield "not compared with", "the converged head, which an adapter should beat"

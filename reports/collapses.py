@@ -106,6 +106,11 @@ def collapses(results: Results) -> dict[int, Collapses]:
     return collapsed
 
 
+def diverged(cell: Cell) -> bool:
+    """Whether a seed of the cell diverged. False with studies, where diverged trials have a score."""
+    return not cell.studies and any(seed.failure == DIVERGED for seed in cell.trials)
+
+
 def untrained(results: Results, cells: Sequence[Cell]) -> list[TaskAndBackbone]:
     """The settings on which no adapter learnt anything.
 

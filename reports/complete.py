@@ -57,7 +57,7 @@ def complete_studies(
                 complete[cell.number] = _seeds(results, cell, by_trial)
             continue
         numbers, unfinished, reasons = _complete(cell, cell.studies)
-        chance = chances.get(cell.setting)
+        chance = chances.get((cell.setting, results.metrics[cell.number]))
         if numbers and chance is None:
             reasons.append("all studies (no trial on the task finished, so chance is unknown)")
         elif chance is not None and numbers:
@@ -179,15 +179,16 @@ def _studies(
     )
 
 
-def _chances(results: Results) -> dict[TaskAndBackbone, float]:
-    """The score by chance on each setting. Larger is better.
+def _chances(results: Results) -> dict[tuple[TaskAndBackbone, str], float]:
+    """The score by chance on each setting, by each metric. Larger is better.
 
     It is the score of answering with the labels in random order (see `Metric.by_chance`), which does not
     depend on the selected trials. If no labels are stored, or the metric has no such score, it is the worst
     score on the setting. Settings on which no trial has finished are absent.
     """
-    chances: dict[TaskAndBackbone, float] = {}
-    for setting, cells in grouped(results.all_cells, lambda cell: cell.setting).items():
+    chances: dict[tuple[TaskAndBackbone, str], float] = {}
+    by_metric = grouped(results.all_cells, lambda cell: (cell.setting, results.metrics[cell.number]))
+    for setting, cells in by_metric.items():
         finished = [(cell, seed) for cell in cells for seed in cell.finished_trials]
         scores = [results.direction(cell) * seed.score for cell, seed in finished if seed.score is not None]
         if not scores:

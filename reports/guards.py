@@ -15,7 +15,7 @@ import numpy as np
 
 from tensorbench.methods.errors import first_few
 from tensorbench.reports.blocks import Block, Comparison, Edge, Entrant, Level
-from tensorbench.reports.collapses import DIVERGED, Collapses, untrained
+from tensorbench.reports.collapses import Collapses, diverged, untrained
 from tensorbench.reports.complete import Material
 from tensorbench.reports.inference.effects import Answer, Verdict
 from tensorbench.reports.inference.intervals import Array
@@ -94,9 +94,14 @@ def find_guards(
     for setting, cells in grouped(own, lambda cell: cell.setting).items():
         if setting in lost:
             continue
-        # Tuned cells are only compared with tuned heads, and untuned cells only with untuned heads.
-        kinds = {results.is_tuned(cell) for cell in cells}
-        there = [cell for cell in scored if cell.setting == setting and results.is_tuned(cell) in kinds]
+        # Cells are only compared with heads of their metric; tuned cells with tuned heads, and untuned cells
+        # with untuned heads.
+        kinds = {(results.metrics[cell.number], results.is_tuned(cell)) for cell in cells}
+        there = [
+            cell
+            for cell in scored
+            if cell.setting == setting and (results.metrics[cell.number], results.is_tuned(cell)) in kinds
+        ]
         baselines = [cell for cell in cells if cell.number in reference]
         failed, beaten = failed_references(there, baselines, collapsed), unbeaten(there)
         sentences += beaten or failed.values()
@@ -188,7 +193,9 @@ def guarded(material: Material, block: Block, scored: Sequence[Cell]) -> Block:
     reference = {setting: each.cell for setting, each in of_reference.items()}
     methods = [cell for entrant in block.methods for cell in entrant.cells]
     guards = find_guards(material, scored, methods, reference.values())
-    edges = {entrant.method: _edges(entrant) for entrant in block.methods}
+    # The reference comes last, since it may be one from another budget with the name of a method.
+    entrants = [*block.methods, *([block.reference] if block.reference else [])]
+    edges = {entrant.method: _edges(entrant) for entrant in entrants}
     sides = _Sides(material, guards, block.against, reference, edges)
 
     def left(entrant: Entrant) -> Entrant:
@@ -228,7 +235,7 @@ class _Sides:
     guards: Guards
     against: str
     reference: Cells
-    #: The edges of the block's methods, by name.
+    #: The edges of the block's methods and of its reference, by name.
     edges: Mapping[str, Edges]
 
     def left(self, comparison: Comparison, method: str, cells: Cells) -> Comparison:
@@ -251,7 +258,7 @@ class _Sides:
         references = {setting: self.reference[setting] for setting in cells}
         for side, name, own in (("better", method, cells), ("worse", self.against, references)):
             if verdict.side == side and (
-                any(map(self._diverged, own.values())) or (at is None and self._diverged_elsewhere(own))
+                any(map(diverged, own.values())) or (at is None and self._diverged_elsewhere(own))
             ):
                 return Verdict(Answer.UNDECIDED, reason=f"seeds of {name} diverged")
         edges = [self.edges.get(name, {}).get(at) for name in (method, self.against)]
@@ -272,16 +279,12 @@ class _Sides:
         """
         own = next(iter(cells.values()))
         return any(
-            self._diverged(cell)
+            diverged(cell)
             for cell in self.material.results.all_cells
             if (cell.experiment, cell.method, cell.budget) == (own.experiment, own.method, own.budget)
             and cell.setting not in cells
             and not (cell.finished or cell.missing)
         )
-
-    def _diverged(self, cell: Cell) -> bool:
-        """Whether a seed of the cell diverged. False with studies, where diverged trials have a score."""
-        return not cell.studies and any(seed.failure == DIVERGED for seed in cell.trials)
 
 
 def _edges(entrant: Entrant) -> Edges:

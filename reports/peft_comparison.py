@@ -392,9 +392,10 @@ def _answer(comparison: PeftComparison) -> Iterator[str]:
         "of all pairs)."
     )
     yield (f"- Against {_code(comparison.reference)}: {better} better, {worse} worse, {undecided} undecided.")
+    alone = f"{comparison.naive:,} differ by the noise of test questions, each pair alone at 95%; "
     yield (
-        f"- Of all {comparison.pairs:,} pairs {comparison.naive:,} differ by the noise of test questions, "
-        f"each pair alone at 95%; all simultaneously, {comparison.real:,}."
+        f"- Of all {comparison.pairs:,} pairs {alone * bool(best.questions)}{comparison.real:,} differ, all "
+        "simultaneously."
     )
     noise = comparison.noise
     if noise is None:

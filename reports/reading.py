@@ -143,6 +143,7 @@ def read_experiment(source: Source) -> Experiment:
         duplicates=sum(record.status in ENDED_WELL for record in stored)
         - sum(record.status in ENDED_WELL for record in records.values()),
         references=int(count) if re.fullmatch(r"\d{1,9}", count := suites[-1].tag(Tag.REFERENCES)) else 0,
+        studied=plan.studied,
     )
     states = Counter(records[id_].status if id_ in records else Status.MISSING for id_ in experiment.trials)
     if not states[Status.FINISHED]:

@@ -291,6 +291,8 @@ class Experiment:
     duplicates: int
     #: The number of trials that came from packs, if the experiment also has new trials. Otherwise 0.
     references: int = 0
+    #: Whether the suite was tuned by studies. A selection of rows without studies changes nothing about it.
+    studied: bool = False
 
     @property
     def where(self) -> str:
@@ -302,11 +304,6 @@ class Experiment:
         """The UTC day of the last trial, as YYYY-MM-DD. A trial that has not ended counts from its start."""
         last = max(record.ended or record.started for record in self.records.values())
         return datetime.fromtimestamp(last / 1000, UTC).strftime("%Y-%m-%d")
-
-    @property
-    def studied(self) -> bool:
-        """Whether the suite was tuned by studies."""
-        return any(row.studies for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -381,7 +378,7 @@ class Results:
 
     @cached_property
     def _tuned(self) -> set[str]:
-        return {cell.experiment for cell in self.all_cells if cell.studies}
+        return {experiment.name for experiment in self.experiments if experiment.studied}
 
     def is_tuned(self, cell: Cell) -> bool:
         """Whether the methods of the cell's experiment are tuned by studies."""

@@ -24,7 +24,7 @@ from tensorbench.methods.errors import cut, first_few, shown
 from tensorbench.records.metrics import direction
 from tensorbench.records.pack_format import ENDING
 from tensorbench.reports.analysis import Analysis
-from tensorbench.reports.answers import answers, between, in_words
+from tensorbench.reports.answers import answers, between, in_words, withheld
 from tensorbench.reports.blocks import Block, Comparison, Estimate
 from tensorbench.reports.page import environment
 from tensorbench.reports.reading import read_sources
@@ -169,10 +169,15 @@ class Standing:
 
     @property
     def verdict(self) -> str:
-        """The verdict over all settings of the block, in words. Empty if there is no comparison."""
+        """The verdict over the block's settings, in words, and on how many of them if the method lacks some.
+
+        Empty if there is no comparison.
+        """
         if self.block is None or self.comparison is None:
             return ""
-        return in_words(self.comparison.verdict, self.block.unit.size(self.block.threshold))
+        said = in_words(self.comparison.verdict, self.block.unit.size(self.block.threshold))
+        extent = f", on {len(self.comparison.on)} of {len(self.block.settings)}"
+        return said + extent * bool(self.left_out)
 
 
 def standings(suite: str, analysis: Analysis) -> list[Standing]:
@@ -280,26 +285,39 @@ def site_files(packs: Sequence[Path], docs: str = "") -> Files:
 
 
 def answer_of_all(suites: Sequence[Published]) -> str:
-    """A sentence on the methods that are significantly better than LoRA, with their suites and budgets.
+    """A sentence on the methods that are significantly better than the reference, with suites and budgets.
 
-    If there are none, the sentence says so, or that no suite compares a method with LoRA.
+    If there are none, the sentence says so, or that no suite gives a verdict. Blocks whose verdicts are all
+    withheld do not count.
     """
+    judged = [
+        (suite, [block for block in suite.analysis.blocks if block.compared and not withheld(block)])
+        for suite in suites
+    ]
+    references = {block.against for _, blocks in judged for block in blocks}
+    # Nearly always LoRA. If there are several, each entry names its own.
+    several = len(references) > 1
+    against = "the reference" if several else "".join(references)
     better, without = [], 0
-    for suite in suites:
-        wins: Mapping[str, Sequence[str]] = {
-            block.title: [e.method for e in block.compared if e.differences[block.k].verdict.side == "better"]
-            for block in suite.analysis.blocks
-            if block.compared
-        }
-        without += bool(wins) and not any(wins.values())
-        better += [f"{first_few(names, 3)} ({suite.name}, {title})" for title, names in wins.items() if names]
+    for suite, blocks in judged:
+        wins = [(block, names) for block in blocks if (names := _better(block))]
+        without += bool(blocks) and not wins
+        better += [
+            f"{first_few(names, 3)} ({suite.name}, {block.title}{f', {block.against}' * several})"
+            for block, names in wins
+        ]
     if better:
         rest = f" In {many(without, 'other suite')} no method is." if without else ""
-        return f"Significantly better than LoRA: {'; '.join(better)}.{rest}"
+        return f"Significantly better than {against}: {'; '.join(better)}.{rest}"
     if not without:
-        return "No suite compares a method with LoRA."
+        return "No suite gives a verdict."
     rest = f" in any of {many(without, 'suite')}." if without > 1 else "."
-    return f"No method is significantly better than LoRA{rest}"
+    return f"No method is significantly better than {against}{rest}"
+
+
+def _better(block: Block) -> list[str]:
+    """The methods of a block that are significantly better than its reference."""
+    return [e.method for e in block.compared if e.differences[block.k].verdict.side == "better"]
 
 
 def methods_table(lines: Sequence[Standing], suites: Sequence[Published]) -> Table:

@@ -16,7 +16,7 @@ from tensorbench.reports.cautions import guards
 from tensorbench.reports.overview import overview
 from tensorbench.reports.reading import tabulate
 from tensorbench.reports.recipes import find_mixtures, refuse_mixtures
-from tensorbench.reports.results import Experiment, Results, distinct
+from tensorbench.reports.results import CONVERGED, FLOOR, Experiment, Results, distinct
 from tensorbench.store.store import Store
 
 if TYPE_CHECKING:
@@ -103,15 +103,16 @@ def _claims(block: Block) -> Iterator[dict[str, str]]:
     """Yields a line for each method that a block compares. Yields none if no difference has an interval."""
     from tensorbench.reports.answers import between, in_words
 
-    comparisons = {entrant.method: entrant.differences[block.k] for entrant in block.claims}
-    if not any(comparison.interval for comparison in comparisons.values()):
+    comparisons = [(entrant, entrant.differences[block.k]) for entrant in block.claims]
+    if not any(comparison.interval for _, comparison in comparisons):
         return
-    for method, comparison in comparisons.items():
+    for entrant, comparison in comparisons:
+        said = in_words(comparison.verdict, block.unit.size(block.threshold))
         yield {
-            "method": method,
+            "method": entrant.method,
             f"{block.unit.points} from {block.against}": block.unit.difference(comparison.effect.difference),
             "simultaneous 95%": between(comparison, block.unit) if comparison.interval else "–",
-            "verdict": in_words(comparison.verdict, block.unit.size(block.threshold)),
+            "verdict": said + (f",{extent}" if (extent := block.extent(entrant)) else ""),
         }
 
 
@@ -134,7 +135,9 @@ def suite_answer(analysis: Analysis) -> SuiteAnswer:
     for block in analysis.blocks:
         several = f"{block.title} " * (len(analysis.blocks) > 1)
         against = f"difference from {_metric_name(block.against)}"
-        differences = [(e.method, k * block.tuned, d) for e in block.claims for k, d in e.differences.items()]
+        # A metric cannot say that a difference is a mean over fewer tasks than the others.
+        whole = [entrant for entrant in block.claims if not block.extent(entrant)]
+        differences = [(e.method, k * block.tuned, d) for e in whole for k, d in e.differences.items()]
         differences += [(level.method, 0, level.comparison) for level in block.levels if level.comparison]
         for method, step, each in differences:
             name = _metric_name(several + method)
@@ -150,24 +153,41 @@ def _metric_name(text: str) -> str:
     return " ".join(re.sub(r"[^\w.\- ]", " ", text).split())[:LONGEST_PART]
 
 
-def summarise(store: Store, plan: StoredPlan, records: Iterable[Record] | None = None) -> Summary:
-    """Reads the stored results of a plan or of a part of it.
+def summarise(
+    store: Store,
+    plan: StoredPlan,
+    records: Iterable[Record] | None = None,
+    *,
+    whole: StoredPlan | None = None,
+) -> Summary:
+    """Reads the stored results of a plan, or of a part of the plan `whole`.
 
-    `records` are the store's records. If it is None, they are read from the store. Failed and missing trials
-    are counted, but are in no mean.
+    The heads of `whole` that have run on the part's tasks stay beside it, as in reports of a part (see
+    `Selection`). `records` are the store's records. If it is None, they are read from the store. Failed and
+    missing trials are counted, but are in no mean.
     """
     # Importing the statistics takes a second.
     from tensorbench.reports.analysis import analyse
 
+    stored, whole = latest(store.records() if records is None else records), whole or plan
+    settings = {(row.task, row.backbone) for row in plan.rows}
+    own = {(row.method, row.task, row.backbone) for row in plan.rows}
+    heads = [
+        row
+        for row in whole.rows
+        if row.family in (FLOOR, CONVERGED) and (row.task, row.backbone) in settings
+        if (row.method, row.task, row.backbone) not in own and stored.keys() >= {*row.trials.values()}
+    ]
     experiment = Experiment(
         source=store,
         name=store.name,
         closing=plan.closing,
         run_id="",
-        rows=plan.rows,
-        trials=plan.by_id(),
-        records=latest(store.records() if records is None else records),
+        rows=(*plan.rows, *heads),
+        trials=whole.by_id(),
+        records=stored,
         duplicates=0,
+        studied=whole.studied,
     )
     results = Results((experiment,), tabulate([experiment]), notes=())
     return Summary(analyse(results), plan.closing, tuple(guards(experiment)))

@@ -132,7 +132,7 @@ def _entrant_line(
         **scores,
         "mean": unit.score(entrant.means[block.k].value) if whole else NOTHING,
         **(
-            _claim(block, comparison, "" if whole else f" on {len(entrant.on)} of {len(block.settings)}")
+            _claim(block, comparison, block.extent(entrant))
             if comparison
             else {
                 "difference": Entry("", "reference" if block.against == entrant.method else NOTHING),
@@ -294,8 +294,7 @@ def allocations_table(section: Allocations) -> Table:
     for place, entrant in enumerate(block.methods):
         cells = entrant.cells
         if comparison := entrant.differences.get(block.k):
-            partly = len(cells) < len(block.settings)
-            claim = _claim(block, comparison, f" on {len(cells)} of {len(block.settings)}" * partly)
+            claim = _claim(block, comparison, block.extent(entrant))
         else:
             claim = {"difference": Entry("", NOTHING if entrant.method != block.against else "reference")}
         sizes = (_number(cell.parameters, ",.0f") + MISSED * (cell.within is False) for cell in cells)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
+from statistics import fmean
 
 from tensorbench.methods import UnknownNameError, UserError
 from tensorbench.methods.errors import shown
@@ -58,11 +59,16 @@ def default_threshold(metric: Metric, cells: Sequence[Cell]) -> float:
     """The smallest difference that matters by default among these cells, which share the metric and its unit.
 
     It is `Metric.point` times `DEFAULT`. For scores in the unit of the targets, this number is multiplied by
-    the mean score of LoRA's cells or, if LoRA has not run, of all these cells.
+    the mean score of LoRA's cells or, if LoRA has not run, of all these cells. With studies, it is the mean
+    of the trials that they keep.
     """
     size = 1.0
     if metric.in_units:
-        scored = [(cell, abs(cell.mean)) for cell in cells if cell.mean is not None]
-        sizes = [size for cell, size in scored if cell.family == REFERENCE] or [size for _, size in scored]
-        size = sum(sizes) / max(1, len(sizes)) or 1.0
+        scored = [
+            (cell.family, abs(fmean(own)))
+            for cell in cells
+            if (own := [seed.score for seed in cell.counted if seed.score is not None])
+        ]
+        sizes = [size for family, size in scored if family == REFERENCE] or [size for _, size in scored]
+        size = fmean(sizes or [1.0]) or 1.0
     return DEFAULT * metric.point * size

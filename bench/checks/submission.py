@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, Field
 
@@ -33,7 +33,7 @@ from tensorbench.records.pack_format import ENDING
 from tensorbench.reports.answers import between, in_words, trials_of_tuning
 from tensorbench.reports.blocks import Block, Entrant
 from tensorbench.reports.loading import LoadedResults, load_results
-from tensorbench.reports.results import NO_ADAPTERS, REFERENCE, Cell, TaskAndBackbone
+from tensorbench.reports.results import CONVERGED, FLOOR, NO_ADAPTERS, REFERENCE, Cell, TaskAndBackbone
 from tensorbench.reports.units import listed, many, minus
 from tensorbench.store.opening import is_pack
 
@@ -266,15 +266,19 @@ def read_submission(pack: Path, card: Card | None = None, published: Sequence[Pa
         raise UserError(f"{pack} holds {len(results.experiments)} experiments; a submission is of one")
     if (rows := len(results.all_cells)) > MOST_ROWS:
         raise UserError(f"{pack} has {rows:,} rows; the board takes at most {MOST_ROWS}")
-    suite, lora, own = _suite_of(pack, _ids(results.all_cells))
+    suite, of_suite = _suite_of(pack, _ids(results.all_cells))
     newcomers = [
-        cell for cell in results.all_cells if cell.family not in NO_ADAPTERS and not _ids([cell]) <= own
+        cell
+        for cell in results.all_cells
+        if cell.family not in NO_ADAPTERS and not _ids([cell]) <= of_suite.own
     ]
     names = list(dict.fromkeys(cell.method for cell in newcomers))
     if not 0 < len(names) <= MOST_METHODS:
         raise UserError(f"{pack} adds {len(names)} methods to {suite}; expected 1 to {MOST_METHODS}")
     blocks = [
-        block for block in results.analysis.blocks if block.reference and _ids(block.reference.cells) == lora
+        block
+        for block in results.analysis.blocks
+        if block.reference and _ids(block.reference.cells) == of_suite.lora
     ]
     if not blocks:
         raise UserError(f"{pack} compares nothing with the LoRA of {suite}: its reference is another one")
@@ -287,6 +291,9 @@ def read_submission(pack: Path, card: Card | None = None, published: Sequence[Pa
         for name in names
         if name not in compared
     ]
+    ended = {seed.trial_id for cell in results.all_cells for seed in cell.finished_trials}
+    if not of_suite.heads <= ended:
+        faults.append(f"the heads of {suite} lack results: they tell whether LoRA learned anything")
     faults += _faults(newcomers, of_lora)
     if not (card and card.code) and not all(METHODS.is_built_in(cell.family) for cell in newcomers):
         faults.append("this package lacks a method of it: --code URL says where reviewers find the code")
@@ -299,28 +306,37 @@ def _ids(cells: Iterable[Cell]) -> set[str]:
     return {seed.trial_id for cell in cells for seed in cell.trials}
 
 
+class _Trials(NamedTuple):
+    """The ids of a suite's trials: of LoRA without options, of heads without an adapter, and of all rows."""
+
+    lora: frozenset[str]
+    heads: frozenset[str]
+    own: frozenset[str]
+
+
 @cache
-def _trials_of(suite: str) -> tuple[frozenset[str], frozenset[str]]:
-    """Returns the ids of a suite's trials of LoRA without options, and the ids of all its trials."""
+def _trials_of(suite: str) -> _Trials:
     rows = make_plan(load_suite(suite)).rows
     plain = [row for row in rows if row.family == REFERENCE and row.method == row.title]
-    of_lora, own = (frozenset(id_ for row in each for id_ in row.trials.values()) for each in (plain, rows))
-    return of_lora, own
+    heads = [row for row in rows if row.family in (FLOOR, CONVERGED)]
+    return _Trials(
+        *(frozenset(id_ for row in each for id_ in row.trials.values()) for each in (plain, heads, rows))
+    )
 
 
-def _suite_of(pack: Path, trials: set[str]) -> tuple[str, frozenset[str], frozenset[str]]:
-    """Returns the name of the board's suite to which planned trials belong, with the ids of `_trials_of`.
+def _suite_of(pack: Path, trials: set[str]) -> tuple[str, _Trials]:
+    """Returns the name of the board's suite to which planned trials belong, with the suite's trials.
 
     Raises UserError if the planned trials contain the LoRA trials of no suite, or only some of a suite's.
     """
     for name in SUITES:
-        lora, own = _trials_of(name)
-        if lora <= trials:
-            return Path(name).stem, lora, own
-        if held := len(lora & trials):
+        own = _trials_of(name)
+        if own.lora <= trials:
+            return Path(name).stem, own
+        if held := len(own.lora & trials):
             raise UserError(
-                f"{pack} plans {held} of the {len(lora)} trials of LoRA in {Path(name).stem}: all studies of "
-                "it are needed, and their trials as the suite states them"
+                f"{pack} plans {held} of the {len(own.lora)} trials of LoRA in {Path(name).stem}: all "
+                "studies of it are needed, and their trials as the suite states them"
             )
     suites = listed(Path(name).stem for name in SUITES)
     raise UserError(

@@ -256,6 +256,11 @@ class StoredPlan(Wired):
     rows: tuple[Row, ...]
     trials: tuple[PlannedTrial, ...]
 
+    @property
+    def studied(self) -> bool:
+        """Whether the suite was tuned by studies."""
+        return any(row.studies for row in self.rows)
+
     def completed(self, other: StoredPlan) -> StoredPlan:
         """Returns the plan with the rows of `other` added for pairs of task and backbone that it lacks."""
         pairs, trials = {(row.task, row.backbone) for row in self.rows}, other.by_id() | self.by_id()

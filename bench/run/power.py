@@ -299,7 +299,7 @@ def _stored(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[Design, 
     for source in sorted(sources, key=lambda source: source.name != plan.suite.name):
         records = {id_: run for id_, run in latest(source.records()).items() if id_ in trials}
         if any(run.score is not None for run in records.values()):
-            bare = Experiment(source, source.name, "", "", (), {}, records, 0)
+            bare = Experiment(source, source.name, "", "", (), {}, records, 0, studied=planned.studied)
             # The first one has the plan's rows, whose trials are found in all of them.
             experiments.append(bare if experiments else replace(bare, rows=planned.rows, trials=trials))
     if not experiments:

@@ -309,10 +309,11 @@ def run_suite(
             records = work.run(full_plan, plan, records, retry_failed=retry_failed, rerun=rerun)
             from tensorbench.reports.summary import summarise
 
-            summary = summarise(opened, plan.stored(), records)
+            stored_plan = full_plan.stored()
+            summary = summarise(opened, plan.stored(), records, whole=stored_plan)
             answers: tuple[str, ...] = ()
             if not (full_plan.partial or pending(full_plan, records)):
-                whole = summarise(opened, full_plan.stored(), records) if part.choices else summary
+                whole = summarise(opened, stored_plan, records) if part.choices else summary
                 answers = work.keep_answer(full_plan, whole.analysis)
             # Readers would take the answers of the whole suite for those of the part in the table.
             return SuiteRun(plan, summary, () if part.choices else answers)

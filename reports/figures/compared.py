@@ -365,7 +365,8 @@ def _rates(analysis: Analysis, block: Block, number: int) -> Drawn:
     for ax in axes:
         ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
     for ax in axes[::3]:
-        ax.set_ylabel(f"{block.unit.points} from {block.against or 'the best'}")
+        side = "from" if direction(block.metric) > 0 else "below"
+        ax.set_ylabel(f"{block.unit.points} {side} {block.against or 'the best'}")
     handles = [
         Line2D([], [], color=SERIES[i % len(SERIES)], marker="o", lw=0.9, ms=4, label=name)
         for i, name in enumerate(setting_name(block.settings, setting) for setting in block.settings)

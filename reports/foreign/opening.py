@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from tensorbench.methods import UserError
+from tensorbench.methods.errors import shown
 from tensorbench.records.measures import Measure
 from tensorbench.reports.foreign.names import BINARY_LOG, COLUMNS, ENDINGS, FILES, TableOptions
 from tensorbench.reports.foreign.runs import ForeignRun, ForeignSource, of_name
@@ -28,6 +29,17 @@ NO_SEEDS = (
 UNTUNED = (
     "peft's runs have seed 0 and were not tuned alike: their order holds the luck of rates and of one run."
 )
+#: Whether more is better, by the name of a metric of lm-evaluation-harness. It counts if a file does not say
+#: so, as older ones. Names that tasks use in either direction, such as `score`, are absent.
+HIGHER_IS_BETTER = {
+    **dict.fromkeys(("acc", "acc_all", "acc_bytes", "acc_mutual_info", "acc_norm", "accuracy"), True),
+    **dict.fromkeys(("exact", "exact_match", "em", "f1", "mcc", "likelihood", "pass@1", "pass_at_1"), True),
+    **dict.fromkeys(("bleu", "bleu_max", "chrf", "rouge1", "rouge2", "rougeL", "rougeL_max"), True),
+    **dict.fromkeys(("prompt_level_strict_acc", "inst_level_strict_acc"), True),
+    **dict.fromkeys(("prompt_level_loose_acc", "inst_level_loose_acc"), True),
+    **dict.fromkeys(("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"), False),
+    **dict.fromkeys(("brier_score", "ter", "wer"), False),
+}
 #: The score of each of inspect's grades: `CORRECT`, `INCORRECT`, `PARTIAL` and `NOANSWER`.
 GRADES = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0}
 
@@ -95,9 +107,11 @@ def _read(file: Path, notes: list[str]) -> list[ForeignRun]:
 def read_lm_eval(file: Path, content: Mapping[str, Any], notes: list[str]) -> Iterator[ForeignRun]:
     """Yields a run for each task of a results file, with the score of each question if samples are stored.
 
-    The run's score is the task's first metric of which larger values are better. Groups of tasks are left
-    out, since the file has their tasks too. Adds notes on tasks without such a metric, and on samples that
-    are incomplete and therefore not used.
+    The run's score is the task's first metric of which larger values are better, by the file or, if the file
+    does not say, by `HIGHER_IS_BETTER`. Groups of tasks are left out, since the file has their tasks too.
+    Adds notes on tasks that only have metrics of which less is better, and on samples that are incomplete and
+    therefore not used. Raises UserError if a task has no such metric, and neither the file nor
+    `HIGHER_IS_BETTER` has the direction of another metric.
     """
     config = content.get("config") or {}
     arguments = config.get("model_args") or {}
@@ -108,19 +122,22 @@ def read_lm_eval(file: Path, content: Mapping[str, Any], notes: list[str]) -> It
     for task, values in content["results"].items():
         if content.get("group_subtasks", {}).get(task):
             continue
-        better = content.get("higher_is_better", {}).get(task, {})
-        key = next(
-            (
-                key
-                for key, value in values.items()
-                if isinstance(value, int | float)
-                and "_stderr" not in key
-                and better.get(key.partition(",")[0], True)
-                and key not in ("alias", "sample_len")
-            ),
-            None,
-        )
+        metrics = {
+            key: key.partition(",")[0]
+            for key, value in values.items()
+            if isinstance(value, int | float) and "_stderr" not in key and key not in ("alias", "sample_len")
+        }
+        stated = (content.get("higher_is_better") or {}).get(task) or {}
+        # A direction that the file gives as null is unknown.
+        better = HIGHER_IS_BETTER | {each: more for each, more in stated.items() if more is not None}
+        key = next((key for key, metric in metrics.items() if better.get(metric)), None)
         if key is None:
+            if unknown := next((metric for metric in metrics.values() if metric not in better), None):
+                stating = json.dumps({task: {unknown: True}})
+                raise UserError(
+                    f"{file}: whether more {shown(unknown)} is better on {shown(task)} is not stated: "
+                    f'add "higher_is_better": {stating} to the file, or the same with false'
+                )
             notes.append(f"{file.name}: {task} has no metric of which more is better, and is left out.")
             continue
         metric, _, chosen = key.partition(",")

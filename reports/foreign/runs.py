@@ -18,7 +18,7 @@ from tensorbench.machine.visible import visible
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import first_few, shown
 from tensorbench.records.measures import Measure
-from tensorbench.records.metrics import METRICS
+from tensorbench.records.metrics import METRICS, Metric
 from tensorbench.records.predictions import Predictions
 from tensorbench.records.record import Record
 from tensorbench.records.stored_plan import PlannedTrial, Row, StoredPlan, StudyPlan, StudyTrial
@@ -35,6 +35,9 @@ DEFAULT_METRIC = "score"
 NO_BUDGET = "budgets not matched"
 #: The largest difference between a run's score and the mean of its examples that rounding explains.
 AGREES = 0.001
+#: A method's range of rates counts as equally wide from this share of the widest range on its setting. Ranges
+#: of rates drawn at random differ by luck. Above a share of .6, the guard against edges sees a range's ends.
+AS_WIDE = 2 / 3
 #: The largest number of methods. If there are more, the wrong column was probably read as methods.
 MOST_METHODS = 1_000
 #: The largest number of characters in a name.
@@ -132,21 +135,24 @@ class ForeignSource(Source):
         names = {task: sorted({e for run in own for e in run.examples}) for task, own in by_task.items()}
         #: The number of each test example of a task, by its name.
         self._example = {task: {e: number for number, e in enumerate(own)} for task, own in names.items()}
-        rates = {task: [run.lr for run in own if run.lr] for task, own in by_task.items()}
+        by_row = grouped(runs, lambda run: run.row)
+        widest = defaultdict[tuple[str, str], float](float)
+        for (task, backbone, *_), own in by_row.items():
+            widest[task, backbone] = max(widest[task, backbone], _decades(own))
         # All methods are tuned by the same measure, so trials without it are left out.
         stored = (Measure.SELECTED_LOSS, Measure.SELECTED_VALIDATION)
         chosen_by = next((each for each in stored if any(each in run.measures for run in runs)), None)
         rows, self._runs = [], dict[str, ForeignRun]()
         self._records = list[Record]()
-        for own in grouped(runs, lambda run: run.row).values():
-            row, losses = _row(own, self._metric.sign, rates[own[0].task], chosen_by)
+        for (task, backbone, *_), own in by_row.items():
+            row, losses = _row(own, self._metric.sign, widest[task, backbone], chosen_by)
             rows.append(row)
             for seed, run in zip(row.trials, _ordered(own), strict=True):
                 self._runs[run.id] = run
                 self._records.append(self._record(run, seed, losses.get(run.id)))
         scales = (f"Scores of {first_few(tasks, 4)} are read {how}." for how, tasks in read.items())
         means = [f"The mean of the examples is not the score of {first_few(unlike, 3)}: they are not used."]
-        self.notes = (*notes, *scales, *means[: len(unlike)], *_lacking(runs, rows, self._metric.name))
+        self.notes = (*notes, *scales, *means[: len(unlike)], *_lacking(runs, rows, self._metric))
         self._plan = StoredPlan(suite=name, closing="", rows=tuple(rows), trials=tuple(self._trials()))
 
     def _scaled(
@@ -290,13 +296,21 @@ def _ordered(runs: Sequence[ForeignRun]) -> list[ForeignRun]:
     return sorted(runs, key=lambda run: (run.place, run.lr or 0.0, run.seed))
 
 
+def _decades(runs: Sequence[ForeignRun]) -> float:
+    """The width of the range of these runs' learning rates, in decades. 0 without rates."""
+    rates = [run.lr for run in runs if run.lr]
+    return round(math.log10(max(rates) / min(rates)), 3) if rates else 0.0
+
+
 def _row(
-    runs: Sequence[ForeignRun], sign: float, rates: Sequence[float], chosen_by: Measure | None
+    runs: Sequence[ForeignRun], sign: float, widest: float, chosen_by: Measure | None
 ) -> tuple[Row, dict[str, float]]:
     """The row of a method, and the validation losses of its trials by trial id.
 
-    `rates` are the learning rates of all methods on the task, so that all windows have the same width. Trials
-    are chosen by the measure `chosen_by` or, if it is None, by the scores of other studies.
+    The window of learning rates is the range that the method tried. `widest` is the width in decades of the
+    widest range on the setting. A range that is nearly as wide (see `AS_WIDE`) gets this width, since methods
+    are only compared if their windows are equally wide. Trials are chosen by the measure `chosen_by` or, if
+    it is None, by the scores of other studies.
     """
     first, ordered = runs[0], _ordered(runs)
     studies = grouped(ordered, lambda run: run.place)
@@ -308,7 +322,7 @@ def _row(
     plan: StudyPlan | None = None
     if tuned:
         points = max(map(len, studies.values()))
-        own = [run.lr for run in runs if run.lr]
+        own, decades = [run.lr for run in runs if run.lr], _decades(runs)
         centre = math.sqrt(min(own) * max(own))
         trials = {
             number * points + point: StudyTrial(
@@ -322,7 +336,7 @@ def _row(
             points=points,
             ks=(*(k for k in TRIALS if k < points), points),
             centre=centre,
-            decades=max(0.001, round(math.log10(max(rates) / min(rates)), 3)),
+            decades=max(0.001, widest if decades >= AS_WIDE * widest else decades),
             head_lr=None,
             trials=trials,
             crossed=chosen_by is None,
@@ -382,18 +396,20 @@ def _losses(runs: Sequence[ForeignRun], sign: float, chosen_by: Measure | None) 
     return losses
 
 
-def _lacking(runs: Sequence[ForeignRun], rows: Sequence[Row], metric: str) -> Iterator[str]:
+def _lacking(runs: Sequence[ForeignRun], rows: Sequence[Row], metric: Metric) -> Iterator[str]:
     """Yields notes on claims that these runs do not allow, and on columns that would allow them."""
+    # As `_losses` computes it.
+    loss = "'Validation loss' on this page is" + " one minus" * (metric.sign > 0)
     tuned = [row for row in rows if row.studies]
     if tuned and any(row.studies.crossed for row in tuned if row.studies):
         yield (
-            "No column of validation scores: rates can only be chosen by test scores, which raises the best. "
-            "So each run's rate is chosen by the mean score of the other runs, and the run left out gives "
-            "the score. 'Validation loss' on this page is one minus that mean. All runs answer the same test "
-            "examples, whose luck stays in. A column `validation` would do without this."
+            "No column of validation scores: rates can only be chosen by test scores, which flatters the "
+            "best. So each run's rate is chosen by the mean score of the other runs, and the run left out "
+            f"gives the score. {loss} that mean. All runs answer the same test examples, whose luck stays "
+            "in. A column `validation` would do without this."
         )
     elif tuned and not any(Measure.SELECTED_LOSS in run.measures for run in runs):
-        yield "'Validation loss' on this page is one minus the validation score."
+        yield f"{loss} the validation score."
     elif not tuned:
         by_method = grouped((run for run in runs if run.lr), lambda run: run.method)
         own = {method: sorted({run.lr for run in each if run.lr}) for method, each in by_method.items()}
@@ -407,7 +423,16 @@ def _lacking(runs: Sequence[ForeignRun], rows: Sequence[Row], metric: str) -> It
                 "No learning rates: whether methods were tuned alike cannot be said. A table's columns `lr` "
                 "and `validation`, with several rates a seed, would give the score after k trials of tuning."
             )
-    if metric != DEFAULT_METRIC:
+    by_setting = grouped(tuned, lambda row: (row.task, row.backbone))
+    unequal = {
+        s: len({row.studies.decades for row in own if row.studies}) > 1 for s, own in by_setting.items()
+    }
+    if tasks := list(dict.fromkeys(task for (task, _), differ in unequal.items() if differ)):
+        yield (
+            f"Methods tried ranges of rates of unequal widths on {first_few(tasks, 4)}: only methods with "
+            "about equal widths are compared, since a narrow range may miss the best rates."
+        )
+    if metric.name != DEFAULT_METRIC:
         yield (
             "Intervals lack the luck of test examples, and are narrower than they should be: scores of "
             f"examples are read with the metric {DEFAULT_METRIC} alone."

@@ -62,20 +62,16 @@ def read_table(table: Path | pd.DataFrame, options: TableOptions) -> tuple[list[
                 f"{name} has no column '{needed}': name it by --{needed}; the columns are {there}"
             )
     task = "" if isinstance(table, pd.DataFrame) else table.stem
-    counted: defaultdict[tuple[str, str], int] = defaultdict(int)
     runs, keys = [], []
     for where, line in lines:
-        run = _run(where, {own: line.get(column) for own, column in columns.items()}, task or "all")
-        if "seed" not in columns:
-            run = replace(run, seed=counted[run.method, run.task])
-            counted[run.method, run.task] += 1
-        runs.append(run)
+        runs.append(_run(where, {own: line.get(column) for own, column in columns.items()}, task or "all"))
         keys.append(tuple(_text(line.get(columns[key])) for key in KEYS if key in columns))
     notes = []
     if "seed" not in columns:
+        runs = _numbered(runs)
         notes.append(
-            "No column of seeds: the runs of a method are taken as independent, and paired in the order of "
-            "their lines. A column `seed` would pair runs that share theirs, which narrows intervals."
+            "No column of seeds: the runs of a method are taken as independent, and paired in an arbitrary "
+            "order. A column `seed` would pair runs that share theirs, which narrows intervals."
         )
     if options.get("examples"):
         runs = _with_examples(Path(options["examples"]), columns, runs, keys)
@@ -182,6 +178,20 @@ def _run(where: str, values: Mapping[str, Any], task: str) -> ForeignRun:
             and (value := (whole if measure == Measure.ADAPTER_PARAMETERS else number)(column)) is not None
         },
     )
+
+
+def _numbered(runs: Sequence[ForeignRun]) -> list[ForeignRun]:
+    """Numbers runs without seeds: those that only differ in their scores get the seeds 0, 1, …"""
+    counts = Counter[tuple[object, ...]]()
+    seeds: dict[int, int] = {}
+    # Lines are often sorted by score. Pairing them in their order would pair the best run of each method with
+    # the best of the other, so that differences vary too little. The order of hashes is as good as random,
+    # and is the same however lines are sorted.
+    for place in sorted(range(len(runs)), key=lambda place: runs[place].id):
+        key = (*runs[place].row, runs[place].study, runs[place].lr)
+        seeds[place] = counts[key]
+        counts[key] += 1
+    return [replace(run, seed=seeds[place]) for place, run in enumerate(runs)]
 
 
 def _text(value: Any) -> str:

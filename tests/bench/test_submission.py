@@ -29,13 +29,13 @@ from .verify.forged import Forged
 #: The board's suite in these tests.
 BOARD: dict[str, Any] = {
     **{key: value for key, value in VISION.items() if key not in ("seeds", "training")},
-    "methods": ["lora", {"method": "tenslora", "variant": "att"}],
+    "methods": ["converged_head", "lora", {"method": "tenslora", "variant": "att"}],
     "budgets": [{"isoparameters": 2, "tolerance": 0.5}],
     "training": SHORT,
     "tuning": {"studies": 3, "points": 2, "lr": {"around": 5e-3}},
 }
 #: The rows of the newcomer's plan.
-LORA, _, LOTR = range(3)
+HEAD, LORA, _, LOTR = range(4)
 
 EVIL = "@everyone #1 [x](https://evil.example) | <img src=x> `rm` www.evil.example \u202e" + "A" * 500
 
@@ -72,7 +72,7 @@ def test_a_newcomer_stands_beside_lora_with_its_interval(
     low, high = entrant.differences[own.block.k].interval or (0, 0)
     assert methods["LoTR"]["95% interval"] == f"{100 * low:+.2f} to {100 * high:+.2f}".replace("-", "−")
     assert "TensLoRA att" in methods
-    assert "18 finished trials, 18 of them without a finding" in ended.out
+    assert "19 finished trials, 19 of them without a finding" in ended.out
     assert "by ada" in ended.out
     assert "Nothing was sent" in ended.err
 
@@ -139,6 +139,11 @@ def a_trial_of_lora_gone(content: Forged) -> None:
     content.of(LORA, 1)[0].ran = False
 
 
+def the_head_gone(content: Forged) -> None:
+    for trial in content.of(HEAD):
+        trial.ran = False
+
+
 def many_parameters(content: Forged) -> None:
     content.rows[LOTR]["parameters"] *= 10
 
@@ -164,6 +169,7 @@ def a_score(content: Forged) -> None:
     [
         (a_study_of_the_newcomer_gone, "other trials than LoRA's, study by study"),
         (a_trial_of_lora_gone, "1 planned trial without a result"),
+        (the_head_gone, "they tell whether LoRA learned anything"),
         (many_parameters, "parameters; at most"),
         (no_parameters, "– parameters; at most"),
         (an_unknown_method, "--code URL"),

@@ -56,6 +56,19 @@ def test_validation_chooses_method_and_rate(analysis: Analysis) -> None:
     assert chosen.facts["rates within a point of the best"].endswith("by 40 trials")
 
 
+def test_a_best_rate_at_an_edge_is_said_beside_the_recipe(analysed: Analysed) -> None:
+    def made(trial: Trial, row: Row) -> Result:
+        """The same results, but the rates of LoTR are better the higher they are."""
+        made = trained(trial, row)
+        assert row.studies is not None
+        loss = 0.1 - 0.05 * row.studies.trials[trial.seed].offset
+        return replace(made, measures={Measure.SELECTED_LOSS: loss}) if row.title == "LoTR" else made
+
+    chosen = choose(analysed(made, plan_of(**SUITE)))
+    assert chosen.cell.method == "LoTR"
+    assert "The best rates of LoTR lie at the upper edge" in chosen.facts["caution"]
+
+
 def test_the_choice_may_be_among_some_methods(analysis: Analysis) -> None:
     assert choose(analysis, ["tenslora", "LoRA"]).cell.method in ("LoRA", "TensLoRA att")
     with pytest.raises(UserError, match=naming("lota", "LoTR")):

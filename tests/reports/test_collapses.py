@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -259,3 +260,25 @@ def test_a_reference_whose_seeds_all_diverged_has_failed_there(
 def test_a_reference_that_is_above_the_heads_has_not_failed(analysed: Analysed) -> None:
     analysis = analysed(results_with(head(700, "digits", "textile")), TWO_TASKS)
     assert (only_block(analysis).guards, analysis.faults) == ((), ())
+
+
+def test_collapses_of_tuned_errors_do_not_depend_on_their_unit() -> None:
+    noise = np.random.default_rng(0)
+    lines = [
+        {"method": method, "task": "ratings", "seed": seed, "lr": lr, "score": error, "validation": error}
+        for seed in range(4)
+        for method, least in (("LoRA", 1.0), ("X", 0.88), ("Y", 1.5))
+        for lr in (1e-5, 1e-4, 1e-3)
+        for error in [least + 0.05 * (np.log10(lr) + 4) ** 2 + noise.normal(0, 0.01)]
+    ]
+    found = []
+    for unit in (1.0, 100.0):
+        table = pd.DataFrame(lines)
+        table[["score", "validation"]] *= unit
+        analysis = analyse(read("", [table], None, {"metric": "rmse"}))
+        collapsed = {each.cell.method for each in analysis.collapses.values()}
+        (block,) = analysis.blocks
+        found.append((collapsed, {e.method: e.differences[block.k].verdict for e in block.compared}))
+    assert found[0] == found[1]
+    # The trials that one method keeps are close to each other.
+    assert not found[0][0]

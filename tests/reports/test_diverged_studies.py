@@ -153,8 +153,27 @@ def test_a_task_has_one_level_of_chance_whichever_trials_are_selected(stored: St
     chances = set()
     for methods in (["full"], ["lora", "lotr"], ["fact_tt"]):
         analysis = analyse(read(uri, [NAME], Selection(methods=methods)))
-        chances |= {studies.chance for studies in analysis.studies.values()}
+        chances |= {studies.chance for studies in analysis.studies.values() if studies.tuned}
     assert chances == {0.5}
+
+
+def test_each_metric_of_a_task_has_its_own_chance(stored: Stored) -> None:
+    def made(trial: Trial, row: Row) -> Result:
+        made = diverging(lambda row: False)(trial, row)
+        if trial.task.metric != "matthews":
+            return made
+        return replace(made, score=2 * made.score - 1, tags={"metric": "matthews"})
+
+    metrics = ("accuracy", "matthews")
+    tasks = {metric: [{"task": "digits", "metric": metric}] for metric in metrics}
+    plans = [plan_of(**ONE_TASK | {"tasks": tasks[name]}, name=name, methods=METHODS) for name in metrics]
+    analysis = analyse(read(stored(made, *plans), [*metrics]))
+    chances = {
+        (analysis.results.metrics[number], studies.chance)
+        for number, studies in analysis.studies.items()
+        if studies.tuned
+    }
+    assert chances == {("accuracy", 0.5), ("matthews", 0.0)}
 
 
 def test_a_task_on_which_no_trial_finished_is_not_compared(composed: Composes) -> None:

@@ -16,6 +16,7 @@ import pytest
 from tensorbench import Selection, load_results
 from tensorbench.methods import UserError
 from tensorbench.reports.chosen import choose
+from tensorbench.reports.foreign.table import read_table
 from tensorbench.reports.inference.studies import CompleteStudies, of_pair
 from tests.messages import naming
 
@@ -163,6 +164,47 @@ def test_a_metric_of_which_less_is_better(tmp_path: Path) -> None:
     assert difference(results)["difference"] == pytest.approx(1.9)
     with pytest.raises(UserError, match="perplexity"):
         load_results(file, metric="perplexity")
+
+
+def test_runs_without_seeds_are_paired_independently_of_scores_and_lines() -> None:
+    rng = np.random.default_rng(0)
+    correlations = []
+    for _ in range(200):
+        frame = pd.DataFrame({"method": ["LoRA", "a"] * 6, "score": rng.normal(0.85, 0.01, 12)})
+        runs, _ = read_table(frame.sort_values("score", ascending=False), {})
+        by_seed = pd.DataFrame([(run.seed, run.method, run.score) for run in runs]).pivot(index=0, columns=1)
+        assert by_seed.index.tolist() == list(range(6))
+        correlations.append(np.corrcoef(by_seed.to_numpy().T)[0, 1])
+    # Runs of equal rank would have a correlation above .9, and intervals without zero in a third of tables.
+    assert np.mean(correlations) == pytest.approx(0, abs=0.1)
+    orders = (frame, frame.sort_values("score"), frame[::-1])
+    first, *others = (load_results(each).tables["differences"] for each in orders)
+    for other in others:
+        pd.testing.assert_frame_equal(first, other)
+
+
+def test_runs_without_seeds_are_numbered_within_their_budget_and_rate() -> None:
+    budgets, rates = ("small", "large"), (1e-4, 1e-3, 1e-2)
+    places = [(m, b, rate) for m in ("LoRA", "a") for b in budgets for rate in rates for _ in range(4)]
+    scores = np.random.default_rng(0).normal(0.8, 0.01, len(places))
+    frame = pd.DataFrame(places, columns=["method", "budget", "lr"]).assign(score=scores, validation=scores)
+    cells = load_results(frame).all_cells
+    assert [(cell.studies.studies, cell.studies.points) for cell in cells if cell.studies] == [(4, 3)] * 4
+    # At one rate, runs are seeds.
+    fixed = load_results(frame[frame["lr"] == 1e-3]).all_cells
+    assert [(cell.studies, [seed.seed for seed in cell.trials]) for cell in fixed] == [
+        (None, [0, 1, 2, 3])
+    ] * 4
+
+
+def test_one_sweep_without_seeds_is_no_mean_over_seeds() -> None:
+    frame = tuned(np.random.default_rng(0), 1, 0.001, LoRA=-3, a=-3).drop(columns="seed")
+    results = load_results(frame.assign(validation=frame["score"]))
+    assert [cell.studies.points for cell in results.all_cells if cell.studies] == [9, 9]
+    assert results.tables["scores"].set_index(["k", "method"])["score"][9, "a"] == pytest.approx(
+        0.8, abs=0.01
+    )
+    assert pd.isna(difference(results, 9)["low"])
 
 
 def test_runs_of_one_seed_in_several_studies_all_count(tmp_path: Path) -> None:
@@ -331,6 +373,51 @@ def test_a_rate_that_some_runs_lack_is_refused() -> None:
         load_results(frame.assign(lr=frame["lr"].mask(frame.index == 4)))
 
 
+@pytest.mark.parametrize("columns", [["method", "lr", "seed", "score"], None])
+@pytest.mark.parametrize("metric", ["score", "rmse"])
+def test_the_validation_loss_is_computed_as_the_page_says(metric: str, columns: list[str] | None) -> None:
+    frame = tuned(np.random.default_rng(9), LoRA=-3, a=-3).assign(validation=lambda f: f["score"])
+    results = load_results(frame[columns] if columns else frame, metric=metric)
+    (note,) = (note for note in results.notes if "'Validation loss'" in note)
+    trial = next(seed for seed in results.all_seeds if seed.method == "a" and seed.study == 1)
+    same = frame[(frame["method"] == "a") & np.isclose(frame["lr"], trial.lr or 0)].set_index("seed")["score"]
+    score = same.drop(index=1).mean() if columns else same[1]
+    assert ("one minus" in note) == (metric == "score")
+    assert trial.validation_loss == pytest.approx(1 - score if metric == "score" else score)
+
+
+@pytest.mark.parametrize(
+    ("decades", "compared"),
+    # Each decades from -5 of the lowest and the highest rate that LoRA tries. `a` tries rates from -5 to -3.
+    [((0, 0.6), False), ((0, 1.6), True), ((-2, 0), True), ((-0.9, 0.8), True)],
+)
+def test_a_method_that_improves_up_to_the_last_rate_that_it_tried_is_not_worse(
+    decades: tuple[float, float], compared: bool
+) -> None:
+    rng, lines = np.random.default_rng(10), []
+    for method, (low, high) in (("LoRA", decades), ("a", (0, 2))):
+        for rate in np.logspace(low - 5, high - 5, 5):
+            for seed in range(5):
+                # The methods are equally good at the same rate.
+                score = 0.9 - 0.03 * (np.log10(rate) + 3) ** 2 + rng.normal(0, 0.002)
+                lines.append((method, rate, seed, score, score))
+    frame = pd.DataFrame(lines, columns=["method", "lr", "seed", "score", "validation"])
+    results = load_results(frame)
+    assert "The best rates of LoRA lie at the upper edge of its window" in results.answer
+    assert "a is significantly better" not in results.answer
+    entrants = [entrant for block in results.analysis.blocks for entrant in block.compared]
+    assert [entrant.method for entrant in entrants] == ["a"] * compared
+    assert any("unequal widths on all" in note for note in results.notes) == (not compared)
+
+
+def test_methods_with_rates_drawn_at_random_are_compared() -> None:
+    rng = np.random.default_rng(11)
+    frame = tuned(rng, LoRA=-3, a=-3).assign(validation=lambda f: f["score"])
+    frame["lr"] *= 10 ** rng.uniform(-0.25, 0.25, len(frame))
+    (block,) = load_results(frame).analysis.blocks
+    assert [entrant.method for entrant in block.compared] == ["a"]
+
+
 def test_no_recipe_is_written_of_results_of_others() -> None:
     frame = tuned(np.random.default_rng(8), LoRA=-3, a=-3).assign(validation=lambda f: f["score"])
     with pytest.raises(UserError, match="do not say how to train"):
@@ -420,6 +507,46 @@ def test_files_that_are_no_results_are_refused(tmp_path: Path, content: str) -> 
     file.write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=r"results_1\.json"):
         load_results(file)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "better", "task"),
+    [
+        ({"perplexity,none": 5.0, "acc,none": 0.7}, None, "t acc"),
+        ({"word_perplexity,none": 5.0}, None, None),
+        ({"mine,none": 0.5, "acc,none": 0.7}, None, "t acc"),
+        ({"mine,none": 0.5, "acc,none": 0.7}, {"mine": True}, "t mine"),
+        ({"acc,none": 0.7, "mine,none": 0.5}, {"acc": False, "mine": True}, "t mine"),
+        ({"mine,none": 5.0}, {"mine": False}, None),
+    ],
+)
+def test_the_score_of_lm_evaluation_harness_is_a_metric_of_which_more_is_better(
+    tmp_path: Path, metrics: dict[str, float], better: dict[str, bool] | None, task: str | None
+) -> None:
+    content = {"results": {"t": metrics, "other": {"acc,none": 0.5}}, "model_name": "a"}
+    if better:
+        content["higher_is_better"] = {"t": better}
+    (tmp_path / "results_1.json").write_text(json.dumps(content), encoding="utf-8")
+    results = load_results(tmp_path)
+    assert [cell.task for cell in results.all_cells] == [*filter(None, [task]), "other acc"]
+    assert any("t has no metric of which more is better" in note for note in results.notes) == (task is None)
+
+
+@pytest.mark.parametrize("better", [{}, {"t": {"mine": None}}])
+def test_a_metric_of_lm_evaluation_harness_without_a_direction_is_refused(
+    tmp_path: Path, better: dict[str, Any]
+) -> None:
+    metrics = {"perplexity,none": 5.0, "mine,none": 0.7, "mine_stderr,none": 0.1}
+    content = {"results": {"t": metrics}, "model_name": "a", "higher_is_better": better}
+    file = tmp_path / "results_1.json"
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match=naming("results_1.json", "'mine'", "'t'")) as refused:
+        load_results(file)
+    # The message has what the file lacks.
+    stating = re.search(r"add (.*) to the file", str(refused.value))
+    assert stating
+    file.write_text(json.dumps(content | json.loads(f"{{{stating[1]}}}")), encoding="utf-8")
+    assert [cell.task for cell in load_results(file).all_cells] == ["t mine"]
 
 
 @pytest.mark.parametrize(("score", "finished"), [("NaN", 1), ("0.5", 2)])

@@ -233,6 +233,23 @@ def test_seeds_have_the_section_too(analysed: Analysed) -> None:
     assert of_row(section.block, "projection=1").differences[1].verdict.side == "worse"
 
 
+@pytest.mark.parametrize("diverges", ["projection=1", "layer=1"])
+def test_diverged_seeds_of_an_allocation_withhold_what_its_other_seeds_suggest(
+    diverges: str, analysed: Analysed
+) -> None:
+    def made(trial: Trial, row: Row) -> Result:
+        made = made_up(trial, row)
+        return replace(made, failure="diverged") if diverges in row.method and trial.seed > 2 else made
+
+    suite = {name: value for name, value in (STUDIED | SUITE).items() if name != "tuning"}
+    (section,) = analysed(made, seeds_of(**suite, seeds=[0, 1, 2, 3, 4, 5])).allocations
+    assert "differs from" not in of_allocations(section)
+    reasons = {trend.mode: trend.slope.verdict.reason for trend in section.trends}
+    for trend in section.trends:
+        expected = f"seeds of {diverges} diverged" if diverges in trend.allocations else ""
+        assert reasons[trend.mode] == expected
+
+
 def test_the_page_and_the_tables_have_the_section(results: Results, section: Allocations) -> None:
     files = compose(results, ["html", "md", "csv"]).files
     assert of_allocations(section) in files["index.html"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pandas as pd
 import pytest
 
 from tensorbench.methods import UserError
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
 from tensorbench.records.stored_plan import Row
 from tensorbench.reports.analysis import analyse
 from tensorbench.reports.reading import read
@@ -17,7 +20,10 @@ from tensorbench.reports.results import FLOOR, NO_ADAPTERS
 from tensorbench.reports.selection import Selection
 
 from ..messages import naming
-from .made_up import SMALL, Call, Stored, plan_of, result
+from ..stored import Result
+from . import made_up_studies
+from .made_up import SMALL, Analysed, Call, Stored, answered, plan_of, result
+from .made_up_studies import ONE_TASK
 
 
 def test_comparisons_hold_at_once_for_the_chosen_methods_alone(rich: str) -> None:
@@ -86,6 +92,23 @@ def test_heads_stay_beside_chosen_methods_on_their_tasks(rich: str) -> None:
 def test_missing_rows_are_refused(rich: str, selection: Selection, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         read(rich, ["rich"], selection)
+
+
+def test_chosen_methods_meet_the_head_of_another_tuned_suite(analysed: Analysed) -> None:
+    def made(trial: Trial, row: Row) -> Result:
+        right = {"converged head": 950, "LoRA": 800, "LoTR": 880}.get(row.title, 840)
+        right += random.Random(trial.id).randint(-3, 3)
+        return answered(right, 1000, measures={Measure.SELECTED_LOSS: 2 - right / 500})
+
+    tuned = ONE_TASK | {"tuning": {"studies": 3, "points": 3}}
+    plans = [
+        made_up_studies.plan_of(**tuned, name="adapters", methods=["lora", "lotr"]),
+        made_up_studies.plan_of(**tuned, name="heads", methods=["converged_head", "fact_tt"]),
+    ]
+    for selection in (None, Selection(methods=["LoRA", "LoTR"])):
+        (block,) = analysed(made, *plans, selection=selection).blocks
+        (of_lotr,) = (entrant for entrant in block.compared if entrant.method == "LoTR")
+        assert of_lotr.differences[block.k].verdict.reason == "LoRA is no better than a head"
 
 
 def test_rows_of_fixed_size_are_named_as_in_tables() -> None:

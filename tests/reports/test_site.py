@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import random
 import re
 import shutil
 from collections.abc import Callable
@@ -24,13 +25,23 @@ from tensorbench.records.stored_plan import Row
 from tensorbench.reports import site as build
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.answers import answer
-from tensorbench.reports.site import Standing, differences, packs_in, published, site_files
+from tensorbench.reports.site import (
+    Standing,
+    answer_of_all,
+    differences,
+    packs_in,
+    published,
+    site_files,
+)
 
 from ..packs import changed, edit_json, packed
 from ..stored import Result
 from . import made_up_studies
-from .made_up import SMALL, Call, Stored, plan_of
+from .made_up import SMALL, Call, Stored, answered, plan_of
 
+TENSOR = {"method": "tenslora", "variant": "qkv_depth"}
+#: The rows that are ten points better than the others.
+BETTER = ("LoTR", "TensLoRA qkv_depth [layer=1]")
 EVIL = "=cmd|'/C calc'!A0<script>alert(1)</script>"
 
 
@@ -132,6 +143,33 @@ def test_a_reference_that_failed_is_named_before_what_is_claimed(tmp_path: Path,
     assert block.guards
     index = html.unescape(str(site_files([pack])["index.html"]))
     assert 0 < index.index(block.guards[0]) < index.index('id="standing"')
+
+
+@pytest.mark.parametrize(
+    ("head", "methods", "said"),
+    [
+        (0.5, ["lora", "lotr"], "Significantly better than LoRA: LoTR (small, isoparameters 2)."),
+        # Nothing is said of a suite whose verdicts are withheld.
+        (0.95, ["lora", "lotr"], "No suite gives a verdict."),
+        (
+            0.5,
+            [TENSOR, TENSOR | {"ranks": {"layer": 1}}],
+            f"Significantly better than TensLoRA qkv_depth: {BETTER[1]} (small, isoparameters 2).",
+        ),
+    ],
+)
+def test_the_answer_of_all_names_the_reference(
+    head: float, methods: list[Any], said: str, tmp_path: Path, stored: Stored
+) -> None:
+    def made(trial: Trial, row: Row) -> Result:
+        score = head if row.family == "converged_head" else 0.9 * (row.method in BETTER) or 0.8
+        right = round(1000 * score) + random.Random(f"{row.method} {trial.seed}").randint(-3, 3)
+        return answered(right, 1000)
+
+    suite = SMALL | {"methods": ["converged_head", *methods], "seeds": [0, 1, 2, 3]}
+    plan = plan_of(**suite | {"budgets": [{"isoparameters": 2, "tolerance": 0.5}]})
+    pack = packed(stored(made, plan), "small", tmp_path)
+    assert answer_of_all(list(published([pack]))) == said
 
 
 def test_addresses_distinguish_names_of_packs_and_settings(tmp_path: Path, stored: Stored) -> None:

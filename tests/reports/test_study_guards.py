@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tensorbench.reports.analysis import analyse
 from tensorbench.reports.answers import answer, window_advice
 from tensorbench.reports.blocks import Block
 from tensorbench.reports.inference.effects import Answer
-from tensorbench.reports.reading import read
+from tensorbench.reports.reading import read, tabulate
 from tensorbench.reports.report import write_report
 
 from ..stored import Result
@@ -208,6 +209,25 @@ def test_best_rates_at_an_edge_make_a_score_a_lower_bound(
 def test_equal_methods_are_not_called_equivalent_where_one_is_a_lower_bound(stored: Stored) -> None:
     block = block_of(stored(at({QKV: 0.6}, {"LoRA": 0.0, QKV: 0.01}), plan_of(**EIGHT_RATES)))
     assert verdict_on(block)[0] is Answer.UNDECIDED
+
+
+def test_a_reference_of_another_budget_may_be_a_lower_bound_too(stored: Stored) -> None:
+    budgets = [{"isorank": 2}, {"isorank": 4}]
+    uri = stored(at({"LoRA": 0.6}, {"LoRA": 0.0, QKV: 0.05}), plan_of(**EIGHT_RATES | {"budgets": budgets}))
+    results = read(uri, [NAME])
+    (experiment,) = results.experiments
+    # LoRA ran under the larger budget alone.
+    rows = tuple(row for row in experiment.rows if (row.title, row.budget) != ("LoRA", "isorank 2"))
+    kept = replace(experiment, rows=rows)
+    analysis = analyse(replace(results, experiments=(kept,), all_cells=tabulate([kept])))
+    smaller, larger = analysis.blocks
+    assert smaller.reference is not None
+    assert larger.reference is not None
+    assert smaller.reference.cells == larger.reference.cells
+    for block in (smaller, larger):
+        assert verdict_on(block) == (Answer.UNDECIDED, "", "the best rates of LoRA lie at an edge")
+        assert [edge.method for edge in block.edges] == ["LoRA"]
+    assert len(window_advice(analysis)) == 2
 
 
 def test_run_proposes_a_window_that_holds_the_best_rates(stored: Stored, analysed: Analysed) -> None:

@@ -42,6 +42,8 @@ from tensorbench.reports.reading import read
 from tensorbench.reports.report import compose, write_report
 from tensorbench.reports.results import Results
 from tensorbench.reports.selection import Selection
+from tensorbench.reports.site import standings
+from tensorbench.reports.summary import Summary, suite_answer
 
 from ..stored import Result
 from .browsing import MARKS, on_paper, opened, resize, seen
@@ -413,9 +415,19 @@ def test_the_answer_names_a_method_that_lacks_a_task(analysed: Analysed) -> None
     def made(trial: Trial, row: Row) -> Result | None:
         return None if (row.title, row.task) == ("LoTR", "digits") else result(trial, row)
 
-    (block,) = analysed(made, plan_of(methods=["lora", "lotr", "fact_tt"])).blocks
+    analysis = analysed(made, plan_of(methods=["lora", "lotr", "fact_tt"]))
+    (block,) = analysis.blocks
     assert [entrant.method for entrant in block.compared] == ["FacT-TT"]
     assert "not on all tasks: LoTR" in answer(block)
+    # Wherever its verdict is shown, so is the number of its tasks. Metrics in MLflow could not say it.
+    shown = Summary(analysis, "", ()).tables("toy")
+    lines = [line for table in shown for line in table.lines if "verdict" in line]
+    verdicts = {line["method"]: line["verdict"] for line in lines}
+    assert verdicts["LoTR"].endswith(", on 1 of 2")
+    assert " of 2" not in verdicts["FacT-TT"]
+    of_site = {(line.cell.method, line.cell.task): line.verdict for line in standings("toy", analysis)}
+    assert of_site["LoTR", "movie-sentiment"] == verdicts["LoTR"]
+    assert not any("LoTR" in point.key for point in suite_answer(analysis).differences)
 
 
 def test_a_level_is_subtracted_on_its_own_metric_only(tmp_path: Path, stored: Stored) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tensorbench.plan.pairs import Part
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.stored_plan import Row
@@ -16,8 +17,9 @@ from tensorbench.reports.answers import in_words
 from tensorbench.reports.blocks import Block
 from tensorbench.reports.loading import LoadedResults, load_results
 from tensorbench.reports.report import write_report
-from tensorbench.reports.summary import suite_answer
+from tensorbench.reports.summary import suite_answer, summarise
 from tensorbench.reports.tables import scores_table
+from tensorbench.store.store import Store
 
 from ..stored import Result
 from .made_up import Analysed, Stored, answered, plan_of, printed, summary_of
@@ -52,6 +54,24 @@ def results_of(stored: Stored) -> Callable[[Right], LoadedResults]:
 
 
 ResultsOf = Callable[[Right], LoadedResults]
+
+
+def test_a_part_that_runs_meets_the_heads_that_ran_before(stored: Stored) -> None:
+    def made(trial: Trial, row: Row) -> Result | None:
+        if (row.title, row.task) == ("head only", "textile"):
+            return None
+        count = {"head only": 900}.get(row.title, RIGHT.get(row.title, 0)) + trial.seed % 2
+        return answered(count, 1000, validation=[count / 1000])
+
+    plan = plan_of(**SUITE)
+    store = Store.existing(stored(made, plan), "small")
+    part = plan.select(Part(methods=("LoRA", ATT)))
+    summary = summarise(store, part.stored(), whole=plan.stored())
+    assert "LoRA is no better than a head on digits" in printed(*summary.tables("small"))
+    # A head that has not run is not missing from the part.
+    heads = {cell.task for cell in summary.results.all_cells if cell.method == "head only"}
+    assert heads == {"digits"}
+    assert not any("missing" in remark for remark in summary.remarks)
 
 
 def block_of(results: LoadedResults) -> Block:
