@@ -219,7 +219,7 @@ def window_advice(analysis: Analysis) -> list[str]:
         else:
             continue
         advice.append(f"To hold the best rates, write {where}: {'; '.join(lines)}")
-    return advice
+    return list(dict.fromkeys(advice))
 
 
 def joined(names: Sequence[str]) -> str:

@@ -215,7 +215,7 @@ class Block:
     def extent(self, entrant: Entrant) -> str:
         """On how many settings a method is compared, as text after its verdict. Empty if on all of them."""
         on, every = len(entrant.on), len(self.settings)
-        return f" on {on} of {every}" * (on < every)
+        return f" on {on} of {every} tasks" * (on < every)
 
     @cached_property
     def design(self) -> Design | None:

@@ -188,12 +188,12 @@ def _chances(results: Results) -> dict[tuple[TaskAndBackbone, str], float]:
     """
     chances: dict[tuple[TaskAndBackbone, str], float] = {}
     by_metric = grouped(results.all_cells, lambda cell: (cell.setting, results.metrics[cell.number]))
-    for setting, cells in by_metric.items():
+    for key, cells in by_metric.items():
         finished = [(cell, seed) for cell in cells for seed in cell.finished_trials]
         scores = [results.direction(cell) * seed.score for cell, seed in finished if seed.score is not None]
         if not scores:
             continue
-        chances[setting] = min(scores)
+        chances[key] = min(scores)
         cell, seed = finished[0]
         metric = METRICS.get(cell.metric)
         stored = predictions(results, [seed], metric)
@@ -201,5 +201,5 @@ def _chances(results: Results) -> dict[tuple[TaskAndBackbone, str], float]:
             with METRICS.blaming(metric.name):
                 chance = metric.by_chance(answers.labels)
             if chance is not None:
-                chances[setting] = metric.sign * chance
+                chances[key] = metric.sign * chance
     return chances

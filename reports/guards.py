@@ -193,7 +193,7 @@ def guarded(material: Material, block: Block, scored: Sequence[Cell]) -> Block:
     reference = {setting: each.cell for setting, each in of_reference.items()}
     methods = [cell for entrant in block.methods for cell in entrant.cells]
     guards = find_guards(material, scored, methods, reference.values())
-    # The reference comes last, since it may be one from another budget with the name of a method.
+    # The reference may be one from another budget.
     entrants = [*block.methods, *([block.reference] if block.reference else [])]
     edges = {entrant.method: _edges(entrant) for entrant in entrants}
     sides = _Sides(material, guards, block.against, reference, edges)

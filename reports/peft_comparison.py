@@ -394,8 +394,8 @@ def _answer(comparison: PeftComparison) -> Iterator[str]:
     yield (f"- Against {_code(comparison.reference)}: {better} better, {worse} worse, {undecided} undecided.")
     alone = f"{comparison.naive:,} differ by the noise of test questions, each pair alone at 95%; "
     yield (
-        f"- Of all {comparison.pairs:,} pairs {alone * bool(best.questions)}{comparison.real:,} differ, all "
-        "simultaneously."
+        f"- Of all {comparison.pairs:,} pairs {alone * bool(best.questions)}{comparison.real:,} differ by "
+        "simultaneous intervals."
     )
     noise = comparison.noise
     if noise is None:

@@ -243,7 +243,7 @@ def _cell(number: int, experiment: Experiment, row: Row, runs: Sequence[Run], se
         budget=row.budget or OWN_SIZE,
         method=row.name,
         title=row.title,
-        family=str(trials[0].method["method"]) if trials else row.family,
+        family=experiment.family(row),
         ranks=",".join(map(str, row.ranks)),
         parameters=row.parameters,
         peak=row.peak,

@@ -10,11 +10,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import first_few
-from tensorbench.records.stored_plan import PlannedTrial, StudyPlan
-from tensorbench.reports.results import Cell, Results, grouped
+from tensorbench.records.stored_plan import PlannedTrial, Row, StudyPlan
+from tensorbench.reports.results import CONVERGED, FLOOR, NO_ADAPTERS, Cell, Experiment, Results, grouped
 
 #: A flattened recipe: the values of its fields, by name.
 Recipe = Mapping[str, str]
@@ -49,9 +50,41 @@ _NOTHING = ("null", "[]", "false")
 
 def fields(trial: PlannedTrial) -> dict[str, str]:
     """A trial's flattened configuration, without its method, backbone, task and seed."""
-    decisive = {key: getattr(trial, key, trial.task.get(key)) for key in DECISIVE}
-    values = decisive | {f"training {key}": value for key, value in trial.recipe.items()}
+    values = _decisive(trial) | {f"training {key}": value for key, value in trial.recipe.items()}
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+
+
+def _decisive(trial: PlannedTrial) -> dict[str, Any]:
+    return {key: getattr(trial, key, trial.task.get(key)) for key in DECISIVE}
+
+
+def with_heads(experiments: Sequence[Experiment], chosen: Sequence[Sequence[Row]]) -> list[tuple[Row, ...]]:
+    """The chosen rows of each experiment, followed by the heads to which their adapters are comparable.
+
+    These are rows of the head alone and of the converged head, restricted to their finished trials. They tell
+    whether an adapter learned anything, so a report needs them even if nobody chose them.
+    """
+
+    def measured(experiment: Experiment, row: Row) -> str:
+        trial = experiment.trial_of(row)
+        return json.dumps([row.task, row.backbone, trial and _decisive(trial)])
+
+    both = list(zip(experiments, chosen, strict=True))
+    of_adapters = {
+        measured(each, row) for each, rows in both for row in rows if each.family(row) not in NO_ADAPTERS
+    }
+    parts = []
+    for each, rows in both:
+        finished = {id_ for id_, record in each.records.items() if record.score is not None}
+        there = {(row.name, row.task, row.backbone) for row in rows}
+        heads = [
+            row.only([seed for seed, id_ in row.trials.items() if id_ in finished])
+            for row in each.rows
+            if each.family(row) in (FLOOR, CONVERGED) and measured(each, row) in of_adapters
+            if (row.name, row.task, row.backbone) not in there and finished & {*row.trials.values()}
+        ]
+        parts.append((*rows, *heads))
+    return parts
 
 
 def without_ranks(cell: Cell) -> str:

@@ -299,6 +299,15 @@ class Experiment:
         """The store's address, or the names of the packs' files."""
         return self.source.where
 
+    def trial_of(self, row: Row) -> PlannedTrial | None:
+        """The first trial of a row that is planned. None if there is none."""
+        return next((self.trials[id_] for id_ in row.trials.values() if id_ in self.trials), None)
+
+    def family(self, row: Row) -> str:
+        """The registered name of a row's method. Older plans have it in their trials alone."""
+        trial = self.trial_of(row)
+        return str(trial.method["method"]) if trial else row.family
+
     @property
     def last_day(self) -> str:
         """The UTC day of the last trial, as YYYY-MM-DD. A trial that has not ended counts from its start."""

@@ -28,8 +28,7 @@ class Selection:
     selected even if `methods` leaves them out. If it has no row under `budgets`, its rows under all other
     budgets are selected.
 
-    On the tasks of selected rows, the head alone and the converged head are selected too, since they tell
-    whether a method learned anything.
+    The head alone and the converged head stay beside selected adapters (see `with_heads`).
     """
 
     methods: Sequence[str] = ()
@@ -58,7 +57,7 @@ class Selection:
 
         Raises UserError for an entry that matches no row, and if no row matches all fields.
         """
-        from tensorbench.reports.results import CONVERGED, FLOOR
+        from tensorbench.reports.recipes import with_heads
 
         rows = [row for experiment in experiments for row in experiment.rows]
         table_names = {row.name for row in rows}
@@ -92,13 +91,8 @@ class Selection:
                 for kind, chosen, names_of in choices
             )
 
-        settings = {(row.task, row.backbone) for row in filter(selected, rows)}
-        if not settings:
+        picked = [list(filter(selected, each.rows)) for each in experiments]
+        if not any(picked):
             raise UserError("no row is of all these methods, tasks, backbones and budgets")
-
-        def kept(row: Row) -> bool:
-            head = row.family in (FLOOR, CONVERGED) and (row.task, row.backbone) in settings
-            return head or selected(row)
-
-        parts = [replace(each, rows=tuple(filter(kept, each.rows))) for each in experiments]
-        return tuple(each for each in parts if each.rows)
+        parts = zip(experiments, with_heads(experiments, picked), strict=True)
+        return tuple(replace(each, rows=kept) for each, kept in parts if kept)

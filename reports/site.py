@@ -169,14 +169,14 @@ class Standing:
 
     @property
     def verdict(self) -> str:
-        """The verdict over the block's settings, in words, and on how many of them if the method lacks some.
+        """The verdict in words. If the method lacks settings of the block, it says on how many it is.
 
         Empty if there is no comparison.
         """
         if self.block is None or self.comparison is None:
             return ""
         said = in_words(self.comparison.verdict, self.block.unit.size(self.block.threshold))
-        extent = f", on {len(self.comparison.on)} of {len(self.block.settings)}"
+        extent = f", on {len(self.comparison.on)} of {len(self.block.settings)} tasks"
         return said + extent * bool(self.left_out)
 
 

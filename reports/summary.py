@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tensorbench.machine.table import Table
@@ -15,8 +15,8 @@ from tensorbench.records.words import Status
 from tensorbench.reports.cautions import guards
 from tensorbench.reports.overview import overview
 from tensorbench.reports.reading import tabulate
-from tensorbench.reports.recipes import find_mixtures, refuse_mixtures
-from tensorbench.reports.results import CONVERGED, FLOOR, Experiment, Results, distinct
+from tensorbench.reports.recipes import find_mixtures, refuse_mixtures, with_heads
+from tensorbench.reports.results import Experiment, Results, distinct
 from tensorbench.store.store import Store
 
 if TYPE_CHECKING:
@@ -158,36 +158,30 @@ def summarise(
     plan: StoredPlan,
     records: Iterable[Record] | None = None,
     *,
-    whole: StoredPlan | None = None,
+    full_plan: StoredPlan | None = None,
 ) -> Summary:
-    """Reads the stored results of a plan, or of a part of the plan `whole`.
+    """Reads the stored results of a plan, or of a part of `full_plan`.
 
-    The heads of `whole` that have run on the part's tasks stay beside it, as in reports of a part (see
-    `Selection`). `records` are the store's records. If it is None, they are read from the store. Failed and
-    missing trials are counted, but are in no mean.
+    The heads of `full_plan` that have run stay beside a part's adapters (see `with_heads`). `records` are the
+    store's records. If it is None, they are read from the store. Failed and missing trials are counted, but
+    are in no mean.
     """
     # Importing the statistics takes a second.
     from tensorbench.reports.analysis import analyse
 
-    stored, whole = latest(store.records() if records is None else records), whole or plan
-    settings = {(row.task, row.backbone) for row in plan.rows}
-    own = {(row.method, row.task, row.backbone) for row in plan.rows}
-    heads = [
-        row
-        for row in whole.rows
-        if row.family in (FLOOR, CONVERGED) and (row.task, row.backbone) in settings
-        if (row.method, row.task, row.backbone) not in own and stored.keys() >= {*row.trials.values()}
-    ]
+    full_plan = full_plan or plan
     experiment = Experiment(
         source=store,
         name=store.name,
         closing=plan.closing,
         run_id="",
-        rows=(*plan.rows, *heads),
-        trials=whole.by_id(),
-        records=stored,
+        rows=full_plan.rows,
+        trials=full_plan.by_id(),
+        records=latest(store.records() if records is None else records),
         duplicates=0,
-        studied=whole.studied,
+        studied=full_plan.studied,
     )
+    (rows,) = with_heads([experiment], [plan.rows])
+    experiment = replace(experiment, rows=rows)
     results = Results((experiment,), tabulate([experiment]), notes=())
     return Summary(analyse(results), plan.closing, tuple(guards(experiment)))

@@ -291,7 +291,7 @@ def read_submission(pack: Path, card: Card | None = None, published: Sequence[Pa
         for name in names
         if name not in compared
     ]
-    ended = {seed.trial_id for cell in results.all_cells for seed in cell.finished_trials}
+    ended = {seed.trial_id for seed in results.all_seeds if seed.record.settled}
     if not of_suite.heads <= ended:
         faults.append(f"the heads of {suite} lack results: they tell whether LoRA learned anything")
     faults += _faults(newcomers, of_lora)

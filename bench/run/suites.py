@@ -310,7 +310,7 @@ def run_suite(
             from tensorbench.reports.summary import summarise
 
             stored_plan = full_plan.stored()
-            summary = summarise(opened, plan.stored(), records, whole=stored_plan)
+            summary = summarise(opened, plan.stored(), records, full_plan=stored_plan)
             answers: tuple[str, ...] = ()
             if not (full_plan.partial or pending(full_plan, records)):
                 whole = summarise(opened, stored_plan, records) if part.choices else summary

@@ -39,8 +39,8 @@ ENDS = (3.162e-4, 3.162e-2)
 def of_other_tasks(pack: Path, without_room: Collection[str]) -> dict[str, Answer]:
     """The answers to questions 1 to 4, by title, from the study's pack.
 
-    The pilot found no room on the tasks `without_room`, which are in no mean. Raises ValueError if the pack
-    lacks one of them.
+    The pilot found no room on the tasks `without_room`, which are in no mean of several tasks. Raises
+    ValueError if the pack lacks one of them.
     """
     results = read("", [str(pack)])
     metrics = {cell.task: results.metrics[cell.number] for cell in results.all_cells}
@@ -48,7 +48,6 @@ def of_other_tasks(pack: Path, without_room: Collection[str]) -> dict[str, Answe
         raise ValueError(f"{pack} has no task {listed(sorted(unknown))}; its tasks are {listed(metrics)}")
     accuracy = [task for task, metric in metrics.items() if metric == "accuracy"]
     counted = [task for task in accuracy if task not in without_room]
-    lacking = [task for task in accuracy if task in without_room]
     others = [task for task in metrics if task not in accuracy]
     questions: dict[str, tuple[tuple[str, ...], list[str], list[Rule]]] = {
         "Question 1": (METHODS, counted, [after_tuning, expected]),
@@ -64,8 +63,10 @@ def of_other_tasks(pack: Path, without_room: Collection[str]) -> dict[str, Answe
             continue
         analysis = analysed(pack, selection=Selection(methods, tuple(tasks), reference=LORA))
         sentences = [*qualified([analysis], lambda cell: cell.method), *_of_pilot(analysis)]
-        if lacking and tasks is counted:
-            sentences.append(f"The pilot found no room on {listed(lacking)}, which the mean leaves out.")
+        mean = accuracy if tasks is counted else tasks
+        if lacking := [task for task in mean if task in without_room]:
+            left_out = ", which the mean leaves out" * (tasks is counted)
+            sentences.append(f"The pilot found no room on {listed(lacking)}{left_out}.")
         answers[title] = completed(answered([(analysis, rule) for rule in rules]), every, sentences)
     return answers
 

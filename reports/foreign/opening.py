@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 
 from tensorbench.methods import UserError
-from tensorbench.methods.errors import shown
 from tensorbench.records.measures import Measure
 from tensorbench.reports.foreign.names import BINARY_LOG, COLUMNS, ENDINGS, FILES, TableOptions
 from tensorbench.reports.foreign.runs import ForeignRun, ForeignSource, of_name
@@ -34,7 +33,9 @@ UNTUNED = (
 HIGHER_IS_BETTER = {
     **dict.fromkeys(("acc", "acc_all", "acc_bytes", "acc_mutual_info", "acc_norm", "accuracy"), True),
     **dict.fromkeys(("exact", "exact_match", "em", "f1", "mcc", "likelihood", "pass@1", "pass_at_1"), True),
-    **dict.fromkeys(("bleu", "bleu_max", "chrf", "rouge1", "rouge2", "rougeL", "rougeL_max"), True),
+    **dict.fromkeys(
+        ("bleu", "bleu_max", "chrf", "rouge1", "rouge2", "rougeL", "rougeLsum", "rougeL_max"), True
+    ),
     **dict.fromkeys(("prompt_level_strict_acc", "inst_level_strict_acc"), True),
     **dict.fromkeys(("prompt_level_loose_acc", "inst_level_loose_acc"), True),
     **dict.fromkeys(("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"), False),
@@ -109,9 +110,8 @@ def read_lm_eval(file: Path, content: Mapping[str, Any], notes: list[str]) -> It
 
     The run's score is the task's first metric of which larger values are better, by the file or, if the file
     does not say, by `HIGHER_IS_BETTER`. Groups of tasks are left out, since the file has their tasks too.
-    Adds notes on tasks that only have metrics of which less is better, and on samples that are incomplete and
-    therefore not used. Raises UserError if a task has no such metric, and neither the file nor
-    `HIGHER_IS_BETTER` has the direction of another metric.
+    Adds notes on tasks without such a metric, which are left out, and on samples that are incomplete and
+    therefore not used.
     """
     config = content.get("config") or {}
     arguments = config.get("model_args") or {}
@@ -132,13 +132,11 @@ def read_lm_eval(file: Path, content: Mapping[str, Any], notes: list[str]) -> It
         better = HIGHER_IS_BETTER | {each: more for each, more in stated.items() if more is not None}
         key = next((key for key, metric in metrics.items() if better.get(metric)), None)
         if key is None:
+            why = "has no metric of which more is better"
             if unknown := next((metric for metric in metrics.values() if metric not in better), None):
                 stating = json.dumps({task: {unknown: True}})
-                raise UserError(
-                    f"{file}: whether more {shown(unknown)} is better on {shown(task)} is not stated: "
-                    f'add "higher_is_better": {stating} to the file, or the same with false'
-                )
-            notes.append(f"{file.name}: {task} has no metric of which more is better, and is left out.")
+                why = f'does not say whether more {unknown} is better ("higher_is_better": {stating} would)'
+            notes.append(f"{file.name}: {task} {why}, and is left out.")
             continue
         metric, _, chosen = key.partition(",")
         examples = _answers(file, task, metric, chosen)

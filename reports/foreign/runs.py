@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
@@ -35,8 +35,8 @@ DEFAULT_METRIC = "score"
 NO_BUDGET = "budgets not matched"
 #: The largest difference between a run's score and the mean of its examples that rounding explains.
 AGREES = 0.001
-#: A method's range of rates counts as equally wide from this share of the widest range on its setting. Ranges
-#: of rates drawn at random differ by luck. Above a share of .6, the guard against edges sees a range's ends.
+#: A range of rates counts as wide as another from this share of its width, since ranges of rates drawn at
+#: random differ by luck. Above a share of .6, the guard against edges sees a range's ends.
 AS_WIDE = 2 / 3
 #: The largest number of methods. If there are more, the wrong column was probably read as methods.
 MOST_METHODS = 1_000
@@ -136,16 +136,15 @@ class ForeignSource(Source):
         #: The number of each test example of a task, by its name.
         self._example = {task: {e: number for number, e in enumerate(own)} for task, own in names.items()}
         by_row = grouped(runs, lambda run: run.row)
-        widest = defaultdict[tuple[str, str], float](float)
-        for (task, backbone, *_), own in by_row.items():
-            widest[task, backbone] = max(widest[task, backbone], _decades(own))
+        ranges = grouped(by_row, lambda row: row[:3])
+        widths = {key: _widths([_decades(by_row[row]) for row in rows]) for key, rows in ranges.items()}
         # All methods are tuned by the same measure, so trials without it are left out.
         stored = (Measure.SELECTED_LOSS, Measure.SELECTED_VALIDATION)
         chosen_by = next((each for each in stored if any(each in run.measures for run in runs)), None)
         rows, self._runs = [], dict[str, ForeignRun]()
         self._records = list[Record]()
-        for (task, backbone, *_), own in by_row.items():
-            row, losses = _row(own, self._metric.sign, widest[task, backbone], chosen_by)
+        for key, own in by_row.items():
+            row, losses = _row(own, self._metric.sign, widths[key[:3]][_decades(own)], chosen_by)
             rows.append(row)
             for seed, run in zip(row.trials, _ordered(own), strict=True):
                 self._runs[run.id] = run
@@ -302,15 +301,25 @@ def _decades(runs: Sequence[ForeignRun]) -> float:
     return round(math.log10(max(rates) / min(rates)), 3) if rates else 0.0
 
 
+def _widths(ranges: Iterable[float]) -> dict[float, float]:
+    """The width as which each of these ranges counts: that of the widest one that is not much wider."""
+    widths: dict[float, float] = {}
+    widest = math.inf
+    for decades in sorted(ranges, reverse=True):
+        if not widths or decades < AS_WIDE * widest:
+            widest = decades
+        widths[decades] = widest
+    return widths
+
+
 def _row(
-    runs: Sequence[ForeignRun], sign: float, widest: float, chosen_by: Measure | None
+    runs: Sequence[ForeignRun], sign: float, width: float, chosen_by: Measure | None
 ) -> tuple[Row, dict[str, float]]:
     """The row of a method, and the validation losses of its trials by trial id.
 
-    The window of learning rates is the range that the method tried. `widest` is the width in decades of the
-    widest range on the setting. A range that is nearly as wide (see `AS_WIDE`) gets this width, since methods
-    are only compared if their windows are equally wide. Trials are chosen by the measure `chosen_by` or, if
-    it is None, by the scores of other studies.
+    The window of learning rates has the centre of the range that the method tried, and `width` decades (see
+    `_widths`), since methods are only compared if their windows are equally wide. Trials are chosen by the
+    measure `chosen_by` or, if it is None, by the scores of other studies.
     """
     first, ordered = runs[0], _ordered(runs)
     studies = grouped(ordered, lambda run: run.place)
@@ -322,7 +331,7 @@ def _row(
     plan: StudyPlan | None = None
     if tuned:
         points = max(map(len, studies.values()))
-        own, decades = [run.lr for run in runs if run.lr], _decades(runs)
+        own = [run.lr for run in runs if run.lr]
         centre = math.sqrt(min(own) * max(own))
         trials = {
             number * points + point: StudyTrial(
@@ -336,7 +345,7 @@ def _row(
             points=points,
             ks=(*(k for k in TRIALS if k < points), points),
             centre=centre,
-            decades=max(0.001, widest if decades >= AS_WIDE * widest else decades),
+            decades=max(0.001, width),
             head_lr=None,
             trials=trials,
             crossed=chosen_by is None,

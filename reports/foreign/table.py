@@ -187,7 +187,7 @@ def _numbered(runs: Sequence[ForeignRun]) -> list[ForeignRun]:
     # Lines are often sorted by score. Pairing them in their order would pair the best run of each method with
     # the best of the other, so that differences vary too little. The order of hashes is as good as random,
     # and is the same however lines are sorted.
-    for place in sorted(range(len(runs)), key=lambda place: runs[place].id):
+    for place in sorted(range(len(runs)), key=lambda place: (runs[place].id, str(runs[place]))):
         key = (*runs[place].row, runs[place].study, runs[place].lr)
         seeds[place] = counts[key]
         counts[key] += 1

@@ -338,6 +338,12 @@ def test_methods_with_grids_of_their_own_are_shown_apart(tmp_path: Path) -> None
     assert sorted(block.k for block in results.analysis.blocks) == [5, 9]
     # Rates that hardly differ are a window, too.
     assert load_results(frame.assign(lr=1e-3 * (1 + frame["lr"] / 1e3))).analysis.blocks[0].k == 9
+    # A method with a much wider range stands apart, and the others are still compared.
+    three = tuned(np.random.default_rng(4), LoRA=-3, a=-3, wide=-3)
+    three["lr"] = three["lr"].where(three["method"] != "wide", three["lr"] ** 2 * 1e3)
+    blocks = load_results(three).analysis.blocks
+    names = sorted(sorted(entrant.method for entrant in block.entrants) for block in blocks)
+    assert names == [["LoRA", "a"], ["wide"]]
     # On another task both have fewer rates: k is what both tasks have.
     few = frame[frame["lr"] > 5e-4].assign(task="few")
     (block,) = load_results(pd.concat([frame.assign(task="all"), few])).analysis.blocks
@@ -533,20 +539,21 @@ def test_the_score_of_lm_evaluation_harness_is_a_metric_of_which_more_is_better(
 
 
 @pytest.mark.parametrize("better", [{}, {"t": {"mine": None}}])
-def test_a_metric_of_lm_evaluation_harness_without_a_direction_is_refused(
+def test_a_task_of_lm_evaluation_harness_without_a_direction_is_left_out(
     tmp_path: Path, better: dict[str, Any]
 ) -> None:
     metrics = {"perplexity,none": 5.0, "mine,none": 0.7, "mine_stderr,none": 0.1}
-    content = {"results": {"t": metrics}, "model_name": "a", "higher_is_better": better}
+    other = {"acc,none": 0.5}
+    content = {"results": {"t": metrics, "other": other}, "model_name": "a", "higher_is_better": better}
     file = tmp_path / "results_1.json"
     file.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(UserError, match=naming("results_1.json", "'mine'", "'t'")) as refused:
-        load_results(file)
-    # The message has what the file lacks.
-    stating = re.search(r"add (.*) to the file", str(refused.value))
+    results = load_results(file)
+    assert [cell.task for cell in results.all_cells] == ["other acc"]
+    # The note has what the file lacks.
+    stating = re.search(r"results_1.json: t does not say .* \((.*) would\)", " ".join(results.notes))
     assert stating
     file.write_text(json.dumps(content | json.loads(f"{{{stating[1]}}}")), encoding="utf-8")
-    assert [cell.task for cell in load_results(file).all_cells] == ["t mine"]
+    assert [cell.task for cell in load_results(file).all_cells] == ["t mine", "other acc"]
 
 
 @pytest.mark.parametrize(("score", "finished"), [("NaN", 1), ("0.5", 2)])

@@ -78,6 +78,9 @@ def test_heads_stay_beside_chosen_methods_on_their_tasks(rich: str) -> None:
         assert heads <= {(cell.method, cell.task) for cell in part.all_cells}
     (experiment,) = read(rich, ["rich"], Selection(methods=["LoTR"], tasks=["digits"])).experiments
     assert {row.task for row in experiment.rows} == {"digits"}
+    # Beside a head alone, other heads have nothing to tell.
+    (experiment,) = read(rich, ["rich"], Selection(methods=["head only"])).experiments
+    assert {row.title for row in experiment.rows} == {"head only"}
 
 
 @pytest.mark.parametrize(

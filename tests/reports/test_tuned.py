@@ -423,7 +423,7 @@ def test_the_answer_names_a_method_that_lacks_a_task(analysed: Analysed) -> None
     shown = Summary(analysis, "", ()).tables("toy")
     lines = [line for table in shown for line in table.lines if "verdict" in line]
     verdicts = {line["method"]: line["verdict"] for line in lines}
-    assert verdicts["LoTR"].endswith(", on 1 of 2")
+    assert verdicts["LoTR"].endswith(", on 1 of 2 tasks")
     assert " of 2" not in verdicts["FacT-TT"]
     of_site = {(line.cell.method, line.cell.task): line.verdict for line in standings("toy", analysis)}
     assert of_site["LoTR", "movie-sentiment"] == verdicts["LoTR"]
