@@ -299,9 +299,9 @@ def test_a_setting_whose_runs_all_failed_costs_the_method_its_mean_alone(
     assert found.interval == found.effect.interval(simultaneous(2))
     (line,) = (line for line in scores_table(analysis.results, block).lines if line["method"] == "LoTR")
     assert (line["textile"], line["mean"]) == ("–", "–")
-    assert line["difference from LoRA"].endswith(" on 1 of 2")
+    assert line["difference from LoRA"].endswith(" on 1 of 2 tasks")
     assert "not on all tasks: LoTR" in answer(block)
-    assert "on 1 of 2" in page_of(analysis, tmp_path).read_text()
+    assert "on 1 of 2 tasks" in page_of(analysis, tmp_path).read_text()
 
 
 @pytest.mark.parametrize("changes", [{"seeds": [0]}, {"methods": ["lotr"]}, {"methods": ["lora"]}])
