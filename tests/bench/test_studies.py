@@ -134,6 +134,9 @@ def test_studies_of_a_part_and_of_another_machine_are_one(
     done = run_suite(halves.suite, store=uri)
     assert done.complete
     assert len(Store.existing(uri, "toy").records()) == 24
+    # A part is told beside the head, as the whole is.
+    of_part = run_suite(halves.suite, store=uri, part=Part(methods=["lora"])).summary.results
+    assert {cell.method for cell in of_part.all_cells} == {"LoRA", "head only"}
 
 
 def test_an_extended_study_keeps_its_trials(halves: Halves) -> None:
