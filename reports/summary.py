@@ -136,8 +136,8 @@ def suite_answer(analysis: Analysis) -> SuiteAnswer:
         several = f"{block.title} " * (len(analysis.blocks) > 1)
         against = f"difference from {_metric_name(block.against)}"
         # A metric cannot say that a difference is a mean over fewer tasks than the others.
-        whole = [entrant for entrant in block.claims if not block.extent(entrant)]
-        differences = [(e.method, k * block.tuned, d) for e in whole for k, d in e.differences.items()]
+        everywhere = [entrant for entrant in block.claims if not block.extent(entrant)]
+        differences = [(e.method, k * block.tuned, d) for e in everywhere for k, d in e.differences.items()]
         differences += [(level.method, 0, level.comparison) for level in block.levels if level.comparison]
         for method, step, each in differences:
             name = _metric_name(several + method)

@@ -140,7 +140,8 @@ class Chooser(ABC):
             )
         made = validate(Suite, self.filled_in(Choices(), out.stem), str(out)).beside(out.parent)
         tasks, backbones = self._of_pair(self.suite.tasks, self.suite.backbones)
-        if _paths(made.tasks, made.backbones) != _paths(tasks, backbones):
+        written, own = _paths(made.tasks, made.backbones), _paths(tasks, backbones)
+        if (written, made.source) != (own, self.suite.source):
             raise UserError(
                 f"--out {out}: paths in the suite begin at its folder; put the file there, or make them "
                 "absolute"

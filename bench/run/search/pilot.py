@@ -63,9 +63,16 @@ class _Step(Batch):
 
         `words` names a subject. `choose` takes the mean validation loss of each value, and returns a choice.
         The mean is infinite if a trial has no loss. Without `choose`, the value with the lowest mean is
-        chosen. A subject without a finite mean is noted as missing, and not yielded.
+        chosen. A subject without a finite mean, or with a trial that failed for another reason than
+        divergence, is noted as missing, and not yielded.
         """
         for subject, by_value in self.tried.items():
+            reasons = [records[id_].failure for ids in by_value.values() for id_ in ids if id_ in records]
+            if failed := [reason for reason in reasons if reason and not reason.startswith("diverged")]:
+                self.choices.missing.append(
+                    f"{words(subject)}: {failed[0]}; `--retry-failed` runs such trials again"
+                )
+                continue
             means = {value: mean_result(records, ids, "loss") for value, ids in sorted(by_value.items())}
             losses = {value: math.inf if mean is None else mean for value, mean in means.items()}
             if not any(map(math.isfinite, losses.values())):
@@ -211,14 +218,15 @@ def vertex(losses: Mapping[float, float]) -> float:
 
     `losses` maps tried rates to mean losses. The parabola goes through the rate with the lowest loss and its
     two neighbours only, so that collapses at distant rates do not bend it. If a neighbour is missing or has
-    no finite loss, the rate with the lowest loss is used. The result is rounded to half a decade and clipped
-    to the range of the tried rates.
+    no finite loss, the rate with the lowest loss is used. The result is rounded to half a decade, and stays
+    in the range of the tried rates. If the lowest loss is at an end of this range, the result is that end.
     """
     rates = sorted(losses)
     best = min(range(len(rates)), key=lambda i: losses[rates[i]])
-    lowest = math.log10(rates[best])
-    around = rates[best - 1 : best + 2] if best else []
-    if len(around) == 3 and all(math.isfinite(losses[rate]) for rate in around):
+    if best in (0, len(rates) - 1):
+        return rates[best]
+    lowest, around = math.log10(rates[best]), rates[best - 1 : best + 2]
+    if all(math.isfinite(losses[rate]) for rate in around):
         (x0, y0), (x1, y1), (x2, y2) = ((math.log10(rate), losses[rate]) for rate in around)
         rise, fall = (x1 - x0) * (y1 - y2), (x1 - x2) * (y1 - y0)
         if rise != fall:

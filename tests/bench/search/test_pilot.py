@@ -18,6 +18,8 @@ from tensorbench.methods import UserError
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite import load_suite
 from tensorbench.plan.trial import Trial
+from tensorbench.records.record import Record
+from tensorbench.records.words import Status, Tag
 from tensorbench.run.search.chooser import Choices, Chooser, Steps
 from tensorbench.run.search.pilot import vertex
 from tensorbench.store.store import Store
@@ -233,6 +235,21 @@ def test_nothing_is_chosen_if_all_trials_fail() -> None:
     assert (choices.complete, choices.centres, len(choices.missing)) == (False, {}, 3)
 
 
+def test_a_trial_that_the_machine_lost_moves_no_choice() -> None:
+    tags = {Tag.FAILURE: "out of memory", Tag.FAILURE_MESSAGE: "no space"}
+
+    def records_of(trial: Trial) -> list[Record]:
+        if trial.method["method"] == "lora" and trial.recipe.lr == 1e-2:
+            return [Record("failed", trial.id, Status.FAILED, tags=tags)]
+        return [scripted.record(trial, (1.0, 0.5))]
+
+    suite = load_suite(changed(epochs=None))
+    choices, _ = scripted.steps(scripted.only_chooser(suite), records_of)
+    (line,) = choices.missing
+    assert "LoRA" in line
+    assert "out of memory: no space; `--retry-failed`" in line
+
+
 @pytest.mark.parametrize(
     ("losses", "expected"),
     [
@@ -243,6 +260,7 @@ def test_nothing_is_chosen_if_all_trials_fail() -> None:
         # Optima at an edge, and beyond it by up to half a decade.
         ({1e-3: 0.0, 1e-2: 1.0, 1e-1: 2.0}, 1e-3),
         ({5e-4: 0.0, 5e-3: 1.0, 5e-2: 2.0}, 5e-4),
+        ({5e-4: 2.0, 5e-3: 1.0, 5e-2: 0.0}, 5e-2),
         # A collapse does not bend the parabola, and beside a failure the lowest point counts.
         ({1e-3: 1.0, 1e-2: 0.0, 1e-1: 1.0, 1.0: 99.0}, 1e-2),
         ({1e-3: 1.0, 1e-2: 0.1, 1e-1: math.inf}, 1e-2),
@@ -290,11 +308,11 @@ def test_a_file_that_could_not_be_written_is_refused_before_any_trial(out: str, 
 def test_paths_that_begin_at_the_suite_s_folder_would_be_lost_elsewhere(tmp_path: Path) -> None:
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
-    suite = load_suite(write(tmp_path / "one", {**PILOT, "backbones": [{"local": "here"}]}))
-    chooser = Nothing(suite)
-    chooser.check_target(tmp_path / "one" / "chosen.yaml")
-    with pytest.raises(UserError, match="--out"):
-        chooser.check_target(tmp_path / "other" / "chosen.yaml")
+    for changes in ({"backbones": [{"local": "here"}]}, {"source": {"local": "data"}}):
+        chooser = Nothing(load_suite(write(tmp_path / "one", {**PILOT, **changes})))
+        chooser.check_target(tmp_path / "one" / "chosen.yaml")
+        with pytest.raises(UserError, match="--out"):
+            chooser.check_target(tmp_path / "other" / "chosen.yaml")
 
 
 def test_centres_on_a_task_that_is_left_out_are_refused(tmp_path: Path, new_store: NewStore) -> None:
