@@ -15,10 +15,11 @@ from tensorbench.reports.comparisons import in_family
 from tensorbench.reports.inference.effects import Answer as Size
 from tensorbench.reports.ranks import OverBudgets, contrast
 from tensorbench.reports.reading import read
+from tensorbench.reports.results import Cell
 from tensorbench.reports.selection import Selection
 
 from .answer import Answer, bounds, points, with_interval
-from .registered import completed, nothing_compared, qualified
+from .registered import at_ends_of_pilot, completed, nothing_compared, qualified
 from .studies import LORA, QKV_DEPTH, Ruling, analysed, answered, rates, ruled
 
 #: A quarter of the first study's budget, that budget, and four times that budget, with their names in texts.
@@ -28,6 +29,8 @@ BUDGETS = {
     "isoparameters 16": "four times the budget",
 }
 QUARTER, FIRST, FOURFOLD = BUDGETS
+#: The smallest and the largest rate that the pilot tries.
+ENDS_OF_PILOT = (5e-4, 5e-2)
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,10 @@ class StudyOfBudgets:
         stored = [cell for cell in cells if cell.budget not in (QUARTER, FOURFOLD)]
         if reason := nothing_compared(stored, (LORA, QKV_DEPTH)):
             return dict.fromkeys(titles, Answer(f"**Nothing is compared**: {reason}"))
-        sentences = list(
-            qualified([self.analysis], lambda cell: f"{cell.method} with {BUDGETS[cell.budget]}")
-        )
+        sentences = [
+            *qualified([self.analysis], _name),
+            *at_ends_of_pilot([self.analysis], ENDS_OF_PILOT, _name),
+        ]
         return {
             title: completed(answered([(self.analysis, rule)]), self.analysis, sentences)
             for title, rule in titles.items()
@@ -107,6 +111,10 @@ class StudyOfBudgets:
         head = ["four times minus a quarter", "interval", *(setting.task for setting in blocks[0].settings)]
         on_tasks = [points(part.difference) for part in change.effect.parts]
         return Ruling(short, head, [[points(effect), bounds(change.interval), *on_tasks]])
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.method} with {BUDGETS[cell.budget]}"
 
 
 def beside_lora(*blocks: Block) -> Ruling:

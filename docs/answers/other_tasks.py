@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
-from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.blocks import Block, Comparison
 from tensorbench.reports.comparisons import in_family
 from tensorbench.reports.reading import read
@@ -15,7 +15,7 @@ from tensorbench.reports.selection import Selection
 from tensorbench.reports.units import listed
 
 from .answer import Answer, with_interval
-from .registered import completed, qualified
+from .registered import at_ends_of_pilot, completed, qualified
 from .studies import (
     ALL_MODES,
     LORA,
@@ -33,7 +33,7 @@ from .studies import (
 AFTER_ONE = (ALL_MODES, "LoRA-XS")
 METHODS = (QKV_DEPTH, *AFTER_ONE)
 #: The ends of the two decades in which the pilot looked for centres.
-ENDS = (3.162e-4, 3.162e-2)
+ENDS_OF_PILOT = (3.162e-4, 3.162e-2)
 
 
 def of_other_tasks(pack: Path, without_room: Collection[str]) -> dict[str, Answer]:
@@ -55,6 +55,7 @@ def of_other_tasks(pack: Path, without_room: Collection[str]) -> dict[str, Answe
         "Question 3": (METHODS, list(metrics), [turns_round]),
         "Question 4": (AFTER_ONE, counted, [better_after_one]),
     }
+    name = attrgetter("method")
     every = analysed(pack, selection=Selection(METHODS, reference=LORA))
     answers = {}
     for title, (methods, tasks, rules) in questions.items():
@@ -62,23 +63,13 @@ def of_other_tasks(pack: Path, without_room: Collection[str]) -> dict[str, Answe
             answers[title] = Answer("No task of this question has room.")
             continue
         analysis = analysed(pack, selection=Selection(methods, tuple(tasks), reference=LORA))
-        sentences = [*qualified([analysis], lambda cell: cell.method), *_of_pilot(analysis)]
+        sentences = [*qualified([analysis], name), *at_ends_of_pilot([analysis], ENDS_OF_PILOT, name)]
         mean = accuracy if tasks is counted else tasks
         if lacking := [task for task in mean if task in without_room]:
             left_out = ", which the mean leaves out" * (tasks is counted)
             sentences.append(f"The pilot found no room on {listed(lacking)}{left_out}.")
         answers[title] = completed(answered([(analysis, rule) for rule in rules]), every, sentences)
     return answers
-
-
-def _of_pilot(analysis: Analysis) -> Iterator[str]:
-    """Yields a sentence for each end of what the pilot tried, if centres on some tasks lie there."""
-    cells = [cell for block in analysis.blocks for entrant in block.entrants for cell in entrant.cells]
-    for end in ENDS:
-        at_end = [cell for cell in cells if cell.studies and cell.studies.centre == end]
-        if at_end:
-            rows = (f"{cell.method} on {cell.task}" for cell in at_end)
-            yield f"The centre is {end:g}, at an end of what the pilot tried, for {listed(rows)}."
 
 
 def turns_round(*blocks: Block) -> Ruling:

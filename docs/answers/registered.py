@@ -77,6 +77,27 @@ def qualified(analyses: Sequence[Analysis], named: Callable[[Cell], str]) -> Ite
     yield from at_ends(analyses, named)
 
 
+def at_ends_of_pilot(
+    analyses: Iterable[Analysis], ends: Iterable[float], named: Callable[[Cell], str]
+) -> Iterator[str]:
+    """Yields a sentence for each of these ends of what a pilot tried, if centres lie there."""
+    cells = {
+        cell.number: cell
+        for analysis in analyses
+        for block in analysis.blocks
+        for entrant in block.entrants
+        for cell in entrant.cells
+    }
+    for end in ends:
+        rows: dict[str, dict[str, None]] = {}
+        for cell in cells.values():
+            if cell.studies and cell.studies.centre == end:
+                rows.setdefault(named(cell), {})[cell.task] = None
+        if rows:
+            where = "; ".join(f"{name} on {listed(tasks)}" for name, tasks in rows.items())
+            yield f"The centre is {end:g}, at an end of what the pilot tried, for {where}."
+
+
 def at_ends(analyses: Iterable[Analysis], named: Callable[[Cell], str]) -> Iterator[str]:
     """Yields a sentence for each adapter whose smoothed best rate lies at an end of its window on a task."""
     tasks: dict[tuple[str, str], dict[str, None]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 from tensorbench.reports.blocks import Block
@@ -10,11 +11,13 @@ from tensorbench.reports.reading import read
 from tensorbench.reports.selection import Selection
 
 from .answer import Answer
-from .registered import completed, nothing_compared, qualified
+from .registered import at_ends_of_pilot, completed, nothing_compared, qualified
 from .studies import LORA, QKV_DEPTH, Ruling, after_tuning, analysed, answered
 
 #: Two tensor trains for all matrices, a train for each matrix, and a CP tensor for all of them.
 TRAIN, METATT, TT_LORA, LORTA = f"{QKV_DEPTH} (factorization=tt)", "MetaTT-4D", "TT-LoRA", "LoRTA"
+#: The smallest and the largest rate that the pilot tries, and those that it tries for LoRTA.
+ENDS_OF_PILOT = (5e-4, 5e-2, 5e-3, 0.5)
 
 
 def of_trains(study: Path, trains: Path) -> Answer:
@@ -28,7 +31,9 @@ def of_trains(study: Path, trains: Path) -> Answer:
     selections = [Selection(methods=methods, reference=against) for against, methods in families.items()]
     analyses = [analysed(study, trains, selection=selection) for selection in selections]
     given = answered([(analysis, compared_by_name) for analysis in analyses])
-    return completed(given, analyses[-1], qualified(analyses, lambda cell: cell.method))
+    name = attrgetter("method")
+    sentences = [*qualified(analyses, name), *at_ends_of_pilot(analyses, ENDS_OF_PILOT, name)]
+    return completed(given, analyses[-1], sentences)
 
 
 def compared_by_name(block: Block) -> Ruling:

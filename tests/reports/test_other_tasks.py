@@ -163,6 +163,17 @@ def test_a_task_without_room_is_in_no_mean_and_is_said(pack: Path, answers: Call
         answers(pack, "nope")
 
 
+def test_a_centre_at_an_end_of_what_the_pilot_tried_is_said(
+    packed: Callable[..., Path], answers: Callable[..., Any]
+) -> None:
+    at_end = {"method": "lora_xs", "centre": {"digits": 3.162e-2}}
+    methods = [each for each in SUITE["methods"] if each != "lora_xs"]
+    given = answers(packed(made_up, methods=[*methods, at_end]))
+    said = "The centre is 0.03162, at an end of what the pilot tried, for LoRA-XS on digits."
+    assert said in given["Question 1"].text
+    assert said not in given["Question 2"].text
+
+
 def test_nothing_is_compared_with_a_reference_that_is_no_better_than_a_head(
     packed: Callable[..., Path], answers: Callable[..., Any]
 ) -> None:
