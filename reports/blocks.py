@@ -212,9 +212,9 @@ class Block:
         """All methods compared with the reference. Their intervals are simultaneous."""
         return tuple(entrant for entrant in self.methods if self.k in entrant.differences)
 
-    def extent(self, entrant: Entrant) -> str:
+    def extent(self, comparison: Comparison) -> str:
         """On how many settings a method is compared, as text after its verdict. Empty if on all of them."""
-        on, every = len(entrant.on), len(self.settings)
+        on, every = len(comparison.on), len(self.settings)
         return f" on {on} of {every} tasks" * (on < every)
 
     @cached_property

@@ -176,8 +176,7 @@ class Standing:
         if self.block is None or self.comparison is None:
             return ""
         said = in_words(self.comparison.verdict, self.block.unit.size(self.block.threshold))
-        extent = f", on {len(self.comparison.on)} of {len(self.block.settings)} tasks"
-        return said + extent * bool(self.left_out)
+        return said + (f",{extent}" if (extent := self.block.extent(self.comparison)) else "")
 
 
 def standings(suite: str, analysis: Analysis) -> list[Standing]:

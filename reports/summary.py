@@ -112,7 +112,7 @@ def _claims(block: Block) -> Iterator[dict[str, str]]:
             "method": entrant.method,
             f"{block.unit.points} from {block.against}": block.unit.difference(comparison.effect.difference),
             "simultaneous 95%": between(comparison, block.unit) if comparison.interval else "–",
-            "verdict": said + (f",{extent}" if (extent := block.extent(entrant)) else ""),
+            "verdict": said + (f",{extent}" if (extent := block.extent(comparison)) else ""),
         }
 
 
@@ -136,7 +136,7 @@ def suite_answer(analysis: Analysis) -> SuiteAnswer:
         several = f"{block.title} " * (len(analysis.blocks) > 1)
         against = f"difference from {_metric_name(block.against)}"
         # A metric cannot say that a difference is a mean over fewer tasks than the others.
-        everywhere = [entrant for entrant in block.claims if not block.extent(entrant)]
+        everywhere = [e for e in block.claims if not block.extent(e.differences[block.k])]
         differences = [(e.method, k * block.tuned, d) for e in everywhere for k, d in e.differences.items()]
         differences += [(level.method, 0, level.comparison) for level in block.levels if level.comparison]
         for method, step, each in differences:

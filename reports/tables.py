@@ -132,7 +132,7 @@ def _entrant_line(
         **scores,
         "mean": unit.score(entrant.means[block.k].value) if whole else NOTHING,
         **(
-            _claim(block, comparison, block.extent(entrant))
+            _claim(block, comparison, block.extent(comparison))
             if comparison
             else {
                 "difference": Entry("", "reference" if block.against == entrant.method else NOTHING),
@@ -294,7 +294,7 @@ def allocations_table(section: Allocations) -> Table:
     for place, entrant in enumerate(block.methods):
         cells = entrant.cells
         if comparison := entrant.differences.get(block.k):
-            claim = _claim(block, comparison, block.extent(entrant))
+            claim = _claim(block, comparison, block.extent(comparison))
         else:
             claim = {"difference": Entry("", NOTHING if entrant.method != block.against else "reference")}
         sizes = (_number(cell.parameters, ",.0f") + MISSED * (cell.within is False) for cell in cells)

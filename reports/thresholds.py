@@ -59,8 +59,8 @@ def default_threshold(metric: Metric, cells: Sequence[Cell]) -> float:
     """The smallest difference that matters by default among these cells, which share the metric and its unit.
 
     It is `Metric.point` times `DEFAULT`. For scores in the unit of the targets, this number is multiplied by
-    the mean score of LoRA's cells or, if LoRA has not run, of all these cells. The score of a
-    cell with studies is the mean of the trials that they keep.
+    the mean score of LoRA's cells or, if LoRA has not run, of all these cells. The score of a cell with
+    studies is the mean of the trials that they keep.
     """
     size = 1.0
     if metric.in_units:

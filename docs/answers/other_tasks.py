@@ -48,10 +48,10 @@ def of_other_tasks(pack: Path, without_room: Collection[str]) -> dict[str, Answe
         raise ValueError(f"{pack} has no task {listed(sorted(unknown))}; its tasks are {listed(metrics)}")
     accuracy = [task for task, metric in metrics.items() if metric == "accuracy"]
     counted = [task for task in accuracy if task not in without_room]
-    others = [task for task in metrics if task not in accuracy]
+    by_other_metric = [task for task in metrics if task not in accuracy]
     questions: dict[str, tuple[tuple[str, ...], list[str], list[Rule]]] = {
         "Question 1": (METHODS, counted, [after_tuning, expected]),
-        "Question 2": (METHODS, others, [after_tuning, expected]),
+        "Question 2": (METHODS, by_other_metric, [after_tuning, expected]),
         "Question 3": (METHODS, list(metrics), [turns_round]),
         "Question 4": (AFTER_ONE, counted, [better_after_one]),
     }

@@ -271,14 +271,14 @@ def test_collapses_of_tuned_errors_do_not_depend_on_their_unit() -> None:
         for lr in (1e-5, 1e-4, 1e-3)
         for error in [least + 0.05 * (np.log10(lr) + 4) ** 2 + noise.normal(0, 0.01)]
     ]
-    found = []
+    by_unit = []
     for unit in (1.0, 100.0):
         table = pd.DataFrame(lines)
         table[["score", "validation"]] *= unit
         analysis = analyse(read("", [table], None, {"metric": "rmse"}))
         collapsed = {each.cell.method for each in analysis.collapses.values()}
         (block,) = analysis.blocks
-        found.append((collapsed, {e.method: e.differences[block.k].verdict for e in block.compared}))
-    assert found[0] == found[1]
+        by_unit.append((collapsed, {e.method: e.differences[block.k].verdict for e in block.compared}))
+    assert by_unit[0] == by_unit[1]
     # The trials that one method keeps are close to each other.
-    assert not found[0][0]
+    assert not by_unit[0][0]

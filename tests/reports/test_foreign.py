@@ -178,9 +178,9 @@ def test_runs_without_seeds_are_paired_independently_of_scores_and_lines() -> No
     # Runs of equal rank would have a correlation above .9, and intervals without zero in a third of tables.
     assert np.mean(correlations) == pytest.approx(0, abs=0.1)
     orders = (frame, frame.sort_values("score"), frame[::-1])
-    first, *others = (load_results(each).tables["differences"] for each in orders)
-    for other in others:
-        pd.testing.assert_frame_equal(first, other)
+    first, *reordered = (load_results(each).tables["differences"] for each in orders)
+    for table in reordered:
+        pd.testing.assert_frame_equal(first, table)
 
 
 def test_runs_without_seeds_are_numbered_within_their_budget_and_rate() -> None:

@@ -70,8 +70,8 @@ def test_a_title_means_all_of_its_rows_and_the_name_of_one_row_only_that(rich: s
 
 
 def test_heads_stay_beside_chosen_methods_on_their_tasks(rich: str) -> None:
-    whole = read(rich, ["rich"])
-    heads = {(cell.method, cell.task) for cell in whole.all_cells if cell.family == FLOOR}
+    full = read(rich, ["rich"])
+    heads = {(cell.method, cell.task) for cell in full.all_cells if cell.family == FLOOR}
     assert heads
     for selection in (Selection(methods=["LoTR"]), Selection(budgets=["isorank 2"])):
         part = read(rich, ["rich"], selection)
