@@ -114,11 +114,10 @@ def pages() -> dict[Path, str]:
         titles = tuple(f"Question H{number}" for number in range(1, 4))
         of_heads = StudyOfRanks(pack, study, "head", studies.ALL_MODES, titles, "heads")
         answers_of_heads = of_heads.answers()
-        heads = "\n\n".join(printed(answers_of_heads))
+        heads = "\n\n".join([of_heads.first(answers_of_heads), *printed(answers_of_heads)])
         if answers_of_heads["Question H1"].short:
             picture = of_heads.picture()
             files[picture.path] = picture.svg()
-            heads = f"{picture.shown}\n\n{heads}"
     return files | {
         NEXT: rewritten(NEXT, {"budgets": budgets, "heads": heads}),
         OTHER: rewritten(OTHER, {"answers": other}),

@@ -152,7 +152,7 @@ class StudyOfRanks:
         return Picture(f"findings-{self.name}", drawn)
 
     def first(self, answers: dict[str, Answer]) -> str:
-        """The part with which the page begins: the answers, a figure, a table and limits."""
+        """The part with which the answers begin: all in short, a figure, a table and limits."""
         for each in answers.values():
             if not each.short:
                 return each.text
@@ -165,11 +165,11 @@ class StudyOfRanks:
             shown = [(with_interval(d.effect.difference, d.interval), in_words(d.verdict)) for d in both]
             rows.append([entrant.method, *(cell for pair in shown for cell in pair)])
         head = ["allocation", "from the heuristic", "verdict", f"from {LORA}", "verdict"]
+        subjects = ("Beside LoRA with as many parameters:", "Over log₂ of a rank:", "How forgiving.")
+        bullets = zip(subjects, self.titles[1:], strict=False)
         parts = [
             f"**{self.interim}{of_allocations(self.heuristic)}**",
-            f"- Beside LoRA with as many parameters: {short['Question 2']}\n"
-            f"- Over log₂ of a rank: {short['Question 3']}\n"
-            f"- How forgiving. {short['Question 4']}",
+            "\n".join(f"- {subject} {short[title]}" for subject, title in bullets),
             self.picture().shown,
             table(head, rows),
             "\n".join(f"- {limit}" for limit in self.limits()),
@@ -183,7 +183,8 @@ class StudyOfRanks:
             "Intervals say what tuning again on these tasks would give."
         )
         block = self.heuristic.block
-        if not any(e.differences[block.k].verdict.answer is Size.BEYOND for e in block.compared):
+        verdicts = [entrant.differences[block.k].verdict for entrant in block.compared]
+        if any(verdict.side for verdict in verdicts) and not any(v.answer is Size.BEYOND for v in verdicts):
             yield "No difference from the heuristic is shown to be as large as a point."
         yield (
             "All allocations have the window of rates that a pilot chose for the heuristic. "
@@ -251,15 +252,18 @@ def slope(analysis: Analysis, mode: str, block: Block) -> Ruling:
     # Question 3 was registered as a single contrast, even if other modes have trends too.
     effect = trend.slope.effect
     interval = effect.interval(simultaneous(1))
-    outcome = {"better": "above zero", "worse": "below zero"}.get(verdict(interval, 0.0).side, "undecided")
-    if trend.slope.verdict.reason:
+    reason, side = trend.slope.verdict.reason, verdict(interval, 0.0).side
+    outcome = {"better": "above zero", "worse": "below zero"}.get(side, "undecided")
+    if reason:
         outcome = trend_words(trend.slope.verdict)
     on_tasks = [points(part.difference) for part in effect.parts]
     row = [listed(trend.allocations), points(effect.difference), bounds(interval), *on_tasks]
     short = (
         f"slope **{outcome}**, {with_interval(effect.difference, interval)} points a doubling of the rank of "
-        f"{mode}, where the budget refills the other modes. A slope does not say between which ranks."
+        f"{mode}, where the budget refills the other modes."
     )
+    if side and not reason:
+        short += " A slope does not say between which ranks."
     return Ruling(short, head, [row])
 
 
