@@ -190,6 +190,13 @@ class StudyOfRanks:
             "All allocations have the window of rates that a pilot chose for the heuristic. "
             + (" ".join(self.qualified()) or "No smoothed best rate lies at an end of its window.")
         )
+        (beside,) = self.against[LORA].blocks
+        failed = [
+            f"{entrant.method} {shares.failures} of {shares.trials}"
+            for entrant in (*block.entrants, *(e for e in beside.entrants if e.method == LORA))
+            if (shares := entrant.sensitivity) and shares.failures
+        ]
+        yield f"Failed trials: {listed(failed) or 'none'}."
         if self.interim:
             yield (
                 "Verdicts are for this look alone. Each look adds to the chance of a false one. The answer "
