@@ -360,6 +360,10 @@ def search_suite(
         raise UserError("seeds, studies: a search has its own seeds; leave them out of the part")
     audience = audience or Audience()
     loaded = _with_search(_loaded(suite, store, audience.note), trials, sampler_seed, plot)
+    if loaded.pilot is not None and part.choices:
+        raise UserError(
+            f"{part}: a pilot chooses for the whole suite, else its other rows have no centre; leave this out"
+        )
     if plot is not None:
         prepare_plot(plot)
     if out is None:

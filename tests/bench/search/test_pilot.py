@@ -22,6 +22,7 @@ from tensorbench.records.record import Record
 from tensorbench.records.words import Status, Tag
 from tensorbench.run.search.chooser import Choices, Chooser, Steps
 from tensorbench.run.search.pilot import vertex
+from tensorbench.run.search.ranks import choosers_of
 from tensorbench.store.store import Store
 from tensorbench.tasks.splits import PreparedData
 
@@ -315,11 +316,18 @@ def test_paths_that_begin_at_the_suite_s_folder_would_be_lost_elsewhere(tmp_path
             chooser.check_target(tmp_path / "other" / "chosen.yaml")
 
 
-def test_centres_on_a_task_that_is_left_out_are_refused(tmp_path: Path, new_store: NewStore) -> None:
+def test_a_pilot_of_a_part_is_refused(tmp_path: Path, new_store: NewStore) -> None:
+    part, out = tensorbench.Part(methods=["lora"]), tmp_path / "chosen.yaml"
+    with pytest.raises(UserError, match="method lora: a pilot chooses for the whole suite"):
+        tensorbench.search_suite(load_suite(PILOT), part=part, store=new_store(tmp_path), out=out)
+    assert not out.exists()
+
+
+def test_centres_on_a_task_that_is_left_out_are_refused() -> None:
     two = {**PILOT, "tasks": [*PILOT["tasks"], {**DIGITS, "task": "land-cover"}]}
-    part, out = tensorbench.Part(tasks=["land-cover"]), tmp_path / "chosen.yaml"
+    part = make_plan(load_suite(two)).select(tensorbench.Part(tasks=["land-cover"]))
     with pytest.raises(UserError, match=naming("pilot.centres", "'digits'")):
-        tensorbench.search_suite(load_suite(two), part=part, store=new_store(tmp_path), out=out)
+        choosers_of(part)
 
 
 def test_nothing_is_chosen_if_a_trial_is_lost(
