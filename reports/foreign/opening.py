@@ -41,6 +41,8 @@ HIGHER_IS_BETTER = {
     **dict.fromkeys(("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"), False),
     **dict.fromkeys(("brier_score", "ter", "wer"), False),
 }
+#: Metrics of inspect that tell how much scores differ, not how good they are.
+SPREADS = ("bootstrap_stderr", "std", "stderr", "var")
 #: The score of each of inspect's grades: `CORRECT`, `INCORRECT`, `PARTIAL` and `NOANSWER`.
 GRADES = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0}
 
@@ -65,7 +67,9 @@ def open_foreign(name: str | pd.DataFrame, options: TableOptions) -> ForeignSour
     notes: list[str] = []
     runs = [run for file in files for run in _read(file, notes)]
     if not runs:
-        raise UserError(f"{path}: no result of a run in it; files of results are called {', '.join(FILES)}")
+        why = [note for note in notes if note not in (NO_SEEDS, UNTUNED)]
+        why = why or [f"files of results are called {', '.join(FILES)}"]
+        raise UserError(f"{path}: no result of a run in it; {' '.join(why[:3])}")
     # If a run was evaluated again after a failure, the failure does not count. Several failures of one run
     # count once.
     unscored = {(*run.row, run.seed): run for run in runs if run.score is None}
@@ -176,8 +180,9 @@ def _answers(file: Path, task: str, metric: str, chosen: str) -> dict[str, float
 def read_inspect(file: Path, content: Mapping[str, Any], notes: list[str]) -> Iterator[ForeignRun]:
     """Yields a run for each scorer of a log, with the scores of its samples.
 
-    The run's score is the scorer's first metric. If the status of the log is not `success`, the run failed
-    but did not diverge, and a note says so.
+    The run's score is the scorer's first metric, without `SPREADS` and metrics of which less is better. A
+    note names scorers that have no other and are left out. Of metrics with unknown names, more is taken to be
+    better. If the status of the log is not `success`, the run failed but did not diverge, and a note says so.
     """
     evaluated, status = content["eval"], content["status"]
     method, seed = of_name(str(evaluated["model"]))
@@ -187,9 +192,21 @@ def read_inspect(file: Path, content: Mapping[str, Any], notes: list[str]) -> It
     names = (
         [each["name"] for each in scores] or [each["name"] for each in evaluated.get("scorers") or []] or [""]
     )
-    values = {each["name"]: [metric["value"] for metric in each["metrics"].values()] for each in scores}
+    values = {
+        each["name"]: [
+            metric["value"]
+            for key, metric in each["metrics"].items()
+            if key not in SPREADS and HIGHER_IS_BETTER.get(key, True)
+        ]
+        for each in scores
+    }
     for name in names:
         own = values.get(name, []) if status == "success" else []
+        if status == "success" and not own:
+            notes.append(
+                f"{file.name}: scorer {name} has no metric of which more is better, and is left out."
+            )
+            continue
         yield ForeignRun(
             method=method,
             task=str(evaluated["task"]) + f" {name}" * (len(names) > 1),

@@ -484,6 +484,21 @@ def test_logs_of_inspect() -> None:
     assert results.predictions["prediction"].tolist() == [0]
 
 
+def test_a_log_of_inspect_is_judged_by_a_metric_of_which_more_is_better(tmp_path: Path) -> None:
+    source = DATA / "inspect" / "2024-10-15T12-53-13-04-00_popularity.json"
+    log = json.loads(source.read_text(encoding="utf-8"))
+    (scored,) = log["results"]["scores"]
+
+    def read_with(**metrics: float) -> list[float | None]:
+        scored["metrics"] = {name: {"name": name, "value": value} for name, value in metrics.items()}
+        (tmp_path / source.name).write_text(json.dumps(log), encoding="utf-8")
+        return [cell.mean for cell in load_results(tmp_path).all_cells]
+
+    assert read_with(stderr=0.01, wer=0.3, accuracy=0.8, mean=0.7) == [0.8]
+    with pytest.raises(UserError, match="no metric of which more is better"):
+        read_with(stderr=0.01, wer=0.3)
+
+
 def test_an_evaluation_repeated_after_failures_counts_once(tmp_path: Path) -> None:
     source = DATA / "inspect" / "2024-10-15T12-53-13-04-00_popularity.json"
     shutil.copy(source, tmp_path)
