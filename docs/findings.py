@@ -105,7 +105,7 @@ def pages() -> dict[Path, str]:
         if answers_of_ranks["Question 1"].short:
             picture = of_ranks.picture()
             files[picture.path] = picture.svg()
-    other = budgets = heads = "Nothing has run yet."
+    other = budgets = heads = "Nothing is compared yet."
     if pack := packed("other_tasks"):
         other = "\n\n".join(printed(of_other_tasks(pack, WITHOUT_ROOM)))
     if pack := packed("study_budgets"):
