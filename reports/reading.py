@@ -14,7 +14,7 @@ from typing import Annotated
 import pandas as pd
 from pydantic import Field, TypeAdapter, ValidationError
 
-from tensorbench.methods import UserError
+from tensorbench.methods import UnknownNameError, UserError
 from tensorbench.methods.errors import shown
 from tensorbench.records.measures import Measure
 from tensorbench.records.origin import stored_rerun
@@ -64,6 +64,9 @@ def read(
     Raises UserError for an experiment that is missing or has no result, for a pack or a table that is
     refused, for a selection of rows that do not exist, and if no row is left.
     """
+    for option in table or {}:
+        if option not in TableOptions.__annotations__:
+            raise UnknownNameError("option of a table", option, TableOptions.__annotations__)
     own = [name for name in names if isinstance(name, str) and not is_foreign(name)]
     sources = open_results(uri, own)
     if len(own) < len(names):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from tensorbench.methods import UnknownNameError, UserError
-from tensorbench.methods.errors import shown
+from tensorbench.methods.errors import first_few, shown
 from tensorbench.records.measures import Measure
 from tensorbench.reports.foreign.names import COLUMNS, ENDINGS, TableOptions
 from tensorbench.reports.foreign.runs import ForeignRun
@@ -26,6 +27,21 @@ RATES = 1e-12, 1e6
 MOST_LINES = 10_000_000
 #: The texts that count as a missing number.
 MISSING = ("", "nan", "none", "null", "na", "n/a", "inf", "-inf")
+#: Words in the name of a score of which less is better.
+LESS_IS_BETTER = {
+    "cer",
+    "err",
+    "error",
+    "loss",
+    "mae",
+    "mse",
+    "nll",
+    "perplexity",
+    "ppl",
+    "rmse",
+    "ter",
+    "wer",
+}
 #: Optional measures of a run, by the column's name, which is the same in `LoadedResults.trials`.
 NUMBERS = {
     each.column: each
@@ -47,8 +63,8 @@ def read_table(table: Path | pd.DataFrame, options: TableOptions) -> tuple[list[
     """Reads a table of runs. Returns the runs, and notes on columns that it lacks.
 
     Raises UserError, with the file and the line, if the table has no line, if a column does not exist or
-    occurs twice, if a value is not a number, if a parquet file has more than `MOST_LINES` rows, and if
-    examples belong to no run.
+    occurs twice, if a value is not a number, if a parquet file has more than `MOST_LINES` rows, if examples
+    belong to no run, and if a column that is not used would change what is compared.
     """
     name = "the table" if isinstance(table, pd.DataFrame) else table.name
     lines = list(_lines(table))
@@ -61,12 +77,12 @@ def read_table(table: Path | pd.DataFrame, options: TableOptions) -> tuple[list[
             raise UserError(
                 f"{name} has no column '{needed}': name it by --{needed}; the columns are {there}"
             )
+    notes = list(_unused(name, lines, columns, options))
     task = "" if isinstance(table, pd.DataFrame) else table.stem
     runs, keys = [], []
     for where, line in lines:
         runs.append(_run(where, {own: line.get(column) for own, column in columns.items()}, task or "all"))
         keys.append(tuple(_text(line.get(columns[key])) for key in KEYS if key in columns))
-    notes = []
     if "seed" not in columns:
         runs = _numbered(runs)
         notes.append(
@@ -131,14 +147,79 @@ def _refuse_repeated(columns: Iterable[str]) -> None:
 def _columns(name: str, there: Mapping[str, None], options: TableOptions) -> dict[str, str]:
     """Maps each option and measure to its column, if the table has this column.
 
-    Raises UserError if an option names a column that the table lacks.
+    Without an option, a column may have the option's name in capitals, and blanks around it. Raises UserError
+    if an option names a column that the table lacks, and if several columns could be meant.
     """
     own: Mapping[str, Any] = options
     for option in COLUMNS:
         if option in own and own[option] not in there:
             raise UnknownNameError(f"column of {name}", own[option], there)
-    named = {option: str(own.get(option, option)) for option in dict.fromkeys((*COLUMNS, *NUMBERS))}
-    return {option: column for option, column in named.items() if column in there}
+    columns = {}
+    for option in dict.fromkeys((*COLUMNS, *NUMBERS)):
+        alike = [column for column in there if column.strip().casefold() == option]
+        column = own.get(option, option if option in there else None)
+        if column is None and len(alike) > 1:
+            raise UserError(f"{name}: several columns could be '{option}': {listed(map(shown, alike))}")
+        if found := [column] if column is not None else alike:
+            columns[option] = str(found[0])
+    return columns
+
+
+def _unused(
+    name: str, lines: Sequence[Line], columns: Mapping[str, str], options: TableOptions
+) -> Iterator[str]:
+    """Yields a note on columns that are not used.
+
+    Raises UserError if one of them, or the name of the scores, says that the table would be misread: scores
+    of several metrics, scores of which less is better, and, without seeds, runs that differ in more than
+    their seeds.
+    """
+    unused = [column for column in dict.fromkeys(k for _, line in lines for k in line) if column.strip()]
+    unused = [column for column in unused if column not in columns.values()]
+    values = {column: [_text(line.get(column)) for _, line in lines] for column in unused}
+    metrics = {each for column in unused if column.strip().casefold() == "metric" for each in values[column]}
+    if len(metrics) > 1:
+        raise UserError(
+            f"{name}: scores of several metrics, {listed(sorted(metrics))}: split the table, and name each "
+            "metric by --metric"
+        )
+    for label in (columns["score"], *metrics):
+        if not options.get("metric") and LESS_IS_BETTER.intersection(re.split("[^a-z]+", label.casefold())):
+            raise UserError(
+                f"{name}: more is taken to be better, and of {shown(label)} less seems to be: name its "
+                "metric (--metric rmse), or give one minus a share of errors"
+            )
+    methods = [_text(line.get(columns["method"])) for _, line in lines]
+    for column in unused if "seed" not in columns else ():
+        if _tells_runs_apart(methods, values[column]):
+            raise UserError(
+                f"{name}: methods share values of column {shown(column)}, which is not used, and there are "
+                "no seeds: name it, as --task, --backbone, --budget or --seed, or leave it out"
+            )
+    if unused:
+        yield f"Columns not used: {first_few(unused, 10)}."
+
+
+def _tells_runs_apart(methods: Sequence[str], values: Sequence[str]) -> bool:
+    """Whether a column has several values for a method that other methods have too, as tasks and seeds.
+
+    Numbers with a fraction are measures, and truth values tell how a run went.
+    """
+    by_value, by_method = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
+    for method, value in zip(methods, values, strict=True):
+        by_value[value].add(method)
+        by_method[method].add(value)
+    if {value.casefold() for value in by_value} <= {"true", "false", ""} or any(map(_fraction, by_value)):
+        return False
+    shared = {value for value, of_methods in by_value.items() if len(of_methods) > 1}
+    return any(len(own & shared) > 1 for own in by_method.values())
+
+
+def _fraction(value: str) -> bool:
+    try:
+        return not float(value).is_integer()
+    except ValueError:
+        return False
 
 
 def _run(where: str, values: Mapping[str, Any], task: str) -> ForeignRun:

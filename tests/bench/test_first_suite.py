@@ -56,7 +56,7 @@ def test_columns_are_guessed_and_the_suite_can_be_planned(call: Call) -> None:
 
 
 def test_official_splits_numbers_pairs_and_odd_names_are_taken(call: Call) -> None:
-    columns = {"price: no": lambda row: row / 7, "part": lambda row: ["train", "dev", "test"][row % 3]}
+    columns = {"price: no": lambda row: row / 7, "part": lambda row: ["Train", "dev", "TEST "][row % 3]}
     (task,) = written(call, table(**columns), "--label", "price: no").tasks
     assert task.data is not None
     assert (task.data.label, task.data.target, task.data.split_by) == ("price: no", "regression", "part")
@@ -66,12 +66,20 @@ def test_official_splits_numbers_pairs_and_odd_names_are_taken(call: Call) -> No
     assert (task.data.text, task.data.label, task.task) == (("title", "body"), "yes", "my-digits")
 
 
+def test_what_the_columns_are_taken_for_is_said(call: Call) -> None:
+    numbers = table(price=lambda row: row % 30, fold=lambda row: ["fit", "held out"][row % 2])
+    said = call("init", numbers, "--label", "price").out
+    assert "label: price (numbers; without `target`, classes); not used: id, fold." in said
+    parts = table("parts.csv", stars=stars, Split=lambda row: ["Train", "Test"][row % 2])
+    assert "label: stars (5 classes); splits: Split; not used: id." in call("init", parts).out
+
+
 @pytest.mark.parametrize(
     ("columns", "arguments", "message"),
     [
         ({"stars": stars, "shop": lambda row: row % 2}, (), ("stars", "shop", "--label stars")),
         ({"stars": stars, "title": lambda row: f"text in row {row}"}, (), ("body", "title", "--text body")),
-        ({}, (), ("no column", "label", "id")),
+        ({}, (), ("no column", "label", "id", "--label id")),
         ({"stars": stars}, ("--label", "star"), ("'star'", "'stars'?")),
         ({"stars": stars}, ("--out", "nowhere/s.yaml"), ("nowhere/s.yaml", "--out")),
         ({"stars": stars}, ("--out", "reviews.csv"), ("reviews.csv", "exists", "--out")),

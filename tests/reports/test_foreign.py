@@ -484,6 +484,62 @@ def test_logs_of_inspect() -> None:
     assert results.predictions["prediction"].tolist() == [0]
 
 
+RUNS = [f"{method},{task},{seed},{7 + seed}.5" for method in "AB" for task in "xy" for seed in range(3)]
+
+
+@pytest.mark.parametrize("heading", ["Method,TASK, Seed ,Score", " method, task, seed, score"])
+def test_columns_may_have_capitals_and_blanks(tmp_path: Path, heading: str) -> None:
+    cells = load_results(table(tmp_path, RUNS, heading)).all_cells
+    assert sorted((cell.method, cell.task, cell.finished) for cell in cells) == [
+        (method, task, 3) for method in "AB" for task in "xy"
+    ]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=naming("'task'", "Task", "TASK")):
+        load_results(table(tmp_path, RUNS, "method,Task,TASK,score"))
+
+
+@pytest.mark.parametrize("column", ["dataset", "model", "run"])
+def test_runs_that_differ_in_an_unused_column_are_not_pooled(tmp_path: Path, column: str) -> None:
+    lines = [line.rpartition(",")[0].rpartition(",")[0] + ",8.5" for line in RUNS]
+    with pytest.raises(UserError, match=naming(column, "--task")):
+        load_results(table(tmp_path, lines, f"method,{column},score"))
+
+
+def test_other_columns_are_noted(tmp_path: Path) -> None:
+    lines = [f"{line},{number}.5,ok" for number, line in enumerate(RUNS)]
+    results = load_results(table(tmp_path, lines, f"{HEADING},wall,state"))
+    assert "Columns not used: wall, state." in results.notes
+
+
+@pytest.mark.parametrize("score", ["loss", "val_error", "RMSE"])
+def test_scores_of_which_less_is_better_need_their_metric(tmp_path: Path, score: str) -> None:
+    file = table(tmp_path, RUNS, f"method,task,seed,{score}")
+    with pytest.raises(UserError, match=naming(score, "--metric")):
+        load_results(file, score=score)
+    assert load_results(file, score=score, metric="rmse").all_cells
+
+
+def test_scores_of_several_metrics_are_refused(tmp_path: Path) -> None:
+    lines = [f"{line},{'rmse' if ',x,' in line else 'accuracy'}" for line in RUNS]
+    with pytest.raises(UserError, match=naming("accuracy", "rmse")):
+        load_results(table(tmp_path, lines, f"{HEADING},metric"))
+
+
+def test_shares_and_percentages_of_one_task_are_refused(tmp_path: Path) -> None:
+    lines = [line.replace(",7.5", ",0.075").replace(",8.5", ",.085") if line < "B" else line for line in RUNS]
+    lines = [line.replace(",9.5", ",.095") if line < "B" else line for line in lines]
+    with pytest.raises(UserError, match=naming("line 2", "0.075", "9.5")):
+        load_results(table(tmp_path, lines))
+
+
+def test_an_unknown_option_is_refused(tmp_path: Path) -> None:
+    options: Any = {"sead": "run"}
+    with pytest.raises(UserError, match="did you mean 'seed'"):
+        load_results(table(tmp_path, RUNS), **options)
+
+
 def test_a_log_of_inspect_is_judged_by_a_metric_of_which_more_is_better(tmp_path: Path) -> None:
     source = DATA / "inspect" / "2024-10-15T12-53-13-04-00_popularity.json"
     log = json.loads(source.read_text(encoding="utf-8"))
