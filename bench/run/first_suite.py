@@ -105,23 +105,33 @@ def write_first_suite(
         raise UserError(f"cannot write {file}: it exists, or its folder does not. Name another with --out")
     columns = _columns(table)
     texts = texts or [_only(table, "text", {c.name: c.like_text for c in columns})]
-    label = label or _only(table, "label", {c.name: c.like_label and c.name not in texts for c in columns})
+    label = label or _only(table, "label", {c.name: c.like_label for c in columns if c.name not in texts})
     data: dict[str, Any] = {"csv": str(table.absolute()), "text": texts[0] if len(texts) == 1 else [*texts]}
     data["label"] = label
     if any(c.numbers and c.distinct > MOST_CLASSES for c in columns if c.name == label):
         data["target"] = "regression"
-    for column in columns:
-        if column.splits and column.name != label:
-            data["split_by"] = column.name
+    split_by = next((c.name for c in columns if c.splits and c.name not in (*texts, label)), None)
+    if split_by:
+        data["split_by"] = split_by
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", table.stem).strip("-._")[:100] or "table"
     name = f"my-{name}" if name in TASKS else name
     task = resolve(name, validate(Description, data, str(table)))
     data["csv"] = os.path.relpath(table, file.parent)
     text, trials, time = _fitted(task, data, file, choose_device(device))
     file.write_text(text, encoding="utf-8")
-    kind = f"{len(task.classes)} classes" if task.classes else "numbers"
+    kind = f"{len(task.classes)} classes" if task.classes else "numbers; without `target`, classes"
+    unused = [column.name for column in columns if column.name not in (*texts, label, split_by)]
+    said = [
+        f"{table}: {columns[0].rows:,} rows",
+        f"text: {' and '.join(texts)}",
+        f"label: {label} ({kind})",
+    ]
+    if split_by:
+        said.append(f"splits: {split_by}")
+    if unused:
+        said.append(f"not used: {first_few(unused, 10)}")
     return [
-        f"{table}: {columns[0].rows:,} rows; text: {' and '.join(texts)}; label: {label} ({kind}).",
+        f"{'; '.join(said)}.",
         f"{file}: {trials} trials, about {time} on this machine. Next:",
         *(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#   ")),
     ]
@@ -134,6 +144,7 @@ def _columns(table: Path) -> list[_Column]:
         values = read[name].to_pylist()
         there = [value for value in values if value is not None and value.strip()]
         distinct = set(there)
+        words = {value.strip().casefold() for value in distinct}
         columns.append(
             _Column(
                 name=name,
@@ -142,7 +153,7 @@ def _columns(table: Path) -> list[_Column]:
                 blank=len(there) < len(values),
                 words=fmean(len(value.split()) for value in there) if there else 0.0,
                 numbers=all(re.match(NUMBER, value) for value in distinct),
-                splits="train" in map(SPLIT_WORDS.get, distinct) and distinct <= SPLIT_WORDS.keys(),
+                splits="train" in map(SPLIT_WORDS.get, words) and words <= SPLIT_WORDS.keys(),
             )
         )
     return columns

@@ -222,7 +222,7 @@ def deal(
         if not len(dealt[split]) and (share or splits is None)
     }
     if sum(shares.values()) != 100 or min(shares.values()) < 1:
-        raise UserError(f"task '{task.name}': fractions must be percentages that add up to 100")
+        raise UserError(f"task '{task.name}': fractions must be percentages of 1 or more that add up to 100")
     seeded = "" if seed is None else f"/{seed}"
     parts = strata(task, labels)
     dealt |= _share_out(kept, numbers, ids, f"{task.name}/split{seeded}", parts, shares)
