@@ -85,7 +85,9 @@ def withheld(block: Block) -> bool:
 def _verdicts(block: Block) -> str:
     """One sentence that lists the methods by verdict, or says why nothing is compared."""
     if not block.reference:
-        return "nothing is compared: there is no reference (--reference METHOD names one)."
+        return (
+            "nothing is compared: there is no reference that ran on all tasks (--reference METHOD names one)."
+        )
     if not block.compared:
         if not block.left_out and len(block.entrants) == 1:
             return f"no adapter beside {block.against} is compared."
@@ -113,6 +115,8 @@ def _verdicts(block: Block) -> str:
         "without an interval": lambda verdict: verdict.answer is Answer.NONE and not verdict.reason,
     }
     lists = {words: [name for name, own in verdicts.items() if kind(own)] for words, kind in kinds.items()}
+    unpaired = [e.method for e in block.entrants if block.k not in e.differences and e.method != against]
+    lists[f"no {'study' if block.tuned else 'seed'} in common with {against}"] = unpaired
     lists["not on all tasks"] = list(block.left_out)
     rest = [f"{words}: {listed(names)}" for words, names in lists.items() if names]
     return "; ".join([lead, *rest]) + "."

@@ -133,7 +133,7 @@ def _sureness(
                 f"({minus(between(difference, unit))})",
             )
     edges = [str(edge) for edge in block.edges if edge.method in (cell.method, block.against)]
-    if cautions := [*block.guards, *edges]:
+    if cautions := [*analysis.faults, *block.guards, *edges]:
         yield "caution", " ".join(cautions)
     if not results.converged_head(cell.setting):
         yield "not compared with", "the converged head, which an adapter should beat"

@@ -175,8 +175,8 @@ def unbeaten(cells: Iterable[Cell]) -> list[str]:
         if (best.gain or 0.0) <= (head.gain or 0.0):
             unit = unit_of(head.metric, head.unit)
             sentences.append(
-                f"No adapter beats the converged head on {setting}: {unit.score(head.mean)} against "
-                f"{unit.score(best.mean)} at best ({best.method})."
+                f"No adapter has a better mean than the converged head on {setting}: "
+                f"{unit.score(head.mean)} against {unit.score(best.mean)} at best ({best.method})."
             )
     return sentences
 

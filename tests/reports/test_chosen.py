@@ -69,6 +69,18 @@ def test_a_best_rate_at_an_edge_is_said_beside_the_recipe(analysed: Analysed) ->
     assert "The best rates of LoTR lie at the upper edge" in chosen.facts["caution"]
 
 
+def test_a_head_that_is_as_good_is_said_beside_the_recipe(analysed: Analysed) -> None:
+    def made(trial: Trial, row: Row) -> Result:
+        """No adapter learns anything, and the head does."""
+        if row.title == "converged head":
+            return answered(950, EXAMPLES)
+        return replace(answered(EXAMPLES // 2, EXAMPLES), measures=trained(trial, row).measures)
+
+    chosen = choose(analysed(made, plan_of(**SUITE | {"methods": [*METHODS, "converged_head"]})))
+    assert "No adapter has a better mean than the converged head" in chosen.facts["caution"]
+    assert "Nothing trained" in chosen.facts["caution"]
+
+
 def test_the_choice_may_be_among_some_methods(analysis: Analysis) -> None:
     assert choose(analysis, ["tenslora", "LoRA"]).cell.method in ("LoRA", "TensLoRA att")
     with pytest.raises(UserError, match=naming("lota", "LoTR")):

@@ -534,6 +534,13 @@ def test_shares_and_percentages_of_one_task_are_refused(tmp_path: Path) -> None:
         load_results(table(tmp_path, lines))
 
 
+def test_a_method_without_a_seed_of_the_reference_stays_in_the_answer(tmp_path: Path) -> None:
+    lines = [line.replace(",x,", ",x,1") if line < "B" else line for line in RUNS if ",x," in line]
+    lines += [line.replace("B", "LoRA") for line in RUNS if line > "B" and ",x," in line]
+    answer = load_results(table(tmp_path, lines)).answer
+    assert "no seed in common with LoRA: A." in answer
+
+
 def test_an_unknown_option_is_refused(tmp_path: Path) -> None:
     options: Any = {"sead": "run"}
     with pytest.raises(UserError, match="did you mean 'seed'"):
