@@ -15,7 +15,7 @@ from tensorbench.execution.estimate import Pace, seconds_per_operation, workload
 from tensorbench.machine.cards import choose_device
 from tensorbench.machine.table import duration
 from tensorbench.methods import UserError
-from tensorbench.methods.errors import first_few
+from tensorbench.methods.errors import cut, first_few
 from tensorbench.methods.validation import validate
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite import Suite
@@ -119,7 +119,9 @@ def write_first_suite(
     data["csv"] = os.path.relpath(table, file.parent)
     text, trials, time = _fitted(task, data, file, choose_device(device))
     file.write_text(text, encoding="utf-8")
-    kind = f"{len(task.classes)} classes" if task.classes else "numbers; without `target`, classes"
+    kind = "numbers; without `target`, classes"
+    if task.classes:
+        kind = f"{len(task.classes)} classes: {first_few([cut(each) for each in task.classes], 6)}"
     unused = [column.name for column in columns if column.name not in (*texts, label, split_by)]
     said = [
         f"{table}: {columns[0].rows:,} rows",

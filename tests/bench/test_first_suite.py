@@ -71,7 +71,7 @@ def test_what_the_columns_are_taken_for_is_said(call: Call) -> None:
     said = call("init", numbers, "--label", "price").out
     assert "label: price (numbers; without `target`, classes); not used: id, fold." in said
     parts = table("parts.csv", stars=stars, Split=lambda row: ["Train", "Test"][row % 2])
-    assert "label: stars (5 classes); splits: Split; not used: id." in call("init", parts).out
+    assert "label: stars (5 classes: 0, 1, 2, 3, 4); splits: Split; not used: id." in call("init", parts).out
 
 
 @pytest.mark.parametrize(
