@@ -114,8 +114,9 @@ def pages() -> dict[Path, str]:
         titles = tuple(f"Question H{number}" for number in range(1, 4))
         of_heads = StudyOfRanks(pack, study, "head", studies.ALL_MODES, titles, "heads")
         answers_of_heads = of_heads.answers()
-        heads = "\n\n".join([of_heads.first(answers_of_heads), *printed(answers_of_heads)])
+        heads = "\n\n".join(printed(answers_of_heads))
         if answers_of_heads["Question H1"].short:
+            heads = f"{of_heads.first(answers_of_heads)}\n\n{heads}"
             picture = of_heads.picture()
             files[picture.path] = picture.svg()
     return files | {

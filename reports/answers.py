@@ -88,7 +88,13 @@ def _verdicts(block: Block) -> str:
         return (
             "nothing is compared: there is no reference that ran on all tasks (--reference METHOD names one)."
         )
+    unpaired = [
+        e.method for e in block.entrants if block.k not in e.differences and e.method != block.against
+    ]
+    apart = f"no {'study' if block.tuned else 'seed'} in common with {block.against}"
     if not block.compared:
+        if unpaired and not block.left_out:
+            return f"nothing is compared: {apart}: {listed(unpaired)}."
         if not block.left_out and len(block.entrants) == 1:
             return f"no adapter beside {block.against} is compared."
         sample = "complete studies" if block.tuned else "finished seeds"
@@ -115,8 +121,7 @@ def _verdicts(block: Block) -> str:
         "without an interval": lambda verdict: verdict.answer is Answer.NONE and not verdict.reason,
     }
     lists = {words: [name for name, own in verdicts.items() if kind(own)] for words, kind in kinds.items()}
-    unpaired = [e.method for e in block.entrants if block.k not in e.differences and e.method != against]
-    lists[f"no {'study' if block.tuned else 'seed'} in common with {against}"] = unpaired
+    lists[apart] = unpaired
     lists["not on all tasks"] = list(block.left_out)
     rest = [f"{words}: {listed(names)}" for words, names in lists.items() if names]
     return "; ".join([lead, *rest]) + "."

@@ -119,7 +119,7 @@ def write_first_suite(
     data["csv"] = os.path.relpath(table, file.parent)
     text, trials, time = _fitted(task, data, file, choose_device(device))
     file.write_text(text, encoding="utf-8")
-    kind = "numbers; without `target`, classes"
+    kind = "numbers: a regression; delete `target` for classes"
     if task.classes:
         kind = f"{len(task.classes)} classes: {first_few([cut(each) for each in task.classes], 6)}"
     unused = [column.name for column in columns if column.name not in (*texts, label, split_by)]
@@ -167,13 +167,15 @@ def _only(table: Path, role: str, candidates: dict[str, bool]) -> str:
     `candidates` maps each column to whether its values suit the role. If several do, the one named like the
     role is returned. Raises UserError if no column suits the role, or if the choice remains ambiguous.
     """
+    if not candidates:
+        raise UserError(f"{table}: no column is left for the {role}")
     alike = [name for name, like in candidates.items() if like]
     named = [name for name in alike if name.casefold() == role]
     if len(chosen := named or alike) == 1:
         return chosen[0]
     what = f"several columns look like the {role}" if alike else f"no column looks like the {role}, of"
     names = alike or list(candidates)
-    example = shlex.join(["tensorbench", "init", str(table), f"--{role}", names[0] if names else "NAME"])
+    example = shlex.join(["tensorbench", "init", str(table), f"--{role}", names[0]])
     raise UserError(f"{table}: {what}: {first_few(names, 20)}. Name it, for example: {example}")
 
 

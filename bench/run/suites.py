@@ -362,7 +362,7 @@ def search_suite(
     loaded = _with_search(_loaded(suite, store, audience.note), trials, sampler_seed, plot)
     if loaded.pilot is not None and part.choices:
         raise UserError(
-            f"{part}: a pilot chooses for the whole suite, else its other rows have no centre; leave this out"
+            f"a pilot chooses for the whole suite, else its other rows have no centre; leave out {part}"
         )
     if plot is not None:
         prepare_plot(plot)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -15,6 +16,18 @@ ENDINGS = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": "", ".parquet": "
 BINARY_LOG = ".eval"
 #: Patterns for result files in a folder: one of peft, two of lm-evaluation-harness, and two of inspect.
 FILES = ("*--*.json", "results_*.json", "*/results_*.json", "20??-??-??T*_*.json", "20??-??-??T*_*.eval")
+
+
+#: Words in the name of a score of which less is better.
+_LESS_IS_BETTER = {
+    *("bits", "brier", "cer", "err", "error", "loss", "mae", "mse", "nll", "perplexity", "ppl", "rmse"),
+    *("ter", "wer"),
+}
+
+
+def less_is_better(metric: str) -> bool:
+    """Whether less of a score with this name is better, as its words say: `word_perplexity`, for example."""
+    return not _LESS_IS_BETTER.isdisjoint(re.split("[^a-z]+", metric.casefold()))
 
 
 class TableOptions(TypedDict, total=False):

@@ -13,7 +13,14 @@ import pandas as pd
 
 from tensorbench.methods import UserError
 from tensorbench.records.measures import Measure
-from tensorbench.reports.foreign.names import BINARY_LOG, COLUMNS, ENDINGS, FILES, TableOptions
+from tensorbench.reports.foreign.names import (
+    BINARY_LOG,
+    COLUMNS,
+    ENDINGS,
+    FILES,
+    TableOptions,
+    less_is_better,
+)
 from tensorbench.reports.foreign.runs import ForeignRun, ForeignSource, of_name
 from tensorbench.reports.foreign.table import read_table
 from tensorbench.reports.peft_comparison import REFERENCE, read_run
@@ -28,19 +35,14 @@ NO_SEEDS = (
 UNTUNED = (
     "peft's runs have seed 0 and were not tuned alike: their order holds the luck of rates and of one run."
 )
-#: Whether more is better, by the name of a metric of lm-evaluation-harness. It counts if a file does not say
-#: so, as older ones. Names that tasks use in either direction, such as `score`, are absent.
-HIGHER_IS_BETTER = {
-    **dict.fromkeys(("acc", "acc_all", "acc_bytes", "acc_mutual_info", "acc_norm", "accuracy"), True),
-    **dict.fromkeys(("exact", "exact_match", "em", "f1", "mcc", "likelihood", "pass@1", "pass_at_1"), True),
-    **dict.fromkeys(
-        ("bleu", "bleu_max", "chrf", "rouge1", "rouge2", "rougeL", "rougeLsum", "rougeL_max"), True
-    ),
-    **dict.fromkeys(("prompt_level_strict_acc", "inst_level_strict_acc"), True),
-    **dict.fromkeys(("prompt_level_loose_acc", "inst_level_loose_acc"), True),
-    **dict.fromkeys(("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"), False),
-    **dict.fromkeys(("brier_score", "ter", "wer"), False),
-}
+#: Metrics of lm-evaluation-harness of which more is better. They count if a file does not say so, as older
+#: ones. Names that tasks use in either direction, such as `score`, are absent.
+MORE_IS_BETTER = (
+    *("acc", "acc_all", "acc_bytes", "acc_mutual_info", "acc_norm", "accuracy"),
+    *("exact", "exact_match", "em", "f1", "mcc", "likelihood", "pass@1", "pass_at_1"),
+    *("bleu", "bleu_max", "chrf", "rouge1", "rouge2", "rougeL", "rougeLsum", "rougeL_max"),
+    *("prompt_level_strict_acc", "inst_level_strict_acc", "prompt_level_loose_acc", "inst_level_loose_acc"),
+)
 #: Metrics of inspect that tell how much scores differ, not how good they are.
 SPREADS = ("bootstrap_stderr", "std", "stderr", "var")
 #: The score of each of inspect's grades: `CORRECT`, `INCORRECT`, `PARTIAL` and `NOANSWER`.
@@ -113,7 +115,7 @@ def read_lm_eval(file: Path, content: Mapping[str, Any], notes: list[str]) -> It
     """Yields a run for each task of a results file, with the score of each question if samples are stored.
 
     The run's score is the task's first metric of which larger values are better, by the file or, if the file
-    does not say, by `HIGHER_IS_BETTER`. Groups of tasks are left out, since the file has their tasks too.
+    does not say, by its name. Groups of tasks are left out, since the file has their tasks too.
     Adds notes on tasks without such a metric, which are left out, and on samples that are incomplete and
     therefore not used.
     """
@@ -133,7 +135,9 @@ def read_lm_eval(file: Path, content: Mapping[str, Any], notes: list[str]) -> It
         }
         stated = (content.get("higher_is_better") or {}).get(task) or {}
         # A direction that the file gives as null is unknown.
-        better = HIGHER_IS_BETTER | {each: more for each, more in stated.items() if more is not None}
+        better = dict.fromkeys(MORE_IS_BETTER, True)
+        better |= {metric: False for metric in metrics.values() if less_is_better(metric)}
+        better |= {each: more for each, more in stated.items() if more is not None}
         key = next((key for key, metric in metrics.items() if better.get(metric)), None)
         if key is None:
             why = "has no metric of which more is better"
@@ -196,7 +200,7 @@ def read_inspect(file: Path, content: Mapping[str, Any], notes: list[str]) -> It
         each["name"]: [
             metric["value"]
             for key, metric in each["metrics"].items()
-            if key not in SPREADS and HIGHER_IS_BETTER.get(key, True)
+            if key not in SPREADS and not less_is_better(key)
         ]
         for each in scores
     }

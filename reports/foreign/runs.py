@@ -161,8 +161,7 @@ class ForeignSource(Source):
 
         Scores of a metric from 0 to 1 count as percent if one of them is above 1. The task is added to
         `read`. If a run's score is not the mean of its examples, the run loses its examples, and its place is
-        added to `unlike`. Raises UserError if all scores of one row are shares
-        and others are percentages.
+        added to `unlike`.
         """
         low, high = self._metric.bounds
         # Scores in files of other programs may be NaN.
@@ -173,13 +172,6 @@ class ForeignSource(Source):
         if high == 1.0 and known:
             how = "in percent" if scale < 1 else "as shares, since none is above 1"
             read.setdefault(how, []).append(runs[0].task)
-        if scale < 1:
-            for own in grouped(known, lambda run: run.row).values():
-                if all(0 < (run.score or 0.0) <= 1 for run in own):
-                    raise UserError(
-                        f"{own[0].where}: score {own[0].score} beside {most} of the same task: write all "
-                        "of them as shares, or all in percent"
-                    )
         for run in runs:
             measures = dict(run.measures)
             if Measure.SELECTED_VALIDATION in measures:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ import pandas as pd
 from tensorbench.methods import UnknownNameError, UserError
 from tensorbench.methods.errors import first_few, shown
 from tensorbench.records.measures import Measure
-from tensorbench.reports.foreign.names import COLUMNS, ENDINGS, TableOptions
-from tensorbench.reports.foreign.runs import ForeignRun
+from tensorbench.records.metrics import METRICS
+from tensorbench.reports.foreign.names import COLUMNS, ENDINGS, TableOptions, less_is_better
+from tensorbench.reports.foreign.runs import DEFAULT_METRIC, ForeignRun
+from tensorbench.reports.results import grouped
 from tensorbench.reports.units import listed
 
 #: The smallest and the largest learning rate that a table may have.
@@ -27,21 +29,6 @@ RATES = 1e-12, 1e6
 MOST_LINES = 10_000_000
 #: The texts that count as a missing number.
 MISSING = ("", "nan", "none", "null", "na", "n/a", "inf", "-inf")
-#: Words in the name of a score of which less is better.
-LESS_IS_BETTER = {
-    "cer",
-    "err",
-    "error",
-    "loss",
-    "mae",
-    "mse",
-    "nll",
-    "perplexity",
-    "ppl",
-    "rmse",
-    "ter",
-    "wer",
-}
 #: Optional measures of a run, by the column's name, which is the same in `LoadedResults.trials`.
 NUMBERS = {
     each.column: each
@@ -64,26 +51,35 @@ def read_table(table: Path | pd.DataFrame, options: TableOptions) -> tuple[list[
 
     Raises UserError, with the file and the line, if the table has no line, if a column does not exist or
     occurs twice, if a value is not a number, if a parquet file has more than `MOST_LINES` rows, if examples
-    belong to no run, and if a column that is not used would change what is compared.
+    belong to no run, and if scores or runs would be taken for what they are not.
     """
     name = "the table" if isinstance(table, pd.DataFrame) else table.name
     lines = list(_lines(table))
     if not lines:
         raise UserError(f"{name} has no line")
-    columns = _columns(name, {key: None for _, line in lines for key in line}, options)
+    there = {key: None for _, line in lines for key in line}
+    columns = _columns(name, there, options)
     for needed in ("method", "score"):
         if needed not in columns:
-            there = listed(dict.fromkeys(key for _, line in lines for key in line))
             raise UserError(
-                f"{name} has no column '{needed}': name it by --{needed}; the columns are {there}"
+                f"{name} has no column '{needed}': name it by --{needed}; the columns are {listed(there)}"
             )
-    notes = list(_unused(name, lines, columns, options))
+    unused = [column for column in there if column.strip() and column not in columns.values()]
     task = "" if isinstance(table, pd.DataFrame) else table.stem
     runs, keys = [], []
     for where, line in lines:
         runs.append(_run(where, {own: line.get(column) for own, column in columns.items()}, task or "all"))
         keys.append(tuple(_text(line.get(columns[key])) for key in KEYS if key in columns))
+    metrics = defaultdict[str, set[str]](set)
+    for column in unused:
+        if column.strip().casefold() == "metric":
+            for run, (_, line) in zip(runs, lines, strict=True):
+                metrics[run.task] |= {_text(line.get(column)).casefold()} - {""}
+    _refuse_metrics(name, columns["score"], metrics, options)
+    _refuse_two_scales(runs, options)
+    notes = [f"Columns not used: {first_few(unused, 10)}."] if unused else []
     if "seed" not in columns:
+        _refuse_pooled(name, lines, unused, [(key[0], key[1:]) for key in keys])
         runs = _numbered(runs)
         notes.append(
             "No column of seeds: the runs of a method are taken as independent, and paired in an arbitrary "
@@ -147,79 +143,85 @@ def _refuse_repeated(columns: Iterable[str]) -> None:
 def _columns(name: str, there: Mapping[str, None], options: TableOptions) -> dict[str, str]:
     """Maps each option and measure to its column, if the table has this column.
 
-    Without an option, a column may have the option's name in capitals, and blanks around it. Raises UserError
-    if an option names a column that the table lacks, and if several columns could be meant.
+    Without an option, a column of `KEYS` or of scores may have its name in capitals, and blanks around it.
+    Raises UserError if an option names a column that the table lacks, and if several columns could be meant.
     """
     own: Mapping[str, Any] = options
     for option in COLUMNS:
         if option in own and own[option] not in there:
             raise UnknownNameError(f"column of {name}", own[option], there)
-    columns = {}
+    columns: dict[str, str] = {}
     for option in dict.fromkeys((*COLUMNS, *NUMBERS)):
-        alike = [column for column in there if column.strip().casefold() == option]
-        column = own.get(option, option if option in there else None)
-        if column is None and len(alike) > 1:
+        alike = [option] if option in there else []
+        if option in own:
+            alike = [own[option]]
+        elif not alike and option in (*KEYS, "score"):
+            alike = [column for column in there if column.strip().casefold() == option]
+        if len(alike) > 1:
             raise UserError(f"{name}: several columns could be '{option}': {listed(map(shown, alike))}")
-        if found := [column] if column is not None else alike:
-            columns[option] = str(found[0])
+        columns |= dict.fromkeys([option][: len(alike)], *alike)
     return columns
 
 
-def _unused(
-    name: str, lines: Sequence[Line], columns: Mapping[str, str], options: TableOptions
-) -> Iterator[str]:
-    """Yields a note on columns that are not used.
+def _refuse_metrics(
+    name: str, score: str, of_tasks: Mapping[str, Collection[str]], options: TableOptions
+) -> None:
+    """Raises UserError if a task has scores of several metrics, or of one of which less is better.
 
-    Raises UserError if one of them, or the name of the scores, says that the table would be misread: scores
-    of several metrics, scores of which less is better, and, without seeds, runs that differ in more than
-    their seeds.
+    `score` is the column of scores, and `of_tasks` has what the table says of each task's metrics.
     """
-    unused = [column for column in dict.fromkeys(k for _, line in lines for k in line) if column.strip()]
-    unused = [column for column in unused if column not in columns.values()]
-    values = {column: [_text(line.get(column)) for _, line in lines] for column in unused}
-    metrics = {each for column in unused if column.strip().casefold() == "metric" for each in values[column]}
-    if len(metrics) > 1:
+    if several := next((each for each in of_tasks.values() if len(each) > 1), None):
         raise UserError(
-            f"{name}: scores of several metrics, {listed(sorted(metrics))}: split the table, and name each "
-            "metric by --metric"
+            f"{name}: a task has scores of several metrics, {listed(sorted(several))}: split the table"
         )
-    for label in (columns["score"], *metrics):
-        if not options.get("metric") and LESS_IS_BETTER.intersection(re.split("[^a-z]+", label.casefold())):
-            raise UserError(
-                f"{name}: more is taken to be better, and of {shown(label)} less seems to be: name its "
-                "metric (--metric rmse), or give one minus a share of errors"
-            )
-    methods = [_text(line.get(columns["method"])) for _, line in lines]
-    for column in unused if "seed" not in columns else ():
-        if _tells_runs_apart(methods, values[column]):
-            raise UserError(
-                f"{name}: methods share values of column {shown(column)}, which is not used, and there are "
-                "no seeds: name it, as --task, --backbone, --budget or --seed, or leave it out"
-            )
-    if unused:
-        yield f"Columns not used: {first_few(unused, 10)}."
+    stated = options.get("metric") or ""
+    if stated == DEFAULT_METRIC or METRICS.get(stated or DEFAULT_METRIC).sign < 0:
+        return
+    if less := next(filter(less_is_better, [score, *chain.from_iterable(of_tasks.values())]), None):
+        raise UserError(
+            f"{name}: more is taken to be better, and of {shown(less)} less seems to be. --metric rmse takes "
+            "less to be better, and --metric score more"
+        )
 
 
-def _tells_runs_apart(methods: Sequence[str], values: Sequence[str]) -> bool:
-    """Whether a column has several values for a method that other methods have too, as tasks and seeds.
+def _refuse_pooled(
+    name: str,
+    lines: Sequence[Line],
+    unused: Sequence[str],
+    identities: Sequence[tuple[str, tuple[str, ...]]],
+) -> None:
+    """Raises UserError if each method has the same values of an unused column, several of them.
 
-    Numbers with a fraction are measures, and truth values tell how a run went.
+    They could be seeds, tasks or backbones, and runs of several would be taken as independent. `identities`
+    has each line's method, and what else identifies its run.
     """
-    by_value, by_method = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
-    for method, value in zip(methods, values, strict=True):
-        by_value[value].add(method)
-        by_method[method].add(value)
-    if {value.casefold() for value in by_value} <= {"true", "false", ""} or any(map(_fraction, by_value)):
-        return False
-    shared = {value for value, of_methods in by_value.items() if len(of_methods) > 1}
-    return any(len(own & shared) > 1 for own in by_method.values())
+    for column in unused:
+        counts = defaultdict[tuple[str, ...], defaultdict[str, Counter[str]]](lambda: defaultdict(Counter))
+        for (method, others), (_, line) in zip(identities, lines, strict=True):
+            counts[others][method][_text(line.get(column))] += 1
+        shared = [list(of_method.values()) for of_method in counts.values() if len(of_method) > 1]
+        if shared and all(len(own[0]) > 1 and own.count(own[0]) == len(own) for own in shared):
+            raise UserError(
+                f"{name}: each method has the same values of column {shown(column)}, which is not used, and "
+                "there are no seeds: name it, as --task, --backbone, --budget or --seed, or drop it if it "
+                "tells nothing of what ran"
+            )
 
 
-def _fraction(value: str) -> bool:
-    try:
-        return not float(value).is_integer()
-    except ValueError:
-        return False
+def _refuse_two_scales(runs: Sequence[ForeignRun], options: TableOptions) -> None:
+    """Raises UserError if the scores of one row of a task look like shares, and others are percentages."""
+    if METRICS.get(options.get("metric") or DEFAULT_METRIC).bounds[1] != 1:
+        return
+    scored = [run for run in runs if run.score is not None]
+    for of_task in grouped(scored, lambda run: run.task).values():
+        most = max(abs(run.score or 0.0) for run in of_task)
+        for own in grouped(of_task, lambda run: run.row).values() if most > 1 else ():
+            scores = [abs(run.score or 0.0) for run in own]
+            if any(scores) and max(scores) <= 1:
+                raise UserError(
+                    f"{own[0].where}: score {own[0].score} beside {most} of the same task: is it a share, or "
+                    "in percent? Write all scores of the task as shares"
+                )
 
 
 def _run(where: str, values: Mapping[str, Any], task: str) -> ForeignRun:

@@ -69,7 +69,7 @@ def test_official_splits_numbers_pairs_and_odd_names_are_taken(call: Call) -> No
 def test_what_the_columns_are_taken_for_is_said(call: Call) -> None:
     numbers = table(price=lambda row: row % 30, fold=lambda row: ["fit", "held out"][row % 2])
     said = call("init", numbers, "--label", "price").out
-    assert "label: price (numbers; without `target`, classes); not used: id, fold." in said
+    assert "label: price (numbers: a regression; delete `target` for classes); not used: id, fold." in said
     parts = table("parts.csv", stars=stars, Split=lambda row: ["Train", "Test"][row % 2])
     assert "label: stars (5 classes: 0, 1, 2, 3, 4); splits: Split; not used: id." in call("init", parts).out
 
@@ -80,6 +80,7 @@ def test_what_the_columns_are_taken_for_is_said(call: Call) -> None:
         ({"stars": stars, "shop": lambda row: row % 2}, (), ("stars", "shop", "--label stars")),
         ({"stars": stars, "title": lambda row: f"text in row {row}"}, (), ("body", "title", "--text body")),
         ({}, (), ("no column", "label", "id", "--label id")),
+        ({}, ("--text", "id,body"), ("no column is left for the label",)),
         ({"stars": stars}, ("--label", "star"), ("'star'", "'stars'?")),
         ({"stars": stars}, ("--out", "nowhere/s.yaml"), ("nowhere/s.yaml", "--out")),
         ({"stars": stars}, ("--out", "reviews.csv"), ("reviews.csv", "exists", "--out")),

@@ -507,6 +507,24 @@ def test_runs_that_differ_in_an_unused_column_are_not_pooled(tmp_path: Path, col
         load_results(table(tmp_path, lines, f"method,{column},score"))
 
 
+@pytest.mark.parametrize("column", ["epochs", "state", "converged", "size"])
+def test_columns_that_tell_how_runs_went_are_no_seeds(tmp_path: Path, column: str) -> None:
+    kinds = {"epochs": "345334543354", "state": "aaabaaaabaaa", "converged": "110111101111", "size": "1" * 12}
+    lines = [
+        f"{line.rpartition(',')[0].rpartition(',')[0]},{kind},{number}.5"
+        for number, (line, kind) in enumerate(zip(RUNS, kinds[column], strict=True), 2)
+    ]
+    assert load_results(table(tmp_path, lines, f"method,task,{column},score")).all_cells
+
+
+def test_each_task_may_have_its_metric(tmp_path: Path) -> None:
+    lines = [f"{line},{'f1' if ',x,' in line else ''}" for line in RUNS]
+    assert load_results(table(tmp_path, lines, f"{HEADING},metric")).all_cells
+    lines = [f"{line},{'rmse' if ',x,' in line else 'accuracy'}" for line in RUNS]
+    with pytest.raises(UserError, match=naming("rmse", "--metric")):
+        load_results(table(tmp_path, lines, f"{HEADING},metric"))
+
+
 def test_other_columns_are_noted(tmp_path: Path) -> None:
     lines = [f"{line},{number}.5,ok" for number, line in enumerate(RUNS)]
     results = load_results(table(tmp_path, lines, f"{HEADING},wall,state"))
@@ -518,12 +536,15 @@ def test_scores_of_which_less_is_better_need_their_metric(tmp_path: Path, score:
     file = table(tmp_path, RUNS, f"method,task,seed,{score}")
     with pytest.raises(UserError, match=naming(score, "--metric")):
         load_results(file, score=score)
-    assert load_results(file, score=score, metric="rmse").all_cells
+    with pytest.raises(UserError, match=naming(score, "--metric")):
+        load_results(file, score=score, metric="matthews")
+    for metric in ("rmse", "score"):
+        assert load_results(file, score=score, metric=metric).all_cells
 
 
-def test_scores_of_several_metrics_are_refused(tmp_path: Path) -> None:
-    lines = [f"{line},{'rmse' if ',x,' in line else 'accuracy'}" for line in RUNS]
-    with pytest.raises(UserError, match=naming("accuracy", "rmse")):
+def test_several_metrics_of_one_task_are_refused(tmp_path: Path) -> None:
+    lines = [f"{line},{metric}" for line in RUNS for metric in ("accuracy", "f1")]
+    with pytest.raises(UserError, match=naming("accuracy", "f1")):
         load_results(table(tmp_path, lines, f"{HEADING},metric"))
 
 
@@ -537,8 +558,8 @@ def test_shares_and_percentages_of_one_task_are_refused(tmp_path: Path) -> None:
 def test_a_method_without_a_seed_of_the_reference_stays_in_the_answer(tmp_path: Path) -> None:
     lines = [line.replace(",x,", ",x,1") if line < "B" else line for line in RUNS if ",x," in line]
     lines += [line.replace("B", "LoRA") for line in RUNS if line > "B" and ",x," in line]
-    answer = load_results(table(tmp_path, lines)).answer
-    assert "no seed in common with LoRA: A." in answer
+    for some in (lines, [line for line in lines if "B" not in line]):
+        assert "no seed in common with LoRA: A." in load_results(table(tmp_path, some)).answer
 
 
 def test_an_unknown_option_is_refused(tmp_path: Path) -> None:
@@ -557,7 +578,7 @@ def test_a_log_of_inspect_is_judged_by_a_metric_of_which_more_is_better(tmp_path
         (tmp_path / source.name).write_text(json.dumps(log), encoding="utf-8")
         return [cell.mean for cell in load_results(tmp_path).all_cells]
 
-    assert read_with(stderr=0.01, wer=0.3, accuracy=0.8, mean=0.7) == [0.8]
+    assert read_with(stderr=0.01, cer=0.3, accuracy=0.8, mean=0.7) == [0.8]
     with pytest.raises(UserError, match="no metric of which more is better"):
         read_with(stderr=0.01, wer=0.3)
 

@@ -318,7 +318,7 @@ def test_paths_that_begin_at_the_suite_s_folder_would_be_lost_elsewhere(tmp_path
 
 def test_a_pilot_of_a_part_is_refused(tmp_path: Path, new_store: NewStore) -> None:
     part, out = tensorbench.Part(methods=["lora"]), tmp_path / "chosen.yaml"
-    with pytest.raises(UserError, match="method lora: a pilot chooses for the whole suite"):
+    with pytest.raises(UserError, match=naming("a pilot chooses for the whole suite", "method lora")):
         tensorbench.search_suite(load_suite(PILOT), part=part, store=new_store(tmp_path), out=out)
     assert not out.exists()
 
