@@ -192,11 +192,11 @@ class StudyOfRanks:
         )
         (beside,) = self.against[LORA].blocks
         failed = [
-            f"{entrant.method}: {shares.failures} of {shares.trials}"
+            f"{shares.failures} of {shares.trials} ({entrant.method})"
             for entrant in (*block.entrants, *(e for e in beside.entrants if e.method == LORA))
             if (shares := entrant.sensitivity) and shares.failures
         ]
-        yield f"Failed trials. {'; '.join(failed) or 'None'}."
+        yield f"Failed trials: {'; '.join(failed) or 'none'}."
         if self.interim:
             yield (
                 "Verdicts are for this look alone. Each look adds to the chance of a false one. The answer "
