@@ -72,6 +72,17 @@ def printed(answers: Mapping[str, Answer]) -> list[str]:
     ]
 
 
+def opened(study: StudyOfBudgets | StudyOfRanks, files: dict[Path, str]) -> str:
+    """The text on a study: its first part, then all answers. The first part's figure goes into `files`."""
+    answers = study.answers()
+    parts = printed(answers)
+    if all(each.short for each in answers.values()):
+        parts = [study.first(answers), *parts]
+        picture = study.picture()
+        files[picture.path] = picture.svg()
+    return "\n\n".join(parts)
+
+
 def pages() -> dict[Path, str]:
     """The contents of the pages with current answers, and of the findings' figure, by path."""
     study, fresh = PACKS / "study.tensorbench.zip", PAGES / "study_fresh.tensorbench.zip"
@@ -109,16 +120,10 @@ def pages() -> dict[Path, str]:
     if pack := packed("other_tasks"):
         other = "\n\n".join(printed(of_other_tasks(pack, WITHOUT_ROOM)))
     if pack := packed("study_budgets"):
-        budgets = "\n\n".join(printed(StudyOfBudgets(pack, study).answers()))
+        budgets = opened(StudyOfBudgets(pack, study), files)
     if pack := packed("study_heads"):
         titles = tuple(f"Question H{number}" for number in range(1, 4))
-        of_heads = StudyOfRanks(pack, study, "head", studies.ALL_MODES, titles, "heads")
-        answers_of_heads = of_heads.answers()
-        heads = "\n\n".join(printed(answers_of_heads))
-        if answers_of_heads["Question H1"].short:
-            heads = f"{of_heads.first(answers_of_heads)}\n\n{heads}"
-            picture = of_heads.picture()
-            files[picture.path] = picture.svg()
+        heads = opened(StudyOfRanks(pack, study, "head", studies.ALL_MODES, titles, "heads"), files)
     return files | {
         NEXT: rewritten(NEXT, {"budgets": budgets, "heads": heads}),
         OTHER: rewritten(OTHER, {"answers": other}),

@@ -94,12 +94,10 @@ def read_sources(sources: Sequence[Source], selection: Selection | None = None) 
             "alone; redundancy and provenance are of all rows."
         )
     notes += [note for each in selected for note in _notes(each)]
-    cut_cells = grouped((cell for cell in cells if cell["cut_prompts"]), lambda cell: cell.setting)
+    cut_cells = grouped((cell for cell in cells if cell["cut_texts"]), lambda cell: cell.setting)
     for (task, backbone), own in cut_cells.items():
-        cut, prompts = (max(cell[column] or 0 for cell in own) for column in ("cut_prompts", "prompts"))
-        notes.append(
-            f"{task} on {backbone}: {cut:,.0f} of {prompts:,.0f} prompts were too long and were cut."
-        )
+        cut, texts = (max(cell[column] or 0 for cell in own) for column in ("cut_texts", "texts"))
+        notes.append(f"{task} on {backbone}: {cut:,.0f} of {texts:,.0f} texts were too long and were cut.")
     return Results(selected, cells, tuple(notes), selection.reference if selection else "")
 
 

@@ -333,9 +333,9 @@ def _outcome(record: Record) -> Iterator[tuple[str, str]]:
             f"{record.measure(Measure.ADAPTED_FORWARD):.2f} times the bare backbone's {bare:.1f} ms for "
             f"{examples:.0f} examples; {line}",
         )
-    cut, prompts = record.measure(Measure.CUT_PROMPTS), record.measure(Measure.PROMPTS)
+    cut, texts = record.measure(Measure.CUT_TEXTS), record.measure(Measure.TEXTS)
     if cut is not None:
-        yield "prompts cut", f"{cut:,.0f} of {prompts:,.0f} in all splits"
+        yield "texts cut", f"{cut:,.0f} of {texts:,.0f} in all splits"
     if record.status == Status.FINISHED:
         yield "forgetting", _forgetting(record)
 

@@ -107,9 +107,10 @@ class Measure(StrEnum):
     FILLED_ADAPTED_MS = "inference/filled/adapted_ms", "", "ms", "the same with the adapter"
     FILLED_MERGED_MS = "inference/filled/merged_ms", "", "ms", "the same with the update merged"
     FILLED_EXAMPLES = "inference/filled/examples", "", "examples", "in that batch", INTEGER
-    CUT_PROMPTS = ("prompts/cut", "cut_prompts", "prompts",
-                   "those of all splits that were cut; missing without prompts", INTEGER, "max", LESS)
-    PROMPTS = "prompts/all", "prompts", "prompts", "all of all splits", INTEGER, "max"
+    # These keys are from a version that counted prompts alone.
+    CUT_TEXTS = ("prompts/cut", "cut_texts", "texts",
+                 "those of all splits that were cut to max_tokens; missing if unknown", INTEGER, "max", LESS)
+    TEXTS = "prompts/all", "texts", "texts", "all of all splits", INTEGER, "max"
     TRAIN_EXAMPLES = "examples/train", "", "examples", "of the training split as it is used", INTEGER
     VALIDATION_EXAMPLES = "examples/validation", "", "examples", "of the validation split", INTEGER
     TEST_EXAMPLES = "examples/test", "", "examples", "of the test split", INTEGER

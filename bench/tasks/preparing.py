@@ -186,7 +186,7 @@ def _split(task: Task, tensors: dict[str, Tensor], model_input: ModelInput, key:
         int(tensors["pad_id"]),
         tensors.get("seconds"),
         key["max_tokens"] if model_input.padding == "max_tokens" else None,
-        cut=int(tensors["cut"].sum()) if "cut" in tensors else 0,
+        cut=int(tensors["cut"].sum()) if "cut" in tensors else None,
     )
     if task.target != "generation":
         return made

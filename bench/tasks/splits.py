@@ -48,9 +48,9 @@ class TextSplit(_Labelled):
     pad_id: int
     seconds: Tensor | None = None
     width: int | None = None
-    #: The number of prompts (for generation, of prompts with their answers) that were too long and were cut.
-    #: Texts without a prompt are not counted.
-    cut: int = 0
+    #: The number of texts that were too long and were cut, counted with their prompts and, for generation,
+    #: with their answers. None if a version that did not count them prepared the split.
+    cut: int | None = None
 
     @property
     def uneven(self) -> Tensor | None:
@@ -199,6 +199,17 @@ class PreparedData:
     def classes(self) -> int:
         """The number of outputs of the backbone per example for these data."""
         return self.objective.outputs
+
+    @property
+    def count(self) -> int:
+        """The number of examples in all splits."""
+        return sum(map(len, (self.train, self.validation, self.test)))
+
+    @property
+    def cut(self) -> int | None:
+        """The number of texts in all splits that were cut. None for images, and if it is unknown."""
+        counts = [getattr(split, "cut", None) for split in (self.train, self.validation, self.test)]
+        return None if None in counts else sum(counts)
 
     def to(self, device: torch.device | str) -> PreparedData:
         """Returns the same data with each split on `device` (see `TextSplit.to`)."""

@@ -43,8 +43,8 @@ def taken(arrays: Arrays, positions: NDArray[np.int64]) -> Arrays:
 def encoded(task: Task, tokenizer: Any, max_tokens: int, texts: Sequence[Any]) -> Arrays:
     """Tokenises texts or pairs of texts, each cut to `max_tokens` tokens.
 
-    Returns the arrays of `flat` and, for pairs, `seconds` as in `TextSplit`. Raises UserError if `max_tokens`
-    leaves no room beside the tokenizer's special tokens.
+    Returns the arrays of `flat`, `cut` as in `written` and, for pairs, `seconds` as in `TextSplit`. Raises
+    UserError if `max_tokens` leaves no room beside the tokenizer's special tokens.
     """
     paired = isinstance(texts[0], tuple)
     if max_tokens <= (special := tokenizer.num_special_tokens_to_add(pair=paired)):
@@ -54,7 +54,13 @@ def encoded(task: Task, tokenizer: Any, max_tokens: int, texts: Sequence[Any]) -
         )
     columns = tuple(map(list, zip(*texts, strict=True))) if paired else (texts,)
     encoded = tokenizer(*columns, truncation=True, max_length=max_tokens)
-    arrays = flat(encoded["input_ids"])
+    rows = encoded["input_ids"]
+    arrays = flat(rows) | {"cut": np.zeros(len(rows), dtype=bool)}
+    # Texts that fill `max_tokens` may have been as long as that or longer.
+    full = [position for position, row in enumerate(rows) if len(row) == max_tokens]
+    if full:
+        whole = tokenizer(*([column[i] for i in full] for column in columns), verbose=False)["input_ids"]
+        arrays["cut"][full] = [len(row) > max_tokens for row in whole]
     if paired:
         # Tokenizers without token types do not distinguish the two texts.
         seconds = [row.index(1) for row in encoded.get("token_type_ids", []) if any(row)]

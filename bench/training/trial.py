@@ -171,13 +171,14 @@ class Resources:
                     f"task '{row.task}' changed since the plan ({', '.join(changed)}); start again"
                 )
             made = prepare(task, model_input, row.max_tokens, *row.sizes, split_seed=seed)
-            splits = (made.train, made.validation, made.test)
-            if cut := sum(getattr(split, "cut", 0) for split in splits):
-                what, how = ("prompts", " from the left")
+            if cut := made.cut:
+                what, how = "texts", ""
                 if task.target == "generation":
-                    what, how = ("prompts with their answers", "")
+                    what = "prompts with their answers"
+                elif isinstance(model_input, TextInput) and model_input.prompt is not None:
+                    what, how = "prompts", " from the left"
                 warnings.warn(
-                    f"task '{row.task}': {cut:,} of {sum(map(len, splits)):,} {what} have more than "
+                    f"task '{row.task}': {cut:,} of {made.count:,} {what} have more than "
                     f"{now['max_tokens']} tokens and were cut{how}; raise max_tokens, or accept this",
                     stacklevel=2,
                 )
@@ -250,7 +251,7 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
                 Measure.ADAPTER_BYTES: sum(tensor.nbytes for tensor in state.values()),
                 Measure.FROZEN_BYTES: sum(tensor.nbytes for tensor in adapter.frozen().values()),
                 **trained.measures,
-                **_of_data(model_input, data),
+                **_of_data(data),
                 **_forgetting(trial, backbone, adapter, text, before),
             }
             tags: dict[str, str] = {}
@@ -425,14 +426,12 @@ def _inference(
         return {}
 
 
-def _of_data(model_input: ModelInput, data: PreparedData) -> Measures:
-    """Returns the data's measures: sizes of splits, loss of guessing, scale of targets, and cut prompts."""
-    splits = (data.train, data.validation, data.test)
+def _of_data(data: PreparedData) -> Measures:
+    """Returns the data's measures: sizes of splits, loss of guessing, scale of targets, and cut texts."""
     measures = SplitSizes(len(data.train), len(data.validation), len(data.test), data.repeated).measures
     measures[Measure.GUESSING_LOSS] = data.objective.guessing_loss(data.validation.labels.cpu())
     if data.objective.scale is not None:
         measures[Measure.TARGET_MEAN], measures[Measure.TARGET_SD] = data.objective.scale
-    if isinstance(model_input, TextInput) and model_input.answers_by_words:
-        measures[Measure.CUT_PROMPTS] = sum(getattr(split, "cut", 0) for split in splits)
-        measures[Measure.PROMPTS] = sum(map(len, splits))
+    if (cut := data.cut) is not None:
+        measures[Measure.CUT_TEXTS], measures[Measure.TEXTS] = cut, data.count
     return measures

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from marked import table
 
 from tensorbench.reports.analysis import Analysis
-from tensorbench.reports.blocks import Block
+from tensorbench.reports.blocks import Block, Comparison
 from tensorbench.reports.comparisons import in_family
+from tensorbench.reports.figures import draw
 from tensorbench.reports.inference.effects import Answer as Size
 from tensorbench.reports.ranks import OverBudgets, contrast
-from tensorbench.reports.reading import read
-from tensorbench.reports.results import Cell
+from tensorbench.reports.reading import came_from_packs, read
+from tensorbench.reports.results import Cell, Results
 from tensorbench.reports.selection import Selection
 
-from .answer import Answer, bounds, points, with_interval
-from .registered import at_ends_of_pilot, completed, nothing_compared, qualified
-from .studies import LORA, QKV_DEPTH, Ruling, analysed, answered, rates, ruled
+from .answer import Answer, Picture, bounds, points, with_interval
+from .registered import (
+    at_ends_of_pilot,
+    completed,
+    failed_trials,
+    nothing_compared,
+    qualified,
+    time_taken,
+)
+from .studies import LORA, QKV_DEPTH, Ruling, analysed, answered, in_words, rates, ruled
 
 #: A quarter of the first study's budget, that budget, and four times that budget, with their names in texts.
 BUDGETS = {
@@ -48,27 +58,46 @@ class StudyOfBudgets:
     def analysis(self) -> Analysis:
         return analysed(self.study, self.budgets, selection=Selection(methods=(QKV_DEPTH,), reference=LORA))
 
+    @cached_property
+    def own(self) -> Results:
+        return read("", [str(self.budgets)])
+
     def answers(self) -> dict[str, Answer]:
         """The answers to questions B1 to B4, by title."""
-        rules = {"B1": beside_lora, "B2": self.bought, "B3": self.interaction, "B4": best_rates}
+        rules = {"B1": self.beside_lora, "B2": self.bought, "B3": self.interaction, "B4": best_rates}
         titles = {f"Question {name}": rule for name, rule in rules.items()}
-        cells = read("", [str(self.budgets)]).all_cells
-        stored = [cell for cell in cells if cell.budget not in (QUARTER, FOURFOLD)]
+        stored = [cell for cell in self.own.all_cells if cell.budget not in (QUARTER, FOURFOLD)]
         if reason := nothing_compared(stored, (LORA, QKV_DEPTH)):
             return dict.fromkeys(titles, Answer(f"**Nothing is compared**: {reason}"))
-        sentences = [
-            *qualified([self.analysis], _name),
-            *at_ends_of_pilot([self.analysis], ENDS_OF_PILOT, _name),
-        ]
         return {
-            title: completed(answered([(self.analysis, rule)]), self.analysis, sentences)
+            title: completed(answered([(self.analysis, rule)]), self.analysis, self.qualified())
             for title, rule in titles.items()
         }
+
+    def qualified(self) -> Iterator[str]:
+        """Yields sentences on withheld verdicts, and on centres and best rates at ends."""
+        yield from qualified([self.analysis], _name)
+        yield from at_ends_of_pilot([self.analysis], ENDS_OF_PILOT, _name)
 
     @property
     def group(self) -> OverBudgets:
         (group,) = self.analysis.over_budgets
         return group
+
+    @property
+    def beside(self) -> dict[str, Comparison]:
+        """The differences of `qkv_depth` from LoRA under the two new budgets, by budget."""
+        return {
+            block.budget: in_family(entrant.differences[block.k], len(BUDGETS) - 1, block.threshold)
+            for block in self.group.blocks
+            if block.budget != FIRST
+            for entrant in block.compared
+        }
+
+    def beside_lora(self, *blocks: Block) -> Ruling:
+        """Question B1: `qkv_depth` compared with LoRA at a quarter and at four times the parameters."""
+        differences = {BUDGETS[budget]: each for budget, each in self.beside.items()}
+        return ruled(["parameters", f"from {LORA}"], differences, blocks[0])
 
     def bought(self, *blocks: Block) -> Ruling:
         """Question B2: each method under a budget compared with itself under the next smaller one."""
@@ -112,20 +141,75 @@ class StudyOfBudgets:
         on_tasks = [points(part.difference) for part in change.effect.parts]
         return Ruling(short, head, [[points(effect), bounds(change.interval), *on_tasks]])
 
+    def picture(self) -> Picture:
+        """The figure of question B2: scores by the number of parameters."""
+        (drawn,) = (each for each in draw(self.analysis)[0] if each.name.startswith("ranks-budgets"))
+        return Picture("findings-budgets", drawn)
+
+    def first(self, answers: dict[str, Answer]) -> str:
+        """The part with which the answers begin: all in short, a figure, a table and limits."""
+        k, picture = self.group.blocks[0].k, self.picture()
+        subjects = {
+            f"{QKV_DEPTH} beside {LORA} with as many parameters, after {k} trials of tuning:": "B1",
+            "From a smaller budget to a larger one:": "B2",
+            "Four times the parameters beside a quarter:": "B3",
+        }
+        told = [f"{subject} {answers[f'Question {name}'].short}" for subject, name in subjects.items()]
+        told.append(
+            f"At the budget itself, {LORA} with rank 4, the [first study](findings.md) has compared them."
+        )
+        parts = [
+            "\n".join(f"- {each}" for each in told),
+            picture.shown,
+            picture.drawn.caption,
+            self.by_size(),
+            "\n".join(f"- {limit}" for limit in self.limits()),
+        ]
+        return "\n\n".join(parts)
+
+    def by_size(self) -> str:
+        """A table of both methods under all budgets, with the differences of questions B1 and B2."""
+        rows, blocks = [], {block.budget: block for block in self.group.blocks}
+        for method, own in self.group.methods.items():
+            for budget, entrant in own.items():
+                block = blocks[budget]
+                beside = self.beside.get(budget) if method != LORA else None
+                compared = (beside, self.group.steps[method].get(budget))
+                sizes = dict.fromkeys(f"{cell.parameters:,}" for cell in entrant.cells)
+                rows.append(
+                    [
+                        method,
+                        " or ".join(sizes),
+                        block.unit.score(entrant.means[block.k].value),
+                        *(text for each in compared for text in _compared(each)),
+                    ]
+                )
+        head = ["method", "parameters", "accuracy, %", f"from {LORA}", "verdict", "from fewer", "verdict"]
+        return table(head, rows)
+
+    def limits(self) -> Iterator[str]:
+        """Yields what limits the answers."""
+        yield (
+            "Two methods, three budgets, two small backbones, four tasks "
+            "([not claimed](#what-is-not-claimed)). "
+            "Intervals say what tuning again on these tasks would give."
+        )
+        yield " ".join(self.qualified()) or "No smoothed best rate lies at an end of its window."
+        rows = {_name(e.cells[0]): e for own in self.group.methods.values() for e in own.values()}
+        yield failed_trials(rows)
+        yield time_taken(cell for cell in self.own.all_cells if cell.budget in (QUARTER, FOURFOLD))
+        yield from map(came_from_packs, (e for e in self.own.experiments if e.references))
+
+
+def _compared(difference: Comparison | None) -> tuple[str, str]:
+    """A difference with its interval, and its verdict. Dashes if nothing is compared."""
+    if difference is None:
+        return "–", "–"
+    return with_interval(difference.effect.difference, difference.interval), in_words(difference.verdict)
+
 
 def _name(cell: Cell) -> str:
     return f"{cell.method} with {BUDGETS[cell.budget]}"
-
-
-def beside_lora(*blocks: Block) -> Ruling:
-    """Question B1: `qkv_depth` compared with LoRA at a quarter and at four times the parameters."""
-    differences = {
-        BUDGETS[block.budget]: in_family(entrant.differences[block.k], len(BUDGETS) - 1, block.threshold)
-        for block in blocks
-        if block.budget != FIRST
-        for entrant in block.compared
-    }
-    return ruled(["parameters", f"from {LORA}"], differences, blocks[0])
 
 
 def best_rates(*blocks: Block) -> Ruling:

@@ -25,7 +25,7 @@ from tensorbench.reports.selection import Selection
 from tensorbench.reports.units import listed
 
 from .answer import Answer, Picture, bounds, points, with_interval
-from .registered import at_ends, completed, interim, nothing_compared
+from .registered import at_ends, completed, failed_trials, interim, nothing_compared, time_taken
 from .studies import (
     LORA,
     QKV_DEPTH,
@@ -191,12 +191,8 @@ class StudyOfRanks:
             + (" ".join(self.qualified()) or "No smoothed best rate lies at an end of its window.")
         )
         (beside,) = self.against[LORA].blocks
-        failed = [
-            f"{shares.failures} of {shares.trials} ({entrant.method})"
-            for entrant in (*block.entrants, *(e for e in beside.entrants if e.method == LORA))
-            if (shares := entrant.sensitivity) and shares.failures
-        ]
-        yield f"Failed trials: {'; '.join(failed) or 'none'}."
+        own = {entrant.method: entrant for entrant in block.entrants}
+        yield failed_trials(own | {e.method: e for e in beside.entrants if e.method == LORA})
         if self.interim:
             yield (
                 "Verdicts are for this look alone. Each look adds to the chance of a false one. The answer "
@@ -208,9 +204,7 @@ class StudyOfRanks:
                 f"{block.unit.score(design.finds)} points in 80% of cases, and show equal allocations to be "
                 f"equal within {block.unit.score(design.margin)} ([beforehand](#what-can-be-seen))."
             )
-        trials = [trial for cell in self.own.all_cells if cell.allocation for trial in cell.trials]
-        seconds = [length for trial in trials if (length := trial.measures["seconds"])]
-        yield f"{len(seconds)} new trials took {sum(seconds) / 3600:.1f} hours of one core, two at a time."
+        yield time_taken(cell for cell in self.own.all_cells if cell.allocation)
         yield from map(came_from_packs, (e for e in self.own.experiments if e.references))
 
     def in_readme(self, answers: dict[str, Answer]) -> str:

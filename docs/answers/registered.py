@@ -1,14 +1,15 @@
-"""Rules that the studies after the first one share: on references, ends of windows, and interim answers."""
+"""What the studies after the first one share: rules on references and ends of windows, and sentences."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 
 from tensorbench.records.origin import stored_rerun
 from tensorbench.reports.advice import rate_advice
 from tensorbench.reports.analysis import Analysis
+from tensorbench.reports.blocks import Entrant
 from tensorbench.reports.results import NO_ADAPTERS, Cell, grouped
 from tensorbench.reports.units import listed
 
@@ -106,3 +107,19 @@ def at_ends(analyses: Iterable[Analysis], named: Callable[[Cell], str]) -> Itera
             tasks.setdefault((named(advice.cell), advice.end), {})[advice.cell.task] = None
     for (name, end), on in tasks.items():
         yield f"The smoothed best rate of {name} lies at the {end} end of its window on {listed(on)}."
+
+
+def failed_trials(entrants: Mapping[str, Entrant]) -> str:
+    """A sentence on the failed trials of these rows, by their names."""
+    failed = [
+        f"{shares.failures} of {shares.trials} ({name})"
+        for name, entrant in entrants.items()
+        if (shares := entrant.sensitivity) and shares.failures
+    ]
+    return f"Failed trials: {'; '.join(failed) or 'none'}."
+
+
+def time_taken(cells: Iterable[Cell]) -> str:
+    """A sentence on the number of these rows' trials and on their hours."""
+    seconds = [length for cell in cells for trial in cell.trials if (length := trial.measures["seconds"])]
+    return f"{len(seconds)} new trials took {sum(seconds) / 3600:.1f} hours of one core, two at a time."

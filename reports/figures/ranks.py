@@ -94,9 +94,9 @@ def _by_parameters(
     backbones = list(dict.fromkeys(setting.backbone for setting in block.settings))
     caption = (
         f"The {score_name(block)}{averaged}, with bands of 95% intervals. Lines across are methods without "
-        "adapter. Rows that give ranks are in the table."
-        + f" Outside the frame: {', '.join(outside)}."
-        * bool(outside)
+        "adapter."
+        + " Other methods are in the table." * (len(methods) < len(group.methods))
+        + f" Outside the frame: {', '.join(outside)}." * bool(outside)
     )
     if len(backbones) > 1:
         caption += f" Parameters are those on {backbones[0]}."

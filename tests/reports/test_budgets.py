@@ -185,6 +185,21 @@ def test_the_questions_about_budgets_are_answered(
     assert row.split(" | ")[1] == shown.bounds(expected.interval(simultaneous(1)))
     assert "**rises with the budget**" in answers["Question B3"].short
     assert answers["Question B4"].text.count("| four times the budget |") == 2
+    # The page opens with all answers, a figure, and a table of all rows with the differences of B1 and B2.
+    first = budgets.first(answers)
+    assert all(answers[f"Question B{number}"].short in first for number in (1, 2, 3))
+    assert budgets.picture().shown in first
+    by_size = [line.split(" | ") for line in first.splitlines() if line.startswith((f"| {METHOD}", "| LoRA"))]
+    assert [len(line) for line in by_size] == 6 * [7]
+    assert [line[3] == "–" for line in by_size] == [True, True, True, False, True, False]
+    assert [line[5] == "–" for line in by_size] == [True, False, False] * 2
+    smallest, _, largest = (line for line in by_size if METHOD in line[0])
+    assert smallest[3:5] == [
+        shown.with_interval(outer[0].effect.difference, budgets.beside["isoparameters 1"].interval),
+        "worse by what matters",
+    ]
+    assert largest[4] == "better by what matters"
+    assert "- Failed trials: none." in first
     # A better rate of the tensor under the largest budget could only add to the rise.
     edge = Edge(METHOD, "upper", (1e-3, 1e-1), 1e-2)
     for budget, outcome in (

@@ -14,8 +14,10 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
+from tensorbench.backbones.random_weights import byte_tokenizer
 from tensorbench.methods.errors import UserError
 from tensorbench.tasks import Examples, ImageSplit, TextSplit, data_key, prepare
+from tensorbench.tasks.tokens import encoded
 
 from ...messages import naming
 from .toy_tasks import IMAGES, TEXT, ToyImages, ToyText, splits, tokenizer
@@ -70,6 +72,21 @@ def test_text_batch_is_the_tokenizers_own(own_cache: Path) -> None:
                     assert torch.equal(tensor, expected[name])
                 assert split.lengths[indices].tolist() == expected["attention_mask"].sum(1).tolist()
         assert int(data.train.lengths.max()) == limit  # type: ignore[union-attr]
+
+
+def test_cut_texts_are_counted(own_cache: Path) -> None:
+    lengths = [len(row) for row in tokenizer()(list(ToyText().examples().inputs))["input_ids"]]
+    # A text that fills the limit is not cut.
+    assert max(lengths) == 32
+    assert prepare(ToyText(), TEXT).cut == 0
+    cut = prepare(ToyText(), TEXT, max_tokens=12)
+    assert (cut.cut, cut.count) == (sum(length > 12 for length in lengths), 200)
+    pairs = encoded(ToyText(), byte_tokenizer(64), 10, [("abc", "defg"), ("abcd", "efgh"), ("abcdef", "g")])
+    whole = [
+        len(row) for row in byte_tokenizer(64)(["abc", "abcd", "abcdef"], ["defg", "efgh", "g"])["input_ids"]
+    ]
+    assert pairs["cut"].tolist() == [length > 9 for length in whole]
+    assert prepare(ToyImages(), IMAGES).cut is None
 
 
 def test_image_batch_is_normalised(own_cache: Path) -> None:
@@ -133,11 +150,11 @@ def test_subset_sizes(own_cache: Path) -> None:
 
 
 def test_only_texts_that_are_used_are_tokenised(own_cache: Path) -> None:
-    seen: list[str] = []
+    seen: set[str] = set()
 
     def load() -> Any:
         def noted(texts: list[str], **options: Any) -> Any:
-            seen.extend(texts)
+            seen.update(texts)
             return real(texts, **options)
 
         real = tokenizer()

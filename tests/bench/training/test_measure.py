@@ -227,6 +227,13 @@ def test_a_worker_measures_a_method_once_and_its_result_is_the_same(monkeypatch:
     assert resources.backbone(made.trials[0]).fingerprint() == clean
 
 
+def test_a_run_says_how_many_texts_were_cut() -> None:
+    (trial,) = plan(TEXT).trials
+    with pytest.warns(UserWarning, match=naming("texts have more than 32 tokens and were cut", "max_tokens")):
+        measures = run_trial(trial, Resources("cpu"), lambda _: None).measures
+    assert 0 < measures[Measure.CUT_TEXTS] <= measures[Measure.TEXTS]
+
+
 def test_a_gpu_is_also_timed_with_a_batch_that_fills_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert timed_sizes(torch.device("cpu")) == (8,)
     assert timed_sizes(torch.device("cuda:1")) == (8, 256)
@@ -261,8 +268,8 @@ def test_inference_costs_are_stored_shown_and_reported(
     assert "be merged" in shown[1]
     loaded = 4 * trac["parameters"] + trac["frozen_bytes"]
     assert f"{trac['adapter_bytes']:,} bytes on disk, {loaded:,} in memory" in shown[0]
-    cut = trac["cut_prompts"]
-    assert 0 < cut < trac["prompts"] == 64 + 30 + 45
+    cut = trac["cut_texts"]
+    assert 0 < cut < trac["texts"] == 64 + 30 + 45
     assert f"{cut} of 139" in shown[0]
     cells = results.cells.set_index("family")
     assert cells["adapted_forward"]["trac"] == pytest.approx(trac["adapted_ms"] / trac["bare_ms"])
@@ -271,4 +278,4 @@ def test_inference_costs_are_stored_shown_and_reported(
     page = (tmp_path / "report" / "index.html").read_text()
     for value in (f"{cells['adapted_forward']['trac']:.2f}", f"{trac['adapter_bytes']:,}"):
         assert f">{value}<" in page
-    assert f"tiny-random-llama: {cut} of 139 prompts" in page
+    assert f"tiny-random-llama: {cut} of 139 texts" in page
