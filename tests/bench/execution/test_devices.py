@@ -262,7 +262,7 @@ def test_what_a_worker_says_has_its_name_and_what_it_prints_is_kept(
         return real(trial, *rest)
 
     monkeypatch.setattr(tensorbench.execution.perform, "run_trial", run_trial)
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="beware") as warned:
         run(store, made, cards(1))
     # The next worker says the same, which is not told again.
     assert [text for w in warned if "beware" in (text := str(w.message))] == ["cuda:0/0: beware"]
