@@ -30,6 +30,23 @@ def _check_method(name: str, method: Any) -> None:
         raise UserError(f"{where}: {method.__name__} should have the name under which it is registered")
 
 
+#: The types of the method `peft` whose papers made them known as methods of their own.
+OF_PEFT = (
+    "adalora",
+    "boft",
+    "dora",
+    "fourierft",
+    "hra",
+    "ia3",
+    "loha",
+    "lokr",
+    "oft",
+    "randlora",
+    "rslora",
+    "vblora",
+    "vera",
+)
+
 METHODS = Registry(
     "method",
     {
@@ -60,6 +77,7 @@ METHODS = Registry(
         "kradapter": "tensorbench.baselines.kradapter:KRAdapter",
     },
     _check_method,
+    {name: f"write {{method: peft, type: {name.upper()}}};" for name in OF_PEFT},
 )
 
 

@@ -82,11 +82,14 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 class UnknownNameError(UserError):
-    """Raised for an unknown name. Its message lists the known names and suggests the most similar name."""
+    """Raised for an unknown name. Its message lists the known names and suggests the most similar name.
 
-    def __init__(self, kind: str, name: str, names: Iterable[str]) -> None:
+    If `hint` is given, it takes the place of this suggestion.
+    """
+
+    def __init__(self, kind: str, name: str, names: Iterable[str], hint: str = "") -> None:
         self.kind, self.name, self.known = kind, name, sorted(names)
-        hint = did_you_mean(name, self.known)
+        hint = hint or did_you_mean(name, self.known)
         prefix = f"{hint} known" if hint else "known"
         super().__init__(f"unknown {kind} '{cut(str(name))}': {prefix} are {', '.join(self.known)}")
 

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.abc import SourceLoader
@@ -79,13 +79,20 @@ class Registry:
     used. Plug-ins register further names in the entry-point group `tensorbench.<kind>s`. The method `add`
     registers the names of a file. The use of a name that is registered twice raises UserError. `check` is
     called with a name and its object. It raises UserError if the object is not of the registry's kind, such
-    as a method that is no `Method`.
+    as a method that is no `Method`. `hints` has what to write in place of unknown names, in small letters.
     """
 
-    def __init__(self, kind: str, targets: dict[str, str], check: Callable[[str, Any], None]) -> None:
+    def __init__(
+        self,
+        kind: str,
+        targets: dict[str, str],
+        check: Callable[[str, Any], None],
+        hints: Mapping[str, str] | None = None,
+    ) -> None:
         self.kind = kind
         self._targets = dict(targets)
         self._check = check
+        self._hints = hints or {}
         self._plugins: dict[str, list[EntryPoint]] | None = None
         self._sources: dict[str, str] = {}
         #: The file and the entry point of each object that a file defines, by the object's name.
@@ -171,7 +178,7 @@ class Registry:
             owners += [self._targets[name]] if name in self._targets else []
             raise UserError(f"{self.kind} '{name}' is registered more than once: {', '.join(owners)}")
         if name not in self:
-            raise UnknownNameError(self.kind, name, self)
+            raise UnknownNameError(self.kind, name, self, self._hints.get(str(name).lower(), ""))
         if not points:
             module, attribute = self._targets[name].split(":")
             with naming_extra():

@@ -24,6 +24,7 @@ from tensorbench.checks.conformance.subject import (
     snapshot,
 )
 from tensorbench.methods import Geometry, Site, UserError, create
+from tensorbench.methods.catalog import OF_PEFT
 
 from ..messages import naming
 from ..methods.toy import ToyBackbone
@@ -211,3 +212,10 @@ def test_an_unknown_type_is_answered_with_those_that_fit() -> None:
     accepted = str(refused.value).partition("known are ")[2].split(", ")
     assert {"DORA", "LORA", "VERA"} <= set(accepted)
     assert not set(REFUSED) & set(accepted)
+
+
+@pytest.mark.parametrize("name", OF_PEFT)
+def test_who_asks_for_a_type_of_peft_by_name_is_told_how_to_write_it(name: str) -> None:
+    with pytest.raises(UserError, match=naming(name, f"write {{method: peft, type: {name.upper()}}}")):
+        create(name)
+    assert create("peft", type=name).title

@@ -31,6 +31,7 @@ methods: [tenslra] | 'tenslra' … 'tenslora'
 methods: [{method: lora, rnak: 4}] | 'rnak' … 'rank'
 methods: [{method: lora, bugdets: []}] | 'bugdets' … 'budgets'
 methods: [{method: lora, name: x}] | 'lora' … 'name'
+methods: [dora] | methods.0 … 'dora': write {method: peft, type: DORA}; known are abba
 methods: [{method: lora, training: {clpi: 1}}] | training of lora … did you mean 'clip'
 methods: [{method: tenslora, variant: qkv_dept}] | 'qkv_depth'
 methods: [{method: peft, type: LILI}] | methods.0: … 'LILI' … 'LILY' … LOHA
