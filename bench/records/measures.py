@@ -115,6 +115,7 @@ class Measure(StrEnum):
     VALIDATION_EXAMPLES = "examples/validation", "", "examples", "of the validation split", INTEGER
     TEST_EXAMPLES = "examples/test", "", "examples", "of the test split", INTEGER
     REPEATED_EXAMPLES = "examples/test_in_train", "", "examples", "of the test split, also in train", INTEGER
+    LEFT_OUT = "examples/left_out", "", "examples", "in no split: equal ones with different labels", INTEGER
     TARGET_MEAN = "target/mean", "", "the targets'", "mean of a regression's training targets"
     TARGET_SD = "target/sd", "", "the targets'", "their standard deviation; both standardise its outputs"
     TEXT_LOSS_BARE = ("forgetting/bare", "text_loss_bare", "nats",
@@ -159,12 +160,23 @@ class SplitSizes:
     test: int
     #: The number of test examples equal to a training example. None if unknown.
     repeated: int | None
+    #: The number of examples in no split, since they equal each other and have different labels. None if
+    #: unknown.
+    left_out: int | None = None
 
     def __str__(self) -> str:
         sizes = f"{self.train:,} train / {self.validation:,} validation / {self.test:,} test"
-        if not self.repeated:
-            return sizes
-        return f"{sizes} ({self.repeated:,} test example{'s' * (self.repeated != 1)} also in train)"
+        notes = []
+        if self.repeated:
+            notes.append(f"{self.repeated:,} test example{'s' * (self.repeated != 1)} also in train")
+        if self.left_out:
+            notes.append(f"{self.left_out:,} equal examples with different labels left out")
+        return f"{sizes} ({'; '.join(notes)})" if notes else sizes
+
+    @property
+    def all(self) -> int:
+        """The number of examples of all splits."""
+        return self.train + self.validation + self.test
 
     @property
     def measures(self) -> Measures:
@@ -173,6 +185,7 @@ class SplitSizes:
             Measure.VALIDATION_EXAMPLES: self.validation,
             Measure.TEST_EXAMPLES: self.test,
             Measure.REPEATED_EXAMPLES: self.repeated,
+            Measure.LEFT_OUT: self.left_out,
         }
 
     @classmethod
@@ -181,6 +194,9 @@ class SplitSizes:
         sizes = (Measure.TRAIN_EXAMPLES, Measure.VALIDATION_EXAMPLES, Measure.TEST_EXAMPLES)
         if not all(key in metrics for key in sizes):
             return None
-        repeated = metrics.get(Measure.REPEATED_EXAMPLES)
         train, validation, test = (int(metrics[key]) for key in sizes)
-        return cls(train, validation, test, None if repeated is None else int(repeated))
+        repeated, left_out = (
+            None if (count := metrics.get(key)) is None else int(count)
+            for key in (Measure.REPEATED_EXAMPLES, Measure.LEFT_OUT)
+        )
+        return cls(train, validation, test, repeated, left_out)

@@ -27,7 +27,7 @@ from tensorbench.tasks.reading import image_content, read_examples, read_images,
 from tensorbench.tasks.task import SPLITS, Examples, SplitName, Task
 
 #: The version of the form in which deals and pools are stored.
-_VERSION = 2
+_VERSION = 3
 
 #: The numbers of examples to use from train, validation and test. None means all.
 Sizes = tuple[int | None, int | None, int | None]
@@ -43,6 +43,7 @@ Parts = dict[SplitName, NDArray[np.int64]]
 class Pool:
     """The M examples that are dealt into splits: all but duplicates with different labels.
 
+    - `count`: int64 (), the number of all examples.
     - `kept`: int64 (M,), positions among all examples.
     - `numbers`: int64 (M,), the block of each example (see `dealing.blocks`).
     - `same`: int64 (M,), the first position in the pool at which an example's content occurs.
@@ -51,6 +52,7 @@ class Pool:
     - `splits`: int64 (M,), official splits as indices into SPLITS. None if the data have no official splits.
     """
 
+    count: NDArray[np.int64]
     kept: NDArray[np.int64]
     numbers: NDArray[np.int64]
     same: NDArray[np.int64]
@@ -85,6 +87,7 @@ class ExampleSource:
             of = self.examples
             kept, numbers = blocks(self.task, of.labels, self.contents, of.groups, of.splits)
             arrays = {"kept": kept, "numbers": numbers, "same": first_places(self.contents[kept])}
+            arrays["count"] = np.array(len(of.labels))
             arrays["labels"] = as_tensor(self.task, list(of.labels)).numpy()[kept]
             arrays["ids"] = np.asarray(of.ids, np.int64)[kept]
             if of.splits is not None:
@@ -130,10 +133,11 @@ class ExampleSource:
         return parts
 
     def split_sizes(self, parts: Parts) -> SplitSizes:
-        """Returns the sizes of these parts, and how many of the test examples are also in train."""
+        """Returns the sizes of these parts, and how many examples are in two of them or in none."""
         train, validation, test = (parts[split] for split in SPLITS)
         repeated = int(np.isin(self.pool.same[test], self.pool.same[train]).sum())
-        return SplitSizes(len(train), len(validation), len(test), repeated)
+        left_out = int(self.pool.count) - len(self.pool.kept)
+        return SplitSizes(len(train), len(validation), len(test), repeated, left_out)
 
 
 def _key(task: Task) -> dict[str, Any]:
@@ -237,7 +241,7 @@ def mean_words(task: Task) -> float | None:
 
 
 def split_sizes(task: Task, sizes: Sizes, split_seed: int | None) -> SplitSizes | None:
-    """Returns how many examples of each split are used, and how many test examples are also in train.
+    """Returns how many examples of each split are used, are in two of them, and are in none.
 
     `split_seed` is the seed that deals the splits. None means the deal that all seeds share. Returns None if
     the task has not been prepared, so that the cache lacks its data.

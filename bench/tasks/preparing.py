@@ -112,7 +112,7 @@ def prepare(
         # Evaluation scores the answer only.
         train = replace(train, trains_prompts=task.loss_on == "all")
     learned = task_objective.standardised(task.name, train.labels)
-    return PreparedData(train, validation, test, learned, source.split_sizes(positions).repeated)
+    return PreparedData(train, validation, test, learned, source.split_sizes(positions))
 
 
 def _folder(

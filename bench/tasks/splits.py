@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tensorbench.machine.cards import send
+from tensorbench.records.measures import SplitSizes
 from tensorbench.tasks.objective import Objective, extracted, same
 
 
@@ -192,8 +193,7 @@ class PreparedData:
     validation: Split
     test: Split
     objective: Objective
-    #: The number of test examples that also occur in train. None if unknown.
-    repeated: int | None = None
+    sizes: SplitSizes
 
     @property
     def classes(self) -> int:
@@ -201,15 +201,14 @@ class PreparedData:
         return self.objective.outputs
 
     @property
-    def count(self) -> int:
-        """The number of examples in all splits."""
-        return sum(map(len, (self.train, self.validation, self.test)))
-
-    @property
     def cut(self) -> int | None:
         """The number of texts in all splits that were cut. None for images, and if it is unknown."""
-        counts = [getattr(split, "cut", None) for split in (self.train, self.validation, self.test)]
-        return None if None in counts else sum(counts)
+        counts = [
+            split.cut
+            for split in (self.train, self.validation, self.test)
+            if isinstance(split, TextSplit) and split.cut is not None
+        ]
+        return sum(counts) if len(counts) == 3 else None
 
     def to(self, device: torch.device | str) -> PreparedData:
         """Returns the same data with each split on `device` (see `TextSplit.to`)."""

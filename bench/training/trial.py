@@ -25,7 +25,7 @@ from tensorbench.backbones.pooling import decoded
 from tensorbench.methods import Adapter, UserError
 from tensorbench.plan.recipe import Recipe
 from tensorbench.plan.trial import Trial
-from tensorbench.records.measures import Measure, Measures, SplitSizes
+from tensorbench.records.measures import Measure, Measures
 from tensorbench.records.predictions import Predictions
 from tensorbench.records.record import Progress, Record
 from tensorbench.records.text import storable
@@ -178,7 +178,7 @@ class Resources:
                 elif isinstance(model_input, TextInput) and model_input.prompt is not None:
                     what, how = "prompts", " from the left"
                 warnings.warn(
-                    f"task '{row.task}': {cut:,} of {made.count:,} {what} have more than "
+                    f"task '{row.task}': {cut:,} of {made.sizes.all:,} {what} have more than "
                     f"{now['max_tokens']} tokens and were cut{how}; raise max_tokens, or accept this",
                     stacklevel=2,
                 )
@@ -428,10 +428,10 @@ def _inference(
 
 def _of_data(data: PreparedData) -> Measures:
     """Returns the data's measures: sizes of splits, loss of guessing, scale of targets, and cut texts."""
-    measures = SplitSizes(len(data.train), len(data.validation), len(data.test), data.repeated).measures
+    measures = data.sizes.measures
     measures[Measure.GUESSING_LOSS] = data.objective.guessing_loss(data.validation.labels.cpu())
     if data.objective.scale is not None:
         measures[Measure.TARGET_MEAN], measures[Measure.TARGET_SD] = data.objective.scale
     if (cut := data.cut) is not None:
-        measures[Measure.CUT_TEXTS], measures[Measure.TEXTS] = cut, data.count
+        measures[Measure.CUT_TEXTS], measures[Measure.TEXTS] = cut, data.sizes.all
     return measures

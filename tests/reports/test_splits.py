@@ -20,10 +20,10 @@ def test_sizes_are_in_plans_records_and_reports(tmp_path: Path, new_store: Calla
     store, made = Store.create(new_store(tmp_path), "toy"), plan(methods=["head_only"], training=SHORT)
     run_inline(store, made)
     (record,) = store.records()
-    assert SplitSizes.of(record.metrics) == SplitSizes(60, 30, 40, 0)
+    assert SplitSizes.of(record.metrics) == SplitSizes(60, 30, 40, 0, 0)
     store.client.log_metric(record.run_id, Measure.REPEATED_EXAMPLES, 3)
-    sizes = str(SplitSizes(60, 30, 40, 3))
-    assert f"digits: {SplitSizes(60, 30, 40, 0)}" in printed(made.overview())
+    sizes = str(SplitSizes(60, 30, 40, 3, 0))
+    assert f"digits: {SplitSizes(60, 30, 40, 0, 0)}" in printed(made.overview())
     contents = load_trial(record.trial_id, store=store.uri)
     assert f"examples {sizes}" in " ".join(printed(contents.overview()).split())
     assert read(store.uri, ["toy"]).split_sizes() == {"digits": [sizes]}

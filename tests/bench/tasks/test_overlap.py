@@ -54,8 +54,8 @@ def test_official_splits_keep_their_duplicates_and_count_them(
     own_cache: Path, task: Task, model_input: object, sizes: tuple[int, int, int, int]
 ) -> None:
     assert split_sizes(task, ALL, None) is None
-    assert prepare(task, model_input).repeated == sizes[3]  # type: ignore[arg-type]
-    assert split_sizes(task, ALL, None) == SplitSizes(*sizes)
+    assert prepare(task, model_input).sizes.repeated == sizes[3]  # type: ignore[arg-type]
+    assert split_sizes(task, ALL, None) == SplitSizes(*sizes, 0)
 
 
 def test_only_examples_that_are_used_count(own_cache: Path) -> None:
@@ -63,23 +63,40 @@ def test_only_examples_that_are_used_count(own_cache: Path) -> None:
     data = prepare(task, TEXT, 128, 60, 20, 25)
     text_of = dict(zip(task.examples().ids, map(str.casefold, task.examples().inputs), strict=True))
     train, test = ([text_of[int(i)] for i in split.ids] for split in (data.train, data.test))
-    assert data.repeated == sum(text in train for text in test) > 0
-    assert split_sizes(task, (60, 20, 25), None) == SplitSizes(60, 20, 25, data.repeated)
+    assert data.sizes.repeated == sum(text in train for text in test) > 0
+    assert split_sizes(task, (60, 20, 25), None) == data.sizes
 
 
 def test_a_seed_shuffles_official_splits_and_their_duplicates_stay(own_cache: Path) -> None:
     task = OfficialText()
     for seed in (0, 1):
         data = prepare(task, TEXT, split_seed=seed)
-        assert data.repeated == 12
-        assert split_sizes(task, ALL, seed) == SplitSizes(120, 30, 50, 12)
+        assert data.sizes.repeated == 12
+        assert split_sizes(task, ALL, seed) == data.sizes == SplitSizes(120, 30, 50, 12, 0)
 
 
 def test_splits_that_are_dealt_share_nothing(own_cache: Path) -> None:
     lines = "".join(f"w{i % 9} w{i % 4},{'ab'[i % 2]}\n" for i in range(60))
     task = reviews(own_cache, f"body,stars\n{lines}")
-    assert prepare(task, TEXT).repeated == 0
-    assert "also in train" not in str(split_sizes(task, ALL, None))
+    made = prepare(task, TEXT).sizes
+    assert made.repeated == 0
+    # Each of the 36 texts has the row i and, if i + 36 < 60, the row i + 36, whose label is the same.
+    assert made.left_out == 0
+    assert (
+        str(split_sizes(task, ALL, None))
+        == f"{made.train} train / {made.validation} validation / {made.test} test"
+    )
+
+
+def test_equal_texts_with_different_labels_are_left_out_and_counted(own_cache: Path) -> None:
+    lines = "".join(f"w{i % 30} w3,{'ab'[i % 2 if i < 57 else 1 - i % 2]}\n" for i in range(60))
+    task = reviews(own_cache, f"body,stars\n{lines}")
+    made = prepare(task, TEXT).sizes
+    # Three texts have both labels, with two rows each.
+    assert (made.left_out, made.all) == (6, 54)
+    assert str(split_sizes(task, ALL, None)).endswith(
+        " test (6 equal examples with different labels left out)"
+    )
 
 
 def test_sizes_are_shown_with_the_overlap_if_there_is_any() -> None:
@@ -88,7 +105,10 @@ def test_sizes_are_shown_with_the_overlap_if_there_is_any() -> None:
     )
     for repeated in (0, None):
         assert str(SplitSizes(6, 4, 2, repeated)) == "6 train / 4 validation / 2 test"
-    sizes = SplitSizes(1, 2, 3, 1)
+    sizes = SplitSizes(1, 2, 3, 1, 4)
+    assert str(sizes).endswith(
+        "3 test (1 test example also in train; 4 equal examples with different labels left out)"
+    )
     assert SplitSizes.of({key: float(value or 0) for key, value in sizes.measures.items()}) == sizes
     assert SplitSizes.of({}) is None
 

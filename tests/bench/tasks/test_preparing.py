@@ -80,12 +80,10 @@ def test_cut_texts_are_counted(own_cache: Path) -> None:
     assert max(lengths) == 32
     assert prepare(ToyText(), TEXT).cut == 0
     cut = prepare(ToyText(), TEXT, max_tokens=12)
-    assert (cut.cut, cut.count) == (sum(length > 12 for length in lengths), 200)
+    assert (cut.cut, cut.sizes.all) == (sum(length > 12 for length in lengths), 200)
     pairs = encoded(ToyText(), byte_tokenizer(64), 10, [("abc", "defg"), ("abcd", "efgh"), ("abcdef", "g")])
-    whole = [
-        len(row) for row in byte_tokenizer(64)(["abc", "abcd", "abcdef"], ["defg", "efgh", "g"])["input_ids"]
-    ]
-    assert pairs["cut"].tolist() == [length > 9 for length in whole]
+    whole = byte_tokenizer(64)(["abc", "abcd", "abcdef"], ["defg", "efgh", "g"])["input_ids"]
+    assert pairs["cut"].tolist() == [len(row) > 10 for row in whole] == [False, True, False]
     assert prepare(ToyImages(), IMAGES).cut is None
 
 
