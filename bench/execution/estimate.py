@@ -380,9 +380,10 @@ def mean_positions(trial: Trial, task: Task) -> float:
     Texts that are not on this machine count as the longest.
     """
     row, most = trial.task, positions_of(trial)
-    if row.padding == "max_tokens" or row.verbalizer or (words := mean_words(task)) is None:
+    if row.padding == "max_tokens" or row.verbalizer:
         return most
-    return min(most, TOKENS_A_WORD * words + 2)
+    words = mean_words(task, (most - 2) / TOKENS_A_WORD)
+    return most if words is None else TOKENS_A_WORD * words + 2
 
 
 def encoder_weights(geometry: Geometry) -> int:

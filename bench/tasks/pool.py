@@ -226,18 +226,19 @@ def check_size(task: Task, split: str, size: int | None, available: int, seed: i
         )
 
 
-def mean_words(task: Task) -> float | None:
+def mean_words(task: Task, at_most: float) -> float | None:
     """Returns the mean number of words in the task's texts, counting both texts of a pair.
 
-    The first thousand texts are counted. None for images, for written answers, and if the texts are not on
-    this machine.
+    A text counts as at most `at_most` words, since a longer one is cut. The first thousand texts are counted.
+    None for images, for written answers, and if the texts are not on this machine.
     """
     if task.modality != "text" or task.target == "generation":
         return None
     if not (task.at_hand or is_prepared(f"pool-{task.name}", _key(task))):
         return None
     texts = islice(read_texts(task, read_examples(task)), 1000)
-    return fmean(len(" ".join([text] if isinstance(text, str) else text).split()) for text in texts)
+    counts = (len(" ".join([text] if isinstance(text, str) else text).split()) for text in texts)
+    return fmean(min(count, at_most) for count in counts)
 
 
 def split_sizes(task: Task, sizes: Sizes, split_seed: int | None) -> SplitSizes | None:

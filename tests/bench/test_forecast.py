@@ -156,14 +156,17 @@ def test_more_than_a_day_is_told_sizes_that_take_hours(
 def test_texts_at_hand_are_estimated_by_their_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tensorbench.execution.estimate.seconds_per_operation", lambda device: 1e-9)
 
-    def seconds(words: int) -> float:
-        rows = "".join(f"{'word ' * words}{number},{number % 2}\n" for number in range(100))
+    def seconds(words: int, of_first: int | None = None) -> float:
+        counts = [of_first or words, *[words] * 99]
+        rows = "".join(f"{'word ' * count}{number},{number % 2}\n" for number, count in enumerate(counts))
         (tmp_path / f"{words}.csv").write_text(f"text,label\n{rows}")
         data = {"name": "own", "csv": str(tmp_path / f"{words}.csv"), "text": "text", "label": "label"}
         made = plan(**TEXT | {"tasks": [{**data, "max_tokens": 64}]})
         return make_forecast(made, nowhere(tmp_path)).parts[0].seconds
 
     assert seconds(9) < seconds(29) < seconds(100) == seconds(200)
+    # A long text among short ones is cut as well.
+    assert seconds(9) < seconds(9, of_first=20_000) < seconds(11)
 
 
 @pytest.mark.parametrize(
