@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from tensorbench.execution.estimate import Pace, seconds_per_operation, workloads
+from tensorbench.execution.estimate import TOKENS_A_WORD, Pace, seconds_per_operation, workloads
 from tensorbench.machine.cards import choose_device
 from tensorbench.machine.table import duration
 from tensorbench.methods import UserError
@@ -19,6 +19,7 @@ from tensorbench.methods.errors import cut, first_few
 from tensorbench.methods.validation import validate
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite import Suite
+from tensorbench.plan.suite_rows import TaskRow
 from tensorbench.plan.yaml_text import parse
 from tensorbench.tasks import TASKS, Task, resolve, split_count
 from tensorbench.tasks.description import SPLIT_WORDS, Description
@@ -42,6 +43,8 @@ DESIGNS = (
 #: A column of texts has at least FEWEST_WORDS words per value on average, and a column of classes at most
 #: MOST_CLASSES distinct values.
 FEWEST_WORDS, MOST_CLASSES = 3, 20
+#: The largest share of texts that are cut without a word.
+MOST_CUT = 0.05
 
 SUITE = """\
 # Written by tensorbench init, for about {time} on the machine where it ran.
@@ -67,15 +70,16 @@ class _Column(NamedTuple):
     rows: int
     distinct: int
     blank: bool
-    #: The mean number of words.
-    words: float
+    #: The number of words of each value.
+    words: list[int]
     numbers: bool
     #: Whether the values name official splits.
     splits: bool
 
     @property
     def like_text(self) -> bool:
-        return self.words >= FEWEST_WORDS and self.distinct > self.rows / 2
+        there = [count for count in self.words if count]
+        return bool(there) and fmean(there) >= FEWEST_WORDS and self.distinct > self.rows / 2
 
     @property
     def like_label(self) -> bool:
@@ -134,8 +138,26 @@ def write_first_suite(
         said.append(f"not used: {first_few(unused, 10)}")
     return [
         f"{'; '.join(said)}.",
+        *_too_long([column for column in columns if column.name in texts]),
         f"{file}: {trials} trials, about {time} on this machine. Next:",
         *(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#   ")),
+    ]
+
+
+def _too_long(texts: Sequence[_Column]) -> list[str]:
+    """A sentence on the share of texts that are cut, if more than MOST_CUT of them are."""
+    tokens = [TOKENS_A_WORD * sum(row) for row in zip(*(column.words for column in texts), strict=True)]
+    shares = {
+        most: fmean(count > most for count in tokens)
+        for most in (TaskRow.model_fields["max_tokens"].default, 256, 512)
+    }
+    most, share = next(iter(shares.items()))
+    if share <= MOST_CUT:
+        return []
+    enough = next((size for size in shares if shares[size] <= MOST_CUT), max(shares))
+    return [
+        f"About {100 * share:.0f}% of the texts have more than {most} tokens and are cut. With "
+        f"`max_tokens: {enough}` in the task, {100 * shares[enough]:.0f}% are, and a trial takes longer."
     ]
 
 
@@ -153,7 +175,7 @@ def _columns(table: Path) -> list[_Column]:
                 rows=len(values),
                 distinct=len(distinct),
                 blank=len(there) < len(values),
-                words=fmean(len(value.split()) for value in there) if there else 0.0,
+                words=[len((value or "").split()) for value in values],
                 numbers=all(re.match(NUMBER, value) for value in distinct),
                 splits="train" in map(SPLIT_WORDS.get, words) and words <= SPLIT_WORDS.keys(),
             )

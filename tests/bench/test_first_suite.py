@@ -75,6 +75,29 @@ def test_what_the_columns_are_taken_for_is_said(call: Call) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((90, 90), ""),
+        # The title and the body are read together.
+        (
+            (60, 110),
+            "About 25% of the texts have more than 128 tokens and are cut. "
+            "With `max_tokens: 256` in the task, 0% are",
+        ),
+        ((60, 500), "With `max_tokens: 512` in the task, 25% are"),
+    ],
+)
+def test_texts_that_are_cut_are_counted(call: Call, words: tuple[int, int], said: str) -> None:
+    def body(row: int) -> str:
+        return f"row {row}" + " word" * words[row % 4 == 0]
+
+    table(title=lambda row: f"a title of row {row}", body=body, stars=stars)
+    ended = call("init", "reviews.csv", "--text", "title", "--text", "body")
+    assert ended.code == 0, ended
+    assert (said in " ".join(ended.out.split())) if said else "are cut" not in ended.out
+
+
+@pytest.mark.parametrize(
     ("columns", "arguments", "message"),
     [
         ({"stars": stars, "shop": lambda row: row % 2}, (), ("stars", "shop", "--label stars")),
