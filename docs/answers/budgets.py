@@ -23,11 +23,11 @@ from tensorbench.reports.selection import Selection
 
 from .answer import Answer, Picture, bounds, points, with_interval
 from .registered import (
+    at_ends,
     at_ends_of_pilot,
     completed,
     failed_trials,
     nothing_compared,
-    qualified,
     time_taken,
 )
 from .studies import LORA, QKV_DEPTH, Ruling, analysed, answered, in_words, rates, ruled
@@ -76,8 +76,17 @@ class StudyOfBudgets:
 
     def qualified(self) -> Iterator[str]:
         """Yields sentences on withheld verdicts, and on centres and best rates at ends."""
-        yield from qualified([self.analysis], _name)
+        for block in self.group.blocks:
+            yield from (f"With {BUDGETS[block.budget]}: {guard}" for guard in block.guards)
+        yield from self.lower_bounds
+        yield from at_ends([self.analysis], _name)
         yield from at_ends_of_pilot([self.analysis], ENDS_OF_PILOT, _name)
+
+    @property
+    def lower_bounds(self) -> list[str]:
+        return [
+            f"With {BUDGETS[block.budget]}: {edge}" for block in self.group.blocks for edge in block.edges
+        ]
 
     @property
     def group(self) -> OverBudgets:
@@ -149,15 +158,14 @@ class StudyOfBudgets:
     def first(self, answers: dict[str, Answer]) -> str:
         """The part with which the answers begin: all in short, a figure, a table and limits."""
         k, picture = self.group.blocks[0].k, self.picture()
-        subjects = {
-            f"{QKV_DEPTH} beside {LORA} with as many parameters, after {k} trials of tuning:": "B1",
-            "From a smaller budget to a larger one:": "B2",
-            "Four times the parameters beside a quarter:": "B3",
-        }
-        told = [f"{subject} {answers[f'Question {name}'].short}" for subject, name in subjects.items()]
-        told.append(
-            f"At the budget itself, {LORA} with rank 4, the [first study](findings.md) has compared them."
-        )
+        beside, bought, change = (answers[f"Question B{number}"].short for number in (1, 2, 3))
+        told = [
+            f"{QKV_DEPTH} beside {LORA} with as many parameters, after {k} trials of tuning: {beside} "
+            + " ".join(["*As good* is within a point.", *self.lower_bounds]),
+            f"From a smaller budget to a larger one: {bought}",
+            f"{change.removesuffix('.')}, four times the parameters minus a quarter.",
+            f"With the parameters of {LORA} r=4 both were compared by the [first study](findings.md).",
+        ]
         parts = [
             "\n".join(f"- {each}" for each in told),
             picture.shown,

@@ -93,8 +93,8 @@ def _by_parameters(
     averaged = f", as a mean over {settings_counted(block)}" * (len(block.settings) > 1)
     backbones = list(dict.fromkeys(setting.backbone for setting in block.settings))
     caption = (
-        f"The {score_name(block)}{averaged}, with bands of 95% intervals. Lines across are methods without "
-        "adapter."
+        f"The {score_name(block)}{averaged}, with bands of 95% intervals, each by itself. Bands may "
+        "overlap where a paired difference excludes zero. Lines across are methods without adapter."
         + " Other methods are in the table." * (len(methods) < len(group.methods))
         + f" Outside the frame: {', '.join(outside)}." * bool(outside)
     )
