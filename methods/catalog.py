@@ -30,22 +30,42 @@ def _check_method(name: str, method: Any) -> None:
         raise UserError(f"{where}: {method.__name__} should have the name under which it is registered")
 
 
-#: The types of the method `peft` whose papers made them known as methods of their own.
-OF_PEFT = (
+#: The types of the method `peft` in small letters, but for `lora`.
+OF_PEFT = [
     "adalora",
+    "adamss",
+    "beft",
     "boft",
+    "c3a",
+    "deft",
+    "delora",
     "dora",
     "fourierft",
+    "frod",
+    "glora",
+    "gralora",
+    "hira",
     "hra",
     "ia3",
+    "lily",
     "loha",
     "lokr",
+    "miss",
     "oft",
+    "peanut",
+    "psoft",
+    "pvera",
     "randlora",
+    "road",
     "rslora",
+    "shira",
+    "supertuning",
+    "tinylora",
+    "unilora",
     "vblora",
     "vera",
-)
+    "waveft",
+]
 
 METHODS = Registry(
     "method",

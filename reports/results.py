@@ -456,12 +456,15 @@ class Results:
 
     def split_sizes(self) -> dict[str, list[str]]:
         """The sizes of the splits as texts, by task. A task has several texts if sizes vary with the seed."""
-        sizes_of: dict[str, list[str]] = {}
+        sizes_of: dict[str, dict[SplitSizes, None]] = {}
         for seed in self.all_seeds:
-            sizes = SplitSizes.of(seed.record.metrics) if seed.finished else None
-            if sizes and str(sizes) not in (sizes_of_task := sizes_of.setdefault(seed.task, [])):
-                sizes_of_task.append(str(sizes))
-        return sizes_of
+            if seed.finished and (sizes := SplitSizes.of(seed.record.metrics)):
+                sizes_of.setdefault(seed.task, {})[sizes] = None
+        # Trials of earlier versions lack counts that others have.
+        return {
+            task: list(dict.fromkeys(str(sizes) for sizes in own if not any(map(sizes.is_part_of, own))))
+            for task, own in sizes_of.items()
+        }
 
     def experiment(self, name: str) -> Experiment:
         """The experiment with this name."""

@@ -53,8 +53,8 @@ PROCESS_MIB = 400
 #: in docs/guides/decoders.md. It is the same for any batch size, with and without checkpointing.
 PASSING_LAYERS = 5
 
-#: The average number of tokens per English word.
-TOKENS_A_WORD = 1.3
+#: The average number of tokens per English word, and the number that most tokenizers add to a text.
+TOKENS_A_WORD, SPECIAL_TOKENS = 1.3, 2
 
 #: The speed of a machine is measured with ROUNDS products of POSITIONS × WIDTH inputs and a weight of
 #: WIDTH × WIDTH.
@@ -382,8 +382,8 @@ def mean_positions(trial: Trial, task: Task) -> float:
     row, most = trial.task, positions_of(trial)
     if row.padding == "max_tokens" or row.verbalizer:
         return most
-    words = mean_words(task, (most - 2) / TOKENS_A_WORD)
-    return most if words is None else TOKENS_A_WORD * words + 2
+    words = mean_words(task, (most - SPECIAL_TOKENS) / TOKENS_A_WORD)
+    return most if words is None else TOKENS_A_WORD * words + SPECIAL_TOKENS
 
 
 def encoder_weights(geometry: Geometry) -> int:

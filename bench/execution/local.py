@@ -101,7 +101,7 @@ class Local(Executor):
         self._stuck: list[_Worker] = []
         #: The number of consecutive workers that died before they were ready.
         self._stillborn = 0
-        #: The warnings that workers have given. Each worker would repeat those on data.
+        #: The warnings on data that workers have given. All workers read the same data.
         self._warned: set[str] = set()
         #: Whether the slots must still be reduced to those that fit in the GPUs' memory.
         self._by_memory = False
@@ -378,9 +378,11 @@ class Local(Executor):
         elif kind == "refused":
             worker.refusal = content
         elif kind == "warning":
+            warnings.warn(f"{worker.name}: {content}", stacklevel=2)
+        elif kind == "of data":
             if content not in self._warned:
                 self._warned.add(content)
-                warnings.warn(f"{worker.name}: {content}", stacklevel=2)
+                warnings.warn(content, stacklevel=2)
         elif kind == "alive":
             worker.watch.answered()
         else:

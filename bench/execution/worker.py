@@ -31,7 +31,7 @@ from tensorbench.machine.visible import visible
 from tensorbench.methods import UserError
 from tensorbench.training.numerics import refused_precision
 from tensorbench.training.saving import PLAIN, Saving
-from tensorbench.training.trial import Resources
+from tensorbench.training.trial import DataWarning, Resources
 
 #: PR_SET_PDEATHSIG from linux/prctl.h.
 PR_SET_PDEATHSIG = 1
@@ -135,7 +135,7 @@ class _Line:
     def warn(self, message: Warning | str, category: type[Warning]) -> None:
         # Deprecations concern the authors of libraries. Python shows them to nobody else by default.
         if not issubclass(category, DeprecationWarning):
-            self.send("warning", visible(str(message)))
+            self.send("of data" if issubclass(category, DataWarning) else "warning", visible(str(message)))
 
     @contextmanager
     def at_work(self) -> Iterator[None]:

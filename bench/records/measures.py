@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import StrEnum
 from operator import sub
 from typing import Literal, Self
@@ -115,7 +115,7 @@ class Measure(StrEnum):
     VALIDATION_EXAMPLES = "examples/validation", "", "examples", "of the validation split", INTEGER
     TEST_EXAMPLES = "examples/test", "", "examples", "of the test split", INTEGER
     REPEATED_EXAMPLES = "examples/test_in_train", "", "examples", "of the test split, also in train", INTEGER
-    LEFT_OUT = "examples/left_out", "", "examples", "in no split: equal ones with different labels", INTEGER
+    LEFT_OUT = "examples/left_out", "", "examples", "in no split: duplicates with other labels", INTEGER
     TARGET_MEAN = "target/mean", "", "the targets'", "mean of a regression's training targets"
     TARGET_SD = "target/sd", "", "the targets'", "their standard deviation; both standardise its outputs"
     TEXT_LOSS_BARE = ("forgetting/bare", "text_loss_bare", "nats",
@@ -160,8 +160,7 @@ class SplitSizes:
     test: int
     #: The number of test examples equal to a training example. None if unknown.
     repeated: int | None
-    #: The number of examples in no split, since they equal each other and have different labels. None if
-    #: unknown.
+    #: The number of examples in no split, since they are duplicates with other labels. None if unknown.
     left_out: int | None = None
 
     def __str__(self) -> str:
@@ -170,13 +169,18 @@ class SplitSizes:
         if self.repeated:
             notes.append(f"{self.repeated:,} test example{'s' * (self.repeated != 1)} also in train")
         if self.left_out:
-            notes.append(f"{self.left_out:,} equal examples with different labels left out")
+            notes.append(f"{self.left_out:,} duplicates with other labels left out")
         return f"{sizes} ({'; '.join(notes)})" if notes else sizes
 
     @property
     def all(self) -> int:
         """The number of examples of all splits."""
         return self.train + self.validation + self.test
+
+    def is_part_of(self, other: SplitSizes) -> bool:
+        """Whether `other` has the same counts and at least one that is unknown here."""
+        counts = zip(astuple(self), astuple(other), strict=True)
+        return self != other and all(own is None or own == known for own, known in counts)
 
     @property
     def measures(self) -> Measures:

@@ -11,7 +11,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from tensorbench.execution.estimate import TOKENS_A_WORD, Pace, seconds_per_operation, workloads
+from tensorbench.execution.estimate import (
+    SPECIAL_TOKENS,
+    TOKENS_A_WORD,
+    Pace,
+    seconds_per_operation,
+    workloads,
+)
 from tensorbench.machine.cards import choose_device
 from tensorbench.machine.table import duration
 from tensorbench.methods import UserError
@@ -146,19 +152,20 @@ def write_first_suite(
 
 def _too_long(texts: Sequence[_Column]) -> list[str]:
     """A sentence on the share of texts that are cut, if more than MOST_CUT of them are."""
-    tokens = [TOKENS_A_WORD * sum(row) for row in zip(*(column.words for column in texts), strict=True)]
+    words = [sum(row) for row in zip(*(column.words for column in texts), strict=True)]
+    limits = (TaskRow.model_fields["max_tokens"].default, 256, 512)
     shares = {
-        most: fmean(count > most for count in tokens)
-        for most in (TaskRow.model_fields["max_tokens"].default, 256, 512)
+        most: fmean(TOKENS_A_WORD * count + SPECIAL_TOKENS > most for count in words) for most in limits
     }
     most, share = next(iter(shares.items()))
     if share <= MOST_CUT:
         return []
-    enough = next((size for size in shares if shares[size] <= MOST_CUT), max(shares))
-    return [
-        f"About {100 * share:.0f}% of the texts have more than {most} tokens and are cut. With "
-        f"`max_tokens: {enough}` in the task, {100 * shares[enough]:.0f}% are, and a trial takes longer."
-    ]
+    said = f"About {100 * share:.0f}% of the texts have more than {most} tokens and are cut."
+    enough = next((size for size in shares if shares[size] <= MOST_CUT), limits[-1])
+    if shares[enough] < share:
+        rest = 100 * shares[enough]
+        said += f" With `max_tokens: {enough}` in the task, {rest:.0f}% are, and a trial takes longer."
+    return [said]
 
 
 def _columns(table: Path) -> list[_Column]:

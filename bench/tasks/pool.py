@@ -242,7 +242,7 @@ def mean_words(task: Task, at_most: float) -> float | None:
 
 
 def split_sizes(task: Task, sizes: Sizes, split_seed: int | None) -> SplitSizes | None:
-    """Returns how many examples of each split are used, are in two of them, and are in none.
+    """Returns how many examples of each split are used, repeat others, and are left out of all splits.
 
     `split_seed` is the seed that deals the splits. None means the deal that all seeds share. Returns None if
     the task has not been prepared, so that the cache lacks its data.

@@ -28,6 +28,9 @@ from tensorbench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit,
 from tensorbench.tasks.task import SPLITS, Task
 from tensorbench.tasks.tokens import END_TO_END, Arrays, encoded, flat, joined, prompted, taken, written
 
+#: The version of the arrays in which texts are cached.
+_FORM = 2
+
 #: The number of texts tokenised in one call.
 _TEXTS_AT_ONCE = 1000
 
@@ -129,7 +132,7 @@ def _folder(
     else:
         # Two backbones with the same tokenizer files may read other tokens. A trial's id names the backbone,
         # so that only the cache needs this.
-        key = {**key, "model_type": model_input.model_type}
+        key = {**key, "model_type": model_input.model_type, "form": _FORM}
         if per_seed or not any(sizes) or is_prepared(name, key):
             sizes = whole
         else:
@@ -186,7 +189,7 @@ def _split(task: Task, tensors: dict[str, Tensor], model_input: ModelInput, key:
         int(tensors["pad_id"]),
         tensors.get("seconds"),
         key["max_tokens"] if model_input.padding == "max_tokens" else None,
-        cut=int(tensors["cut"].sum()) if "cut" in tensors else None,
+        cut=int(tensors["cut"].sum()),
     )
     if task.target != "generation":
         return made

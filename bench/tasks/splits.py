@@ -50,8 +50,8 @@ class TextSplit(_Labelled):
     seconds: Tensor | None = None
     width: int | None = None
     #: The number of texts that were too long and were cut, counted with their prompts and, for generation,
-    #: with their answers. None if a version that did not count them prepared the split.
-    cut: int | None = None
+    #: with their answers.
+    cut: int = 0
 
     @property
     def uneven(self) -> Tensor | None:
@@ -202,13 +202,11 @@ class PreparedData:
 
     @property
     def cut(self) -> int | None:
-        """The number of texts in all splits that were cut. None for images, and if it is unknown."""
+        """The number of texts in all splits that were cut. None for images."""
         counts = [
-            split.cut
-            for split in (self.train, self.validation, self.test)
-            if isinstance(split, TextSplit) and split.cut is not None
+            split.cut for split in (self.train, self.validation, self.test) if isinstance(split, TextSplit)
         ]
-        return sum(counts) if len(counts) == 3 else None
+        return sum(counts) if counts else None
 
     def to(self, device: torch.device | str) -> PreparedData:
         """Returns the same data with each split on `device` (see `TextSplit.to`)."""

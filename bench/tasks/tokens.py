@@ -54,7 +54,9 @@ def encoded(task: Task, tokenizer: Any, max_tokens: int, texts: Sequence[Any]) -
         )
     columns = tuple(map(list, zip(*texts, strict=True))) if paired else (texts,)
     encoded = tokenizer(*columns, truncation=True, max_length=max_tokens)
-    rows = encoded["input_ids"]
+    rows, types = encoded["input_ids"], encoded.get("token_type_ids", [])
+    # It holds what was cut, too.
+    del encoded
     arrays = flat(rows) | {"cut": np.zeros(len(rows), dtype=bool)}
     # Texts that fill `max_tokens` may have been as long as that or longer.
     full = [position for position, row in enumerate(rows) if len(row) == max_tokens]
@@ -63,7 +65,7 @@ def encoded(task: Task, tokenizer: Any, max_tokens: int, texts: Sequence[Any]) -
         arrays["cut"][full] = [len(row) > max_tokens for row in whole]
     if paired:
         # Tokenizers without token types do not distinguish the two texts.
-        seconds = [row.index(1) for row in encoded.get("token_type_ids", []) if any(row)]
+        seconds = [row.index(1) for row in types if any(row)]
         arrays |= {"seconds": np.array(seconds)} if seconds else {}
     return arrays
 

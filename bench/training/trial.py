@@ -81,6 +81,10 @@ class Outcome:
         )
 
 
+class DataWarning(UserWarning):
+    """A warning on a task's data, which every worker gives alike."""
+
+
 class Resources:
     """The backbone and the data that a worker keeps between trials.
 
@@ -180,6 +184,7 @@ class Resources:
                 warnings.warn(
                     f"task '{row.task}': {cut:,} of {made.sizes.all:,} {what} have more than "
                     f"{now['max_tokens']} tokens and were cut{how}; raise max_tokens, or accept this",
+                    DataWarning,
                     stacklevel=2,
                 )
             self._data = (key, made.to(self.device))

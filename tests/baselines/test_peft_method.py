@@ -13,7 +13,7 @@ from peft.utils.warning import PeftWarning
 from tensorbench.baselines import peft_method
 from tensorbench.baselines.peft_adapter import PeftAdapter
 from tensorbench.baselines.peft_method import count_built
-from tensorbench.baselines.peft_types import REFUSED, Peft
+from tensorbench.baselines.peft_types import REFUSED, Peft, peft_types
 from tensorbench.checks.conformance.cases import run_checks
 from tensorbench.checks.conformance.subject import (
     Subject,
@@ -23,7 +23,7 @@ from tensorbench.checks.conformance.subject import (
     sites_of,
     snapshot,
 )
-from tensorbench.methods import Geometry, Site, UserError, create
+from tensorbench.methods import METHODS, Geometry, Site, UserError, create
 from tensorbench.methods.catalog import OF_PEFT
 
 from ..messages import naming
@@ -214,7 +214,12 @@ def test_an_unknown_type_is_answered_with_those_that_fit() -> None:
     assert not set(REFUSED) & set(accepted)
 
 
-@pytest.mark.parametrize("name", OF_PEFT)
+def test_all_accepted_types_of_peft_are_known_by_name() -> None:
+    accepted = {kind.lower() for kind in peft_types() if kind not in REFUSED}
+    assert {*OF_PEFT} == accepted - {*METHODS}
+
+
+@pytest.mark.parametrize("name", ["dora", "IA3", "delora"])
 def test_who_asks_for_a_type_of_peft_by_name_is_told_how_to_write_it(name: str) -> None:
     with pytest.raises(UserError, match=naming(name, f"write {{method: peft, type: {name.upper()}}}")):
         create(name)

@@ -77,14 +77,17 @@ def test_what_the_columns_are_taken_for_is_said(call: Call) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((90, 90), ""),
+        ((80, 80), ""),
         # The title and the body are read together.
         (
             (60, 110),
             "About 25% of the texts have more than 128 tokens and are cut. "
             "With `max_tokens: 256` in the task, 0% are",
         ),
-        ((60, 500), "With `max_tokens: 512` in the task, 25% are"),
+        # By the estimate 98 words are more than 128 tokens.
+        ((20, 91), "About 25% of the texts"),
+        ((2000, 2000), "About 100% of the texts have more than 128 tokens and are cut. reviews.yaml"),
+        ((110, 500), "With `max_tokens: 512` in the task, 25% are"),
     ],
 )
 def test_texts_that_are_cut_are_counted(call: Call, words: tuple[int, int], said: str) -> None:

@@ -187,7 +187,7 @@ def test_the_questions_about_budgets_are_answered(
     assert answers["Question B4"].text.count("| four times the budget |") == 2
     # The page opens with all answers, a figure, and a table of all rows with the differences of B1 and B2.
     first = budgets.first(answers)
-    assert all(answers[f"Question B{number}"].short in first for number in (1, 2, 3))
+    assert all(answers[f"Question B{number}"].short.removesuffix(".") in first for number in (1, 2, 3))
     assert budgets.picture().shown in first
     by_size = [line.split(" | ") for line in first.splitlines() if line.startswith((f"| {METHOD}", "| LoRA"))]
     assert [len(line) for line in by_size] == 6 * [7]

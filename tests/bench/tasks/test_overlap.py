@@ -94,9 +94,7 @@ def test_equal_texts_with_different_labels_are_left_out_and_counted(own_cache: P
     made = prepare(task, TEXT).sizes
     # Three texts have both labels, with two rows each.
     assert (made.left_out, made.all) == (6, 54)
-    assert str(split_sizes(task, ALL, None)).endswith(
-        " test (6 equal examples with different labels left out)"
-    )
+    assert str(split_sizes(task, ALL, None)).endswith(" test (6 duplicates with other labels left out)")
 
 
 def test_sizes_are_shown_with_the_overlap_if_there_is_any() -> None:
@@ -107,7 +105,7 @@ def test_sizes_are_shown_with_the_overlap_if_there_is_any() -> None:
         assert str(SplitSizes(6, 4, 2, repeated)) == "6 train / 4 validation / 2 test"
     sizes = SplitSizes(1, 2, 3, 1, 4)
     assert str(sizes).endswith(
-        "3 test (1 test example also in train; 4 equal examples with different labels left out)"
+        "3 test (1 test example also in train; 4 duplicates with other labels left out)"
     )
     assert SplitSizes.of({key: float(value or 0) for key, value in sizes.measures.items()}) == sizes
     assert SplitSizes.of({}) is None
