@@ -140,7 +140,10 @@ class StudyOfBudgets:
             reasons += map(str, block.collapsed)
             verdicts = [entrant.differences[block.k].verdict for entrant in block.compared]
             reasons += [verdict.reason for verdict in verdicts if verdict.answer is Size.NONE]
-        words = {"better": "rises with the budget", "worse": "falls with the budget"}
+        words = {
+            "better": "is higher at four times the parameters than at a quarter",
+            "worse": "is lower at four times the parameters than at a quarter",
+        }
         outcome = words.get(side, "is undecided")
         if reasons:
             outcome = f"is undecided ({reasons[0].rstrip('.')})"
@@ -163,7 +166,7 @@ class StudyOfBudgets:
             f"{QKV_DEPTH} beside {LORA} with as many parameters, after {k} trials of tuning: {beside} "
             + " ".join(["*As good* is within a point.", *self.lower_bounds]),
             f"From a smaller budget to a larger one: {bought}",
-            f"{change.removesuffix('.')}, four times the parameters minus a quarter.",
+            change,
             f"With the parameters of {LORA} r=4 both were compared by the [first study](findings.md).",
         ]
         parts = [
@@ -201,6 +204,17 @@ class StudyOfBudgets:
             "Two methods, three budgets, two small backbones, four tasks "
             "([not claimed](#what-is-not-claimed)). "
             "Intervals say what tuning again on these tasks would give."
+        )
+        windows = {
+            f"{BUDGETS[block.budget]}, {cell.studies.window}": None
+            for block in self.group.blocks
+            for entrant in block.entrants
+            for cell in entrant.cells
+            if cell.studies
+        }
+        yield (
+            f"The windows of rates, which intervals take as given, were chosen by pilots on movie sentiment: "
+            f"with {'; with '.join(windows)}."
         )
         yield " ".join(self.qualified()) or "No smoothed best rate lies at an end of its window."
         rows = {_name(e.cells[0]): e for own in self.group.methods.values() for e in own.values()}
