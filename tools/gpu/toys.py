@@ -13,6 +13,7 @@ import torch
 from tensorbench.backbones import LoadedBackbone
 from tensorbench.backbones.inputs import ImageInput
 from tensorbench.plan.recipe import Recipe
+from tensorbench.records.measures import SplitSizes
 from tensorbench.records.metrics import METRICS
 from tensorbench.records.record import Progress
 from tensorbench.tasks import ImageSplit, Objective, PreparedData, TextSplit
@@ -49,7 +50,8 @@ def data(backbone: LoadedBackbone, number: int, longest: int, device: str) -> Pr
     else:
         splits = (texts(number, longest), texts(8, longest, seed=1))
     objective = Objective(METRICS.get("accuracy"), "single label", CLASSES)
-    return PreparedData(splits[0], splits[1], splits[1], objective).to(device)
+    sizes = SplitSizes(len(splits[0]), len(splits[1]), len(splits[1]), None)
+    return PreparedData(splits[0], splits[1], splits[1], objective, sizes).to(device)
 
 
 def recipe(steps: int, batch: int, *, bf16: bool = False, deterministic: bool = False) -> Recipe:
