@@ -462,7 +462,7 @@ class Results:
                 sizes_of.setdefault(seed.task, {})[sizes] = None
         # Trials of earlier versions lack counts that others have.
         return {
-            task: list(dict.fromkeys(str(sizes) for sizes in own if not any(map(sizes.is_part_of, own))))
+            task: list(dict.fromkeys(str(sizes) for sizes in own if not any(map(sizes.lacks_counts_of, own))))
             for task, own in sizes_of.items()
         }
 

@@ -177,7 +177,7 @@ class SplitSizes:
         """The number of examples of all splits."""
         return self.train + self.validation + self.test
 
-    def is_part_of(self, other: SplitSizes) -> bool:
+    def lacks_counts_of(self, other: SplitSizes) -> bool:
         """Whether `other` has the same counts and at least one that is unknown here."""
         counts = zip(astuple(self), astuple(other), strict=True)
         return self != other and all(own is None or own == known for own, known in counts)

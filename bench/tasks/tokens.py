@@ -55,7 +55,7 @@ def encoded(task: Task, tokenizer: Any, max_tokens: int, texts: Sequence[Any]) -
     columns = tuple(map(list, zip(*texts, strict=True))) if paired else (texts,)
     encoded = tokenizer(*columns, truncation=True, max_length=max_tokens)
     rows, types = encoded["input_ids"], encoded.get("token_type_ids", [])
-    # It holds what was cut, too.
+    # Frees what was cut, which fast tokenizers keep.
     del encoded
     arrays = flat(rows) | {"cut": np.zeros(len(rows), dtype=bool)}
     # Texts that fill `max_tokens` may have been as long as that or longer.

@@ -30,7 +30,7 @@ from .registered import (
     nothing_compared,
     time_taken,
 )
-from .studies import LORA, QKV_DEPTH, Ruling, analysed, answered, in_words, rates, ruled
+from .studies import LORA, QKV_DEPTH, Ruling, analysed, answered, compared, rates, ruled, studies_complete
 
 #: A quarter of the first study's budget, that budget, and four times that budget, with their names in texts.
 BUDGETS = {
@@ -84,6 +84,7 @@ class StudyOfBudgets:
 
     @property
     def lower_bounds(self) -> list[str]:
+        """Sentences on methods whose best rates lie at an edge of their window."""
         return [
             f"With {BUDGETS[block.budget]}: {edge}" for block in self.group.blocks for edge in block.edges
         ]
@@ -162,15 +163,16 @@ class StudyOfBudgets:
         """The part with which the answers begin: all in short, a figure, a table and limits."""
         k, picture = self.group.blocks[0].k, self.picture()
         beside, bought, change = (answers[f"Question B{number}"].short for number in (1, 2, 3))
-        told = [
-            f"{QKV_DEPTH} beside {LORA} with as many parameters, after {k} trials of tuning: {beside} "
-            + " ".join(["*As good* is within a point.", *self.lower_bounds]),
+        complete, _ = studies_complete(self.analysis)
+        short = [
+            f"{QKV_DEPTH} beside {LORA} with as many parameters, after {k} trials of tuning, by {complete} "
+            f"studies: {beside} " + " ".join(["*As good* is within a point.", *self.lower_bounds]),
             f"From a smaller budget to a larger one: {bought}",
             change,
             f"With the parameters of {LORA} r=4 both were compared by the [first study](findings.md).",
         ]
         parts = [
-            "\n".join(f"- {each}" for each in told),
+            "\n".join(f"- {each}" for each in short),
             picture.shown,
             picture.drawn.caption,
             self.by_size(),
@@ -181,18 +183,19 @@ class StudyOfBudgets:
     def by_size(self) -> str:
         """A table of both methods under all budgets, with the differences of questions B1 and B2."""
         rows, blocks = [], {block.budget: block for block in self.group.blocks}
+        from_lora = self.beside
         for method, own in self.group.methods.items():
             for budget, entrant in own.items():
                 block = blocks[budget]
-                beside = self.beside.get(budget) if method != LORA else None
-                compared = (beside, self.group.steps[method].get(budget))
+                beside = from_lora.get(budget) if method != LORA else None
+                both = (beside, self.group.steps[method].get(budget))
                 sizes = dict.fromkeys(f"{cell.parameters:,}" for cell in entrant.cells)
                 rows.append(
                     [
                         method,
                         " or ".join(sizes),
                         block.unit.score(entrant.means[block.k].value),
-                        *(text for each in compared for text in _compared(each)),
+                        *(text for each in both for text in compared(each)),
                     ]
                 )
         head = ["method", "parameters", "accuracy, %", f"from {LORA}", "verdict", "from fewer", "verdict"]
@@ -221,13 +224,6 @@ class StudyOfBudgets:
         yield failed_trials(rows)
         yield time_taken(cell for cell in self.own.all_cells if cell.budget in (QUARTER, FOURFOLD))
         yield from map(came_from_packs, (e for e in self.own.experiments if e.references))
-
-
-def _compared(difference: Comparison | None) -> tuple[str, str]:
-    """A difference with its interval, and its verdict. Dashes if nothing is compared."""
-    if difference is None:
-        return "–", "–"
-    return with_interval(difference.effect.difference, difference.interval), in_words(difference.verdict)
 
 
 def _name(cell: Cell) -> str:

@@ -35,6 +35,7 @@ from .studies import (
     analysed,
     answered,
     by_verdict,
+    compared,
     in_words,
     percent,
     studies_complete,
@@ -162,8 +163,7 @@ class StudyOfRanks:
         rows = []
         for entrant in block.compared:
             both = (entrant.differences[block.k], beside[entrant.method][block.k])
-            shown = [(with_interval(d.effect.difference, d.interval), in_words(d.verdict)) for d in both]
-            rows.append([entrant.method, *(cell for pair in shown for cell in pair)])
+            rows.append([entrant.method, *(text for each in both for text in compared(each))])
         head = ["allocation", "from the heuristic", "verdict", f"from {LORA}", "verdict"]
         subjects = ("Beside LoRA with as many parameters:", "Over log₂ of a rank:", "How forgiving.")
         bullets = zip(subjects, self.titles[1:], strict=False)

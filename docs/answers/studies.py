@@ -214,6 +214,11 @@ def in_words(verdict: Verdict) -> str:
     return verdict.side or "undecided"
 
 
+def compared(difference: Comparison | None) -> tuple[str, str]:
+    """A difference with its interval, and its verdict. Dashes if nothing is compared."""
+    return _with_interval(difference), "–" if difference is None else in_words(difference.verdict)
+
+
 def by_trials(block: Block) -> Ruling:
     """A table of each method's difference from the reference after each number of trials. No answer."""
     rows = [

@@ -28,7 +28,7 @@ def test_sizes_are_in_plans_records_and_reports(tmp_path: Path, new_store: Calla
     assert f"examples {sizes}" in " ".join(printed(contents.overview()).split())
     assert read(store.uri, ["toy"]).split_sizes() == {"digits": [sizes]}
     # A trial of an earlier version lacks a count.
-    assert SplitSizes(60, 30, 40, 3).is_part_of(SplitSizes(60, 30, 40, 3, 6))
-    assert not SplitSizes(60, 30, 40, 2).is_part_of(SplitSizes(60, 30, 40, 3, 6))
+    assert SplitSizes(60, 30, 40, 3).lacks_counts_of(SplitSizes(60, 30, 40, 3, 6))
+    assert not SplitSizes(60, 30, 40, 2).lacks_counts_of(SplitSizes(60, 30, 40, 3, 6))
     write_report("toy", out=tmp_path / "out", store=store.uri, formats=["html"], log=False)
     assert f"digits: {sizes}" in (tmp_path / "out" / "index.html").read_text()
