@@ -1,9 +1,9 @@
 """Writes the answers of the published packs into the pages of docs/results: `python docs/findings.py`.
 
 The study's answers go into findings.md and leaderboard.md, the answers of the study of ranks into ranks.md
-and README.md, those of the studies of budgets and heads into next-studies.md, those of the study on other
-tasks into other-tasks.md, and the decoder's table into decoder.md. If too few studies are complete for an
-interval, the pages say so.
+and README.md, those of the studies of budgets, heads and trains into next-studies.md, those of the study on
+other tasks into other-tasks.md, and the decoder's table into decoder.md. If too few studies are complete for
+an interval, the pages say so.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from answers.budgets import StudyOfBudgets
 from answers.decoder import of_decoder
 from answers.other_tasks import of_other_tasks
 from answers.ranks import StudyOfRanks
-from answers.trains import of_trains
+from answers.trains import StudyOfTrains
 from marked import replaced, table
 
 DOCS = Path(__file__).parent
@@ -72,7 +72,7 @@ def printed(answers: Mapping[str, Answer]) -> list[str]:
     ]
 
 
-def opened(study: StudyOfBudgets | StudyOfRanks, files: dict[Path, str]) -> str:
+def opened(study: StudyOfBudgets | StudyOfRanks | StudyOfTrains, files: dict[Path, str]) -> str:
     """The text on a study: its first part, then all answers. The first part's figure goes into `files`."""
     answers = study.answers()
     parts = printed(answers)
@@ -87,13 +87,17 @@ def pages() -> dict[Path, str]:
     """The contents of the pages with current answers, and of the findings' figure, by path."""
     study, fresh = PACKS / "study.tensorbench.zip", PAGES / "study_fresh.tensorbench.zip"
     questions = studies.of_questions(study)
+    files: dict[Path, str] = {}
+    trains = "Nothing is compared yet."
     if pack := packed("study_trains"):
-        questions["Question 6"] = of_trains(study, pack)
+        of_trains = StudyOfTrains(pack, study)
+        questions["Question 6"] = of_trains.in_short()
+        trains = opened(of_trains, files)
     rest = {"The core's rate": studies.of_core_rate(study, PAGES / "core_lr.tensorbench.zip")}
     if fresh.exists():
         rest["Fresh tunings"] = studies.of_fresh_tunings(study, fresh)
     parts = printed({f"{title} by the sharper rule": each for title, each in (questions | rest).items()})
-    files, answer = {}, questions["Question 1"].text
+    answer = questions["Question 1"].text
     if questions["Question 1"].short:
         picture = studies.picture(study)
         files[picture.path] = picture.svg()
@@ -125,7 +129,7 @@ def pages() -> dict[Path, str]:
         titles = tuple(f"Question H{number}" for number in range(1, 4))
         heads = opened(StudyOfRanks(pack, study, "head", studies.ALL_MODES, titles, "heads"), files)
     return files | {
-        NEXT: rewritten(NEXT, {"budgets": budgets, "heads": heads}),
+        NEXT: rewritten(NEXT, {"budgets": budgets, "heads": heads, "trains": trains}),
         OTHER: rewritten(OTHER, {"answers": other}),
         STUDY: rewritten(STUDY, {"answers": "\n\n".join(parts), "advice": behind}),
         FINDINGS: rewritten(FINDINGS, contents),

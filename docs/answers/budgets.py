@@ -17,18 +17,18 @@ from tensorbench.reports.comparisons import in_family
 from tensorbench.reports.figures import draw
 from tensorbench.reports.inference.effects import Answer as Size
 from tensorbench.reports.ranks import OverBudgets, contrast
-from tensorbench.reports.reading import came_from_packs, read
+from tensorbench.reports.reading import read
 from tensorbench.reports.results import Cell, Results
 from tensorbench.reports.selection import Selection
 
 from .answer import Answer, Picture, bounds, points, with_interval
 from .registered import (
+    NONE_AT_ENDS,
     at_ends,
     at_ends_of_pilot,
     completed,
-    failed_trials,
+    limits,
     nothing_compared,
-    time_taken,
 )
 from .studies import LORA, QKV_DEPTH, Ruling, analysed, answered, compared, rates, ruled, studies_complete
 
@@ -203,11 +203,6 @@ class StudyOfBudgets:
 
     def limits(self) -> Iterator[str]:
         """Yields what limits the answers."""
-        yield (
-            "Two methods, three budgets, two small backbones, four tasks "
-            "([not claimed](#what-is-not-claimed)). "
-            "Intervals say what tuning again on these tasks would give."
-        )
         windows = {
             f"{BUDGETS[block.budget]}, {cell.studies.window}": None
             for block in self.group.blocks
@@ -215,15 +210,15 @@ class StudyOfBudgets:
             for cell in entrant.cells
             if cell.studies
         }
-        yield (
-            f"The windows of rates, which intervals take as given, were chosen by pilots on movie sentiment: "
-            f"with {'; with '.join(windows)}."
+        remarks = (
+            "The windows of rates, which intervals take as given, were chosen by pilots on movie sentiment: "
+            f"with {'; with '.join(windows)}.",
+            " ".join(self.qualified()) or NONE_AT_ENDS,
         )
-        yield " ".join(self.qualified()) or "No smoothed best rate lies at an end of its window."
-        rows = {_name(e.cells[0]): e for own in self.group.methods.values() for e in own.values()}
-        yield failed_trials(rows)
-        yield time_taken(cell for cell in self.own.all_cells if cell.budget in (QUARTER, FOURFOLD))
-        yield from map(came_from_packs, (e for e in self.own.experiments if e.references))
+        entrants = {_name(e.cells[0]): e for own in self.group.methods.values() for e in own.values()}
+        new = (cell for cell in self.own.all_cells if cell.budget in (QUARTER, FOURFOLD))
+        extent = "Two methods, three budgets, two small backbones, four tasks"
+        return limits(extent, remarks, entrants, new, self.own)
 
 
 def _name(cell: Cell) -> str:

@@ -19,13 +19,21 @@ from tensorbench.reports.inference.effects import verdict
 from tensorbench.reports.inference.intervals import simultaneous
 from tensorbench.reports.inference.studies import CompleteStudies
 from tensorbench.reports.ranks import HEURISTIC, Allocations, short_name
-from tensorbench.reports.reading import came_from_packs, read
+from tensorbench.reports.reading import read
 from tensorbench.reports.results import Cell, Results
 from tensorbench.reports.selection import Selection
 from tensorbench.reports.units import listed
 
 from .answer import Answer, Picture, bounds, points, with_interval
-from .registered import at_ends, completed, failed_trials, interim, nothing_compared, time_taken
+from .registered import (
+    NONE_AT_ENDS,
+    at_ends,
+    completed,
+    interim,
+    limits,
+    nothing_compared,
+    power_seen,
+)
 from .studies import (
     LORA,
     QKV_DEPTH,
@@ -178,34 +186,30 @@ class StudyOfRanks:
 
     def limits(self) -> Iterator[str]:
         """Yields what limits the answers."""
-        yield (
-            "One method, one budget, two small backbones, four tasks ([not claimed](#what-is-not-claimed)). "
-            "Intervals say what tuning again on these tasks would give."
-        )
+        block = self.heuristic.block
+        (beside,) = self.against[LORA].blocks
+        entrants = {entrant.method: entrant for entrant in block.entrants}
+        entrants |= {e.method: e for e in beside.entrants if e.method == LORA}
+        new = (cell for cell in self.own.all_cells if cell.allocation)
+        extent = "One method, one budget, two small backbones, four tasks"
+        power = power_seen(block, "allocations")
+        return limits(extent, self.remarks(), entrants, new, self.own, power)
+
+    def remarks(self) -> Iterator[str]:
+        """Yields what qualifies the answers."""
         block = self.heuristic.block
         verdicts = [entrant.differences[block.k].verdict for entrant in block.compared]
         if any(verdict.side for verdict in verdicts) and not any(v.answer is Size.BEYOND for v in verdicts):
             yield "No difference from the heuristic is shown to be as large as a point."
         yield (
             "All allocations have the window of rates that a pilot chose for the heuristic. "
-            + (" ".join(self.qualified()) or "No smoothed best rate lies at an end of its window.")
+            + (" ".join(self.qualified()) or NONE_AT_ENDS)
         )
-        (beside,) = self.against[LORA].blocks
-        own = {entrant.method: entrant for entrant in block.entrants}
-        yield failed_trials(own | {e.method: e for e in beside.entrants if e.method == LORA})
         if self.interim:
             yield (
                 "Verdicts are for this look alone. Each look adds to the chance of a false one. The answer "
                 "is that after the last study."
             )
-        if (design := block.design) and design.finds is not None and design.margin is not None:
-            yield (
-                f"With the noise that was seen, {design.seeds} studies find a difference of "
-                f"{block.unit.score(design.finds)} points in 80% of cases, and show equal allocations to be "
-                f"equal within {block.unit.score(design.margin)} ([beforehand](#what-can-be-seen))."
-            )
-        yield time_taken(cell for cell in self.own.all_cells if cell.allocation)
-        yield from map(came_from_packs, (e for e in self.own.experiments if e.references))
 
     def in_readme(self, answers: dict[str, Answer]) -> str:
         """The paragraph of the README: the answer to question 1, or that the study has none yet."""

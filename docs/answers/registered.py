@@ -9,8 +9,9 @@ from itertools import chain
 from tensorbench.records.origin import stored_rerun
 from tensorbench.reports.advice import rate_advice
 from tensorbench.reports.analysis import Analysis
-from tensorbench.reports.blocks import Entrant
-from tensorbench.reports.results import NO_ADAPTERS, Cell, grouped
+from tensorbench.reports.blocks import Block, Entrant
+from tensorbench.reports.reading import came_from_packs
+from tensorbench.reports.results import NO_ADAPTERS, Cell, Results, grouped
 from tensorbench.reports.units import listed
 
 from .answer import Answer
@@ -18,6 +19,8 @@ from .studies import studies_complete
 
 #: One in this many of the stored trials of each reference on each task runs again, and at least this number.
 EVERY, AT_LEAST = 10, 2
+#: What is said where `at_ends` and `qualified` yield nothing.
+NONE_AT_ENDS = "No smoothed best rate lies at an end of its window."
 
 
 def nothing_compared(cells: Iterable[Cell], references: Collection[str]) -> str:
@@ -107,6 +110,40 @@ def at_ends(analyses: Iterable[Analysis], named: Callable[[Cell], str]) -> Itera
             tasks.setdefault((named(advice.cell), advice.end), {})[advice.cell.task] = None
     for (name, end), on in tasks.items():
         yield f"The smoothed best rate of {name} lies at the {end} end of its window on {listed(on)}."
+
+
+def limits(
+    extent: str,
+    remarks: Iterable[str],
+    entrants: Mapping[str, Entrant],
+    new: Iterable[Cell],
+    own: Results,
+    power: Iterable[str] = (),
+) -> Iterator[str]:
+    """Yields what limits the answers of a study.
+
+    `extent` is what the study has tried, and `remarks` are on its windows and verdicts. Failed trials are
+    those of `entrants`, by their names. `new` are the rows that are no references, and `own` all rows.
+    """
+    yield (
+        f"{extent} ([not claimed](#what-is-not-claimed)). "
+        "Intervals say what tuning again on these tasks would give."
+    )
+    yield from remarks
+    yield failed_trials(entrants)
+    yield from power
+    yield time_taken(new)
+    yield from map(came_from_packs, (each for each in own.experiments if each.references))
+
+
+def power_seen(block: Block, named: str) -> Iterator[str]:
+    """Yields what the block's studies can find and show to be equal, if known. `named` are its rows."""
+    if (design := block.design) and design.finds is not None and design.margin is not None:
+        yield (
+            f"With the noise that was seen, {design.seeds} studies find a difference of "
+            f"{block.unit.score(design.finds)} points in 80% of cases, and show equal {named} to be "
+            f"equal within {block.unit.score(design.margin)} ([beforehand](#what-can-be-seen))."
+        )
 
 
 def failed_trials(entrants: Mapping[str, Entrant]) -> str:

@@ -138,19 +138,34 @@ def test_trains_are_compared_with_the_rows_of_the_study(pack: Path, packed: Pack
         return result(trial, row.model_copy(update={"title": row.method}))
 
     methods = ["lora", METHODS[-1], train, "metatt", "tt_lora", "lorta"]
-    of_trains, plan = script("answers.trains").of_trains, {"tuning": {"studies": 3, "points": 4}}
+    study_of, plan = script("answers.trains").StudyOfTrains, {"tuning": {"studies": 3, "points": 4}}
     trains = packed(made, name="alone", methods=methods, **plan)
-    assert "has to run again first" in of_trains(pack, trains).text
+    assert "has to run again first" in study_of(trains, pack).in_short().text
     trains = packed(ran_again(made), name="trains", methods=methods, **plan)
-    answer = of_trains(pack, trains)
-    assert answer.text.startswith("On 3 of 3 studies.")
+    study = study_of(trains, pack)
+    answers = study.answers()
+    assert all(answer.text.startswith("On 3 of 3 studies.") for answer in answers.values())
+    of_lora, of_tucker, of_one_each = (answer.short for answer in answers.values())
     # The train is three points below Tucker, and each of the shared trains well above the separate ones.
     below, above = (f"**{side} by what matters**: " for side in ("worse", "better"))
-    assert f"Compared with {QKV_DEPTH}: {below}{QKV_DEPTH} (factorization=tt)." in answer.short
-    assert f"Compared with TT-LoRA: {above}MetaTT-4D, {QKV_DEPTH} (factorization=tt)." in answer.short
-    *_, last = answer.short.split("Compared with ")
-    assert below in last
-    assert "LoRTA" in last
+    assert of_tucker == f"{below}{QKV_DEPTH} (factorization=tt)."
+    assert of_one_each == f"{above}MetaTT-4D, {QKV_DEPTH} (factorization=tt)."
+    assert below in of_lora
+    assert "LoRTA" in of_lora
+    short = study.in_short().short
+    assert [part.split(":")[0] for part in short.split("Compared with ")[1:]] == [
+        "LoRA",
+        QKV_DEPTH,
+        "TT-LoRA",
+    ]
+    # The first part has a row for each method, with its verdicts beside each reference.
+    by_method = {cells[0]: cells for cells in rows(study.first(answers))}
+    assert len(by_method) == 1 + len(methods)
+    assert by_method["LoRA"][3:] == ["–"] * 6
+    assert by_method["LoRTA"][5:] == ["–"] * 4
+    train_row = by_method[f"{QKV_DEPTH} (factorization=tt)"]
+    assert train_row[6] == "worse by what matters"
+    assert train_row[8] == "better by what matters"
 
 
 def test_full_fine_tuning_that_ran_on_one_task_has_a_difference_there(
