@@ -149,6 +149,8 @@ class StudyOfTrains:
         """Yields what limits the answers."""
         analyses = self.against.values()
         remarks = (
+            "Each method keeps the projections of its default: LoRA, TensLoRA and its train have Q, K and V, "
+            "MetaTT-4D and TT-LoRA Q and V, and LoRTA Q, K, V and O. Starts and scales differ, too.",
             "The windows of rates, which intervals take as given, were chosen by pilots on movie sentiment.",
             " ".join(self.qualified(*analyses)) or NONE_AT_ENDS,
         )
