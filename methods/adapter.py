@@ -342,11 +342,12 @@ class Adapter(ABC):
 
     def _description(self) -> dict[str, Any]:
         """Returns the properties in which a file and the adapter that loads it must agree."""
-        site = next(iter(self.bases), None)
-        weights = None
-        if site is not None and not self.bases[site].weight.requires_grad:
-            # One layer's weights tell checkpoints apart.
-            weight, _ = self._unmerged.get(site, (self.bases[site].weight, None))
+        # One layer's weights tell checkpoints apart. An adapter without layers takes the backbone's first.
+        sites = self.bases or self.backbone.geometry.sites(self.backbone.projections)
+        site, weights = next(iter(sites)), None
+        base: Any = self.bases.get(site) or self.backbone.module.get_submodule(self.backbone.path(site))
+        if not base.weight.requires_grad:
+            weight, _ = self._unmerged.get(site, (base.weight, None))
             weights = adapter_file.fingerprint(weight)
         return {"backbone": str(self.backbone.geometry), "weights": weights, "method": self.method_stored}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,42 +31,16 @@ def _check_method(name: str, method: Any) -> None:
         raise UserError(f"{where}: {method.__name__} should have the name under which it is registered")
 
 
-#: The types of the method `peft` in small letters, but for `lora`.
-OF_PEFT = [
-    "adalora",
-    "adamss",
-    "beft",
-    "boft",
-    "c3a",
-    "deft",
-    "delora",
-    "dora",
-    "fourierft",
-    "frod",
-    "glora",
-    "gralora",
-    "hira",
-    "hra",
-    "ia3",
-    "lily",
-    "loha",
-    "lokr",
-    "miss",
-    "oft",
-    "peanut",
-    "psoft",
-    "pvera",
-    "randlora",
-    "road",
-    "rslora",
-    "shira",
-    "supertuning",
-    "tinylora",
-    "unilora",
-    "vblora",
-    "vera",
-    "waveft",
-]
+def _of_peft(name: str) -> str:
+    """Returns how to write a type of peft that is asked for as a method. Empty for any other name."""
+    try:
+        types = import_module("tensorbench.baselines.peft_types")
+    except ImportError:
+        return ""
+    kind = name.upper()
+    accepted = kind in types.peft_types() and kind not in types.REFUSED
+    return f"write {{method: peft, type: {kind}}};" if accepted else ""
+
 
 METHODS = Registry(
     "method",
@@ -97,7 +72,7 @@ METHODS = Registry(
         "kradapter": "tensorbench.baselines.kradapter:KRAdapter",
     },
     _check_method,
-    {name: f"write {{method: peft, type: {name.upper()}}};" for name in OF_PEFT},
+    _of_peft,
 )
 
 

@@ -88,10 +88,14 @@ class UnknownNameError(UserError):
     """
 
     def __init__(self, kind: str, name: str, names: Iterable[str], hint: str = "") -> None:
-        self.kind, self.name, self.known = kind, name, sorted(names)
-        hint = hint or did_you_mean(name, self.known)
+        known = sorted(names)
+        hint = hint or did_you_mean(name, known)
         prefix = f"{hint} known" if hint else "known"
-        super().__init__(f"unknown {kind} '{cut(str(name))}': {prefix} are {', '.join(self.known)}")
+        super().__init__(f"unknown {kind} '{cut(str(name))}': {prefix} are {', '.join(known)}")
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[Any, ...]]:
+        # Processes pass errors on, and this class is not made from a message.
+        return UserError, self.args
 
 
 def too_small(label: str, budget: int, smallest: int, when: str = " with every rank 1") -> UserError:

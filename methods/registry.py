@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.abc import SourceLoader
@@ -79,7 +79,7 @@ class Registry:
     used. Plug-ins register further names in the entry-point group `tensorbench.<kind>s`. The method `add`
     registers the names of a file. The use of a name that is registered twice raises UserError. `check` is
     called with a name and its object. It raises UserError if the object is not of the registry's kind, such
-    as a method that is no `Method`. `hints` has what to write in place of unknown names, in small letters.
+    as a method that is no `Method`. `hint` says what to write in place of an unknown name, if it knows that.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class Registry:
         kind: str,
         targets: dict[str, str],
         check: Callable[[str, Any], None],
-        hints: Mapping[str, str] | None = None,
+        hint: Callable[[str], str] = lambda name: "",
     ) -> None:
         self.kind = kind
         self._targets = dict(targets)
         self._check = check
-        self._hints = hints or {}
+        self._hint = hint
         self._plugins: dict[str, list[EntryPoint]] | None = None
         self._sources: dict[str, str] = {}
         #: The file and the entry point of each object that a file defines, by the object's name.
@@ -117,30 +117,27 @@ class Registry:
 
         An object of an earlier version of the file is replaced if it has the same name. Raises UserError for
         a name that is already registered by something else, and for an object that does not pass the check.
+        Nothing of the file is registered then, and what was registered before still is.
         """
-        for name, attribute in names.items():
-            point = EntryPoint(name, f"{file.module}:{attribute}", f"tensorbench.{self.kind}s")
-            earlier = self._files.get(name)
-            self._files[name] = file, point
-            try:
+        before = dict(self._files)
+        try:
+            for name, attribute in names.items():
+                point = EntryPoint(name, f"{file.module}:{attribute}", f"tensorbench.{self.kind}s")
+                earlier = self._files.get(name)
+                self._files[name] = file, point
                 if earlier and earlier[0].path != file.path and earlier[0].content != file.content:
                     raise UserError(
                         f"{self.kind} '{name}' is defined by {earlier[0].path} and by {file.path}: give one "
                         "another name"
                     )
                 self.get(name)
-            except UserError:
-                del self._files[name]
-                raise
+        except UserError:
+            self._files = before
+            raise
 
     def file(self, name: str) -> PythonFile | None:
         """Returns the file that registered a name. None if no file did."""
         return self._files[name][0] if name in self._files else None
-
-    @property
-    def plugins(self) -> list[str]:
-        """The names registered by plug-ins."""
-        return sorted(self._plugin_points())
 
     def is_built_in(self, name: str) -> bool:
         """Whether the harness itself provides the object of this name."""
@@ -178,7 +175,7 @@ class Registry:
             owners += [self._targets[name]] if name in self._targets else []
             raise UserError(f"{self.kind} '{name}' is registered more than once: {', '.join(owners)}")
         if name not in self:
-            raise UnknownNameError(self.kind, name, self, self._hints.get(str(name).lower(), ""))
+            raise UnknownNameError(self.kind, name, self, self._hint(str(name)))
         if not points:
             module, attribute = self._targets[name].split(":")
             with naming_extra():

@@ -322,10 +322,11 @@ def tucker_ranks(
         low, high = (min(rank, sizes["input"]) for rank in (narrow + 1, LARGEST_RATIO * narrow))
         return nearest_rank(lambda wide: count(ranks(wide, narrow)), budget, low, high)
 
-    # If heads are a mode, the smallest pair that the rule allows is (2, 1).
-    while cap > 1 and count(ranks(2 if heads else 1, 1)) > budget:
-        cap -= 1
     ends = ("input", "head_size" if heads else "output")
+    # If heads are a mode, the smallest pair that the rule allows is (2, 1).
+    least = 2 if heads and not fixed.keys() & ends else 1
+    while cap > 1 and count(ranks(least, 1)) > budget:
+        cap -= 1
     if fixed.keys() & ends:
         free = [sizes[mode] for mode in ends if mode not in fixed]
         rank = nearest_rank(lambda r: count(ranks(r, r)), budget, high=max(free, default=1))

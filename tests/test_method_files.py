@@ -127,6 +127,19 @@ def test_two_files_cannot_define_one_method(file: Path, tmp_path: Path) -> None:
     load_methods(file)
     with pytest.raises(UserError, match=naming("'shared_down'", file, other)):
         load_methods(other)
+    assert "shared_down" in METHODS
+
+
+def test_a_refused_edit_leaves_what_was_registered(file: Path) -> None:
+    load_methods(file)
+    file.write_text(SOURCE.replace("def parametrise", "def other"))
+    with pytest.raises(UserError, match="parametrise"):
+        load_methods(file)
+    file.write_text(f"{SOURCE}\n\nclass Second(SharedDown):\n    name = 'lora'\n")
+    with pytest.raises(UserError, match="more than once"):
+        load_methods(file)
+    assert METHODS.file("lora") is None
+    assert METHODS.get("shared_down").name == "shared_down"
 
 
 def test_an_edited_file_is_loaded_again(file: Path) -> None:

@@ -133,6 +133,7 @@ class LowRankAdapter(Adapter):
         """
         cutting, own, kept = self.parametrisation.cutting, self.named_parameters(), self.kept()
         fits = not self.merged and {*own, *kept} == state.keys()
+        fits = fits and all(state[name].is_floating_point() for name in own)
         if cutting is not None and fits and all(kept[name].shape == state[name].shape for name in kept):
             cutting.take_shapes({own[name]: tuple(state[name].shape) for name in own})
         super().load(state)

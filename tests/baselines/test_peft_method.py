@@ -13,7 +13,7 @@ from peft.utils.warning import PeftWarning
 from tensorbench.baselines import peft_method
 from tensorbench.baselines.peft_adapter import PeftAdapter
 from tensorbench.baselines.peft_method import count_built
-from tensorbench.baselines.peft_types import REFUSED, Peft, peft_types
+from tensorbench.baselines.peft_types import REFUSED, Peft
 from tensorbench.checks.conformance.cases import run_checks
 from tensorbench.checks.conformance.subject import (
     Subject,
@@ -23,8 +23,7 @@ from tensorbench.checks.conformance.subject import (
     sites_of,
     snapshot,
 )
-from tensorbench.methods import METHODS, Geometry, Site, UserError, create
-from tensorbench.methods.catalog import OF_PEFT
+from tensorbench.methods import Geometry, Site, UserError, create
 
 from ..messages import naming
 from ..methods.toy import ToyBackbone
@@ -212,11 +211,6 @@ def test_an_unknown_type_is_answered_with_those_that_fit() -> None:
     accepted = str(refused.value).partition("known are ")[2].split(", ")
     assert {"DORA", "LORA", "VERA"} <= set(accepted)
     assert not set(REFUSED) & set(accepted)
-
-
-def test_all_accepted_types_of_peft_are_known_by_name() -> None:
-    accepted = {kind.lower() for kind in peft_types() if kind not in REFUSED}
-    assert {*OF_PEFT} == accepted - {*METHODS}
 
 
 @pytest.mark.parametrize("name", ["dora", "IA3", "delora"])

@@ -231,6 +231,8 @@ def test_a_refused_state_leaves_all_ranks_and_values(options: dict[str, Any]) ->
     before = adapter.state()
     with pytest.raises(UserError, match="another"):
         adapter.load({**small.state(), "another": torch.zeros(1)})
+    with pytest.raises(UserError, match="does not fit"):
+        adapter.load({name: value.long() for name, value in small.state().items()})
     adapter.merge()
     with pytest.raises(UserError, match="unmerge"):
         adapter.load(small.state())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -30,6 +31,11 @@ def plugged(monkeypatch: pytest.MonkeyPatch, **plugins: str | tuple[str, ...]) -
 
     monkeypatch.setattr(registry, "entry_points", points_of)
     return Registry("method", {"lora": "tensorbench.baselines.lora:LoRA"}, lambda *_: None)
+
+
+def test_an_unknown_name_passes_from_process_to_process() -> None:
+    error = UnknownNameError("method", "lorra", ["lora"])
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 def test_a_plug_in_is_listed_with_ours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,6 +201,11 @@ def test_small_modes_are_capped_for_the_smallest_pair_that_the_rule_allows(
     assert abs(fitted.count(BASE) / budget - 1) < 0.05
 
 
+def test_with_a_given_end_modes_are_capped_for_equal_ends() -> None:
+    fitted = create("tenslora", variant="att_qkv", ranks={"head_size": 1}).fit(Geometry(24, 4, 2, 96), 100)
+    assert fitted.size == (1, 1, 2, 2)
+
+
 def test_the_nearest_rank_is_the_nearest_of_all() -> None:
     """For counts that grow unevenly, and stop growing at rank 20."""
     counts = list(accumulate(1 + rank**2 % 7 for rank in range(20)))

@@ -292,6 +292,14 @@ def test_an_adapter_that_does_not_fit_is_refused(
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_a_head_alone_is_of_its_backbone_too(tmp_path: Path) -> None:
+    head = create("head_only")
+    tensorbench.wrap(classifier("bert"), head).save_adapter(tmp_path)
+    tensorbench.wrap(classifier("bert"), head, seed=9).load_adapter(tmp_path)
+    with pytest.raises(UserError, match="other weights"):
+        tensorbench.wrap(other_weights(), head).load_adapter(tmp_path)
+
+
 def test_files_that_save_adapter_did_not_write_are_refused(tmp_path: Path) -> None:
     adapter = tensorbench.wrap(classifier("bert"), TENSLORA)
     file = tmp_path / "adapter.safetensors"
