@@ -11,81 +11,49 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tensorbench import methods as methods
-    from tensorbench.backbones.plain import wrap
-    from tensorbench.checks.conformance import check
-    from tensorbench.checks.submission import open_pull_request, submit
-    from tensorbench.checks.verify import verify
-    from tensorbench.execution.perform import Event
-    from tensorbench.execution.place import Place, Saving
-    from tensorbench.plan.make import make_plan
-    from tensorbench.plan.pairs import Part
-    from tensorbench.plan.rows import Plan
-    from tensorbench.plan.suite import Suite, load_suite
-    from tensorbench.reports.advice import learning_rates
-    from tensorbench.reports.foreign.names import TableOptions
-    from tensorbench.reports.loading import load_results
-    from tensorbench.reports.peft_comparison import write_peft_comparison
-    from tensorbench.reports.report import write_report
-    from tensorbench.reports.selection import Selection
-    from tensorbench.reports.site import check_site, write_site
-    from tensorbench.reports.stored import load_cell, load_trial
-    from tensorbench.run.first_suite import write_first_suite
-    from tensorbench.run.forecast import make_forecast
-    from tensorbench.run.listings import list_backbones, list_experiments, list_methods, list_tasks
-    from tensorbench.run.power import power
-    from tensorbench.run.suites import Audience, fetch, run_suite, search_suite
-    from tensorbench.store.claims import find_leftovers
-    from tensorbench.store.opening import pack, unpack
-    from tensorbench.tools.export import export_run
-    from tensorbench.tools.perf import time_methods
-    from tensorbench.tools.recipe import write_recipe
-    from tensorbench.tools.redundancy import analyse_redundancy
+    from tensorbench.backbones.plain import wrap as wrap
+    from tensorbench.checks.conformance import check as check
+    from tensorbench.checks.submission import open_pull_request as open_pull_request
+    from tensorbench.checks.submission import submit as submit
+    from tensorbench.checks.verify import verify as verify
+    from tensorbench.execution.perform import Event as Event
+    from tensorbench.execution.place import Place as Place
+    from tensorbench.execution.place import Saving as Saving
+    from tensorbench.plan.make import make_plan as make_plan
+    from tensorbench.plan.pairs import Part as Part
+    from tensorbench.plan.rows import Plan as Plan
+    from tensorbench.plan.suite import Suite as Suite
+    from tensorbench.plan.suite import load_suite as load_suite
+    from tensorbench.reports.advice import learning_rates as learning_rates
+    from tensorbench.reports.foreign.names import TableOptions as TableOptions
+    from tensorbench.reports.loading import load_results as load_results
+    from tensorbench.reports.peft_comparison import write_peft_comparison as write_peft_comparison
+    from tensorbench.reports.report import write_report as write_report
+    from tensorbench.reports.selection import Selection as Selection
+    from tensorbench.reports.site import check_site as check_site
+    from tensorbench.reports.site import write_site as write_site
+    from tensorbench.reports.stored import load_cell as load_cell
+    from tensorbench.reports.stored import load_trial as load_trial
+    from tensorbench.run.first_suite import write_first_suite as write_first_suite
+    from tensorbench.run.forecast import make_forecast as make_forecast
+    from tensorbench.run.listings import list_backbones as list_backbones
+    from tensorbench.run.listings import list_experiments as list_experiments
+    from tensorbench.run.listings import list_methods as list_methods
+    from tensorbench.run.listings import list_tasks as list_tasks
+    from tensorbench.run.power import power as power
+    from tensorbench.run.suites import Audience as Audience
+    from tensorbench.run.suites import fetch as fetch
+    from tensorbench.run.suites import run_suite as run_suite
+    from tensorbench.run.suites import search_suite as search_suite
+    from tensorbench.store.claims import find_leftovers as find_leftovers
+    from tensorbench.store.opening import pack as pack
+    from tensorbench.store.opening import unpack as unpack
+    from tensorbench.tools.export import export_run as export_run
+    from tensorbench.tools.perf import time_methods as time_methods
+    from tensorbench.tools.recipe import write_recipe as write_recipe
+    from tensorbench.tools.redundancy import analyse_redundancy as analyse_redundancy
 
 __version__: str
-
-__all__ = [
-    "Audience",
-    "Event",
-    "Part",
-    "Place",
-    "Plan",
-    "Saving",
-    "Selection",
-    "Suite",
-    "TableOptions",
-    "analyse_redundancy",
-    "check",
-    "check_site",
-    "export_run",
-    "fetch",
-    "find_leftovers",
-    "learning_rates",
-    "list_backbones",
-    "list_experiments",
-    "list_methods",
-    "list_tasks",
-    "load_cell",
-    "load_results",
-    "load_suite",
-    "load_trial",
-    "make_forecast",
-    "make_plan",
-    "open_pull_request",
-    "pack",
-    "power",
-    "run_suite",
-    "search_suite",
-    "submit",
-    "time_methods",
-    "unpack",
-    "verify",
-    "wrap",
-    "write_first_suite",
-    "write_peft_comparison",
-    "write_recipe",
-    "write_report",
-    "write_site",
-]
 
 #: The module of each name, in this package.
 _HOMES = {
@@ -131,6 +99,8 @@ _HOMES = {
     "write_report": "reports.report",
     "write_site": "reports.site",
 }
+
+__all__ = [*_HOMES]
 
 
 def __dir__() -> list[str]:

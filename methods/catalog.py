@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib import import_module
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 def _check_method(name: str, method: Any) -> None:
     """Raises UserError unless a registered object is a concrete `Method` class of this name."""
     from tensorbench.methods.base import Method
+    from tensorbench.methods.validation import plain
 
     where = f"method '{name}'"
     if not (isinstance(method, type) and issubclass(method, Method)):
@@ -29,6 +31,19 @@ def _check_method(name: str, method: Any) -> None:
         raise UserError(f"{where}: {method.__name__} does not define {', '.join(lacking)}")
     if getattr(method, "name", None) != name:
         raise UserError(f"{where}: {method.__name__} should have the name under which it is registered")
+    if name == "all" or not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise UserError(
+            f"{where}: its name should be letters, digits, '_', '.' and '-', a letter or digit first, but "
+            "'all' stands for all methods"
+        )
+    for field, declared in method.model_fields.items():
+        try:
+            plain(None if declared.is_required() else declared.get_default(call_default_factory=True))
+        except ValueError as error:
+            raise UserError(
+                f"{where}: the default of {field} is {shown(declared.default)}, which JSON cannot hold: take "
+                "a number, a text or a list"
+            ) from error
 
 
 def _of_peft(name: str) -> str:
@@ -81,7 +96,7 @@ def load_methods(file: Path | str | PythonFile) -> list[str]:
 
     The methods are the file's own subclasses of `Method` that set a `name`. The file should need no module
     beside it. Raises UserError if the file cannot be read, fails or defines no method, and if another method
-    already has one of the names.
+    already has one of the names, in the file or elsewhere.
     """
     with naming_extra():
         from tensorbench.methods.base import Method
@@ -93,14 +108,19 @@ def load_methods(file: Path | str | PythonFile) -> list[str]:
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
     module = file.run()
-    names = {
-        kind.name: attribute
-        for attribute, kind in vars(module).items()
-        if isinstance(kind, type)
-        and issubclass(kind, Method)
-        and kind.__module__ == module.__name__
-        and isinstance(vars(kind).get("name"), str)
-    }
+    names: dict[str, str] = {}
+    for attribute, kind in vars(module).items():
+        if (
+            isinstance(kind, type)
+            and issubclass(kind, Method)
+            and kind.__module__ == module.__name__
+            and isinstance(vars(kind).get("name"), str)
+        ):
+            other = names.setdefault(kind.name, attribute)
+            if getattr(module, other) is not kind:
+                raise UserError(
+                    f"{file.path}: {other} and {attribute} both have the name '{kind.name}': give one another"
+                )
     if not names:
         raise UserError(
             f"{file.path} defines no method: no subclass of tensorbench.methods.Method with a `name`"
@@ -117,6 +137,9 @@ def create(name: str, /, **options: Any) -> Method:
     kind = METHODS.get(name)
     with METHODS.blaming(name):
         method: Method = kind.from_options(options, f"method '{name}'")
+        title: object = method.title
+        if not (isinstance(title, str) and title.strip() and title.isprintable()):
+            raise UserError(f"title should be one line of text, or a property, got {shown(title)}")
         return method
 
 

@@ -53,8 +53,11 @@ class PythonFile:
         module = sys.modules[self.module] = module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except BaseException as error:
             del sys.modules[self.module]
+            # A file that is a program may end it.
+            if not isinstance(error, Exception | SystemExit):
+                raise
             raise UserError(f"{self.path} fails to import: {type(error).__name__}: {error}") from error
         return module
 
@@ -183,7 +186,7 @@ class Registry:
         else:
             try:
                 target = points[0].load()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise UserError(
                     f"the plug-in '{_package(points[0])}' with {self.kind} '{name}' fails to import: "
                     f"{type(error).__name__}: {error}"

@@ -61,13 +61,18 @@ def check_ranks(label: str, ranks: Sequence[int]) -> None:
 def nearest_rank(count: Callable[[int], int], budget: int, low: int = 1, high: int | None = None) -> int:
     """Returns the rank in [low, high] whose count is nearest to the budget. On a tie, the smaller count wins.
 
-    `count` must not decrease with the rank. If it stops growing below the budget and `high` is None, the
-    result is the smallest rank with the largest count. The number of calls of `count` is logarithmic in the
-    result.
+    `count` must grow with the rank until it stops for good. If it stops below the budget and `high` is None,
+    the result is the smallest rank with the largest count. The number of calls of `count` is logarithmic in
+    the result. Raises UserError if the search finds that the count falls below that of `low`.
     """
     below, above = low, low
     while count(above) < budget and (high is None or above < high):
         below, above = above, above * 2 if high is None else min(above * 2, high)
+        if count(above) < count(low):
+            raise UserError(
+                f"its count falls from {count(below):,} at rank {below:,} to {count(above):,} at rank "
+                f"{above:,}, so that no rank can be found for a budget of {budget:,} parameters"
+            )
         if count(above) == count(below):
             below, budget = low, count(above)
             break
@@ -129,7 +134,16 @@ class OneRank(Method):
         smallest = self.count_at(geometry, 1)
         if smallest > budget:
             raise too_small(self.label, budget, smallest)
-        return self.isorank(nearest_rank(lambda rank: self.count_at(geometry, rank), budget))
+
+        def count(rank: int) -> int:
+            return self.count_at(geometry, rank)
+
+        (limit,) = self.rank_limits(geometry) or (None,)
+        high = None if limit is None else int(limit)
+        # Where counts do not fall above the limit, a budget may ask for a rank there, and plans refuse it.
+        if high is not None and count(high) < budget and count(high) <= count(high + 1):
+            high = None
+        return self.isorank(nearest_rank(count, budget, high=high))
 
 
 class StartKept(Method):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import cache
 from typing import Annotated, Any, TypeVar, get_args
@@ -205,6 +206,8 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
     if kind == "literal_error":
         # The quoted values in pydantic's "'fp32', 'bf16' or 'auto'".
         expected = problem["ctx"]["expected"].split("'")[1::2]
+        # Members of an enumeration, which pydantic shows as <Status.FINISHED: 'FINISHED'>.
+        message = re.sub(r"<[\w.]+: ('[^']*')>", r"\1", message)
         message = "; ".join(filter(None, [message, did_you_mean(str(value), expected)]))
     return f"{field}: {message} (got {shown(value)})" if field else message
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from statistics import fmean
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from tensorbench.reports.guards import find_guards, guarded
 from tensorbench.reports.inference.crossed import OnSetting
 from tensorbench.reports.inference.effects import Effect, effect
 from tensorbench.reports.inference.intervals import LEAST_SEEDS, simultaneous
-from tensorbench.reports.inference.studies import CompleteStudies, of_method, pooled_failures
+from tensorbench.reports.inference.studies import CompleteStudies, of_method, pooled_failures, score_after
 from tensorbench.reports.ranks import Allocations, OverBudgets, find_allocations, over_budgets
 from tensorbench.reports.results import NO_ADAPTERS, REFERENCE, Cell, Results, Seed, block_order, grouped
 from tensorbench.reports.thresholds import DEFAULT, CustomThresholds, thresholds
@@ -106,7 +107,7 @@ def analyse(results: Results, threshold: CustomThresholds = None) -> Analysis:
         blocks,
         allocations=tuple(find_allocations(results, blocks, judged)),
         over_budgets=tuple(over_budgets(blocks, judged)),
-        notes=(*results.notes, *gaps, *unfinished, *limits, *_extent(results)),
+        notes=(*results.notes, *gaps, *unfinished, *limits, *_extent(results, blocks)),
         limits=tuple(limits),
         gaps=tuple(gaps),
         faults=tuple(_faults(material, blocks)),
@@ -125,8 +126,11 @@ def _needed(results: Results) -> list[Cell]:
     return tuned + others
 
 
-def _extent(results: Results) -> Iterator[str]:
-    """Yields notes on several metrics and, without tuning, on few seeds, a single task and missing seeds."""
+def _extent(results: Results, blocks: Sequence[Block]) -> Iterator[str]:
+    """Yields notes on several metrics and, without tuning, on few seeds, a single task and missing seeds.
+
+    Tasks count if methods are compared on them or, if none are, if they are there.
+    """
     cells: Sequence[Cell] = results.all_cells
     metrics = list(dict.fromkeys(cell.metric for cell in cells if cell.metric))
     if len(metrics) > 1:
@@ -134,7 +138,7 @@ def _extent(results: Results) -> Iterator[str]:
             f"Scores are of several metrics ({listed(metrics)}): they are not averaged, and each has its "
             "threshold."
         )
-    one_task = len({cell.task for cell in cells}) == 1
+    tasks = {setting.task for block in blocks for setting in block.settings} or {cell.task for cell in cells}
     if not (cells := [cell for cell in cells if not results.is_tuned(cell)]):
         return
     most = max(cell.seeds for cell in cells)
@@ -148,7 +152,7 @@ def _extent(results: Results) -> Iterator[str]:
             f"{many(most, 'seed')} per cell at most: intervals are wide, and hardly any difference can be "
             "shown."
         )
-    if one_task:
+    if len(tasks) == 1:
         yield "One task: what is said holds for it, and nothing can be said of other tasks."
     if lost := sum(not cell.complete for cell in cells):
         yield (
@@ -251,8 +255,9 @@ def _block(material: Material, group: Comparable, budget: str, matters: Mapping[
     reference = _entrant(material, of_reference, scores) if of_reference else None
     metric, threshold = METRICS.get(group.metric), max(studies.point for studies in entrants[0].studies)
     # If scores have the unit of the targets, the default scales with the reference's score.
-    if metric.in_units and reference and k in reference.means:
-        threshold = DEFAULT * metric.point * (abs(reference.means[k].value) or 1.0)
+    if metric.in_units and reference:
+        score = fmean(score_after(each, k) for each in reference.studies)
+        threshold = DEFAULT * metric.point * (abs(score) or 1.0)
     return Block(
         budget=budget,
         metric=group.metric,

@@ -31,7 +31,7 @@ def guards(experiment: Experiment) -> Iterator[str]:
     for setting, rows in settings.items():
         trained: list[Trained] = []
         for row in rows:
-            records = [experiment.records.get(id_ or "") for id_ in row.trials.values()]
+            records = [experiment.records.get(id_) for id_ in row.trials.values()]
             runs = [record for record in records if record and record.status == Status.FINISHED]
             trained += [(row, runs)] if runs else []
         for warning in (*_below_the_head(experiment, trained), *_runs(trained)):
@@ -46,7 +46,7 @@ def _below_the_head(experiment: Experiment, trained: Sequence[Trained]) -> Itera
     by_loss: list[tuple[Row, float]] = []
     by_score: list[tuple[Row, float]] = []
     for row, runs in trained:
-        selects = {experiment.trials[id_].recipe.get("select") for id_ in row.trials.values() if id_}
+        selects = {experiment.trials[id_].recipe.get("select") for id_ in row.trials.values()}
         loss = selects == {"loss"}
         measure = Measure.SELECTED_LOSS if loss else Measure.SELECTED_VALIDATION
         values = [value for run in runs if (value := run.measure(measure)) is not None]

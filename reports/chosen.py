@@ -10,7 +10,7 @@ from statistics import fmean, median
 from tensorbench.methods import UnknownNameError, UserError
 from tensorbench.methods.errors import first_few
 from tensorbench.records.stored_plan import PlannedTrial, rate_text
-from tensorbench.records.words import Status
+from tensorbench.records.words import Artifact, Status
 from tensorbench.reports.advice import advise
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.answers import between, in_words, score_name
@@ -68,6 +68,8 @@ def choose(analysis: Analysis, methods: Collection[str] = ()) -> Chosen:
     cell = results.all_cells[min(means, key=means.__getitem__)]
     trial, losses = cell.configuration, _losses(cell)
     best = min(losses, key=losses.__getitem__)
+    source = next(each.source for each in results.experiments if each.name == best.experiment)
+    kept = source.has(best.record, Artifact.ADAPTER)
     assert trial is not None, "a cell with a loss has a trial"
     rates = [seed.lr for seed in losses if seed.lr is not None]
     lr = math.exp(median(map(math.log, rates))) if rates else float(trial.recipe["lr"])
@@ -77,7 +79,7 @@ def choose(analysis: Analysis, methods: Collection[str] = ()) -> Chosen:
         "chosen by": "the lowest mean validation loss: "
         + first_few([f"{method} {loss:.4f}" for loss, method in others], 4),
         **dict(_sureness(analysis, cell, rates, lr)),
-        "lowest loss of a trial": f"{best.trial_id}, whose model can be exported",
+        "lowest loss of a trial": best.trial_id + ", whose model can be exported" * kept,
     }
     return Chosen(cell, trial, float(f"{lr:.3g}"), facts)
 

@@ -64,7 +64,7 @@ class Collapses:
         # Seeds that failed for other reasons than divergence are in no run.
         run, sample = "run", many(cell.finished + cell.failed, "seed")
         if cell.studies:
-            run, sample = "kept trial", f"{self.runs} studies"
+            run, sample = "kept trial", many(self.runs, "study", "studies")
         return (
             f"{self.count} of {many(self.runs, run)} collapsed; with {sample} the true share may be as high "
             f"as {100 * self.chance:.0f}%"

@@ -28,37 +28,43 @@ class Comparable(NamedTuple):
     """Methods of one budget with one metric and one recipe."""
 
     #: The budget's name. If the budget has several metrics, the metric follows, with the task if its scores
-    #: have the unit of the task's targets. If the recipe is not the first, its number follows, for example
+    #: have the unit of the task's targets. If some of the budget's cells have studies and others have not,
+    #: "studies" or "seeds" follows. If the recipe is not the first, its number follows, for example
     #: "isorank 4 · recipe 2".
     title: str
     metric: str
     methods: Methods
-    #: A note that these methods have another recipe than the largest group of this budget and metric. Empty
-    #: for the largest group.
+    #: A note that these methods have another recipe than the largest group of this budget and metric on the
+    #: same settings. Empty for the largest group.
     note: str
 
 
 def comparable(results: Results, budget: str, cells: Sequence[Cell]) -> Iterator[Comparable]:
     """Yields the methods of a budget, whose cells are `cells`, in groups with one metric and one recipe.
 
-    The largest group of a metric comes first.
+    Cells with studies are apart from those with seeds alone. The largest group of either comes first.
     """
-    by_metric = grouped(cells, lambda cell: measured(results.metrics[cell.number], cell.task))
-    for (metric, task), of_metric in by_metric.items():
+    by_metric = grouped(
+        cells,
+        lambda cell: (*measured(results.metrics[cell.number], cell.task), cell.studies is not None),
+    )
+    metrics, tunings = {key[:2] for key in by_metric}, {key[2] for key in by_metric}
+    largest: dict[tuple[str, str], Methods] = {}
+    for (metric, task, tuned), of_metric in by_metric.items():
         first, *rest = alike(grouped(of_metric, lambda cell: cell.method))
         for number, group in enumerate((first, *rest), 1):
             parts = [
                 budget,
-                *([f"{metric} on {task}" if task else metric] if len(by_metric) > 1 else []),
+                *([f"{metric} on {task}" if task else metric] if len(metrics) > 1 else []),
+                *(["studies" if tuned else "seeds"] if len(tunings) > 1 else []),
                 *([f"recipe {number}"] if number > 1 else []),
             ]
             title = " · ".join(part for part in parts if part)
-            note = ""
-            if number > 1:
-                words = in_words(differs(chain.from_iterable(group.values()), first))
+            note, other = "", largest.setdefault((metric, task), first) if number == 1 else first
+            if differences := differs(chain.from_iterable(group.values()), other):
                 note = (
-                    f"Run with another recipe than {listed(list(first)[:3])} ({words}): shown apart, and no "
-                    "verdict compares them."
+                    f"Run with another recipe than {listed(list(other)[:3])} ({in_words(differences)}): "
+                    "shown apart, and no verdict compares them."
                 )
             yield Comparable(title, metric, group, note)
 

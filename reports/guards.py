@@ -42,6 +42,7 @@ OF_NO_SCORE = "It has no score there, so nothing is compared with it."
 #: A kept trial is at an edge if its rate lies within this share of the window from one of its ends.
 OUTER = 0.2
 #: The share of a method's studies with kept trials at one edge from which its score counts as a lower bound.
+#: Studies that kept no trial, since all of theirs diverged, do not count.
 MOST = 0.5
 #: The limits within which the rates of proposed windows stay.
 SMALLEST, LARGEST = 2e-6, 0.5

@@ -107,9 +107,16 @@ class LoadedResults(ShowsOverview, Results):
     """
 
     def overview(self) -> Table:
-        """The table of all cells' scores that the terminal shows after a run. It has no comparisons."""
+        """The table of all cells' scores that the terminal shows after a run. It has no comparisons.
+
+        Scores of tuned cells are estimated as in a report, and studies that are left out are named. Raises
+        UserError if a plug-in's metric fails.
+        """
         closings = [experiment.closing for experiment in self.experiments if experiment.closing]
-        return overview(self.title, self, [*self.notes, *closings])
+        if not any(cell.studies for cell in self.all_cells):
+            return overview(self.title, self, [*self.notes, *closings])
+        analysis = self._analysis
+        return overview(self.title, self, [*analysis.notes, *closings], analysis.score)
 
     @cached_property
     def analysis(self) -> Analysis:
@@ -117,9 +124,13 @@ class LoadedResults(ShowsOverview, Results):
 
         Raises UserError if trials are not comparable, and if a plug-in's metric fails.
         """
+        refuse_mixtures(find_mixtures(self))
+        return self._analysis
+
+    @cached_property
+    def _analysis(self) -> Analysis:
         from tensorbench.reports.analysis import analyse
 
-        refuse_mixtures(find_mixtures(self))
         return analyse(self)
 
     @property
@@ -282,7 +293,8 @@ def _trial(experiment: Experiment, record: Record) -> dict[str, Any]:
         "text": record.tag(Tag.TEXT),
         "started": record.started or None,
         "ended": record.ended,
-        "threads": int(threads) if threads.isdecimal() else None,
+        # Python reads no number of more than 4300 digits, which a tag of a pack may have.
+        "threads": int(threads) if threads.isdecimal() and len(threads) < 10 else None,
     }
 
 

@@ -49,7 +49,7 @@ def render(
         else:
             figures[int(figure.name.rpartition("-")[2])][figure.kind] = figure
     plans = dict.fromkeys(
-        f"{many(c.studies.studies, 'studies').removesuffix('s')} of {many(c.studies.points, 'trial')}"
+        f"{many(c.studies.studies, 'study', 'studies')} of {many(c.studies.points, 'trial')}"
         if c.studies
         else f"{many(c.seeds, 'seed')} a cell"
         for c in results.all_cells

@@ -39,6 +39,9 @@ LARGEST_FILE = 4 * 2**20
 #: The largest number that is read, in absolute value. It fits an integer column.
 LARGEST_NUMBER = 2**63 - 1
 
+#: The file that lists the comparison's files.
+MANIFEST = "files.json"
+
 Verdict = Literal["better", "worse", "undecided"]
 
 
@@ -322,7 +325,8 @@ def write_peft_comparison(
     comparison = compare_peft(folders, reference)
     files = {"comparison.md": as_markdown(comparison), "comparison.json": as_json(comparison)}
     if out is not None:
-        replace_files(output_folder(out, "report", force=force), files, "files.json")
+        folder = output_folder(out, "report", force=force, manifest=MANIFEST)
+        replace_files(folder, files, MANIFEST)
     return files
 
 

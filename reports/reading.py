@@ -84,6 +84,7 @@ def read(
 def read_sources(sources: Sequence[Source], selection: Selection | None = None) -> Results:
     """Reads experiments that are already open. Raises the errors of `read`, except those of opening."""
     experiments = named_apart([read_experiment(source) for source in sources])
+    selection = selection and selection.resolved(experiments)
     selected = selection.of(experiments) if selection else experiments
     cells = tabulate(selected)
     notes = []
@@ -105,17 +106,28 @@ def named_apart(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
     """Makes the names of rows unique, so that a name always stands for the same trials.
 
     If an earlier row has the same name but other trials, the experiment's name is appended. Rows with the
-    same trials get the name of the first of these rows.
+    same trials, or of which one has all trials of the other, get the name of the first of these rows.
     """
-    same_name: defaultdict[tuple[str | None, ...], dict[tuple[str, ...], str]] = defaultdict(dict)
+    same_name: defaultdict[tuple[str | None, ...], list[Row]] = defaultdict(list)
 
     def named(experiment: Experiment) -> Iterator[Row]:
         for row in experiment.rows:
-            by_trials = same_name[row.task, row.backbone, row.budget, row.table_name]
-            apart = by_trials.setdefault(tuple(row.trials.values()), experiment.name if by_trials else "")
-            yield row.model_copy(update={"apart": apart})
+            earlier = same_name[row.task, row.backbone, row.budget, row.table_name]
+            alike = (each.apart for each in earlier if _extends(each, row) or _extends(row, each))
+            earlier.append(row.model_copy(update={"apart": next(alike, experiment.name if earlier else "")}))
+            yield earlier[-1]
 
     return tuple(replace(each, rows=tuple(named(each))) for each in experiments)
+
+
+def _extends(row: Row, other: Row) -> bool:
+    """Whether a row has all trials of another, in the same places of studies, and maybe more."""
+    if not row.trials.items() >= other.trials.items():
+        return False
+    if row.studies is None or other.studies is None:
+        return row.studies is other.studies
+    own, others = row.studies.trials, other.studies.trials
+    return row.studies.points == other.studies.points and own.items() >= others.items()
 
 
 def read_experiment(source: Source) -> Experiment:
@@ -131,7 +143,10 @@ def read_experiment(source: Source) -> Experiment:
     except source.unreadable as error:
         raise UserError(shown_uri(f"experiment '{name}' cannot be read from {where}: {error}")) from error
     if plan is None:
-        raise UserError(f"experiment '{name}' in {where} holds no suite of this harness")
+        lost = "has lost the plan of its suite: was the store copied without its folder mlartifacts?"
+        raise UserError(
+            f"experiment '{name}' in {where} {lost if suites else 'holds no suite of this harness'}"
+        )
     records = latest(stored)
     experiment = Experiment(
         source=source,
@@ -197,23 +212,24 @@ def came_from_packs(experiment: Experiment) -> str:
 def tabulate(experiments: Sequence[Experiment]) -> tuple[Cell, ...]:
     """The cells of these experiments.
 
-    If several experiments have the same row, with the same trials, the row is one cell.
+    If several experiments have the same row, the row is one cell, with the trials of all of them.
     """
     cells: list[Cell] = []
-    seen: set[tuple[str | None, ...]] = set()
     # Rows of older plans lack the names of ranks.
     named = {_key(row): row for experiment in experiments for row in experiment.rows if row.rank_names}
-    for experiment in experiments:
+    every = grouped(
+        ((experiment, row) for experiment in experiments for row in experiment.rows),
+        lambda own: _key(own[1]),
+    )
+    for key, same_name in every.items():
+        # The first of those with the most trials.
+        experiment, row = max(same_name, key=lambda own: len(own[1].trials))
         own_first = sorted(experiments, key=lambda other: other is not experiment)
-        for row in experiment.rows:
-            if (key := _key(row)) in seen:
-                continue
-            seen.add(key)
-            same = named.get(key, row)
-            row = row.model_copy(update={"rank_names": same.rank_names, "allocation": same.allocation})
-            runs = {seed: _holder(own_first, trial_id) for seed, trial_id in row.trials.items()}
-            own = [_seed(len(cells), row, seed, *run) for seed, run in runs.items()]
-            cells.append(_cell(len(cells), experiment, row, list(runs.values()), own))
+        same = named.get(key, row)
+        row = row.model_copy(update={"rank_names": same.rank_names, "allocation": same.allocation})
+        runs = {seed: _holder(own_first, trial_id) for seed, trial_id in row.trials.items()}
+        own = [_seed(len(cells), row, seed, *run) for seed, run in runs.items()]
+        cells.append(_cell(len(cells), experiment, row, list(runs.values()), own))
     return tuple(cells)
 
 
@@ -233,7 +249,7 @@ def _cell(number: int, experiment: Experiment, row: Row, runs: Sequence[Run], se
             own = (seed[column] for seed in (alike if measure.summary == "mean" else done))
             values = [value for value in own if value is not None]
             measures[column] = SUMMARIES[measure.summary](values) if values else None
-    trials = [trial for id_ in row.trials.values() if (trial := experiment.trials.get(id_ or ""))]
+    trials = [trial for id_ in row.trials.values() if (trial := experiment.trials.get(id_))]
     scored = [(each, record) for each, record in runs if record and record.score is not None]
     first = scored[0][1] if scored else Record()
     return Cell(
@@ -295,7 +311,7 @@ def _seed(cell: int, row: Row, seed: int, experiment: Experiment, record: Record
         experiment=experiment.name,
         seed=seed,
         **{name: getattr(place, name, None) for name in StudyTrial.model_fields},
-        trial_id=row.trials[seed] or "",
+        trial_id=row.trials[seed],
         run_id=record.origin if record else "",
         status=str(status),
         failure=failure,
@@ -305,13 +321,13 @@ def _seed(cell: int, row: Row, seed: int, experiment: Experiment, record: Record
     )
 
 
-def _holder(experiments: Sequence[Experiment], trial_id: str | None) -> Run:
+def _holder(experiments: Sequence[Experiment], trial_id: str) -> Run:
     """Finds a trial's run, and returns it with its experiment.
 
     The run is from the first experiment in which the trial finished or, if it finished in none, from the
-    first that has a run of it. If there is no run, or no id, returns the first experiment and None.
+    first that has a run of it. If there is no run, returns the first experiment and None.
     """
-    runs = [(each, each.records[trial_id]) for each in experiments if trial_id and trial_id in each.records]
+    runs = [(each, each.records[trial_id]) for each in experiments if trial_id in each.records]
     finished = [(each, record) for each, record in runs if record.status == Status.FINISHED]
     return next(iter(finished or runs), (experiments[0], None))
 

@@ -50,8 +50,15 @@ _NOTHING = ("null", "[]", "false")
 
 def fields(trial: PlannedTrial) -> dict[str, str]:
     """A trial's flattened configuration, without its method, backbone, task and seed."""
-    values = _decisive(trial) | {f"training {key}": value for key, value in trial.recipe.items()}
+    values = _decisive(trial)
+    values |= {f"data {key}": value for key, value in values.pop("data").items()}
+    values |= {f"training {key}": value for key, value in trial.recipe.items()}
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+
+
+def _is_decisive(key: str) -> bool:
+    """Whether a field of `fields` defines what is measured."""
+    return key.partition(" ")[0] in DECISIVE
 
 
 def _decisive(trial: PlannedTrial) -> dict[str, Any]:
@@ -117,9 +124,7 @@ def difference(first: Recipe, second: Recipe) -> Differences:
 
 def in_words(differences: Differences) -> str:
     """Lists the differences as text."""
-    return "; ".join(
-        f"{key} {short(first)} against {short(second)}" for key, (first, second) in differences.items()
-    )
+    return "; ".join(f"{key} {' against '.join(short(*both))}" for key, both in differences.items())
 
 
 #: Maps the name of each method to its cells.
@@ -209,19 +214,24 @@ def _mixed_trials(results: Results) -> list[Mixture]:
     mixtures = []
     for setting, cells in grouped(results.all_cells, lambda cell: cell.setting).items():
         values: defaultdict[str, defaultdict[str, list[Cell]]] = defaultdict(lambda: defaultdict(list))
-        for cell in cells:
-            if (trial := cell.configuration) is not None:
-                text = {"text of forgetting": trial.forgetting or "none"}
-                for key, value in (fields(trial) | text).items():
-                    if key not in PER_METHOD or not cell.studies:
-                        values[key][value].append(cell)
+        of_cells = [
+            (cell, fields(trial) | {"text of forgetting": trial.forgetting or "none"})
+            for cell in cells
+            if (trial := cell.configuration) is not None
+        ]
+        # A trial may lack an entry of its data, and differs by that too.
+        lacking = {key: "none" for _, own in of_cells for key in own if _is_decisive(key)}
+        for cell, own in of_cells:
+            for key, value in (lacking | own).items():
+                if key not in PER_METHOD or not cell.studies:
+                    values[key][value].append(cell)
         for key, by_value in values.items():
             experiments = {frozenset(cell.experiment for cell in holders) for holders in by_value.values()}
             # A suite may set rates per method. If all experiments have the same rates, they agree.
             if len(by_value) == 1 or (key in PER_METHOD and len(experiments) == 1):
                 continue
-            holders_of = {short(value): named(holders) for value, holders in by_value.items()}
-            mixtures.append(Mixture(key, str(setting), holders_of, key in DECISIVE))
+            holders_of = dict(zip(short(*by_value), map(named, by_value.values()), strict=True))
+            mixtures.append(Mixture(key, str(setting), holders_of, _is_decisive(key)))
     return mixtures
 
 
@@ -236,6 +246,7 @@ def provenance_counts(results: Results) -> dict[str, Counter[str]]:
     return counts
 
 
-def short(value: str) -> str:
-    """The value, cut with an ellipsis if it has more than 60 characters."""
-    return value if len(value) <= 60 else f"{value[:57]}…"
+def short(*values: str) -> list[str]:
+    """Different values, cut with an ellipsis to 60 characters unless two of them would then be the same."""
+    cut = [value if len(value) <= 60 else f"{value[:57]}…" for value in values]
+    return cut if len({*cut}) == len(values) else list(values)

@@ -106,7 +106,7 @@ def write_report(
     - for trials that are not comparable, unless `mixed` is true
     - if a selected row does not exist
     - for a threshold that `tensorbench.reports.thresholds.thresholds` refuses
-    - if the folder is not empty, unless `force` is true
+    - if the folder is not empty, unless `force` is true and it holds an earlier report
 
     Raises StoreError if the report was written but could not be logged.
     """
@@ -115,7 +115,7 @@ def write_report(
     for name in formats:
         if name not in FORMATS:
             raise UnknownNameError("format", name, FORMATS)
-    target = output_folder(Path(out), "report", force=force)
+    target = output_folder(Path(out), "report", force=force, manifest=MANIFEST)
     results = read(store, experiments, selection, table)
     done = compose(results, formats, threshold=threshold, mixed=mixed)
     try:

@@ -197,8 +197,8 @@ class Cell(_Measured):
     allocation: str = ""
     #: The planned seeds.
     trials: tuple[Seed, ...] = field(default=(), repr=False, hash=False)
-    #: The planned configuration of one trial. Other trials have other seeds or rates. None if no trial has an
-    #: id yet.
+    #: The planned configuration of one trial. Other trials have other seeds or rates. None if the plan
+    #: lacks its trials.
     configuration: PlannedTrial | None = field(default=None, repr=False, hash=False)
     #: What methods must have in common to be compared on a setting (see `tensorbench.reports.recipes`).
     recipe: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tensorbench.methods import UnknownNameError, UserError
 from tensorbench.records.words import budget_names
+from tensorbench.reports.units import listed
 
 if TYPE_CHECKING:
     # Imported late, since it takes seconds and commands make selections before they open a store.
@@ -24,9 +25,9 @@ class Selection:
     of TensLoRA. If an entry is also a name in tables, it selects only the method of that name. If several
     experiments use a name, it selects the row of each of them.
 
-    `reference` is the name, as in tables, of a method that replaces LoRA as the reference. Its rows are
-    selected even if `methods` leaves them out. If it has no row under `budgets`, its rows under all other
-    budgets are selected.
+    `reference` is the name, as in tables, of a method that replaces LoRA as the reference, or a title or
+    family that only this method has. Its rows are selected even if `methods` leaves them out. If it has no
+    row under `budgets`, its rows under all other budgets are selected.
 
     The head alone and the converged head stay beside selected adapters (see `with_heads`).
     """
@@ -52,17 +53,42 @@ class Selection:
         """Whether all fields are empty, so that the report has all rows and the usual comparisons."""
         return not any((self.methods, self.tasks, self.backbones, self.budgets, self.reference))
 
+    def resolved(self, experiments: Sequence[Experiment]) -> Selection:
+        """This selection with its reference's name in tables.
+
+        Raises UserError for a reference that no method has as its name, title or family, that several methods
+        have, or that is the converged head.
+        """
+        from tensorbench.reports.results import CONVERGED
+
+        if not self.reference:
+            return self
+        families = {row.name: (row.title, each.family(row)) for each in experiments for row in each.rows}
+        alike = [name for name, others in families.items() if self.reference in others]
+        if self.reference in families:
+            alike = [self.reference]
+        adapters = [name for name, (_, family) in families.items() if family != CONVERGED]
+        if not alike:
+            raise UnknownNameError("reference", self.reference, adapters)
+        if len(alike) > 1:
+            raise UserError(f"reference '{self.reference}' stands for {listed(alike)}: name one of them")
+        if alike[0] not in adapters:
+            raise UserError(
+                f"reference '{self.reference}': its score is a level beside the adapters, with the "
+                f"difference from their reference; accepted are {listed(adapters)}"
+            )
+        return replace(self, reference=alike[0])
+
     def of(self, experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
         """Limits experiments to their selected rows. Experiments without selected rows are left out.
 
-        Raises UserError for an entry that matches no row, and if no row matches all fields.
+        The reference is given as `resolved` returns it. Raises UserError for an entry that matches no row,
+        and if no row matches all fields.
         """
         from tensorbench.reports.recipes import with_heads
 
         rows = [row for experiment in experiments for row in experiment.rows]
         table_names = {row.name for row in rows}
-        if self.reference and self.reference not in table_names:
-            raise UnknownNameError("reference", self.reference, table_names)
 
         def method_names(row: Row) -> set[str]:
             # If a name matches one row, it does not also select all rows with that title.

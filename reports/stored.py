@@ -207,7 +207,7 @@ class CellContents(ShowsOverview):
             if seed.study is not None:
                 name = f"study {seed.study:.0f}, point {seed.point:.0f}"
                 score += f" at rate {seed.lr:.3g}" + ", kept" * (seed in kept)
-            lines.append((name, f"{score}, trial {seed.trial_id or 'not known yet'}{run}{when}"))
+            lines.append((name, f"{score}, trial {seed.trial_id}{run}{when}"))
         title = " · ".join((cell.method, cell.budget, cell.task, cell.backbone))
         return _subjects(title, (*lines, *self.lines()))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import geometric_mean
 
 from pydantic_core import to_jsonable_python
 
@@ -48,9 +47,9 @@ SAMPLES = ("studies", "seeds")
 NOT_COMPARABLE = "These scores do not compare."
 #: The note on the column of best rates.
 BEST_RATE = (
-    "Best rate: the one with the lowest smoothed validation loss, as a geometric mean over tasks. Beneath "
-    "it: the rates that are within a point of the best on every task. ≤ and ≥ mark the ends of the tried "
-    "rates."
+    "Best rate: the one with the lowest smoothed validation loss, from the smallest to the largest over "
+    "tasks. Beneath it: the rates that are within a point of the best on every task. ≤ and ≥ mark the ends "
+    "of the tried rates."
 )
 #: The prefix of the HTML anchors of trials in their table.
 ANCHOR = "trial-"
@@ -128,7 +127,7 @@ def _entrant_line(
             style=f"dot s{place % COLOURS}",
             link=link,
         ),
-        "parameters": _number(entrant.parameters, ",.0f"),
+        "parameters": _parameters(entrant),
         **scores,
         "mean": unit.score(entrant.means[block.k].value) if whole else NOTHING,
         **(
@@ -141,6 +140,11 @@ def _entrant_line(
         ),
         SAMPLES[not block.tuned]: " to ".join(map(str, sorted({min(counts), max(counts)}))),
     }
+
+
+def _parameters(entrant: Entrant) -> str:
+    """A method's numbers of parameters, which may differ between backbones."""
+    return " or ".join(dict.fromkeys(_number(cell.parameters, ",.0f") for cell in entrant.cells))
 
 
 def _level_line(block: Block, level: Level, names: Mapping[TaskAndBackbone, str]) -> dict[str, str]:
@@ -320,7 +324,7 @@ def allocations_table(section: Allocations) -> Table:
 
 
 def _best_rate(entrant: Entrant) -> Entry:
-    """The geometric mean of a method's best rates and, beneath it, the rates near the best on all tasks.
+    """A method's best rates over tasks and, beneath them, the rates near the best on all tasks.
 
     A dash if there is no advice on some task.
     """
@@ -329,7 +333,7 @@ def _best_rate(entrant: Entrant) -> Entry:
         return Entry(NOTHING)
     low, high = max(own, key=lambda each: each.low), min(own, key=lambda each: each.high)
     both = replace(low, high=high.high, is_highest=high.is_highest)
-    start = f"{geometric_mean(each.start for each in own):.2g}"
+    start = " to ".join(dict.fromkeys(f"{end([each.start for each in own]):.2g}" for end in (min, max)))
     near = both.range if both.low <= both.high else "none on every task"
     return Entry(f"{start} ({near})", start, near)
 
@@ -357,7 +361,7 @@ def budgets_table(group: OverBudgets) -> Table:
                     against: claim["difference"],
                     "verdict": claim.get("verdict", ""),
                     **({"best rate": _best_rate(entrant)} if block.tuned else {}),
-                    "parameters": _number(entrant.parameters, ",.0f"),
+                    "parameters": _parameters(entrant),
                 }
             )
     scale = first.unit.named(f"{first.evaluated.capitalize()} {first.metric}")
@@ -491,7 +495,8 @@ def costs_table(results: Results) -> Table:
         )
     missed = sum(cell.within is False for cell in cells)
     audit = f"{missed} rows miss their budget (!)" if missed else "No row misses its budget"
-    notes = [f"{audit} by more than its tolerance. Counts exclude the head."]
+    budgeted = any(cell.within is not None for cell in cells)
+    notes = [f"{audit} by more than its tolerance. " * budgeted + "Counts exclude the head."]
     if "ms/step" in shown:
         notes.append("Times of steps rank nothing: other trials may have run at the same time.")
     if "with adapter" in shown:

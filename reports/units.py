@@ -81,9 +81,9 @@ def minus(text: str) -> str:
     return text.replace("-", "−") if re.search("[1-9]", text) else text.lstrip("+-")
 
 
-def many(count: int, noun: str) -> str:
-    """The count with the noun, which is in the plural unless the count is 1."""
-    return f"{count:,} {noun}" + ("s" if count != 1 else "")
+def many(count: int, noun: str, plural: str = "") -> str:
+    """The count with the noun, in the plural unless the count is 1. By default, the plural adds an s."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def listed(things: Iterable[object]) -> str:

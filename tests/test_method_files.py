@@ -14,11 +14,12 @@ from tensorbench.methods import METHODS, UserError, load_methods
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite import load_suite
 from tensorbench.records.words import Status, Tag
+from tensorbench.run.search.ranks import choosers_of
 from tensorbench.run.suites import run_suite
 from tensorbench.store.store import Store
 
 from .bench.toy_runs import SHORT
-from .bench.toy_suites import write
+from .bench.toy_suites import VISION, write
 from .messages import naming
 from .packs import packed
 
@@ -26,6 +27,7 @@ Call = Callable[..., Any]
 NewStore = Callable[[Path], str]
 
 SOURCE = (Path(__file__).parent / "plugins" / "tensorbench-shared-down" / "shared_down.py").read_text()
+NAMED = '    name = "shared_down"\n'
 OWN: dict[str, Any] = {"methods": [{"file": "own/method.py"}], "training": SHORT, "budgets": [{"isorank": 2}]}
 
 
@@ -92,12 +94,18 @@ def test_a_run_mentions_results_of_another_source(
     assert re.search(naming("1 of 1", "method 'shared_down'", "version"), " ".join(again.err.split()))
 
 
+def with_line(line: str) -> str:
+    """The source with another line in the class."""
+    return SOURCE.replace(NAMED, f"{NAMED}    {line}\n")
+
+
 @pytest.mark.parametrize(
     ("content", "row", "message"),
     [
         (None, {}, ("method.py", "No such file")),
         ("def broken(:", {}, ("method.py", "SyntaxError")),
         ("import no_such_module", {}, ("method.py", "no_such_module")),
+        (f"{SOURCE}\nraise SystemExit(3)", {}, ("method.py", "SystemExit: 3")),
         ("from tensorbench.methods.sizes import OneRank", {}, ("method.py", "defines no method")),
         (SOURCE.replace('"shared_down"', '"lora"'), {}, ("'lora'", "registered more than once", "method.py")),
         (SOURCE.replace("def parametrise", "def other"), {}, ("'shared_down'", "method.py", "parametrise")),
@@ -108,8 +116,19 @@ def test_a_run_mentions_results_of_another_source(
             {},
             ("shared_down, second", "name one as method"),
         ),
+        (
+            f"{SOURCE}\n\nclass Second(SharedDown):\n    name = 'shared_down'\n",
+            {},
+            ("method.py", "SharedDown", "Second", "'shared_down'"),
+        ),
+        (SOURCE.replace('"shared_down"', '"all"'), {}, ("'all'", "method.py", "name", "letters")),
+        (SOURCE.replace('"shared_down"', '"a/b"'), {}, ("'a/b'", "method.py", "name", "letters")),
+        (with_line("act: object = torch.relu"), {}, ("'shared_down'", "method.py", "act", "relu")),
     ],
-    ids=["absent", "syntax", "import", "none", "taken", "abstract", "another", "option", "several"],
+    ids=[
+        *("absent", "syntax", "import", "exit", "none", "taken", "abstract", "another", "option", "several"),
+        *("twice", "all", "slash", "default"),
+    ],
 )
 def test_mistakes_in_files_are_refused_by_name(
     file: Path, tmp_path: Path, content: str | None, row: dict[str, Any], message: tuple[str, ...]
@@ -119,6 +138,56 @@ def test_mistakes_in_files_are_refused_by_name(
         make_plan(load_suite(write(tmp_path, **{**OWN, "methods": [{**OWN["methods"][0], **row}]})))
     # A failed file leaves nothing behind.
     assert content == SOURCE or "shared_down" not in METHODS or message[0].startswith("shared_down")
+
+
+def test_a_chooser_takes_rows_that_name_a_file(file: Path, tmp_path: Path) -> None:
+    pilot = {"head_lr": None, "epochs": None, "centres": {"rates": [1e-3, 1e-2, 1e-1], "seeds": [1000]}}
+    studies = {"tuning": {"studies": 2, "points": 2}, "pilot": pilot, "training": {"batch_size": 16}}
+    base = {key: value for key, value in VISION.items() if key != "seeds"}
+    suite = load_suite(write(tmp_path, base, **OWN | studies))
+    (chooser,) = choosers_of(make_plan(suite)).values()
+    chooser.check_target(tmp_path / "chosen.yaml")
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(UserError, match=naming("elsewhere", "own/method.py", "No such file")):
+        chooser.check_target(tmp_path / "elsewhere" / "chosen.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (with_line("title = property(lambda self: 7)"), ("title", "text", 7)),
+        (SOURCE.replace("return rank * (", "return torch.tensor(rank) * ("), ("count", "int", "tensor(")),
+    ],
+)
+def test_what_a_method_gives_is_checked_before_a_run(
+    file: Path, tmp_path: Path, content: str, message: tuple[object, ...]
+) -> None:
+    file.write_text(content)
+    with pytest.raises(UserError, match=naming("methods.0: method 'shared_down'", "method.py", *message)):
+        make_plan(load_suite(write(tmp_path, **OWN)))
+
+
+def test_a_file_that_ends_the_program_runs_again_when_it_is_named_again(file: Path) -> None:
+    file.write_text(f"{SOURCE}\nraise SystemExit")
+    for _ in range(2):
+        with pytest.raises(UserError, match="SystemExit"):
+            load_methods(file)
+
+
+def test_two_methods_of_one_name_in_tables_are_refused_until_one_has_a_label(
+    file: Path, tmp_path: Path
+) -> None:
+    file.write_text("from tensorbench.baselines.lora import LoRA\n\nclass Mine(LoRA):\n    name = 'mine'\n")
+    row = OWN["methods"][0]
+    for methods in (["lora", row], [row, "lora"]):
+        with pytest.raises(UserError, match=r"'lora'.*'LoRA'.*label.*title") as raised:
+            make_plan(load_suite(write(tmp_path, **{**OWN, "methods": methods})))
+        assert "'mine'" in str(raised.value)
+    labelled = {**OWN, "methods": ["lora", {**row, "label": "ours"}]}
+    assert [each.method for each in make_plan(load_suite(write(tmp_path, **labelled))).rows] == [
+        "LoRA",
+        "ours",
+    ]
 
 
 def test_two_files_cannot_define_one_method(file: Path, tmp_path: Path) -> None:

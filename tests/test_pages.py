@@ -222,7 +222,7 @@ def test_every_other_block_of_python_compiles() -> None:
     run_here = {
         *("docs/start.md", "docs/reference/data-frames.md", "docs/guides/own-backbone.md"),
         *("docs/guides/own-method.md", "docs/guides/own-task.md", "docs/guides/python.md"),
-        "docs/guides/own-results.md",
+        *("docs/guides/own-results.md", "docs/guides/clusters.md"),
     }
     assert {page for page in PAGES if code(page)} == run_here | set(ELSEWHERE)
     for page in ELSEWHERE:

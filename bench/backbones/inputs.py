@@ -45,6 +45,11 @@ class Prompt:
                 f"{where}verbalizer.prompt should have {' and '.join(needs)} in it, since the inputs are "
                 f"{'pairs of texts' if paired else 'single texts'}, got {shown(self.template)}"
             )
+        # Earlier versions filled only the first of several, and trial ids do not tell versions apart.
+        if self.template.count("{first}") > 1:
+            raise UserError(
+                f"{where}verbalizer.prompt may have {{first}} in it only once, got {shown(self.template)}"
+            )
 
     def filled(self, text: str | tuple[str, str]) -> str:
         """Returns the template with its placeholders replaced by a text or by a pair of texts."""

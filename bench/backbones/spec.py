@@ -10,6 +10,8 @@ from pydantic import Field, field_validator, model_validator
 
 from tensorbench.backbones.backbone import BackboneInfo
 from tensorbench.backbones.inputs import MAX_PIXELS
+from tensorbench.machine.files import expanded
+from tensorbench.methods.errors import UserError
 from tensorbench.methods.quantised import Quantisation
 from tensorbench.methods.validation import Frozen, Label
 
@@ -101,6 +103,6 @@ class BackboneSpec(Frozen):
 def refuse_unknown_home(path: Path) -> None:
     """Raises ValueError for a path below the home of an unknown user."""
     try:
-        path.expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"{path.parts[0]} is no user's home folder here") from error
+        expanded(path)
+    except UserError as error:
+        raise ValueError(str(error)) from error

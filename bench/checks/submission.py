@@ -151,9 +151,10 @@ class Submission:
     def notes(self) -> list[str]:
         """Returns cautions for readers of the table, such as reasons why a verdict is withheld.
 
-        Other cautions are learning rates at the edge of their window, and notes on the results.
+        Other cautions are learning rates at the edge of their window, and the report's notes, such as those
+        on studies that are left out.
         """
-        notes = [*self.block.guards, *map(str, self.block.edges), *self.results.notes]
+        notes = [*self.block.guards, *map(str, self.block.edges), *self.results.analysis.notes]
         return [cut(note, MOST_LETTERS) for note in dict.fromkeys(notes)][:MOST_LISTED]
 
     def provenance(self, entrants: Iterable[Entrant], key: str) -> str:
@@ -236,6 +237,8 @@ def _escaped(text: str) -> str:
 
 def read_card(pack: Path) -> Card | None:
     """Reads the card beside a pack. None if there is none. Raises UserError if it is malformed."""
+    if not pack.name:  # "" and ".", which `read_submission` refuses
+        return None
     file = pack.with_name(pack.name.removesuffix(ENDING) + ".yaml")
     if not file.is_file():
         return None

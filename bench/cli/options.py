@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 import typer
 
 import tensorbench
+from tensorbench.machine.files import expanded
 
 #: Names of types in the signatures of commands, which are replaced by `object` when options are read. Typer
 #: would import their modules, which takes seconds.
@@ -352,7 +353,7 @@ def suite_and_part(
     """
     suite = tensorbench.load_suite(file, data=data)
     names = {name for spec in suite.backbones for name in (spec.label, spec.name, spec.hub_name)}
-    folders = [name for name in part.backbones if name not in names and Path(name).expanduser().exists()]
+    folders = [name for name in part.backbones if name not in names and expanded(name).exists()]
     if not folders:
         return suite, part
     if len(folders) < len(part.backbones):

@@ -71,7 +71,10 @@ def say(*sentences: str, console: Console = out, style: str = "") -> None:
 
 
 def echo_json(content: Any) -> None:
-    typer.echo(json.dumps(content, indent=1))
+    from pydantic_core import from_json, to_json
+
+    # NaN is no JSON. Python's module writes it, and escapes all but ASCII.
+    typer.echo(json.dumps(from_json(to_json(content, inf_nan_mode="null")), indent=1))
 
 
 def print_tables(*tables: Table, console: Console = out) -> None:

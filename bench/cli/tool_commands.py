@@ -93,7 +93,7 @@ def redundancy(
     """Show how redundant trained adapters are: singular values of each mode, and which parts matter."""
     from tensorbench.store.addresses import check_places
 
-    check_places(store)
+    check_places(store, *runs)
     analyses = []
     for analysis in tensorbench.analyse_redundancy(
         *runs, plot=plot, store=store, device=device, drops=drops, opened=opened or ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -33,17 +35,37 @@ def executors() -> Registry:
     def check(name: str, target: Any) -> None:
         if not (isinstance(target, type) and issubclass(target, Executor)):
             raise UserError(f"executor '{name}' is not a subclass of tensorbench.execution.executor.Executor")
+        if lacking := sorted(target.__abstractmethods__):
+            raise UserError(f"executor '{name}': {target.__name__} does not define {', '.join(lacking)}")
 
     return Registry("executor", EXECUTORS, check)
+
+
+@contextmanager
+def blaming(name: str) -> Iterator[None]:
+    """Context in which an error becomes a UserError that names the plug-in of the executor `name`.
+
+    A UserError passes unchanged, as does any error of a built-in executor.
+    """
+    from tensorbench.methods.errors import UserError
+
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception:
+        with executors().blaming(name):
+            raise
 
 
 def make_executor(place: Place) -> Executor:
     """Makes the executor that a place names. The caller must use it in a `with` statement.
 
-    Raises UserError for an unknown executor, and for an option that the executor does not support. Also
-    raises the errors of `Executor.open`.
+    Raises UserError for an unknown executor, for an option that the executor does not support, and for a
+    plug-in's executor that is not whole. Also raises the errors of `Executor.open`.
     """
-    from tensorbench.methods.errors import UserError
+    from tensorbench.execution.executor import Executor
+    from tensorbench.methods.errors import UserError, shown
 
     kind: type[Executor] = executors().get(place.executor)
     for option in OPTIONS:
@@ -54,7 +76,17 @@ def make_executor(place: Place) -> Executor:
                 f"{_flag(option)} is not an option of --executor {place.executor}, but of {others}; "
                 f"accepted: {accepted}"
             )
-    return kind.open(place)
+    with blaming(place.executor):
+        executor = kind.open(place)
+    with executors().blaming(place.executor):
+        if not isinstance(executor, Executor):
+            raise UserError(f"open should return an Executor, got {shown(executor)}")
+        if not hasattr(executor, "device"):
+            raise UserError("its __init__ should call super().__init__(device, saving)")
+        if not isinstance(slots := getattr(executor, "slots", None), int) or slots < 1:
+            raise UserError(f"slots should be the number of trials that run at once, got {shown(slots)}")
+    executor.name = place.executor
+    return executor
 
 
 def _flag(option: str) -> str:

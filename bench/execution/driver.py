@@ -14,11 +14,13 @@ from contextlib import nullcontext
 from functools import partial
 from typing import TypeVar, get_args
 
+from tensorbench.execution import blaming
 from tensorbench.execution.estimate import longest_first
 from tensorbench.execution.executor import Executor
 from tensorbench.execution.perform import Event
 from tensorbench.execution.session import CLOSING, STRIKES, Session, put_aside, suite_run, within
 from tensorbench.execution.watch import Limits
+from tensorbench.methods import UserError
 from tensorbench.plan.rows import Plan
 from tensorbench.plan.trial import Trial
 from tensorbench.records.metrics import METRICS
@@ -186,7 +188,8 @@ class _Driving:
                 if self.store.online and self._caught_up():
                     self._fill()
                 if self.running:
-                    self.executor.step(self._receive)
+                    with blaming(self.executor.name):
+                        self.executor.step(self._receive)
                 elif self.queue or self.unsent:
                     self._wait()
         except BaseException:
@@ -315,10 +318,16 @@ class _Driving:
         run = begin_trial(self.store, trial, self.rows[trial.id], task.metric, self.parent, tags=tags)
         self.running[trial.id] = run
         self.queue.remove(trial)
-        self.executor.submit(trial)
+        with blaming(self.executor.name):
+            self.executor.submit(trial)
 
     def _receive(self, event: Event) -> None:
-        trial, run = event.trial, self.running[event.trial.id]
+        trial, run = event.trial, self.running.get(event.trial.id)
+        if run is None:
+            raise UserError(
+                f"executor '{self.executor.name}' reports that trial {trial.id} is {event.kind}, but it does "
+                "not run: report its end once, and nothing after it"
+            )
         if event.provenance is not None:
             self.executor.limit(trial, self.limits.begin(trial, event.provenance))
             split = trial.task.split_seed(trial.seed)

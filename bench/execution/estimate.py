@@ -237,7 +237,11 @@ def pace_on(device: str, plan: Plan, records: Sequence[Record]) -> Pace:
 
 
 def time_advice(plan: Plan, records: Sequence[Record], device: str) -> str:
-    """Returns the advice of `sizing` on the trials of a plan that have no result. Empty if there is none."""
+    """Returns the advice of `sizing` on the trials of a plan that have no result. Empty if there is none.
+
+    On a GPU there is none before a trial of the plan has run on one like it: the speed of a GPU is not
+    measured here, since the process that starts workers should not take memory on it.
+    """
     settled, work = {record.trial_id for record in records if record.settled}, workloads(plan)
     jobs = [(trial, work[trial.id]) for trial in plan.trials if trial.id not in settled]
     if not jobs:
@@ -245,7 +249,10 @@ def time_advice(plan: Plan, records: Sequence[Record], device: str) -> str:
     any_machine = Pace(plan, ())
     if sum(any_machine.operations(*job) for job in jobs) < FEW_OPERATIONS:
         return ""
-    return sizing(jobs, pace_on(device, plan, records))
+    stored = Pace(plan, records, device=Hardware.of(provenance(device)).device)
+    if device.startswith("cuda") and not stored.stored:
+        return ""
+    return sizing(jobs, stored if stored.stored else pace_on(device, plan, records))
 
 
 def sizing(jobs: Iterable[tuple[Trial, Workload]], pace: Pace) -> str:
@@ -274,7 +281,7 @@ def sizing(jobs: Iterable[tuple[Trial, Workload]], pace: Pace) -> str:
     together = " and ".join(filter(None, (", ".join(named[:-1]), *named[-1:])))
     shorter = f"; with {together} it takes {duration(seconds)}" if named else ""
     fewer = "" if seconds <= HOURS else " Fewer methods, studies or points take less."
-    return f"This takes {duration(total)} on this machine{shorter}.{fewer}"
+    return f"This takes {duration(total)} with one worker{shorter}.{fewer}"
 
 
 def _sized(trial: Trial, size: int, epochs: int, seen: int | None, task: Task) -> tuple[Trial, set[str]]:

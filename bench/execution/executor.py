@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
+from tensorbench.execution import blaming
 from tensorbench.execution.perform import Event, Report, ended
 from tensorbench.execution.place import Place
 from tensorbench.execution.watch import LEAST, Watch
@@ -35,6 +36,8 @@ class Executor(ABC):
 
     #: The fields of `Place` in `tensorbench.execution.OPTIONS` that the executor supports.
     options: ClassVar[frozenset[str]] = frozenset()
+    #: The name under which `make_executor` made the executor. Empty for others.
+    name: str = ""
     #: The number of trials that run at once.
     slots: int
     #: Whether the executor's workers share the memory of this machine.
@@ -89,7 +92,8 @@ class Executor(ABC):
         self._saving.check(trials)
         new = [trial for trial in trials if _needed(trial) not in self._prepared]
         if new:
-            self._prepare(new, report, None if isinstance(timeout, str) else timeout)
+            with blaming(self.name):
+                self._prepare(new, report, None if isinstance(timeout, str) else timeout)
             self._prepared |= set(map(_needed, new))
 
     @abstractmethod

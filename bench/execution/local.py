@@ -133,8 +133,12 @@ class Local(Executor):
     def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
         if self._by_memory:
             self._fit(trials)
+        self._reclaim()
+        if not self._open():
+            names = ", ".join(worker.name for worker in self._stuck)
+            raise UserError(f"no slot is left: the workers of {names} were killed and have not ended")
         # The first worker fills the cache for all workers while the others start.
-        for _ in range(min(len(trials), self.slots) - len(self._workers)):
+        for _ in range(min(len(trials) - len(self._workers), len(self._free))):
             self._start()
         died = 0
         while died < STILLBORN:
@@ -175,6 +179,7 @@ class Local(Executor):
 
     @property
     def free(self) -> int:
+        self._reclaim()
         # A trial that waits until it can have a device alone goes before all others.
         return 0 if self._waiting else len(self._usable())
 
@@ -229,11 +234,15 @@ class Local(Executor):
         with suppress(OSError):
             worker.link.send(message)
 
-    def step(self, report: Report) -> None:
+    def _reclaim(self) -> None:
+        """Makes the slots of killed workers available that have ended meanwhile."""
         for worker in self._stuck[:]:
             if not worker.process.is_alive():
                 self._stuck.remove(worker)
                 self._release(worker)
+
+    def step(self, report: Report) -> None:
+        self._reclaim()
         self._place()
         busy = [worker for worker in self._workers if worker.trial]
         wait([end for worker in busy for end in (worker.link, worker.process.sentinel)], timeout=1)

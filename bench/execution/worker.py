@@ -141,8 +141,10 @@ class _Line:
     def at_work(self) -> Iterator[None]:
         """A context in which the worker gives signs of life. The driver does not listen to an idle worker."""
         self._busy.set()
-        yield
-        self._busy.clear()
+        try:
+            yield
+        finally:
+            self._busy.clear()
 
     def keep_beating(self) -> None:
         # An error of the pipe means that the driver is gone.

@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
+from tensorbench.methods.errors import UserError
+
 
 def version(file: Path) -> tuple[int, int]:
     """Returns a file's size in bytes and the time of its last change in nanoseconds."""
@@ -19,6 +21,14 @@ def version(file: Path) -> tuple[int, int]:
 def sha256(file: Path) -> str:
     """Returns the hex SHA-256 of a file's content. A file is read again only if its size or time changed."""
     return _digest(((file, *version(file)),), sized=False)
+
+
+def expanded(path: Path | str) -> Path:
+    """Returns the path with `~` replaced by a home folder. Raises UserError for an unknown user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{Path(path).parts[0]} is no user's home folder here") from error
 
 
 def sha256_of(content: bytes) -> str:

@@ -14,11 +14,12 @@ PLOTS = (".png", ".svg", ".pdf")
 Files = Mapping[str, str | bytes]
 
 
-def output_folder(out: Path, what: str, *, force: bool) -> Path:
+def output_folder(out: Path, what: str, *, force: bool, manifest: str = "") -> Path:
     """Returns the absolute path of the folder `out`, if a command may write to it.
 
     Raises UserError if `out` is a file, if it is in the home of an unknown user, and, without `force`, if the
-    folder is not empty. `what` is the word for the output in messages, such as "report".
+    folder is not empty. With `force` it has to hold the file `manifest`, if this is given, which lists the
+    earlier output. `what` is the word for the output in messages, such as "report".
     """
     try:
         target = out.expanduser().resolve()
@@ -26,8 +27,12 @@ def output_folder(out: Path, what: str, *, force: bool) -> Path:
         raise UserError(f"--out {out}: {error}") from error
     if target.exists() and not target.is_dir():
         raise UserError(f"{out} is a file; --out takes a folder")
-    if target.is_dir() and any(target.iterdir()) and not force:
+    if not target.is_dir() or not any(target.iterdir()):
+        return target
+    if not force:
         raise UserError(f"{out} is not empty; name another folder, or replace the {what} there with --force")
+    if manifest and not (target / manifest).is_file():
+        raise UserError(f"{out} holds files, and no {what} that --force could replace (it has no {manifest})")
     return target
 
 
@@ -57,8 +62,10 @@ def replace_files(folder: Path, files: Files, manifest: str) -> None:
     """
     for old in earlier_files(folder, manifest):
         old.unlink(missing_ok=True)
+    # The list comes first, so that a later call also removes a file that a full disk has cut.
+    put_files(folder, {f"{manifest}.new": json.dumps(sorted(files), indent=1)})
+    (folder / f"{manifest}.new").replace(folder / manifest)
     put_files(folder, files)
-    (folder / manifest).write_text(json.dumps(sorted(files), indent=1), encoding="utf-8")
 
 
 def put_files(folder: Path, files: Files) -> None:

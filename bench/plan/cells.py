@@ -9,11 +9,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from random import Random
 from typing import Any, Literal, NamedTuple
 
 from tensorbench.methods import METHODS, Geometry, Method, UserError, create
-from tensorbench.methods.errors import cut
+from tensorbench.methods.errors import cut, shown
 from tensorbench.methods.validation import LONGEST_LINE
 from tensorbench.plan.choosing import Grids, Studies
 from tensorbench.plan.pairs import EVERYTHING, Pairing, Part, pairs
@@ -64,10 +65,7 @@ def cells(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Iterato
         if suite.lacks_floor:
             floor = MethodRow(method=FLOORS[not pair.has_head])
             of_pair.append((len(suite.methods), floor, create(floor.method)))
-        called = Counter(row.label or method.label for _, row, method in of_pair)
-        for number, row, _ in of_pair:
-            if row.label and called[row.label] > 1:
-                raise UserError(f"methods.{number}.label: '{row.label}' is what another method is called too")
+        _refuse_equal_names(of_pair)
         for number, row, template in of_pair:
             with _naming(number), METHODS.blaming(row.method):
                 written = suite.recipe(pair.task, row)
@@ -77,6 +75,7 @@ def cells(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Iterato
                     recipe = recipe.model_copy(update={"core_lr": 1.0})
                 sized = _sized(template, row, suite, geometry)
                 for budget, method in sized:
+                    _check_counts(method, geometry)
                     _check_ranks(method, budget, geometry)
                     method.check(geometry, pair.info.projections)
                     method.check_quantisation(pair.spec.quantise)
@@ -102,6 +101,26 @@ def cells(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Iterato
             }
             for budget, method in sized:
                 yield place, PlanCell(**shared, budget=budget, method=method)
+
+
+def _refuse_equal_names(methods: Sequence[tuple[int, MethodRow, Method]]) -> None:
+    """Raises UserError if a label is another row's name too, or if two methods have one name.
+
+    Rows of one method may share their name if they have no label.
+    """
+    names = []
+    for _, row, method in methods:
+        with METHODS.blaming(method.name):
+            names.append(row.label or method.label)
+    called, methods_of = Counter(names), dict[str, str]()
+    for (number, row, method), name in zip(methods, names, strict=True):
+        if row.label and called[name] > 1:
+            raise UserError(f"methods.{number}.label: '{name}' is what another method is called too")
+        if (other := methods_of.setdefault(name, method.name)) != method.name:
+            raise UserError(
+                f"the methods '{other}' and '{method.name}' are both called '{name}': give a row a label, or "
+                "one of the classes another `title`"
+            )
 
 
 @contextmanager
@@ -197,6 +216,14 @@ def requested_parameters(budget: Budget | None, geometry: Geometry) -> int | Non
     if budget.isoparameters:
         return create("lora", rank=budget.isoparameters).count(geometry)
     return budget.parameters
+
+
+def _check_counts(method: Method, geometry: Geometry) -> None:
+    """Raises UserError if a count of the method is no whole number, such as a tensor, or is negative."""
+    for formula in (method.count, method.peak_count):
+        number: object = formula(geometry)
+        if not isinstance(number, Integral) or number < 0:
+            raise UserError(f"{formula.__name__} should be an int of at least 0, got {shown(number)}")
 
 
 def _check_ranks(method: Method, budget: Budget | None, geometry: Geometry) -> None:

@@ -21,7 +21,7 @@ from pydantic import (
 
 from tensorbench.backbones import BackboneSpec
 from tensorbench.backbones.spec import refuse_unknown_home
-from tensorbench.machine.files import sha256_of
+from tensorbench.machine.files import expanded, sha256_of
 from tensorbench.methods import UnknownNameError, UserError, load_methods
 from tensorbench.methods.validation import Frozen, refuse_repeats, validate
 from tensorbench.plan import PACKAGED
@@ -385,7 +385,7 @@ def load_suite(
     """
     if isinstance(source, Mapping):
         fields = _replaced(source, data, backbones)
-        suite = validate(Suite, _with_methods(fields, Path.cwd(), "suite"), "suite")
+        suite = validate(Suite, with_methods(fields, Path.cwd(), "suite"), "suite")
         # Keep the paths as the author wrote them, since `beside` makes them absolute on this machine.
         return suite.beside(Path.cwd()).read_from(suite.file)
     path = Path(source)
@@ -406,7 +406,7 @@ def load_suite(
         raise UserError(f"{path}: a suite is a mapping with the fields {', '.join(Suite.model_fields)}")
     if (replaced := _replaced(values, data, backbones)) != values:
         values, text = replaced, written(replaced)
-    values = _with_methods(values, path.parent, str(path))
+    values = with_methods(values, path.parent, str(path))
     suite = validate(Suite, values, str(path)).beside(path.parent)
     return suite.read_from(source_text(path.name, text))
 
@@ -421,18 +421,18 @@ def _replaced(
     """
     replaced = dict(values)
     if data is not None:
-        replaced["source"] = {"local": str(Path(data).expanduser().absolute())}
+        replaced["source"] = {"local": str(expanded(data).absolute())}
     if backbones:
         rows = [row if isinstance(row, dict) else {} for row in values.get("backbones") or ()]
         kept = [{key: row[key] for key in ("timm", *KEPT) if key in row} for row in rows] or [{}]
         if any(row != kept[0] for row in kept):
             raise UserError(f"its backbones differ in timm, {', '.join(KEPT)}: edit the suite instead")
-        places = [str(Path(place).expanduser().absolute()) for place in backbones]
+        places = [str(expanded(place).absolute()) for place in backbones]
         replaced["backbones"] = [{**kept[0], "local": place} for place in places]
     return replaced
 
 
-def _with_methods(values: dict[str, Any], folder: Path, where: str) -> dict[str, Any]:
+def with_methods(values: dict[str, Any], folder: Path, where: str) -> dict[str, Any]:
     """Executes the Python files that rows of `methods` name, and adds the name of the method to each row.
 
     Relative paths start at `folder`. Raises UserError as `load_methods` does, and for a file with several
@@ -445,7 +445,7 @@ def _with_methods(values: dict[str, Any], folder: Path, where: str) -> dict[str,
     for number, row in enumerate(rows):
         if isinstance(row, dict) and isinstance(row.get("file"), str):
             try:
-                names = load_methods(folder / Path(row["file"]).expanduser())
+                names = load_methods(folder / expanded(row["file"]))
                 if "method" not in row and len(names) > 1:
                     raise UserError(f"it defines {', '.join(names)}: name one as method")
                 if (name := row.get("method", names[0])) not in names:

@@ -83,13 +83,6 @@ class _Constructor(SafeConstructor):
         except ValueError as error:  # e.g. the date 2025-02-30, or a number with thousands of digits
             raise ConstructorError(None, None, str(error), node.start_mark) from error
 
-    def check_mapping_key(
-        self, node: Node, key_node: Node, mapping: dict[Any, Any], key: Any, value: Any
-    ) -> bool:
-        if key in mapping:
-            raise ConstructorError(None, None, f"'{key}' is duplicated", key_node.start_mark)
-        return True
-
     def flatten_mapping(self, node: MappingNode) -> None:
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":

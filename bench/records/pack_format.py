@@ -70,7 +70,7 @@ CURVES_BEGIN = ("train/", "validation/")
 #: The end of the year 9999, the last year that Python knows, in milliseconds since the epoch.
 LATEST = 253_402_300_800_000
 
-#: The largest finite number in a pack, that of float32. Squares and sums of such numbers are finite.
+#: The largest finite number in a pack, just above that of float32. Squares and sums are finite.
 LARGEST_VALUE = 3.5e38
 
 

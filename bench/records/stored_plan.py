@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tensorbench.machine.table import ShowsOverview, Table, duration
 from tensorbench.records import Wired
@@ -47,6 +47,13 @@ class StudyPlan(Wired):
     #: Whether the validation score of a trial is replaced by the score of its learning rate in the other
     #: studies. Not stored.
     crossed: bool = Field(default=False, exclude=True, repr=False)
+
+    @model_validator(mode="after")
+    def _ks_fit_points(self) -> Self:
+        if self.points not in self.ks or not all(0 < k <= 2 * self.points for k in self.ks):
+            rule = f"expected {self.points}, the number of points, and others from 1 to {2 * self.points}"
+            raise ValueError(f"ks: {rule}, got {list(self.ks)}")
+        return self
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -204,7 +211,7 @@ class Forecast(ShowsOverview, Wired):
     """The estimated cost of a suite, before anything starts."""
 
     parts: tuple[Share, ...]
-    #: How `seconds` was estimated: from stored trials of this suite, or from the number of operations.
+    #: How `seconds` was estimated: from stored trials, of any suite, or from the number of operations.
     based_on: Literal["stored trials", "operations"]
     #: Remarks on parts that cannot be started or read.
     notes: tuple[str, ...] = ()
@@ -215,7 +222,7 @@ class Forecast(ShowsOverview, Wired):
     def basis(self) -> str:
         """Says in words how the time was estimated."""
         source = {
-            "stored trials": "by stored trials of this suite",
+            "stored trials": "by stored trials",
             "operations": "by operations, at what this machine does of them now: no more than its order",
         }[self.based_on]
         return f"Time is of one worker, {source}."

@@ -6,7 +6,7 @@ from typing import Any
 
 from tensorbench.methods.errors import cut
 
-#: The longest message in characters, MLflow's limit for tags.
+#: The longest message in characters. MLflow accepts 8000.
 LONGEST = 5000
 #: The longest run name in characters, the limit of databases other than SQLite.
 LONGEST_NAME = 250

@@ -128,7 +128,10 @@ def write_first_suite(
     task = resolve(name, validate(Description, data, str(table)))
     data["csv"] = os.path.relpath(table, file.parent)
     text, trials, time = _fitted(task, data, file, choose_device(device))
-    file.write_text(text, encoding="utf-8")
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror}") from error
     kind = "numbers: a regression; delete `target` for classes"
     if task.classes:
         kind = f"{len(task.classes)} classes: {first_few([cut(each) for each in task.classes], 6)}"
@@ -223,7 +226,7 @@ def _fitted(task: Task, data: dict[str, Any], file: Path, device: str) -> tuple[
         text = SUITE.format(
             time="{time}",
             file=shlex.quote(str(file)),
-            name=task.name,
+            name=_flow(task.name),
             task="\n".join(lines),
             studies=studies,
             points=points,

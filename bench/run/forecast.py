@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
+from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -101,15 +102,7 @@ def make_forecast(
     remaining = [job for part in parts for job in part.open]
     return Forecast(
         parts=tuple(
-            Share(
-                command=part.command,
-                points=part.points,
-                trials=part.trials,
-                references=part.references,
-                reruns=part.reruns,
-                open=len(part.open),
-                seconds=sum(pace.seconds(*job) for job in part.open),
-            )
+            Share(**vars(part) | {"open": len(part.open), "seconds": sum(starmap(pace.seconds, part.open))})
             for part in parts
             if part.trials
         ),
@@ -124,9 +117,10 @@ def _gpus(device: str) -> str:
     card = torch.device(device)
     free, total = (size // MIB for size in torch.cuda.mem_get_info(card))
     count = 1 if ":" in device else len(cards())
+    first = " on the first" * (count > 1)
     return (
-        f"{count} GPU(s), {torch.cuda.get_device_name(card)}, with {total - free:,} of {total:,} MiB in use "
-        "on the first. A run takes one slot there; --executor local takes one on each, and "
+        f"{count} GPU(s), {torch.cuda.get_device_name(card)}, with {total - free:,} of {total:,} MiB in use"
+        f"{first}. A run takes one slot there; --executor local takes one on each, and "
         "--slots-per-device auto as many as fit."
     )
 

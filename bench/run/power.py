@@ -25,7 +25,7 @@ from tensorbench.reports.analysis import analyse
 from tensorbench.reports.blocks import Block
 from tensorbench.reports.comparable import block_budgets, measured
 from tensorbench.reports.inference.intervals import LEAST_SEEDS
-from tensorbench.reports.inference.power import Design, Response, of_assumed, of_runs, of_stored
+from tensorbench.reports.inference.power import MOST_SEEDS, Design, Response, of_assumed, of_runs, of_stored
 from tensorbench.reports.reading import tabulate
 from tensorbench.reports.results import NO_ADAPTERS, OWN_SIZE, REFERENCE, Experiment, Results, grouped
 from tensorbench.reports.thresholds import DEFAULT, CustomThresholds, thresholds
@@ -120,11 +120,11 @@ def power(
     results = powers(plan, store, sd, threshold, whole)
     tuning = plan.suite.tuning
     unit, plural = ("study", "studies") if tuning else ("run", "seeds")
+    every = [result.design.needs(result.threshold) for result in results]
     lines = []
-    for result in results:
+    for result, needed in zip(results, every, strict=True):
         design, scale = result.design, PERCENT if result.share else unit_of(result.metric)
         measured = f"{result.metric} on {result.task}" if result.task else result.metric
-        needed = design.needs(result.threshold)
         lines.append(
             {
                 "budget": result.budget,
@@ -142,17 +142,20 @@ def power(
     notes = [
         "Detectable: a difference of this size has a simultaneous interval without zero. Equivalent: the "
         f"smallest threshold within which equal methods are shown to be equivalent. {plural.capitalize()} "
-        "needed: those that detect the threshold."
+        "needed: those that detect the threshold"
+        + f"; a dash: not even {MOST_SEEDS:,} do" * (None in every)
+        + "."
     ]
     for source in dict.fromkeys(result.source for result in results if result.stored):
         notes.append(f"Stored: the noise of {source}.")
     if not all(result.stored for result in results):
         disagree = f"two methods disagree on {DISAGREEMENT:.1%} of the test examples whatever their seeds"
         response = Response()
+        seeds = f"{100 * (sd or response.seeds):g} points" + ", unless --sd gives another" * (sd is None)
         notes.append(
             f"Assumed: scores fall {100 * response.curvature:g} points a decade² from a best rate within "
-            f"{response.optima:g} decade of the centre; seeds have a standard deviation of "
-            f"{100 * response.seeds:g} points, unless --sd gives another; {disagree}; no trial fails."
+            f"{response.optima:g} decade of the centre; seeds have a standard deviation of {seeds}; "
+            f"{disagree}; no trial fails."
             if tuning
             else f"Assumed: {disagree}; no run collapses. Otherwise power is lower."
         )

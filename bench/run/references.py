@@ -21,7 +21,7 @@ from tensorbench.plan.rows import Plan
 from tensorbench.records.origin import StoredRerun, stored_rerun
 from tensorbench.records.record import Progress, Record, latest
 from tensorbench.records.words import RunKind, Status, Tag
-from tensorbench.store.merging import refuse_other_scores
+from tensorbench.store.merging import refuse_contradictions
 from tensorbench.store.store import Store
 
 #: One in EVERY references of each row runs again, and at least LEAST.
@@ -43,7 +43,7 @@ def find_references(uri: str, name: str, ids: Collection[str]) -> dict[str, tupl
         if store.name == name:
             continue
         runs = latest(run for run in store.unpacked() if run.trial_id in ids)
-        refuse_other_scores(name, {id_: run for id_, (_, run) in found.items()}, runs.values())
+        refuse_contradictions(name, {id_: run for id_, (_, run) in found.items()}, runs.values())
         for id_, run in runs.items():
             finished = run.status == Status.FINISHED
             if finished or (run.tag(Tag.FAILURE) == "diverged" and id_ not in found):

@@ -301,7 +301,7 @@ def run_suite(
                 records = adopt(driver, full_plan, plan, records)
                 for note in changed_trials(plan, opened, records):
                     audience.note(note)
-                if long := time_advice(plan, records, executor.device):
+                if executor.on_this_machine and (long := time_advice(plan, records, executor.device)):
                     audience.note(long)
             stored = latest(records)
             driver.warn_of_changed_plugins(stored[t.id] for t in plan.trials if t.id in stored)
@@ -423,7 +423,8 @@ def fetch(
     """
     loaded = _loaded(suite, store, notify)
     notify("its plan …")
-    plan = make_plan(loaded)
+    # A GPU computes in every precision, so nothing that the suite asks for is refused.
+    plan = make_plan(loaded, "cuda")
     infos = {}
     for spec in dict.fromkeys(trial.backbone for trial in plan.trials):
         infos[spec] = describe(spec)

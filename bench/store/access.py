@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tensorbench.backbones import BackboneSpec
+from tensorbench.machine.files import expanded
 from tensorbench.methods import UserError
 from tensorbench.plan.suite_rows import TaskRow
 from tensorbench.plan.trial import Trial
@@ -33,7 +34,7 @@ class Access:
 
     def __init__(self, allowed: Sequence[str]) -> None:
         self._hub = HUB in allowed
-        self._folders = [Path(name).expanduser() for name in allowed if name != HUB]
+        self._folders = [expanded(name) for name in allowed if name != HUB]
         for folder in self._folders:
             if not folder.is_dir():
                 raise UserError(f"--open {folder}: there is no such folder; accepted are folders and '{HUB}'")

@@ -52,4 +52,8 @@ def check_places(uri: str, *names: str) -> None:
     file = uri.removeprefix("sqlite:///")
     packs = bool(names) and all(name.endswith(ENDING) for name in names)
     if file != uri and not packs and "?" not in file and not Path(file or ".").exists():
-        raise UserError(f"there is no store at {file}; run a suite first, or name it with --store")
+        folder = next((name for name in names if name and Path(name).is_dir()), "")
+        hint = f", and {folder} is a folder without results of other programs; name a table by its file"
+        raise UserError(
+            f"there is no store at {file}{hint * bool(folder)}; run a suite first, or name it with --store"
+        )

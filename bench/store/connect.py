@@ -39,8 +39,8 @@ from tensorbench.store.addresses import shown_uri
 
 SQLITE = "sqlite:///"
 
-#: Seconds to wait while another process writes to a SQLite file. SQLite's default of 5 was too short for two
-#: searches and their workers on one file; MLflow's sessions wait 20.
+#: Seconds to wait while another process writes to a SQLite file. SQLite's default of 5 was too short for
+#: several drivers on one file; MLflow's sessions wait 20.
 PATIENCE = 60
 
 #: The errors that MLflow raises if a store cannot be read or written: its own, the database's or the disk's.

@@ -5,19 +5,22 @@ Parts that contradict each other are refused.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import shown
+from tensorbench.records.measures import Measure
 from tensorbench.records.record import Record
 from tensorbench.records.stored_plan import PlannedTrial, Row, StoredPlan, StudyPlan
 from tensorbench.records.words import Artifact, Status
 from tensorbench.store.source import Source
 
-#: The largest accepted difference between two scores of one trial.
-AGREES = 1e-6
+#: The largest accepted differences between two results of one trial, divided by the result if it is above 1.
+#: They are those of `verify` for trials that ran again on the same hardware.
+AGREES = {Measure.SCORE: 1e-6, Measure.SELECTED_LOSS: 1e-4}
 
 #: The fields of a task that must be equal in all parts. Its name and its files may differ between machines.
 SIZES = ("train_size", "validation_size", "test_size")
@@ -45,26 +48,33 @@ def brings_more(coming: tuple[Source, Record], stored: tuple[Source, Record] | N
     return run.status == Status.FINISHED or (run.settled and not other.settled)
 
 
-def refuse_other_scores(name: str, stored: Mapping[str, Record], coming: Iterable[Record]) -> None:
-    """Raises UserError if a trial has different scores in two parts of the experiment `name`.
+def refuse_contradictions(name: str, stored: Mapping[str, Record], coming: Iterable[Record]) -> None:
+    """Raises UserError if a trial has different results in two parts of the experiment `name`.
 
-    `stored` maps trial ids to records.
+    Results are the score, and the validation loss by which studies choose. `stored` maps trial ids to
+    records.
     """
     apart = []
     for record in coming:
         other = stored.get(record.trial_id)
         if other is None or not other.status == record.status == Status.FINISHED:
             continue
-        a, b = other.score, record.score
-        if (a is None) != (b is None) or (a is not None and b is not None and abs(a - b) > AGREES):
-            runs = f"{a} in run {other.origin}, {b} in run {record.origin}"
-            apart.append(f"  trial {record.trial_id} ({record.name}): {runs}")
+        for measure, allowed in AGREES.items():
+            a, b = (_finite(run.measure(measure)) for run in (other, record))
+            if a != b and (a is None or b is None or abs(a - b) > allowed * max(1.0, abs(a))):
+                runs = f"{measure} is {a} in run {other.origin}, {b} in run {record.origin}"
+                apart.append(f"  trial {record.trial_id} ({record.name}): {runs}")
+                break
     if apart:
         more = f"\n  and {len(apart) - MOST_LISTED} more" if len(apart) > MOST_LISTED else ""
         raise UserError(
-            f"experiment '{name}': {len(apart)} trial(s) have other scores in one part than in another, by "
-            f"more than {AGREES:g}; nothing was merged:\n" + "\n".join(apart[:MOST_LISTED]) + more
+            f"experiment '{name}': {len(apart)} trial(s) have other scores or validation losses in one part "
+            "than in another; nothing was merged:\n" + "\n".join(apart[:MOST_LISTED]) + more
         )
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else value
 
 
 def merged_commits(parts: Iterable[Source]) -> dict[str, str]:

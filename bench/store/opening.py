@@ -55,7 +55,8 @@ def open_results(uri: str, names: Iterable[str]) -> list[Source]:
             store = shown_uri(uri) or DEFAULT_STORE
             raise UserError(
                 f"{other.where} and {source.where} both have results of '{source.name}'; merge them first "
-                f"with `tensorbench unpack {packs} --store {store}`, and then name '{source.name}'"
+                f"with `tensorbench unpack {packs} --store {store}`, and then name '{source.name}', or its "
+                f"pack, which `tensorbench pack {source.name} --store {store}` writes"
             )
     return sources
 

@@ -1,4 +1,4 @@
-"""The interface for reading an experiment from a store, a pack, or several of them."""
+"""The interface for reading an experiment from a store or a pack."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def where(self) -> str:
-        """The location as messages show it: the store's address, or the names of the packs' files."""
+        """The location as messages show it: the store's address, or the name of the pack's file."""
 
     @property
     def link(self) -> str | None:

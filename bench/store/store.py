@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Experiment, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 
 from tensorbench.machine.alive import owner
@@ -77,7 +79,7 @@ Item = TypeVar("Item")
 class Store(Source):
     """One experiment of an MLflow tracking store, which holds the runs of a suite.
 
-    There is a run for each trial and for each search, and a run that holds the plan.
+    There is a run for each trial, and a run that holds the plan.
     """
 
     unreadable = BROKEN_STORE
@@ -378,8 +380,12 @@ class Store(Source):
     def keep_folder(self, run_id: str, folder: Path, where: str) -> None:
         """Stores all files of a folder as artifacts of a run, in one request.
 
-        `where` is the name of their folder among the run's artifacts.
+        `where` is the name of their folder among the run's artifacts. What it held before is removed, unless
+        the artifacts are on a server that removes nothing.
         """
+        uri = self.client.get_run(run_id).info.artifact_uri
+        with suppress(NotImplementedError, OSError, MlflowException):
+            get_artifact_repository(uri, self.client.tracking_uri).delete_artifacts(where)
         self.client.log_artifacts(run_id, str(folder), where)
 
     @insisting
@@ -418,7 +424,7 @@ class Store(Source):
         If this run has its adapter and the other runs, which came from packs, have none, this run counts. The
         other runs are then marked as duplicates.
         """
-        # Only trials can have duplicate runs, not searches and suites.
+        # Only trials can have duplicate runs, not suites.
         if not record.trial_id:
             return False
         runs = self.records(trial_id=record.trial_id)

@@ -20,6 +20,7 @@ from tensorbench.methods import Adapter, Method, UserError, from_identity
 from tensorbench.methods.validation import explained
 from tensorbench.plan.trial import Trial
 from tensorbench.records import Wired
+from tensorbench.records.pack_format import ENDING
 from tensorbench.records.record import Record, latest
 from tensorbench.records.words import YES, Artifact, RunKind, Status, Tag
 from tensorbench.store.access import Access, is_foreign
@@ -151,8 +152,13 @@ def find_trial(store: str, run: str) -> tuple[Store, Record]:
     """Finds the run whose run id or trial id begins with `run`, and returns it with its experiment.
 
     For a trial id, returns the run that counts for the trial (see `latest`). Raises UserError if no run or
-    several runs match.
+    several runs match, and for a pack.
     """
+    if run.endswith(ENDING):
+        raise UserError(
+            f"{run} is a pack, and this takes the id of one trial: `tensorbench unpack {run}` puts its "
+            "trials into a store; `tensorbench show --cell N` takes packs"
+        )
     client = connect(store, create=False)
     every = [experiment.experiment_id for experiment in experiments(client)]
     records = find_runs(client, every, f"tags.{Tag.KIND} = '{RunKind.TRIAL}'")

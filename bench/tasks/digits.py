@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 
+from tensorbench.machine.files import sha256_of
 from tensorbench.methods.errors import UserError
 from tensorbench.tasks.task import Examples, Task
 
@@ -34,7 +33,7 @@ class Digits(Task):
 
         digits = load_digits()
         images, labels = digits.images.astype(np.uint8), digits.target.astype(np.uint8)
-        actual = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+        actual = sha256_of(images.tobytes() + labels.tobytes())
         if actual != self.data_hash:
             raise UserError(
                 f"task 'digits': the installed scikit-learn brings other data: "

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from tensorbench.methods.errors import UserError, did_you_mean, shown
+from tensorbench.methods.errors import UserError, did_you_mean, first_few, shown
 from tensorbench.tasks.description import Description
 from tensorbench.tasks.tables import LABEL, Table, as_answer
 
@@ -154,8 +154,7 @@ def _unknown(line: str, key: str, accepted: Iterable[str], stored_names: Sequenc
     numbered = key in map(str, range(len(stored_names)))
     name = f" ({shown(stored_names[int(key)])})" if numbered else ""
     near = "" if key.removeprefix("-").isdecimal() else did_you_mean(key, accepted)
-    names = list(accepted)
-    listed = ", ".join(names[:12]) + (f" and {len(names) - 12:,} more" if len(names) > 12 else "")
+    listed = first_few(list(accepted), 12)
     return UserError(
         f"{line}: label {shown(key)}{name} is none of the classes {listed}{f'; {near}' if near else ''}"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from pathlib import Path
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tensorbench.machine.assets import ASSETS, fetch
+from tensorbench.machine.files import sha256_of
 from tensorbench.tasks.dealing import stable_order
 from tensorbench.tasks.task import Examples, Task
 
@@ -57,9 +57,7 @@ class LandCover(Task):
     name = "land-cover"
     modality = "vision"
     classes = tuple(_IGBP.values())
-    data_hash = hashlib.sha256(
-        (ASSETS["blue-marble"].sha256 + ASSETS["modis-land-cover"].sha256).encode()
-    ).hexdigest()
+    data_hash = sha256_of((ASSETS["blue-marble"].sha256 + ASSETS["modis-land-cover"].sha256).encode())
     sizes = (1928, 416, 413)
     description = "satellite colour of 2-degree patches, by the IGBP class that mostly covers them"
     license = f"{ASSETS['blue-marble'].license}; {ASSETS['modis-land-cover'].license}"

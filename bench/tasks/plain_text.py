@@ -58,6 +58,7 @@ def articles(count: int) -> list[str]:
     """
     import pyarrow
     from huggingface_hub import HfFileSystem, try_to_load_from_cache
+    from huggingface_hub.errors import HTTPError
     from pyarrow import parquet
 
     place = f"datasets/{REPOSITORY}@{REVISION}/{FILE}"
@@ -65,7 +66,7 @@ def articles(count: int) -> list[str]:
         cached = try_to_load_from_cache(REPOSITORY, FILE, revision=REVISION, repo_type="dataset")
         with open(cached, "rb") if isinstance(cached, str) else HfFileSystem().open(place) as file:
             batch = next(parquet.ParquetFile(file).iter_batches(batch_size=count, columns=["text"]))
-    except (OSError, ValueError, StopIteration, pyarrow.ArrowException) as error:
+    except (HTTPError, OSError, ValueError, StopIteration, pyarrow.ArrowException) as error:
         raise UserError(
             f"{FILE} of the hub data set {REPOSITORY} cannot be read: {error}. Where there is a network run "
             f"`hf download {REPOSITORY} {FILE} --repo-type dataset --revision {REVISION}`, then copy the "

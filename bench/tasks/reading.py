@@ -75,7 +75,7 @@ def read_images(task: Task, examples: Examples) -> Iterator[NDArray[np.uint8]]:
             yield image
 
 
-def text_content(text: str | tuple[str, str], rules: Literal[1, 2] = 1) -> bytes:
+def text_content(text: str | tuple[str, str], rules: Literal[1, 2]) -> bytes:
     """Returns a hash of 16 bytes, equal for texts or pairs of texts that are duplicates by `Task.rules`."""
     normalise = normalise_text if rules == 1 else normalise_text_2
     shared = "\0".join(map(normalise, text if isinstance(text, tuple) else (text,)))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tensorbench.machine.files import sha256
+from tensorbench.machine.files import sha256, sha256_of
 from tensorbench.methods.errors import UserError
 from tensorbench.tasks.data_tasks import HubTask
 from tensorbench.tasks.description import Description
@@ -79,8 +78,7 @@ class MetaMath(HubTask):
         if self.source.local is None:
             return f"hub:{self.where}@{self.commit}, {self.problems.data_hash}"
         problems = self._problems().data_hash
-        digest = hashlib.sha256(f"{sha256(self._json())} {problems}".encode())
-        return f"sha256:{digest.hexdigest()}"
+        return f"sha256:{sha256_of(f'{sha256(self._json())} {problems}'.encode())}"
 
     def examples(self) -> Examples:
         """Returns the examples of all three splits.

@@ -240,11 +240,16 @@ def read_parquet(files: Sequence[Path], names: Sequence[str], where: str) -> Tab
     import pyarrow as pa
     from pyarrow import parquet
 
+    schemas: list[Any] = []
+    parts: list[Any] = []
+    for file in files:
+        with _reading(file):
+            schemas.append(parquet.read_schema(file))
+            check_columns(str(file) if parts else where, names, schemas[-1].names)
+            parts.append(parquet.read_table(file, columns=list(names)))
     with _reading(files[0]):
-        schema = parquet.read_schema(files[0])
-        check_columns(where, names, schema.names)
-        columns = pa.concat_tables([parquet.read_table(file, columns=list(names)) for file in files])
-    return Table(columns, lambda row: f"{where}, row {row}", _class_names(schema))
+        columns = pa.concat_tables(parts)
+    return Table(columns, lambda row: f"{where}, row {row}", _class_names(schemas[0]))
 
 
 def _read_dataset(data: Description, folder: Path, names: Sequence[str]) -> list[Table]:
@@ -361,7 +366,7 @@ def _image_list(file: Path, size: int, changed: int) -> Table:
         for number, text in enumerate(stream, 1):
             if not text.strip():
                 continue
-            if (match := re.fullmatch(r"(.+?)[\s,]+(\S+)", text.strip())) is None:
+            if (match := re.fullmatch(r"(.+?\.\w+|.+?)[\s,]+(\S+)", text.strip())) is None:
                 raise UserError(
                     f"{file}, line {number}: it should hold the path of an image and its label, "
                     f"got {shown(text.strip())}"

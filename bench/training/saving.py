@@ -64,7 +64,8 @@ class Saving:
         """Reads `micro_batch` and `checkpointing` of a stored run from its provenance."""
         size = provenance.get(_key(Tag.MICRO_BATCH), "")
         return cls(
-            int(size) if size.isdecimal() and int(size) else None,
+            # Python reads no number of more than 4300 digits, which a tag of a pack may have.
+            int(size) or None if size.isdecimal() and len(size) < 10 else None,
             provenance.get(_key(Tag.CHECKPOINTING)) == ON,
         )
 
@@ -73,36 +74,20 @@ class Saving:
         for trial in trials:
             splits = self.splits(trial)
             if trial.recipe.compile and (splits or self.checkpointing):
-                raise UserError(f"{self._options()}: a recipe with compile: true cannot run this way")
+                raise UserError(f"{self.options()}: a recipe with compile: true cannot run this way")
             method = trial.build_method()
             if splits and method.shifts_dropout:
                 raise UserError(
-                    f"{self._options()}: {method.label} would drop other entries ({method.shifts_dropout}); "
+                    f"{self.options()}: {method.label} would drop other entries ({method.shifts_dropout}); "
                     "without dropout it can be run so"
                 )
             if splits and method.depends_on_batch:
                 raise UserError(
-                    f"{self._options()}: {method.label} would answer otherwise: {method.depends_on_batch}"
+                    f"{self.options()}: {method.label} would answer otherwise: {method.depends_on_batch}"
                 )
 
-    def check_backbone(
-        self, name: str, module: nn.Module, example: Mapping[str, Any], device: str, *, splits: bool
-    ) -> None:
-        """Raises UserError if the backbone cannot use the options, or would have other results with them.
-
-        A backbone that draws random numbers in training cannot compute batches in parts, and some backbones
-        have no gradient checkpointing. `example` has the keyword arguments of a forward pass of `module`.
-        `splits` says whether batches are computed in parts.
-        """
-        if self.checkpointing and _switch(module.encoder) is None:
-            raise UserError(f"--checkpointing: backbone '{name}' has no gradient checkpointing")
-        if splits and _draws(module, example, device):
-            raise UserError(
-                f"{self._options()}: backbone '{name}' has dropout of its own, which would drop other "
-                "entries in parts of a batch; accepted are backbones without"
-            )
-
-    def _options(self) -> str:
+    def options(self) -> str:
+        """Returns the options of the command line that are on, for messages."""
         switches = {
             "--micro-batch": self.micro_batch is not None,
             "--checkpointing": self.checkpointing,
@@ -118,7 +103,7 @@ def _key(tag: Tag) -> str:
     return tag.removeprefix(PROVENANCE)
 
 
-def _draws(module: nn.Module, example: Mapping[str, Any], device: str) -> bool:
+def draws(module: nn.Module, example: Mapping[str, Any], device: str) -> bool:
     """Whether a forward pass in training mode draws random numbers on the device.
 
     Torch's generator is restored afterwards.
@@ -139,7 +124,7 @@ def _draws(module: nn.Module, example: Mapping[str, Any], device: str) -> bool:
         return not torch.equal(state(), before)
 
 
-def _switch(encoder: Any) -> Any:
+def switch_of(encoder: Any) -> Any:
     """Returns a function that turns gradient checkpointing on or off. None if the encoder has none."""
     if hasattr(encoder, "set_grad_checkpointing"):
         return encoder.set_grad_checkpointing
@@ -167,7 +152,7 @@ def checkpointed(encoder: Any, enabled: bool) -> Iterator[None]:
 
     It has no effect on an encoder without gradient checkpointing.
     """
-    switch = _switch(encoder) if enabled else None
+    switch = switch_of(encoder) if enabled else None
     if switch is None:
         yield
         return

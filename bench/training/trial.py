@@ -37,7 +37,7 @@ from tensorbench.training.inference import Forward, Inference, timed_sizes
 from tensorbench.training.loop import Diverged, Evaluation, Trained, autocast, evaluate, head_state, train
 from tensorbench.training.measure import PeakMemory
 from tensorbench.training.numerics import compiled, deterministic, frozen_in_bf16, take_device, tf32
-from tensorbench.training.saving import PLAIN, Saving, checkpointed
+from tensorbench.training.saving import PLAIN, Saving, checkpointed, draws, switch_of
 from tensorbench.training.seeding import generator, stream_seed
 
 #: The largest number of tokens in a batch of several documents, including padding. It is small, since each
@@ -135,18 +135,27 @@ class Resources:
         """Raises UserError if `saving` would change the trial's result, or if the backbone cannot use it."""
         if self.saving == PLAIN:
             return
-        backbone = self.backbone(trial)
+        backbone, splits = self.backbone(trial), self.saving.splits(trial)
         data = self.data(trial, backbone.info.input)
         model_input = trial.task.input(backbone.info.input)
         put_head(backbone, model_input, data.classes, generator(trial.seed, "head_start"))
         example = data.train.batch(torch.tensor([0]))
         with autocast(trial.recipe, self.device):
-            self.saving.check_backbone(
-                backbone.info.name,
-                backbone.module,
-                example,
-                str(self.device),
-                splits=self.saving.splits(trial),
+            drawn = splits and draws(backbone.module, example, str(self.device))
+        name, encoder, method = backbone.info.name, backbone.module.encoder, trial.build_method()
+        if self.saving.checkpointing and switch_of(encoder) is None:
+            raise UserError(f"--checkpointing: backbone '{name}' has no gradient checkpointing")
+        if drawn:
+            raise UserError(
+                f"{self.saving.options()}: backbone '{name}' has dropout of its own, which would drop other "
+                "entries in parts of a batch; accepted are backbones without"
+            )
+        # DeBERTa's layers get relative positions too, which belong to no example of the batch.
+        shared = getattr(getattr(encoder, "config", None), "share_att_key", False)
+        if splits and shared and getattr(method, "dropout", 0):
+            raise UserError(
+                f"{self.saving.options()}: {method.label} would drop other entries in parts of a batch, "
+                f"since its layers in backbone '{name}' get positions, too; without dropout it can be run so"
             )
 
     def check(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from types import MappingProxyType
 
 from tensorbench.records.origin import stored_rerun
 from tensorbench.reports.advice import rate_advice
@@ -82,9 +83,15 @@ def qualified(analyses: Sequence[Analysis], named: Callable[[Cell], str]) -> Ite
 
 
 def at_ends_of_pilot(
-    analyses: Iterable[Analysis], ends: Iterable[float], named: Callable[[Cell], str]
+    analyses: Iterable[Analysis],
+    ends: Sequence[float],
+    named: Callable[[Cell], str],
+    others: Mapping[str, Sequence[float]] = MappingProxyType({}),
 ) -> Iterator[str]:
-    """Yields a sentence for each of these ends of what a pilot tried, if centres lie there."""
+    """Yields a sentence for each end of what a pilot tried, if centres lie there.
+
+    `others` has the ends of methods for which it tried other rates than `ends`, by the method's name.
+    """
     cells = {
         cell.number: cell
         for analysis in analyses
@@ -92,10 +99,11 @@ def at_ends_of_pilot(
         for entrant in block.entrants
         for cell in entrant.cells
     }
-    for end in ends:
+    for end in dict.fromkeys(chain(ends, *others.values())):
         rows: dict[str, dict[str, None]] = {}
         for cell in cells.values():
-            if cell.studies and cell.studies.centre == end:
+            own = others.get(named(cell), ends)
+            if cell.studies and cell.studies.centre == end and end in own:
                 rows.setdefault(named(cell), {})[cell.task] = None
         if rows:
             where = "; ".join(f"{name} on {listed(tasks)}" for name, tasks in rows.items())

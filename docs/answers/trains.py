@@ -39,7 +39,7 @@ FAMILIES = {
     TT_LORA: ((TRAIN, METATT), "One train for all matrices beside one for each matrix (TT-LoRA)"),
 }
 #: The smallest and the largest rate that the pilot tries, and those that it tries for LoRTA.
-ENDS_OF_PILOT = (5e-4, 5e-2, 5e-3, 0.5)
+ENDS_OF_PILOT, ENDS_OF_LORTA = (5e-4, 5e-2), (5e-3, 0.5)
 
 _name = attrgetter("method")
 
@@ -93,7 +93,7 @@ class StudyOfTrains:
     def qualified(self, *analyses: Analysis) -> Iterator[str]:
         """Yields sentences on withheld verdicts, and on centres and best rates at ends."""
         yield from qualified(analyses, _name)
-        yield from at_ends_of_pilot(analyses, ENDS_OF_PILOT, _name)
+        yield from at_ends_of_pilot(analyses, ENDS_OF_PILOT, _name, {LORTA: ENDS_OF_LORTA})
 
     def in_short(self) -> Answer:
         """The answers of all families at once, with a pointer to the tables behind them."""

@@ -41,7 +41,7 @@ from tensorbench.reports.drawing import (
 )
 from tensorbench.reports.inference.intervals import Bounds
 from tensorbench.reports.inference.rates import LEAST_SMOOTHED, smoothed, window
-from tensorbench.reports.inference.studies import FAILED
+from tensorbench.reports.inference.studies import FAILED, score_after
 from tensorbench.reports.results import TaskAndBackbone
 from tensorbench.reports.tables import ANCHOR
 from tensorbench.reports.units import minus
@@ -153,7 +153,7 @@ def _by_task(block: Block, number: int, looks: Looks, colours: Mapping[str, str]
         ]
         texts.append(f"{setting_name(block.settings, setting)}: {', '.join(values)}")
     if block.levels:
-        figure.legend(handles=_lines_of_levels(block), loc="outside lower center", ncols=3)
+        legend_below(figure, _lines_of_levels(block), 3)
     return Drawn(
         f"differences-by-task-{number}",
         f"Task by task, {heading(block)}",
@@ -342,9 +342,10 @@ def _rates(analysis: Analysis, block: Block, number: int) -> Drawn:
     figure, axes = panels(len(block.entrants), columns=3, height=2.1)
     # Each panel's zero is the score of the reference on the setting or, without one, of the best method.
     sign = direction(block.metric)
-    own = [e for e in block.entrants if block.reference and e.cells == block.reference.cells]
     zeros = {
-        setting: max(sign * e.on[setting].scores[block.k].value for e in own or block.entrants)
+        setting: score_after(block.reference.on[setting].studies, block.k)
+        if block.reference
+        else max(sign * entrant.on[setting].scores[block.k].value for entrant in block.entrants)
         for setting in block.settings
     }
     bottom = min(

@@ -17,6 +17,7 @@ from tensorbench.reports.drawing import (
     Looks,
     PointName,
     Tips,
+    legend_below,
     log_axis,
     name_at_right,
     panels,
@@ -89,7 +90,7 @@ def _by_parameters(
     ax.set_ylabel(unit.named(f"{block.evaluated} {block.metric}"))
     name_at_right(ax, names)
     if handles := ax.get_legend_handles_labels()[0]:
-        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+        legend_below(figure, handles, 3)
     averaged = f", as a mean over {settings_counted(block)}" * (len(block.settings) > 1)
     backbones = list(dict.fromkeys(setting.backbone for setting in block.settings))
     caption = (

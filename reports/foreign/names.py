@@ -69,4 +69,5 @@ def is_foreign(name: str | pd.DataFrame) -> bool:
         return True
     # No experiment's name ends with a slash.
     files = (next(path.glob(pattern), None) for pattern in FILES)
-    return path.is_dir() and (name.endswith("/") or any(files))
+    # An empty name would be the working folder.
+    return bool(name) and path.is_dir() and (name.endswith("/") or any(files))

@@ -24,7 +24,8 @@ from tensorbench.reports.foreign.names import (
 from tensorbench.reports.foreign.runs import ForeignRun, ForeignSource, of_name
 from tensorbench.reports.foreign.table import read_table
 from tensorbench.reports.peft_comparison import REFERENCE, read_run
-from tensorbench.reports.units import many
+from tensorbench.reports.results import grouped
+from tensorbench.reports.units import listed, many
 
 #: A note on result files of evaluations, which name no training seeds.
 NO_SEEDS = (
@@ -186,16 +187,22 @@ def read_inspect(file: Path, content: Mapping[str, Any], notes: list[str]) -> It
 
     The run's score is the scorer's first metric, without `SPREADS` and metrics of which less is better. A
     note names scorers that have no other and are left out. Of metrics with unknown names, more is taken to be
-    better. If the status of the log is not `success`, the run failed but did not diverge, and a note says so.
+    better. If a scorer has several reducers of epochs, the mean counts, or else the first. If the status of
+    the log is not `success`, the run failed but did not diverge, and a note says so.
     """
     evaluated, status = content["eval"], content["status"]
     method, seed = of_name(str(evaluated["model"]))
     scores = (content.get("results") or {}).get("scores") or []
     if status != "success":
         notes.append(f"{file.name}: status {status}: a failed run, in no mean.")
-    names = (
-        [each["name"] for each in scores] or [each["name"] for each in evaluated.get("scorers") or []] or [""]
-    )
+    by_name = grouped(scores, lambda each: str(each["name"]))
+    for name, reduced in by_name.items():
+        if len(reduced) > 1:
+            reduced.sort(key=lambda each: each.get("reducer") != "mean")
+            others = listed(each.get("reducer") for each in reduced[1:])
+            notes.append(f"{file.name}: scorer {name} by {reduced[0].get('reducer')}, not by {others}.")
+    scores = [reduced[0] for reduced in by_name.values()]
+    names = [*by_name] or [each["name"] for each in evaluated.get("scorers") or []] or [""]
     values = {
         each["name"]: [
             metric["value"]

@@ -1,4 +1,4 @@
-"""Reads a table of runs, one per line: CSV, TSV, JSON lines, JSON, parquet or a data frame."""
+"""Reads a table of runs, one per line: CSV, TSV, JSON lines, parquet or a data frame."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _lines(table: Path | pd.DataFrame) -> Iterator[Line]:
         for index, row in zip(table.index, table.to_dict("records"), strict=True):
             yield f"row {index}", {str(key): value for key, value in row.items()}
         return
-    number, name = 0, table.name
+    number, name, reader = 0, table.name, None
     try:
         if table.suffix == ".parquet":
             from pyarrow.parquet import ParquetFile
@@ -118,12 +118,11 @@ def _lines(table: Path | pd.DataFrame) -> Iterator[Line]:
                 reader = csv.DictReader(file, delimiter=separator, strict=True)
                 _refuse_repeated(reader.fieldnames or ())
                 for values in reader:
-                    number = reader.line_num
                     if None in values or None in values.values():
                         raise ValueError(
                             f"it has not the {len(reader.fieldnames or ())} fields of the heading"
                         )
-                    yield f"{name}, line {number}", values
+                    yield f"{name}, line {reader.line_num}", values
                 return
             for number, text in enumerate(file, 1):
                 if text.strip():
@@ -132,7 +131,8 @@ def _lines(table: Path | pd.DataFrame) -> Iterator[Line]:
                         raise ValueError("no JSON object")
                     yield f"{name}, line {number}", values
     except (OSError, ValueError, csv.Error, RecursionError, NotImplementedError) as error:
-        raise UserError(f"{name}, line {number + (number == 0)} cannot be read: {error}") from error
+        number = reader.reader.line_num if reader else number
+        raise UserError(f"{name}, line {number or 1} cannot be read: {error}") from error
 
 
 def _refuse_repeated(columns: Iterable[str]) -> None:
@@ -209,19 +209,27 @@ def _refuse_pooled(
 
 
 def _refuse_two_scales(runs: Sequence[ForeignRun], options: TableOptions) -> None:
-    """Raises UserError if the scores of one row of a task look like shares, and others are percentages."""
+    """Raises UserError if some scores of a task look like shares, and others are percentages.
+
+    These are the scores of a whole row, or a score that would be like those of its row and rate as a share. A
+    percentage may be that low by another rate.
+    """
     if METRICS.get(options.get("metric") or DEFAULT_METRIC).bounds[1] != 1:
         return
     scored = [run for run in runs if run.score is not None]
     for of_task in grouped(scored, lambda run: run.task).values():
         most = max(abs(run.score or 0.0) for run in of_task)
         for own in grouped(of_task, lambda run: run.row).values() if most > 1 else ():
-            scores = [abs(run.score or 0.0) for run in own]
-            if any(scores) and max(scores) <= 1:
-                raise UserError(
-                    f"{own[0].where}: score {own[0].score} beside {most} of the same task: is it a share, or "
-                    "in percent? Write all scores of the task as shares"
-                )
+            percentages = grouped((run for run in own if abs(run.score or 0.0) > 1), lambda run: run.lr)
+            sizes = {lr: [abs(run.score or 0.0) for run in runs] for lr, runs in percentages.items()}
+            for run in own:
+                size, others = abs(run.score or 0.0), sizes.get(run.lr, [])
+                alike = others and min(others) / 2 <= 100 * size <= 2 * max(others)
+                if 0 < size <= 1 and (alike or not sizes):
+                    raise UserError(
+                        f"{run.where}: score {run.score} beside {most} of the same task: is it a share, or "
+                        "in percent? Write all scores of the task as shares"
+                    )
 
 
 def _run(where: str, values: Mapping[str, Any], task: str) -> ForeignRun:

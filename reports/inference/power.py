@@ -56,6 +56,8 @@ class Design:
     #: Maps a number of seeds or studies to the mean estimated variance of a paired difference, up to a
     #: factor. None if the variance does not depend on the number.
     shown: Callable[[int], float] | None = field(default=None, compare=False, repr=False)
+    #: The number of comparisons whose variances are moderated together, at least 1. None for all claims.
+    moderated: int | None = None
 
     @property
     def settings(self) -> int:
@@ -64,7 +66,7 @@ class Design:
     def error(self) -> Error:
         """The error of the mean difference over settings, with Welch's degrees of freedom."""
         variances = [spread / self.seeds for spread in self.spreads]
-        _, freedom = share_and_freedom(self.seeds - 1, self.claims)
+        _, freedom = share_and_freedom(self.seeds - 1, self.moderated or self.claims)
         return Error(*welch(variances, [freedom] * self.settings), self.examples)
 
     def of(self, seeds: int) -> Design:
@@ -105,13 +107,14 @@ class Design:
     def _halves(self) -> Array:
         """Half widths of the interval (draws,), one for each draw of the sample variances over seeds.
 
-        Variances are moderated as in a report, over all claims. Each draw has the degrees of freedom that
-        follow from its own variances.
+        Variances are moderated as in a report. Each draw has the degrees of freedom that follow from its own
+        variances.
         """
         even = stats.qmc.Sobol(2 * self.settings, rng=0).random_base2(_LOG_DRAWS)
-        free, others = self.seeds - 1, max(1, self.claims - 1) * (self.seeds - 1)
-        share, moderated = share_and_freedom(free, self.claims)
-        own = 1 - share + share / self.claims
+        methods = self.moderated or self.claims
+        free, others = self.seeds - 1, max(1, methods - 1) * (self.seeds - 1)
+        share, moderated = share_and_freedom(free, methods)
+        own = 1 - share + share / methods
         drawn = own * stats.chi2.ppf(even[:, : self.settings], free) / free
         drawn += (1 - own) * stats.chi2.ppf(even[:, self.settings :], others) / others
         shown = np.array(self.spreads) / self.seeds * drawn
@@ -148,17 +151,19 @@ def of_effects(effects: Sequence[Effect], claims: int) -> Design | None:
 
     The mean is taken over all comparisons whose noise is known. A median would promise too much, since most
     variances over few seeds are too small. Leaving out comparisons with collapsed runs would promise too much
-    as well. `claims` is the number of comparisons with simultaneous intervals. Returns None if no comparison
-    has known noise.
+    as well. So would moderating over them, since a report does not. `claims` is the number of comparisons
+    with simultaneous intervals. Returns None if no comparison has known noise.
     """
     known = [(each, each.error) for each in effects if each.error is not None and not each.error.none]
     if not known:
         return None
     seeds = [round(sum(part.pairs for part in each.parts) / len(each.parts)) for each, _ in known]
     spreads = [[part.error.seeds * part.pairs for part in each.parts if part.error] for each, _ in known]
+    sound = sum(all(part.freedom is not None for part in each.parts) for each, _ in known)
     return Design(
         seeds=round(fmean(seeds)),
         claims=claims,
+        moderated=claims if sound == len(known) else max(1, sound),
         spreads=tuple(map(fmean, zip(*spreads, strict=True))),
         examples=fmean(error.examples for _, error in known),
     )
@@ -298,6 +303,7 @@ def of_stored(
     planned = replace(
         stored,
         claims=claims,
+        moderated=None,
         spreads=tuple(_TAILS * spread for spread in spreads),
         examples=stored.examples * stored.settings / tasks,
         shown=partial(_variance, response, (claims + 1) * tasks, points, points),

@@ -18,7 +18,7 @@ from rich.console import Console
 
 import tensorbench
 from tensorbench.backbones import BACKBONES
-from tensorbench.cli.tables import VisibleConsole, print_tables
+from tensorbench.cli.tables import VisibleConsole, echo_json, print_tables
 from tensorbench.machine.table import Table
 from tensorbench.methods import METHODS
 from tensorbench.methods.tenslora import VARIANTS
@@ -406,3 +406,12 @@ def test_lists_name_all_that_there_is(call: Call) -> None:
     assert {f"TensLoRA {variant}" for variant in VARIANTS} <= set(named)
     assert named["LoRA"]["isorank_4"] == 221184
     assert named["TensLoRA qkv_depth"]["isorank_4"] == 6460
+
+
+def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    echo_json({"loss": float("nan"), "name": "é", "scores": [float("inf"), 0.1]})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "loss": None,
+        "name": "é",
+        "scores": [None, 0.1],
+    }

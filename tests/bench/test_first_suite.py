@@ -122,6 +122,12 @@ def test_what_is_ambiguous_or_missing_is_refused_with_what_to_write(
         raise ValueError(ended.err)
 
 
+@pytest.mark.parametrize("name", ["2024.csv", "no.csv", "1e3.csv", "2024-01-02.csv"])
+def test_a_file_may_be_called_like_a_value_of_yaml(name: str, call: Call) -> None:
+    assert call("init", table(name, stars=stars)).code == 0
+    assert load_suite(Path(name).with_suffix(".yaml")).tasks[0].task == name.removesuffix(".csv")
+
+
 def test_other_files_are_refused(call: Call) -> None:
     Path("semicolons.csv").write_text("body;stars\nsome text;1\n")
     assert "separated by ';'" in call("init", "semicolons.csv").err

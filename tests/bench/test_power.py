@@ -44,6 +44,15 @@ def test_every_budget_has_a_line_for_several_noise_levels(tmp_path: Path) -> Non
     assert not isorank.stored
 
 
+@pytest.mark.parametrize(("sd", "said"), [(None, "of 0.65 points, unless"), (0.02, "of 2 points;")])
+def test_the_assumed_noise_of_studies_is_said(sd: float | None, said: str, tmp_path: Path) -> None:
+    planned = made_up_studies.plan_of(**made_up_studies.ONE_TASK)
+    notes = power(planned, f"sqlite:///{tmp_path / 'none.db'}", sd=sd).notes
+    assert any(said in note for note in notes)
+    # Test examples alone vary too much for any number of studies.
+    assert "a dash: not even 1,000 do" in notes[0]
+
+
 def test_assumed_noise_has_the_test_examples_of_each_task(tmp_path: Path) -> None:
     movies = {"task": "movie-sentiment", "test_size": 100}
     tasks = [movies, {"task": "amazon-sentiment", "metric": "accuracy"}]

@@ -172,6 +172,18 @@ CASES: dict[str, tuple[Callable[[Path], tuple[object, ...]], tuple[str, ...]]] =
         ("config.json", "entries", "100,000"),
     ),
     "tensors": (many_tensors, ("model.safetensors", "200,000 tensors", "100,000")),
+    "folder without results": (
+        lambda folder: ("show", str(folder), "--cell", "1", "--store", f"sqlite:///{folder / 'none.db'}"),
+        ("there is no store at", "is a folder without results of other programs"),
+    ),
+    "pack instead of a trial": (
+        lambda folder: ("show", "a.tensorbench.zip"),
+        ("is a pack", "tensorbench unpack", "--cell N"),
+    ),
+    "pack instead of a run": (
+        lambda folder: ("tools", "redundancy", "a.tensorbench.zip", "--store", "sqlite:///none.db"),
+        ("is a pack", "tensorbench unpack"),
+    ),
     "driver": (
         lambda folder: ("run", write(folder), "--store", "mysql://u:p@127.0.0.1:1/x"),
         ("mysql", "is not supported", "postgresql"),

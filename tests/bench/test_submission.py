@@ -249,6 +249,12 @@ def test_a_name_of_a_pack_is_a_name_of_a_branch(pack: Path, tmp_path: Path, name
         submit(named(pack, tmp_path, name))
 
 
+@pytest.mark.parametrize("pack", ["", "."])
+def test_a_pack_needs_a_name(pack: str) -> None:
+    with pytest.raises(UserError, match="the pack's name ''"):
+        submit(pack)
+
+
 def test_a_large_pack_is_refused_unread(tmp_path: Path) -> None:
     file = tmp_path / "mine.tensorbench.zip"
     with file.open("wb") as pack:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tensorbench.baselines.lora import LoRA
 from tensorbench.methods import create
 from tensorbench.methods.backbone import Geometry
 from tensorbench.methods.errors import UserError
@@ -216,6 +217,23 @@ def test_the_nearest_rank_is_the_nearest_of_all() -> None:
     for budget in range(counts[-1] + 10):
         best = min(range(1, 21), key=lambda rank: (abs(count(rank) - budget), count(rank)))
         assert nearest_rank(count, budget) == best
+
+
+def test_a_count_that_falls_is_refused_unless_it_grows_up_to_the_limit() -> None:
+    for count in (lambda rank: -rank, lambda rank: rank * (64 - rank)):
+        with pytest.raises(UserError, match="count falls"):
+            nearest_rank(count, 10_000)
+
+    class Falling(LoRA):
+        def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
+            return (geometry.hidden,)
+
+        def count_at(self, geometry: Geometry, rank: int) -> int:
+            return rank * (2 * geometry.hidden - rank)
+
+    for budget in range(47, 700):
+        best = min(range(1, 25), key=lambda rank: abs(rank * (48 - rank) - budget))
+        assert Falling().fit(Geometry(24, 4, 2, 96), budget).rank == best
 
 
 def test_a_tie_goes_to_the_smaller_count() -> None:

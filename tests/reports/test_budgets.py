@@ -22,7 +22,7 @@ from tensorbench.reports.inference.effects import Answer, Verdict
 from tensorbench.reports.inference.intervals import simultaneous
 from tensorbench.reports.inference.studies import score_after
 from tensorbench.reports.ranks import contrast, over_budgets
-from tensorbench.reports.tables import budgets_table
+from tensorbench.reports.tables import budgets_table, scores_table
 from tensorbench.reports.tidy import tidy_tables
 
 from ..stored import Result
@@ -83,6 +83,35 @@ def test_a_method_is_compared_with_itself_under_the_next_smaller_budget(analysed
         "isoparameters 4",
         "isoparameters 8",
     ]
+
+
+def test_sizes_that_differ_between_tasks_are_all_shown(analysed: Analysed) -> None:
+    analysis = analysed(made_up, under(2))
+    (block,) = analysis.blocks
+    (first, own), *others = block.entrants[0].on.items()
+    assert others
+    on = {first: replace(own, cell=replace(own.cell, parameters=7)), **dict(others)}
+    changed = replace(block, entrants=(replace(block.entrants[0], on=on),))
+    (line, *_) = scores_table(analysis.results, changed).lines
+    assert line["parameters"] == f"7 or {block.entrants[0].parameters:,}"
+
+
+def test_rates_are_drawn_about_the_score_of_a_reference_of_another_budget(analysed: Analysed) -> None:
+    plans = under(4, methods=["lora"]), under(8, methods=[ROWS[0]], name="other")
+    analysis = analysed(gains_with_size, *plans)
+    block = analysis.blocks[1]
+    assert block.reference is not None
+    assert block.reference.cells != block.entrants[0].cells
+    (drawn,) = (figure for figure in draw(analysis)[0] if figure.name == "rates-1")
+    settings = [*block.entrants[0].on]
+    dots = [each for each in drawn.figure.axes[0].collections if len(each.get_offsets())]
+    highest = max(each.get_offsets()[:, 1].max() for each in dots)
+    gains = [
+        block.entrants[0].on[setting].studies.scores.max()
+        - score_after(block.reference.on[setting].studies, block.k)
+        for setting in settings
+    ]
+    assert highest == pytest.approx(100 * max(gains), abs=1e-6)
 
 
 def test_steps_lead_to_more_parameters(analysed: Analysed) -> None:

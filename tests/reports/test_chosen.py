@@ -12,9 +12,11 @@ from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.stored_plan import Row
+from tensorbench.records.words import Artifact
 from tensorbench.reports.analysis import Analysis, analyse
 from tensorbench.reports.chosen import choose
 from tensorbench.reports.reading import read
+from tensorbench.store.artifacts import artifacts_of_run
 
 from ..messages import naming
 from ..stored import Result
@@ -54,6 +56,13 @@ def test_validation_chooses_method_and_rate(analysis: Analysis) -> None:
     # What is known of its score is said, and is worse than LoRA's.
     assert "−10.00 points" in chosen.facts["beside LoRA"]
     assert chosen.facts["rates within a point of the best"].endswith("by 40 trials")
+    # Only an adapter that is stored can be exported.
+    trial_id = chosen.facts["lowest loss of a trial"]
+    (seed,) = (seed for seed in chosen.cell.trials if seed.trial_id == trial_id)
+    folder = artifacts_of_run(seed.record.artifacts)
+    assert folder is not None
+    (folder / Artifact.ADAPTER).touch()
+    assert choose(analysis).facts["lowest loss of a trial"] == f"{trial_id}, whose model can be exported"
 
 
 def test_a_best_rate_at_an_edge_is_said_beside_the_recipe(analysed: Analysed) -> None:

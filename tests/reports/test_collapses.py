@@ -29,6 +29,7 @@ from tensorbench.reports.tidy import tidy_tables
 
 from ..messages import naming
 from ..stored import Result
+from . import made_up_studies
 from .browsing import page_of
 from .made_up import SMALL, Analysed, Call, Stored, answered, plan_of, printed, summary_of
 
@@ -282,3 +283,14 @@ def test_collapses_of_tuned_errors_do_not_depend_on_their_unit() -> None:
     assert by_unit[0] == by_unit[1]
     # The trials that one method keeps are close to each other.
     assert not by_unit[0][0]
+
+
+def test_one_study_is_counted_in_the_singular(analysis: Analysis) -> None:
+    (plan, *_) = (
+        row.studies
+        for row in made_up_studies.plan_of(**made_up_studies.ONE_TASK).stored().rows
+        if row.studies
+    )
+    cell = replace(analysis.results.all_cells[0], studies=plan)
+    assert "1 of 1 kept trial collapsed; with 1 study the" in Collapses(cell, 1, 1).counted
+    assert "1 of 2 kept trials collapsed; with 2 studies the" in Collapses(cell, 1, 2).counted

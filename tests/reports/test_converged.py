@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import Row
 from tensorbench.reports import figures
@@ -17,6 +18,7 @@ from tensorbench.reports.guards import unbeaten
 from tensorbench.reports.reading import read
 from tensorbench.reports.report import write_report
 from tensorbench.reports.results import CONVERGED, Results
+from tensorbench.reports.selection import Selection
 
 from ..stored import Result
 from .made_up import EXAMPLES, Stored, answered, plan_of, printed, summary_of
@@ -69,6 +71,11 @@ def test_the_converged_head_comes_first_where_no_adapter_beats_it(
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.index(sentence) < page.index("<table")
     assert sentence.split(":")[0] in (tmp_path / "out" / "tables" / "tables.md").read_text().split("## ")[0]
+
+
+def test_the_converged_head_is_no_reference(uri: str) -> None:
+    with pytest.raises(UserError, match=r"'converged head': its score is a level.*accepted are .*LoRA"):
+        read(uri, ["small"], Selection(reference="converged head"))
 
 
 def test_nothing_is_said_while_runs_are_missing(stored: Stored) -> None:

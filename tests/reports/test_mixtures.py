@@ -57,13 +57,26 @@ def two(stored: Stored) -> str:
     return stored(result, plan_of(**SMALL), plan_of(**SMALL | {"name": "other", "seeds": [2, 3]}))
 
 
+def test_rows_of_which_one_has_the_trials_of_the_other_are_one(stored: Stored) -> None:
+    more = SMALL | {"name": "more", "seeds": [0, 1, 2]}
+    uri = stored(result, plan_of(**SMALL), plan_of(**more))
+    for names in (["small", "more"], ["more", "small"]):
+        results = read(uri, names)
+        assert [(cell.method, cell.finished) for cell in results.all_cells] == [
+            ("LoRA", 3),
+            ("TensLoRA att", 3),
+        ]
+        (block,) = analyse(results).blocks
+        assert [part.pairs for each in block.compared for part in each.differences[1].effect.parts] == [3]
+
+
 @pytest.mark.parametrize(
     ("what", "value"),
     [
         ("protocol", 99),
         ("evaluate", "validation"),
         ("weights_hash", "of others"),
-        ("data", {"data_hash": "of others"}),
+        ("data", {"task": "x" * 80, "data_hash": "of others"}),
         ("train_size", 7),
         ("validation_size", 7),
         ("test_size", 7),
@@ -99,6 +112,12 @@ def test_other_rates_are_flagged_between_experiments(stored: Stored) -> None:
     (rate, _) = [m for m in recipes.find_mixtures(read(uri, ["small", "other"])) if m.what.endswith("lr")]
     assert (rate.what, rate.serious) == ("training lr", False)
     assert rate.values["0.25"] == "other"
+
+
+def test_values_that_begin_alike_are_told_apart() -> None:
+    first, second = (f"{'x' * 80}{end}" for end in "ab")
+    said = recipes.in_words({"weights_hash": (first, second), "evaluate": (first, "test")})
+    assert said == f"weights_hash {first} against {second}; evaluate {'x' * 57}… against test"
 
 
 def test_other_library_versions_are_flagged(stored: Stored) -> None:

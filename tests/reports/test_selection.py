@@ -51,6 +51,12 @@ def test_another_reference_turns_the_sign(rich: str) -> None:
     assert differences[0] == pytest.approx(-differences[1])
 
 
+def test_a_family_of_one_method_names_the_reference(rich: str) -> None:
+    results = read(rich, ["rich"], Selection(reference="lotr"))
+    assert results.reference == "LoTR"
+    assert {block.against for block in analyse(results).blocks} == {"LoTR"}
+
+
 def test_a_reference_of_another_budget_is_found_there(rich: str) -> None:
     selection = Selection(methods=["TensLoRA att"], budgets=["isorank"], reference="head only")
     (block,) = analyse(read(rich, ["rich"], selection)).blocks
@@ -88,6 +94,7 @@ def test_heads_stay_beside_chosen_methods_on_their_tasks(rich: str) -> None:
     [
         (Selection(methods=["TensLoRA at"]), "method of this report 'TensLoRA at'.*TensLoRA att"),
         (Selection(reference="Lora"), "reference 'Lora'.*LoRA"),
+        (Selection(reference="tenslora"), "'tenslora' stands for TensLoRA att, TensLoRA qkv, .*name one"),
         (Selection(budgets=["isorank 99"]), "budget of this report 'isorank 99'.*isorank 2"),
         (Selection(methods=["head only"], budgets=["isorank 2"]), "no row is of all these"),
     ],

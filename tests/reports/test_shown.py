@@ -308,6 +308,14 @@ def test_a_folder_in_use_needs_force_which_spares_what_is_not_the_reports(small:
         write_report("small", out=tmp_path, store=small, formats=["json"], log=False, force=True)
 
 
+def test_a_later_report_replaces_the_one_on_the_suites_run(small: str, tmp_path: Path) -> None:
+    opened = Store.existing(small, "small")
+    suite_run = opened.records(RunKind.SUITE)[-1].run_id
+    for format_, files in (("json", ["report/report.json"]), ("md", ["report/tables"])):
+        write_report("small", out=tmp_path / format_, store=small, formats=[format_])
+        assert [file.path for file in opened.client.list_artifacts(suite_run, "report")] == files
+
+
 def test_an_experiment_that_is_not_there_gets_the_nearest_name(
     call: Call, small: str, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -152,6 +153,9 @@ def test_trains_are_compared_with_the_rows_of_the_study(pack: Path, packed: Pack
     assert of_one_each == f"{above}MetaTT-4D, {QKV_DEPTH} (factorization=tt)."
     assert below in of_lora
     assert "LoRTA" in of_lora
+    # Every centre is the lowest rate that the pilot tried for LoRTA, and for no other.
+    (end,) = (each for each in study.qualified(study.against["LoRA"]) if each.startswith("The centre"))
+    assert re.fullmatch(r"The centre is 0\.005, .* for LoRTA on [^;]*\.", end)
     short = study.in_short().short
     assert [part.split(":")[0] for part in short.split("Compared with ")[1:]] == [
         "LoRA",

@@ -48,7 +48,7 @@ from tensorbench.reports.summary import Summary, suite_answer
 from ..stored import Result
 from .browsing import MARKS, on_paper, opened, resize, seen
 from .made_up import Analysed, Call, Composes, Stored
-from .made_up_studies import DIVERGED, MISSING, NAME, ONE_TASK, plan_of, result
+from .made_up_studies import DIVERGED, MISSING, NAME, ONE_TASK, plan_of, result, seeds_of
 
 CLOSING = "Made up, <b>all</b> of it & [more]."
 
@@ -507,3 +507,30 @@ def test_power_of_studies_is_stored_or_assumed(uri: str, analysis: Analysis, tmp
     assert (noisier.design.finds or 0) > (assumed.design.finds or 0)
     with pytest.raises(UserError, match="studies: 2"):
         powers(plan_of(tuning={"studies": 2, "points": 4}), uri)
+
+
+def test_an_overview_has_the_scores_of_the_report(uri: str) -> None:
+    loaded = tensorbench.load_results(NAME, store=uri)
+    overview = loaded.overview()
+    for cell, line in zip(loaded.all_cells, overview.lines, strict=True):
+        if (score := loaded.analysis.score(cell)) and score.interval:
+            assert line["score"].startswith(f"{score.value:.4f} [")
+    assert any("[" in line["score"] for line in overview.lines)
+    assert any(note.startswith("Left out: study") for note in overview.notes)
+
+
+def test_tasks_with_studies_and_tasks_with_seeds_are_apart(analysed: Analysed) -> None:
+    suite: dict[str, Any] = {"methods": ["lora", "lotr"], "budgets": [{"isoparameters": 2, "tolerance": 0.5}]}
+    text: dict[str, Any] = {
+        "tasks": ["movie-sentiment"],
+        "backbones": ["tiny-random-bert"],
+        "seeds": [0, 1, 2],
+    }
+    tuned, plain = plan_of(**ONE_TASK | suite), seeds_of(name="plain", floor="none", **suite, **text)
+    by_title = {block.title: block for block in analysed(result, tuned, plain).blocks}
+    assert by_title.keys() == {"isoparameters 2 · studies", "isoparameters 2 · seeds"}
+    for title, (task, k) in zip(by_title, [("digits", 4), ("movie-sentiment", 1)], strict=True):
+        block = by_title[title]
+        assert ([setting.task for setting in block.settings], block.k) == ([task], k)
+        assert [each.method for each in block.compared] == ["LoTR"]
+        assert not any("another recipe" in note for note in block.notes)

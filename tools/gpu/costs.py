@@ -72,6 +72,7 @@ def speed(
                 yield about | _said(contender, f"{type(error).__name__}: {error}")
                 del error
                 # The failed contender may have changed the backbone.
+                del loaded
                 _loaded.cache_clear()
                 loaded = _loaded(backbone, device)
                 continue

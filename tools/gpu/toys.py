@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 import torch
 
@@ -69,15 +70,8 @@ def recipe(steps: int, batch: int, *, bf16: bool = False, deterministic: bool = 
 @contextmanager
 def own_cache() -> Iterator[Path]:
     """Sets the cache of this process and of its workers to an empty temporary folder, and restores it."""
-    before = os.environ.get("TENSORBENCH_CACHE")
-    with TemporaryDirectory() as folder:
-        os.environ["TENSORBENCH_CACHE"] = folder
-        try:
-            yield Path(folder)
-        finally:
-            del os.environ["TENSORBENCH_CACHE"]
-            if before is not None:
-                os.environ["TENSORBENCH_CACHE"] = before
+    with TemporaryDirectory() as folder, patch.dict(os.environ, TENSORBENCH_CACHE=folder):
+        yield Path(folder)
 
 
 class Losses:

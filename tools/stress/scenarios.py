@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import psutil
 import yaml
@@ -169,7 +170,8 @@ def ray_nodes(folder: Path, trials: int = 40, steps: int = 60, cpus: int = 2) ->
 
     suite, store = write_suite(folder, trials, steps), sqlite(folder)
     # The nodes' workers import the harness.
-    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+    environment = patch.dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2]))
+    environment.start()
     # With waiting, Ray would give up on a node after 30 seconds.
     node = {"num_cpus": cpus, "object_store_memory": 100 * 2**20, "wait": False}
     # By default Ray notices a dead node after five checks three seconds apart.
@@ -197,6 +199,7 @@ def ray_nodes(folder: Path, trials: int = 40, steps: int = 60, cpus: int = 2) ->
             code = run.process.wait()
     finally:
         cluster.shutdown()
+        environment.stop()
     assert code == 0, run.log.read_text()[-3000:]
     statuses = check(suite, store)
     no_secret_words(run.log)

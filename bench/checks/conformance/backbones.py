@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -25,11 +26,12 @@ from tensorbench.checks.conformance.subject import (
     tiny,
     undisturbed,
 )
-from tensorbench.methods import Method, create
+from tensorbench.methods import Method, UserError, create
 from tensorbench.methods.backbone import Site
+from tensorbench.methods.sizes import ANY_TARGETS
 
 #: The methods that are attached to all projections of a backbone: one with peft's matrices per layer, and one
-#: with tensors over the whole model.
+#: with tensors over the whole model. If a backbone lacks projections, they take narrower `targets`.
 ATTACHED: tuple[Method, ...] = (
     create("lora", rank=2, targets="qkvo+mlp"),
     create("tenslora", variant="qkv_depth", factorization="cp", targets="qkvo+mlp").isorank(2),
@@ -79,7 +81,10 @@ def _check(
             findings.append(judge("tokenizer", partial(_tokenizer, info.input, tokenizer)))
             if not tokenizer:
                 return findings
-        subjects = [LoadedSubject(method, info.kind, backbone, *tokenizer) for method in methods]
+        subjects = [
+            LoadedSubject(_fitting(method, info), info.kind, backbone, *tokenizer) for method in methods
+        ]
+        findings.append(judge("adapted", lambda: _adapted(subjects, info)))
         findings.append(judge("sites", lambda: _sites(subjects[0])))
         findings.append(judge("forward", lambda: _forward(subjects[0])))
         findings += [
@@ -88,6 +93,30 @@ def _check(
             for check in BACKBONE_CHECKS
         ]
     return findings
+
+
+def _fitting(method: Method, info: BackboneInfo) -> Method:
+    """Returns the method with the most targets that a backbone has. Unchanged if it has too few."""
+    for targets in (None, *reversed(ANY_TARGETS)):
+        with suppress(UserError, ValueError):
+            options = {**method.model_dump(), "targets": targets}
+            fitting = method if targets is None else type(method).model_validate(options)
+            fitting.check(info.geometry, info.projections)
+            return fitting
+    return method
+
+
+def _adapted(subjects: Sequence[LoadedSubject], info: BackboneInfo) -> str:
+    adapted = dict[str, None]()
+    for subject in subjects:
+        with suppress(UserError):
+            subject.method.check(info.geometry, info.projections)
+            adapted |= dict.fromkeys(info.geometry.having(subject.method.projections))
+    expect(
+        bool(adapted),
+        f"it has {', '.join(info.projections)}: no method is checked on it, which takes query and value",
+    )
+    return ", ".join(adapted)
 
 
 def _described(name: str, info: BackboneInfo, second: BackboneInfo, backbone: LoadedBackbone) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import unittest
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
@@ -216,6 +216,15 @@ class Subject:
         adapter = self.attach(backbone, method=method)
         scatter(adapter)
         return backbone, adapter
+
+    def refused_by_all(self) -> bool:
+        """Whether the method refuses the tiny backbone of every kind on which methods are checked."""
+        for kind in (*BACKBONES, *UNEQUAL):
+            info = tiny(kind).describe(None)
+            with suppress(UserError):
+                self.method.check(info.geometry, info.projections)
+                return False
+        return True
 
     @property
     def geometry(self) -> Geometry:

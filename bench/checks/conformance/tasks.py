@@ -63,7 +63,7 @@ def _read(task: Task) -> _Read:
     examples = read_examples(task)
     if task.modality == "text":
         texts: list[Any] = list(read_texts(task, examples))
-        return _Read(examples, [text_content(text) for text in texts], texts)
+        return _Read(examples, [text_content(text, task.rules) for text in texts], texts)
     contents = [image_content(image) for image in read_images(task, examples)]
     return _Read(examples, contents, contents)
 

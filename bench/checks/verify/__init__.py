@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from tensorbench.checks.verify.examples import Splits
 from tensorbench.checks.verify.findings import Examined, Fault, Rerun, Unchecked, Verification
 from tensorbench.checks.verify.plans import examine_plan
 from tensorbench.checks.verify.rerun import Candidate, chosen, run_again
-from tensorbench.checks.verify.trials import check_selected, examine
+from tensorbench.checks.verify.trials import check_failed, check_selected, examine
 from tensorbench.machine.cache import check_cache
 from tensorbench.methods import UserError
 from tensorbench.records.measures import Measure
-from tensorbench.records.words import RunKind, Status
+from tensorbench.records.record import latest
+from tensorbench.records.words import RunKind, Status, Tag
+from tensorbench.reports.units import many
 from tensorbench.store import DEFAULT_STORE
 from tensorbench.store.access import Access, is_foreign
 from tensorbench.store.addresses import shown_uri
@@ -59,7 +62,9 @@ def verify(
     sources: Sequence[Source] = open_results(store, experiments) if experiments else every
     plans: list[Examined] = []
     trials: list[Examined] = []
+    failures: list[Examined] = []
     candidates: list[Candidate] = []
+    notes: list[str] = []
     # A plan's trials may have run in another of the experiments.
     settled = {run.trial_id for source in sources for run in source.records() if run.settled}
     for source in sources:
@@ -81,12 +86,20 @@ def verify(
             trials.append(findings)
             if trial is not None and record.status == Status.FINISHED:
                 candidates.append(Candidate(findings, source, record, trial))
+        failed = [run for run in latest(source.records()).values() if run.status == Status.FAILED]
+        for record in failed:
+            failures.append(findings := Examined(source.name, record))
+            check_failed(findings, source, record)
+        if failed:
+            counted = Counter(run.tag(Tag.FAILURE) or "no reason" for run in failed)
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in counted.items())
+            notes.append(f"{source.name}: {many(len(failed), 'trial')} failed: {reasons}")
     splits.compare()
     if not trials and not caches:
         places = ", ".join(shown_uri(source.where) for source in sources) or shown_uri(store)
         raise UserError(f"{places} holds no finished trial: there is nothing to verify")
     reran = list(run_again(chosen(candidates, reruns, sample_seed), tolerance, access, watching))
-    examined = [*plans, *trials]
+    examined = [*plans, *trials, *failures]
     cached_files: int | None = None
     if caches:
         watching("reading the caches")
@@ -103,5 +116,6 @@ def verify(
         reruns=reran,
         cached_files=cached_files,
         notes=[note for findings in plans for note in findings.notes]
+        + notes
         + [f"{bare:,} trials were packed without their adapters, which were not checked"] * bool(bare),
     )

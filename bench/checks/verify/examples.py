@@ -6,16 +6,14 @@ registered tasks. The labels of a split must be the same in all trials.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tensorbench.checks.verify.findings import Examined
+from tensorbench.machine.files import sha256_of
 from tensorbench.methods import METHODS
 from tensorbench.plan.suite_rows import TaskRow
 from tensorbench.plan.trial import Trial
@@ -99,7 +97,7 @@ class Splits:
         split = json.dumps([data, trial.task.split_seed(trial.seed), trial.evaluate, size])
         order = np.argsort(stored.example, kind="stable")
         content = np.column_stack([stored.example, stored.label])[order]
-        self._stored[split].append((findings, _digest(content)))
+        self._stored[split].append((findings, sha256_of(content.tobytes())))
         outputs = stored.steps if stored.logit is None else stored.logit
         values = np.column_stack([np.asarray(outputs)])[order]
         # Trials that learned nothing may agree. They give all examples of a class the same outputs.
@@ -110,7 +108,7 @@ class Splits:
         method = str(trial.method.get("method"))
         fitted = method in METHODS and METHODS.get(method).fits_head
         if not fitted and findings.record is not None and any(map(findings.record.measure, TRAINED)):
-            self._outputs[split, _digest(values)].append((findings, trial))
+            self._outputs[split, sha256_of(values.tobytes())].append((findings, trial))
 
     def compare(self) -> None:
         """Reports trials of one split with different examples or labels, and seeds with equal outputs.
@@ -133,7 +131,3 @@ class Splits:
             for findings, trial in equal:
                 if copy := next((other.id for _, other in equal if other.seed != trial.seed), None):
                     findings.broken("outputs", f"those of trial {copy}", f"those of seed {trial.seed}")
-
-
-def _digest(values: NDArray[Any]) -> str:
-    return hashlib.sha256(values.tobytes()).hexdigest()

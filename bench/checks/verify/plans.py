@@ -143,7 +143,10 @@ def _check_results(findings: Examined, source: Source, plan: StoredPlan, settled
         return
     if missing:
         parts = first_few(list(dict.fromkeys(part for part, _ in missing)), MOST_LISTED)
-        result = f"{len(missing):,} have no result, of {parts}; name the pack too in which they have one"
+        result = (
+            f"{len(missing):,} have no result, of {parts}; if another suite's pack has one, name the pack "
+            "too, and if several packs have parts of this suite, merge them first with `tensorbench unpack`"
+        )
         findings.broken("plan, its trials", f"{len(planned):,} planned", result)
     if studies := [row.studies for row in plan.rows if row.studies]:
         absent = {part for part, _ in missing}
@@ -181,6 +184,7 @@ def _check_studies(findings: Examined, where: str, row: Row, trials: Mapping[int
         findings.broken(f"{where}: studies", "studies", explained(error, Studies)[0])
         return
     findings.compare(f"{where}: trials of studies", len(row.trials), formula.studies * formula.points)
+    findings.compare(f"{where}: ks of studies", studies.ks, formula.ks)
     rates = RateWindow(studies.centre, studies.decades, studies.head_lr)
     drawn: dict[int, list[float]] = {}
     for seed, trial in trials.items():

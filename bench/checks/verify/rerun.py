@@ -102,7 +102,7 @@ def run_again(
             now = provenance(str(resources.device)) | {"threads": str(torch.get_num_threads())}
             rerun = compared(candidate, ending, reports, now, tolerance)
             if rerun.score is not None:
-                same = rerun.allowed == SAME
+                same = not _differing(candidate, now)
                 largest = SAME_LOGITS if same else LOGITS[candidate.trial.recipe.precision]
                 _compare_adapter(candidate, resources, largest)
             yield rerun
@@ -125,12 +125,9 @@ def compared(
         predictions = ending.files.get(Artifact.PREDICTIONS)
         share = EXAMPLES / len(read_predictions(predictions).example) if predictions else 0.0
         tolerance = max(ELSEWHERE, share)
-    allowed, reason = SAME, "the same hardware"
-    other = [key for key in (*HARDWARE, "threads") if record.provenance.get(key) != now.get(key)]
-    if other:
-        allowed, reason = tolerance, f"not the same {', '.join(other)} as then"
-    elif now.get("gpu") and not candidate.trial.recipe.deterministic:
-        allowed, reason = tolerance, "the recipe is not deterministic on a GPU"
+    reason = _differing(candidate, now)
+    same = not reason
+    allowed = SAME if same else tolerance
     score = ending.metrics.get(Measure.SCORE)
     if record.status == Status.FAILED:
         findings.compare("failure of another run", record.verdict, ending.verdict)
@@ -139,10 +136,10 @@ def compared(
     else:
         findings.near(f"score of another run, to {allowed:.3g}", record.score, score, allowed)
         stored, repeated = record.measure(Measure.SELECTED_LOSS), ending.metrics.get(Measure.SELECTED_LOSS)
-        if allowed == SAME and stored is not None and repeated is not None:
+        if same and stored is not None and repeated is not None:
             most = SAME_LOSS * max(1.0, abs(stored))
             findings.near("validation loss of another run", stored, repeated, most)
-        _compare_curves(candidate, reports, same=allowed == SAME)
+        _compare_curves(candidate, reports, same=same)
         _compare_examples(findings, candidate, ending.files[Artifact.PREDICTIONS])
     return Rerun(
         candidate.source.name,
@@ -152,8 +149,21 @@ def compared(
         record.score,
         score,
         allowed,
-        reason,
+        reason or "the same hardware",
     )
+
+
+def _differing(candidate: Candidate, now: Mapping[str, str]) -> str:
+    """Says why sums may be in another order than in the stored run. Empty on the same hardware.
+
+    `now` is the provenance of the new run.
+    """
+    before = candidate.record.provenance
+    if other := [key for key in (*HARDWARE, "threads") if before.get(key) != now.get(key)]:
+        return f"not the same {', '.join(other)} as then"
+    if now.get("gpu") and not candidate.trial.recipe.deterministic:
+        return "the recipe is not deterministic on a GPU"
+    return ""
 
 
 def _compare_curves(candidate: Candidate, reports: Sequence[Progress], *, same: bool) -> None:
@@ -241,7 +251,8 @@ def _compare_adapter(candidate: Candidate, resources: Resources, allowed: float)
 def _threads(record: Record) -> Iterator[None]:
     """A context in which torch uses as many threads as in the stored run, because sums depend on them."""
     before, then = torch.get_num_threads(), record.provenance.get("threads", "")
-    if then.isdecimal() and int(then) > 0:
+    # Python reads no number of more than 4300 digits, which a tag of a pack may have.
+    if then.isdecimal() and len(then) < 10 and int(then) > 0:
         torch.set_num_threads(min(int(then), 1024))
     try:
         yield

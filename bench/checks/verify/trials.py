@@ -299,11 +299,23 @@ def _check_scores(findings: Examined, record: Record, trial: Trial, stored: Pred
 
 
 def check_selected(findings: Examined, record: Record, losses: Mapping[float, float]) -> None:
-    """Compares the stored validation loss of the selected epoch with the curve of validation losses.
+    """Checks that a finite validation loss is stored, and compares it with the curve of validation losses.
 
-    `losses` is this curve, by epoch. Nothing is compared if it is empty, or if no finite loss is stored.
+    `losses` is this curve, by epoch. It is empty for a head that was fitted, and nothing is compared then.
     """
     stored, epoch = record.measure(Measure.SELECTED_LOSS), record.measure(Measure.SELECTED_EPOCH)
-    if losses and stored is not None and math.isfinite(stored):
+    if losses:
         of_epoch = math.nan if epoch is None else losses.get(epoch, math.nan)
-        findings.near("validation loss", stored, of_epoch, SCORES_AGREE * max(1.0, abs(stored)))
+        findings.near("validation loss", stored, of_epoch, SCORES_AGREE * max(1.0, abs(of_epoch)))
+    elif stored is None or not math.isfinite(stored):
+        # Without it, a study of the trial would be left out.
+        findings.broken("validation loss", stored, "a finite number")
+
+
+def check_failed(findings: Examined, source: Source, record: Record) -> None:
+    """Checks that a failed run states why, and has no result, which only finished runs have."""
+    if not record.tag(Tag.FAILURE):
+        findings.broken(f"tag {Tag.FAILURE}", None, "why the trial failed")
+    findings.compare("score of a failed trial", record.measure(Measure.SCORE), None)
+    if source.has(record, Artifact.PREDICTIONS):
+        findings.broken("predictions of a failed trial", "there", None)

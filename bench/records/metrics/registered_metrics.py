@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from tensorbench.methods.errors import UserError, shown
@@ -10,20 +11,44 @@ from tensorbench.methods.registry import Registry
 from tensorbench.records.metrics.metric import KINDS, Metric
 
 
+def _above_zero(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _ordered(bounds: Any) -> bool:
+    match bounds:
+        case (int() | float() as least, int() | float() as largest):
+            return least < largest
+    return False
+
+
+#: What the declarations of a metric should be, in words and as a function.
+_DECLARATIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "kinds": (
+        f"some of {', '.join(KINDS)}",
+        lambda kinds: isinstance(kinds, tuple) and kinds != () and all(kind in KINDS for kind in kinds),
+    ),
+    "description": ("a text", lambda text: isinstance(text, str) and text.strip() != ""),
+    "reads": ("'answers' or 'outputs'", lambda reads: reads in ("answers", "outputs")),
+    "bounds": ("two numbers, the least first", _ordered),
+    "point": ("a number above 0", _above_zero),
+    "classes": ("None, or a number of at least 2", lambda n: n is None or (isinstance(n, int) and n > 1)),
+    **dict.fromkeys(
+        ("higher", "in_units", "every_class"), ("True or False", lambda value: isinstance(value, bool))
+    ),
+}
+
+
 def _check(name: str, metric: Any) -> None:
-    """Raises UserError unless `metric` is a `Metric` of this name with valid kinds and bounds."""
+    """Raises UserError unless `metric` is a `Metric` of this name with valid declarations."""
     where = f"metric '{name}'"
     if not isinstance(metric, Metric):
         raise UserError(f"{where}: should be an instance of a subclass of tensorbench.records.metrics.Metric")
-    kinds = getattr(metric, "kinds", ())
-    if not isinstance(kinds, tuple) or not kinds or not set(kinds) <= set(KINDS):
-        raise UserError(f"{where}: kinds should be some of {', '.join(KINDS)}, got {shown(kinds)}")
     if getattr(metric, "name", None) != name:
         raise UserError(f"{where}: its `name` should be '{name}', got {shown(getattr(metric, 'name', None))}")
-    match metric.bounds:
-        case (int() | float() as least, int() | float() as largest) if least < largest:
-            return
-    raise UserError(f"{where}: bounds should be two numbers, the least first, got {shown(metric.bounds)}")
+    for field, (accepted, holds) in _DECLARATIONS.items():
+        if not holds(value := getattr(metric, field, None)):
+            raise UserError(f"{where}: {field} should be {accepted}, got {shown(value)}")
 
 
 _CLASSES, _NUMBERS = "tensorbench.records.metrics.classification", "tensorbench.records.metrics.regression"

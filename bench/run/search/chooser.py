@@ -18,7 +18,7 @@ from tensorbench.methods import UserError
 from tensorbench.methods.errors import cut, shown
 from tensorbench.methods.validation import MOST_OF_LABEL, validate
 from tensorbench.plan.cells import PlanCell
-from tensorbench.plan.suite import Suite
+from tensorbench.plan.suite import Suite, with_methods
 from tensorbench.plan.suite_rows import NAME, NAME_RULE
 from tensorbench.plan.trial import Trial
 from tensorbench.plan.yaml_text import parse, written
@@ -134,11 +134,14 @@ class Chooser(ABC):
             )
         if not out.parent.is_dir():
             raise UserError(f"--out {out}: there is no folder {out.parent}")
+        if out.exists() and not out.is_file():
+            raise UserError(f"--out {out}: this is no file; give another name")
         if out.exists() and not out.read_bytes().startswith(self._first_line.encode()):
             raise UserError(
                 f"--out {out}: there is a file that this {self.section} did not write; give another name"
             )
-        made = validate(Suite, self.filled_in(Choices(), out.stem), str(out)).beside(out.parent)
+        values = with_methods(self.filled_in(Choices(), out.stem), out.parent, str(out))
+        made = validate(Suite, values, str(out)).beside(out.parent)
         tasks, backbones = self._of_pair(self.suite.tasks, self.suite.backbones)
         written, own = _paths(made.tasks, made.backbones), _paths(tasks, backbones)
         if (written, made.source) != (own, self.suite.source):
@@ -179,7 +182,7 @@ class Chooser(ABC):
         Raises UserError if the file cannot be written.
         """
         values = self.filled_in(choices, out.stem)
-        validate(Suite, values, str(out))
+        validate(Suite, with_methods(values, out.parent, str(out)), str(out))
         text = self._first_line + "".join(f"# {line}\n" for line in choices.lines) + written(values)
         try:
             with written_whole(out) as unfinished:

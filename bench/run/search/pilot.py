@@ -127,10 +127,8 @@ class PilotChooser(Chooser):
         fitted: dict[str, dict[str, list[str]]] = {}
         for cell in self.cells:
             if cell.number in rows:
-                assert cell.recipe.epochs is not None
                 task = cell.task.task
-                lengths = {max(1, round(times * cell.recipe.epochs)) for times in section.times}
-                for epochs in sorted({1, *lengths}):
+                for epochs in _lengths(section, cell):
                     ids = step.try_value(task, epochs, cell, section.lr, epochs)
                     by_method[task, epochs].setdefault(cell.shown.method, []).extend(ids)
         for cell in self.cells:
@@ -183,7 +181,19 @@ def _check(pilot: Pilot, cells: Sequence[PlanCell]) -> None:
             raise UserError(
                 f"pilot.epochs: task '{by_steps.task.task}' counts steps; give epochs, or pilot epochs: null"
             )
-        for number in sorted(_rows_of_lengths(pilot.epochs, cells)):
+        rows = _rows_of_lengths(pilot.epochs, cells)
+        for cell in cells:
+            if cell.number in rows and cell.examples is not None:
+                for epochs in _lengths(pilot.epochs, cell):
+                    steps = cell.recipe.model_copy(update={"epochs": epochs}).step_count(cell.examples)
+                    try:
+                        cell.method.check_steps(steps)
+                    except UserError as error:
+                        raise UserError(
+                            f"pilot.epochs: it tries epochs: {epochs}, which '{cell.shown.method}' cannot on "
+                            f"'{cell.task.task}': {error}"
+                        ) from error
+        for number in sorted(rows):
             row = suite.methods[number]
             if row.training.get("epochs") or row.training.get("steps"):
                 raise UserError(
@@ -233,6 +243,12 @@ def vertex(losses: Mapping[float, float]) -> float:
             lowest = x1 - 0.5 * ((x1 - x0) * rise - (x1 - x2) * fall) / (rise - fall)
     rounded = float(f"{10 ** (round(2 * lowest) / 2):.{MANTISSA}e}")
     return min(max(rounded, rates[0]), rates[-1])
+
+
+def _lengths(section: Lengths, cell: PlanCell) -> list[int]:
+    """Returns the numbers of epochs that a cell tries, in order."""
+    assert cell.recipe.epochs is not None
+    return sorted({1, *(max(1, round(times * cell.recipe.epochs)) for times in section.times)})
 
 
 def _rows_of_lengths(section: Lengths, cells: Sequence[PlanCell]) -> set[int]:

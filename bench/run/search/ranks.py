@@ -91,7 +91,7 @@ class CellPoints:
         self.heuristic = method.size
         if self.space.count(method.size) > self.budget:
             # The largest ranks within the budget in the same proportions.
-            self.heuristic = self.space.ranks(method.size) or self.space.smallest
+            self.heuristic = self.space.ranks(method.size)
         #: The ids of each point's trials, one for each seed.
         self.trials: dict[RankPoint, list[str]] = {}
         budget = cell.budget.label if cell.budget else OWN_SIZE
@@ -131,7 +131,11 @@ class CellPoints:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             # A constant liar keeps the proposals of one batch apart from each other.
-            model = optuna.samplers.TPESampler(seed=self.section.seed, constant_liar=True)
+            # Versions of Optuna differ in their default of `multivariate`, and a resumed search proposes the
+            # same points.
+            model = optuna.samplers.TPESampler(
+                seed=self.section.seed, constant_liar=True, multivariate=not self.below
+            )
         samplers = [model, optuna.samplers.RandomSampler(seed=self.section.seed)]
         records: list[Record] = []
         while (left := self.count - len(self.trials)) > 0:

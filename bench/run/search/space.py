@@ -77,28 +77,21 @@ class RankSpace:
         larger = range(fitting + 1, min(2 * fitting, most + 1))
         return fitting + bisect_left(larger, True, key=lambda rank: not fits(rank))
 
-    def ranks(
-        self, weights: Sequence[float], *, budget: int | None = None, fixed: Mapping[int, int] | None = None
-    ) -> Ranks | None:
+    def ranks(self, weights: Sequence[float], budget: int | None = None) -> Ranks:
         """Returns the largest vector within the budget whose ranks are in proportion to the weights.
 
         Proportional ranks are rounded down. Then the rank that is furthest below its proportion is raised by
-        one, again and again, until the budget is used up. `fixed` are ranks, by index, that do not change.
-        None if the budget is exceeded even if all other ranks are 1.
+        one, again and again, until the budget is used up. The budget holds at least the smallest vector.
         """
         budget = self.budget if budget is None else budget
-        held = {**self._fixed, **(fixed or {})}
-        scaled = [i for i in self.free if i not in held]
 
         def at(scale: float) -> list[int]:
             return [
-                held.get(i) or min(self.limits[i], max(1, math.floor(scale * weights[i])))
+                self._fixed.get(i) or min(self.limits[i], max(1, math.floor(scale * weights[i])))
                 for i in range(len(self.names))
             ]
 
-        low, high = 0.0, max((2 * self.limits[i] / weights[i] for i in scaled), default=1.0)
-        if self.count(at(low)) > budget:
-            return None
+        low, high = 0.0, max(2 * self.limits[i] / weights[i] for i in self.free)
         for _ in range(64):
             middle = (low + high) / 2
             if self.count(at(middle)) <= budget:
@@ -107,7 +100,7 @@ class RankSpace:
                 high = middle
         ranks = at(low)
         while True:
-            raised = [i for i in scaled if ranks[i] < self.limits[i]]
+            raised = [i for i in self.free if ranks[i] < self.limits[i]]
             raised = [i for i in raised if self.count(_raised(ranks, i)) <= budget]
             if not raised:
                 return tuple(ranks)
@@ -130,9 +123,7 @@ class RankSpace:
         budget = self.budget
         if self.below:
             budget = trial.suggest_int("parameters at most", self.count(self.smallest), self.budget, log=True)
-        ranks = self.ranks(weights, budget=budget)
-        assert ranks is not None
-        return ranks
+        return self.ranks(weights, budget)
 
     def parameters(self, ranks: Ranks) -> dict[str, float]:
         """Returns the parameters of an Optuna trial from which `suggest` makes this vector of the space.

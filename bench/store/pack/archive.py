@@ -166,6 +166,8 @@ class Archive:
                 raise self._refused(
                     f"{name} was changed: its sha256 is {actual}, the manifest says {member.sha256}"
                 )
+            if (size := self._entries[name].file_size) != member.bytes:
+                raise self._refused(f"{name} has {size:,} bytes, the manifest says {member.bytes:,}")
         self._check_sum("marks of JSON", count, MOST_MARKS, packed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Collection
 from itertools import accumulate, pairwise
@@ -16,6 +17,8 @@ from pydantic import ValidationError
 from tensorbench.methods.errors import shown
 from tensorbench.methods.validation import explained
 from tensorbench.records import Wired
+from tensorbench.records.measures import Measure
+from tensorbench.records.metrics import METRICS, bounds
 from tensorbench.records.pack_format import (
     ARRAYS,
     EXPERIMENT,
@@ -43,6 +46,8 @@ Part = TypeVar("Part")
 MOST_CONFIG = 2 * 2**20
 #: The limit for all configurations together, (a, b): a plus b for every byte of the pack's file.
 MOST_CONFIGS = 64 * 2**20, 16
+#: By how much rounding may lead a score out of the bounds of its metric.
+ROUNDING = 1e-6
 
 
 def open_pack(path: Path) -> list[Packed]:
@@ -147,6 +152,13 @@ class Packed(Source):
             )
         if kind == RunKind.TRIAL and not re.fullmatch("[0-9a-f]{16}", trial_id):
             raise self._refused(RUNS, f"trial_id of run {run.run_id}: {shown(trial_id)} is none")
+        metric, score = run.tags.get(Tag.METRIC, ""), run.metrics.get(Measure.SCORE, math.nan)
+        if METRICS.is_built_in(metric) and math.isfinite(score):
+            low, high = bounds(metric)
+            if not low - ROUNDING <= score <= high + ROUNDING:
+                raise self._refused(
+                    RUNS, f"score of run {run.run_id}: {score:g}; {metric} is from {low:g} to {high:g}"
+                )
         return record_of(
             run.run_id, run.status, run.started, kept_tags(run.tags), run.metrics, ended=run.ended
         )

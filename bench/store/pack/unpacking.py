@@ -20,7 +20,7 @@ from tensorbench.records.text import all_storable, run_name
 from tensorbench.records.words import Artifact, RunKind, Status, Tag
 from tensorbench.store.artifacts import hashes
 from tensorbench.store.connect import connect, insisting
-from tensorbench.store.merging import brings_more, merged_commits, merged_plan, refuse_other_scores
+from tensorbench.store.merging import brings_more, merged_commits, merged_plan, refuse_contradictions
 from tensorbench.store.source import Source
 from tensorbench.store.store import Store
 
@@ -70,7 +70,7 @@ class _Merge:
         chosen: dict[str, tuple[Source, Record]] = {}
         for part in every:
             records = latest(part.records())
-            refuse_other_scores(part.name, {id_: run for id_, (_, run) in chosen.items()}, records.values())
+            refuse_contradictions(part.name, {id_: run for id_, (_, run) in chosen.items()}, records.values())
             chosen |= {
                 id_: (part, run) for id_, run in records.items() if brings_more((part, run), chosen.get(id_))
             }

@@ -52,7 +52,7 @@ OF_KIND = {
     RunKind.TRIAL: (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.REDUNDANCY),
 }
 
-#: The prefix of the keys of curves by training step, which no table, figure or check reads.
+#: The prefix of the keys of curves by training step. `verify --rerun` allows for their rounding.
 TRAIN = CURVES_BEGIN[0]
 
 #: The time stamp of every file in a pack. It is the earliest that the zip format allows.

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import EvalResult
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -439,7 +440,7 @@ def _check(logits: Tensor, expected: Tensor) -> float:
 def beside(target: Path) -> Iterator[Path]:
     """A context with an empty folder beside `target`, which is deleted at the end.
 
-    Raises UserError if files cannot be written there.
+    Raises UserError if files cannot be written there, for example if the disk is full.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -447,26 +448,26 @@ def beside(target: Path) -> Iterator[Path]:
             new = Path(folder) / "made"
             new.mkdir()
             yield new
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"{target} cannot be written: {error}") from error
 
 
 def publish(folder: Path, target: Path) -> None:
-    """Moves the finished export to `target`. Files of an earlier export or of the same name are replaced.
+    """Moves a finished export or recipe to `target`. Replaces files of an earlier one, or of the same name.
 
-    Raises UserError if a new file would replace a folder in `target` that no export wrote.
+    Raises UserError if a new file would replace a folder in `target` that no export or recipe wrote.
     """
     if not target.exists():
         folder.replace(target)
         return
     try:
         earlier = earlier_files(target, MANIFEST)
-    except (OSError, ValueError):  # a file of that name not written by an export
+    except (OSError, ValueError):  # a file of that name from elsewhere
         earlier = []
     new = {target / entry.name: entry for entry in folder.iterdir()}
     for there in new:
         if there.is_dir() and not there.is_symlink() and there not in earlier:
-            raise UserError(f"{there} is a folder that no export wrote; name another folder")
+            raise UserError(f"{there} is a folder that no export or recipe wrote; name another folder")
     for there in (*earlier, *new):
         remove(there)
     for there, entry in new.items():

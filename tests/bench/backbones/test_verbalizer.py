@@ -173,6 +173,9 @@ def test_a_prompt_without_places_for_pairs_is_refused_before_any_work(tmp_path: 
     suite = {**TEXT, "backbones": ["tiny-random-llama"]}
     with pytest.raises(UserError, match=naming("'mine'", "verbalizer.prompt", "{first}", "{second}")):
         plan({**suite, "tasks": [{**data, "verbalizer": ANSWERS}]})
+    twice = ANSWERS | {"prompt": "{first} and {second}; is {first} right?"}
+    with pytest.raises(UserError, match=naming("'mine'", "verbalizer.prompt", "{first}", "only once")):
+        plan({**suite, "tasks": [{**data, "verbalizer": twice}]})
     for task in ("mrpc", "rte"):
         assert TASKS.get(task).paired
     fitting = Prompt("{first} or {second}?", ("a", "b"))

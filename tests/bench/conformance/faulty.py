@@ -72,6 +72,29 @@ class AcceptsAnyBackbone(Pairs):
         self.count(geometry)
 
 
+@fault("count", "refuses every kind of backbone: .*adapts keys")
+class AdaptsNothing(Pairs):
+    projections: ClassVar[tuple[str, ...]] = ("query", "keys")
+
+
+@fault("alone", "outputs of an example alone .see Method.depends_on_batch.: differs")
+class ComparesTheBatch(Pairs):
+    def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
+        adapter = super().put(backbone, generator)
+        layer = backbone.module.get_submodule(backbone.path(Site(0, "query")))
+        layer.register_forward_hook(lambda _, inputs, output: output - output.mean(0) / 9)
+        return adapter
+
+
+@fault("alone", "outputs of an example alone in training")
+class NormsTheBatch(Pairs):
+    def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
+        adapter = super().put(backbone, generator)
+        layer = backbone.module.get_submodule(backbone.path(Site(0, "query")))
+        layer.register_forward_hook(lambda own, _, output: output - own.training * output.mean(0) / 9)
+        return adapter
+
+
 @fault("start", "outputs at the start: differs.*nonzero_start")
 class StartsOff(Pairs):
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
@@ -405,6 +428,12 @@ class HasNoLimits(Pairs):
 @fault("identity", "idle names scale, yet scale=0.5 changes the outputs")
 class ScalesWhatItCallsIdle(Pairs):
     idle: ClassVar[frozenset[str]] = frozenset({"scale"})  # type: ignore[assignment]
+
+
+@fault("fit", "unexpected keyword argument 'uneven'")
+class TakesNoUneven(Pairs):
+    def fit(self, geometry: Geometry, budget: int) -> Self:  # type: ignore[override]
+        return super().fit(geometry, budget)
 
 
 @fault("fit", "but rank")

@@ -81,6 +81,26 @@ def test_a_correct_backbone_passes_every_check(
     assert {"LoRA: merge", "LoRA: detach", "TensLoRA qkv_depth: state"} <= set(results)
 
 
+def having(*projections: str) -> Changed:
+    def narrow(backbone: LoadedBackbone) -> None:
+        backbone.info = replace(backbone.info, projections=projections)
+
+    return Changed(narrow, projections=projections)
+
+
+def test_methods_take_the_projections_that_a_backbone_has(
+    check: Callable[[Changed], dict[str, tuple[str, str]]],
+) -> None:
+    results = check(having("query", "key", "value"))
+    assert {status for status, _ in results.values()} == {"passed"}, results
+    assert results["adapted"][1] == "query, key, value"
+    # TensLoRA stacks at least query, key and value.
+    results = check(having("query", "value"))
+    assert {name.partition(":")[0] for name, (status, _) in results.items() if status != "passed"} == {
+        "TensLoRA qkv_depth"
+    }
+
+
 @pytest.mark.parametrize(
     ("name", "entry", "said"),
     [
@@ -95,6 +115,7 @@ def test_a_correct_backbone_passes_every_check(
             Changed(normed_head),
             "in no Linear layer, so that nothing draws it: ['0.weight', '0.bias']",
         ),
+        ("adapted", having("key"), "it has key: no method"),
         ("sites", Changed(without_layers), "the forward does not run ['0.query'"),
         ("forward", Changed(counting), "after a forward in training: encoder.seen differs"),
     ],

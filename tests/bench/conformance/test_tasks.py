@@ -39,6 +39,17 @@ def test_a_correct_task_passes_every_check(check: Check, kind: type[Task]) -> No
     assert (results["examples"][1], results["splits"][1]) == (examples, splits)
 
 
+def test_splits_are_dealt_by_the_rules_of_the_task(check: Check) -> None:
+    class Symbols(ToyText):
+        rules = 2
+
+        def examples(self) -> Examples:
+            texts = [f"{row // 2} + 1" if row % 2 else f"{row // 2} - 1" for row in range(200)]
+            return replace(super().examples(), inputs=texts)
+
+    assert check(Symbols())["splits"] == ("passed", "140 train, 30 validation, 30 test")
+
+
 def test_a_hash_that_moves(check: Check) -> None:
     class Moving(ToyText):
         number = count()

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
+import sys
+from abc import abstractmethod
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,13 +26,15 @@ from tensorbench.execution.worker import Slot
 from tensorbench.machine.cards import VISIBLE
 from tensorbench.machine.memory import MIB, available_mib
 from tensorbench.methods import UserError
+from tensorbench.plan.rows import Plan
 from tensorbench.plan.trial import Trial
-from tensorbench.records.record import Record
+from tensorbench.records.record import Record, failed
 from tensorbench.records.words import Status, Tag
 from tensorbench.store.store import Store
 from tensorbench.training.trial import Resources
 
 from ...messages import naming
+from ..toy_runs import run_on
 from ..toy_suites import plan
 
 
@@ -112,13 +120,23 @@ def test_options_that_do_not_go_together_are_refused(place: Place, message: str)
         make_executor(place)
 
 
-def test_a_plug_in_brings_an_executor(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Batch(Inline):
-        options = frozenset({"worker_memory"})
+Brings = Callable[[object], None]
 
-    def brings(value: object) -> None:
+
+@pytest.fixture
+def brings(monkeypatch: pytest.MonkeyPatch) -> Brings:
+    """Gives tests a function that lets a plug-in bring an executor `batch`."""
+
+    def brought(value: object) -> None:
         point = SimpleNamespace(name="batch", value="batch:Batch", dist=None, load=lambda: value)
         monkeypatch.setattr(executors(), "_plugins", {"batch": [point]})
+
+    return brought
+
+
+def test_a_plug_in_brings_an_executor(brings: Brings) -> None:
+    class Batch(Inline):
+        options = frozenset({"worker_memory"})
 
     brings(Batch)
     assert isinstance(make_executor(Place("batch", worker_memory=1000)), Batch)
@@ -127,6 +145,89 @@ def test_a_plug_in_brings_an_executor(monkeypatch: pytest.MonkeyPatch) -> None:
     brings(dict)
     with pytest.raises(UserError, match=r"executor .batch.*Executor"):
         make_executor(Place("batch"))
+
+
+def broken(*_: object) -> None:
+    raise KeyError("x")
+
+
+@abstractmethod
+def lacking() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"step": lacking}, "does not define step"),
+        ({"slots": None}, naming("slots", None)),
+        ({"open": classmethod(lambda kind, place: None)}, naming("open", None)),
+        ({"open": classmethod(broken)}, "KeyError: 'x'"),
+        ({"__init__": lambda self, *_: None}, r"super\(\).__init__\(device, saving\)"),
+    ],
+)
+def test_an_executor_that_is_not_whole_names_its_plug_in(
+    brings: Brings, changes: dict[str, Any], message: str
+) -> None:
+    brings(type("Batch", (Inline,), changes))
+    with pytest.raises(UserError, match=rf"executor 'batch'.*{message}"):
+        make_executor(Place("batch", "cpu"))
+
+
+@pytest.mark.parametrize("name", ["_prepare", "submit", "step"])
+def test_an_executor_that_raises_names_its_plug_in(brings: Brings, store: Store, name: str) -> None:
+    brings(type("Batch", (Inline,), {name: broken}))
+
+    def run(made: Plan) -> None:
+        with make_executor(Place("batch", "cpu")) as place:
+            place.prepare(list(made.trials))
+            run_on(place, store, made)
+
+    with pytest.raises(UserError, match=r"executor 'batch' of the plug-in 'batch:Batch': KeyError: 'x'"):
+        run(plan())
+
+
+def test_an_executor_that_reports_an_end_twice_is_named(brings: Brings, store: Store) -> None:
+    class Batch(Inline):
+        def submit(self, trial: Trial) -> None:
+            super().submit(trial)
+            self.given = trial
+
+        def step(self, report: Report) -> None:
+            for _ in range(2):
+                report(ended(self.given, "", failed("error", "no", "")))
+
+    brings(Batch)
+    made = plan()
+    with (
+        make_executor(Place("batch", "cpu")) as place,
+        pytest.raises(UserError, match=rf"executor 'batch'.*{made.trials[0].id} is failed.*once"),
+    ):
+        run_on(place, store, made)
+
+
+@pytest.mark.processes
+def test_the_executor_of_the_guide_runs_trials_and_reports_lost_ones(
+    brings: Brings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = Path(__file__).parents[3] / "docs" / "guides" / "clusters.md"
+    (source,) = re.findall(r"```python\n(.*?)```", guide.read_text(encoding="utf-8"), re.S)
+    (tmp_path / "processes.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    brings(importlib.import_module("processes").Processes)
+    made, killed = plan(), []
+
+    def kill_once(event: Event) -> None:
+        if event.kind == "started" and not killed:
+            killed.append(event)
+            place.process.kill()  # type: ignore[attr-defined]
+
+    try:
+        with make_executor(Place("batch", "cpu")) as place:
+            place.prepare(list(made.trials))
+            events = [event.kind for event in run_on(place, store, made, notify=kill_once)]
+    finally:
+        del sys.modules["processes"]
+    assert [kind for kind in events if kind != "progress"] == ["started", "lost", "started", "finished"]
 
 
 def test_too_little_disk_or_memory_is_reported_before_the_start(

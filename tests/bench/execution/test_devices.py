@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -215,7 +216,10 @@ def test_in_one_process_a_broken_device_ends_the_run_and_the_next_start_goes_pas
     assert statuses(store) == {"FAILED": 1, "FINISHED": 2}
 
 
-def test_a_worker_that_does_not_end_delays_nobody(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_worker_that_does_not_end_delays_only_its_slot(
+    count: int, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = plan(seeds=range(4), training=SHORT)
     stuck: list[psutil.Process] = []
     real = tensorbench.execution.perform.run_trial
@@ -237,15 +241,26 @@ def test_a_worker_that_does_not_end_delays_nobody(store: Store, monkeypatch: pyt
             monkeypatch.setattr(held.process, "kill", lambda: None)
             held.watch.limit = 0.0
 
-    with Local(cards(2)) as place:
+    remove = Local._remove
+
+    def removed(self: Local, worker: Any) -> None:
+        remove(self, worker)
+        if self._stuck and count == 1:
+            with pytest.raises(UserError, match="no slot is left"):
+                self._prepare(list(made.trials), notify, None)
+            stuck[0].kill()
+
+    monkeypatch.setattr(Local, "_remove", removed)
+    with Local(cards(count)) as place:
         place.prepare(list(made.trials))
         with pytest.warns(UserWarning, match="does not end"):
             run_on(place, store, made, notify=notify)
         assert statuses(store) == {"FINISHED": 3, "FAILED": 1}
-        assert place.free == 1
-        stuck[0].kill()
-        while place.free < 2:
-            place.step(notify)
+        if count == 2:
+            assert place.free == 1
+            stuck[0].kill()
+        while place.free < count:
+            time.sleep(0.01)
 
 
 def test_what_a_worker_says_has_its_name_and_what_it_prints_is_kept(

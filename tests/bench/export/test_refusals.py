@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 from torch import nn
 
 import tensorbench.store.trained
@@ -21,6 +22,7 @@ from tensorbench.machine.outputs import output_folder
 from tensorbench.methods import Geometry, Method, NotLowRank, UserError, create
 from tensorbench.methods.quantised import Quantisation
 from tensorbench.tools.export.original import Original
+from tensorbench.tools.export.write import beside
 
 from ...messages import naming
 from .cases import METHODS, Case, assert_same_logits
@@ -153,6 +155,12 @@ def test_folders_in_the_way(case: Callable[..., Case], tmp_path: Path) -> None:
     made.folder = made.folder / "README.md" / "a" / "b"
     made.export(adapter)
     assert (made.folder / "adapter_config.json").is_file()
+
+
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be written: No space left"), beside(tmp_path / "out"):
+        raise SafetensorError("No space left on device")
+    assert not list(tmp_path.iterdir())
 
 
 class Straight(nn.Module):

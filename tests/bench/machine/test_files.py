@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tensorbench.machine.files import remove, sha256, sha256_of_all, written_whole
-from tensorbench.machine.outputs import earlier_files
+from tensorbench.machine.outputs import earlier_files, output_folder, replace_files
+from tensorbench.methods import UserError
 
 
 def test_a_hash_is_the_content_s_and_follows_it(tmp_path: Path) -> None:
@@ -84,6 +85,31 @@ def test_earlier_files_lie_in_the_folder(tmp_path: Path, as_object: bool) -> Non
     (folder / "manifest").write_text(json.dumps({"files": listed} if as_object else listed))
     assert earlier_files(folder, "manifest") == [folder / name for name in ("a.json", "tables/b.csv", "away")]
     assert earlier_files(folder, "another") == []
+
+
+def test_a_file_that_a_full_disk_cut_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Path.write_bytes
+
+    def cut(path: Path, content: bytes) -> int:
+        if path.name != "b.json":
+            return write(path, content)
+        write(path, content[:1])
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", cut)
+        with pytest.raises(OSError, match="no space left"):
+            replace_files(tmp_path, {"a.json": "{}", "b.json": "{}"}, "manifest")
+    replace_files(tmp_path, {"a.json": "{}"}, "manifest")
+    assert sorted(os.listdir(tmp_path)) == ["a.json", "manifest"]
+
+
+def test_force_replaces_nothing_but_earlier_output(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("mine")
+    with pytest.raises(UserError, match="no report that --force could replace"):
+        output_folder(tmp_path, "report", force=True, manifest="manifest")
+    (tmp_path / "manifest").write_text("[]")
+    assert output_folder(tmp_path, "report", force=True, manifest="manifest") == tmp_path.resolve()
 
 
 @pytest.mark.parametrize("content", ["5", "{}", '{"files": "abc"}', "[1]", "no JSON"])

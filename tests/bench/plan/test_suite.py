@@ -43,8 +43,8 @@ def test_all_wrong_fields_are_reported_at_once() -> None:
         (b"name: caf\xe9", "not UTF-8"),
         (b"name: toy\nclosing: 2025-02-30\n", naming("YAML", 2)),
         (b"seeds: [!!int x]\n", naming("YAML", 1, 9)),
-        (b"name: toy\nseeds: [0]\nname: [1]\n", naming("YAML", "'name'", 3)),
-        (b"tasks:\n- {task: a, 'task': b}\n", naming("'task'", 2, 13)),
+        (b"name: toy\nseeds: [0]\nname: [1]\n", naming("YAML", '"name"', 3)),
+        (b"tasks:\n- {task: a, 'task': b}\n", naming('"task"', 2, 13)),
         (b"name: a\n---\nname: b\n", r"single document.* \(line 2"),
         (b"name: \x07\n", "not valid YAML: .*#x0007"),
         (b"name: a\nseeds: &a [*a]\n", naming("20,000", "aliases", 2)),
@@ -200,3 +200,9 @@ def test_a_suite_knows_the_text_that_it_was_read_from(tmp_path: Path) -> None:
     assert source.name == ""
     # As given: the absolute path would be specific to one machine.
     assert parse(source.text)["backbones"] == [{"local": "folder"}]
+
+
+@pytest.mark.parametrize("replaced", [{"data": "~no-such-user/x"}, {"backbones": ["~no-such-user/x"]}])
+def test_folders_of_unknown_users_are_refused(replaced: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="~no-such-user is no user's home"):
+        load_suite(VISION, **replaced)

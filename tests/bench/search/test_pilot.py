@@ -316,6 +316,16 @@ def test_paths_that_begin_at_the_suite_s_folder_would_be_lost_elsewhere(tmp_path
             chooser.check_target(tmp_path / "other" / "chosen.yaml")
 
 
+def test_a_length_that_is_too_short_for_a_method_is_refused_before_any_trial() -> None:
+    cut = {"method": "tenslora", "variant": "qkv_depth", "cuts": {"times": 5}}
+    training = {"batch_size": 16, "epochs": 9}
+    suite = load_suite(
+        {**changed(epochs={"seeds": [1000]}), "methods": ["head_only", cut], "training": training}
+    )
+    with pytest.raises(UserError, match=naming("pilot.epochs", "epochs: 1", "qkv_depth", "'digits'")):
+        choosers_of(make_plan(suite))
+
+
 def test_a_pilot_of_a_part_is_refused(tmp_path: Path, new_store: NewStore) -> None:
     part, out = tensorbench.Part(methods=["lora"]), tmp_path / "chosen.yaml"
     with pytest.raises(UserError, match=naming("a pilot chooses for the whole suite", "method lora")):

@@ -17,9 +17,11 @@ import pytest
 from tensorbench.methods import UserError
 from tensorbench.records.pack_format import EXPERIMENT, MANIFEST, NUMBERS, RUNS, SCHEMA
 from tensorbench.records.words import Artifact
+from tensorbench.reports.loading import load_results
 from tensorbench.store.opening import open_results
 from tensorbench.store.pack import archive
 from tensorbench.store.pack.writing import write_pack
+from tensorbench.training.saving import PLAIN, Saving
 
 from ...packs import Files, changed, edit_arrays, edit_json, edit_run, edit_runs, path_of
 from .many_trials import ManyTrials, predictions
@@ -94,6 +96,10 @@ def of_another_version(schema: int) -> Callable[[Files], None]:
 #: Changes after which the manifest is that of the pack before, and the reason of the refusal.
 UNSIGNED: dict[str, tuple[Callable[[Files], None], str]] = {
     "another hash": (appended(RUNS, b" "), f"{RUNS} was changed: its sha256 is"),
+    "another size": (
+        edit_json(MANIFEST, lambda manifest: [each.update(bytes=1) for each in manifest["members"].values()]),
+        "bytes, the manifest says 1",
+    ),
     "a file less": (without(NUMBERS), f"{NUMBERS}' is not in it"),
     "a file more": (more("experiments/0000/artifacts/ab/plan.json"), "its manifest does not name it"),
     "a later version": (of_another_version(SCHEMA + 1), rf"a later version .* \(schema {SCHEMA + 1}; this"),
@@ -163,7 +169,11 @@ SIGNED: dict[str, tuple[Callable[[Files], None], str]] = {
     # Runs.
     "no run id": (run(run_id="../../x"), "run_id: "),
     "a run twice": (edit_runs(lambda lines: lines.append(lines[-1])), "a run is in it twice"),
-    "a run that goes on": (run(status="RUNNING"), "status: "),
+    "a run that goes on": (
+        run(status="RUNNING"),
+        r"status: Input should be 'FINISHED', 'FAILED' or 'KILLED' \(got 'RUNNING'\)",
+    ),
+    "more than all right": (run(metrics={"score": 1.7}), "score of run .*: 1.7; accuracy is from 0 to 1"),
     "no start": (run(started=None), "started: Input should be"),
     "a start before time": (run(started=-1), f"started: {RANGE}"),
     "an end after time": (run(ended=10**18), f"ended: {RANGE}"),
@@ -214,6 +224,14 @@ def test_scores_and_points_may_be_infinite_or_nan(pack: Path, tmp_path: Path) ->
     (source,) = open_results("", [str(changed(pack, tmp_path / "b.tensorbench.zip", change))])
     assert math.inf in source.curves()["value"].tolist()
     assert math.inf in [record.metrics.get("loss") for record in source.records()]
+
+
+def test_numbers_with_more_digits_than_python_reads_are_unknown(tmp_path: Path) -> None:
+    digits = dict.fromkeys(("provenance.threads", "provenance.micro_batch"), "1" * 5000)
+    other = changed(PUBLISHED, tmp_path / "b.tensorbench.zip", tags(**digits))
+    *_, record = sorted(opened(other).records(), key=lambda record: len(record.provenance["threads"]))
+    assert Saving.of(record.provenance) == PLAIN
+    assert load_results(other).trials["threads"].isna().sum() == 1
 
 
 def test_a_configuration_that_repeats_a_long_line(pack: Path, tmp_path: Path) -> None:
@@ -269,6 +287,11 @@ def too_wide(plan: dict[str, Any]) -> None:
     plan["rows"][0]["studies"] = window | {"trials": {}}
 
 
+def other_ks(plan: dict[str, Any]) -> None:
+    window = {"studies": 3, "points": 3, "ks": [1, 2], "centre": 1e-3, "decades": 2, "head_lr": None}
+    plan["rows"][0]["studies"] = window | {"trials": {}}
+
+
 def no_method(plan: dict[str, Any]) -> None:
     del plan["trials"][0]["method"]["method"]
 
@@ -279,6 +302,7 @@ def no_method(plan: dict[str, Any]) -> None:
         (no_method, "trial '[0-9a-f]{16}' has no method"),
         (lambda plan: plan["rows"][0].update(trials={}), "row '[^']+' has no seed"),
         (too_wide, "rows.0.studies.decades: .*less than or equal to 100"),
+        (other_ks, r"rows.0.studies: ks: expected 3, the number of points, .*got \[1, 2\]"),
         (lambda plan: plan.update(rows=3), "rows: should be a list"),
         (
             lambda plan: plan["rows"][0].update(trials={"0": "f" * 16}),

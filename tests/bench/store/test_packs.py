@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 
 from tensorbench.methods import UserError
+from tensorbench.records.measures import Measure
 from tensorbench.records.pack_format import EXPERIMENT, MANIFEST, NUMBERS, RUNS, TRAVELS
 from tensorbench.records.record import Record
 from tensorbench.records.words import Artifact, RunKind, Status, Tag
@@ -269,10 +271,17 @@ def other_score(runs: list[dict[str, Any]]) -> None:
     run["metrics"]["score"] += 2e-6
 
 
-def test_other_scores_are_listed_and_nothing_is_written(
-    small: str, pack: Path, tmp_path: Path, new_store: NewStore
+def other_loss(runs: list[dict[str, Any]]) -> None:
+    """Gives one trial a validation loss, by which studies choose."""
+    run = next(run for run in runs if run["tags"].get("seed") == "0")
+    run["metrics"][Measure.SELECTED_LOSS] = 0.001
+
+
+@pytest.mark.parametrize("other", [other_score, other_loss])
+def test_other_results_are_listed_and_nothing_is_written(
+    other: Callable[[list[dict[str, Any]]], None], pack: Path, tmp_path: Path, new_store: NewStore
 ) -> None:
-    tampered = changed(pack, tmp_path / "b.tensorbench.zip", edit_runs(other_score))
+    tampered = changed(pack, tmp_path / "b.tensorbench.zip", edit_runs(other))
     uri = new_store(tmp_path)
     unpack(pack, store=uri)
     before = Store.existing(uri, "small").records()
@@ -281,8 +290,9 @@ def test_other_scores_are_listed_and_nothing_is_written(
     ):
         unpack(tampered, store=uri)
     assert Store.existing(uri, "small").records() == before
-    with pytest.raises(UserError, match="have other scores"):
-        unpack(pack, tampered, store=f"sqlite:///{tmp_path / 'other.db'}")
+    for order in ((pack, tampered), (tampered, pack)):
+        with pytest.raises(UserError, match="have other scores"):
+            unpack(*order, store=f"sqlite:///{tmp_path / 'other.db'}")
 
 
 def protocol(plan: dict[str, Any]) -> None:
@@ -309,6 +319,13 @@ def test_packs_of_one_suite_that_was_run_differently_are_refused(
     unpack(pack, store=uri)
     with pytest.raises(UserError, match=f"not run alike.*{said}"):
         unpack(other, store=uri)
+
+
+def test_a_store_that_was_copied_without_its_artifacts(tmp_path: Path, new_store: NewStore) -> None:
+    uri = made_up_store(tmp_path, new_store)
+    shutil.rmtree(tmp_path / "mlartifacts")
+    with pytest.raises(UserError, match="copied without its folder mlartifacts"):
+        load_results("small", store=uri)
 
 
 def test_an_experiment_with_a_name_that_no_suite_has(tmp_path: Path, new_store: NewStore) -> None:

@@ -151,6 +151,24 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         "'sentence': .* sentence1",
     ),
     "no parquet": ("cola", BOTH | {"train.parquet": b"not parquet at all"}, "cannot be read"),
+    "a later part": (
+        "cola",
+        {
+            "train-00000-of-00002.parquet": None,
+            "train-00001-of-00002.parquet": b"no",
+            "validation.parquet": None,
+        },
+        "train-00001-of-00002.parquet cannot be read",
+    ),
+    "a later part with other columns": (
+        "cola",
+        {
+            "train-00000-of-00002.parquet": None,
+            "train-00001-of-00002.parquet": {"text": ["a"], "label": [0]},
+            "validation.parquet": None,
+        },
+        "train-00001-of-00002.parquet has no column 'sentence'",
+    ),
     "no rows": ("cola", BOTH | {"train.parquet": {"sentence": [], "label": []}}, "no row"),
     "words for labels": ("cola", with_column("label", "yes", "no"), "'cola'.*train.*row 0: label 'yes'"),
     "a third class": ("cola", with_column("label", 0, 1, 2), "train.*row 2: label '2' is none"),

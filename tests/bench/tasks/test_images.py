@@ -84,6 +84,17 @@ def test_images_of_another_class_are_seen_in_one_process(tmp_path: Path) -> None
     assert (by_class.classes, task(tmp_path, images="x").classes) == (("a", "b"), ("a", "c"))
 
 
+@pytest.mark.parametrize("separator", [" ", ",", "\t", ", "])
+def test_paths_in_a_list_may_have_spaces_and_commas(tmp_path: Path, separator: str) -> None:
+    pictures(tmp_path / "x", "a", "b")
+    names = ["my photo.png", "a,b.png", "c. d.png", "e.png"]
+    for number, name in enumerate(names):
+        (tmp_path / "x" / "a" / f"{number}.png").rename(tmp_path / "x" / name)
+    (tmp_path / "x" / "l.txt").write_text("".join(f"{n}{separator}{n in names[:2]}\n" for n in names))
+    own = task(tmp_path, image_list="x/l.txt")
+    assert (own.classes, list(own.examples().labels)) == (("False", "True"), [1, 1, 0, 0])
+
+
 def test_images_in_hidden_folders_are_none(tmp_path: Path) -> None:
     pictures(tmp_path / "x", "a", "b", "a/more", "a/.ipynb_checkpoints", "b/more/.thumbs")
     assert len(task(tmp_path, images="x").examples().labels) == 24

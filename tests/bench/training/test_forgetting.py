@@ -10,6 +10,7 @@ import huggingface_hub
 import pyarrow
 import pytest
 import torch
+from huggingface_hub.errors import HTTPError
 from pyarrow import parquet
 
 import tensorbench
@@ -132,7 +133,7 @@ def test_the_first_articles_are_read_from_the_cache_or_the_hub(
         def open(self, path: str) -> Any:
             paths.append(path)
             if len(paths) > 1:
-                raise FileNotFoundError("no network")
+                raise HTTPError("no network")
             return file.open("rb")
 
     monkeypatch.setattr(huggingface_hub, "HfFileSystem", FileSystem)

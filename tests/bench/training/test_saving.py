@@ -12,6 +12,7 @@ import torch
 
 import tensorbench.execution.perform
 import tensorbench.training.loop
+from tensorbench.backbones.random_weights import byte_tokenizer
 from tensorbench.execution.perform import perform, prepare_all
 from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
@@ -21,6 +22,7 @@ from tensorbench.training.saving import PLAIN, Saving
 from tensorbench.training.trial import Outcome, Resources, run_trial
 
 from ...messages import naming
+from ..local_checkpoints import model_of
 from ..toy_runs import SHORT
 from ..toy_suites import TEXT, VISION, plan, write
 
@@ -96,6 +98,19 @@ def test_the_backbone_gets_parts_of_a_batch_and_runs_layers_again() -> None:
     backbone = resources.backbone(made)
     run_trial(made, resources, lambda progress: None)
     assert resources.backbone(made) is backbone
+
+
+def test_layers_that_also_get_positions_drop_by_whole_batches_alone(tmp_path: Path) -> None:
+    undropped = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model_of("deberta-v2", **undropped).save_pretrained(tmp_path)
+    byte_tokenizer(16).save_pretrained(tmp_path)
+    tasks = [{**TEXT["tasks"][0], "max_tokens": 16}]
+    base = {**TEXT, "backbones": [{"local": str(tmp_path)}], "tasks": tasks}
+    dropping = trial(base, {"method": "lotr", "dropout": 0.1})
+    with pytest.raises(UserError, match=naming("--micro-batch", "LoTR", "get positions", "without dropout")):
+        prepare_all([dropping], Resources("cpu", PARTS))
+    for made, saving in ((dropping, replace(PARTS, micro_batch=16)), (trial(base, "lotr"), PARTS)):
+        prepare_all([made], Resources("cpu", saving))
 
 
 @pytest.mark.parametrize(

@@ -37,14 +37,17 @@ def test_a_sample_runs_again_and_says_how_near_it_has_to_come(kept: Kept) -> Non
     assert first.trial == second.trial
 
 
-def test_another_run_has_the_stored_validation_loss(kept: Kept) -> None:
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_another_run_has_the_stored_validation_loss(kept: Kept, elsewhere: bool) -> None:
+    """On another processor it may differ, however near scores have to be."""
+    if elsewhere:
+        kept.store.client.set_tag(kept.record.run_id, "provenance.cpu_kind", "another")
     loss = kept.record.measure(Measure.SELECTED_LOSS)
     assert loss is not None
     kept.measure(Measure.SELECTED_LOSS, loss - 0.001)
-    faults = [
-        fault for fault in verify(store=kept.store.uri, reruns=2).faults if fault.run == kept.record.run_id
-    ]
-    assert "validation loss of another run" in [fault.what for fault in faults]
+    result = verify(store=kept.store.uri, reruns=2, tolerance=1e-6)
+    whats = {fault.what for fault in result.faults if fault.run == kept.record.run_id}
+    assert ("validation loss of another run" in whats) != elsewhere
 
 
 def test_a_trial_whose_data_are_not_here_cannot_run_again(

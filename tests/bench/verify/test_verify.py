@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from tensorbench.store.pack.reading import open_pack
 from tensorbench.store.pack.writing import write_pack
 from tensorbench.store.store import Store
 
-from ...packs import changed, edit_json, packed
+from ...packs import changed, edit_json, edit_run, packed
 from ...predicted import file_of, frame_of
 from ...reports import made_up
 from ..toy_runs import SHORT, run_inline
@@ -294,6 +295,37 @@ def test_a_pack_is_verified_as_its_store_is(
     ended = call("verify", bare)
     assert ended.code == 1
     assert "score: stored 0.987" in ended.out
+
+
+def _failed(line: dict[str, Any]) -> None:
+    line["status"] = Status.FAILED
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda line: line["metrics"].pop(Measure.SELECTED_LOSS), {"validation loss"}),
+        (lambda line: line["metrics"].update({Measure.SELECTED_LOSS: math.nan}), {"validation loss"}),
+        (_failed, {"tag failure", "score of a failed trial", "predictions of a failed trial"}),
+    ],
+)
+def test_trials_that_are_taken_out_of_their_study_are_found(
+    kept: Kept, tmp_path: Path, change: Callable[[dict[str, Any]], object], named: set[str]
+) -> None:
+    """Reports leave out a study with a trial that failed, or that has no validation loss."""
+    pack = tmp_path / "toy.tensorbench.zip"
+    write_pack([kept.store], pack)
+    result = verify(str(changed(pack, tmp_path / "b.tensorbench.zip", edit_run(change))))
+    assert {fault.what for fault in result.faults} == named
+    assert len({fault.run for fault in result.faults}) == 1
+
+
+def test_failed_trials_are_noted(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
+    store = Store.create(new_store(tmp_path), "toy")
+    wild = {"method": "lora", "rank": 1, "training": {"lr": 1e30}}
+    run_inline(store, plan(methods=["head_only", wild], training=SHORT))
+    result = verify(store=store.uri)
+    assert (result.ok, result.looked_at, result.notes) == (True, 1, ["toy: 1 trial failed: 1 diverged"])
 
 
 def test_a_pack_keeps_the_hash_of_a_suite_whose_folders_stay_behind(kept: Kept, tmp_path: Path) -> None:

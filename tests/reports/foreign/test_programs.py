@@ -83,6 +83,21 @@ def test_a_log_of_inspect_is_judged_by_a_metric_of_which_more_is_better(tmp_path
         read_with(stderr=0.01, wer=0.3)
 
 
+def test_of_the_reducers_of_a_scorer_of_inspect_the_mean_counts(tmp_path: Path) -> None:
+    source = DATA / "inspect" / "2024-10-15T12-53-13-04-00_popularity.json"
+    log = json.loads(source.read_text(encoding="utf-8"))
+    (scored,) = log["results"]["scores"]
+    values = {"at_least_2": 0.2, "mean": 0.8, "mode": 0.5}
+    log["results"]["scores"] = [
+        scored | {"reducer": name, "metrics": {"accuracy": {"name": "accuracy", "value": value}}}
+        for name, value in values.items()
+    ]
+    (tmp_path / source.name).write_text(json.dumps(log), encoding="utf-8")
+    results = load_results(tmp_path)
+    assert [cell.mean for cell in results.all_cells] == [0.8]
+    assert any("by mean, not by at_least_2, mode" in note for note in results.notes)
+
+
 def test_an_evaluation_repeated_after_failures_counts_once(tmp_path: Path) -> None:
     source = DATA / "inspect" / "2024-10-15T12-53-13-04-00_popularity.json"
     shutil.copy(source, tmp_path)

@@ -33,6 +33,7 @@ from .made_up_tables import HEADING, table
         (["a,t,0,.5,.5"], HEADING + ",score", naming("runs.csv, line 1", "'score' occurs twice")),
         (["a" * 201 + ",t,0,.5"], HEADING, naming("line 2", "method", "201 characters")),
         ([f"{n},t,0,.5" for n in range(1001)], HEADING, naming("1,001 methods")),
+        (["a,t,0,.5", 'a,"t', 'u",1,.5', 'a,"t"x,2,.5'], HEADING, naming("line 5", "expected after")),
         (["a,t"], "algorithm,task", naming("no column 'method'", "--method", "algorithm, task")),
         ([], HEADING, naming("no line")),
     ],
@@ -100,6 +101,11 @@ def test_shares_and_percentages_of_one_task_are_refused(tmp_path: Path) -> None:
     lines = [line.replace(",9.5", ",.095") if line < "B" else line for line in lines]
     with pytest.raises(UserError, match=naming("line 2", "0.075", "9.5")):
         load_results(table(tmp_path, lines))
+    # One run among those of its method.
+    with pytest.raises(UserError, match=naming("line 4", "0.095", "9.5")):
+        load_results(table(tmp_path, [*RUNS[:2], RUNS[2].replace("9.5", "0.095"), *RUNS[3:]]))
+    # A percentage far below the others is one.
+    assert load_results(table(tmp_path, [*RUNS[:2], RUNS[2].replace("9.5", "0.9"), *RUNS[3:]])).all_cells
 
 
 def test_an_unknown_option_is_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from tensorbench import Selection, load_results
 from tensorbench.methods import UserError
 from tensorbench.reports.foreign.table import read_table
+from tensorbench.reports.tables import costs_table
 
 from ...messages import naming
 from .made_up_tables import DATA, HEADING, difference, seeds, table
@@ -186,3 +187,26 @@ def test_tables_and_packs_are_read_as_one(tmp_path: Path) -> None:
         load_results(file, shutil.copy(file, tmp_path / "again"))
     with pytest.raises(UserError, match="for tables"):
         load_results(DATA / "peft", score="score")
+
+
+def test_a_threshold_in_units_scales_with_a_reference_of_another_budget(tmp_path: Path) -> None:
+    scores = {"LoRA,small": (4.0, 4.1, 4.2), "DoRA,large": (3.0, 3.1, 3.3)}
+    lines = [f"{name},{seed},{score}" for name, own in scores.items() for seed, score in enumerate(own)]
+    results = load_results(table(tmp_path, lines, "method,budget,seed,score"), metric="rmse")
+    (block,) = (block for block in results.analysis.blocks if block.budget == "large")
+    assert block.against == "LoRA"
+    assert block.threshold == pytest.approx(0.041)
+    # No row has a budget that it could miss.
+    assert costs_table(results).notes[0] == "Counts exclude the head."
+
+
+def test_a_task_on_which_nothing_is_compared_is_no_second_task(tmp_path: Path) -> None:
+    lines = seeds(LoRA=[0.8, 0.81, 0.82], DoRA=[0.9, 0.91, 0.93])
+    one, other = (
+        load_results(table(tmp_path, [*lines, *more], name=name)).analysis.notes
+        for name, more in (
+            ("one.csv", ["LoRA,u,0,0.5"]),
+            ("two.csv", [f"{m},u,0,0.5" for m in ("LoRA", "DoRA")]),
+        )
+    )
+    assert [any(note.startswith("One task") for note in notes) for notes in (one, other)] == [True, False]

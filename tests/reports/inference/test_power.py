@@ -83,7 +83,13 @@ def test_a_design_has_the_mean_variances_of_its_comparisons() -> None:
     small, large = (effect([of_seeds(array(0, 2, 4)), of_seeds(array(1, 3, 5) * by)]) for by in (1, 3))
     tuned = effect([replace(part, examples=1.0) for part in small.parts])
     design = power.of_effects([small, large, tuned], claims=3)
-    assert design == power.Design(3, 3, spreads=(4.0, pytest.approx(44 / 3)), examples=1 / 6)
+    assert design == power.Design(3, 3, spreads=(4.0, pytest.approx(44 / 3)), examples=1 / 6, moderated=1)
+    # The variances of comparisons with collapsed runs are not moderated, so their intervals are wider.
+    assert (design.finds or 0.0) > (replace(design, moderated=None).finds or math.inf)
+    every = [effect([part]) for part in moderated([of_seeds(array(0, 2, 4)), of_seeds(array(0, 1, 4))])]
+    alone = effect([of_seeds(array(0, 2, 4))])
+    sound, one_fell = power.of_effects(every, claims=2), power.of_effects([*every, alone], claims=3)
+    assert [each and each.moderated for each in (sound, one_fell)] == [2, 2]
     assert power.of_effects([small, small], claims=2) == power.of_effects([small], claims=2)
     assert power.of_effects([effect([of_seeds(array(1, 2))])], claims=1) is None
 

@@ -53,6 +53,7 @@ CHECKS = {
         Check(states.seeds, on_each=False),
         Check(updates.gradcheck, on_each=False),
         Check(numerics.bfloat16, on_each=False),
+        Check(numerics.alone, on_each=False),
         Check(numerics.checkpointing, of_shapes=True),
         Check(numerics.dropout, on_each=False),
         Check(numerics.streams, on_each=False),

@@ -86,8 +86,8 @@ def _expect_options_kept(method: Method, what: str, sized: Callable[[Method], Me
 def count(subject: Subject) -> str:
     """Checks that `peak_count` is the number of parameters that train at the start.
 
-    Several sizes of the method are tried on several geometries. Returns the number of adapters that were
-    counted, and the number that the method refused.
+    Several sizes of the method are tried on several geometries. A method that refuses every kind of backbone
+    fails. Returns the number of adapters that were counted, and the number that the method refused.
     """
     counted, refusals = 0, []
     sizes = [subject.method, *(subject.method.isorank(rank) for rank in (1, 2, 5) if subject.method.sizeable)]
@@ -112,6 +112,8 @@ def count(subject: Subject) -> str:
             )
             counted += 1
     if not counted:
+        # A method that no backbone takes would pass, as no other check would apply.
+        expect(not subject.refused_by_all(), f"refuses every kind of backbone: {refusals[0]}")
         raise NotApplicable(f"refuses every geometry: {refusals[0]}")
     return f"{counted} sizes" + (f", {len(refusals)} refused" if refusals else "")
 
@@ -154,7 +156,8 @@ def fit(subject: Subject) -> str:
         unit = max(2 * geometry.hidden * 3 * geometry.layers, _smallest(method, geometry).count(geometry))
         counts = []
         for budget in (int(2.3 * unit), 4 * unit, int(7.7 * unit)):
-            fitted = method.fit(geometry, budget)
+            # With the keyword, as plans call it.
+            fitted = method.fit(geometry, budget, uneven=False)
             size = fitted.size
             expect(bool(size), f"fit leaves the size free at {geometry}")
             expect(min(size or ()) >= 1, f"fit gives ranks {size} at {geometry}")

@@ -52,6 +52,36 @@ def bfloat16(subject: Subject) -> None:
             expect(gradient.dtype == torch.float32, f"gradient of {name} is {gradient.dtype}")
 
 
+def alone(subject: Subject) -> None:
+    """Checks that an example's outputs do not depend on the other examples of its batch.
+
+    The adapter's modules are tried in eval mode and in training mode, without dropout and with the backbone
+    in eval mode.
+    """
+    if subject.method.depends_on_batch:
+        raise NotApplicable(subject.method.depends_on_batch)
+    method, backbone = subject.method, subject.backbone(torch.float64)
+    if "dropout" in type(method).model_fields:
+        method = method.model_copy(update={"dropout": 0.0})
+    backbone.module.eval()
+    own = set(backbone.module.modules())
+    subject.randomised(backbone=backbone, method=method)
+    batch = subject.batch(torch.float64)
+    for training in (False, True):
+        for module in backbone.module.modules():
+            module.training = training and module not in own
+        with torch.no_grad():
+            together = backbone.module(**batch)
+            for row in range(len(together)):
+                one = {name: tensor[row : row + 1] for name, tensor in batch.items()}
+                expect_close(
+                    backbone.module(**one),
+                    together[row : row + 1],
+                    1e-10,
+                    f"outputs of an example alone{' in training' * training} (see Method.depends_on_batch)",
+                )
+
+
 def checkpointing(subject: Subject) -> None:
     """Checks that recomputing activations in the backward pass changes neither outputs nor gradients.
 
