@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,9 @@ from tensorbench.store.store import Store
 
 from .bench.toy_runs import SHORT
 from .bench.toy_suites import VISION, write
+from .fixtures import Call, NewStore
 from .messages import naming
 from .packs import packed
-
-Call = Callable[..., Any]
-NewStore = Callable[[Path], str]
 
 SOURCE = (Path(__file__).parent / "plugins" / "tensorbench-shared-down" / "shared_down.py").read_text()
 NAMED = '    name = "shared_down"\n'

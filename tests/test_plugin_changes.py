@@ -10,7 +10,6 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,10 +23,9 @@ from tensorbench.tasks import TASKS
 
 from .bench.toy_runs import SHORT
 from .bench.toy_suites import DIGITS, write
+from .fixtures import Call
 from .messages import naming
 from .test_plugin_mistakes import METHOD, Site
-
-Call = Callable[..., Any]
 
 #: The files of a plug-in with a method, a backbone and a task.
 SOURCES = {

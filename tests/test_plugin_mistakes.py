@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +20,9 @@ from tensorbench.tasks import TASKS, Objective
 from tensorbench.tools.perf import contenders
 
 from .bench.toy_suites import write
+from .fixtures import Call
 from .messages import naming
 
-Call = Callable[..., Any]
 Install = Callable[[str, str], None]
 
 TASK = """

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,8 +15,7 @@ import tensorbench
 from tensorbench.methods import METHODS
 
 from .bench.programs import Program
-
-Call = Callable[..., Any]
+from .fixtures import Call
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = ROOT / "tests" / "plugins" / "tensorbench-shared-down"

@@ -25,11 +25,10 @@ from tensorbench.methods.tenslora import VARIANTS
 from tensorbench.store.store import Store
 from tensorbench.tasks import TASKS
 
+from ..fixtures import Call
 from ..messages import naming
 from .programs import Program
 from .toy_suites import DIGITS, MOVIES, TEXT, plan, write
-
-Call = Callable[..., Any]
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 

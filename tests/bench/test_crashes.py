@@ -13,6 +13,7 @@ from tensorbench.store import claims
 from tensorbench.store.opening import unpack
 from tensorbench.store.store import Store
 
+from ..fixtures import NewStore
 from ..packs import packed
 from . import crashes, proxy
 from .crashes import FATAL, Fault, Step, check, check_half, check_once
@@ -23,7 +24,6 @@ from .toy_suites import VISION, plan
 
 pytestmark = pytest.mark.processes
 
-NewStore = Callable[[Path], str]
 MakeStore = Callable[[str], Store]
 
 PLAN = plan(methods=["lora", "head_only"], training=SHORT)

@@ -19,11 +19,10 @@ from tensorbench.plan.rows import Plan
 from tensorbench.run.search.chooser import Choices
 from tensorbench.run.suites import Audience
 
+from ..fixtures import NewStore
 from ..messages import naming
 from .toy_runs import SHORT
 from .toy_suites import suite
-
-NewStore = Callable[[Path], str]
 
 CPU = tensorbench.Place(device="cpu")
 

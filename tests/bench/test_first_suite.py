@@ -6,16 +6,14 @@ import csv
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tensorbench.plan.suite import Suite, load_suite
 from tensorbench.run.first_suite import DESIGNS, HOUR
 
+from ..fixtures import Call
 from ..messages import naming
-
-Call = Callable[..., Any]
 
 
 @pytest.fixture(autouse=True)

@@ -30,12 +30,10 @@ from tensorbench.run.suites import Audience, run_suite
 from tensorbench.store.store import Store
 from tensorbench.training.measure import provenance
 
+from ..fixtures import Call, NewStore
 from ..stored import Result
 from ..stored import write as stored
 from .toy_suites import DIGITS, TEXT, plan, suite, write
-
-Call = Callable[..., Any]
-NewStore = Callable[[Path], str]
 
 #: The seconds per step of the trials that `tests.stored` makes up. They take an hour for two steps.
 SECONDS_A_STEP = 1800.0

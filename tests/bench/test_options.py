@@ -15,9 +15,8 @@ from tensorbench.methods import UserError
 from tensorbench.plan.pairs import Part
 from tensorbench.plan.rows import Plan
 
+from ..fixtures import Call
 from .toy_suites import DIGITS, MOVIES, VISION, plan, write
-
-Call = Callable[..., Any]
 
 BOTH: dict[str, Any] = {
     **VISION,

@@ -21,14 +21,13 @@ from tensorbench.reports.selection import Selection
 from tensorbench.run.power import ASSUMED, DISAGREEMENT, Power, power, powers
 from tensorbench.tasks import TASKS
 
+from ..fixtures import Call
 from ..messages import naming
 from ..packs import packed
 from ..reports import made_up_studies
 from ..reports.made_up import plan_of, result
 from ..stored import write as store
 from .toy_suites import TEXT, plan, write
-
-Call = Callable[..., Any]
 
 SIMILARITY = Path(__file__).parents[1] / "data" / "similarity.csv"
 

@@ -22,13 +22,11 @@ from tensorbench.run.references import references_of, to_run_again
 from tensorbench.store.opening import open_results, unpack
 from tensorbench.store.store import Store
 
+from ..fixtures import Call, NewStore
 from ..messages import naming
 from ..packs import changed, edit_json, edit_runs, packed
 from .toy_runs import SHORT, forbid_trials, raising, run_inline
 from .toy_suites import TEXT, plan, write
-
-Call = Callable[..., Any]
-NewStore = Callable[[Path], str]
 
 #: The published suite has LoRA and a tensor with a given rank, on three seeds. The suite that extends it has
 #: another method in place of the tensor.

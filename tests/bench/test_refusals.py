@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 
+from ..fixtures import Call
 from ..messages import naming
 from . import local_checkpoints
 from .toy_suites import MOVIES, TEXT, VISION, write
-
-Call = Callable[..., Any]
 
 #: The CPU seconds that a refusal may take. If a request is not refused, it takes hours.
 SECONDS = 30.0

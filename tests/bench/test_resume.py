@@ -8,7 +8,6 @@ from __future__ import annotations
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 from tensorbench.records.record import latest
 from tensorbench.store.store import Store
 
+from ..fixtures import Call, NewStore
 from .crashes import check
 from .services import driver, wait_until
 from .toy_runs import SHORT, Ran, executed
@@ -25,8 +25,6 @@ from .toy_suites import plan, write
 
 pytestmark = pytest.mark.processes
 
-Call = Callable[..., Any]
-NewStore = Callable[[Path], str]
 
 SUITE: dict[str, Any] = {"methods": ["lora", "head_only"], "seeds": [0, 1], "training": SHORT}
 

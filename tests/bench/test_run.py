@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -24,12 +22,10 @@ from tensorbench.tasks import TASKS, prepare
 from tensorbench.training.loop import evaluate
 from tensorbench.training.measure import LIBRARIES
 
+from ..fixtures import Call, NewStore
 from ..predicted import frame_of
 from .toy_runs import Ran, forbid_trials, run
 from .toy_suites import MOVIES, TEXT, plan
-
-Call = Callable[..., Any]
-NewStore = Callable[[Path], str]
 
 STEPS = 10
 METHODS: list[Any] = ["lora", "head_only", {"method": "tenslora", "variant": "att"}]

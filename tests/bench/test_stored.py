@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,11 +14,10 @@ from tensorbench.machine.files import sha256
 from tensorbench.store.store import Store
 from tensorbench.training.seeding import stream_seed
 
+from ..fixtures import Call
 from ..messages import naming
 from .toy_runs import SHORT, Ran, run
 from .toy_suites import VISION
-
-Call = Callable[..., Any]
 
 #: A LoRA that diverges at once.
 DIVERGES = {"method": "lora", "rank": 2, "training": {"lr": 1e30, "steps": 3}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +26,9 @@ from tensorbench.reports.stored import contents
 from tensorbench.run.suites import Audience, run_suite
 from tensorbench.store.store import Store
 
+from ..fixtures import Call, NewStore
 from ..messages import naming
 from .toy_suites import VISION, write
-
-Call = Callable[..., Any]
-NewStore = Callable[[Path], str]
 
 STUDY: dict[str, Any] = {
     **{key: value for key, value in VISION.items() if key not in ("seeds", "training")},

@@ -23,10 +23,9 @@ from tensorbench.reports.report import Composed
 from tensorbench.reports.summary import Summary, summarise
 from tensorbench.store.store import Store
 
+from ..fixtures import NewStore
 from ..stored import Result, write
 
-Call = Callable[..., Any]
-NewStore = Callable[[Path], str]
 #: Writes the results of plans to a store of its own, and returns the store's address.
 Stored = Callable[..., str]
 #: The same, and returns the analysis, or the report in memory.

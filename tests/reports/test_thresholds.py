@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from tensorbench.methods import UserError
 from tensorbench.reports.thresholds import thresholds
 
-Call = Callable[..., Any]
+from ..fixtures import Call
 
 
 def test_unset_thresholds_are_the_metrics_default() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,11 @@ from tensorbench.records.words import Status
 from tensorbench.store.store import Store
 from tensorbench.training.trial import Resources
 
+from ...fixtures import Call, NewStore
 from ...messages import naming
 from ...stored import begun
 from ..toy_runs import SHORT, Ran, executed, raising, run, run_inline
 from ..toy_suites import VISION, plan
-
-Call = Callable[..., Any]
-NewStore = Callable[[Path], str]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import sys
 import termios
 import time
 from array import array
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from tensorbench.execution.worker import Slot
 from tensorbench.methods import UserError
 from tensorbench.store.store import Store
 
+from ...fixtures import NewStore
 from ..programs import FORKS
 from ..services import driver as program
 from ..toy_runs import raising, run_on
@@ -35,7 +35,6 @@ TALKATIVE = {"batch_size": 16, "steps": 400}
 #: A training that is so long that no test waits for its end.
 LONG = {"batch_size": 16, "steps": 10**7}
 
-NewStore = Callable[[Path], str]
 
 pytestmark = pytest.mark.processes
 

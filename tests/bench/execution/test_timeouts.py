@@ -32,12 +32,12 @@ from tensorbench.records.words import Status
 from tensorbench.run.search.chooser import Batch
 from tensorbench.store.store import Store
 
+from ...fixtures import NewStore
 from ...messages import naming
 from ..programs import FORKS
 from ..toy_runs import run_on, timed
 from ..toy_suites import VISION, plan, write
 
-NewStore = Callable[[Path], str]
 #: A training that is so long that no test waits for its end.
 LONG = {"batch_size": 16, "steps": 10**7}
 #: The hardware of a worker, as its provenance has it, and as the tags of a run have it.

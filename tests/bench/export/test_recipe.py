@@ -24,11 +24,11 @@ from tensorbench.plan.trial import Trial
 from tensorbench.tasks import prepare
 from tensorbench.tasks.splits import Split
 
+from ...fixtures import Call
 from ...messages import naming
 from ..local_checkpoints import model_of
 from ..toy_suites import TEXT, VISION
 
-Call = Callable[..., Any]
 CPU = tensorbench.Place(device="cpu")
 SEEDS = (0, 1, 2)
 

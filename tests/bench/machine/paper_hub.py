@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from tensorbench.plan.suite_rows import TaskRow
 from tensorbench.tasks import TASKS, DataSource, Examples, PreparedData, Task, prepare
 
 from ..hub_stand_in import write_glue
-
-Call = Callable[..., Any]
 
 GLUE, EUROSAT = "datasets/nyu-mll/glue", "datasets/timm/eurosat-rgb"
 DTD_PARTS, DTD_WHOLE = "datasets/HuggingFaceM4/DTD_Describable-Textures-Dataset", "datasets/tanganke/dtd"

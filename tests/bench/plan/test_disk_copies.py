@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,11 @@ from tensorbench.plan.suite import load_suite
 from tensorbench.run.suites import Audience, run_suite
 from tensorbench.store.store import Store
 
+from ...fixtures import Call, NewStore
 from ...messages import naming
 from ..hub_stand_in import write_glue
 from ..machine.paper_hub import SUITE, save_roberta
 from ..toy_suites import DIGITS, VISION, suite, write
-
-Call = Callable[..., Any]
-NewStore = Callable[[Path], str]
 
 SIZES = {"train": 80, "validation": 20}
 

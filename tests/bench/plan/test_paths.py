@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -16,11 +14,10 @@ from tensorbench.plan.make import make_plan
 from tensorbench.plan.rows import Plan
 from tensorbench.plan.suite import load_suite
 
+from ...fixtures import Call
 from ...messages import naming
 from ..hub_stand_in import write_glue
 from ..machine.paper_hub import SUITE, save_roberta
-
-Call = Callable[..., Any]
 
 LOCAL = SUITE | {
     "name": "local",

@@ -31,12 +31,11 @@ from tensorbench.tools.redundancy import (
 )
 from tensorbench.training.trial import Resources, run_trial
 
+from ...fixtures import Call
 from ...messages import naming
 from ...methods.toy import ToyBackbone, scatter
 from ..synthetic import GEOMETRY, TRUE_RANKS, registered, true_update
 from ..toy_suites import suite, write
-
-Call = Callable[..., Any]
 
 SMALL = Geometry(8, 2, 3, 32)
 SHARED = Geometry(10, 4, 2, 15, kv_heads=2, head_size=3, gated=True)

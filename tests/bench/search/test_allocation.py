@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,9 @@ from tensorbench.plan.suite import Suite, load_suite
 from tensorbench.run.search.chooser import Chooser
 from tensorbench.store.store import Store
 
+from ...fixtures import Call, NewStore
 from ..toy_suites import DIGITS, MOVIES, VISION, plan, suite, write
 from .scripted import only_chooser
-
-Call = Callable[..., Any]
-NewStore = Callable[[Path], str]
 
 QKV = {"method": "tenslora", "variant": "qkv_depth"}
 #: A budget that every allocation of the toy keeps.

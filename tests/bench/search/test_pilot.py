@@ -26,12 +26,10 @@ from tensorbench.run.search.ranks import choosers_of
 from tensorbench.store.store import Store
 from tensorbench.tasks.splits import PreparedData
 
+from ...fixtures import Call, NewStore
 from ...messages import naming
 from ..toy_suites import DIGITS, VISION, write
 from . import scripted
-
-Call = Callable[..., Any]
-NewStore = Callable[[Path], str]
 
 PILOT: dict[str, Any] = {
     **{key: value for key, value in VISION.items() if key not in ("seeds", "training")},

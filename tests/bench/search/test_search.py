@@ -17,14 +17,12 @@ from tensorbench.records.record import lost
 from tensorbench.records.words import Tag
 from tensorbench.store.store import Store
 
+from ...fixtures import Call, NewStore
 from ..services import Driver
 from ..services import driver as program
 from ..synthetic import QKV_DEPTH_RANKS, registered
 from ..toy_runs import raising
 from ..toy_suites import DIGITS, VISION, write
-
-Call = Callable[..., Any]
-NewStore = Callable[[Path], str]
 
 #: Six points, of which four are proposed at once.
 SEARCH: dict[str, Any] = {

@@ -22,6 +22,7 @@ from tensorbench.records.words import Artifact, RunKind, Tag
 from tensorbench.store.artifacts import UNFINISHED, ChangedError, hashes
 from tensorbench.store.store import Store
 
+from ...fixtures import Call
 from ...messages import naming
 from ..toy_runs import SHORT, Ran, executed, run
 from ..toy_suites import VISION, plan
@@ -87,9 +88,6 @@ def test_a_tag_that_holds_no_hashes(store: Store, tag: str) -> None:
     (record,) = store.records()
     with pytest.raises(UserError, match=naming(record.run_id, "'sha256'")):
         store.artifact(record, Artifact.CONFIG)
-
-
-Call = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ from tensorbench.store.addresses import shown_uri
 from tensorbench.store.connect import connect, follow, index_trials, state_folder, with_driver
 from tensorbench.store.store import Store
 
+from ...fixtures import Call, NewStore
 from ...messages import naming
 from .. import crashes
 from ..crashes import Step
@@ -124,9 +125,6 @@ def test_a_postgresql_server_that_is_down_is_asked_once(monkeypatch: pytest.Monk
     with pytest.raises(UserError, match=rf"{re.escape('127.0.0.1:9/x')}.*Connection refused"):
         connect("postgresql://me:secret@127.0.0.1:9/x", create=True)
 
-
-Call = Callable[..., Any]
-NewStore = Callable[[Path], str]
 
 SUITE: dict[str, Any] = {"methods": ["lora"], "seeds": [0, 1], "training": SHORT}
 

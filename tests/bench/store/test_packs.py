@@ -26,6 +26,7 @@ from tensorbench.store.pack.unpacking import MergedExperiment
 from tensorbench.store.pack.writing import write_pack
 from tensorbench.store.store import Store
 
+from ...fixtures import Call, NewStore
 from ...messages import naming
 from ...packs import changed, edit_json, edit_runs, files, packed
 from ...reports.made_up import SMALL, plan_of, result
@@ -34,9 +35,6 @@ from ...stored import Result, write
 from ..toy_runs import SHORT, executed
 from ..toy_suites import plan
 from ..toy_suites import write as write_suite
-
-Call = Callable[..., Any]
-NewStore = Callable[[Path], str]
 
 TOY: dict[str, Any] = {"methods": ["head_only", "lora"], "training": SHORT}
 

@@ -21,11 +21,10 @@ from tensorbench.records.words import Artifact, Tag
 from tensorbench.store.opening import unpack
 from tensorbench.store.store import Store
 
+from ...fixtures import Call
 from ...packs import Files, changed, edit_arrays, edit_json, edit_run, packed
 from ..toy_runs import SHORT, run_inline
 from ..toy_suites import TEXT, plan
-
-Call = Callable[..., Any]
 
 #: The files that this process opens and the hosts that it contacts, while `_watched` is True.
 _events: list[str] = []

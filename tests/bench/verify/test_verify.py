@@ -29,14 +29,13 @@ from tensorbench.store.pack.reading import open_pack
 from tensorbench.store.pack.writing import write_pack
 from tensorbench.store.store import Store
 
+from ...fixtures import Call
 from ...packs import changed, edit_json, edit_run, packed
 from ...predicted import file_of, frame_of
 from ...reports import made_up
 from ..toy_runs import SHORT, run_inline
 from ..toy_suites import MOVIES, TEXT, VISION, plan
 from .kept import Kept
-
-Call = Callable[..., Any]
 
 
 def _all_right(frame: pd.DataFrame) -> None:
