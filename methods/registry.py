@@ -90,7 +90,7 @@ class Registry:
         kind: str,
         targets: dict[str, str],
         check: Callable[[str, Any], None],
-        hint: Callable[[str], str] = lambda name: "",
+        hint: Callable[[str], str] | None = None,
     ) -> None:
         self.kind = kind
         self._targets = dict(targets)
@@ -178,7 +178,7 @@ class Registry:
             owners += [self._targets[name]] if name in self._targets else []
             raise UserError(f"{self.kind} '{name}' is registered more than once: {', '.join(owners)}")
         if name not in self:
-            raise UnknownNameError(self.kind, name, self, self._hint(str(name)))
+            raise UnknownNameError(self.kind, name, self, self._hint(str(name)) if self._hint else "")
         if not points:
             module, attribute = self._targets[name].split(":")
             with naming_extra():

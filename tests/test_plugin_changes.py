@@ -68,7 +68,8 @@ def notes(uri: str) -> str:
 def test_runs_and_reports_mention_results_of_another_source(
     site: Site, call: Call, tmp_path: Path, new_store: Callable[[Path], str]
 ) -> None:
-    suite = write(tmp_path, seeds=[0, 1], training=SHORT, **{**MINE, "methods": ["mine", "lora"]})
+    methods = [{"method": "mine", "label": "Mine"}, "lora"]
+    suite = write(tmp_path, seeds=[0, 1], training=SHORT, **{**MINE, "methods": methods})
     uri = new_store(tmp_path)
     command = ("run", suite, "--store", uri)
     first = call(*command)

@@ -101,8 +101,8 @@ class Store(Source):
         store = cls(client, _not_deleted(_experiment(client, uri, name), uri), uri)
         kind, value = TRAINING
         if kind not in store.experiment.tags:
-            with storing():
-                client.set_experiment_tag(store.experiment_id, kind, value)
+            # Another driver may be doing the same.
+            insisting(client.set_experiment_tag)(store.experiment_id, kind, value)
         return store
 
     @classmethod

@@ -245,10 +245,10 @@ def test_a_worker_that_does_not_end_delays_only_its_slot(
 
     def removed(self: Local, worker: Any) -> None:
         remove(self, worker)
-        if self._stuck and count == 1:
+        if self._stuck and stuck and count == 1:
             with pytest.raises(UserError, match="no slot is left"):
                 self._prepare(list(made.trials), notify, None)
-            stuck[0].kill()
+            stuck.pop().kill()
 
     monkeypatch.setattr(Local, "_remove", removed)
     with Local(cards(count)) as place:
