@@ -20,9 +20,10 @@ from tensorbench.reports.report import Composed, compose, write_report
 from tensorbench.reports.results import Results
 from tensorbench.reports.selection import Selection
 
+from ..fixtures import NewStore
 from ..stored import write
 from .browsing import CHROMIUM, DRIVER, opened
-from .made_up import NAME, SMALL, Analysed, Composes, NewStore, Stored, plan_of, result
+from .made_up import NAME, SMALL, Analysed, Composes, Stored, plan_of, result
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -19,9 +19,10 @@ from tensorbench.reports.page import render
 from tensorbench.reports.reading import read
 from tensorbench.reports.report import compose
 
+from ..fixtures import Call
 from ..packs import packed
 from ..stored import Result
-from .made_up import SMALL, Call, Stored, answered, printed
+from .made_up import SMALL, Stored, answered, printed
 from .made_up_studies import NAME, ONE_TASK, plan_of, result
 
 #: For each method, in decades from the centre: the best rate, and the ends of the range of rates whose score

@@ -21,10 +21,11 @@ from tensorbench.reports.results import COLUMNS, Cell, Results
 from tensorbench.store.store import Store
 
 from ..bench import toy_suites
+from ..fixtures import Call, NewStore
 from ..messages import naming
 from ..stored import Result, write
 from .browsing import page_of
-from .made_up import NAME, SMALL, Analysed, Call, NewStore, Stored, plan_of, result
+from .made_up import NAME, SMALL, Analysed, Stored, plan_of, result
 
 
 def cell(results: Results, **where: str) -> Cell:

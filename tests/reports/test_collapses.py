@@ -27,11 +27,12 @@ from tensorbench.reports.results import Results
 from tensorbench.reports.selection import Selection
 from tensorbench.reports.tidy import tidy_tables
 
+from ..fixtures import Call
 from ..messages import naming
 from ..stored import Result
 from . import made_up_studies
 from .browsing import page_of
-from .made_up import SMALL, Analysed, Call, Stored, answered, plan_of, printed, summary_of
+from .made_up import SMALL, Analysed, Stored, answered, plan_of, printed, summary_of
 
 FIVE: dict[str, Any] = SMALL | {"seeds": [0, 1, 2, 3, 4]}
 WITH_HEAD: dict[str, Any] = FIVE | {"methods": ["head_only", *SMALL["methods"]]}

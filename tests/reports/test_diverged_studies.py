@@ -25,8 +25,9 @@ from tensorbench.reports.selection import Selection
 from tensorbench.reports.site import standings
 from tensorbench.reports.units import unit_of
 
+from ..fixtures import Call
 from ..stored import Result
-from .made_up import Analysed, Call, Composes, Stored, summary_of
+from .made_up import Analysed, Composes, Stored, summary_of
 from .made_up_studies import NAME, ONE_TASK, plan_of, result
 
 TASK = "digits"

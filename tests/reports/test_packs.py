@@ -14,9 +14,10 @@ from tensorbench.reports.report import write_report
 from tensorbench.reports.site import packs_in, site_files
 from tensorbench.store.opening import unpack
 
+from ..fixtures import Call, NewStore
 from ..messages import naming
 from ..packs import changed, edit_json, edit_runs, packed
-from .made_up import SMALL, Call, NewStore, Stored, plan_of, result
+from .made_up import SMALL, Stored, plan_of, result
 
 OTHER: dict[str, Any] = SMALL | {"name": "other", "methods": ["lora"], "budgets": [{"isorank": 4}]}
 

@@ -20,9 +20,9 @@ from tensorbench.reports.figures.cost import COSTS, score_against
 from tensorbench.reports.reading import read
 from tools.benchmarks.large_store import STUDY, VARIANTS, study_result
 
+from ..fixtures import NewStore
 from ..stored import write
 from .browsing import MARKS, opened, page_of, resize, seen
-from .made_up import NewStore
 
 pytestmark = MARKS
 

@@ -17,8 +17,9 @@ from tensorbench.reports.reading import read
 from tensorbench.reports.redundancy import read as read_redundancy
 from tensorbench.reports.report import write_report
 
+from ..fixtures import NewStore
 from ..stored import Result, write
-from .made_up import SMALL, NewStore, plan_of
+from .made_up import SMALL, plan_of
 
 
 def analysis(record: Record) -> Redundancy:

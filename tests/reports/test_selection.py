@@ -19,10 +19,11 @@ from tensorbench.reports.reading import read
 from tensorbench.reports.results import FLOOR, NO_ADAPTERS
 from tensorbench.reports.selection import Selection
 
+from ..fixtures import Call
 from ..messages import naming
 from ..stored import Result
 from . import made_up_studies
-from .made_up import SMALL, Analysed, Call, Stored, answered, plan_of, result
+from .made_up import SMALL, Analysed, Stored, answered, plan_of, result
 from .made_up_studies import ONE_TASK
 
 

@@ -30,8 +30,9 @@ from tensorbench.reports.report import MANIFEST, compose, write_report
 from tensorbench.store.connect import StoreError
 from tensorbench.store.store import Store
 
+from ..fixtures import Call
 from ..messages import naming
-from .made_up import Call, Stored, printed, summary_of
+from .made_up import Stored, printed, summary_of
 from .made_up_studies import NAME, STUDIED, plan_of, result, seeds_of
 
 EVIL = "</td></script></title><script>alert(1)</script><img src=x onerror=alert(1)> $a$"

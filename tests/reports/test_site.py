@@ -34,10 +34,11 @@ from tensorbench.reports.site import (
     site_files,
 )
 
+from ..fixtures import Call
 from ..packs import changed, edit_json, packed
 from ..stored import Result
 from . import made_up_studies
-from .made_up import SMALL, Call, Stored, answered, plan_of
+from .made_up import SMALL, Stored, answered, plan_of
 
 TENSOR = {"method": "tenslora", "variant": "qkv_depth"}
 #: The rows that are ten points better than the others.

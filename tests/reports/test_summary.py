@@ -16,8 +16,9 @@ from tensorbench.records.words import Status
 from tensorbench.reports.summary import Summary, summarise
 from tensorbench.store.store import Store
 
+from ..fixtures import NewStore
 from ..stored import begun
-from .made_up import NewStore, printed
+from .made_up import printed
 
 #: By method and seed: the outcomes of the seed's runs, oldest first. An outcome is a score or a failure.
 #: Seeds that are not listed never started.

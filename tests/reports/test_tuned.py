@@ -45,9 +45,10 @@ from tensorbench.reports.selection import Selection
 from tensorbench.reports.site import standings
 from tensorbench.reports.summary import Summary, suite_answer
 
+from ..fixtures import Call
 from ..stored import Result
 from .browsing import MARKS, on_paper, opened, resize, seen
-from .made_up import Analysed, Call, Composes, Stored
+from .made_up import Analysed, Composes, Stored
 from .made_up_studies import DIVERGED, MISSING, NAME, ONE_TASK, plan_of, result, seeds_of
 
 CLOSING = "Made up, <b>all</b> of it & [more]."

@@ -20,10 +20,11 @@ from tensorbench.store.commits import held
 from tensorbench.store.store import Store
 from tensorbench.tasks import DataSource
 
+from ...fixtures import Call
 from ...messages import naming
 from ..hub_stand_in import Hub, client
 from ..services import wait_until
-from .paper_hub import EUROSAT, GLUE, ROBERTA, VIT, Call, ids, plan, suite_file
+from .paper_hub import EUROSAT, GLUE, ROBERTA, VIT, ids, plan, suite_file
 
 Move = Callable[[], None]
 
