@@ -31,23 +31,26 @@ def _check_method(name: str, method: Any) -> None:
         raise UserError(f"{where}: {method.__name__} does not define {', '.join(lacking)}")
     if getattr(method, "name", None) != name:
         raise UserError(f"{where}: {method.__name__} should have the name under which it is registered")
-    if name == "all" or not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+    if name == "all" or not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_.+-]*", name):
         raise UserError(
-            f"{where}: its name should be letters, digits, '_', '.' and '-', a letter or digit first, but "
+            f"{where}: its name should be letters, digits, '_', '.', '+' and '-', a letter or digit first. "
             "'all' stands for all methods"
         )
     for field, declared in method.model_fields.items():
+        default = None if declared.is_required() else declared.get_default(call_default_factory=True)
         try:
-            plain(None if declared.is_required() else declared.get_default(call_default_factory=True))
+            plain(default)
         except ValueError as error:
             raise UserError(
-                f"{where}: the default of {field} is {shown(declared.default)}, which JSON cannot hold: take "
+                f"{where}: the default of {field} is {shown(default)}, which JSON cannot hold: take "
                 "a number, a text or a list"
             ) from error
 
 
 def _of_peft(name: str) -> str:
     """Returns how to write a type of peft that is asked for as a method. Empty for any other name."""
+    if name.lower() in METHODS:
+        return ""
     try:
         types = import_module("tensorbench.baselines.peft_types")
     except ImportError:

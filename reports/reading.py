@@ -106,15 +106,20 @@ def named_apart(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
     """Makes the names of rows unique, so that a name always stands for the same trials.
 
     If an earlier row has the same name but other trials, the experiment's name is appended. Rows with the
-    same trials, or of which one has all trials of the other, get the name of the first of these rows.
+    same trials, or of which one always has all trials of the other, have the name of the first of them.
     """
     same_name: defaultdict[tuple[str | None, ...], list[Row]] = defaultdict(list)
 
     def named(experiment: Experiment) -> Iterator[Row]:
         for row in experiment.rows:
             earlier = same_name[row.task, row.backbone, row.budget, row.table_name]
-            alike = (each.apart for each in earlier if _extends(each, row) or _extends(row, each))
-            earlier.append(row.model_copy(update={"apart": next(alike, experiment.name if earlier else "")}))
+            nested = (
+                apart
+                for apart, own in grouped(earlier, lambda each: each.apart).items()
+                if all(_extends(each, row) or _extends(row, each) for each in own)
+            )
+            apart = next(nested, experiment.name if earlier else "")
+            earlier.append(row.model_copy(update={"apart": apart}))
             yield earlier[-1]
 
     return tuple(replace(each, rows=tuple(named(each))) for each in experiments)
@@ -212,7 +217,7 @@ def came_from_packs(experiment: Experiment) -> str:
 def tabulate(experiments: Sequence[Experiment]) -> tuple[Cell, ...]:
     """The cells of these experiments.
 
-    If several experiments have the same row, the row is one cell, with the trials of all of them.
+    If several experiments have the same row, the row is one cell, with the trials of the largest of them.
     """
     cells: list[Cell] = []
     # Rows of older plans lack the names of ranks.

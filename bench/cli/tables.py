@@ -71,10 +71,10 @@ def say(*sentences: str, console: Console = out, style: str = "") -> None:
 
 
 def echo_json(content: Any) -> None:
-    from pydantic_core import from_json, to_json
+    from pydantic_core import to_jsonable_python
 
-    # NaN is no JSON. Python's module writes it, and escapes all but ASCII.
-    typer.echo(json.dumps(from_json(to_json(content, inf_nan_mode="null")), indent=1))
+    # NaN is no JSON.
+    typer.echo(json.dumps(to_jsonable_python(content, inf_nan_mode="null"), indent=1))
 
 
 def print_tables(*tables: Table, console: Console = out) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 # `--help` imports this module, so it must import quickly.
@@ -62,7 +63,7 @@ def make_executor(place: Place) -> Executor:
     """Makes the executor that a place names. The caller must use it in a `with` statement.
 
     Raises UserError for an unknown executor, for an option that the executor does not support, and for a
-    plug-in's executor that is not whole. Also raises the errors of `Executor.open`.
+    plug-in's incomplete executor. Also raises the errors of `Executor.open`.
     """
     from tensorbench.execution.executor import Executor
     from tensorbench.methods.errors import UserError, shown
@@ -83,9 +84,9 @@ def make_executor(place: Place) -> Executor:
             raise UserError(f"open should return an Executor, got {shown(executor)}")
         if not hasattr(executor, "device"):
             raise UserError("its __init__ should call super().__init__(device, saving)")
-        if not isinstance(slots := getattr(executor, "slots", None), int) or slots < 1:
+        if not isinstance(slots := getattr(executor, "slots", None), Integral) or slots < 1:
             raise UserError(f"slots should be the number of trials that run at once, got {shown(slots)}")
-    executor.name = place.executor
+        executor.name = place.executor
     return executor
 
 

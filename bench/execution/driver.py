@@ -188,8 +188,7 @@ class _Driving:
                 if self.store.online and self._caught_up():
                     self._fill()
                 if self.running:
-                    with blaming(self.executor.name):
-                        self.executor.step(self._receive)
+                    self._step()
                 elif self.queue or self.unsent:
                     self._wait()
         except BaseException:
@@ -320,6 +319,25 @@ class _Driving:
         self.queue.remove(trial)
         with blaming(self.executor.name):
             self.executor.submit(trial)
+
+    def _step(self) -> None:
+        """Lets the executor work. Its errors name its plug-in, but not those of receiving what it reports."""
+        own: list[Exception] = []
+
+        def receive(event: Event) -> None:
+            try:
+                self._receive(event)
+            except Exception as error:
+                own.append(error)
+                raise
+
+        try:
+            with blaming(self.executor.name):
+                self.executor.step(receive)
+        except UserError:
+            if own:
+                raise own[0] from None
+            raise
 
     def _receive(self, event: Event) -> None:
         trial, run = event.trial, self.running.get(event.trial.id)

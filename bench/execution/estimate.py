@@ -249,10 +249,12 @@ def time_advice(plan: Plan, records: Sequence[Record], device: str) -> str:
     any_machine = Pace(plan, ())
     if sum(any_machine.operations(*job) for job in jobs) < FEW_OPERATIONS:
         return ""
-    stored = Pace(plan, records, device=Hardware.of(provenance(device)).device)
-    if device.startswith("cuda") and not stored.stored:
-        return ""
-    return sizing(jobs, stored if stored.stored else pace_on(device, plan, records))
+    pace = Pace(plan, records, device=Hardware.of(provenance(device)).device)
+    if not pace.stored:
+        if device.startswith("cuda"):
+            return ""
+        pace = pace_on(device, plan, records)
+    return sizing(jobs, pace)
 
 
 def sizing(jobs: Iterable[tuple[Trial, Workload]], pace: Pace) -> str:

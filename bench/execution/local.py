@@ -134,9 +134,6 @@ class Local(Executor):
         if self._by_memory:
             self._fit(trials)
         self._reclaim()
-        if not self._open():
-            names = ", ".join(worker.name for worker in self._stuck)
-            raise UserError(f"no slot is left: the workers of {names} were killed and have not ended")
         # The first worker fills the cache for all workers while the others start.
         for _ in range(min(len(trials) - len(self._workers), len(self._free))):
             self._start()
@@ -294,6 +291,9 @@ class Local(Executor):
         return self._logs / f"{re.sub('[:/]', '-', slot.name)}.log"
 
     def _start(self, slot: Slot | None = None) -> _Worker:
+        if slot is None and not self._free:
+            names = ", ".join(worker.name for worker in self._stuck)
+            raise UserError(f"no slot is left: the workers of {names} were killed and have not ended")
         slot = slot or self._free[-1]
         self._free.remove(slot)
         self._guard = self._guard or Guard()

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 
+from tensorbench.machine.files import written_whole
 from tensorbench.methods import UserError
 
 PLOTS = (".png", ".svg", ".pdf")
@@ -27,7 +28,7 @@ def output_folder(out: Path, what: str, *, force: bool, manifest: str = "") -> P
         raise UserError(f"--out {out}: {error}") from error
     if target.exists() and not target.is_dir():
         raise UserError(f"{out} is a file; --out takes a folder")
-    if not target.is_dir() or not any(target.iterdir()):
+    if not target.is_dir() or all(there.name.startswith(".") for there in target.iterdir()):
         return target
     if not force:
         raise UserError(f"{out} is not empty; name another folder, or replace the {what} there with --force")
@@ -63,8 +64,9 @@ def replace_files(folder: Path, files: Files, manifest: str) -> None:
     for old in earlier_files(folder, manifest):
         old.unlink(missing_ok=True)
     # The list comes first, so that a later call also removes a file that a full disk has cut.
-    put_files(folder, {f"{manifest}.new": json.dumps(sorted(files), indent=1)})
-    (folder / f"{manifest}.new").replace(folder / manifest)
+    folder.mkdir(parents=True, exist_ok=True)
+    with written_whole(folder / manifest) as unfinished:
+        unfinished.write_text(json.dumps(sorted(files), indent=1), encoding="utf-8")
     put_files(folder, files)
 
 

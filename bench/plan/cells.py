@@ -75,9 +75,9 @@ def cells(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Iterato
                     recipe = recipe.model_copy(update={"core_lr": 1.0})
                 sized = _sized(template, row, suite, geometry)
                 for budget, method in sized:
-                    _check_counts(method, geometry)
                     _check_ranks(method, budget, geometry)
                     method.check(geometry, pair.info.projections)
+                    _check_counts(method, geometry)
                     method.check_quantisation(pair.spec.quantise)
                     for section in (None, suite.search):
                         trained = Setting().recipe(recipe, section.epochs if section else None)

@@ -15,6 +15,9 @@ from tensorbench.records import Wired
 from tensorbench.records.record import Record
 from tensorbench.records.words import Tag
 
+#: The entries of a run's provenance on which the order of sums depends: hardware and libraries.
+HARDWARE = ("cpu", "cpu_kind", "gpu", "version_torch", "version_transformers", "version_timm")
+
 
 class SourceFile(Wired):
     """The name and text of a file that was read when a suite was started."""

@@ -423,8 +423,11 @@ def fetch(
     """
     loaded = _loaded(suite, store, notify)
     notify("its plan …")
-    # A GPU computes in every precision, so nothing that the suite asks for is refused.
-    plan = make_plan(loaded, "cuda")
+    try:
+        plan = make_plan(loaded)
+    except UserError:
+        # For a precision that this machine lacks, such as tf32.
+        plan = make_plan(loaded, "cuda")
     infos = {}
     for spec in dict.fromkeys(trial.backbone for trial in plan.trials):
         infos[spec] = describe(spec)

@@ -13,13 +13,15 @@ from typing import Any
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import shown
 from tensorbench.records.measures import Measure
+from tensorbench.records.origin import HARDWARE
 from tensorbench.records.record import Record
 from tensorbench.records.stored_plan import PlannedTrial, Row, StoredPlan, StudyPlan
 from tensorbench.records.words import Artifact, Status
 from tensorbench.store.source import Source
 
 #: The largest accepted differences between two results of one trial, divided by the result if it is above 1.
-#: They are those of `verify` for trials that ran again on the same hardware.
+#: They are those of `verify` for trials that ran again on the same hardware. Losses are compared only if both
+#: ran on the same processor, since GPUs and other processors round otherwise.
 AGREES = {Measure.SCORE: 1e-6, Measure.SELECTED_LOSS: 1e-4}
 
 #: The fields of a task that must be equal in all parts. Its name and its files may differ between machines.
@@ -61,6 +63,8 @@ def refuse_contradictions(name: str, stored: Mapping[str, Record], coming: Itera
             continue
         for measure, allowed in AGREES.items():
             a, b = (_finite(run.measure(measure)) for run in (other, record))
+            if measure == Measure.SELECTED_LOSS and not _alike(other, record):
+                continue
             if a != b and (a is None or b is None or abs(a - b) > allowed * max(1.0, abs(a))):
                 runs = f"{measure} is {a} in run {other.origin}, {b} in run {record.origin}"
                 apart.append(f"  trial {record.trial_id} ({record.name}): {runs}")
@@ -71,6 +75,14 @@ def refuse_contradictions(name: str, stored: Mapping[str, Record], coming: Itera
             f"experiment '{name}': {len(apart)} trial(s) have other scores or validation losses in one part "
             "than in another; nothing was merged:\n" + "\n".join(apart[:MOST_LISTED]) + more
         )
+
+
+def _alike(first: Record, second: Record) -> bool:
+    """Whether two runs were computed without a GPU, by the same processor, threads and libraries."""
+    keys = (*HARDWARE, "threads")
+    return not first.provenance.get("gpu") and all(
+        first.provenance.get(key) == second.provenance.get(key) for key in keys
+    )
 
 
 def _finite(value: float | None) -> float | None:

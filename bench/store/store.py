@@ -381,10 +381,11 @@ class Store(Source):
         """Stores all files of a folder as artifacts of a run, in one request.
 
         `where` is the name of their folder among the run's artifacts. What it held before is removed, unless
-        the artifacts are on a server that removes nothing.
+        the artifacts are where nothing can be removed.
         """
         uri = self.client.get_run(run_id).info.artifact_uri
-        with suppress(NotImplementedError, OSError, MlflowException):
+        # Each kind of storage has errors of its own where nothing may be removed.
+        with suppress(Exception):
             get_artifact_repository(uri, self.client.tracking_uri).delete_artifacts(where)
         self.client.log_artifacts(run_id, str(folder), where)
 

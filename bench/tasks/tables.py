@@ -355,6 +355,10 @@ def _files(folder: Path) -> list[Path]:
     return sorted(files)
 
 
+#: A path, which may have spaces and commas if it ends as images do, and a label.
+_IMAGE_AND_LABEL = re.compile(r"(.+\.(?i:bmp|gif|jpe?g|png|tiff?|webp)|.+?)[\s,]+(\S+)")
+
+
 @lru_cache(maxsize=32)
 def _image_list(file: Path, size: int, changed: int) -> Table:
     """Reads a list with an image's path and its label on each line. Raises UserError for an empty list.
@@ -366,7 +370,7 @@ def _image_list(file: Path, size: int, changed: int) -> Table:
         for number, text in enumerate(stream, 1):
             if not text.strip():
                 continue
-            if (match := re.fullmatch(r"(.+?\.\w+|.+?)[\s,]+(\S+)", text.strip())) is None:
+            if (match := _IMAGE_AND_LABEL.fullmatch(text.strip())) is None:
                 raise UserError(
                     f"{file}, line {number}: it should hold the path of an image and its label, "
                     f"got {shown(text.strip())}"

@@ -209,27 +209,19 @@ def _refuse_pooled(
 
 
 def _refuse_two_scales(runs: Sequence[ForeignRun], options: TableOptions) -> None:
-    """Raises UserError if some scores of a task look like shares, and others are percentages.
-
-    These are the scores of a whole row, or a score that would be like those of its row and rate as a share. A
-    percentage may be that low by another rate.
-    """
+    """Raises UserError if the scores of one row of a task look like shares, and others are percentages."""
     if METRICS.get(options.get("metric") or DEFAULT_METRIC).bounds[1] != 1:
         return
     scored = [run for run in runs if run.score is not None]
     for of_task in grouped(scored, lambda run: run.task).values():
         most = max(abs(run.score or 0.0) for run in of_task)
         for own in grouped(of_task, lambda run: run.row).values() if most > 1 else ():
-            percentages = grouped((run for run in own if abs(run.score or 0.0) > 1), lambda run: run.lr)
-            sizes = {lr: [abs(run.score or 0.0) for run in runs] for lr, runs in percentages.items()}
-            for run in own:
-                size, others = abs(run.score or 0.0), sizes.get(run.lr, [])
-                alike = others and min(others) / 2 <= 100 * size <= 2 * max(others)
-                if 0 < size <= 1 and (alike or not sizes):
-                    raise UserError(
-                        f"{run.where}: score {run.score} beside {most} of the same task: is it a share, or "
-                        "in percent? Write all scores of the task as shares"
-                    )
+            scores = [abs(run.score or 0.0) for run in own]
+            if any(scores) and max(scores) <= 1:
+                raise UserError(
+                    f"{own[0].where}: score {own[0].score} beside {most} of the same task: is it a share, or "
+                    "in percent? Write all scores of the task as shares"
+                )
 
 
 def _run(where: str, values: Mapping[str, Any], task: str) -> ForeignRun:

@@ -151,7 +151,7 @@ def of_effects(effects: Sequence[Effect], claims: int) -> Design | None:
 
     The mean is taken over all comparisons whose noise is known. A median would promise too much, since most
     variances over few seeds are too small. Leaving out comparisons with collapsed runs would promise too much
-    as well. So would moderating over them, since a report does not. `claims` is the number of comparisons
+    as well. Their variances are not moderated, as in a report. `claims` is the number of comparisons
     with simultaneous intervals. Returns None if no comparison has known noise.
     """
     known = [(each, each.error) for each in effects if each.error is not None and not each.error.none]
@@ -163,7 +163,7 @@ def of_effects(effects: Sequence[Effect], claims: int) -> Design | None:
     return Design(
         seeds=round(fmean(seeds)),
         claims=claims,
-        moderated=claims if sound == len(known) else max(1, sound),
+        moderated=max(1, sound) if sound < len(known) else claims,
         spreads=tuple(map(fmean, zip(*spreads, strict=True))),
         examples=fmean(error.examples for _, error in known),
     )

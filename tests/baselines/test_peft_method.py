@@ -213,6 +213,11 @@ def test_an_unknown_type_is_answered_with_those_that_fit() -> None:
     assert not set(REFUSED) & set(accepted)
 
 
+def test_who_writes_a_registered_name_in_capitals_is_told_that_name() -> None:
+    with pytest.raises(UserError, match=naming("LoRA", "did you mean 'lora'?")):
+        create("LoRA")
+
+
 @pytest.mark.parametrize("name", ["dora", "IA3", "delora"])
 def test_who_asks_for_a_type_of_peft_by_name_is_told_how_to_write_it(name: str) -> None:
     with pytest.raises(UserError, match=naming(name, f"write {{method: peft, type: {name.upper()}}}")):

@@ -114,7 +114,8 @@ def _adapted(subjects: Sequence[LoadedSubject], info: BackboneInfo) -> str:
             adapted |= dict.fromkeys(info.geometry.having(subject.method.projections))
     expect(
         bool(adapted),
-        f"it has {', '.join(info.projections)}: no method is checked on it, which takes query and value",
+        f"it has {', '.join(info.projections)}: no method is checked on it, since each takes at least query "
+        "and value",
     )
     return ", ".join(adapted)
 

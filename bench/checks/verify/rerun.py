@@ -16,6 +16,7 @@ from tensorbench.execution.perform import perform, prepare_all
 from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
+from tensorbench.records.origin import HARDWARE
 from tensorbench.records.predictions import log_probabilities, read_predictions
 from tensorbench.records.record import Progress, Record
 from tensorbench.records.words import Artifact, Status, Tag
@@ -48,9 +49,6 @@ PACKED = 2.0**-DIGITS
 #: the largest stored output if that is above 1. SAME_LOGITS is for the same hardware. LOGITS is for other
 #: hardware, by the precision of training.
 SAME_LOGITS, LOGITS = 1e-3, {"fp32": 0.01, "tf32": 0.1, "bf16": 0.1}
-
-#: The keys of the provenance on which the order of sums depends.
-HARDWARE = ("cpu", "cpu_kind", "gpu", "version_torch", "version_transformers", "version_timm")
 
 
 @dataclass(frozen=True)

@@ -301,7 +301,8 @@ def _check_scores(findings: Examined, record: Record, trial: Trial, stored: Pred
 def check_selected(findings: Examined, record: Record, losses: Mapping[float, float]) -> None:
     """Checks that a finite validation loss is stored, and compares it with the curve of validation losses.
 
-    `losses` is this curve, by epoch. It is empty for a head that was fitted, and nothing is compared then.
+    `losses` is this curve, by epoch. It is empty for a head that was fitted. Then the loss only has to be
+    finite.
     """
     stored, epoch = record.measure(Measure.SELECTED_LOSS), record.measure(Measure.SELECTED_EPOCH)
     if losses:

@@ -140,15 +140,16 @@ class Chooser(ABC):
             raise UserError(
                 f"--out {out}: there is a file that this {self.section} did not write; give another name"
             )
-        values = with_methods(self.filled_in(Choices(), out.stem), out.parent, str(out))
+        elsewhere = "paths in the suite begin at its folder; put the file there, or make them absolute"
+        try:
+            values = with_methods(self.filled_in(Choices(), out.stem), out.parent, str(out))
+        except UserError as error:
+            raise UserError(f"{error}; {elsewhere}") from error
         made = validate(Suite, values, str(out)).beside(out.parent)
         tasks, backbones = self._of_pair(self.suite.tasks, self.suite.backbones)
         written, own = _paths(made.tasks, made.backbones), _paths(tasks, backbones)
         if (written, made.source) != (own, self.suite.source):
-            raise UserError(
-                f"--out {out}: paths in the suite begin at its folder; put the file there, or make them "
-                "absolute"
-            )
+            raise UserError(f"--out {out}: {elsewhere}")
 
     def filled_in(self, choices: Choices, name: str) -> dict[str, Any]:
         """Returns the fields of the suite as its author wrote them, with the choices filled in.

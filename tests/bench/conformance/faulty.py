@@ -72,7 +72,7 @@ class AcceptsAnyBackbone(Pairs):
         self.count(geometry)
 
 
-@fault("count", "refuses every kind of backbone: .*adapts keys")
+@fault("count", "refuses the tiny backbone of every kind: .*adapts keys")
 class AdaptsNothing(Pairs):
     projections: ClassVar[tuple[str, ...]] = ("query", "keys")
 

@@ -213,21 +213,24 @@ def test_the_executor_of_the_guide_runs_trials_and_reports_lost_ones(
     (source,) = re.findall(r"```python\n(.*?)```", guide.read_text(encoding="utf-8"), re.S)
     (tmp_path / "processes.py").write_text(source, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    brings(importlib.import_module("processes").Processes)
-    made, killed = plan(), []
+    processes: Any = importlib.import_module("processes")
+    made, submitted = plan(), []
 
-    def kill_once(event: Event) -> None:
-        if event.kind == "started" and not killed:
-            killed.append(event)
-            place.process.kill()  # type: ignore[attr-defined]
+    class Killing(processes.Processes):  # type: ignore[misc]
+        def submit(self, trial: Trial) -> None:
+            super().submit(trial)
+            if not submitted:
+                self.process.kill()
+            submitted.append(trial)
 
+    brings(Killing)
     try:
         with make_executor(Place("batch", "cpu")) as place:
             place.prepare(list(made.trials))
-            events = [event.kind for event in run_on(place, store, made, notify=kill_once)]
+            events = [event.kind for event in run_on(place, store, made)]
     finally:
         del sys.modules["processes"]
-    assert [kind for kind in events if kind != "progress"] == ["started", "lost", "started", "finished"]
+    assert [kind for kind in events if kind != "progress"] == ["lost", "started", "finished"]
 
 
 def test_too_little_disk_or_memory_is_reported_before_the_start(

@@ -101,11 +101,6 @@ def test_shares_and_percentages_of_one_task_are_refused(tmp_path: Path) -> None:
     lines = [line.replace(",9.5", ",.095") if line < "B" else line for line in lines]
     with pytest.raises(UserError, match=naming("line 2", "0.075", "9.5")):
         load_results(table(tmp_path, lines))
-    # One run among those of its method.
-    with pytest.raises(UserError, match=naming("line 4", "0.095", "9.5")):
-        load_results(table(tmp_path, [*RUNS[:2], RUNS[2].replace("9.5", "0.095"), *RUNS[3:]]))
-    # A percentage far below the others is one.
-    assert load_results(table(tmp_path, [*RUNS[:2], RUNS[2].replace("9.5", "0.9"), *RUNS[3:]])).all_cells
 
 
 def test_an_unknown_option_is_refused(tmp_path: Path) -> None:

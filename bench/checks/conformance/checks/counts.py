@@ -113,7 +113,7 @@ def count(subject: Subject) -> str:
             counted += 1
     if not counted:
         # A method that no backbone takes would pass, as no other check would apply.
-        expect(not subject.refused_by_all(), f"refuses every kind of backbone: {refusals[0]}")
+        expect(not subject.refused_by_all(), f"refuses the tiny backbone of every kind: {refusals[0]}")
         raise NotApplicable(f"refuses every geometry: {refusals[0]}")
     return f"{counted} sizes" + (f", {len(refusals)} refused" if refusals else "")
 

@@ -67,7 +67,7 @@ def alone(subject: Subject) -> None:
     own = set(backbone.module.modules())
     subject.randomised(backbone=backbone, method=method)
     batch = subject.batch(torch.float64)
-    for training in (False, True):
+    for training in (False,) if method.shifts_dropout else (False, True):
         for module in backbone.module.modules():
             module.training = training and module not in own
         with torch.no_grad():
