@@ -55,10 +55,10 @@ class PythonFile:
             spec.loader.exec_module(module)
         except BaseException as error:
             del sys.modules[self.module]
-            # A file that is a program may end it.
-            if not isinstance(error, Exception | SystemExit):
-                raise
-            raise UserError(f"{self.path} fails to import: {type(error).__name__}: {error}") from error
+            # A file that is meant as a program may exit.
+            if isinstance(error, Exception | SystemExit):
+                raise UserError(f"{self.path} fails to import: {type(error).__name__}: {error}") from error
+            raise
         return module
 
 

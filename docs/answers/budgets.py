@@ -80,7 +80,7 @@ class StudyOfBudgets:
             yield from (f"With {BUDGETS[block.budget]}: {guard}" for guard in block.guards)
         yield from self.lower_bounds
         yield from at_ends([self.analysis], _name)
-        yield from at_ends_of_pilot([self.analysis], ENDS_OF_PILOT, _name)
+        yield from at_ends_of_pilot([self.analysis], lambda cell: ENDS_OF_PILOT, _name)
 
     @property
     def lower_bounds(self) -> list[str]:

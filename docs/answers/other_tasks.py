@@ -63,7 +63,10 @@ def of_other_tasks(pack: Path, without_room: Collection[str]) -> dict[str, Answe
             answers[title] = Answer("No task of this question has room.")
             continue
         analysis = analysed(pack, selection=Selection(methods, tuple(tasks), reference=LORA))
-        sentences = [*qualified([analysis], name), *at_ends_of_pilot([analysis], ENDS_OF_PILOT, name)]
+        sentences = [
+            *qualified([analysis], name),
+            *at_ends_of_pilot([analysis], lambda cell: ENDS_OF_PILOT, name),
+        ]
         mean = accuracy if tasks is counted else tasks
         if lacking := [task for task in mean if task in without_room]:
             left_out = ", which the mean leaves out" * (tasks is counted)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from types import MappingProxyType
 
 from tensorbench.records.origin import stored_rerun
 from tensorbench.reports.advice import rate_advice
@@ -84,30 +83,21 @@ def qualified(analyses: Sequence[Analysis], named: Callable[[Cell], str]) -> Ite
 
 def at_ends_of_pilot(
     analyses: Iterable[Analysis],
-    ends: Sequence[float],
+    ends: Callable[[Cell], Collection[float]],
     named: Callable[[Cell], str],
-    others: Mapping[str, Sequence[float]] = MappingProxyType({}),
 ) -> Iterator[str]:
     """Yields a sentence for each end of what a pilot tried, if centres lie there.
 
-    `others` has the ends of methods for which it tried other rates than `ends`, by the method's name.
+    `ends` gives the smallest and the largest rate that it tried for a row.
     """
-    cells = {
-        cell.number: cell
-        for analysis in analyses
-        for block in analysis.blocks
-        for entrant in block.entrants
-        for cell in entrant.cells
-    }
-    for end in dict.fromkeys(chain(ends, *others.values())):
-        rows: dict[str, dict[str, None]] = {}
-        for cell in cells.values():
-            own = others.get(named(cell), ends)
-            if cell.studies and cell.studies.centre == end and end in own:
-                rows.setdefault(named(cell), {})[cell.task] = None
-        if rows:
-            where = "; ".join(f"{name} on {listed(tasks)}" for name, tasks in rows.items())
-            yield f"The centre is {end:g}, at an end of what the pilot tried, for {where}."
+    rows: dict[float, dict[str, dict[str, None]]] = {}
+    for entrant in (each for analysis in analyses for block in analysis.blocks for each in block.entrants):
+        for cell in entrant.cells:
+            if cell.studies and (centre := cell.studies.centre) in ends(cell):
+                rows.setdefault(centre, {}).setdefault(named(cell), {})[cell.task] = None
+    for end, own in sorted(rows.items()):
+        where = "; ".join(f"{name} on {listed(tasks)}" for name, tasks in own.items())
+        yield f"The centre is {end:g}, at an end of what the pilot tried, for {where}."
 
 
 def at_ends(analyses: Iterable[Analysis], named: Callable[[Cell], str]) -> Iterator[str]:

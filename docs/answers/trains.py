@@ -15,7 +15,7 @@ from tensorbench.reports.blocks import Block, Entrant
 from tensorbench.reports.drawing import Looks, styled
 from tensorbench.reports.figures.compared import differences
 from tensorbench.reports.reading import read
-from tensorbench.reports.results import Results
+from tensorbench.reports.results import Cell, Results
 from tensorbench.reports.selection import Selection
 
 from .answer import Answer, Picture
@@ -42,6 +42,10 @@ FAMILIES = {
 ENDS_OF_PILOT, ENDS_OF_LORTA = (5e-4, 5e-2), (5e-3, 0.5)
 
 _name = attrgetter("method")
+
+
+def _ends(cell: Cell) -> tuple[float, float]:
+    return ENDS_OF_LORTA if cell.method == LORTA else ENDS_OF_PILOT
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class StudyOfTrains:
     def qualified(self, *analyses: Analysis) -> Iterator[str]:
         """Yields sentences on withheld verdicts, and on centres and best rates at ends."""
         yield from qualified(analyses, _name)
-        yield from at_ends_of_pilot(analyses, ENDS_OF_PILOT, _name, {LORTA: ENDS_OF_LORTA})
+        yield from at_ends_of_pilot(analyses, _ends, _name)
 
     def in_short(self) -> Answer:
         """The answers of all families at once, with a pointer to the tables behind them."""
