@@ -56,7 +56,8 @@ def completed(given: Answer, analysis: Analysis, sentences: Iterable[str]) -> An
     """Adds to an answer these sentences, which qualify it, and says if it is interim."""
     if not given.short:
         return given
-    return Answer("\n\n".join([given.text, *sentences]), f"{interim(analysis)}{given.short}")
+    text = "\n\n".join(filter(None, [given.text, " ".join(sentences)]))
+    return Answer(text, f"{interim(analysis)}{given.short}")
 
 
 def interim(analysis: Analysis) -> str:
@@ -96,18 +97,22 @@ def at_ends_of_pilot(
             if cell.studies and (centre := cell.studies.centre) in ends(cell):
                 rows.setdefault(centre, {}).setdefault(named(cell), {})[cell.task] = None
     for end, own in sorted(rows.items()):
-        where = "; ".join(f"{name} on {listed(tasks)}" for name, tasks in own.items())
-        yield f"The centre is {end:g}, at an end of what the pilot tried, for {where}."
+        yield f"The centre is {end:g}, at an end of what the pilot tried, for {_where(own)}."
 
 
 def at_ends(analyses: Iterable[Analysis], named: Callable[[Cell], str]) -> Iterator[str]:
-    """Yields a sentence for each adapter whose smoothed best rate lies at an end of its window on a task."""
-    tasks: dict[tuple[str, str], dict[str, None]] = {}
+    """Yields a sentence for each end of windows, if smoothed best rates of adapters lie there."""
+    rows: dict[str, dict[str, dict[str, None]]] = {}
     for advice in chain.from_iterable(map(rate_advice, analyses)):
         if advice.end and advice.cell.family not in NO_ADAPTERS:
-            tasks.setdefault((named(advice.cell), advice.end), {})[advice.cell.task] = None
-    for (name, end), on in tasks.items():
-        yield f"The smoothed best rate of {name} lies at the {end} end of its window on {listed(on)}."
+            rows.setdefault(advice.end, {}).setdefault(named(advice.cell), {})[advice.cell.task] = None
+    for end, own in rows.items():
+        yield f"The smoothed best rate lies at the {end} end of its window for {_where(own)}."
+
+
+def _where(rows: Mapping[str, Iterable[str]]) -> str:
+    """Names each row with its tasks."""
+    return "; ".join(f"{name} on {listed(tasks)}" for name, tasks in rows.items())
 
 
 def limits(

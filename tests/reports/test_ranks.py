@@ -356,9 +356,8 @@ def test_best_rates_at_an_end_of_the_window_are_said(
     assert not [*rules.at_ends([analysis], named)]
     advice[0] = replace(advice[0], start=advice[0].high, is_highest=True)
     (sentence,) = rules.at_ends([analysis], named)
-    row = advice[0].cell.method, advice[0].cell.task
-    said = "The smoothed best rate of {} lies at the upper end of its window on {}."
-    assert sentence == said.format(*row)
+    row = f"{advice[0].cell.method} on {advice[0].cell.task}"
+    assert sentence == f"The smoothed best rate lies at the upper end of its window for {row}."
     # So are those of the references.
     monkeypatch.setattr(
         rules,
@@ -369,8 +368,8 @@ def test_best_rates_at_an_end_of_the_window_are_said(
             if not each.cell.allocation
         ],
     )
-    sentences = [*script("answers.ranks").StudyOfRanks(*packs).qualified()]
-    assert all(said.format(name, "movie-sentiment, digits") in sentences for name in (HEURISTIC, "LoRA"))
+    said = " ".join(script("answers.ranks").StudyOfRanks(*packs).qualified())
+    assert all(f"{name} on movie-sentiment, digits" in said for name in (HEURISTIC, "LoRA"))
 
 
 @pytest.mark.parametrize(
