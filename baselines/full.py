@@ -44,11 +44,11 @@ class FullFineTuning(Unsized):
 class _Unfrozen(Adapter):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone, backbone.geometry.sites(backbone.projections))
-        head = {id(parameter) for parameter in backbone.head.parameters()}
+        encoder = {id(parameter) for parameter in backbone.encoder.parameters()}
         self._parameters = {
             name: parameter
             for name, parameter in backbone.module.named_parameters()
-            if id(parameter) not in head
+            if id(parameter) in encoder
         }
         self._pristine = {name: p.detach().clone() for name, p in self._parameters.items()}
         for parameter in self._parameters.values():
@@ -72,7 +72,8 @@ class _Unfrozen(Adapter):
 
     @torch.no_grad()
     def detach(self) -> None:
-        for name, parameter in self._parameters.items():
-            parameter.copy_(self._pristine[name])
-            parameter.grad = None
+        for name, pristine in self._pristine.items():
+            self._parameters[name].copy_(pristine)
+            self._parameters[name].grad = None
+        self._pristine = {}
         super().detach()

@@ -66,8 +66,7 @@ class PeftAdapter(Adapter):
             # peft's layers are in training mode, whatever the mode of the backbone.
             self.install(site, layer.train(self.bases[site].training))
         # Injection freezes everything else, including the head.
-        for parameter in backbone.head.parameters():
-            parameter.requires_grad_(True)
+        self._train_head()
         # In lower precision than float32, small steps would be lost.
         own = {id(base) for base in self.bases.values()}
         for adapted in self._adapted.values():
@@ -132,9 +131,9 @@ class PeftAdapter(Adapter):
         return factors
 
     def detach(self) -> None:
-        super().detach()
-        if hasattr(self.backbone.module, "peft_config"):
+        if not self._detached and hasattr(self.backbone.module, "peft_config"):
             del self.backbone.module.peft_config
+        super().detach()
 
     def _restore(self, before: dict[Site, tuple[Tensor, Tensor]]) -> None:
         """Restores the backbone's weights, then detaches the adapter.

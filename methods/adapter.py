@@ -6,7 +6,7 @@ import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,43 +16,64 @@ from torch import Tensor, nn
 
 from tensorbench.methods import adapter_file
 from tensorbench.methods.backbone import Backbone, Site
-from tensorbench.methods.errors import RoundedMerge, UserError
+from tensorbench.methods.errors import RoundedMerge, UserError, first_few
 from tensorbench.methods.quantised import QuantisedLinear
 
 #: The name of the submodule that holds trained parameters outside the backbone's layers.
 REGISTERED = "adapter"
+#: The attribute that marks a module with an adapter on it. Copies of the module have it, too.
+MARK = "has_tensorbench_adapter"
+
+
+def refuse_adapted(module: nn.Module) -> None:
+    """Raises UserError if the module has an adapter on it."""
+    if hasattr(module, MARK):
+        raise UserError("the model already has an adapter: detach it first")
 
 
 class Adapter(ABC):
     """The trainable module that a method puts on a backbone.
 
-    Building an adapter freezes the whole backbone except its head. Until the adapter is merged or detached,
-    the parameters of the backbone's module include every trained parameter once. `detach` restores every
-    module and every `requires_grad`. Raises UserError if layers or parameters of another adapter are on the
-    backbone.
+    Building an adapter freezes the whole backbone except its head. What was frozen in the head stays frozen,
+    unless all of it was. Until the adapter is merged or detached, the parameters of the backbone's module
+    include every trained parameter once. `detach` restores every module and every `requires_grad`. Raises
+    UserError if the backbone has an adapter already, and if two sites share a layer or its weight.
     """
 
     #: The value of `Method.stored` for the adapter's method. Set by `Method.attach`.
     method_stored: dict[str, Any]
 
     def __init__(self, backbone: Backbone, sites: Iterable[Site]) -> None:
+        refuse_adapted(backbone.module)
         if hasattr(backbone.module, REGISTERED):
-            raise UserError(f"the model already has a part '{REGISTERED}': detach the adapter on it first")
+            raise UserError(
+                f"the model has a part '{REGISTERED}', the name of the part that adapters add: rename it"
+            )
         self.backbone = backbone
         self.bases: dict[Site, nn.Linear] = {}
+        weights: dict[int, Site] = {}
         for site in sites:
             base = backbone.module.get_submodule(backbone.path(site))
             if not isinstance(base, nn.Linear):
                 raise UserError(f"site {site} is a {type(base).__name__}, already adapted or not linear")
+            # Quantised weights are no parameters.
+            weight = base._parameters.get("weight", base)
+            if (first := weights.setdefault(id(weight), site)) != site:
+                raise UserError(f"sites {first} and {site} share one weight, which has room for one update")
             self.bases[site] = base
         self._adapted: dict[Site, nn.Module] = {}
         self._registered: nn.Module | None = None
         self._unmerged: dict[Site, tuple[Tensor, nn.Parameter | None]] = {}
         self._guarded: list[nn.Module] = []
+        self._detached = False
         self._required_grad = {p: p.requires_grad for p in backbone.module.parameters()}
         for parameter in self._required_grad:
             parameter.requires_grad_(False)
-        for parameter in backbone.head.parameters():
+        self._train_head()
+
+    def _train_head(self) -> None:
+        head = [*self.backbone.head.parameters()]
+        for parameter in [p for p in head if self._required_grad[p]] or head:
             parameter.requires_grad_(True)
 
     @abstractmethod
@@ -162,7 +183,7 @@ class Adapter(ABC):
         """Returns the optimizer's parameter groups, named `adapter` and `head`. Empty groups are left out."""
         groups: list[dict[str, Any]] = [
             {"name": "adapter", "params": list(self.named_parameters().values())},
-            {"name": "head", "params": list(self.backbone.head.parameters())},
+            {"name": "head", "params": [p for p in self.backbone.head.parameters() if p.requires_grad]},
         ]
         return [group for group in groups if group["params"]]
 
@@ -193,11 +214,14 @@ class Adapter(ABC):
         """Adds the update to the backbone's weights and takes the adapter's layers out of the forward.
 
         The original tensors are kept, so that `unmerge` restores them bit for bit. If weights have a lower
-        precision than float32, the sum is rounded, and a `RoundedMerge` warning states the error. Raises
-        UserError for quantised weights: rounding the sum would change outputs more than most updates do.
+        precision than float32, the sum is rounded, and a `RoundedMerge` warning states the error. Autocast
+        does not round it. Raises UserError for a detached adapter, and for quantised weights: rounding the
+        sum would change outputs more than most updates do.
         """
         if self.merged:
             return
+        if self._detached:
+            raise UserError("a detached adapter cannot be merged: merge it before detach")
         forms = {base.quantisation for base in self.bases.values() if isinstance(base, QuantisedLinear)}
         if forms:
             raise UserError(
@@ -205,22 +229,23 @@ class Adapter(ABC):
                 "it: keep the adapter beside them (export writes a checkpoint), or train on the backbone "
                 "without `quantise`"
             )
-        biases = self.biases()
         # Squared norms of the rounding errors and of the updates, over weights of low precision.
         error, update, rounded = 0.0, 0.0, torch.float32
-        for site, delta in self.deltas():
-            base = self.bases[site]
-            weight = base.weight.data
-            self._unmerged[site] = (weight, base.bias)
-            base.weight.data = merged = (weight + delta).to(weight.dtype)
-            if torch.promote_types(weight.dtype, torch.float32) != weight.dtype:
-                rounded = weight.dtype
-                error += float((merged.float() - weight.float() - delta.float()).square().sum())
-                update += float(delta.float().square().sum())
-            if site in biases:
-                moved = biases[site] if base.bias is None else base.bias + biases[site]
-                base.bias = nn.Parameter(moved.to(weight.dtype), False)
-            self.backbone.module.set_submodule(self.backbone.path(site), base)
+        with _exact(self.bases.values()):
+            biases = self.biases()
+            for site, delta in self.deltas():
+                base = self.bases[site]
+                weight = base.weight.data
+                self._unmerged[site] = (weight, base.bias)
+                base.weight.data = merged = (weight + delta).to(weight.dtype)
+                if torch.promote_types(weight.dtype, torch.float32) != weight.dtype:
+                    rounded = weight.dtype
+                    error += float((merged.float() - weight.float() - delta.float()).square().sum())
+                    update += float(delta.float().square().sum())
+                if site in biases:
+                    moved = biases[site] if base.bias is None else base.bias + biases[site]
+                    base.bias = nn.Parameter(moved.to(weight.dtype), False)
+                self.backbone.module.set_submodule(self.backbone.path(site), base)
         self._unregister()
         if error:
             warnings.warn(
@@ -231,22 +256,33 @@ class Adapter(ABC):
             )
 
     def unmerge(self) -> None:
-        """Restores the weights from before `merge`, bit for bit. Does nothing if nothing is merged."""
+        """Restores the weights from before `merge`, bit for bit. Does nothing if nothing is merged.
+
+        If the model was moved or converted meanwhile, so are weights and adapter.
+        """
         if not self.merged:
             return
         for site, (weight, bias) in self._unmerged.items():
-            base = self.bases[site]
-            base.weight.data = weight
+            base, adapted = self.bases[site], self._adapted[site]
+            now, base.weight.data = base.weight.data, weight
             base.register_parameter("bias", bias)
             # The module may have changed between train and eval while the adapted layer was not part of it.
-            adapted = self._adapted[site].train(base.training)
-            self.backbone.module.set_submodule(self.backbone.path(site), adapted)
+            self.backbone.module.set_submodule(self.backbone.path(site), adapted.train(base.training))
+            if (now.device, now.dtype) != (weight.device, weight.dtype):
+                converted = [adapted] if self._registered is None else [adapted, self._registered]
+                for module in converted:
+                    module.to(now.device, now.dtype if now.dtype != weight.dtype else None)
         self._unmerged = {}
         if self._registered is not None:
             self.register(self._registered)
 
     def detach(self) -> None:
-        """Removes the adapter: modules, weights and `requires_grad` are as they were before `attach`."""
+        """Removes the adapter: modules, weights and `requires_grad` are as they were before `attach`.
+
+        Does nothing if the adapter is detached already.
+        """
+        if self._detached:
+            return
         self.unmerge()
         for site in self._adapted:
             self.backbone.module.set_submodule(self.backbone.path(site), self.bases[site])
@@ -258,6 +294,8 @@ class Adapter(ABC):
         self._guarded = []
         for parameter, required_grad in self._required_grad.items():
             parameter.requires_grad_(required_grad)
+        self._detached = True
+        vars(self.backbone.module).pop(MARK, None)
 
     def install(self, site: Site, module: nn.Module) -> None:
         """Puts `module` in place of the site's linear layer until `detach`."""
@@ -303,7 +341,7 @@ class Adapter(ABC):
 
     def print_trainable_parameters(self) -> None:
         """Prints the number of trained parameters as peft does, then those of adapter and head separately."""
-        head = sum(parameter.numel() for parameter in self.backbone.head.parameters())
+        head = sum(p.numel() for p in self.backbone.head.parameters() if p.requires_grad)
         trained = self.parameter_count + head
         seen = {id(p): p.numel() for p in self.backbone.module.parameters()}
         # A merged adapter is no part of the module, and packed weights are no parameters.
@@ -351,27 +389,36 @@ class Adapter(ABC):
             weights = adapter_file.fingerprint(weight)
         return {"backbone": str(self.backbone.geometry), "weights": weights, "method": self.method_stored}
 
-    def guard(self, module: Any) -> None:
+    def guard(self, module: Any, why_not: str = "") -> None:
         """Makes `module.save_pretrained` write the merged model, until `detach`.
 
         Otherwise a saved model would have other names for the weights of adapted layers, and transformers
         would draw these weights at random on loading. `save_pretrained` raises UserError if the merged model
-        would not compute the same as the adapted one.
+        would not compute the same as the adapted one, if `why_not` says why it cannot be saved, and if it is
+        given a state that is not the model's present one.
         """
-        module.save_pretrained = partial(self._save_pretrained, module, module.save_pretrained)
+        module.save_pretrained = partial(self._save_pretrained, module, module.save_pretrained, why_not)
         self._guarded.append(module)
 
     def _save_pretrained(
-        self, module: nn.Module, save: Callable[..., Any], *arguments: Any, **options: Any
+        self, module: nn.Module, save: Callable[..., Any], why_not: str, *arguments: Any, **options: Any
     ) -> Any:
+        if why_not:
+            raise UserError(why_not)
         if self.merged:
             return save(*arguments, **options)
         # The state may be given by its position.
         named = inspect.signature(save).bind(*arguments, **options).arguments
         arguments, options = named.pop("args", ()), named.pop("kwargs", {}) | named
         seen = {p.data_ptr() for base in self.bases.values() for p in base.parameters()}
+        own, given = module.state_dict(), options.get("state_dict") or {}
+        if other := [name for name in own if name in given and not _same(own[name], given[name])]:
+            raise UserError(
+                f"save_pretrained writes the model's present weights, and the given state has others in "
+                f"{first_few(other, 3)}: load it into the model first"
+            )
         wrapped = {}
-        for name, tensor in module.state_dict().items():
+        for name, tensor in own.items():
             # Once each: safetensors refuses tensors that layers share.
             if tensor.data_ptr() not in seen:
                 seen.add(tensor.data_ptr())
@@ -408,6 +455,16 @@ class Adapter(ABC):
             ) from error
 
 
+def _exact(layers: Iterable[nn.Linear]) -> AbstractContextManager[Any]:
+    """A context without the autocast that would round products on the device of these layers."""
+    devices = {tensor.device.type for layer in layers for tensor in layer.parameters()} or {"cpu"}
+    return torch.autocast(devices.pop(), enabled=False)
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    return first is second or torch.equal(first.nan_to_num(), second.to(first).nan_to_num())
+
+
 class AdaptedLayer(nn.Module):
     """The base class of modules that replace a linear layer. They keep the replaced layer as `base`."""
 
@@ -419,6 +476,10 @@ class AdaptedLayer(nn.Module):
     def weight(self) -> Tensor:
         """The frozen weight. T5 reads its dtype, to which it converts the layer's input."""
         return self.base.weight
+
+
+def _remake(module: Any, keys: Any) -> None:
+    module.remake()
 
 
 class PartlyFrozen(nn.Module):
@@ -445,6 +506,8 @@ class PartlyFrozen(nn.Module):
     def draw_seed(self, generator: torch.Generator) -> None:
         """Draws a seed and registers it as a persistent buffer. `seeded` and `draw` use this seed."""
         self.register_buffer("seed", torch.randint(2**62, (), generator=generator))
+        # A state with another seed has other frozen tensors.
+        self.register_load_state_dict_post_hook(_remake)
 
     def seeded(self) -> torch.Generator:
         """Returns a new CPU generator started from the seed, whatever the device of the module."""

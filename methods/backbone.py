@@ -145,6 +145,11 @@ class Backbone(Protocol):
         ...
 
     @property
+    def encoder(self) -> nn.Module:
+        """The part of `module` that full fine-tuning trains. It has all sites."""
+        ...
+
+    @property
     def projections(self) -> tuple[str, ...]:
         """The projections that every layer has, in the order of `GATED_PROJECTIONS`."""
         ...

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from tensorbench.methods.adapter import Adapter
+from tensorbench.methods.adapter import MARK, Adapter
 from tensorbench.methods.backbone import Backbone, Geometry
 from tensorbench.methods.errors import UserError, WrongCountError, shown
 from tensorbench.methods.quantised import Quantisation, quantisation_of
@@ -243,6 +243,8 @@ class Method(Frozen, ABC):
         self.check(backbone.geometry, backbone.projections)
         self.check_quantisation(quantisation_of(backbone))
         adapter = self.put(backbone, generator)
+        # Only now, since an adapter that could not be built leaves nothing to detach.
+        setattr(backbone.module, MARK, True)
         adapter.method_stored = self.stored()
         for name, parameter in adapter.named_parameters().items():
             if torch.promote_types(parameter.dtype, torch.float32) != parameter.dtype:

@@ -160,6 +160,10 @@ class LoadedBackbone:
         return self._module.head
 
     @property
+    def encoder(self) -> nn.Module:
+        return self._module.encoder
+
+    @property
     def projections(self) -> tuple[str, ...]:
         return self.info.projections
 

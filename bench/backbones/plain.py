@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from tensorbench.backbones.backbone import locate
 from tensorbench.backbones.kinds import KINDS
 from tensorbench.methods import Adapter, Backbone, Geometry, Method, Site, UserError, attach
+from tensorbench.methods.adapter import refuse_adapted
 from tensorbench.methods.errors import shown
 
 
@@ -25,8 +27,12 @@ def wrap(model: nn.Module | Backbone, method: Method, seed: int = 0) -> Adapter:
     merged model, or raises UserError if the merged model would not compute the same as the adapted one.
     `Adapter.save_adapter` saves adapter and head alone.
 
+    A model in bfloat16 runs in `torch.autocast`, with a head in float32. Parts beside the encoder that you
+    froze stay frozen, unless all are.
+
     Raises UserError for any other model, for a model that already has an adapter, for a parameter outside the
-    encoder that belongs to no submodule, for a method that fits its head without a training loop
+    encoder that belongs to no submodule or is one of the encoder's as well, for a head in a lower precision
+    than float32, for a method that fits its head without a training loop
     (`Method.fits_head`), and as `Method.check` does.
     """
     if not isinstance(method, Method):
@@ -36,10 +42,26 @@ def wrap(model: nn.Module | Backbone, method: Method, seed: int = 0) -> Adapter:
             f"{method.label} is fitted in a trial of a suite; a loop of your own trains the head alone: take "
             "head_only, or scikit-learn on the features"
         )
-    adapter = attach(_plain(model) if isinstance(model, nn.Module) else model, method, seed)
+    if not any(isinstance(part, nn.Module) for part in (model, getattr(model, "module", None))):
+        raise UserError(f"wrap(): model should be a module or what load gives, got {shown(model)}")
+    backbone = _plain(model) if isinstance(model, nn.Module) else model
+    for name, parameter in backbone.head.named_parameters():
+        if torch.promote_types(parameter.dtype, torch.float32) != parameter.dtype:
+            raise UserError(
+                f"the head's {name} is in {parameter.dtype}, where small steps are lost: convert the head "
+                "with .float(), and train in torch.autocast"
+            )
+    adapter = attach(backbone, method, seed)
     for module in adapter.backbone.module.modules():
         if hasattr(module, "save_pretrained"):
-            adapter.guard(module)
+            kind, split = KINDS.get(_model_type(module) or ""), ""
+            if kind and kind.fused:
+                split = (
+                    f"tensorbench.backbones.load split layers of this {type(module).__name__}, so that "
+                    "transformers could not load what save_pretrained writes: call "
+                    "adapter.save_adapter(FOLDER), or export a suite's trial"
+                )
+            adapter.guard(module, split)
     return adapter
 
 
@@ -49,6 +71,7 @@ class _PlainBackbone:
 
     module: nn.Module
     head: nn.Module
+    encoder: nn.Module
     geometry: Geometry
     projections: tuple[str, ...]
     paths: Mapping[Site, str]
@@ -58,6 +81,7 @@ class _PlainBackbone:
 
 
 def _plain(model: Any) -> _PlainBackbone:
+    refuse_adapted(model)
     path, encoder = _encoder(model)
     kind = KINDS[encoder.config.model_type]
     if kind.fused:
@@ -67,12 +91,11 @@ def _plain(model: Any) -> _PlainBackbone:
             "one layer, in which an adapter has no sites. tensorbench.backbones.load splits it, and what "
             "that gives can be wrapped"
         )
-    head = _head(model, path)
-    config, of_head = encoder.config, {id(parameter) for parameter in head.parameters()}
-    counted = sum(p.numel() for p in model.parameters() if id(p) not in of_head)
+    head, config = _head(model, path), encoder.config
+    counted = sum(parameter.numel() for parameter in encoder.parameters())
     geometry, projections = kind.shape.geometry(config, counted), kind.shape.projections(config)
     paths = locate(type(model).__name__, geometry, projections, encoder, kind.layouts, path)
-    return _PlainBackbone(model, head, geometry, projections, paths)
+    return _PlainBackbone(model, head, encoder, geometry, projections, paths)
 
 
 def _encoder(model: nn.Module) -> tuple[str, Any]:
@@ -113,24 +136,34 @@ def _within(path: str, other: str) -> bool:
 def _head(model: Any, encoder: str) -> nn.Module:
     """Returns everything outside the encoder at path `encoder`, except a language model's output layer.
 
-    Raises UserError for a parameter outside the encoder that belongs to no submodule.
+    Other names of the encoder's parts are no head. Raises UserError for a parameter outside the encoder that
+    belongs to no submodule, and for a submodule with parameters of the encoder beside its own.
     """
+    of_encoder = {id(parameter) for parameter in model.get_submodule(encoder).parameters()}
     around = [encoder.rpartition(".")[0]]
     while around[-1]:
         around.append(around[-1].rpartition(".")[0])
     beside = []
     for path in around:
         holder = model.get_submodule(path)
-        if getattr(holder, "get_output_embeddings", lambda: None)() is not None:
-            continue  # a language model's own layers stay frozen
+        output = getattr(holder, "get_output_embeddings", lambda: None)()
         if loose := [name for name, _ in holder.named_parameters(path, recurse=False)]:
             raise UserError(
                 f"a {type(model).__name__} cannot be wrapped: {loose[0]} beside its encoder is in no module "
                 "of its own, as what is trained as its head has to be"
             )
-        beside += [
-            module
-            for name, module in holder.named_children()
-            if not _within(encoder, f"{path}.{name}".lstrip(".")) and any(True for _ in module.parameters())
-        ]
+        for name, module in holder.named_children():
+            if _within(encoder, f"{path}.{name}".lstrip(".")) or not module.state_dict():
+                continue
+            if output is not None and any(part is output for part in module.modules()):
+                continue  # a language model's output layer stays frozen
+            own = [parameter for parameter in module.parameters() if id(parameter) not in of_encoder]
+            if shared := [n for n, parameter in module.named_parameters() if id(parameter) in of_encoder]:
+                if own:
+                    raise UserError(
+                        f"a {type(model).__name__} cannot be wrapped: {name}.{shared[0]} beside its encoder "
+                        "is one of the encoder's parameters, which stay frozen, and others of it would train"
+                    )
+                continue
+            beside.append(module)
     return beside[0] if len(beside) == 1 else nn.ModuleList(beside)
