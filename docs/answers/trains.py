@@ -17,6 +17,7 @@ from tensorbench.reports.figures.compared import differences
 from tensorbench.reports.reading import read
 from tensorbench.reports.results import Cell, Results
 from tensorbench.reports.selection import Selection
+from tensorbench.reports.units import listed
 
 from .answer import Answer, Picture
 from .registered import (
@@ -124,8 +125,14 @@ class StudyOfTrains:
             f"{subject}: {each.short}"
             for (_, subject), each in zip(FAMILIES.values(), answers.values(), strict=True)
         ]
+        begun = f"Scores after {block.k} trials, by {complete} studies. *As good* is within a point."
+        if low := {edge.method: None for each in self.blocks.values() for edge in each.edges}:
+            begun += (
+                f" The best rates of {listed(low)} lie at an edge of their windows, so their scores are "
+                "lower bounds: they are *undecided* wherever a better rate could turn the verdict."
+            )
         parts = [
-            f"Scores after {block.k} trials of tuning, by {complete} studies. *As good* is within a point.",
+            begun,
             "\n".join(f"- {each}" for each in short),
             self.picture().shown,
             self.by_method(),
