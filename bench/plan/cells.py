@@ -23,7 +23,7 @@ from tensorbench.plan.suite import FLOORS, Suite
 from tensorbench.plan.suite_rows import Budget, MethodRow
 from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import Row, StudyPlan, StudyTrial
-from tensorbench.tasks import check_use
+from tensorbench.tasks import check_use, most_train_examples
 
 #: The largest number of trials in a suite. Even a study of all methods and tasks has only thousands.
 MOST_TRIALS = 100_000
@@ -88,8 +88,9 @@ def cells(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Iterato
                     f"task '{pair.task.task}' is {pair.definition.modality}: augmentation applies to images "
                     "only"
                 )
-            if examples is not None:
-                recipe.check_batch(pair.task.task, examples)
+            available = most_train_examples(pair.definition) if examples is None else examples
+            if available is not None:
+                recipe.check_batch(pair.task.task, available)
             shared: dict[str, Any] = {
                 **vars(pair),
                 "suite": suite,

@@ -109,11 +109,11 @@ class Recipe(Frozen):
         return self.steps or math.ceil(examples / self.batch_size) * (self.epochs or 0)
 
     def check_batch(self, task: str, available: int) -> None:
-        """Raises UserError for a batch larger than the training split."""
+        """Raises UserError for a batch larger than `available`, the most that the training split may have."""
         if self.batch_size > available:
             raise UserError(
                 f"training of task '{task}': batch_size {self.batch_size} is larger than the train split, "
-                f"which has {available} examples"
+                f"which has at most {available} examples"
             )
 
     @staticmethod

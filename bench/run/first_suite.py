@@ -29,6 +29,7 @@ from tensorbench.plan.suite_rows import TaskRow
 from tensorbench.plan.yaml_text import parse
 from tensorbench.tasks import TASKS, Task, resolve, split_count
 from tensorbench.tasks.description import SPLIT_WORDS, Description
+from tensorbench.tasks.labels import AMOUNTS
 from tensorbench.tasks.rows import NUMBER
 from tensorbench.tasks.tables import read_csv
 from tensorbench.tasks.task import SPLITS
@@ -79,6 +80,8 @@ class _Column(NamedTuple):
     #: The number of words of each value.
     words: list[int]
     numbers: bool
+    #: Whether all values are numbers, and some are not whole.
+    fractional: bool
     #: Whether the values name official splits.
     splits: bool
 
@@ -135,6 +138,8 @@ def write_first_suite(
     kind = "numbers: a regression; delete `target` for classes"
     if task.classes:
         kind = f"{len(task.classes)} classes: {first_few([cut(each) for each in task.classes], 6)}"
+        if any(c.fractional for c in columns if c.name == label):
+            kind += f"; {AMOUNTS}"
     unused = [column.name for column in columns if column.name not in (*texts, label, split_by)]
     said = [
         f"{table}: {columns[0].rows:,} rows",
@@ -179,6 +184,7 @@ def _columns(table: Path) -> list[_Column]:
         there = [value for value in values if value is not None and value.strip()]
         distinct = set(there)
         words = {value.strip().casefold() for value in distinct}
+        numbers = all(re.match(NUMBER, value) for value in distinct)
         columns.append(
             _Column(
                 name=name,
@@ -186,7 +192,8 @@ def _columns(table: Path) -> list[_Column]:
                 distinct=len(distinct),
                 blank=len(there) < len(values),
                 words=[len((value or "").split()) for value in values],
-                numbers=all(re.match(NUMBER, value) for value in distinct),
+                numbers=numbers,
+                fractional=numbers and any(not float(value).is_integer() for value in distinct),
                 splits="train" in map(SPLIT_WORDS.get, words) and words <= SPLIT_WORDS.keys(),
             )
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tensorbench.tasks.data_tasks import resolve
 from tensorbench.tasks.objective import Objective, objective
-from tensorbench.tasks.pool import check_use, mean_words, split_count, split_sizes
+from tensorbench.tasks.pool import check_use, mean_words, most_train_examples, split_count, split_sizes
 from tensorbench.tasks.preparing import data_key, prepare
 from tensorbench.tasks.registered_tasks import TASKS
 from tensorbench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit
@@ -23,6 +23,7 @@ __all__ = [
     "check_use",
     "data_key",
     "mean_words",
+    "most_train_examples",
     "objective",
     "prepare",
     "resolve",

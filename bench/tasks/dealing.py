@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensorbench.methods.errors import UserError
+from tensorbench.tasks.labels import AMOUNTS, is_number
 from tensorbench.tasks.task import SPLITS, SplitName, Task
 
 
@@ -227,17 +228,32 @@ def deal(
     parts = strata(task, labels)
     dealt |= _share_out(kept, numbers, ids, f"{task.name}/split{seeded}", parts, shares)
     for split, positions in dealt.items():
-        if not len(positions):
-            raise UserError(f"task '{task.name}': its {split} split has no example")
-        present = {part for i in positions for part in parts[i]}
-        lacking = [c for c in range(len(task.classes)) if c not in present]
-        if task.every_class and lacking:
-            names = (f"{task.classes[c]} ({sum(c in part for part in parts):,} in all)" for c in lacking)
-            raise UserError(f"task '{task.name}': its {split} split has no example of {', '.join(names)}")
+        check_classes(task, split, positions, parts)
     return {
         split: positions[stable_order(f"{task.name}/order{seeded}", ids[positions])]
         for split, positions in dealt.items()
     }
+
+
+def check_classes(
+    task: Task, split: SplitName, positions: NDArray[np.int64], parts: Sequence[tuple[int, ...]]
+) -> None:
+    """Raises UserError if a split is empty, or if it lacks a class that the task requires.
+
+    `positions` has the split's examples, and `parts` the strata of every example (see `strata`).
+    """
+    if not len(positions):
+        raise UserError(f"task '{task.name}': its {split} split has no example")
+    present = {part for i in positions for part in parts[i]}
+    lacking = [c for c in range(len(task.classes)) if c not in present]
+    if task.every_class and lacking:
+        names = (f"{task.classes[c]} ({sum(c in part for part in parts):,} in all)" for c in lacking)
+        # Numbers often name the classes of images.
+        amounts = task.rules == 2 and task.modality == "text" and all(map(is_number, task.classes))
+        raise UserError(
+            f"task '{task.name}': its {split} split has no example of {', '.join(names)}"
+            f"{f'; {AMOUNTS}' if amounts else ''}"
+        )
 
 
 def _share_out(

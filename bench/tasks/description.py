@@ -109,6 +109,13 @@ class Description(Frozen):
         rest = {key: value for key, value in values.items() if key not in ("prompt", "answer")}
         return {**rest, "text": values["prompt"], "label": values["answer"], "target": "generation"}
 
+    @field_validator("csv", "parquet", "jsonl", "image_list", mode="before")
+    @classmethod
+    def _one_file_or_one_for_each_split(cls, source: Any) -> Any:
+        if source is None or isinstance(source, (str, Path, dict)):
+            return source
+        raise ValueError("should be a file, or a file for each split, such as {train: FILE, test: FILE}")
+
     @field_validator("splits")
     @classmethod
     def _different_words(cls, splits: dict[str, SplitName] | None) -> dict[str, SplitName] | None:

@@ -52,7 +52,9 @@ class EncodedImages(LazyImages):
 
 
 def decoded(content: bytes) -> NDArray[np.uint8]:
-    """Decodes an image to RGB (height, width, 3), rotated by its EXIF data. Drops transparency.
+    """Decodes an image to RGB (height, width, 3), rotated by its EXIF data.
+
+    Transparent parts take the colour that the file holds below them, often black.
 
     Raises ValueError for an unknown format, an incomplete file, more pixels than PIL accepts, more than 8
     bits per channel, and a file with several pictures, such as an animation. An MPO photograph is accepted,

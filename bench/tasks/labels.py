@@ -17,6 +17,9 @@ from tensorbench.tasks.tables import LABEL, Table, as_answer
 #: The largest number of different values in a label column. A column with more is refused as no label.
 MOST_CLASSES = 10_000
 
+#: What messages add where the classes are numbers.
+AMOUNTS = "numbers: write `target: regression` if they are amounts"
+
 _FLAGS = {"0": 0, "1": 1, "false": 0, "true": 1}
 
 
@@ -102,8 +105,10 @@ def _answer(value: Any) -> str:
 
 
 def _number(value: Any) -> float:
+    # Python reads 3_560 as a number.
+    strange = value is None or isinstance(value, bool) or (isinstance(value, str) and "_" in value)
     try:
-        number = math.nan if value is None or isinstance(value, bool) else float(value)
+        number = math.nan if strange else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
@@ -220,7 +225,7 @@ def _check_number(data: Description, column: str, values: Sequence[str], rows: i
         raise UserError(f"column '{column}' has one class only: {only}; there must be at least two")
     in_most_rows = data.target == "single label" and len(values) > max(20, rows // 2)
     if in_most_rows or len(values) > MOST_CLASSES:
-        hint = "for numbers give target: regression" if all(map(_is_number, values)) else "is it the label?"
+        hint = "for numbers give target: regression" if all(map(is_number, values)) else "is it the label?"
         raise UserError(
             f"column '{column}' has {len(values):,} different values in {rows:,} rows, too many for "
             f"classes: {hint}"
@@ -240,7 +245,8 @@ def _check_spellings(column: str, names: Sequence[str]) -> None:
             )
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether Python reads a text as a number."""
     try:
         float(text)
     except ValueError:

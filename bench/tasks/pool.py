@@ -20,7 +20,8 @@ from safetensors.numpy import load_file, save
 from tensorbench.machine.cache import is_prepared, prepared
 from tensorbench.methods.errors import UserError
 from tensorbench.records.measures import SplitSizes
-from tensorbench.tasks.dealing import blocks, deal, first_places
+from tensorbench.records.metrics import METRICS
+from tensorbench.tasks.dealing import blocks, check_classes, deal, first_places, strata
 from tensorbench.tasks.images import EncodedImages
 from tensorbench.tasks.objective import as_labels, as_tensor, check_answers, check_labels, objective
 from tensorbench.tasks.reading import image_content, read_examples, read_images, read_texts, text_content
@@ -180,6 +181,20 @@ def split_count(task: Task, split: SplitName) -> int | None:
     return _dealt_counts(task)[split] if task.at_hand and task.modality == "text" else None
 
 
+def most_train_examples(task: Task) -> int | None:
+    """Returns a number that the train split cannot exceed, whichever examples are duplicates.
+
+    None if the examples are not on this machine. Raises UserError for examples that cannot be read.
+    """
+    return _most_train_examples(task) if task.at_hand else None
+
+
+@lru_cache(maxsize=32)
+def _most_train_examples(task: Task) -> int:
+    examples = read_examples(task)
+    return len(examples.labels) if examples.splits is None else list(examples.splits).count("train")
+
+
 @lru_cache(maxsize=32)
 def _dealt_counts(task: Task) -> dict[SplitName, int]:
     return {split: len(part) for split, part in ExampleSource(task).deal(None).items()}
@@ -189,17 +204,30 @@ def _dealt_counts(task: Task) -> dict[SplitName, int]:
 def _check_data(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
     """Raises UserError for splits smaller than `sizes`, and for labels that cannot be scored or learned.
 
-    Without seeds, only raises UserError for an image that cannot be read. Successful checks are cached, since
-    several rows of a plan may have the same splits.
+    Without seeds, raises UserError for an image that cannot be read, for official splits whose labels cannot
+    be scored, and for classes that no deal gives to every split. Successful checks are cached, since several
+    rows of a plan may have the same splits.
     """
     source = ExampleSource(task)
 
     def check(folder: Path) -> None:
-        if isinstance(inputs := source.examples.inputs, EncodedImages):
-            inputs.check()
+        of = source.examples
+        if of.splits is not None:
+            parts, official = strata(task, of.labels), np.array(of.splits)
+            labels = as_tensor(task, list(of.labels))
+            for split in SPLITS:
+                if len(positions := np.flatnonzero(official == split)):
+                    check_classes(task, split, positions, parts)
+                    _check_scored(task, split, labels[positions])
+        elif task.target == "single label" and of.groups is None:
+            # Which images are duplicates is unknown, but a block of duplicates has one class. So if no split
+            # lacks a class with duplicates, none does without them.
+            deal(task, of.labels, of.ids, of.ids, None)
+        if isinstance(of.inputs, EncodedImages):
+            of.inputs.check()
 
     if not seeds:
-        prepared(f"checked-{task.name}", _key(task), check)
+        prepared(f"checked-{task.name}", _deal_key(task), check)
     for seed in seeds:
         for split, part in source.parts(sizes, seed).items():
             labels = torch.from_numpy(source.pool.labels[part])
@@ -208,8 +236,25 @@ def _check_data(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None
             elif task.target == "generation" and split != "train":
                 answers = [str(source.examples.labels[i]) for i in source.pool.kept[part]]
                 check_answers(task, split, answers, source.pool.ids[part].tolist())
-            elif split != "train":
-                check_labels(task, split, labels)
+            else:
+                _check_scored(task, split, labels)
+
+
+def _check_scored(task: Task, split: SplitName, labels: torch.Tensor) -> None:
+    """Raises UserError if `labels` of a validation or test split cannot be scored."""
+    if split != "train":
+        check_labels(task, split, labels)
+        check_variation(task, split, labels)
+
+
+def check_variation(task: Task, split: str, labels: torch.Tensor) -> None:
+    """Raises UserError if the task's metric needs targets that differ, and those of a split are all equal."""
+    if METRICS.get(task.metric).varied and labels.min() == labels.max():
+        raise UserError(
+            f"task '{task.name}': metric '{task.metric}' needs targets that differ; those of the {split} "
+            f"split as it is used ({len(labels):,}) are all {labels[0].item():g}: raise {split}_size, or use "
+            "another metric"
+        )
 
 
 def check_size(task: Task, split: str, size: int | None, available: int, seed: int | None = None) -> None:

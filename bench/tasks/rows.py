@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -15,7 +16,7 @@ from tensorbench.tasks.description import SPLIT_WORDS, Description
 from tensorbench.tasks.images import EncodedImages
 from tensorbench.tasks.labels import is_blank, read_labels
 from tensorbench.tasks.tables import Table, check_texts, embedded_images, names_of
-from tensorbench.tasks.task import SplitName
+from tensorbench.tasks.task import SPLITS, SplitName
 
 #: Matches a number in a CSV file.
 NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
@@ -74,8 +75,8 @@ def _line(tables: Sequence[Table]) -> Any:
 def read_rows(data: Description, tables: Sequence[Table], *, blank: bool = False) -> Rows:
     """Reads labels, groups and official splits, and checks the inputs. `blank` accepts texts without words.
 
-    Raises UserError for a table without rows, for a row that contradicts the description, and for official
-    splits without train.
+    Raises UserError for a table without rows, for a row that contradicts the description, for official splits
+    without train, and for a group in several of them.
     """
     for table in tables:
         _check_inputs(data, table, blank)
@@ -98,8 +99,29 @@ def read_rows(data: Description, tables: Sequence[Table], *, blank: bool = False
             splits.append(split)
     if splits and "train" not in splits:
         raise UserError(f"there is no train split, only {' and '.join(sorted(set(splits)))}")
+    if groups is not None and splits:
+        _check_parted(str(data.group), groups, splits)
     # Rows that are all for training are dealt, like those of data without official splits.
     return Rows(data, tables, classes, labels, groups, None if set(splits) <= {"train"} else splits)
+
+
+def _check_parted(column: str, groups: Sequence[str], splits: Sequence[SplitName]) -> None:
+    """Raises UserError for a group with rows in several official splits, which `group` forbids."""
+    homes: defaultdict[str, set[SplitName]] = defaultdict(set)
+    for group, split in zip(groups, splits, strict=True):
+        homes[group].add(split)
+    parted = [
+        f"{shown(group)} is in {', '.join(split for split in SPLITS if split in of)}"
+        for group, of in homes.items()
+        if len(of) > 1
+    ]
+    if parted:
+        more = f" and {len(parted) - 3:,} more" if len(parted) > 3 else ""
+        raise UserError(
+            f"group: rows with the same value in column '{column}' are in several official splits: "
+            f"{'; '.join(parted[:3])}{more}; put all rows of a value into one split, or leave out `group` or "
+            "the official splits"
+        )
 
 
 def _check_inputs(data: Description, table: Table, blank: bool) -> None:

@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tensorbench.methods.errors import UserError, did_you_mean, shown
+from tensorbench.methods.errors import UserError, did_you_mean, first_few, shown
 from tensorbench.tasks.description import SPLIT_WORDS, Description
 from tensorbench.tasks.task import SplitName
 
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _SPREADSHEETS = (".xlsx", ".xls", ".ods")
+
+#: How files begin that are no text, and what a message says of them.
+_NO_TEXTS = {b"PAR1": "is parquet: name it in `parquet`"} | dict.fromkeys(
+    (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"), "is compressed: unpack it"
+)
 
 #: The largest accepted number of columns. An error about an unknown column compares it with all of them.
 MOST_COLUMNS = 10_000
@@ -39,6 +44,10 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 #: The names of JSON types in messages.
 _KINDS = {str: "texts", bool: "true or false", list: "lists", dict: "objects", float: "numbers"}
+
+#: How the names of image files end.
+_IMAGE = r"\.(?i:bmp|gif|jpe?g|png|tiff?|webp)"
+_IMAGE_NAME = re.compile(rf"[^.].*{_IMAGE}")
 
 #: The column of labels in folders and lists of images.
 LABEL = "label"
@@ -246,10 +255,19 @@ def read_parquet(files: Sequence[Path], names: Sequence[str], where: str) -> Tab
         with _reading(file):
             schemas.append(parquet.read_schema(file))
             check_columns(str(file) if parts else where, names, schemas[-1].names)
-            parts.append(parquet.read_table(file, columns=list(names)))
+            parts.append(_without_views(parquet.read_table(file, columns=list(names))))
     with _reading(files[0]):
         columns = pa.concat_tables(parts)
     return Table(columns, lambda row: f"{where}, row {row}", _class_names(schemas[0]))
+
+
+def _without_views(table: pa.Table) -> pa.Table:
+    """Converts columns of views, which hold texts or bytes in another layout, to plain ones."""
+    import pyarrow as pa
+
+    plain = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+    schema = pa.schema([column.with_type(plain.get(column.type, column.type)) for column in table.schema])
+    return table if schema.equals(table.schema) else table.cast(schema)
 
 
 def _read_dataset(data: Description, folder: Path, names: Sequence[str]) -> list[Table]:
@@ -301,9 +319,9 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
 def _image_folders(data: Description, folder: Path) -> list[Table]:
     """Reads a folder with one folder of images per class, or with such folders for each official split.
 
-    Raises UserError for a folder that cannot be read or is empty. If the description lists splits, at least
-    one of them must have a folder. If it lists none, but some folders have the names of splits, any other
-    folder raises UserError.
+    Raises UserError for a folder that cannot be read or is empty, for images beside the folders of classes,
+    and for links that lead nowhere. If the description lists splits, at least one of them must have a folder.
+    If it lists none, but some folders have the names of splits, any other folder raises UserError.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
@@ -313,31 +331,49 @@ def _image_folders(data: Description, folder: Path) -> list[Table]:
     homes: list[tuple[Path, SplitName | None]] = [(path, split) for path, split in official.items() if split]
     if data.splits is not None and not homes:
         raise UserError(f"{folder} has no folder {' or '.join(data.splits)} with a folder for each class")
+    names = ", ".join(path.name for path, _ in homes)
+    if homes and (bare := [path.name for path in below if path not in official and data.official(path.name)]):
+        raise UserError(f"{folder}: {', '.join(bare)} beside {names} has no folder of images for each class")
     if data.splits is None and homes and (odd := [path.name for path in below if not official.get(path)]):
         raise UserError(
-            f"{folder}: {', '.join(odd)} beside {', '.join(path.name for path, _ in homes)} is no split; "
+            f"{folder}: {', '.join(odd)} beside {names} is no split; "
             "take it away, or say which folders are splits, as in splits: {train: train, test: test}"
         )
     tables = []
     for home, split in homes or [(folder, None)]:
         files = [(file, of_class.name) for of_class in _folders(home) for file in _files(of_class)]
         if files:
+            loose = [path.name for path in home.iterdir() if _IMAGE_NAME.fullmatch(path.name)]
+            if loose := sorted(name for name in loose if not (home / name).is_dir()):
+                raise UserError(
+                    f"{home}: images beside the folders of classes have no class: {first_few(loose, 3)}; "
+                    "move them into the folder of their class, or away"
+                )
             line = lambda row, files=files: str(files[row][0])  # noqa: E731
-            names = [str(file.relative_to(folder)) for file, _ in files]
-            tables.append(_labelled(folder, names, [label for _, label in files], line, split))
+            paths = [str(file.relative_to(folder)) for file, _ in files]
+            tables.append(_labelled(folder, paths, [label for _, label in files], line, split))
     if not tables:
         raise UserError(f"{folder} has no folder of images for each class")
     return tables
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    """Returns the folders in a folder, except hidden ones (leading dot).
+
+    Raises UserError for a link that leads nowhere, since it may stand for a folder.
+    """
+    found = sorted(path for path in folder.iterdir() if path.name[0] != ".")
+    for path in found:
+        if not path.exists():
+            raise UserError(f"{path} is a link to {os.readlink(path)}, and there is no such file")
+    return [path for path in found if path.is_dir()]
 
 
 def _files(folder: Path) -> list[Path]:
     """Returns all files below a folder, except hidden files and files in hidden folders (leading dot).
 
-    Raises UserError if there are no files, and OSError for a folder that cannot be read.
+    Raises UserError if there are no files, and for a link to a folder. Raises OSError for a folder that
+    cannot be read.
     """
 
     def refuse(error: OSError) -> None:
@@ -347,7 +383,13 @@ def _files(folder: Path) -> list[Path]:
     try:
         for place, folders, names in os.walk(folder, onerror=refuse):
             folders[:] = [name for name in folders if name[0] != "."]
-            files += (file for name in names if name[0] != "." and (file := Path(place, name)).is_file())
+            # Links to folders may form a circle.
+            if links := [name for name in folders if Path(place, name).is_symlink()]:
+                raise UserError(
+                    f"{Path(place, links[0])} is a link to a folder, and such links are not followed; "
+                    "put the folder itself there"
+                )
+            files += (Path(place, name) for name in names if name[0] != ".")
     except RecursionError as error:
         raise UserError(f"{folder} has folders in folders, too deep to read") from error
     if not files:
@@ -356,7 +398,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 #: A path, which may have spaces and commas if it ends as images do, and a label.
-_IMAGE_AND_LABEL = re.compile(r"(.+\.(?i:bmp|gif|jpe?g|png|tiff?|webp)|.+?)[\s,]+(\S+)")
+_IMAGE_AND_LABEL = re.compile(rf"(.+{_IMAGE}|.+?)[\s,]+(\S+)")
 
 
 @lru_cache(maxsize=32)
@@ -395,15 +437,19 @@ def _labelled(
 def _image_files(root: Path, names: Iterable[str], line: Callable[[int], str]) -> list[Path]:
     """Returns the image files with these paths relative to the folder `root`, one for each row.
 
-    Raises UserError, beginning with the row's line, if a path leads out of `root` or is not in UTF-8, if
-    there is no such file, and if it has more than `MOST_BYTES` bytes.
+    Raises UserError, beginning with the row's line, if a path is absolute, leads out of `root` or is not in
+    UTF-8, if there is no such file, and if it has more than `MOST_BYTES` bytes.
     """
     resolved, files = root.resolve(), []
     for row, name in enumerate(names):
         try:
             name.encode()
+            if Path(name).is_absolute():
+                raise UserError(
+                    f"{line(row)}: {shown(name)} is an absolute path; accepted are paths that begin at {root}"
+                )
             path = (root / name).resolve()
-            if Path(name).is_absolute() or not path.is_relative_to(resolved):
+            if not path.is_relative_to(resolved):
                 raise UserError(f"{line(row)}: {shown(name)} leads out of {root}; images must lie below it")
             if not path.is_file():
                 raise UserError(f"{line(row)}: there is no image {path}")
@@ -447,6 +493,11 @@ def _reading(file: Path) -> Iterator[None]:
     except UserError:
         raise
     except UnicodeDecodeError as error:
+        with file.open("rb") as stream:
+            begin = stream.read(8)
+        for start, what in _NO_TEXTS.items():
+            if begin.startswith(start):
+                raise UserError(f"{file} {what}") from error
         raise UserError(f"{file}, line {_undecodable_line(file)}: it is not in UTF-8") from error
     except (OSError, ValueError, KeyError, TypeError, ArrowException) as error:
         raise UserError(f"{file} cannot be read: {error}") from error

@@ -70,6 +70,8 @@ def test_what_the_columns_are_taken_for_is_said(call: Call) -> None:
     assert "label: price (numbers: a regression; delete `target` for classes); not used: id, fold." in said
     parts = table("parts.csv", stars=stars, Split=lambda row: ["Train", "Test"][row % 2])
     assert "label: stars (5 classes: 0, 1, 2, 3, 4); splits: Split; not used: id." in call("init", parts).out
+    halves = call("init", table("halves.csv", stars=lambda row: row % 5 / 2), "--label", "stars").out
+    assert "(5 classes: 0.0, 0.5, 1.0, 1.5, 2.0; numbers: write `target: regression` if" in halves
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,8 @@ class Metric(ABC):
     point: float = 1.0
     #: Whether the metric needs examples with and without each class.
     every_class: bool = False
+    #: Whether the metric needs targets that differ.
+    varied: bool = False
     #: The number of classes that the metric needs. None: any number.
     classes: int | None = None
 

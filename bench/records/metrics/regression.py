@@ -17,6 +17,7 @@ class _Correlation(Metric):
 
     kinds = ("regression",)
     bounds = (-1.0, 1.0)
+    varied = True
     #: As for Matthews' correlation, two points matter as much as a point of accuracy.
     point = 2.0
     #: The function of scipy.stats that computes it.

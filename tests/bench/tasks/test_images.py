@@ -103,7 +103,8 @@ def test_images_in_hidden_folders_are_none(tmp_path: Path) -> None:
 #: Paths in a list of images, and what the message names beside the list and its line.
 NO_PATHS: dict[str, str] = {
     "../secret.png": "leads out",
-    "{secret}": "leads out",
+    "{secret}": "absolute path",
+    "{inside}": "absolute path",
     "link.png": "leads out",
     "a/missing.png": "no image",
     "a": "no image",
@@ -120,11 +121,48 @@ def test_paths_that_name_no_image_below_their_folder_are_refused(
     secret = tmp_path / "secret.png"
     shutil.copy(tmp_path / "x" / "a" / "0.png", secret)
     (tmp_path / "x" / "link.png").symlink_to(secret)
-    row, columns = name.format(secret=secret), {} if kind == "image_list" else {"image": "f", "label": "k"}
+    row = name.format(secret=secret, inside=tmp_path / "x" / "a" / "0.png")
+    columns = {} if kind == "image_list" else {"image": "f", "label": "k"}
     lines = f"a/0.png 0\n\n{row} 1\n" if kind == "image_list" else f"f,k\na/0.png,0\n{row},1\n"
     (tmp_path / "x" / "l.txt").write_text(lines)
     with pytest.raises(UserError, match=naming("l.txt", "line 3", NO_PATHS[name])):
         task(tmp_path, **{kind: "x/l.txt"}, **columns)
+
+
+@pytest.mark.parametrize(
+    ("link", "to", "message"),
+    [
+        ("x/a/more", "x/b", "is a link to a folder"),
+        ("x/a/gone.png", "x/none.png", "none.png"),
+        ("x/a/deep/gone.png", "x/none.png", "none.png"),
+        ("x/c", "x/none", "none"),
+    ],
+)
+def test_links_to_folders_and_to_nothing_are_refused(
+    tmp_path: Path, link: str, to: str, message: str
+) -> None:
+    pictures(tmp_path / "x", "a", "b", "a/deep")
+    (tmp_path / link).symlink_to(tmp_path / to)
+    with pytest.raises(UserError, match=naming("mine", link, message)):
+        task(tmp_path, images="x")
+
+
+@pytest.mark.parametrize("home", ["x", "official/train"])
+def test_an_image_beside_the_folders_of_classes_is_refused(tmp_path: Path, home: str) -> None:
+    pictures(tmp_path / home, "a", "b")
+    (tmp_path / home / "notes.txt").touch()
+    images = home.split("/")[0]
+    assert len(task(tmp_path, images=images).examples().labels) == 16
+    (tmp_path / home / "a" / "0.png").rename(tmp_path / home / "loose.PNG")
+    with pytest.raises(UserError, match=naming(home, "no class", "loose.PNG")):
+        task(tmp_path, images=images)
+
+
+def test_a_split_without_folders_of_classes_is_refused(tmp_path: Path) -> None:
+    pictures(tmp_path / "x", "train/a", "train/b", "val/a", "val/b", "test")
+    with pytest.raises(UserError, match=naming("x", "test beside train, val", "no folder of images")):
+        task(tmp_path, images="x")
+    assert task(tmp_path, images="x", splits={"train": "train", "val": "validation"}).classes == ("a", "b")
 
 
 def test_folders_and_files_that_take_no_end_are_refused(tmp_path: Path) -> None:
@@ -172,6 +210,39 @@ def test_a_plan_finds_images_that_cannot_be_read(tmp_path: Path, own_cache: Path
         file.write_bytes(content)
         with pytest.raises(UserError, match=naming("a/0.png")):
             plan()
+
+
+@pytest.mark.parametrize(
+    ("folders", "row", "message"),
+    [
+        ({"a": 8, "b": 8, "c": 2}, {}, ("split has no example of c", "2 in all")),
+        ({"a": 8, "b": 8, "c": 2}, {"every_class": False}, ()),
+        ({"train/a": 8, "train/b": 8, "test/a": 8}, {}, ("test split has no example of b",)),
+        ({"train/a": 8, "train/b": 8, "val/a": 8, "val/b": 8, "test/a": 8, "test/c": 8}, {}, ("train", "c")),
+        (
+            {"train/a": 8, "train/b": 8, "val/a": 8, "val/b": 8, "test/a": 8},
+            {"every_class": False, "metric": "auroc"},
+            ("'auroc'", "a, b", "test split"),
+        ),
+        ({"a": 3, "b": 4}, {"batch_size": 8, "every_class": False}, ("batch_size", 8, "at most", 7)),
+        ({"train/a": 4, "train/b": 4, "test/a": 4, "test/b": 4}, {"batch_size": 9}, ("batch_size", 9, 8)),
+        ({"train/a": 4, "train/b": 4, "test/a": 4, "test/b": 4}, {"batch_size": 8}, ()),
+    ],
+)
+def test_a_plan_finds_without_sizes_what_labels_tell(
+    tmp_path: Path, own_cache: Path, folders: dict[str, int], row: dict[str, Any], message: tuple[object, ...]
+) -> None:
+    for folder, count in folders.items():
+        pictures(tmp_path / "x", folder, count=count)
+    training = {"batch_size": row.pop("batch_size", 2)}
+    suite = {"name": "s", "backbones": ["tiny-random-vit"], "methods": ["lora"], "seeds": [0]}
+    suite |= {"tasks": [{"name": "mine", "images": str(tmp_path / "x"), **row}], "training": training}
+    valid = Suite.model_validate({**suite, "budgets": [{"isorank": 2}]})
+    if not message:
+        assert make_plan(valid).trials
+        return
+    with pytest.raises(UserError, match=naming("'mine'", *message)):
+        make_plan(valid)
 
 
 def png_of_16_bits() -> bytes:

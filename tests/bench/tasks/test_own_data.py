@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,9 +19,11 @@ from tensorbench.methods.errors import UserError
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite import Suite, load_suite
 from tensorbench.plan.trial import Trial
-from tensorbench.tasks import data_key, prepare
+from tensorbench.tasks import check_use, data_key, prepare
+from tensorbench.tasks.task import SPLITS, SplitName
 
 from ...messages import naming
+from ..hub_stand_in import encoded
 from .toy_tasks import CSV, TEXT, class_of_each, reviews, splits, task, with_named_classes
 
 SUITES = Path(__file__).parents[3] / "suites"
@@ -286,6 +290,17 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"label": ["x", "y"], "target": "multi-label"},
         "line 3: '2' in column 'x', which should hold 0 or 1",
     ),
+    "a number in Python's spelling": (
+        COLUMNS + "a,1\nb,3_560\n",
+        {"target": "regression"},
+        "line 3: '3_560' in column 'stars', which sh",
+    ),
+    "a group in several splits": (
+        "body,stars,who,fold\na,1,p,train\nb,0,q,train\nc,1,p,val\nd,0,q,test\ne,1,p,test\nf,1,r,test\n",
+        {"group": "who", "split_by": "fold"},
+        "group: .*'who'.* 'p' is in train, validation, test; 'q' is in train, test; put all",
+    ),
+    "a list of files": (CSV, {"csv": ["r.csv"]}, "data.csv: should be a file, or a file for each split"),
     "unknown split": (
         "body,stars,fold\na,1,train\nb,0,outer\n",
         {"split_by": "fold"},
@@ -374,6 +389,28 @@ def test_a_row_in_another_encoding_is_named(tmp_path: Path, row: bytes, before: 
         task(tmp_path, csv="r.csv", text="body", label="stars")
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_compressed_files_and_parquet_are_named_for_what_they_are(tmp_path: Path, kind: str) -> None:
+    content = CSV if kind == "csv" else "\n".join(map(json.dumps, ROWS))
+    (tmp_path / "r.gz").write_bytes(gzip.compress(content.encode()))
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "r.parquet")
+    for name, message in (("r.gz", "compressed: unpack it"), ("r.parquet", "parquet: name it in `parquet`")):
+        with pytest.raises(UserError, match=naming(name, message)):
+            task(tmp_path, **{kind: name}, text="body", label="stars")
+
+
+def test_views_in_parquet_hold_texts_and_images(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", "25", reason="older ones write no views")
+    photo = encoded(np.zeros((8, 8, 3), dtype=np.uint8))
+    rows = [{"body": "w1", "stars": "a", "photo": photo}, {"body": "w2", "stars": "b", "photo": photo}]
+    views = {"body": pa.string_view(), "stars": pa.string_view(), "photo": pa.binary_view()}
+    pq.write_table(pa.Table.from_pylist(rows, pa.schema(views)), tmp_path / "r.parquet")
+    texts = task(tmp_path, parquet="r.parquet", text="body", label="stars")
+    assert (texts.classes, list(texts.examples().inputs)) == (("a", "b"), ["w1", "w2"])
+    photos = task(tmp_path, parquet="r.parquet", image="photo", label="stars")
+    assert photos.examples().inputs[1].shape == (8, 8, 3)
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "hub"])
 @pytest.mark.parametrize(
     ("column", "hole"), [("body", ""), ("body", " \u00a0"), ("stars", " "), ("who", " ")]
@@ -410,6 +447,24 @@ def test_a_small_regression_is_dealt_by_the_percentages(tmp_path: Path, own_cach
     table = "body,stars\n" + "".join(f"w{i} w{i % 7},{i * i % 97}.5\n" for i in range(rows))
     sizes = [len(split) for split in splits(prepare(reviews(tmp_path, table, target="regression"), TEXT))]
     assert sizes == pytest.approx([0.7 * rows, 0.15 * rows, 0.15 * rows], abs=0.03 * rows)
+
+
+@pytest.mark.parametrize("metric", ["pearson", "spearman", "rmse"])
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_equal_targets_have_no_correlation(
+    tmp_path: Path, own_cache: Path, metric: str, split: SplitName
+) -> None:
+    table = "body,stars\n" + "".join(f"w{i} w{i % 7},{i}.5\n" for i in range(40))
+    own = reviews(tmp_path, table, target="regression", metric=metric)
+    sizes = {f"{split}_size": 1}
+    if metric == "rmse":
+        assert len(getattr(prepare(own, TEXT, **sizes), split)) == 1
+        return
+    message = naming(f"'{metric}'", f"{split} split", 1, f"raise {split}_size")
+    with pytest.raises(UserError, match=message):
+        prepare(own, TEXT, **sizes)
+    with pytest.raises(UserError, match=message):
+        check_use(own, (None, *(1 if name == split else None for name in SPLITS[1:])), (None,))
 
 
 @pytest.mark.parametrize(
@@ -454,6 +509,16 @@ def test_a_plan_knows_every_split_of_own_data(tmp_path: Path, own_cache: Path) -
         planned(test_size=1, metric="auroc")
     with pytest.raises(UserError, match=naming("batch_size", 64, 28)):
         planned(training={"batch_size": 64})
+
+
+@pytest.mark.parametrize(("values", "hint"), [(("0.5", "1", "2"), True), (("a", "b", "c"), False)])
+def test_rare_classes_that_are_numbers_may_be_amounts(
+    tmp_path: Path, own_cache: Path, values: tuple[str, str, str], hint: bool
+) -> None:
+    own = reviews(tmp_path, COLUMNS + "".join(f"w{i},{values[min(i, i % 2 + 1)]}\n" for i in range(40)))
+    with pytest.raises(UserError, match=naming("no example of", values[0], "1 in all")) as refused:
+        prepare(own, TEXT)
+    assert ("target: regression" in str(refused.value)) == hint
 
 
 @pytest.mark.parametrize(
