@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from enum import StrEnum
 from operator import sub
 from typing import Literal, Self
@@ -162,12 +162,21 @@ class SplitSizes:
     repeated: int | None
     #: The number of examples in no split, since they are duplicates with other labels. None if unknown.
     left_out: int | None = None
+    #: The number of validation examples equal to a training example, and of test examples equal to a
+    #: validation example. Plans say them. No trial stores them, so they are None for stored trials.
+    validation_repeated: int | None = field(default=None, compare=False)
+    test_in_validation: int | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         sizes = f"{self.train:,} train / {self.validation:,} validation / {self.test:,} test"
         notes = []
-        if self.repeated:
-            notes.append(f"{self.repeated:,} test example{'s' * (self.repeated != 1)} also in train")
+        for count, split, other in (
+            (self.repeated, "test", "train"),
+            (self.validation_repeated, "validation", "train"),
+            (self.test_in_validation, "test", "validation"),
+        ):
+            if count:
+                notes.append(f"{count:,} {split} example{'s' * (count != 1)} also in {other}")
         if self.left_out:
             notes.append(f"{self.left_out:,} duplicates with other labels left out")
         return f"{sizes} ({'; '.join(notes)})" if notes else sizes

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 
 from tensorbench.methods.validation import Frozen, identity, refuse_repeats
 from tensorbench.records.metrics.metric import Kind
-from tensorbench.tasks.task import SplitName
+from tensorbench.tasks.task import SPLITS, SplitName
 
 #: A single file, or a mapping of official splits to one file each.
 Files = Path | dict[SplitName, Path]
@@ -112,9 +112,15 @@ class Description(Frozen):
     @field_validator("csv", "parquet", "jsonl", "image_list", mode="before")
     @classmethod
     def _one_file_or_one_for_each_split(cls, source: Any) -> Any:
-        if source is None or isinstance(source, (str, Path, dict)):
+        # pydantic's own errors show its insides here.
+        files = source if isinstance(source, dict) else {"train": source}
+        right = {*files} <= {*SPLITS} and all(isinstance(file, (str, Path)) for file in files.values())
+        if source is None or right:
             return source
-        raise ValueError("should be a file, or a file for each split, such as {train: FILE, test: FILE}")
+        raise ValueError(
+            f"should be a file, or a file for each split ({', '.join(SPLITS)}), such as "
+            "{train: FILE, test: FILE}"
+        )
 
     @field_validator("splits")
     @classmethod

@@ -135,10 +135,11 @@ class ExampleSource:
 
     def split_sizes(self, parts: Parts) -> SplitSizes:
         """Returns the sizes of these parts, and how many examples are in two of them or in none."""
-        train, validation, test = (parts[split] for split in SPLITS)
-        repeated = int(np.isin(self.pool.same[test], self.pool.same[train]).sum())
+        train, validation, test = (self.pool.same[parts[split]] for split in SPLITS)
+        pairs = ((test, train), (validation, train), (test, validation))
+        repeated, *others = (int(np.isin(part, other).sum()) for part, other in pairs)
         left_out = int(self.pool.count) - len(self.pool.kept)
-        return SplitSizes(len(train), len(validation), len(test), repeated, left_out)
+        return SplitSizes(len(train), len(validation), len(test), repeated, left_out, *others)
 
 
 def _key(task: Task) -> dict[str, Any]:

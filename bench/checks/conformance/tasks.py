@@ -86,8 +86,9 @@ def _splits(task: Task, read: list[_Read]) -> str:
     expect(task.sizes in (None, counts), f"`sizes` says {task.sizes}, but the splits have {counts}")
     summary = ", ".join(f"{size:,} {split}" for split, size in sizes.items())
     places = first_places(first.contents)
-    if repeated := int(np.isin(places[dealt["test"]], places[dealt["train"]]).sum()):
-        summary += f"; {repeated:,} of test are also in train"
+    for split, other in (("test", "train"), ("validation", "train"), ("test", "validation")):
+        if repeated := int(np.isin(places[dealt[split]], places[dealt[other]]).sum()):
+            summary += f"; {repeated:,} of {split} are also in {other}"
     dropped = len(examples.ids) - sum(counts)
     return summary + (f"; {dropped:,} duplicates with other labels are left out" if dropped else "")
 

@@ -58,6 +58,17 @@ def test_official_splits_keep_their_duplicates_and_count_them(
     assert split_sizes(task, ALL, None) == SplitSizes(*sizes, 0)
 
 
+def test_validation_examples_in_other_splits_are_counted_and_not_stored(own_cache: Path) -> None:
+    sizes = prepare(OfficialText(), TEXT).sizes
+    assert str(sizes) == (
+        "120 train / 30 validation / 50 test (12 test examples also in train; "
+        "3 validation examples also in train; 3 test examples also in validation)"
+    )
+    assert str(SplitSizes.of({key: float(value or 0) for key, value in sizes.measures.items()})) == (
+        "120 train / 30 validation / 50 test (12 test examples also in train)"
+    )
+
+
 def test_only_examples_that_are_used_count(own_cache: Path) -> None:
     task = OfficialText()
     data = prepare(task, TEXT, 128, 60, 20, 25)
@@ -114,7 +125,10 @@ def test_sizes_are_shown_with_the_overlap_if_there_is_any() -> None:
 def test_a_check_of_a_task_reports_the_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TASKS._targets, "official-text", f"{__name__}:OFFICIAL_TEXT")
     (splits,) = (finding for finding in check_task("official-text") if finding.check == "splits")
-    assert re.match("120 train, 30 validation, 50 test; 12 .*train", splits.message)
+    assert re.match(
+        "120 train, 30 validation, 50 test; 12 .*train; 3 of validation .*train; 3 of test .*validation",
+        splits.message,
+    )
 
 
 OFFICIAL_TEXT = OfficialText()

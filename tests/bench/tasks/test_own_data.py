@@ -301,6 +301,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "group: .*'who'.* 'p' is in train, validation, test; 'q' is in train, test; put all",
     ),
     "a list of files": (CSV, {"csv": ["r.csv"]}, "data.csv: should be a file, or a file for each split"),
+    "no split": (
+        CSV,
+        {"csv": {"trian": "r.csv"}},
+        "data.csv: should be .* split .train, validation",
+    ),
+    "files of a split": (
+        CSV,
+        {"csv": {"train": ["r.csv"]}},
+        "data.csv: should be a file, or a file for each",
+    ),
     "unknown split": (
         "body,stars,fold\na,1,train\nb,0,outer\n",
         {"split_by": "fold"},
