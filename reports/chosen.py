@@ -9,6 +9,7 @@ from statistics import fmean, median
 
 from tensorbench.methods import UnknownNameError, UserError
 from tensorbench.methods.errors import first_few
+from tensorbench.records.metrics import METRICS
 from tensorbench.records.stored_plan import PlannedTrial, rate_text
 from tensorbench.records.words import Artifact, Status
 from tensorbench.reports.advice import advise
@@ -137,5 +138,7 @@ def _sureness(
     edges = [str(edge) for edge in block.edges if edge.method in (cell.method, block.against)]
     if cautions := [*analysis.faults, *block.guards, *edges]:
         yield "caution", " ".join(cautions)
-    if not results.converged_head(cell.setting):
+    # Written answers have no head.
+    written = cell.metric and "generation" in METRICS.get(cell.metric).kinds
+    if not written and not results.converged_head(cell.setting):
         yield "not compared with", "the converged head, which an adapter should beat"

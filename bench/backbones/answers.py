@@ -117,8 +117,14 @@ class Writer:
                 # no further position.
                 positions = (positions[:, -1:] + 1).clamp(max=self.limit - 1)
         rows = torch.stack(written, 1).tolist() if written else [[] for _ in range(len(input_ids))]
-        answers = (list(takewhile(lambda token: token != tokenizer.eos_token_id, row)) for row in rows)
-        return [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
+        return [text_of(tokenizer, row) for row in rows]
+
+
+def text_of(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """Decodes the tokens before the first that ends a text, without special tokens."""
+    answer = list(takewhile(lambda token: token != tokenizer.eos_token_id, tokens))
+    text: str = tokenizer.decode(answer, skip_special_tokens=True)
+    return text
 
 
 class Answers:

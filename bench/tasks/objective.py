@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -239,11 +240,17 @@ def same(answer: str | None, right: str | None) -> bool:
     return answer == right or (number is not None and number == _number(right))
 
 
-def _number(text: str) -> float | None:
+#: The largest power of ten in a number that is compared by its value, since `Fraction` writes it out.
+_LARGEST_POWER = 10_000
+
+
+def _number(text: str) -> Fraction | None:
+    """Returns the exact value of a number or a fraction. None for other texts and beyond `_LARGEST_POWER`."""
     try:
-        over, *under = (Decimal(part.strip()) for part in text.split("/"))
-        if len(under) > 1:
+        numbers = [Decimal(part.strip()) for part in text.split("/")]
+        if len(numbers) > 2 or any(abs(number.adjusted()) > _LARGEST_POWER for number in numbers):
             return None
-        return float(over / under[0] if under else over)
+        over, *under = map(Fraction, numbers)
+        return over / under[0] if under else over
     except (ArithmeticError, ValueError):
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import compress, islice
 from pathlib import Path
@@ -16,10 +16,11 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
+from tensorbench.backbones.answers import text_of
 from tensorbench.backbones.inputs import ImageInput, ModelInput, TextInput
 from tensorbench.machine.cache import is_prepared, prepared
 from tensorbench.machine.memory import MIB, available_mib
-from tensorbench.methods.errors import UserError
+from tensorbench.methods.errors import UserError, shown
 from tensorbench.tasks.objective import check_answers, check_labels, objective
 from tensorbench.tasks.pool import CONTENT, ExampleSource, Sizes, check_size, check_variation
 from tensorbench.tasks.reading import image_content, read_images, read_texts
@@ -86,8 +87,8 @@ def prepare(
     antialiasing, as `ImageInput` states. A size selects the first examples of its split, which are a fair
     sample, and None selects all. If `split_seed` is given, this seed deals the examples into splits of its
     own. Raises UserError for a size beyond the split, for a backbone of another modality, for data that are
-    not available or cannot be stored, and for labels for which the metric is undefined or from which nothing
-    can be learned.
+    not available or cannot be stored, for labels for which the metric is undefined or from which nothing can
+    be learned, and for answers that the backbone cannot write.
     """
     sizes = (train_size, validation_size, test_size)
     for split, size, available in zip(SPLITS, sizes, task.sizes or (), strict=False):
@@ -112,11 +113,39 @@ def prepare(
         check_variation(task, name, scored.labels)
         if isinstance(scored, WrittenSplit):
             check_answers(task, name, scored.answers, scored.ids.tolist())
+    unwritable = 0
+    if task_objective.metric.reads == "answers" and isinstance(model_input, TextInput):
+        written_splits = [split for split in (validation, test) if isinstance(split, WrittenSplit)]
+        unwritable = _unwritable(task, written_splits, model_input) if written_splits else 0
     if isinstance(train, WrittenSplit):
         # Evaluation scores the answer only.
         train = replace(train, trains_prompts=task.loss_on == "all")
     learned = task_objective.standardised(task.name, train.labels)
-    return PreparedData(train, validation, test, learned, source.split_sizes(positions))
+    return PreparedData(train, validation, test, learned, source.split_sizes(positions), unwritable)
+
+
+def _unwritable(task: Task, splits: Sequence[WrittenSplit], model_input: TextInput) -> int:
+    """Returns how many correct answers of these splits count as wrong if a model writes them as they are.
+
+    Raises UserError if these are all, unless phrases mark what counts: shorter texts might then be correct.
+    """
+    wrong, total = 0, sum(map(len, splits))
+    with model_input.blaming():
+        tokenizer = model_input.load_tokenizer()
+        for split in splits:
+            room = (model_input.max_tokens - split.prompts).clamp(max=task.new_tokens).tolist()
+            tokens = (tokenizer(text, add_special_tokens=False, verbose=False) for text in split.answers)
+            texts = [
+                text_of(tokenizer, row["input_ids"][:count]) for row, count in zip(tokens, room, strict=True)
+            ]
+            wrong += split.correct(torch.arange(len(split)), texts).count(False)
+    if wrong == total and not task.answer_after:
+        raise UserError(
+            f"task '{task.name}': none of {total:,} right answers can be written in {task.new_tokens} tokens "
+            f"by this tokenizer: of {shown(split.answers[-1])}, it leaves {shown(texts[-1])}; "
+            "raise new_tokens, shorten the prompts, or leave out what it changes (such as accents) or drops"
+        )
+    return wrong
 
 
 def _folder(

@@ -194,6 +194,8 @@ class PreparedData:
     test: Split
     objective: Objective
     sizes: SplitSizes
+    #: The number of correct answers, of validation and test, that the backbone cannot write as they are.
+    unwritable: int = 0
 
     @property
     def classes(self) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tensorbench.backbones import describe, load
-from tensorbench.backbones.answers import Answers, put_head
+from tensorbench.backbones.answers import put_head
 from tensorbench.backbones.inputs import TextInput
 from tensorbench.backbones.kinds import TIMM
 from tensorbench.baselines.peft_adapter import PeftAdapter
@@ -33,7 +33,7 @@ from tensorbench.reports.selection import Selection
 from tensorbench.store import DEFAULT_STORE
 from tensorbench.store.access import Access, is_foreign
 from tensorbench.tasks import Task
-from tensorbench.tools.export.card import FEATURES, facts_of, loading
+from tensorbench.tools.export.card import FEATURES, facts_of, facts_of_writing, loading
 from tensorbench.tools.export.original import ORIGINAL, Original, copies, write_json
 from tensorbench.tools.export.write import MANIFEST, beside, publish
 
@@ -120,7 +120,8 @@ TEXTS = """import transformers
 from train import make_model, make_trainer
 
 tokenizer = transformers.AutoTokenizer.from_pretrained({place!r})
-# train, validation: data sets of {{"labels": label, **tokenizer(text, truncation=True, max_length={tokens})}}
+# train, validation: data sets of {{"labels": label, **inputs}}, where
+# inputs = tokenizer({texts}, truncation=True, max_length={tokens})
 # {labels}
 model, groups = make_model(seed=0)
 trainer = make_trainer(model, groups, train, validation, processing_class=tokenizer)
@@ -202,16 +203,18 @@ def write_recipe(
     rates = {"lr": chosen.lr} | ({} if headed else {"head_lr": chosen.lr})
     recipe = validate(Recipe, trial.recipe.model_dump() | rates, "the chosen training")
     trial = trial.model_copy(update={"recipe": recipe})
-    usage, no_script = "", ""
+    usage, no_script, of_writing = "", "", dict[str, str]()
     with beside(target) as folder:
         (folder / "suite.yaml").write_text(written(_suite(chosen, trial)), encoding="utf-8")
         try:
             if any(is_foreign(experiment.source, record) for record in experiment.records.values()):
                 trial = Access(opened).trial(trial)
-            usage = _write_script(folder, trial)
+            task = trial.task.lookup()
+            of_writing = facts_of_writing(task)
+            usage = _write_script(folder, trial, task)
         except UserError as error:
             no_script = str(error)
-        readme = _readme(chosen, trial, usage, no_script)
+        readme = _readme(chosen, trial, of_writing, usage, no_script)
         (folder / "README.md").write_text(readme, encoding="utf-8")
         files = tuple(sorted([MANIFEST, *(entry.name for entry in folder.iterdir())]))
         write_json(folder / MANIFEST, {**chosen.facts, "files": files})
@@ -241,17 +244,20 @@ def _suite(chosen: Chosen, trial: Trial) -> dict[str, Any]:
     return values
 
 
-def _write_script(folder: Path, trial: Trial) -> str:
+def _write_script(folder: Path, trial: Trial, task: Task) -> str:
     """Writes `train.py` and its files, and returns the lines that call it.
 
     Raises UserError, and writes nothing, if transformers' Trainer cannot train as the studies did.
     """
-    backbone, task = load(trial.backbone), trial.task.lookup()
-    method, recipe = trial.build_method(), trial.recipe
+    if task.target == "generation":
+        raise UserError("the model writes its answers: Trainer neither pads their labels nor scores them")
+    backbone, method, recipe = load(trial.backbone), trial.build_method(), trial.recipe
     if backbone.info.weights_hash != trial.weights_hash:
         raise UserError(f"backbone '{backbone.info.name}' has other weights than in the studies")
     model_input = trial.task.input(backbone.info.input, task)
     put_head(backbone, model_input, task.outputs, torch.Generator())
+    if isinstance(model_input, TextInput):
+        model_input = replace(model_input, max_tokens=min(model_input.max_tokens, trial.task.max_tokens))
     if backbone.info.kind == TIMM:
         raise UserError("the backbone is timm's, and transformers' Trainer takes models of transformers")
     original = Original(backbone, trial.backbone, task.classes or ("value",), model_input)
@@ -259,7 +265,7 @@ def _write_script(folder: Path, trial: Trial) -> str:
         raise UserError(
             f"a {original.target.class_name} has one layer for projections that the studies adapted apart"
         )
-    if isinstance(original.answers, Answers):
+    if original.answers is not None:
         raise UserError("the model answers in words of its classes, for which Trainer has no loss")
     if recipe.core_lr != 1:
         raise UserError("the core has a learning rate of its own")
@@ -288,17 +294,23 @@ def _write_script(folder: Path, trial: Trial) -> str:
     write_json(folder / "training_arguments.json", _arguments(original, recipe, saves=saves))
     script = _script(original, task, method, recipe, by_peft=config is not None)
     (folder / "train.py").write_text(script, encoding="utf-8")
+    served = (SERVED_APART if original.head_is_beside else SERVED) if merges else ""
+    plain = "model.merge_and_unload()" if config is not None else "model"
+    return _usage(original, task) + served.format(plain=plain)
+
+
+def _usage(original: Original, task: Task) -> str:
     labels = f"labels: {dict(enumerate(task.classes))}" if task.classes else "labels: standardised values"
-    if task.target == "generation":
-        labels = "labels: the answer's tokens, and -100 at those of the prompt"
     # State the preparation of inputs above the labels.
     labels = f"inputs: {visible(facts_of(original)['input'])}\n# {labels}"
-    usage = IMAGES.format(labels=labels)
-    if isinstance(model_input, TextInput):
-        tokens = min(model_input.max_tokens, trial.task.max_tokens)
-        usage = TEXTS.format(place=str(original.reference or ORIGINAL), tokens=tokens, labels=labels)
-    served = (SERVED_APART if original.head_is_beside else SERVED) if merges else ""
-    return usage + served.format(plain="model.merge_and_unload()" if config is not None else "model")
+    if not isinstance(original.model_input, TextInput):
+        return IMAGES.format(labels=labels)
+    return TEXTS.format(
+        place=str(original.reference or ORIGINAL),
+        texts="first, second" if task.paired else "text",
+        tokens=original.model_input.max_tokens,
+        labels=labels,
+    )
 
 
 def _merges(adapter: Adapter) -> bool:
@@ -399,15 +411,18 @@ def _script(original: Original, task: Task, method: Method, recipe: Recipe, *, b
     )
 
 
-def _readme(chosen: Chosen, trial: Trial, usage: str, no_script: str) -> str:
+def _readme(chosen: Chosen, trial: Trial, of_writing: dict[str, str], usage: str, no_script: str) -> str:
     recipe = trial.recipe
     length = f"{recipe.steps:,} steps" if recipe.steps else f"{recipe.epochs} epochs"
     training = (
         f"{length} of batches of {recipe.batch_size}, warm-up {recipe.warmup:g} of the steps, then a cosine "
-        f"to {recipe.lr_floor:g}; head at {recipe.head_lr or recipe.lr:g}; clip {recipe.clip or 'none'}; "
-        f"{recipe.precision}"
+        f"to {recipe.lr_floor:g}; "
+        + ("" if of_writing else f"head at {recipe.head_lr or recipe.lr:g}; ")
+        + f"clip {recipe.clip or 'none'}; {recipe.precision}"
     )
-    rows = {"task": str(chosen.cell.setting), **chosen.facts, "training": training}
+    if of_writing:
+        training += f"; prompt and answer have at most {trial.task.max_tokens} tokens"
+    rows = {"task": str(chosen.cell.setting), **chosen.facts, **of_writing, "training": training}
     table = [f"| {markdown_text(name)} | {markdown_text(fact)} |" for name, fact in rows.items()]
     lines = [
         "# A recipe, written by tensorpeft-bench",

@@ -187,12 +187,20 @@ class Resources:
             if cut := made.cut:
                 what, how = "texts", ""
                 if task.target == "generation":
-                    what = "prompts with their answers"
+                    what, how = "prompts with their answers", ", an answer behind a long prompt to one token"
                 elif isinstance(model_input, TextInput) and model_input.prompt is not None:
                     what, how = "prompts", " from the left"
                 warnings.warn(
                     f"task '{row.task}': {cut:,} of {made.sizes.all:,} {what} have more than "
                     f"{now['max_tokens']} tokens and were cut{how}; raise max_tokens, or accept this",
+                    DataWarning,
+                    stacklevel=2,
+                )
+            if made.unwritable:
+                warnings.warn(
+                    f"task '{row.task}': {made.unwritable:,} of {len(made.validation) + len(made.test):,} "
+                    f"right answers cannot be written in {task.new_tokens} tokens by this tokenizer, or in "
+                    "those that their prompts leave: written as they are, they count as wrong",
                     DataWarning,
                     stacklevel=2,
                 )

@@ -9,8 +9,11 @@ from importlib.metadata import version
 from huggingface_hub import EvalResult, ModelCardData
 
 from tensorbench.backbones.answers import Answers, Writer
-from tensorbench.backbones.inputs import ImageInput
+from tensorbench.backbones.inputs import ImageInput, TextInput
 from tensorbench.machine.visible import markdown_text, visible
+from tensorbench.tasks.data_tasks import DataTask
+from tensorbench.tasks.task import Task
+from tensorbench.tasks.tokens import beginning
 from tensorbench.tools.export.original import HEAD, ORIGINAL, Original, TimmOriginal
 
 #: For each quantisation, the arguments with which transformers rounds weights the same way, and a caveat.
@@ -55,10 +58,17 @@ with torch.no_grad():
     logits = torch.stack([torch.stack([likelihood(prompt, word) for word in words]) for prompt in prompts])'''
 
 #: The code for a language model that generates its answers.
-WRITTEN = """written = model.generate(  # prompts are padded on the left
+WRITTEN = """tokenizer = transformers.AutoTokenizer.from_pretrained({place}, pad_token={pad!r})
+template = {template!r}
+texts = [template.replace("{{prompt}}", prompt) for prompt in prompts]
+# No end token follows a prompt. One that is too long loses its beginning.
+rows = [{begin}tokenizer(text, add_special_tokens=False)["input_ids"][-{room}:] for text in texts]
+batch = tokenizer.pad({{"input_ids": rows}}, padding_side="left", return_tensors="pt")
+written = model.generate(
     **batch, max_new_tokens={new_tokens}, eos_token_id={end}, pad_token_id={end},
     do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0,
-)[:, batch["input_ids"].shape[1] :]"""
+)[:, batch["input_ids"].shape[1] :]
+answers = [tokenizer.decode(row, skip_special_tokens=True) for row in written]"""
 
 
 def card(
@@ -68,11 +78,13 @@ def card(
     difference: float,
     score: EvalResult | None,
     merged: bool,
+    template: str,
 ) -> str:
     """Returns the text of README.md: front matter for the hub, facts, code and notes.
 
     `facts` are plain text, which is escaped. `notes` are Markdown. `difference` is the largest difference
-    between logits of the export and of the trial. No licence is stated, since the author has to choose it.
+    between logits of the export and of the trial. `template` is as in `write_export`. No licence is stated,
+    since the author has to choose it.
     """
     base = original.reference if original.revision else None
     timm = isinstance(original, TimmOriginal)
@@ -94,20 +106,42 @@ def card(
             f"# {'A fine-tuned model' if merged else 'A PEFT checkpoint'}, written by tensorpeft-bench",
             "",
             *("| | |", "|---|---|", *rows, ""),
-            "Run in this folder. `batch` holds what enters the model: "
-            + (
-                "images as `pixel_values` (batch, 3, height, width)."
-                if isinstance(original.model_input, ImageInput)
-                else "what the tokenizer returns, as tensors."
-            ),
+            f"Run in this folder. {_input(original)}",
             "",
-            f"```python\n{code(original, merged)}\n```",
+            f"```python\n{code(original, merged, template)}\n```",
             "",
             *(f"- {note}" for note in notes),
             f"- It was loaded with {checked}; no logit was off by more than {difference:.1e}.",
             "",
         ]
     )
+
+
+def _input(original: Original) -> str:
+    if isinstance(original.answers, Writer):
+        return "`prompts` is a list of texts."
+    if isinstance(original.model_input, ImageInput):
+        return "`batch` holds what enters the model: images as `pixel_values` (batch, 3, height, width)."
+    return "`batch` holds what enters the model: what the tokenizer returns, as tensors."
+
+
+def template_of(task: Task) -> str:
+    """Returns the text that a task made of a prompt, which `{prompt}` stands for."""
+    return task.data.template if isinstance(task, DataTask) else "{prompt}"
+
+
+def facts_of_writing(task: Task) -> dict[str, str]:
+    """Returns facts for README.md on prompts and written answers. Empty for other tasks."""
+    if task.target != "generation":
+        return {}
+    after = " or ".join(json.dumps(phrase, ensure_ascii=False) for phrase in task.answer_after)
+    return {
+        "prompt": json.dumps(template_of(task), ensure_ascii=False),
+        "answer": f"follows the prompt, at most {task.new_tokens} tokens"
+        + (f"; what counts is behind {after}" if after else ""),
+        "loss": "of the answer's tokens and the end token"
+        + (", and of the prompt's" if task.loss_on == "all" else ""),
+    }
 
 
 def facts_of(original: Original) -> dict[str, str]:
@@ -132,8 +166,11 @@ def facts_of(original: Original) -> dict[str, str]:
     return facts
 
 
-def code(original: Original, merged: bool) -> str:
-    """Returns the code that loads an export from the working folder and computes the trial's outputs."""
+def code(original: Original, merged: bool, template: str) -> str:
+    """Returns the code that loads an export from the working folder and computes the trial's outputs.
+
+    `template` is as in `write_export`.
+    """
     if isinstance(original, TimmOriginal):
         return """import timm, torch
 
@@ -152,8 +189,7 @@ with torch.no_grad():
         ]
     answers = original.answers
     if isinstance(answers, Writer):
-        written = WRITTEN.format(new_tokens=answers.new_tokens, end=answers.tokenizer.eos_token_id)
-        return "\n".join([*lines, written])
+        return "\n".join([*lines, _writing(original, place, template)])
     if isinstance(answers, Answers):
         return "\n".join([*lines, WORDS.format(words=[list(word) for word in answers.words])])
     options = [f"{name}={value!r}" for name, value in original.call_options.items()]
@@ -171,6 +207,23 @@ with torch.no_grad():
             f"    {pooled}",
             "    logits = torch.nn.functional.linear(features, **head)",
         ]
+    )
+
+
+def _writing(original: Original, place: str, template: str) -> str:
+    model_input, tokenizer = original.model_input, original.answers.tokenizer
+    assert isinstance(model_input, TextInput)
+    begin = beginning(tokenizer)
+    from_hub = original.revision and place == original.reference
+    return WRITTEN.format(
+        place=f"{place!r}, revision={original.revision!r}" if from_hub else repr(place),
+        pad=tokenizer.pad_token,
+        template=template,
+        begin=f"{begin} + " if begin else "",
+        # As in training, an answer has at least one token.
+        room=model_input.max_tokens - len(begin) - 1,
+        new_tokens=original.answers.new_tokens,
+        end=tokenizer.eos_token_id,
     )
 
 

@@ -35,7 +35,7 @@ from tensorbench.methods import Adapter, NotLowRank, UserError
 from tensorbench.records.measures import Measure
 from tensorbench.records.words import Tag
 from tensorbench.store import DEFAULT_STORE
-from tensorbench.tools.export.card import card, facts_of
+from tensorbench.tools.export.card import card, facts_of, facts_of_writing, template_of
 from tensorbench.tools.export.original import ORIGINAL, Original, TimmOriginal, Update, copies, write_json
 
 #: The largest accepted difference between an export's logits and the harness's, divided by the harness's
@@ -100,10 +100,11 @@ def export_run(
             "precision in training": trial.recipe.precision,
         }
         task = trial.task.lookup()
+        facts |= facts_of_writing(task)
         model_input = trial.task.input(stored.backbone.info.input, task)
         mean, sd = record.measure(Measure.TARGET_MEAN), record.measure(Measure.TARGET_SD)
         if mean is not None and sd is not None:
-            facts["output"] = f"standardised; in {task.unit or 'units of the targets'} × {sd:g} + {mean:g}"
+            facts["output"] = f"standardised; in {task.unit or 'units of the targets'} × {sd!r} + {mean!r}"
         if isinstance(model_input, TextInput):
             model_input = replace(model_input, max_tokens=min(model_input.max_tokens, trial.task.max_tokens))
         kind = "image" if task.modality == "vision" else "text"
@@ -133,6 +134,7 @@ def export_run(
             model_input=model_input,
             score=score,
             doubts=doubts,
+            template=template_of(task),
             merged=merged,
             force=force,
         )
@@ -149,13 +151,15 @@ def write_export(
     model_input: ModelInput | None = None,
     score: EvalResult | None = None,
     doubts: Sequence[str] = (),
+    template: str = "{prompt}",
     merged: bool = False,
     force: bool = False,
 ) -> Exported:
     """Writes an attached adapter and the head into the folder `out`.
 
     README.md contains `facts`, `doubts` and, for hubs, the score. `model_input` says how examples were
-    prepared in training. None stands for the backbone's own preparation. The export is first written to a
+    prepared in training. None stands for the backbone's own preparation. `template` is the text that training
+    made of a prompt, for a backbone that writes its answers. The export is first written to a
     temporary folder beside `out`, and loaded by its library. It moves to `out` only if its logits on a fixed
     batch agree with those of `backbone.module`. The adapter is unchanged afterwards. Raises UserError as
     `export_run` does.
@@ -180,7 +184,7 @@ def write_export(
             facts |= {"as LoRA": size} if size else {}
         difference = _check(_loaded_logits(original, adapter, folder, inputs, merged), expected)
         notes += [f"{markdown_text(doubt)}." for doubt in doubts]
-        text = card(original, facts, notes, difference, score, merged)
+        text = card(original, facts, notes, difference, score, merged, template)
         (folder / "README.md").write_text(text, encoding="utf-8")
         files = tuple(sorted([MANIFEST, *(entry.name for entry in folder.iterdir())]))
         manifest = {**facts, "merged": merged, "largest difference of logits": difference, "files": files}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,10 +109,10 @@ class Case:
             if links:
                 place.unlink()
 
-    def loaded(self, **batch: Tensor) -> dict[str, Any]:
+    def loaded(self, prompts: Sequence[str] = (), **batch: Tensor) -> dict[str, Any]:
         """Runs the code of the export's README.md as a reader does. Returns its names, such as `logits`."""
         (code,) = re.findall("```python\n(.*?)\n```", (self.folder / "README.md").read_text(), re.DOTALL)
-        names: dict[str, Any] = {"batch": batch or self.inputs()}
+        names: dict[str, Any] = {"batch": batch or self.inputs(), "prompts": prompts}
         with self.beside():
             exec(code, names)
         return names

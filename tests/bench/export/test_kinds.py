@@ -21,6 +21,7 @@ from tensorbench.backbones.kinds import KINDS, TIMM
 from tensorbench.backbones.random_weights import byte_tokenizer
 from tensorbench.baselines.peft_types import Peft
 from tensorbench.methods import UserError
+from tensorbench.tasks.tokens import written
 
 from ...messages import naming
 from ..local_checkpoints import edit, encoder, whole_model_of, write
@@ -148,14 +149,19 @@ def test_the_words_of_a_class(case: Callable[..., Case], kind: str, merged: bool
 @pytest.mark.parametrize("merged", [False, True])
 def test_written_answers(case: Callable[..., Case], merged: bool) -> None:
     made = case("gpt2", new_tokens=4)
-    made.export(made.attach(METHODS["lora on all"]), merged=merged)
+    model_input, template = replace(made.backbone.info.input, max_tokens=12), 'Q"{prompt}"\n'
+    adapter = made.attach(METHODS["lora on all"])
+    made.export(adapter, merged=merged, model_input=model_input, template=template)
     assert "classes" not in made.config("export.json")
-    prompts = {name: values.flip(1) for name, values in made.inputs().items()}
-    token_rows, tokenizer = made.loaded(**prompts)["written"], byte_tokenizer(16)
-    written = [tokenizer.decode(row, skip_special_tokens=True) for row in token_rows]
+    # The last one is cut.
+    prompts = ["a", "why?", "who is it?"]
+    answers, tokenizer = made.loaded(prompts)["answers"], byte_tokenizer(16)
     writer: Any = made.backbone.module.answers
-    with torch.no_grad():
-        assert written == writer.write(made.backbone.module.eval().encoder, **prompts)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        arrays = written(tokenizer, 12, [template.replace("{prompt}", prompt)], ["x"])
+        ids = torch.from_numpy(arrays["tokens"][: arrays["prompts"][0]]).long()[None]
+        with torch.no_grad():
+            assert writer.write(made.backbone.module.eval().encoder, ids, torch.ones_like(ids)) == [answer]
 
 
 @pytest.mark.parametrize("method", ["qkv_depth", "lorta"])

@@ -207,6 +207,53 @@ def test_what_the_trainer_cannot_do_is_said_and_the_suite_is_written(headed: str
     assert trials_of(tmp_path)[0].recipe.core_lr == 0.5
 
 
+def test_written_answers_have_no_script_and_their_preparation_is_said(
+    tmp_path: Path, new_store: Callable[[Path], str]
+) -> None:
+    rows = [json.dumps({"q": f"{n}+1", "a": f"#### {n + 1}"}) for n in range(60)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(rows))
+    task = {"name": "sums", "jsonl": str(tmp_path / "sums.jsonl"), "prompt": "q", "answer": "a"}
+    task |= {"template": "Sum: {prompt}\n", "answer_after": ["#### "], "loss_on": "all", "new_tokens": 9}
+    training = {"batch_size": 16, "steps": 1}
+    suite = {**TEXT, "backbones": ["tiny-random-llama"], "tasks": [task], "training": training}
+    uri = new_store(tmp_path)
+    assert tensorbench.run_suite(suite, store=uri, place=CPU).complete
+    written = tensorbench.write_recipe("toy", out=tmp_path / "recipe", store=uri)
+    assert "writes its answers" in written.no_script
+    assert set(written.files) == {"README.md", "suite.yaml", "export.json"}
+    exported = tensorbench.export_run(trials_of(tmp_path / "recipe")[0].id, tmp_path / "export", uri)
+    pages = [(folder / "README.md").read_text() for folder in (tmp_path / "recipe", exported.folder)]
+    for page in pages:
+        for row in (
+            'prompt | "Sum: {prompt}',
+            "at most 9 tokens; what counts is behind",
+            "and of the prompt",
+        ):
+            assert row in page
+    assert not any(word in pages[0] for word in ("converged head", "head at"))
+    assert "template = 'Sum: {prompt}\\n'" in pages[1]
+
+
+def test_a_pair_s_tokenizer_call_and_a_regression_s_scale_are_as_in_training(
+    tmp_path: Path, new_store: Callable[[Path], str]
+) -> None:
+    lines = [f"a {n},b {n},{100 + n / 7}" for n in range(60)]
+    (tmp_path / "pairs.csv").write_text("\n".join(["first,second,y", *lines]))
+    task = {"name": "pairs", "csv": str(tmp_path / "pairs.csv"), "text": ["first", "second"], "label": "y"}
+    task |= {"target": "regression", "max_tokens": 20}
+    uri = new_store(tmp_path)
+    suite = {**TEXT, "tasks": [task], "training": {"batch_size": 16, "steps": 1}}
+    assert tensorbench.run_suite(suite, store=uri, place=CPU).complete
+    tensorbench.write_recipe("toy", out=tmp_path / "recipe", store=uri)
+    page = (tmp_path / "recipe" / "README.md").read_text()
+    assert "tokenizer(first, second, truncation=True, max_length=20)\n" in page
+    assert "own tokenizer, at most 20\n" in page
+    trial = trials_of(tmp_path / "recipe")[0]
+    exported = tensorbench.export_run(trial.id, tmp_path / "export", uri)
+    mean, sd = data_of(trial).objective.scale
+    assert f"× {sd!r} + {mean!r} |" in (exported.folder / "README.md").read_text()
+
+
 def test_images_of_another_size_than_the_model_s_have_no_script(
     tmp_path: Path, new_store: Callable[[Path], str]
 ) -> None:

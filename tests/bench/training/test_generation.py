@@ -152,6 +152,14 @@ def test_answers_are_numbers_where_both_are() -> None:
     assert same("x + 1", "x + 1")
     assert not same(None, None)
     assert not same("1/0", "inf")
+    assert not same("12345678901234567890", "12345678901234567999")
+    assert not same("9007199254740993", "9007199254740992")
+    assert not same("1e400", "1e500")
+    assert same("10e399", "1e400")
+    assert same("0.1", "1/10")
+    # Their values would fill the memory, so these are compared as texts.
+    assert same("1e999999999", "1e999999999")
+    assert not same("1e999999999", "1e-999999999")
     assert extracted("  yes\nno ", ()) == "yes\nno"
 
 
@@ -180,9 +188,9 @@ def test_long_prompts_and_answers_are_cut() -> None:
         written(byte_tokenizer(64), 2, ["a"], ["b"])
 
 
-def data(folder: Path, **fields: Any) -> dict[str, Any]:
-    lines = [json.dumps({"q": f"{n}+1", "a": f"so #### {n + 1}"}) for n in range(60)]
-    (folder / "sums.jsonl").write_text("\n".join(lines))
+def data(folder: Path, rows: list[dict[str, str]] | None = None, **fields: Any) -> dict[str, Any]:
+    rows = rows or [{"q": f"{n}+1", "a": f"so #### {n + 1}"} for n in range(60)]
+    (folder / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
     own = {"name": "sums", "jsonl": str(folder / "sums.jsonl"), "prompt": "q", "answer": "a"}
     return {**own, "template": "{prompt}=", "new_tokens": 3, "answer_after": ["#### "], **fields}
 
@@ -191,6 +199,37 @@ def suite(task: dict[str, Any], **changes: Any) -> Any:
     training = {"batch_size": 8, "steps": 4, "lr": 1e-2}
     base = {**VISION, "backbones": ["tiny-random-llama"], "tasks": [task], "training": training}
     return plan({**base, "forgetting": "none"}, **changes)
+
+
+@pytest.mark.parametrize(
+    ("answer", "new_tokens"),
+    [("too long", 7), ("<s>", 64), ("ye</s>s", 64)],
+    ids=["longer than may be written", "dropped in decoding", "an end within"],
+)
+def test_right_answers_that_no_model_can_write_are_counted(
+    tmp_path: Path, answer: str, new_tokens: int
+) -> None:
+    rows = [{"q": f"{n}+1", "a": answer if n % 4 else "yes"} for n in range(60)]
+    task = data(tmp_path, rows=rows, new_tokens=new_tokens, answer_after=[])
+    (trial,) = suite(task).trials
+    resources = Resources("cpu")
+    with pytest.warns(UserWarning, match=naming("of 18 right answers", f"in {new_tokens} tokens")):
+        made = resources.data(trial, resources.backbone(trial).info.input)
+    scored = [text for split in (made.validation, made.test) for text in split.answers]  # type: ignore[union-attr]
+    assert made.unwritable == len([text for text in scored if text != "yes"])
+    (likelihood,) = suite({**task, "metric": "answer_likelihood"}).trials
+    assert resources.data(likelihood, resources.backbone(likelihood).info.input).unwritable == 0
+    task = data(tmp_path, rows=[{**row, "a": answer} for row in rows], new_tokens=new_tokens, answer_after=[])
+    (trial,) = suite(task).trials
+    with pytest.raises(UserError, match=naming("none of 18 right answers", answer, "new_tokens")):
+        resources.data(trial, resources.backbone(trial).info.input)
+
+
+def test_a_warning_says_that_a_long_prompt_leaves_one_token_of_its_answer(tmp_path: Path) -> None:
+    (trial,) = suite(data(tmp_path, template="a long {prompt}=", max_tokens=9)).trials
+    resources = Resources("cpu")
+    with pytest.warns(UserWarning, match=naming("60 of 60 prompts with their answers", "to one token")):
+        resources.data(trial, resources.backbone(trial).info.input)
 
 
 def test_parts_of_a_batch_count_by_their_tokens(tmp_path: Path) -> None:
