@@ -284,13 +284,15 @@ def test_an_adapter_writes_as_the_merged_model_does(method: Any, tmp_path: Path)
     backbone = resources.backbone(trial)
     put_head(backbone, trial.task.input(backbone.info.input), 3, torch.Generator())
     split = resources.data(trial, backbone.info.input).test
+    alone = create("head_only").attach(backbone, torch.Generator())
     bare = evaluate(
         backbone,
-        create("head_only").attach(backbone, torch.Generator()),
+        alone,
         split,
         trial.recipe,
         resources.data(trial, backbone.info.input).objective,
     ).texts
+    alone.detach()
     adapter = from_identity(trial.method).attach(backbone, torch.Generator().manual_seed(0))
     adapter.load(outcome.adapter)
     adapter.merge()
