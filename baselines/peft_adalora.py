@@ -13,7 +13,7 @@ from torch import Tensor
 from tensorbench.baselines.peft_adapter import NAME, PeftAdapter
 from tensorbench.baselines.peft_method import AdapterClass, PeftMethod
 from tensorbench.methods.backbone import Geometry, Site
-from tensorbench.methods.errors import UserError, shown
+from tensorbench.methods.errors import UserError, not_begun, shown
 
 #: The initial number of triplets, as a multiple of the final number (AdaLoRA, section 4.1).
 PEAK = 1.5
@@ -33,6 +33,9 @@ class AdaLoRAAdapter(PeftAdapter):
 
     #: The mask of remaining triplets of each site. None until pruning has ended or a pruned state is loaded.
     _kept: dict[Site, Tensor] | None = None
+    #: The step of the last pruning, and whether it is past. None until training has begun.
+    _last: int | None = None
+    _past: bool = False
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -42,8 +45,10 @@ class AdaLoRAAdapter(PeftAdapter):
         self._parameters = self._trained()
 
     def begin_training(self, steps: int) -> None:
-        check_schedule(vars(self._own_config), steps)
-        self._own_config.total_step = steps
+        config = self._own_config
+        check_schedule(vars(config), steps)
+        config.total_step = steps
+        self._last, self._past = steps - config.tfinal, False
 
     def extra_loss(self) -> Tensor:
         """Returns `orth_reg_weight` times the mean of ‖A·Aᵀ − I‖ and ‖Bᵀ·B − I‖ over all sites.
@@ -64,15 +69,28 @@ class AdaLoRAAdapter(PeftAdapter):
         return weight * torch.stack(far).mean()
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Updates the importance of the triplets and prunes, as peft does. Optimizer states are unchanged."""
+        """Updates the importance of the triplets and prunes, as peft does. Optimizer states are unchanged.
+
+        Raises UserError before `begin_training`, and if this was never called before the last pruning.
+        """
+        if self._last is None:
+            raise not_begun()
         tuner: Any = self.tuner
-        tuner.update_and_allocate(step)
-        config = self._own_config
-        if step == config.total_step - config.tfinal:
-            self._kept = {
-                site: torch.tensor(config.rank_pattern[f"{self.backbone.path(site)}.lora_E.{NAME}"])
-                for site in self.bases
-            }
+        if self._past or step < self._last:
+            tuner.update_and_allocate(step)
+            return
+        if not tuner.rankallocator.ipt:
+            raise UserError(
+                f"after_step: AdaLoRA prunes for the last time at step {self._last}, by importances of "
+                f"earlier steps; call it after every step (the first call was for step {step})"
+            )
+        # peft prunes for the last time at this very step, for which a loop may not have made the call.
+        tuner.update_and_allocate(self._last)
+        self._past = True
+        pattern = self._own_config.rank_pattern
+        self._kept = {
+            site: torch.tensor(pattern[f"{self.backbone.path(site)}.lora_E.{NAME}"]) for site in self.bases
+        }
 
     @property
     def settled(self) -> bool:

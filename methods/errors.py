@@ -108,6 +108,14 @@ def too_small(label: str, budget: int, smallest: int, when: str = " with every r
     )
 
 
+def not_begun() -> UserError:
+    """Returns the error for a step of a training that was not begun, so that no cut is planned."""
+    return UserError(
+        "after_step: this adapter's ranks are cut on a schedule, which is not planned yet; call "
+        "begin_training(steps) with the number of optimizer steps before the first step"
+    )
+
+
 class WrongCountError(RuntimeError):
     """Raised if an adapter's number of parameters differs from the number that its method counts."""
 

@@ -112,7 +112,10 @@ class LowRankAdapter(Adapter):
             cutting.begin_training(steps)
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Cuts ranks if a cut is due at this step (see `tensorbench.methods.lowrank.cutting`)."""
+        """Cuts ranks if a cut is due (see `tensorbench.methods.lowrank.cutting`).
+
+        Raises UserError before `begin_training` if the method cuts ranks.
+        """
         if (cutting := self.parametrisation.cutting) is not None:
             cutting.after_step(step, optimizer)
 

@@ -11,7 +11,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from tensorbench.methods.errors import UserError, shown
+from tensorbench.methods.errors import UserError, not_begun, shown
 from tensorbench.methods.validation import Frozen
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ class Cuts(Frozen):
     def _first_is_first(self) -> Cuts:
         if self.times > 1 and self.first >= self.last:
             raise ValueError(
-                f"first: should be below last, which is {self.last:g}, both shares of the steps "
-                f"(got {self.first:g})"
+                f"first: {self.first:g} should be below last, which is {self.last:g}, both shares of the "
+                "steps"
             )
         return self
 
@@ -404,8 +404,9 @@ class Cutting:
     count: Callable[[Ranks], int]
     #: The largest number of parameters at the end.
     final: int
-    #: For the step of each future cut, the largest number of parameters after the cut.
-    _due: dict[int, int] = field(default_factory=dict)
+    #: For the step of each future cut, the largest number of parameters after the cut. None until training
+    #: has begun.
+    _due: dict[int, int] | None = None
 
     def __post_init__(self) -> None:
         self._largest = self.tensor.ranks
@@ -421,14 +422,19 @@ class Cutting:
 
     @torch.no_grad()
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Cuts ranks if a cut is due at this step. Does nothing if a parameter is no longer finite."""
-        budget = self._due.pop(step, None)
+        """Cuts ranks if a cut is due at this step, or was due at a step for which this was not called.
+
+        Does nothing if a parameter is no longer finite. Raises UserError before `begin_training`.
+        """
+        if self._due is None:
+            raise not_begun()
+        budgets = [self._due.pop(due) for due in sorted(self._due) if due <= step]
         parameters = self.tensor.shapes(self.tensor.ranks)
-        if budget is None or not all(bool(parameter.isfinite().all()) for parameter in parameters):
+        if not budgets or not all(bool(parameter.isfinite().all()) for parameter in parameters):
             return
         values, cut = self.tensor.spectrum()
         spectra = [singular.tolist() for singular in values]
-        for change in cut(kept_ranks(spectra, self.count, self.tensor.room, budget)):
+        for change in cut(kept_ranks(spectra, self.count, self.tensor.room, budgets[-1])):
             change.apply(optimizer)
         self.tensor.resized()
 

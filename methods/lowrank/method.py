@@ -148,7 +148,8 @@ class CutMethod(StackedMethod):
     """
 
     #: The schedule of cuts. Training starts with larger ranks and drops the smallest singular values, until
-    #: there are no more parameters than with the method's own ranks. None: no cuts.
+    #: there are no more parameters than with the method's own ranks. None: no cuts. torch's
+    #: DistributedDataParallel expects the old shapes after a cut, and has to be put around the model again.
     cuts: Cuts | None = None
 
     @property

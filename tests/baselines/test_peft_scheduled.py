@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,8 +42,13 @@ def examples() -> tuple[Tensor, Tensor]:
     return torch.randn(16, 24, generator=draws), torch.randint(3, (16,), generator=draws)
 
 
-def train(backbone: SkeletonBackbone, adapter: Adapter) -> list[int]:
-    """Trains as `tensorbench.training.loop` does. Returns the number of triplets in use after every step."""
+def train(
+    backbone: SkeletonBackbone, adapter: Adapter, after: Collection[int] = range(1, STEPS + 1)
+) -> list[int]:
+    """Trains as `tensorbench.training.loop` does, but calls `after_step` only after these steps.
+
+    Returns the number of triplets in use after every step.
+    """
     x, labels = examples()
     optimizer = torch.optim.AdamW(adapter.parameter_groups(), lr=0.02)
     adapter.begin_training(STEPS)
@@ -52,7 +58,8 @@ def train(backbone: SkeletonBackbone, adapter: Adapter) -> list[int]:
         optimizer.zero_grad()
         (loss if extra is None else loss + extra).backward()
         optimizer.step()
-        adapter.after_step(step, optimizer)
+        if step in after:
+            adapter.after_step(step, optimizer)
         weights = [value for name, value in adapter.named_parameters().items() if "lora_E" in name]
         left.append(sum(int(weight.count_nonzero()) for weight in weights))
     return left
@@ -152,6 +159,23 @@ def test_a_schedule_needs_its_steps() -> None:
     _, adapter = put(ADALORA)
     with pytest.raises(UserError, match="at least 6"):
         adapter.begin_training(5)
+
+
+def test_adalora_has_to_be_begun_before_its_steps() -> None:
+    _, adapter = put(ADALORA)
+    optimizer = torch.optim.AdamW(adapter.parameter_groups())
+    with pytest.raises(UserError, match=naming("after_step", "begin_training(steps)")):
+        adapter.after_step(1, optimizer)
+
+
+def test_adalora_prunes_for_the_last_time_at_the_first_call_after_that_step() -> None:
+    backbone, adapter = put(ADALORA)
+    # Step 7 is that of the last pruning.
+    left = train(backbone, adapter, after=(1, 2, 4, 5, 8, 9, 10))
+    assert left[6] > left[7] == left[-1] == 2 * len(adapter.bases)
+    assert adapter.settled
+    with pytest.raises(UserError, match=naming("step", 7, "every step", 8)):
+        train(*put(ADALORA), after=(8,))
 
 
 def test_lily_shares_by_projection_and_answers_by_batch() -> None:

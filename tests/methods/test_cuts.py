@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from tensorbench.methods import Geometry, Method, UserError, create
 from tensorbench.methods.lowrank import LowRankAdapter
 from tensorbench.methods.lowrank.cutting import Cuts, kept_ranks
 
+from ..messages import naming
 from .toy import ToyBackbone, scatter
 
 GEOMETRY = Geometry(12, 3, 4, 48)
@@ -256,6 +258,61 @@ def test_what_costs_least_for_each_parameter_goes_and_nothing_that_fits_is_left_
     assert kept_ranks(spectra, count, room, 3) == (1, 1)
     # Ranks above the limits set by the other ranks are dropped first.
     assert kept_ranks(spectra, count, lambda ranks: (9, ranks[0]), 99) == (3, 3)
+
+
+def test_a_training_has_to_be_begun_before_its_steps() -> None:
+    _, adapter = attached(made(TUCKER))
+    optimizer = torch.optim.AdamW(adapter.parameter_groups())
+    with pytest.raises(UserError, match=naming("after_step", "begin_training(steps)")):
+        adapter.after_step(1, optimizer)
+    # Without cuts, there is nothing to plan.
+    attached(uncut(TUCKER))[1].after_step(1, optimizer)
+
+
+def test_cuts_come_at_the_first_call_after_their_steps() -> None:
+    method = made(TUCKER, start=3, times=2, first=0.2, last=0.6)
+
+    def left(*steps: int) -> list[int]:
+        _, adapter = scattered(method)
+        optimizer = torch.optim.AdamW(adapter.parameter_groups())
+        adapter.begin_training(10)
+        counts = [adapter.parameter_count]
+        for step in steps:
+            adapter.after_step(step, optimizer)
+            counts.append(adapter.parameter_count)
+        return counts
+
+    start, first, final = left(2, 6)
+    assert start > first > final
+    assert left(1, 3, 5, 7, 9) == [start, start, first, first, final, final]
+    # Both cuts come in one, to the budget of the last.
+    counts = left(8, 10)
+    assert counts[0] == start
+    assert first > method.count(GEOMETRY) >= counts[1] == counts[2]
+
+
+def test_a_model_under_ddp_is_wrapped_again_after_a_cut() -> None:
+    def trained(*, again: bool) -> None:
+        backbone, adapter = attached(made(TUCKER))
+        model = DistributedDataParallel(backbone.module)
+        optimizer = torch.optim.AdamW(adapter.parameter_groups(), lr=0.01)
+        x = torch.randn(5, 3, 12, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        adapter.begin_training(10)
+        for step in range(1, 11):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+            adapter.after_step(step, optimizer)
+            if again and step == 5:
+                model = DistributedDataParallel(backbone.module)
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(RuntimeError, match="finished reduction"):
+            trained(again=False)
+        trained(again=True)
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_cuts_have_to_fit_the_steps_and_the_ranks() -> None:
