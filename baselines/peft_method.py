@@ -290,12 +290,14 @@ def count_built(kind: type[PeftMethod], options: str, geometry: Geometry) -> int
     method = kind.model_validate_json(options)
     config = method.peft_config({str(site): site for site in geometry.sites(method.projections)})
     try:
-        try:
-            with torch.device("meta"):
+        # A count should not shift the draws of a training that follows.
+        with torch.random.fork_rng(devices=[]):
+            try:
+                with torch.device("meta"):
+                    tuner = _injected(geometry, config)
+            except (NotImplementedError, RuntimeError):
+                # A few types read values while they are built; the meta device has none.
                 tuner = _injected(geometry, config)
-        except (NotImplementedError, RuntimeError):
-            # A few types read values while they are built; the meta device has none.
-            tuner = _injected(geometry, config)
     except Exception as error:  # Whatever peft raises, the user can only fix the configuration.
         raise UserError(
             f"peft cannot build {cut(method.label)} at {geometry}: {cut(str(error), 300)}"

@@ -87,6 +87,15 @@ def test_an_adapter_is_counted_within_limits(
         method.count(GEOMETRY)
 
 
+@pytest.mark.parametrize("options", [{"type": kind, "rank": 2} for kind in ("SHIRA", "UNILORA", "ADAMSS")])
+def test_a_count_that_draws_values_leaves_the_global_stream_alone(options: dict[str, Any]) -> None:
+    # None of these types can be built on the meta device.
+    count_built.cache_clear()
+    before = torch.get_rng_state()
+    assert Peft(**options).count(GEOMETRY)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("start", ["pissa", "olora"])
 def test_a_start_that_moves_the_backbone_leaves_it_as_it_was(start: str) -> None:
     backbone = Subject(create("lora", rank=2), "vit").backbone()
