@@ -6,13 +6,14 @@ import re
 from abc import abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import index
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Field, PositiveInt, TypeAdapter, WrapValidator
 
 from tensorbench.methods.backbone import TARGETS, Geometry
 from tensorbench.methods.base import Method
-from tensorbench.methods.errors import UserError, too_small
+from tensorbench.methods.errors import UserError, shown, too_small
 
 Choice = TypeVar("Choice")
 
@@ -52,10 +53,25 @@ Ranks = Annotated[
 ]
 
 
-def check_ranks(label: str, ranks: Sequence[int]) -> None:
-    """Raises UserError, with a message that begins with `label`, if a rank is below 1."""
-    if min(ranks, default=1) < 1:
-        raise UserError(f"{label}: ranks should be at least 1 (got {', '.join(map(str, ranks))})")
+def check_ranks(label: str, ranks: Sequence[int]) -> tuple[int, ...]:
+    """Returns ranks as integers of Python.
+
+    Raises UserError, with a message that begins with `label`, if a rank is below 1 or is no whole number.
+    """
+    checked = tuple(map(_whole, ranks))
+    if min(checked, default=1) < 1:
+        raise UserError(
+            f"{label}: ranks should be whole numbers of at least 1 (got {', '.join(map(shown, ranks))})"
+        )
+    return checked
+
+
+def _whole(value: Any) -> int:
+    """Returns a whole number as an integer of Python, and 0 for anything else."""
+    try:
+        return 0 if isinstance(value, bool) else index(value)
+    except TypeError:
+        return 0
 
 
 def nearest_rank(count: Callable[[int], int], budget: int, low: int = 1, high: int | None = None) -> int:
@@ -127,7 +143,7 @@ class OneRank(Method):
             )
 
     def isorank(self, rank: int) -> Self:
-        check_ranks(self.label, (rank,))
+        (rank,) = check_ranks(self.label, (rank,))
         return self.model_copy(update={"rank": rank})
 
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:

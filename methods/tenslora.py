@@ -210,10 +210,10 @@ class TensLoRA(CutMethod):
         return self.with_size((rank,) * len(self.rank_names))
 
     def with_size(self, ranks: Sequence[int]) -> Self:
-        check_ranks(self.label, ranks)
-        if len(ranks) != len(self.rank_names):
-            raise UserError(f"{self.label}: takes {len(self.rank_names)} ranks (got {len(ranks)})")
-        return self.model_copy(update={"ranks": tuple(ranks)})
+        checked = check_ranks(self.label, ranks)
+        if len(checked) != len(self.rank_names):
+            raise UserError(f"{self.label}: takes {len(self.rank_names)} ranks (got {len(checked)})")
+        return self.model_copy(update={"ranks": checked})
 
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
         """Returns the same variant with the ranks for the budget (see `tucker_ranks` and `even_ranks`).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -36,6 +37,22 @@ def test_ranks_below_one_are_refused(method: Method, rank: int) -> None:
         method.isorank(rank)
     with pytest.raises(UserError, match=naming("at least", 1, rank)):
         method.with_size((rank,) * len(method.rank_names))
+
+
+@pytest.mark.parametrize("rank", [4.5, 4.0, True, "4", None])
+@pytest.mark.parametrize("method", [create("lora"), create("tenslora", variant="att")])
+def test_ranks_that_are_no_whole_numbers_are_refused(method: Method, rank: Any) -> None:
+    with pytest.raises(UserError, match=naming("whole numbers", f"(got {rank!r}")):
+        method.isorank(rank)
+    with pytest.raises(UserError, match=naming("whole numbers", repr(rank))):
+        method.with_size((2,) * (len(method.rank_names) - 1) + (rank,))
+
+
+@pytest.mark.parametrize("method", [create("lora"), create("tenslora", variant="att")])
+def test_whole_numbers_of_numpy_become_those_of_python(method: Method) -> None:
+    for sized in (method.isorank(np.int64(2)), method.with_size(np.full(len(method.rank_names), 2))):
+        assert sized.identity() == method.isorank(2).identity()
+        assert {type(rank) for rank in sized.size or ()} == {int}
 
 
 @pytest.mark.parametrize(
