@@ -108,6 +108,12 @@ def too_small(label: str, budget: int, smallest: int, when: str = " with every r
     )
 
 
+def check_kind(name: str, value: Any, kinds: type | tuple[type, ...], accepted: str) -> None:
+    """Raises UserError unless an argument is of one of these types, which `accepted` describes in words."""
+    if not isinstance(value, kinds):
+        raise UserError(f"{name}: should be {accepted} (got {shown(value)})")
+
+
 def not_begun() -> UserError:
     """Returns the error for a step of a training that was not begun, so that no cut is planned."""
     return UserError(

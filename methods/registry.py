@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tensorbench.methods.errors import UnknownNameError, UserError, naming_extra
+from tensorbench.methods.errors import UnknownNameError, UserError, check_kind, naming_extra
 
 #: The prefix of the Python files that an editable install records in place of the package's modules.
 FINDER = "__editable__"
@@ -168,9 +168,10 @@ class Registry:
     def get(self, name: str) -> Any:
         """Imports and returns the object of a name.
 
-        Raises UnknownNameError for an unregistered name. Raises UserError if the name is registered twice, if
-        its plug-in fails to import, or if the object does not pass the check.
+        Raises UnknownNameError for an unregistered name. Raises UserError for a name that is no text, if the
+        name is registered twice, if its plug-in fails to import, or if the object does not pass the check.
         """
+        check_kind(self.kind, name, str, "a name")
         points = self._points(name)
         if len(points) + (name in self._targets) > 1:
             owners = [str(file.path)] if (file := self.file(name)) else []

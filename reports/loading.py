@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from os import PathLike, fspath
+from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import pandas as pd
@@ -148,7 +148,7 @@ class LoadedResults(ShowsOverview, Results):
         """The report's tables, by the names of their CSV files. Raises UserError as `analysis` does."""
         from tensorbench.reports.tidy import tidy_tables
 
-        return {name: pd.DataFrame(table.lines) for name, table in tidy_tables(self.analysis).items()}
+        return {name: _frame(table) for name, table in tidy_tables(self.analysis).items()}
 
     def plot(self, *kinds: str) -> Figures:
         """The report's figures, or only the figures of these kinds. A notebook shows them one below another.
@@ -240,13 +240,22 @@ def load_results(
     default names, a folder with the scores of examples, and the metric:
     `load_results("runs.csv", method="algorithm", score="test_acc", lr="learning_rate")`.
 
-    Raises UserError for an experiment that does not exist or has no result, for a pack or a table that is
-    refused, and for a selection of rows that do not exist.
+    Raises UserError for arguments of other types, for an experiment that does not exist or has no result, for
+    a pack or a table that is refused, and for a selection of rows that do not exist.
     """
     if not experiments:
         raise UserError("load_results() takes at least one experiment, or the file of a pack or of a table")
-    names = [name if isinstance(name, pd.DataFrame) else fspath(name) for name in experiments]
-    return LoadedResults(**vars(reading.read(store, names, selection, table)))
+    return LoadedResults(**vars(reading.read(store, experiments, selection, table)))
+
+
+def _frame(table: Table) -> pd.DataFrame:
+    """Makes a frame of a report's table.
+
+    A column that is unknown in every line is one of numbers, since text that is absent is empty.
+    """
+    frame = pd.DataFrame(table.lines)
+    unknown = {name: "float64" for name in frame if frame[name].isna().all()}
+    return frame.astype(unknown | ({"within": "boolean"} if "within" in frame else {}))
 
 
 def typed(lines: pd.DataFrame | Iterable[Mapping[str, Any]], columns: Mapping[str, Column]) -> pd.DataFrame:

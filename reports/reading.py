@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import fsum
+from os import PathLike, fspath
 from statistics import fmean, median, stdev
 from typing import Annotated
 
@@ -15,7 +16,7 @@ import pandas as pd
 from pydantic import Field, TypeAdapter, ValidationError
 
 from tensorbench.methods import UnknownNameError, UserError
-from tensorbench.methods.errors import shown
+from tensorbench.methods.errors import check_kind, shown
 from tensorbench.records.measures import Measure
 from tensorbench.records.origin import stored_rerun
 from tensorbench.records.record import Record, latest
@@ -52,7 +53,7 @@ Run = tuple[Experiment, Record | None]
 
 def read(
     uri: str,
-    names: Sequence[str | pd.DataFrame],
+    names: Sequence[str | PathLike[str] | pd.DataFrame],
     selection: Selection | None = None,
     table: TableOptions | None = None,
 ) -> Results:
@@ -61,19 +62,25 @@ def read(
     `names` are experiments of the store at `uri`, files of packs, or results of other programs: tables of
     runs, or files and folders of lm-evaluation-harness, inspect and peft. `table` names a table's columns.
 
-    Raises UserError for an experiment that is missing or has no result, for a pack or a table that is
-    refused, for a selection of rows that do not exist, and if no row is left.
+    Raises UserError for arguments of other types, for an experiment that is missing or has no result, for a
+    pack or a table that is refused, for a selection of rows that do not exist, and if no row is left.
     """
+    for name in names:
+        each = "names of experiments, paths or data frames, each as an argument of its own"
+        check_kind("experiments", name, (str, PathLike, pd.DataFrame), each)
+    named = [name if isinstance(name, pd.DataFrame) else fspath(name) for name in names]
+    if selection is not None:
+        check_kind("selection", selection, Selection, "a Selection, such as Selection(methods=['LoRA'])")
     for option in table or {}:
         if option not in TableOptions.__annotations__:
             raise UnknownNameError("option of a table", option, TableOptions.__annotations__)
-    own = [name for name in names if isinstance(name, str) and not is_foreign(name)]
+    own = [name for name in named if isinstance(name, str) and not is_foreign(name)]
     sources = open_results(uri, own)
-    if len(own) < len(names):
+    if len(own) < len(named):
         # Its statistics take seconds to import.
         from tensorbench.reports.foreign.opening import open_foreign
 
-        sources = [*(open_foreign(name, table or {}) for name in names if is_foreign(name)), *sources]
+        sources = [*(open_foreign(name, table or {}) for name in named if is_foreign(name)), *sources]
         if repeated := [name for name, count in Counter(each.name for each in sources).items() if count > 1]:
             raise UserError(f"two of these are called '{repeated[0]}': rename a file or folder")
     elif table:

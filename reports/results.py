@@ -368,7 +368,10 @@ class Results:
         """A data frame with one line per cell. The index is the cell's number."""
         summarised = [column for column, measure in COLUMNS.items() if measure.summary]
         frame = pd.DataFrame([cell.columns() for cell in self.all_cells]).drop(columns="number")
-        return frame.astype(dict.fromkeys(["mean", "sd", *summarised], float))
+        # A column that is unknown in every line would hold None instead of NaN.
+        sizes = ["parameters", "peak", "asked", "ratio", "percent_of_lora"]
+        frame[sizes] = frame[sizes].apply(pd.to_numeric)
+        return frame.astype(dict.fromkeys(["mean", "sd", *summarised], float) | {"within": "boolean"})
 
     @cached_property
     def seeds(self) -> pd.DataFrame:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from tensorbench.backbones.backbone import (
     BackboneEntry,
@@ -15,8 +17,9 @@ from tensorbench.backbones.backbone import (
 from tensorbench.backbones.inputs import TextInput
 from tensorbench.backbones.registered_backbones import BACKBONES, check_info
 from tensorbench.backbones.spec import BackboneSpec
-from tensorbench.methods.errors import UserError
+from tensorbench.methods.errors import UserError, check_kind
 from tensorbench.methods.quantised import check_library
+from tensorbench.methods.validation import validate
 
 __all__ = [
     "BACKBONES",
@@ -31,13 +34,13 @@ __all__ = [
 ]
 
 
-def describe(spec: BackboneSpec | str) -> BackboneInfo:
+def describe(spec: BackboneSpec | str | Mapping[str, Any]) -> BackboneInfo:
     """Describes a backbone for a plan, without loading its weights.
 
-    A registered name needs neither network nor transformers. Raises UserError for an unknown name, a source
-    that cannot be found or read, an unsupported model, or an invalid image size.
+    A registered name needs neither network nor transformers. Raises UserError for an invalid spec, an unknown
+    name, a source that cannot be found or read, an unsupported model, or an invalid image size.
     """
-    spec = BackboneSpec.model_validate(spec)
+    spec = _validated(spec)
     entry = entry_of(spec)
     with BACKBONES.blaming(spec.name or ""):
         info = entry.describe(spec.image_size)
@@ -45,14 +48,14 @@ def describe(spec: BackboneSpec | str) -> BackboneInfo:
     return _answerable(spec, spec.described(info))
 
 
-def load(spec: BackboneSpec | str) -> LoadedBackbone:
+def load(spec: BackboneSpec | str | Mapping[str, Any]) -> LoadedBackbone:
     """Loads a backbone on the CPU, frozen and in eval mode, with a head of two classes in float32.
 
     The encoder has the spec's `dtype`. Forward passes of a bfloat16 encoder must run under bf16 autocast. If
     the spec has `quantise`, the sites' weights are then quantised. Raises UserError as `describe` does, for
     missing or unexpected encoder weights, and for `quantise` without bitsandbytes.
     """
-    spec = BackboneSpec.model_validate(spec)
+    spec = _validated(spec)
     if spec.quantise:
         check_library()
     entry = entry_of(spec)
@@ -66,6 +69,12 @@ def load(spec: BackboneSpec | str) -> LoadedBackbone:
         backbone.quantise(spec.quantise)
     backbone.info = _answerable(spec, spec.described(backbone.info))
     return backbone
+
+
+def _validated(spec: BackboneSpec | str | Mapping[str, Any]) -> BackboneSpec:
+    accepted = "a name, a BackboneSpec, or a mapping of its fields"
+    check_kind("backbone", spec, (str, BackboneSpec, Mapping), accepted)
+    return validate(BackboneSpec, spec, "backbone")
 
 
 def _answerable(spec: BackboneSpec, info: BackboneInfo) -> BackboneInfo:

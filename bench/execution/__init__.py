@@ -62,12 +62,14 @@ def blaming(name: str) -> Iterator[None]:
 def make_executor(place: Place) -> Executor:
     """Makes the executor that a place names. The caller must use it in a `with` statement.
 
-    Raises UserError for an unknown executor, for an option that the executor does not support, and for a
-    plug-in's incomplete executor. Also raises the errors of `Executor.open`.
+    Raises UserError if `place` is no `Place`, for an unknown executor, for an option that the executor does
+    not support, and for a plug-in's incomplete executor. Also raises the errors of `Executor.open`.
     """
     from tensorbench.execution.executor import Executor
-    from tensorbench.methods.errors import UserError, shown
+    from tensorbench.execution.place import Place
+    from tensorbench.methods.errors import UserError, check_kind, shown
 
+    check_kind("place", place, Place, "a Place, such as Place(executor='local')")
     kind: type[Executor] = executors().get(place.executor)
     for option in OPTIONS:
         if getattr(place, option) is not None and option not in kind.options:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tensorbench.methods.errors import UserError
 from tensorbench.training.saving import PLAIN
 from tensorbench.training.saving import Saving as Saving
 
 
 @dataclass(frozen=True)
 class Place:
-    """The executor, the device, and the limits of the trials of a run."""
+    """The executor, the device, and the limits of the trials of a run.
+
+    Raises UserError if `workers` or `slots_per_device` is below 1.
+    """
 
     #: The name of the executor: one of `tensorbench.execution.EXECUTORS`, or a plug-in's.
     executor: str = "inline"
@@ -31,6 +35,12 @@ class Place:
     trial_timeout: float | str | None = None
     #: The options that save memory without changing results.
     saving: Saving = PLAIN
+
+    def __post_init__(self) -> None:
+        for field in ("workers", "slots_per_device"):
+            value = getattr(self, field)
+            if isinstance(value, int) and value < 1:
+                raise UserError(f"{field}: should be at least 1 (got {value})")
 
 
 #: The default place: this process, on a GPU if there is one.

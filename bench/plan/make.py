@@ -5,7 +5,7 @@ from __future__ import annotations
 from operator import itemgetter
 
 from tensorbench.methods import UserError
-from tensorbench.methods.errors import shown
+from tensorbench.methods.errors import check_kind, shown
 from tensorbench.plan.cells import PlanCell, cells
 from tensorbench.plan.pairs import EVERYTHING, Part
 from tensorbench.plan.rows import Plan
@@ -24,9 +24,11 @@ def make_plan(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Pla
     available. The part's methods, budgets, seeds and studies are ignored here: pass the plan and the part to
     `Plan.select` for those.
 
-    Raises UserError for a device other than cpu and cuda, for backbones with the same weights and input, and
-    as `cells` does.
+    Raises UserError for arguments of other types, for a device other than cpu and cuda, for backbones with
+    the same weights and input, and as `cells` does.
     """
+    check_kind("suite", suite, Suite, "a Suite, as load_suite returns it")
+    check_kind("part", part, Part, "a Part, such as Part(seeds=[0])")
     if device.partition(":")[0] not in ("cpu", "cuda"):
         raise UserError(f"device {shown(device)}: a plan is for cpu or cuda")
     rows: list[tuple[tuple[int, ...], Row, PlanCell]] = []

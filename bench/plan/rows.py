@@ -9,6 +9,7 @@ from typing import Any
 
 from tensorbench.machine.table import ShowsOverview, Table
 from tensorbench.methods import METHODS, UnknownNameError, UserError
+from tensorbench.methods.errors import check_kind
 from tensorbench.plan.cells import PlanCell
 from tensorbench.plan.pairs import SINGULAR, Part
 from tensorbench.plan.suite import Suite
@@ -36,8 +37,10 @@ class Plan(ShowsOverview):
     def select(self, part: Part) -> Plan:
         """Restricts the plan to a part.
 
-        Raises UserError for a name or a seed that the plan lacks, and for a part without rows.
+        Raises UserError if `part` is no `Part`, for a name or a seed that the plan lacks, and for a part
+        without rows.
         """
+        check_kind("part", part, Part, "a Part, such as Part(seeds=[0])")
         if part.studies and not self.suite.tuning:
             raise UserError(f"studies: suite '{self.suite.name}' has seeds and no studies; select its seeds")
         names_of: dict[str, Callable[[Row, PlanCell], set[str]]] = {

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from operator import attrgetter
+from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -23,6 +24,7 @@ from tensorbench.backbones import BackboneSpec
 from tensorbench.backbones.spec import refuse_unknown_home
 from tensorbench.machine.files import expanded, sha256_of
 from tensorbench.methods import UnknownNameError, UserError, load_methods
+from tensorbench.methods.errors import check_kind
 from tensorbench.methods.validation import Frozen, refuse_repeats, validate
 from tensorbench.plan import PACKAGED
 from tensorbench.plan.choosing import Allocation, Pilot, Search, Studies
@@ -383,6 +385,8 @@ def load_suite(
     Raises:
         UserError: with the file, field, value and accepted values.
     """
+    accepted = "the path of a file, the name of a packaged suite, or a dictionary of a suite's fields"
+    check_kind("suite", source, (str, PathLike, Mapping), accepted)
     if isinstance(source, Mapping):
         fields = _replaced(source, data, backbones)
         suite = validate(Suite, with_methods(fields, Path.cwd(), "suite"), "suite")

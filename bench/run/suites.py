@@ -23,6 +23,7 @@ from tensorbench.execution.session import Session, begin_suite, session, suite_r
 from tensorbench.machine.outputs import prepare_plot
 from tensorbench.machine.table import ShowsOverview, Table
 from tensorbench.methods import UserError
+from tensorbench.methods.errors import check_kind
 from tensorbench.methods.validation import validate
 from tensorbench.plan.choosing import Search
 from tensorbench.plan.make import make_plan
@@ -356,6 +357,7 @@ def search_suite(
     Raises:
         UserError: before any trial runs, if the suite cannot run as requested.
     """
+    check_kind("part", part, Part, "a Part, such as Part(methods=['lora'])")
     if part.seeds or part.studies:
         raise UserError("seeds, studies: a search has its own seeds; leave them out of the part")
     audience = audience or Audience()

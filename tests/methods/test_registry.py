@@ -6,6 +6,7 @@ import pickle
 import warnings
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +37,12 @@ def plugged(monkeypatch: pytest.MonkeyPatch, **plugins: str | tuple[str, ...]) -
 def test_an_unknown_name_passes_from_process_to_process() -> None:
     error = UnknownNameError("method", "lorra", ["lora"])
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+@pytest.mark.parametrize("name", [None, 3, {"method": "lora"}])
+def test_a_name_that_is_no_text_is_refused(name: Any) -> None:
+    with pytest.raises(UserError, match=naming("method", "a name", f"(got {name!r})")):
+        create(name)
 
 
 def test_a_plug_in_is_listed_with_ours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -161,6 +162,30 @@ def test_predictions_that_cannot_be_read_are_named(results: LoadedResults) -> No
 def test_loading_no_experiment_is_refused() -> None:
     with pytest.raises(UserError, match="at least one experiment"):
         tensorbench.load_results()
+
+
+@pytest.mark.parametrize("experiment", [["notebook"], None])
+def test_experiments_of_another_type_are_refused(experiment: Any) -> None:
+    with pytest.raises(UserError, match=naming("experiments", "names of experiments", repr(experiment))):
+        tensorbench.load_results(experiment)
+    with pytest.raises(UserError, match=naming("experiments", "names of experiments", repr(experiment))):
+        tensorbench.write_report(experiment, out="report")
+
+
+def test_unknown_numbers_are_nan_in_every_column(results: LoadedResults) -> None:
+    cells = results.cells
+    # No method of these results cuts ranks.
+    assert cells["peak"].dtype == "float64"
+    assert cells["peak"].isna().all()
+    assert cells["parameters"].dtype == "int64"
+    for frame in (cells, results.tables["cells"]):
+        asked = frame["asked"].notna()
+        assert frame["within"].dtype == "boolean"
+        assert (frame["within"].notna() == asked).all()
+        assert 0 < asked.sum() < len(frame)
+    for name, table in results.tables.items():
+        of_objects = [column for column in table if table[column].dtype == object]
+        assert not [column for column in of_objects if table[column].isna().any()], name
 
 
 @pytest.mark.parametrize("name", FRAMES)

@@ -105,6 +105,11 @@ def test_missing_rows_are_refused(rich: str, selection: Selection, reason: str) 
         read(rich, ["rich"], selection)
 
 
+def test_a_selection_of_another_type_is_refused() -> None:
+    with pytest.raises(UserError, match=naming("selection", "Selection(methods=['LoRA'])", "'VeRA'")):
+        read("sqlite:///none.db", ["rich"], {"reference": "VeRA"})  # type: ignore[arg-type]
+
+
 def test_chosen_methods_meet_the_head_of_another_tuned_suite(analysed: Analysed) -> None:
     def made(trial: Trial, row: Row) -> Result:
         right = {"converged head": 950, "LoRA": 800, "LoTR": 880}.get(row.title, 840)

@@ -50,6 +50,20 @@ def test_specs_without_exactly_one_source_are_refused(fields: dict[str, Any], me
         BackboneSpec(**fields)
 
 
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"name": "vit-s14", "dtype": "float16"}, ("backbone", "dtype", "'float32'", "(got 'float16')")),
+        ({"nmae": "vit-s14"}, ("backbone", "'nmae'", "name")),
+        (None, ("backbone", "BackboneSpec", "(got None)")),
+    ],
+)
+def test_specs_from_python_are_refused_as_those_of_suites_are(spec: Any, said: tuple[str, ...]) -> None:
+    for function in (describe, load):
+        with pytest.raises(UserError, match=naming(*said)):
+            function(spec)
+
+
 def test_an_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="'vit-s14'"):
         describe("vit-s41")

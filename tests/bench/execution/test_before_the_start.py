@@ -120,6 +120,18 @@ def test_options_that_do_not_go_together_are_refused(place: Place, message: str)
         make_executor(place)
 
 
+@pytest.mark.parametrize("executor", ["inline", "local", "ray"])
+@pytest.mark.parametrize("field", ["workers", "slots_per_device"])
+def test_no_worker_is_none_of_the_choices(executor: str, field: str) -> None:
+    with pytest.raises(UserError, match=naming(field, 1, "(got 0)")):
+        Place(executor, **{field: 0})
+
+
+def test_a_place_of_another_type_is_refused() -> None:
+    with pytest.raises(UserError, match=naming("place", "Place(executor='local')", "{'executor': 'local'}")):
+        make_executor({"executor": "local"})  # type: ignore[arg-type]
+
+
 Brings = Callable[[object], None]
 
 

@@ -125,3 +125,5 @@ def test_an_unknown_name_lists_the_packaged_suites(tmp_path: Path, monkeypatch: 
         load_suite("quikstart")
     with pytest.raises(UserError, match=naming("none.yaml", "No such file")):
         load_suite("none.yaml")
+    with pytest.raises(UserError, match=naming("suite", "path", "dictionary", "(got None)")):
+        load_suite(None)  # type: ignore[arg-type]

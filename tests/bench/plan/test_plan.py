@@ -16,6 +16,7 @@ import pytest
 from tensorbench.backbones import BACKBONES
 from tensorbench.methods import UserError
 from tensorbench.methods.tenslora import VARIANTS
+from tensorbench.plan.make import make_plan
 from tensorbench.plan.pairs import Part
 
 from ...messages import naming
@@ -107,6 +108,21 @@ def test_planning_registered_names_imports_neither_mlflow_nor_transformers(
 ) -> None:
     heavy = {"mlflow", "transformers", "timm", "peft", "datasets", "sklearn", "torchvision", "onnx"}
     assert not heavy & paper[1]
+
+
+@pytest.mark.parametrize("suite", ["quickstart", {"name": "mine"}, None])
+def test_what_is_no_suite_cannot_be_planned(suite: Any) -> None:
+    with pytest.raises(UserError, match=naming("suite", "load_suite", f"(got {suite!r})")):
+        make_plan(suite)
+
+
+def test_a_part_of_another_type_is_refused() -> None:
+    made = plan(methods=["lora"])
+    refused = naming("part", "Part(seeds=[0])", "(got {'seeds': [0]})")
+    with pytest.raises(UserError, match=refused):
+        make_plan(made.suite, part={"seeds": [0]})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=refused):
+        made.select({"seeds": [0]})  # type: ignore[arg-type]
 
 
 def test_500_trials_are_planned_within_2_seconds() -> None:
