@@ -72,5 +72,9 @@ class SkeletonBackbone:
     def head(self) -> nn.Module:
         return self.module.get_submodule("head")
 
+    @property
+    def encoder(self) -> nn.Module:
+        return self.module.get_submodule("encoder")
+
     def path(self, site: Site) -> str:
         return f"encoder.{site}"

@@ -76,6 +76,10 @@ class ToyBackbone:
     def head(self) -> nn.Module:
         return self.module.head
 
+    @property
+    def encoder(self) -> nn.Module:
+        return self.module.layers
+
     def path(self, site: Site) -> str:
         return f"layers.{site.layer}.{site.projection}"
 

@@ -14,7 +14,7 @@ from tensorbench.checks.conformance.subject import Finding, NotApplicable, expec
 from tensorbench.tasks import TASKS, Task
 from tensorbench.tasks.dealing import deal, first_places
 from tensorbench.tasks.reading import image_content, read_examples, read_images, read_texts, text_content
-from tensorbench.tasks.task import Examples
+from tensorbench.tasks.task import Examples, SplitName
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,9 @@ def _splits(task: Task, read: list[_Read]) -> str:
     expect(task.sizes in (None, counts), f"`sizes` says {task.sizes}, but the splits have {counts}")
     summary = ", ".join(f"{size:,} {split}" for split, size in sizes.items())
     places = first_places(first.contents)
-    for split, other in (("test", "train"), ("validation", "train"), ("test", "validation")):
+    pairs: tuple[tuple[SplitName, SplitName], ...]
+    pairs = (("test", "train"), ("validation", "train"), ("test", "validation"))
+    for split, other in pairs:
         if repeated := int(np.isin(places[dealt[split]], places[dealt[other]]).sum()):
             summary += f"; {repeated:,} of {split} are also in {other}"
     dropped = len(examples.ids) - sum(counts)
