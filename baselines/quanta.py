@@ -55,8 +55,7 @@ class QuanTA(Targeted, StartKept):
         return tuple(f"axis {index + 1}" for index in range(len(self.axes or (0,))))
 
     def with_size(self, ranks: Sequence[int]) -> Self:
-        check_ranks(self.label, ranks)
-        return self.model_copy(update={"axes": tuple(ranks)})
+        return self.model_copy(update={"axes": check_ranks(self.label, ranks)})
 
     def isorank(self, rank: int) -> Self:
         """Returns the same method with equal axes of size `rank`.

@@ -11,13 +11,13 @@ from pathlib import Path
 from marked import table
 
 from tensorbench.reports.analysis import Analysis
+from tensorbench.reports.answers import joined
 from tensorbench.reports.blocks import Block, Entrant
 from tensorbench.reports.drawing import Looks, styled
 from tensorbench.reports.figures.compared import differences
 from tensorbench.reports.reading import read
 from tensorbench.reports.results import Cell, Results
 from tensorbench.reports.selection import Selection
-from tensorbench.reports.units import listed
 
 from .answer import Answer, Picture
 from .registered import (
@@ -35,9 +35,12 @@ from .studies import LORA, QKV_DEPTH, Rule, after_tuning, analysed, answered, co
 TRAIN, METATT, TT_LORA, LORTA = f"{QKV_DEPTH} (factorization=tt)", "MetaTT-4D", "TT-LoRA", "LoRTA"
 #: The families of the question: the methods that are compared with each reference, and what that tells.
 FAMILIES = {
-    LORA: ((TRAIN, METATT, TT_LORA, LORTA), "Beside LoRA with as many parameters"),
+    LORA: ((TRAIN, METATT, TT_LORA, LORTA), "Beside LoRA with as many parameters (TT-LoRA has 7% more)"),
     QKV_DEPTH: ((TRAIN,), "A train beside the Tucker tensor with the same modes"),
-    TT_LORA: ((TRAIN, METATT), "One train for all matrices beside one for each matrix (TT-LoRA)"),
+    TT_LORA: (
+        (TRAIN, METATT),
+        "One train for all matrices beside one for each (TT-LoRA, on Q and V)",
+    ),
 }
 #: The smallest and the largest rate that the pilot tries, and those that it tries for LoRTA.
 ENDS_OF_PILOT, ENDS_OF_LORTA = (5e-4, 5e-2), (5e-3, 0.5)
@@ -84,6 +87,17 @@ class StudyOfTrains:
         """All rows, by their methods, beginning with LoRA."""
         return {entrant.method: entrant for block in self.blocks.values() for entrant in block.entrants}
 
+    @property
+    def withheld(self) -> str:
+        """A sentence on methods whose scores are lower bounds. Empty if there are none."""
+        if not (low := {edge.method: None for each in self.blocks.values() for edge in each.edges}):
+            return ""
+        return (
+            f"At least half of the trials that {joined([*low])} kept lie in an outer fifth of their windows, "
+            "so their scores are lower bounds, and they are *undecided* wherever a better rate could turn "
+            "the verdict."
+        )
+
     def answers(self) -> dict[str, Answer]:
         """The answers of the families, by title. Each says what it is compared with."""
         titles = [f"Question T: compared with {reference}" for reference in FAMILIES]
@@ -107,7 +121,8 @@ class StudyOfTrains:
         if missing := next((each.text for each in answers.values() if not each.short), ""):
             return Answer(missing)
         by_family = zip(FAMILIES, answers.values(), strict=True)
-        return Answer(text, " ".join(f"Compared with {name}: {each.short}" for name, each in by_family))
+        short = [f"Compared with {name}: {each.short}" for name, each in by_family]
+        return Answer(text, " ".join(filter(None, (*short, self.withheld))))
 
     def picture(self) -> Picture:
         """The figure of the largest family: the difference of each method from LoRA."""
@@ -126,13 +141,8 @@ class StudyOfTrains:
             for (_, subject), each in zip(FAMILIES.values(), answers.values(), strict=True)
         ]
         begun = f"Scores after {block.k} trials, by {complete} studies. *As good* is within a point."
-        if low := {edge.method: None for each in self.blocks.values() for edge in each.edges}:
-            begun += (
-                f" The best rates of {listed(low)} lie at an edge of their windows, so their scores are "
-                "lower bounds: they are *undecided* wherever a better rate could turn the verdict."
-            )
         parts = [
-            begun,
+            " ".join(filter(None, (begun, self.withheld))),
             "\n".join(f"- {each}" for each in short),
             self.picture().shown,
             self.by_method(),
