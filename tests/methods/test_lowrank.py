@@ -231,9 +231,14 @@ def test_a_layer_called_on_its_own_is_refused() -> None:
 
 
 def test_an_adapted_backbone_takes_no_second_adapter() -> None:
-    backbone, _ = attached(variant="qkv")
-    with pytest.raises(UserError, match="'adapter'"):
-        create("tenslora", variant="depth").isorank(2).attach(backbone, torch.Generator())
+    backbone, adapter = attached(variant="qkv")
+    method = create("tenslora", variant="depth").isorank(2)
+    with pytest.raises(UserError, match="already has an adapter"):
+        method.attach(backbone, torch.Generator())
+    adapter.detach()
+    backbone.module.add_module("adapter", nn.Linear(2, 2))
+    with pytest.raises(UserError, match="the model has a part 'adapter'.*rename it"):
+        method.attach(backbone, torch.Generator())
 
 
 def test_a_count_that_is_not_the_parameters_takes_the_adapter_off_again() -> None:
