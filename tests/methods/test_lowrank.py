@@ -237,7 +237,7 @@ def test_an_adapted_backbone_takes_no_second_adapter() -> None:
         method.attach(backbone, torch.Generator())
     adapter.detach()
     backbone.module.add_module("adapter", nn.Linear(2, 2))
-    with pytest.raises(UserError, match="the model has a part 'adapter'.*rename it"):
+    with pytest.raises(UserError, match=r"the model has a part 'adapter'.*rename it"):
         method.attach(backbone, torch.Generator())
 
 
