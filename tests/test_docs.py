@@ -235,8 +235,8 @@ def test_with_too_few_studies_the_results_pages_have_no_answer(monkeypatch: pyte
     monkeypatch.setattr(importlib.import_module("answers.studies"), "LEAST_SEEDS", 99)
     page = importlib.import_module("findings").pages()[DOCS / "results/findings.md"]
     assert "findings-study.svg" not in page
-    # The answers of five questions, the first of them twice, the costs and the advice.
-    assert page.count("studies complete, and an interval needs 99") == 8
+    # The answers of six questions, the first of them twice, the costs and the advice.
+    assert page.count("studies complete, and an interval needs 99") == 9
 
 
 def test_the_table_of_kinds_is_what_the_kinds_say(

@@ -156,7 +156,7 @@ def test_a_task_without_room_is_in_no_mean_and_is_said(pack: Path, answers: Call
         assert "The pilot found no room on digits, which the mean leaves out." in without[title].text
     # By itself it is still shown.
     assert without["Question 2"] == every["Question 2"]
-    assert without["Question 3"].text == every["Question 3"].text + "\n\nThe pilot found no room on digits."
+    assert without["Question 3"].text == f"{every['Question 3'].text} The pilot found no room on digits."
     none = answers(pack, "digits", "movie-sentiment")
     assert none["Question 1"].text == none["Question 4"].text == "No task of this question has room."
     with pytest.raises(ValueError, match="no task nope; its tasks are movie-sentiment"):
