@@ -72,6 +72,7 @@ class Adapter(ABC):
         self._train_head()
 
     def _train_head(self) -> None:
+        """Lets the head train, except what was frozen before, unless that is all of it."""
         head = [*self.backbone.head.parameters()]
         for parameter in [p for p in head if self._required_grad[p]] or head:
             parameter.requires_grad_(True)
@@ -269,6 +270,7 @@ class Adapter(ABC):
             # The module may have changed between train and eval while the adapted layer was not part of it.
             self.backbone.module.set_submodule(self.backbone.path(site), adapted.train(base.training))
             if (now.device, now.dtype) != (weight.device, weight.dtype):
+                # Moving alone leaves an adapter in float32 on weights of lower precision.
                 converted = [adapted] if self._registered is None else [adapted, self._registered]
                 for module in converted:
                     module.to(now.device, now.dtype if now.dtype != weight.dtype else None)
@@ -462,7 +464,9 @@ def _exact(layers: Iterable[nn.Linear]) -> AbstractContextManager[Any]:
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
-    return first is second or torch.equal(first.nan_to_num(), second.to(first).nan_to_num())
+    # The state that a Trainer gives shares its memory with the model.
+    shared = first.data_ptr() == second.data_ptr() and first.shape == second.shape
+    return shared or torch.equal(first.nan_to_num(), second.to(first).nan_to_num())
 
 
 class AdaptedLayer(nn.Module):

@@ -162,7 +162,8 @@ def _head(model: Any, encoder: str) -> nn.Module:
                 if own:
                     raise UserError(
                         f"a {type(model).__name__} cannot be wrapped: {name}.{shared[0]} beside its encoder "
-                        "is one of the encoder's parameters, which stay frozen, and others of it would train"
+                        f"is one of the encoder's parameters, which stay frozen, while the rest of {name} "
+                        "would train"
                     )
                 continue
             beside.append(module)
