@@ -16,7 +16,7 @@ from answers import studies
 from answers.answer import Answer
 from answers.budgets import StudyOfBudgets
 from answers.decoder import of_decoder
-from answers.other_tasks import of_other_tasks
+from answers.other_tasks import StudyOfOtherTasks
 from answers.ranks import StudyOfRanks
 from answers.trains import StudyOfTrains
 from marked import replaced, table
@@ -72,7 +72,9 @@ def printed(answers: Mapping[str, Answer]) -> list[str]:
     ]
 
 
-def opened(study: StudyOfBudgets | StudyOfRanks | StudyOfTrains, files: dict[Path, str]) -> str:
+def opened(
+    study: StudyOfBudgets | StudyOfOtherTasks | StudyOfRanks | StudyOfTrains, files: dict[Path, str]
+) -> str:
     """The text on a study: its first part, then all answers. The first part's figure goes into `files`."""
     answers = study.answers()
     parts = printed(answers)
@@ -122,7 +124,7 @@ def pages() -> dict[Path, str]:
             files[picture.path] = picture.svg()
     other = budgets = heads = "Nothing is compared yet."
     if pack := packed("other_tasks"):
-        other = "\n\n".join(printed(of_other_tasks(pack, WITHOUT_ROOM)))
+        other = opened(StudyOfOtherTasks(pack, WITHOUT_ROOM), files)
     if pack := packed("study_budgets"):
         budgets = opened(StudyOfBudgets(pack, study), files)
     if pack := packed("study_heads"):

@@ -35,6 +35,9 @@ class Comparison:
     effect: Effect
     interval: Bounds | None
     verdict: Verdict
+    #: "≥" if the method's best rates lie at an edge of its window, so that the difference is a lower bound.
+    #: "≤" if those of the reference do. Empty if neither or both do.
+    bound: str = ""
     #: The comparison on each setting. Empty for a comparison on a single setting, and for shares, slopes and
     #: the transfer of rates.
     on: Mapping[TaskAndBackbone, Comparison] = field(default_factory=dict)

@@ -240,15 +240,22 @@ class _Sides:
     edges: Mapping[str, Edges]
 
     def left(self, comparison: Comparison, method: str, cells: Cells) -> Comparison:
-        """Returns a method's comparison with its verdicts weakened where guards require it."""
-        verdict = self._left(comparison.verdict, method, cells, None)
+        """Returns a method's comparison with bounds, and with verdicts weakened where guards require it."""
+
+        def one(each: Comparison, cells: Cells, at: TaskAndBackbone | None) -> Comparison:
+            own, other = (bool(edge) for edge in self._edges(method, at))
+            bound = "" if own == other else "≥" if own else "≤"
+            return replace(each, verdict=self._left(each.verdict, method, cells, at), bound=bound)
+
         on = {
-            setting: replace(
-                each, verdict=self._left(each.verdict, method, {setting: cells[setting]}, setting)
-            )
-            for setting, each in comparison.on.items()
+            setting: one(each, {setting: cells[setting]}, setting) for setting, each in comparison.on.items()
         }
-        return replace(comparison, verdict=verdict, on=on)
+        return replace(one(comparison, cells, None), on=on)
+
+    def _edges(self, method: str, at: TaskAndBackbone | None) -> tuple[Edge | None, Edge | None]:
+        """The edge of a method and that of the reference, on a setting or, if `at` is None, over all."""
+        own, other = (self.edges.get(name, {}).get(at) for name in (method, self.against))
+        return own, other
 
     def _left(self, verdict: Verdict, method: str, cells: Cells, at: TaskAndBackbone | None) -> Verdict:
         """The verdict over the settings of `cells`, weakened if necessary. `at` is None for all settings."""
@@ -262,7 +269,7 @@ class _Sides:
                 any(map(diverged, own.values())) or (at is None and self._diverged_elsewhere(own))
             ):
                 return Verdict(Answer.UNDECIDED, reason=f"seeds of {name} diverged")
-        edges = [self.edges.get(name, {}).get(at) for name in (method, self.against)]
+        edges = self._edges(method, at)
         # A method whose score is a lower bound may be better than it seems. So may the reference.
         for edge, side in zip(edges, ("worse", "better"), strict=True):
             if edge and verdict.side == side:

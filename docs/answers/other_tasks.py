@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
+from statistics import fmean
 
+from marked import table
+
+from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.blocks import Block, Comparison
 from tensorbench.reports.comparisons import in_family
-from tensorbench.reports.reading import read
+from tensorbench.reports.drawing import Looks, styled
+from tensorbench.reports.figures.compared import differences
 from tensorbench.reports.selection import Selection
 from tensorbench.reports.units import listed
 
-from .answer import Answer, with_interval
-from .registered import at_ends_of_pilot, completed, qualified
+from .answer import Answer, Picture, points, with_interval
+from .registered import (
+    NONE_AT_ENDS,
+    at_ends_of_pilot,
+    completed,
+    limits,
+    power_seen,
+    qualified,
+)
 from .studies import (
     ALL_MODES,
     LORA,
@@ -26,7 +39,9 @@ from .studies import (
     analysed,
     answered,
     by_verdict,
+    compared,
     expected,
+    studies_complete,
 )
 
 #: The methods that did best after one trial in the first study, and all that are compared with LoRA.
@@ -35,44 +50,154 @@ METHODS = (QKV_DEPTH, *AFTER_ONE)
 #: The ends of the two decades in which the pilot looked for centres.
 ENDS_OF_PILOT = (3.162e-4, 3.162e-2)
 
+_name = attrgetter("method")
 
-def of_other_tasks(pack: Path, without_room: Collection[str]) -> dict[str, Answer]:
-    """The answers to questions 1 to 4, by title, from the study's pack.
 
-    The pilot found no room on the tasks `without_room`, which are in no mean of several tasks. Raises
-    ValueError if the pack lacks one of them.
+@dataclass(frozen=True)
+class StudyOfOtherTasks:
+    """The answers of the study on other kinds of tasks, from its pack.
+
+    The pilot found no room on the tasks `without_room`, which are in no mean of several tasks. Reading them
+    raises ValueError if the pack lacks one of them.
     """
-    results = read("", [str(pack)])
-    metrics = {cell.task: results.metrics[cell.number] for cell in results.all_cells}
-    if unknown := set(without_room) - metrics.keys():
-        raise ValueError(f"{pack} has no task {listed(sorted(unknown))}; its tasks are {listed(metrics)}")
-    accuracy = [task for task, metric in metrics.items() if metric == "accuracy"]
-    counted = [task for task in accuracy if task not in without_room]
-    by_other_metric = [task for task in metrics if task not in accuracy]
-    questions: dict[str, tuple[tuple[str, ...], list[str], list[Rule]]] = {
-        "Question 1": (METHODS, counted, [after_tuning, expected]),
-        "Question 2": (METHODS, by_other_metric, [after_tuning, expected]),
-        "Question 3": (METHODS, list(metrics), [turns_round]),
-        "Question 4": (AFTER_ONE, counted, [better_after_one]),
-    }
-    name = attrgetter("method")
-    every = analysed(pack, selection=Selection(METHODS, reference=LORA))
-    answers = {}
-    for title, (methods, tasks, rules) in questions.items():
-        if not tasks:
-            answers[title] = Answer("No task of this question has room.")
-            continue
-        analysis = analysed(pack, selection=Selection(methods, tuple(tasks), reference=LORA))
-        sentences = [
-            *qualified([analysis], name),
-            *at_ends_of_pilot([analysis], lambda cell: ENDS_OF_PILOT, name),
+
+    pack: Path
+    without_room: Collection[str]
+
+    @cached_property
+    def every(self) -> Analysis:
+        return analysed(self.pack, selection=Selection(METHODS, reference=LORA))
+
+    @cached_property
+    def by_question(self) -> dict[str, Analysis | None]:
+        """The analysis of each question. None if none of its tasks has room."""
+        results = self.every.results
+        metrics = {cell.task: results.metrics[cell.number] for cell in results.all_cells}
+        if unknown := set(self.without_room) - metrics.keys():
+            raise ValueError(
+                f"{self.pack} has no task {listed(sorted(unknown))}; its tasks are {listed(metrics)}"
+            )
+        counted = [task for task in self.with_accuracy if task not in self.without_room]
+        by_other_metric = [task for task in metrics if task not in self.with_accuracy]
+        questions = {
+            "Question 1": (METHODS, counted),
+            "Question 2": (METHODS, by_other_metric),
+            "Question 3": (METHODS, list(metrics)),
+            "Question 4": (AFTER_ONE, counted),
+        }
+        return {
+            title: analysed(self.pack, selection=Selection(methods, tuple(tasks), reference=LORA))
+            if tasks
+            else None
+            for title, (methods, tasks) in questions.items()
+        }
+
+    @cached_property
+    def with_accuracy(self) -> list[str]:
+        """The tasks with accuracy, with and without room."""
+        results = self.every.results
+        tasks = (cell.task for cell in results.all_cells if results.metrics[cell.number] == "accuracy")
+        return list(dict.fromkeys(tasks))
+
+    def answers(self) -> dict[str, Answer]:
+        """The answers to questions 1 to 4, by title."""
+        rules: dict[str, list[Rule]] = {
+            "Question 1": [after_tuning, expected],
+            "Question 2": [after_tuning, expected],
+            "Question 3": [turns_round],
+            "Question 4": [better_after_one],
+        }
+        answers = {}
+        for title, analysis in self.by_question.items():
+            if analysis is None:
+                answers[title] = Answer("No task of this question has room.")
+                continue
+            given = answered([(analysis, rule) for rule in rules[title]])
+            answers[title] = completed(given, self.every, self.qualified(analysis))
+        return answers
+
+    def qualified(self, analysis: Analysis) -> Iterator[str]:
+        """Yields sentences on withheld verdicts, centres and best rates at ends, and tasks without room."""
+        yield from qualified([analysis], _name)
+        yield from at_ends_of_pilot([analysis], lambda cell: ENDS_OF_PILOT, _name)
+        tasks = {cell.task: None for cell in analysis.results.all_cells}
+        mean = tasks.keys() <= {*self.with_accuracy}
+        shown = self.with_accuracy if mean else tasks
+        if lacking := [task for task in shown if task in self.without_room]:
+            left_out = ", which the mean leaves out" * mean
+            yield f"The pilot found no room on {listed(lacking)}{left_out}."
+
+    def blocks(self, number: int) -> tuple[Block, ...]:
+        """The blocks of a question, none if none of its tasks has room."""
+        analysis = self.by_question[f"Question {number}"]
+        return analysis.blocks if analysis else ()
+
+    def picture(self) -> Picture:
+        """The figure of question 1: the difference of each method from LoRA."""
+        (block,) = self.blocks(1)
+        with styled():
+            looks = Looks(cell.family for cell in self.every.results.all_cells)
+            drawn = differences(block, "other-tasks", f"Other kinds of tasks, beside {LORA}", looks)
+        return Picture("findings-other-tasks", drawn)
+
+    def first(self, answers: dict[str, Answer]) -> str:
+        """The part with which the answers begin: all in short, a figure, a table and limits."""
+        (block,), (similarity,) = self.blocks(1), self.blocks(2)
+        complete, _ = studies_complete(self.every)
+        subjects = (
+            f"Accuracy, a mean over {listed([setting.task for setting in block.settings])}",
+            f"{similarity.settings[0].task}, in points of {similarity.metric}",
+            "Task by task",
+        )
+        short = [
+            f"{subject}: {answers[f'Question {number}'].short}"
+            for number, subject in enumerate(subjects, start=1)
         ]
-        mean = accuracy if tasks is counted else tasks
-        if lacking := [task for task in mean if task in without_room]:
-            left_out = ", which the mean leaves out" * (tasks is counted)
-            sentences.append(f"The pilot found no room on {listed(lacking)}{left_out}.")
-        answers[title] = completed(answered([(analysis, rule) for rule in rules]), every, sentences)
-    return answers
+        within = " or ".join(
+            f"{each.unit.size(each.threshold)} of {each.metric}" for each in (block, similarity)
+        )
+        parts = [
+            f"Beside {LORA} with as many parameters. Scores after {block.k} trials, by {complete} studies. "
+            f"*As good* is within {within}." + " (≥) marks a lower bound." * bool(block.edges),
+            "\n".join(f"- {each}" for each in [*short, answers["Question 4"].short]),
+            self.picture().shown,
+            self.by_method(block, similarity),
+            "\n".join(f"- {limit}" for limit in self.limits(block)),
+        ]
+        return "\n\n".join(parts)
+
+    def by_method(self, *blocks: Block) -> str:
+        """A table of all rows: for each block the score, the difference from LoRA and the verdict."""
+        rows: dict[str, list[str]] = {}
+        for block in blocks:
+            for entrant in block.entrants:
+                sizes = dict.fromkeys(f"{cell.parameters:,}" for cell in entrant.cells)
+                difference = compared(entrant.differences.get(block.k))
+                score = block.unit.score(entrant.means[block.k].value)
+                rows.setdefault(entrant.method, [" or ".join(sizes)]).extend((score, *difference))
+            for level in block.levels:
+                score = block.unit.score(fmean(level.scores.values()))
+                change = "–" if level.difference is None else points(level.difference)
+                rows.setdefault(level.method, ["–"]).extend((score, change, "–"))
+        heads = [
+            text for block in blocks for text in (block.unit.named(block.metric), f"from {LORA}", "verdict")
+        ]
+        return table(["method", "parameters", *heads], [[method, *cells] for method, cells in rows.items()])
+
+    def limits(self, block: Block) -> Iterator[str]:
+        """Yields what limits the answers. `block` is that of question 1."""
+        remarks = (
+            "The windows of rates, which intervals take as given, were chosen on each task by the pilot.",
+            " ".join(self.qualified(self.every)) or NONE_AT_ENDS,
+        )
+        entrants = {
+            f"{entrant.method}, {each.metric}": entrant
+            for each in self.every.blocks
+            for entrant in each.entrants
+        }
+        new = (cell for cell in self.every.results.all_cells if cell.studies)
+        extent = "Four methods, one budget, two small backbones, five tasks"
+        return limits(extent, remarks, entrants, new, self.every.results, power_seen(block, "methods"))
 
 
 def turns_round(*blocks: Block) -> Ruling:

@@ -142,7 +142,7 @@ class StudyOfTrains:
         ]
         begun = f"Scores after {block.k} trials, by {complete} studies. *As good* is within a point."
         parts = [
-            " ".join(filter(None, (begun, self.withheld))),
+            " ".join(filter(None, (begun, self.withheld, "(≥) marks them." * bool(self.withheld)))),
             "\n".join(f"- {each}" for each in short),
             self.picture().shown,
             self.by_method(),

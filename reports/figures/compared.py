@@ -26,7 +26,7 @@ from tensorbench.reports.answers import (
     settings_counted,
     trials_of_tuning,
 )
-from tensorbench.reports.blocks import Block, Performance
+from tensorbench.reports.blocks import Block, Comparison, Performance
 from tensorbench.reports.drawing import (
     INK,
     MUTED,
@@ -134,11 +134,23 @@ def differences(block: Block, name: str, title: str, looks: Looks) -> Drawn:
         f"intervals. The shaded band is practically equivalent: ±{unit.size(block.threshold)}."
         + " Lines are methods without adapter." * bool(block.levels)
         + f" Outside the frame: {', '.join(outside)}." * bool(outside)
+        + _bounds_explained(e.differences[block.k] for e in block.compared)
     )
     alternative = "; ".join(
         f"{e.method} {unit.difference(e.differences[block.k].effect.difference)}" for e in block.compared
     )
     return Drawn(name, title, caption, alternative, figure, tips)
+
+
+def _bounds_explained(comparisons: Iterable[Comparison]) -> str:
+    """The sentence of a caption on the bounds that mark names. Empty if there are none."""
+    ends = {"≥": "a lower bound: the method's", "≤": "an upper bound: the reference's"}
+    marks = {comparison.bound for comparison in comparisons}
+    return "".join(
+        f" ({mark}) {bound} best rates lie at an edge of its window."
+        for mark, bound in ends.items()
+        if mark in marks
+    )
 
 
 def _by_task(block: Block, number: int, looks: Looks, colours: Mapping[str, str]) -> Drawn:
@@ -158,7 +170,10 @@ def _by_task(block: Block, number: int, looks: Looks, colours: Mapping[str, str]
         f"differences-by-task-{number}",
         f"Task by task, {heading(block)}",
         "The same on each task. These intervals are simultaneous over methods and tasks, so they are wider. "
-        "Lines outside the frame are left out.",
+        "Lines outside the frame are left out."
+        + _bounds_explained(
+            on for entrant in block.compared for on in entrant.differences[block.k].on.values()
+        ),
         "; ".join(texts),
         figure,
         tips,
@@ -185,7 +200,7 @@ def _forest_of(
         value, interval = comparison.effect.difference, comparison.interval
         rows.append(
             ForestRow(
-                entrant.method,
+                entrant.method + f" ({comparison.bound})" * bool(comparison.bound),
                 unit.factor * value,
                 interval and (unit.factor * interval[0], unit.factor * interval[1]),
                 colours[entrant.method],

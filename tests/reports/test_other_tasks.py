@@ -77,8 +77,8 @@ def pack(packed: Callable[..., Path]) -> Path:
 @pytest.fixture
 def answers(script: Callable[[str], ModuleType]) -> Callable[..., Any]:
     """A function that answers the questions from a pack and the tasks without room."""
-    module = script("answers.other_tasks")
-    return lambda pack, *without_room: module.of_other_tasks(pack, without_room)
+    study = script("answers.other_tasks").StudyOfOtherTasks
+    return lambda pack, *without_room: study(pack, without_room).answers()
 
 
 def blocks(pack: Path, **selection: Any) -> tuple[Block, ...]:
@@ -189,6 +189,25 @@ def test_nothing_is_compared_with_a_reference_that_is_no_better_than_a_head(
     assert "LoRA (isoparameters 2) scored no better than a head on digits" in given["Question 1"].text
     assert f"{QKV_DEPTH} on digits: LoRA is no better than a head" in given["Question 3"].short
     assert "no better than a head" not in given["Question 2"].text
+
+
+def test_the_page_begins_with_all_answers_a_figure_and_a_table_of_all_rows(
+    pack: Path, script: Callable[[str], ModuleType]
+) -> None:
+    study = script("answers.other_tasks").StudyOfOtherTasks(pack, ())
+    answers = study.answers()
+    first = study.first(answers)
+    assert all(each.short in first for each in answers.values())
+    assert study.picture().shown in first
+    table = lines(first)
+    assert {*table} == {"method", "---", "LoRA", *METHODS, "converged head", "head only"}
+    assert {len(cells) for cells in table.values()} == {7}
+    for block, at in zip(blocks(pack, methods=METHODS), (1, 4), strict=True):
+        for entrant in block.entrants:
+            assert table[entrant.method][at] == block.unit.score(entrant.means[4].value)
+        for level in block.levels:
+            score = block.unit.score(sum(level.scores.values()) / len(level.scores))
+            assert table[level.method][at] == score
 
 
 def test_answers_before_the_last_study_are_interim(

@@ -16,6 +16,8 @@ from tensorbench.records.stored_plan import Row
 from tensorbench.reports.analysis import analyse
 from tensorbench.reports.answers import answer, window_advice
 from tensorbench.reports.blocks import Block
+from tensorbench.reports.drawing import Looks
+from tensorbench.reports.figures.compared import differences
 from tensorbench.reports.inference.effects import Answer
 from tensorbench.reports.reading import read, tabulate
 from tensorbench.reports.report import write_report
@@ -193,6 +195,14 @@ def test_best_rates_at_an_edge_make_a_score_a_lower_bound(
     said, side, reason = verdict_on(block)
     assert side == judged
     assert [edge.method for edge in block.edges] == ([method] if method else [])
+    (compared,) = block.compared
+    difference = compared.differences[block.k]
+    bound = {None: "", QKV: "≥", "LoRA": "≤"}[method]
+    assert {difference.bound, *(each.bound for each in difference.on.values())} == {bound}
+    figure = differences(block, "figure", "title", Looks([compared.family]))
+    (label,) = figure.figure.axes[0].get_yticklabels()
+    assert label.get_text() == f"{QKV} ({bound})" if bound else QKV
+    assert (f"({bound}) a" in figure.caption) == bool(bound)
     shown = terminal(uri)
     if method:
         end = "upper" if optima[method] > 0 else "lower"
