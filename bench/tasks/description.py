@@ -140,8 +140,7 @@ class Description(Frozen):
         formats = [name for name in FORMATS if getattr(self, name) is not None]
         if len(formats) != 1:
             raise ValueError(
-                f"data come from one of {', '.join(FORMATS)} (got {', '.join(formats) or 'none'}); "
-                "a registered task is named by `task`"
+                f"data come from exactly one of {', '.join(FORMATS)}; a registered task is named by `task`"
             )
         takes = {"text", "image", "label", "group", "split_by"}
         if formats[0] in ("images", "image_list"):

@@ -233,15 +233,21 @@ def _check_number(data: Description, column: str, values: Sequence[str], rows: i
 
 
 def _check_spellings(column: str, names: Sequence[str]) -> None:
-    """Raises UserError if two names mean the same class: 1 and 1.0, or one text in two Unicode encodings."""
+    """Raises UserError if two names seem to mean the same class.
+
+    Examples are 1 and 1.0, Yes and yes, or one text in two Unicode encodings.
+    """
     spelled: dict[str, str] = {}
     for name in names:
         whole = re.fullmatch(r"(-?\d+)\.0+", name)
-        other = spelled.setdefault(whole[1] if whole else unicodedata.normalize("NFC", name), name)
+        text = whole[1] if whole else unicodedata.normalize("NFC", name)
+        other = spelled.setdefault(text.casefold(), name)
         if other != name:
-            how = f"{shown(other)} and {shown(name)}" if whole else f"{shown(name)} in two Unicode encodings"
+            same = not whole and unicodedata.normalize("NFC", other) == text
+            how = f"{shown(name)} in two Unicode encodings" if same else f"{shown(other)} and {shown(name)}"
             raise UserError(
-                f"column '{column}' has {how}, which would be two classes: write one of them only"
+                f"column '{column}' has {how}, which would be two classes: write one of them only, or say in "
+                "classes which values are which class"
             )
 
 
