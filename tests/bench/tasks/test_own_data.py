@@ -261,6 +261,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {},
         "'stars' has '1' and '1.0', which would be two",
     ),
+    "two spellings of a class": (
+        COLUMNS + "a,Good\nb,bad\nc,good\n",
+        {},
+        "'stars' has 'Good' and 'good', which would be two classes: .* say in classes",
+    ),
     "two encodings of a letter": (
         COLUMNS + "a,caf\u00e9\nb,cafe\u0301\nc,tea\n",
         {},
