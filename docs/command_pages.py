@@ -44,7 +44,8 @@ def _sections(command: Any, name: str) -> Iterator[str]:
 
 
 def _default(option: Any) -> str:
-    if option.default in (None, "", False, ()) or callable(option.default):
+    given = option.default
+    if given is None or given is False or given in ("", ()) or callable(given):
         return "–"
     return f"`{option.default}`".replace("|", "\\|")
 

@@ -137,8 +137,11 @@ def stored_advice(places: Sequence[str]) -> list[RateAdvice]:
     advice: list[RateAdvice] = []
     for source in _sources(places):
         plan = source.plan()
-        studied = plan is not None and any(row.studies for row in plan.rows)
-        if studied and any(record.status == Status.FINISHED for record in source.records()):
+        rows = plan.rows if plan is not None and any(row.studies for row in plan.rows) else ()
+        planned = {id_ for row in rows for id_ in row.trials.values()}
+        if any(
+            record.trial_id in planned and record.status == Status.FINISHED for record in source.records()
+        ):
             advice += rate_advice(analyse(read_sources([source])))
     if not advice:
         where = ", ".join(map(shown_uri, places))

@@ -207,7 +207,7 @@ def window_advice(analysis: Analysis) -> list[str]:
 
     If all methods of a block have the same window, the YAML is a wider window for all of them. Otherwise it
     is a new centre for the row of each method whose best rates lie at an edge, unless its windows differ
-    between settings.
+    between settings. There is no advice where windows may not extend further.
     """
     advice = []
     for block in (block for block in analysis.blocks if block.edges):
@@ -216,18 +216,24 @@ def window_advice(analysis: Analysis) -> list[str]:
             # A reference may be one from another budget.
             for entrant in (*block.methods, *filter(None, [block.reference]))
         }
-        if len(set().union(*windows.values())) == 1:
+        if len(every := set().union(*windows.values())) == 1:
             low = min(edge.wider[0] for edge in block.edges)
             high = max(edge.wider[1] for edge in block.edges)
-            width = f"{math.log10(high / low):.3g}"
-            lines = [f"lr: {{around: {rate_text(math.sqrt(low * high))}, decades: {width}}}"]
-            where = "in tuning, a window for all methods"
-        elif edges := [edge for edge in block.edges if len(windows[edge.method]) == 1]:
-            lines = [f"centre: {rate_text(edge.centre)}" for edge in edges]
-            where = f"in the row of {joined([edge.method for edge in edges])}"
-        else:
+            if (low, high) not in every:
+                around, width = rate_text(math.sqrt(low * high)), f"{math.log10(high / low):.3g}"
+                advice.append(
+                    "To hold the best rates, write in tuning, a window for all methods: "
+                    f"lr: {{around: {around}, decades: {width}}}"
+                )
             continue
-        advice.append(f"To hold the best rates, write {where}: {'; '.join(lines)}")
+        centres = [
+            f"in the row of {edge.method}: centre: {rate_text(edge.centre)}"
+            for edge in block.edges
+            if len(own := windows[edge.method]) == 1
+            and not math.isclose(edge.centre, math.sqrt(math.prod(*own)))
+        ]
+        if centres:
+            advice.append(f"To hold the best rates, write {'; '.join(centres)}")
     return list(dict.fromkeys(advice))
 
 
@@ -294,7 +300,8 @@ def order_note(block: Block) -> str:
     """
     if not block.compared or len(block.ks) < 2 or withheld(block):
         return ""
-    few, most = block.ks[min(1, len(block.ks) - 1)], block.ks[-1]
+    # One trial is no tuning, unless two are all that there is.
+    few, most = block.ks[len(block.ks) > 2], block.ks[-1]
     turned = []
     for entrant in block.compared:
         sides = {entrant.differences[k].verdict.side for k in (few, most) if k in entrant.differences}

@@ -11,7 +11,7 @@ from tensorbench.methods import UnknownNameError, UserError
 from tensorbench.methods.errors import first_few
 from tensorbench.records.metrics import METRICS
 from tensorbench.records.stored_plan import PlannedTrial, rate_text
-from tensorbench.records.words import Artifact, Status
+from tensorbench.records.words import Artifact
 from tensorbench.reports.advice import advise
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.answers import between, in_words, score_name
@@ -88,9 +88,9 @@ def choose(analysis: Analysis, methods: Collection[str] = ()) -> Chosen:
 def _losses(cell: Cell) -> dict[Seed, float]:
     """The validation losses of a cell's seeds or, with studies, of the trials that they keep.
 
-    Empty if nothing has ended, or if a study or a seed failed.
+    Empty if nothing has ended, or if a study or a seed failed. Interrupted seeds have not ended.
     """
-    ended: list[Seed | None] = [seed for seed in cell.trials if seed.status != Status.MISSING]
+    ended: list[Seed | None] = [seed for seed in cell.trials if seed.record.settled]
     if cell.studies is not None:
         ended = list(cell.kept.values())
     losses = {seed: seed.validation_loss for seed in ended if seed and seed.validation_loss is not None}

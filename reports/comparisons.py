@@ -168,7 +168,8 @@ def _limits(block: Block, entrants: Sequence[Entrant]) -> Iterator[str]:
         if unknown := [s for s, own in each for part in own.effect.parts if part.validation is None]:
             yield (
                 f"On {listed(dict.fromkeys(unknown))} intervals lack the luck of the validation sample: the "
-                "log-probabilities of examples, or the number of validation examples, are not stored."
+                "number of its examples is not stored, or the log-probabilities are not, which only "
+                "classification has."
             )
         return
     silent = [own.effect for _, own in compared if own.effect.interval(simultaneous(1)) is None]

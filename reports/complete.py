@@ -21,7 +21,7 @@ from tensorbench.reports.collapses import DIVERGED, Collapses
 from tensorbench.reports.evidence import ByExample, predictions
 from tensorbench.reports.inference.studies import CompleteStudies
 from tensorbench.reports.results import Cell, Results, Seed, TaskAndBackbone, grouped
-from tensorbench.reports.thresholds import DEFAULT
+from tensorbench.reports.thresholds import DEFAULT, default_threshold
 from tensorbench.reports.units import listed, many
 
 #: The largest number of cells that a note on left-out studies names.
@@ -135,8 +135,14 @@ def _seeds(results: Results, cell: Cell, by_trial: Mapping[str, ByExample]) -> C
 
 def _point(results: Results, cell: Cell) -> float:
     """The size of a point of the cell's metric, in units of the score."""
-    metric = results.metrics[cell.number]
-    return DEFAULT * METRICS.get(metric).point * results.size(cell) if metric else DEFAULT
+    if not (metric := results.metrics[cell.number]):
+        return DEFAULT
+    alike = [
+        each
+        for each in results.all_cells
+        if (each.setting, results.metrics[each.number]) == (cell.setting, metric)
+    ]
+    return default_threshold(METRICS.get(metric), alike)
 
 
 def _studies(
@@ -182,9 +188,9 @@ def _studies(
 def _chances(results: Results) -> dict[tuple[TaskAndBackbone, str], float]:
     """The score by chance on each setting, by each metric. Larger is better.
 
-    It is the score of answering with the labels in random order (see `Metric.by_chance`), which does not
-    depend on the selected trials. If no labels are stored, or the metric has no such score, it is the worst
-    score on the setting. Settings on which no trial has finished are absent.
+    It is the score of answering with the labels in random order (see `Metric.by_chance`). The labels are
+    those of the first finished trial whose predictions can be read. If there is none, or the metric has no
+    such score, it is the worst score on the setting. Settings on which no trial has finished are absent.
     """
     chances: dict[tuple[TaskAndBackbone, str], float] = {}
     by_metric = grouped(results.all_cells, lambda cell: (cell.setting, results.metrics[cell.number]))
@@ -194,10 +200,9 @@ def _chances(results: Results) -> dict[tuple[TaskAndBackbone, str], float]:
         if not scores:
             continue
         chances[key] = min(scores)
-        cell, seed = finished[0]
-        metric = METRICS.get(cell.metric)
-        stored = predictions(results, [seed], metric)
-        for answers in stored.values():
+        metric = METRICS.get(key[1])
+        stored = (predictions(results, [seed], metric).get(seed.trial_id) for _, seed in finished)
+        if (answers := next(filter(None, stored), None)) is not None:
             with METRICS.blaming(metric.name):
                 chance = metric.by_chance(answers.labels)
             if chance is not None:

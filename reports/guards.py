@@ -8,6 +8,7 @@ window, its score is a lower bound, and the method is not called worse.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -301,6 +302,7 @@ def _edges(entrant: Entrant) -> Edges:
     if not plans or any(studies.offsets is None for studies in entrant.studies):
         return {}
     low, high = plans[0].ends
+    half = math.sqrt(high / low)
     # In widths of the window, from -0.5 to 0.5.
     widths = [_kept(studies) / plan.decades for studies, plan in zip(entrant.studies, plans, strict=True)]
     kept: dict[TaskAndBackbone | None, Array] = {None: np.concatenate(widths)}
@@ -308,9 +310,11 @@ def _edges(entrant: Entrant) -> Edges:
     edges: dict[TaskAndBackbone | None, Edge] = {}
     for setting, places in kept.items():
         if len(places) and (places > 0.5 - OUTER).mean() >= MOST:
-            edges[setting] = Edge(entrant.method, "upper", (low, min(10 * high, LARGEST)), high)
+            wider, centre = (low, max(high, min(10 * high, LARGEST))), min(high, LARGEST / half)
+            edges[setting] = Edge(entrant.method, "upper", wider, max(centre, plans[0].centre))
         elif len(places) and (places < OUTER - 0.5).mean() >= MOST:
-            edges[setting] = Edge(entrant.method, "lower", (max(low / 10, SMALLEST), high), low)
+            wider, centre = (min(low, max(low / 10, SMALLEST)), high), max(low, SMALLEST * half)
+            edges[setting] = Edge(entrant.method, "lower", wider, min(centre, plans[0].centre))
     return edges
 
 

@@ -338,6 +338,4 @@ def _predictions(experiment: Experiment, record: Record) -> pd.DataFrame | None:
     columns["correct"] = right.reshape(len(right), -1).all(axis=1) if counted else pd.NA
     single = compact(stored)
     columns["log_probability"] = single.log_probability if single else float("nan")
-    if stored.text is not None:
-        columns["text"] = stored.text
     return pd.DataFrame(columns).assign(**_which(experiment, record))

@@ -111,7 +111,6 @@ def _allocations(
         entrants=tuple(renamed(entrant) for entrant in family if entrant in block.entrants),
         part=tuple(renamed(entrant) for entrant in family if entrant in block.part),
         left_out={short_name(e.method): why for e in family if (why := block.left_out.get(e.method))},
-        levels=(),
         notes=(),
     )
     own = judged(own)

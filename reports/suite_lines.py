@@ -112,6 +112,10 @@ def _flow(value: Any) -> str:
         return f"[{', '.join(map(_flow, value))}]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float):
+        # YAML 1.1 reads 1e-05 as a text.
+        digits, _, exponent = repr(value).partition("e")
+        return f"{digits}{'.0' * ('.' not in digits)}e{exponent}" if exponent else digits
     if not isinstance(value, str):
         return repr(value)
     if _PLAIN.fullmatch(value) and value.lower() not in _RESERVED:

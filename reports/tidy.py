@@ -151,7 +151,7 @@ def _scores(block: Block) -> Lines:
                     "score": own.scores[k].value,
                     **ends(own.scores[k].interval),
                     "studies": own.studies.count,
-                    "parameters": entrant.parameters,
+                    "parameters": own.cell.parameters,
                 }
 
 

@@ -144,6 +144,7 @@ class StudyOfOtherTasks:
         """The part with which the answers begin: all in short, a figure, a table and limits."""
         (block,), (similarity,) = self.blocks(1), self.blocks(2)
         complete, _ = studies_complete(self.every)
+        picture = self.picture()
         subjects = (
             f"Accuracy, a mean over {listed([setting.task for setting in block.settings])}",
             f"{similarity.settings[0].task}, in points of {similarity.metric}",
@@ -158,9 +159,10 @@ class StudyOfOtherTasks:
         )
         parts = [
             f"Beside {LORA} with as many parameters. Scores after {block.k} trials, by {complete} studies. "
-            f"*As good* is within {within}." + " (≥) marks a lower bound." * bool(block.edges),
+            f"*As good* is within {within}.",
             "\n".join(f"- {each}" for each in [*short, answers["Question 4"].short]),
-            self.picture().shown,
+            picture.shown,
+            picture.drawn.caption,
             self.by_method(block, similarity),
             "\n".join(f"- {limit}" for limit in self.limits(block)),
         ]

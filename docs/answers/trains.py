@@ -134,7 +134,7 @@ class StudyOfTrains:
 
     def first(self, answers: dict[str, Answer]) -> str:
         """The part with which the answers begin: all in short, a figure, a table and limits."""
-        block = self.blocks[LORA]
+        block, picture = self.blocks[LORA], self.picture()
         complete, _ = studies_complete(self.against[LORA])
         short = [
             f"{subject}: {each.short}"
@@ -142,9 +142,10 @@ class StudyOfTrains:
         ]
         begun = f"Scores after {block.k} trials, by {complete} studies. *As good* is within a point."
         parts = [
-            " ".join(filter(None, (begun, self.withheld, "(≥) marks them." * bool(self.withheld)))),
+            " ".join(filter(None, (begun, self.withheld))),
             "\n".join(f"- {each}" for each in short),
-            self.picture().shown,
+            picture.shown,
+            picture.drawn.caption,
             self.by_method(),
             "\n".join(f"- {limit}" for limit in self.limits()),
         ]

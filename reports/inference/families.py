@@ -17,18 +17,16 @@ _WEIGHTS = np.exp(-(_NOISE**2) / 2) / np.exp(-(_NOISE**2) / 2).sum()
 _SCALES = 50
 
 
-def dunnett(
-    variances: Sequence[float], reference: float, freedom: float = math.inf, level: float = LEVEL
-) -> float:
+def dunnett(variances: Sequence[float], reference: float, freedom: float = math.inf) -> float:
     """The critical value for the differences of several means from one reference (Dunnett, 1955; two-sided).
 
-    With probability `level`, every estimated difference is within this number of standard errors of the true
+    With probability `LEVEL`, every estimated difference is within this number of standard errors of the true
     difference. `variances` are the variances of the means, and `reference` is that of the reference's mean.
     The reference must be fixed beforehand. `freedom` is the degrees of freedom of the estimated common scale
     of all variances.
     """
     if not len(variances) or not reference:
-        return float(t_quantile((1 + simultaneous(len(variances), level)) / 2, freedom))
+        return float(t_quantile((1 + simultaneous(len(variances))) / 2, freedom))
     share = reference / (np.asarray(variances, float) + reference)
     # Given the noise of the reference, the differences are independent. A mean without variance would divide
     # by zero.
@@ -43,13 +41,13 @@ def dunnett(
             joint += float(inside.prod(0) @ _WEIGHTS) / len(scales)
         return joint
 
-    return float(optimize.brentq(lambda value: coverage(value) - level, 0.0, 50.0))
+    return float(optimize.brentq(lambda value: coverage(value) - LEVEL, 0.0, 50.0))
 
 
-def tukey(means: int, freedom: float = math.inf, level: float = LEVEL) -> float:
+def tukey(means: int, freedom: float = math.inf) -> float:
     """The critical value for all pairwise differences among this number of means (Tukey's range).
 
     It allows any pair to be selected after the fact, including pairs with the best mean. With unequal
-    variances the intervals are conservative (Hayter, 1984). `freedom` and `level` are as in `dunnett`.
+    variances the intervals are conservative (Hayter, 1984). `freedom` is as in `dunnett`.
     """
-    return float(stats.studentized_range.ppf(level, means, freedom)) / math.sqrt(2)
+    return float(stats.studentized_range.ppf(LEVEL, means, freedom)) / math.sqrt(2)

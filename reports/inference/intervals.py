@@ -23,14 +23,14 @@ RESOLUTION_DIGITS = 6
 RESOLUTION = 10.0**-RESOLUTION_DIGITS
 
 
-def simultaneous(claims: int, level: float = LEVEL) -> float:
-    """The level that each of several intervals needs for the joint level `level` (Šidák, 1967).
+def simultaneous(claims: int) -> float:
+    """The level that each of several intervals needs for the joint level `LEVEL` (Šidák, 1967).
 
     `claims` is the number of intervals, which are two-sided. Independence is not required: for jointly normal
     estimates with any correlation, such as differences from one reference, the joint coverage is at least the
     product.
     """
-    return float(level ** (1 / max(1, claims)))
+    return float(LEVEL ** (1 / max(1, claims)))
 
 
 def t_quantile(probability: ArrayLike, freedom: ArrayLike) -> Array:

@@ -151,7 +151,7 @@ def of_effects(effects: Sequence[Effect], claims: int) -> Design | None:
 
     The mean is taken over all comparisons whose noise is known. A median would promise too much, since most
     variances over few seeds are too small. Leaving out comparisons with collapsed runs would promise too much
-    as well. Their variances are not moderated, as in a report. `claims` is the number of comparisons
+    as well. As in a report, the variances of these are not moderated. `claims` is the number of comparisons
     with simultaneous intervals. Returns None if no comparison has known noise.
     """
     known = [(each, each.error) for each in effects if each.error is not None and not each.error.none]

@@ -104,7 +104,7 @@ class CompleteStudies:
 
     def chosen_alike(self, k: int) -> bool:
         """Whether trials are chosen, out of k > 1, by the same validation examples in all studies."""
-        return k > 1 and self.tuned and not self.own_examples
+        return k > 1 and self.tuned and not (self.own_examples or self.crossed)
 
     @property
     def count(self) -> int:
@@ -154,9 +154,10 @@ class CompleteStudies:
     def best(self) -> float:
         """The test score of the trial with the lowest validation loss, or the mean over trials that tie.
 
-        If all trials diverged, all of them tie.
+        Diverged trials have none. If all diverged, all tie.
         """
-        losses = np.where(np.isnan(self.losses), np.inf, self.losses)
+        lost = np.isnan(self.losses) if self.diverged is None else np.isnan(self.losses) | self.diverged
+        losses = np.where(lost, np.inf, self.losses)
         return float(self.scores[losses == losses.min()].mean())
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tensorbench.reports.figures import draw
 from tensorbench.reports.page import render
 from tensorbench.reports.reading import read
 from tensorbench.reports.report import compose
+from tensorbench.store.store import Store
 
 from ..fixtures import Call
 from ..packs import packed
@@ -32,6 +34,10 @@ TRUE_RANGES = {"LoRA": (0.2, -0.3, 0.5), "LoTR": (-0.1, -0.5, 0.4), "TensLoRA at
 #: Beyond this offset, LoTR scores as by chance.
 CLIFF = 0.25
 EXAMPLES = 10_000
+STUDIED: dict[str, Any] = ONE_TASK | {
+    "methods": ["lora", "lotr", {"method": "tenslora", "variant": "att"}],
+    "tuning": {"studies": 5, "points": 8},
+}
 
 
 def trained(trial: Trial, row: Row) -> Result:
@@ -46,8 +52,7 @@ def trained(trial: Trial, row: Row) -> Result:
 
 @pytest.fixture(scope="module")
 def studied(stored: Stored) -> str:
-    methods = ["lora", "lotr", {"method": "tenslora", "variant": "att"}]
-    return stored(trained, plan_of(**ONE_TASK, methods=methods, tuning={"studies": 5, "points": 8}))
+    return stored(trained, plan_of(**STUDIED))
 
 
 def test_the_range_is_the_known_one(studied: str) -> None:
@@ -87,6 +92,16 @@ def test_without_a_study_there_is_no_advice(studied: str, small: str, call: Call
     with pytest.raises(UserError, match="no complete study"):
         stored_advice([small])
     assert len(stored_advice([small, studied])) == len(TRUE_RANGES)
+
+
+def test_an_edited_suite_without_trials_takes_no_advice_of_others_away(stored: Stored) -> None:
+    uri = stored(trained, plan_of(**STUDIED), plan_of(**STUDIED, name="edited"))
+    assert len(stored_advice([uri])) == 2 * len(TRUE_RANGES)
+    Store.create(uri, "edited").begin_suite(plan_of(**STUDIED, name="edited", training={"steps": 3}))
+    assert len(stored_advice([uri])) == len(TRUE_RANGES)
+
+
+def test_places_without_a_store_are_refused(studied: str, call: Call) -> None:
     with pytest.raises(UserError, match="neither a store"):
         stored_advice([SMALL["name"]])
     ended = call("list", "tasks", "--advice", studied)

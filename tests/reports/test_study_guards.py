@@ -19,6 +19,7 @@ from tensorbench.reports.blocks import Block
 from tensorbench.reports.drawing import Looks
 from tensorbench.reports.figures.compared import differences
 from tensorbench.reports.inference.effects import Answer
+from tensorbench.reports.inference.intervals import Bounds
 from tensorbench.reports.reading import read, tabulate
 from tensorbench.reports.report import write_report
 
@@ -214,6 +215,20 @@ def test_best_rates_at_an_edge_make_a_score_a_lower_bound(
     if not judged:
         assert (said, reason) == (Answer.UNDECIDED, f"the best rates of {method} lie at an edge")
         assert f"undecided: the best rates of {method} lie at an edge" in shown
+
+
+@pytest.mark.parametrize(
+    ("centre", "decades", "wider", "moved"),
+    [(0.02, 2.0, (0.002, 0.5), 0.05), (0.3, 0.5, (0.1687, 0.5335), 0.3)],
+)
+def test_no_window_is_proposed_beyond_what_windows_may_hold(
+    stored: Stored, centre: float, decades: float, wider: Bounds, moved: float
+) -> None:
+    tuning = {"studies": 3, "points": 8, "lr": {"around": centre, "decades": decades}}
+    block = block_of(stored(at({QKV: 0.6}, {"LoRA": 0.0}), plan_of(**EIGHT_RATES | {"tuning": tuning})))
+    (edge,) = block.edges
+    assert edge.wider == pytest.approx(wider, rel=1e-3)
+    assert edge.centre == pytest.approx(moved, rel=1e-3)
 
 
 def test_equal_methods_are_not_called_equivalent_where_one_is_a_lower_bound(stored: Stored) -> None:

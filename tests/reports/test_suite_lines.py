@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import yaml
 
 from tensorbench.methods import METHODS
 from tensorbench.methods.validation import validate
@@ -145,8 +146,11 @@ def test_the_lines_name_the_version_of_their_method(every: Results) -> None:
 def test_any_text_comes_back_from_the_lines(every: Results, text: str) -> None:
     verbalizer = {"prompt": f"{text}{{text}}", "words": [text, {"nested": [text, 1e-06, None, True]}]}
     changed = _changed(every, task=lambda task: task | {"verbalizer": verbalizer})
-    (row,) = parse(suite_lines(changed)(changed.all_cells[0]))["tasks"]
-    assert row["verbalizer"] == verbalizer
+    lines = suite_lines(changed)(changed.all_cells[0])
+    # PyYAML reads YAML 1.1.
+    for read_by in (parse, yaml.safe_load):
+        (row,) = read_by(lines)["tasks"]
+        assert row["verbalizer"] == verbalizer
 
 
 def test_the_page_of_a_study_offers_each_method_its_suite(studied: Results) -> None:

@@ -28,6 +28,7 @@ from tensorbench.reports.answers import (
     answers,
     in_words,
     level_notes,
+    order_note,
     settings_counted,
     share_between,
 )
@@ -128,6 +129,18 @@ def test_a_note_says_where_the_luck_of_the_validation_sample_is_unknown(analysis
             assert {part.validation for part in difference.effect.parts} == {0.0 if k == 1 else None}
     (note,) = [note for note in block.notes if "validation sample" in note]
     assert all(setting.task in note for setting in block.settings)
+
+
+@pytest.mark.parametrize(
+    ("points", "few", "most"), [(2, "1 trial of tuning", 2), (8, "2 trials of tuning", 8)]
+)
+def test_the_order_after_few_trials_is_compared_with_that_after_most(
+    points: int, few: str, most: int, analysed: Analysed
+) -> None:
+    tuning = {"studies": 3, "points": points}
+    (block,) = analysed(result, plan_of(**ONE_TASK, tuning=tuning)).blocks
+    up_to = replace(block, ks=tuple(k for k in block.ks if k <= points))
+    assert f"after {few} and on the other after {most}." in order_note(up_to)
 
 
 def test_scores_of_methods_without_adapter_are_levels_and_in_no_family(analysis: Analysis) -> None:

@@ -2,7 +2,7 @@
 
     python -m tools.benchmarks.overhead
 
-First `head_only` runs with one seed, so that assets and prepared data are cached. Then the whole suite runs
+First `converged_head` runs, so that assets and prepared data are cached. Then the whole suite runs
 into a fresh store. Its time is measured from the start: imports, planning, loading, storing and the summary
 all count as overhead.
 """

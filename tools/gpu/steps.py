@@ -6,7 +6,7 @@ from typing import Any
 
 from .runner import Step
 
-#: The default total time in minutes. It suffices for the limits of all steps that it has time for.
+#: The default total time in minutes. The limits of all steps that run by default add up to less.
 MINUTES = 9
 
 #: One method of each kind: matrices, tensors over a layer and over the model, updates of high rank, added
@@ -47,7 +47,7 @@ def _gaps_of_texts(device: str, seconds: float) -> list[Step]:
 def on_card(device: str, minutes: float = MINUTES) -> list[Step]:
     """The steps on a GPU. Their limits grow in proportion if `minutes` exceed `MINUTES`.
 
-    Only then is there time for compiled methods on other backbones than one.
+    Only then is there time for compiled methods, for the llama and for the gaps of texts.
     """
     vit, roberta, llama = (f"random-{name}" for name in ("vit-base", "roberta-base", "llama-1b"))
     both = ({"bf16": True}, {"bf16": False})

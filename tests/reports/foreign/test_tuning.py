@@ -113,6 +113,21 @@ def test_a_run_that_diverged_at_a_rate_of_the_others_counts_as_failed() -> None:
     assert any("worst score" in note for note in results.notes)
 
 
+def test_a_missing_score_at_the_best_rate_hides_no_failures() -> None:
+    """The rate that the others choose may be the one at which a run has no score."""
+    rates = {1e-4: 0.6, 3e-4: 0.8, 1e-3: 0.9, 1e-2: 0.1}
+    rows = [
+        {"method": method, "seed": seed, "lr": lr, "score": score + seed / 1000}
+        for method in ("LoRA", "X")
+        for seed in range(4)
+        for lr, score in rates.items()
+    ]
+    rows[2]["score"] = float("nan")
+    shares = load_results(pd.DataFrame(rows)).tables["sensitivity"]
+    # At 1e-4 and 1e-2 all fail, at 3e-4 most that are chosen at 1e-3.
+    assert (shares["share_failed"] >= 0.5).all()
+
+
 def test_all_methods_choose_by_the_same() -> None:
     frame = tuned(np.random.default_rng(6), LoRA=-3, a=-3).assign(validation=0.5)
     frame["validation"] = frame["validation"].where(frame["method"] == "LoRA")
