@@ -18,7 +18,6 @@ from tensorbench.reports.recipes import Mixture, provenance_counts
 from tensorbench.reports.redundancy import StoredRedundancy
 from tensorbench.reports.suite_lines import suite_lines
 from tensorbench.reports.units import listed, many
-from tensorbench.store.addresses import shown_uri
 
 #: The largest number of lines of a list in the page. The CSV files have all lines.
 MOST_LINES = 300
@@ -105,7 +104,6 @@ def environment(**values: Any) -> Environment:
         "many": many,
         "count": "{:,.0f}".format,
         "number": lambda value, digits: f"{value:.{digits}f}",
-        "shown_uri": shown_uri,
     }
     loader.globals |= values
     return loader

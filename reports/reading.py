@@ -147,7 +147,7 @@ def read_experiment(source: Source) -> Experiment:
 
     Raises UserError if it cannot be read, if it has no suite, and if none of its planned trials has finished.
     """
-    name, where = source.name, shown_uri(source.where)
+    name, where = source.name, source.where
     try:
         suites = source.records(RunKind.SUITE)
         plan = source.plan()
@@ -356,7 +356,7 @@ def _left(runs: Sequence[tuple[Experiment, Record]]) -> str:
         try:
             left = FINAL_RANKS.validate_json(text)
         except ValidationError as error:
-            run = f"run {record.origin} ({record.name}) in {shown_uri(experiment.where)}"
+            run = f"run {record.origin} ({record.name}) in {experiment.where}"
             raise UserError(f"tag {Tag.FINAL_RANKS} of {run} cannot be read: {shown(text)}") from error
         for name, ranks in left.items():
             by_mode[name] += ranks

@@ -296,7 +296,7 @@ class Experiment:
 
     @property
     def where(self) -> str:
-        """The store's address, or the names of the packs' files."""
+        """The store's address without secrets, or the names of the packs' files."""
         return self.source.where
 
     def trial_of(self, row: Row) -> PlannedTrial | None:

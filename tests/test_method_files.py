@@ -16,6 +16,7 @@ from tensorbench.records.words import Status, Tag
 from tensorbench.run.search.ranks import choosers_of
 from tensorbench.run.suites import run_suite
 from tensorbench.store.store import Store
+from tensorbench.tools.recipe import write_recipe
 
 from .bench.toy_runs import SHORT
 from .bench.toy_suites import VISION, write
@@ -78,6 +79,16 @@ def test_trials_run_the_file_as_it_was_when_the_run_began(
     assert done.complete
     (record,) = Store.existing(uri, "toy").records()
     assert record.tag(Tag.METHOD_SOURCE) == f"shared_down {digest}"
+
+
+def test_a_recipe_has_the_file_beside_its_suite(file: Path, tmp_path: Path, new_store: NewStore) -> None:
+    suite, uri = load_suite(write(tmp_path, **OWN)), new_store(tmp_path)
+    assert run_suite(suite, store=uri, place=Place(device="cpu")).complete
+    written = write_recipe("toy", out=tmp_path / "recipe", store=uri)
+    assert "method.py" in written.files
+    METHODS._files.clear()
+    (row,) = load_suite(written.folder / "suite.yaml").methods
+    assert row.method == "shared_down"
 
 
 def test_a_run_mentions_results_of_another_source(

@@ -427,8 +427,9 @@ def open_pull_request(submission: Submission, board: Path | str = BOARD) -> str:
 
     The pull request is opened by `gh`, from the account that `gh` is logged in to. Returns its address.
 
-    Raises UserError if the submission has faults or no name, if git or gh is missing or fails, and if the
-    board or the branch has the entry's name already.
+    If a step fails, the next call continues on the branch. Raises UserError if the submission has faults or
+    no name, if git or gh is missing or fails, if `gh` is not logged in, and if another entry or branch has
+    the name.
     """
     board, name = Path(board), submission.name
     if submission.faults or submission.card is None:
@@ -438,7 +439,8 @@ def open_pull_request(submission: Submission, board: Path | str = BOARD) -> str:
     if missing := next((program for program in ("git", "gh") if shutil.which(program) is None), None):
         raise UserError(f"{missing} is not installed; without it, open the pull request by hand")
     target, file = board / f"{name}{ENDING}", board / f"{name}.yaml"
-    if target.exists() and not target.samefile(submission.pack):
+    branch, content = f"board-{name}", submission.pack.read_bytes()
+    if target.exists() and target.read_bytes() != content:
         raise UserError(f"{target} exists: name the pack otherwise")
 
     def call(*command: str, text: str | None = None) -> str:
@@ -449,16 +451,18 @@ def open_pull_request(submission: Submission, board: Path | str = BOARD) -> str:
 
     root = board.resolve()
     root = Path(call("git", "rev-parse", "--show-toplevel"))
-    call("git", "switch", "--create", f"board-{name}")
-    if not target.exists():
-        shutil.copyfile(submission.pack, target)
+    call("gh", "auth", "status")
+    if call("git", "branch", "--show-current") != branch:
+        call("git", "switch", "--create", branch)
+    target.write_bytes(content)
     file.write_text(written(submission.card.model_dump(mode="json", exclude_defaults=True)), encoding="utf-8")
     page = root / "docs" / "board.md"
     call(sys.executable, str(page.with_suffix(".py")))
     paths = [str(path.resolve()) for path in (target, file, page)]
     call("git", "add", *paths)
-    # Other staged changes stay staged and are not committed.
-    call("git", "commit", "--message", visible(submission.title), "--", *paths)
-    call("git", "push", "--set-upstream", "origin", f"board-{name}")
+    if call("git", "status", "--porcelain", "--", *paths):
+        # Other staged changes stay staged and are not committed.
+        call("git", "commit", "--message", visible(submission.title), "--", *paths)
+    call("git", "push", "--set-upstream", "origin", branch)
     title = ("--title", visible(submission.title))
     return call("gh", "pr", "create", *title, "--body-file", "-", text=submission.text())

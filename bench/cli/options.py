@@ -23,8 +23,8 @@ IMPORTED_LATE = {
 
 Item = TypeVar("Item")
 
-#: Matches a comma that is not a thousands separator.
-COMMA = re.compile(r",(?!\d{3}(?!\d))")
+#: Matches a name between commas. It may begin with a number that has such commas: "4,500 parameters".
+NAME = re.compile(r"(?:^|,)((?:\s*\d{1,3}(?:,\d{3})+(?!\d))?[^,]*)")
 #: Matches a pair of brackets with no brackets inside.
 BRACKETS = re.compile(r"[(\[{][^()\[\]{}]*[)\]}]")
 
@@ -34,8 +34,7 @@ def split_names(text: str) -> list[str]:
     outside = text
     while pair := BRACKETS.search(outside):
         outside = outside.replace(pair[0], " " * len(pair[0]))
-    ends = [comma.start() for comma in COMMA.finditer(outside)]
-    return [text[a:b].strip() for a, b in zip([0, *(end + 1 for end in ends)], [*ends, None], strict=True)]
+    return [text[slice(*name.span(1))].strip() for name in NAME.finditer(outside)]
 
 
 def split_numbers(text: str) -> list[int]:

@@ -247,9 +247,11 @@ def pack(
     force: Annotated[bool, typer.Option(help="Replace an earlier pack.")] = False,
 ) -> None:
     """Write results into one file, which `report` reads anywhere and `unpack` merges into other stores."""
+    from tensorbench.reports.units import many
+
     names = experiments_of(experiment, store)
     done = tensorbench.pack(*names, out=file, store=store, adapters=adapters, force=force)
-    held = ", ".join(f"{trials:,} trials of {name}" for name, trials in done.trials.items())
+    held = ", ".join(f"{many(trials, 'trial')} of {name}" for name, trials in done.trials.items())
     say(f"Wrote {held} to {file} ({done.bytes / MIB:.1f} MiB).")
     if done.running:
         say(f"note: {done.running:,} trial(s) are still running and are not in it.")
@@ -262,10 +264,12 @@ def unpack(
     store: StoreUri = DEFAULT_STORE,
 ) -> None:
     """Merge packs into a store. Stored trials stay; missing adapters are added, contradictions refused."""
+    from tensorbench.reports.units import many
+
     with progress_line("trials") as notify:
         experiments = tensorbench.unpack(*file, store=store, listener=notify)
     for merged in experiments:
-        say(f"{merged.name}: {merged.written:,} trials written, {merged.there:,} were there.")
+        say(f"{merged.name}: {many(merged.written, 'trial')} written, {merged.there:,} were there.")
 
 
 def verify(
@@ -285,7 +289,7 @@ def verify(
         typer.Option(
             min=0,
             help="The largest difference of scores on other hardware than the trial's. "
-            "Default: 0.02, or what 5 examples are worth, if more.",
+            "Default: 0.02, or what 5 examples are worth, if more; of scores with a unit, this share.",
         ),
     ] = None,
     caches: Annotated[
@@ -405,7 +409,7 @@ def _print_leftovers(uri: str, names: list[str], delete: bool) -> None:
         removable += len(left.removable)
         say(*(f"{left.experiment}: {line}" for line in left.lines))
     if not removable:
-        say("The store has no leftovers.")
+        say("Nothing to delete or close.")
     elif delete:
         say(f"Deleted or closed {removable}.")
     else:

@@ -223,7 +223,8 @@ class Forecast(ShowsOverview, Wired):
         """Says in words how the time was estimated."""
         source = {
             "stored trials": "by stored trials",
-            "operations": "by operations, at what this machine does of them now: no more than its order",
+            "operations": "estimated from the number of operations and this machine's present speed; only "
+            "the order of magnitude is reliable",
         }[self.based_on]
         return f"Time is of one worker, {source}."
 

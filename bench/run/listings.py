@@ -22,6 +22,7 @@ from tensorbench.machine.table import Table
 from tensorbench.methods import METHODS, UserError
 from tensorbench.methods.backbone import Geometry
 from tensorbench.methods.registry import Registry
+from tensorbench.records.measures import FLOAT32
 from tensorbench.store import DEFAULT_STORE
 from tensorbench.store.addresses import shown_uri
 
@@ -42,9 +43,6 @@ LIBRARIES = ("peft", "torch", "transformers", "timm")
 
 #: Methods are counted twice: with all ranks equal to this one, and within the budget of LoRA at this rank.
 RANK = 4
-
-#: Bytes per number in float32.
-FLOAT32 = 4
 
 #: The classes of a task are listed by name if there are at most this many.
 MOST_CLASSES = 10

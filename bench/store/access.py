@@ -88,7 +88,9 @@ class Access:
 
     def _check_hub(self, what: str) -> None:
         if not self._hub:
-            raise UserError(f"{what} would be asked of the hub, which nothing in a pack may: --open {HUB}")
+            raise UserError(
+                f"{what} would be downloaded from the hub; trials from packs may do so only with --open {HUB}"
+            )
 
     def _place(self, what: str, path: Path) -> Path:
         """Finds a pack's path below an allowed folder. Packs contain only the last part of absolute paths.
@@ -96,7 +98,9 @@ class Access:
         Raises UserError if no allowed folder has the path, or if it leads out of that folder.
         """
         if not self._folders:
-            raise UserError(f"{what} would be read from {path}, which nothing in a pack may: --open FOLDER")
+            raise UserError(
+                f"{what} would be read from {path}; trials from packs may read files only with --open FOLDER"
+            )
         if path.is_absolute() or ".." in path.parts or path.parts[:1] == ("~",):
             raise UserError(f"{what} would be read from {path}, which leads out of the folders of --open")
         for folder in self._folders:

@@ -204,10 +204,12 @@ class Claims:
         return holder
 
     @insisting
-    def settle(self, trial: str) -> None:
-        """Deletes all claims on a trial that has its result."""
+    def settle(self, trial: str, attempts: float = math.inf) -> None:
+        """Deletes the claims on a trial that has its result, or only those on its first `attempts`."""
         # The claims are listed first, because pages shift with every deleted claim.
         for claim in list(self._claims(trial)):
+            if int(claim.name.rpartition(".")[2]) > attempts:
+                continue
             try:
                 self._client.delete_registered_model(claim.name)
             except MlflowException as error:
@@ -254,9 +256,10 @@ class Claims:
         return len(stale)
 
     @insisting
-    def left(self) -> list[str]:
+    def left(self) -> dict[str, int]:
         """Returns the trials that have a result but also claims of dead drivers, which are obsolete.
 
+        Each has the number of its latest attempt. A later claim is that of a driver which has started since.
         While another driver is alive, failed trials are left out. That driver may be about to retry them, and
         may have read the claims on them already.
         """
@@ -271,12 +274,16 @@ class Claims:
                 record and (record.status == Status.FINISHED or (record.settled and not other_drivers))
             )
 
-        return [trial for trial, (_, driver) in taken.items() if driver not in living and done(trial)]
+        return {
+            trial: attempt
+            for trial, (attempt, driver) in taken.items()
+            if driver not in living and done(trial)
+        }
 
     def sweep(self) -> None:
         """Deletes the claims on the trials that `left` returns."""
-        for trial in self.left():
-            self.settle(trial)
+        for trial, attempts in self.left().items():
+            self.settle(trial, attempts)
 
 
 #: Seconds between two reads of the drivers' signs.
@@ -341,13 +348,13 @@ def find_leftovers(
         taken = claims.taken()
         living = claims.living() - {claims.driver}
         # With no driver at work, no claim is needed to determine the next attempt at a trial.
-        needless = sorted(claims.left() if living else taken)
+        needless = claims.left() if living else {trial: attempt for trial, (attempt, _) in taken.items()}
         waiting, refused = Outbox(opened.outbox).everything()
-        left = Leftovers(name, needless, claims.stale(), sorted(claims.silent()), waiting, refused)
+        left = Leftovers(name, sorted(needless), claims.stale(), sorted(claims.silent()), waiting, refused)
         if delete:
             claims.close_stale()
-            for trial in needless:
-                claims.settle(trial)
+            for trial, attempts in needless.items():
+                claims.settle(trial, attempts)
         yield left
 
 

@@ -130,15 +130,19 @@ def asking_again(function: Callable[Parameters, Result]) -> Callable[Parameters,
 
 
 @contextmanager
-def storing() -> Iterator[None]:
-    """A context in which errors of the store become StoreError or a subclass. It also delays interrupts."""
+def storing(*, reads: bool = False) -> Iterator[None]:
+    """A context in which errors of the store become StoreError or a subclass. It also delays interrupts.
+
+    `reads` means that nothing is written in it.
+    """
     try:
         with interrupts.deferred():
             yield
     except BROKEN_STORE as error:
-        raise _kind(error)(
-            f"the store could not be written to: {_reason(error)}; what it lacks runs again at the next start"
-        ) from error
+        said, rest = "written to", "; what it lacks runs again at the next start"
+        if reads:
+            said, rest = "read", ""
+        raise _kind(error)(f"the store could not be {said}: {_reason(error)}{rest}") from error
 
 
 def _kind(error: Exception) -> type[StoreError]:

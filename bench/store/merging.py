@@ -207,7 +207,7 @@ def _refuse_other(suite: str, where: str, first: Mapping[str, Any], second: Mapp
     for key in {**first, **second}:
         if first.get(key) != second.get(key):
             raise UserError(
-                f"the parts of suite '{suite}' were not run alike, so that they make no one experiment: "
+                f"the parts of suite '{suite}' were run differently, so they do not form one experiment: "
                 f"{where}: {key} is {shown(first.get(key))} in one and {shown(second.get(key))} in another; "
                 "report them one by one, or compare them"
             )

@@ -58,7 +58,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def where(self) -> str:
-        """The location as messages show it: the store's address, or the name of the pack's file."""
+        """The location as messages show it: the store's address without secrets, or the pack's file name."""
 
     @property
     def link(self) -> str | None:

@@ -35,6 +35,7 @@ from tensorbench.store.connect import (
     ARTIFACTS,
     BROKEN_STORE,
     SQLITE,
+    StoreError,
     asking_again,
     connect,
     database_file,
@@ -82,7 +83,7 @@ class Store(Source):
     There is a run for each trial, and a run that holds the plan.
     """
 
-    unreadable = BROKEN_STORE
+    unreadable = (*BROKEN_STORE, StoreError)
 
     def __init__(self, client: MlflowClient, experiment: Experiment, uri: str) -> None:
         self.client = client
@@ -149,7 +150,7 @@ class Store(Source):
 
     @property
     def where(self) -> str:
-        return self.uri
+        return shown_uri(self.uri)
 
     @property
     def link(self) -> str | None:
@@ -190,7 +191,7 @@ class Store(Source):
         Raises StoreError if the store cannot be read.
         """
         if trial_id is None and not self._served:
-            with storing():
+            with storing(reads=True):
                 records = read_tables(self.client.tracking_uri, self.experiment.experiment_id, kind)
             if records is not None:
                 return records
@@ -221,7 +222,8 @@ class Store(Source):
         """
         return self._find(f"tags.{Tag.KIND} = '{RunKind.TRIAL}' and attributes.end_time >= {time}")
 
-    @insisting
+    @storing(reads=True)
+    @asking_again
     def _find(self, condition: str) -> list[Record]:
         return find_runs(self.client, [self.experiment.experiment_id], condition)
 
@@ -247,7 +249,7 @@ class Store(Source):
             except BROKEN_STORE as error:
                 if self._lacks(record, name):
                     return None
-                said = f"{name} of run {record.run_id} ({record.name}) cannot be had: {error}"
+                said = f"{name} of run {record.run_id} ({record.name}) is not available: {error}"
                 raise UserError(shown_uri(said)) from error
         check_content(record, name, path)
         return path
@@ -283,7 +285,7 @@ class Store(Source):
         import pandas as pd
 
         points, uri = None, self.client.tracking_uri
-        with storing():
+        with storing(reads=True):
             if not self._served:
                 points = read_curves(uri, self.experiment_id, key, runs)
         if points is None:
@@ -404,7 +406,11 @@ class Store(Source):
         compared = {key: single.pop(key) for key in COMPARED if key in single}
         points = [*record.points, *(Point(key, value, ended or 0, 0) for key, value in compared.items())]
         tags = all_storable(record.tags) | ({Tag.MEASURES: json.dumps(single)} if single else {})
-        if record.status == Status.FINISHED and self._is_duplicate(record, folder):
+        others = self._other_results(record) if record.status == Status.FINISHED else []
+        # Runs that came from packs may lack their adapters.
+        brings = folder is not None and (folder / Artifact.ADAPTER).exists()
+        counts = brings and not any(self.has(run, Artifact.ADAPTER) for run in others)
+        if others and not counts:
             tags[Tag.DUPLICATE] = YES
         parts = zip_longest(
             _parts([Metric(*point) for point in points], MOST_METRICS),
@@ -418,24 +424,15 @@ class Store(Source):
             keep_files(client, run_id, folder, record.artifacts)
         if record.status != Status.RUNNING:
             client.set_terminated(run_id, record.status.ended, ended)
+        if counts:
+            # Only now, since this run would not count if one of the writes above failed.
+            for run in others:
+                client.set_tag(run.run_id, Tag.DUPLICATE, YES)
 
-    def _is_duplicate(self, record: Record, folder: Path | None) -> bool:
-        """Whether another finished run of the trial counts instead of this run.
-
-        If this run has its adapter and the other runs, which came from packs, have none, this run counts. The
-        other runs are then marked as duplicates.
-        """
-        # Only trials can have duplicate runs, not suites.
-        if not record.trial_id:
-            return False
-        runs = self.records(trial_id=record.trial_id)
-        earlier = [run for run in runs if run.status == Status.FINISHED and run.run_id != record.run_id]
-        brings = folder is not None and (folder / Artifact.ADAPTER).exists()
-        if not brings or any(self.has(run, Artifact.ADAPTER) for run in earlier):
-            return bool(earlier)
-        for run in earlier:
-            self.client.set_tag(run.run_id, Tag.DUPLICATE, YES)
-        return False
+    def _other_results(self, record: Record) -> list[Record]:
+        """Returns the other finished runs of a trial that are no duplicates. Empty for a suite's run."""
+        runs = self.records(trial_id=record.trial_id) if record.trial_id else []
+        return [run for run in runs if run.status == Status.FINISHED and run.run_id != record.run_id]
 
 
 def _parts(items: list[Item], most: int) -> Iterator[list[Item]]:

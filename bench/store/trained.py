@@ -59,10 +59,6 @@ class StoredTrial:
             return tuple(rank for (rank,) in left)
         return self.method.size or ()
 
-    def content(self, name: Artifact) -> bytes:
-        """Returns the content of an artifact of the trial. Raises UserError if it is missing or changed."""
-        return _content(self.store, self.record, name)
-
     def keep(self, name: Artifact, content: Wired, tag: Tag) -> None:
         """Stores an artifact of the trial's run, and sets the tag by which reports find the artifact."""
         self.store.keep(self.record.run_id, name, content)
@@ -151,8 +147,9 @@ def find_finished(store: str, run: str) -> tuple[Store, Record]:
 def find_trial(store: str, run: str) -> tuple[Store, Record]:
     """Finds the run whose run id or trial id begins with `run`, and returns it with its experiment.
 
-    For a trial id, returns the run that counts for the trial (see `latest`). Raises UserError if no run or
-    several runs match, and for a pack.
+    For a trial id, returns the run that counts for the trial (see `latest`). Of several copies of a run from
+    a pack, returns the one in an experiment with trials that ran here, if there is one. Raises UserError if
+    no run or several runs match, and for a pack.
     """
     if run.endswith(ENDING):
         raise UserError(
@@ -162,10 +159,15 @@ def find_trial(store: str, run: str) -> tuple[Store, Record]:
     client = connect(store, create=False)
     every = [experiment.experiment_id for experiment in experiments(client)]
     records = find_runs(client, every, f"tags.{Tag.KIND} = '{RunKind.TRIAL}'")
+    # Trials that ran here, and copies from packs beside them, come first.
+    own = {record.tag(Tag.PARENT) for record in records if not record.tag(Tag.ORIGIN)}
+    records.sort(key=lambda record: record.tag(Tag.PARENT) not in own)
     start = run.strip().lower()
     by_run = [r for r in records if start and (r.run_id.startswith(start) or r.origin.startswith(start))]
     trials = latest(record for record in records if start and record.trial_id.startswith(start))
-    matches = {record.run_id: record for record in (*by_run, *trials.values())}
+    matches: dict[str, Record] = {}
+    for record in (*trials.values(), *by_run):
+        matches.setdefault(record.origin, record)
     if len(matches) == 1:
         (record,) = matches.values()
         experiment = client.get_run(record.run_id).info.experiment_id
@@ -199,7 +201,7 @@ def _content(store: Store, record: Record, name: Artifact) -> bytes:
         hint = ""
         if name == Artifact.ADAPTER and record.origin != record.run_id:
             hint = "; its pack may hold no adapters, which `tensorbench pack --adapters` takes along"
-        raise UserError(f"{name} of run {record.run_id} cannot be had: the store has none{hint}")
+        raise UserError(f"{name} of run {record.run_id} is not available: the store has none{hint}")
     return content
 
 

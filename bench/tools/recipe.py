@@ -21,6 +21,7 @@ from tensorbench.baselines.peft_adapter import PeftAdapter
 from tensorbench.machine.outputs import output_folder
 from tensorbench.machine.visible import markdown_text, visible
 from tensorbench.methods import METHODS, Adapter, Method, UserError
+from tensorbench.methods.registry import PythonFile
 from tensorbench.methods.validation import validate
 from tensorbench.plan.recipe import Recipe
 from tensorbench.plan.suite import Suite
@@ -205,7 +206,9 @@ def write_recipe(
     trial = trial.model_copy(update={"recipe": recipe})
     usage, no_script, of_writing = "", "", dict[str, str]()
     with beside(target) as folder:
-        (folder / "suite.yaml").write_text(written(_suite(chosen, trial)), encoding="utf-8")
+        if file := METHODS.file(str(trial.method["method"])):
+            (folder / file.path.name).write_bytes(file.content)
+        (folder / "suite.yaml").write_text(written(_suite(chosen, trial, file)), encoding="utf-8")
         try:
             if any(is_foreign(experiment.source, record) for record in experiment.records.values()):
                 trial = Access(opened).trial(trial)
@@ -222,8 +225,11 @@ def write_recipe(
     return WrittenRecipe(target, files, chosen.facts, no_script)
 
 
-def _suite(chosen: Chosen, trial: Trial) -> dict[str, Any]:
-    """Returns the fields of a suite that runs only the chosen configuration, as a user would write them."""
+def _suite(chosen: Chosen, trial: Trial, file: PythonFile | None) -> dict[str, Any]:
+    """Returns the fields of a suite that runs only the chosen configuration, as a user would write them.
+
+    `file` defines the method, and lies beside the suite.
+    """
     row = trial.task.model_dump(mode="json", exclude_defaults=True, exclude={"training", "label"})
     if data := row.pop("data", None):
         row = {"name": row.pop("task"), **data, **row}
@@ -233,7 +239,13 @@ def _suite(chosen: Chosen, trial: Trial) -> dict[str, Any]:
         "description": "\n".join(f"{name}: {fact}" for name, fact in chosen.facts.items()),
         "tasks": [row],
         "backbones": [trial.backbone.model_dump(mode="json", exclude_defaults=True)],
-        "methods": [{"method": method.name, **method.model_dump(mode="json", exclude_defaults=True)}],
+        "methods": [
+            {
+                "method": method.name,
+                **({"file": file.path.name} if file else {}),
+                **method.model_dump(mode="json", exclude_defaults=True),
+            }
+        ],
         "seeds": list(SEEDS),
         "training": trial.recipe.model_dump(mode="json", exclude_defaults=True),
         "floor": "none",

@@ -39,7 +39,11 @@ BOTH: dict[str, Any] = {
         ("LORA (config={'a': 1, 'b': (2, 3)}), a", ["LORA (config={'a': 1, 'b': (2, 3)})", "a"]),
         ("30,000 parameters,fixed size", ["30,000 parameters", "fixed size"]),
         ("1,000,000 parameters", ["1,000,000 parameters"]),
+        ("50,000 parameters,200,000 parameters", ["50,000 parameters", "200,000 parameters"]),
+        ("1000 parameters,500 parameters", ["1000 parameters", "500 parameters"]),
+        ("isoparameters 4,500 parameters", ["isoparameters 4", "500 parameters"]),
         ("isorank 4,isorank 16", ["isorank 4", "isorank 16"]),
+        (",a,, b", ["", "a", "", "b"]),
         ("", [""]),
     ],
 )

@@ -299,6 +299,8 @@ def test_only_somebody_else_verifies(pack: Path, tmp_path: Path) -> None:
 
 
 GH = """#!/bin/sh
+[ "$1" != "$FAILING" ] || exit 1
+[ "$1" != auth ] || exit 0
 echo "$@" > "$RECORD/arguments"
 cat > "$RECORD/body"
 echo https://example.org/pull/7
@@ -343,7 +345,20 @@ def test_the_pull_request_holds_pack_card_and_page_alone(
     names = ["docs/board.md", "results/board/toy-lotr.tensorbench.zip", "results/board/toy-lotr.yaml"]
     assert files.split() == names
     assert yaml.safe_load((board / "toy-lotr.yaml").read_text()) == {"by": "ada"}
-    again = call(
-        "submit", named(pack, tmp_path, "toy-lotr"), "--by", "ada", "--board", board, "--pull-request"
-    )
-    assert (again.code, "exists: name the pack otherwise" in again.err) == (2, True)
+
+
+@pytest.mark.parametrize("failing", ["auth", "pr"])
+def test_a_pull_request_that_failed_is_opened_by_the_next_call(
+    pack: Path, tmp_path: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    board = checkout / "results" / "board"
+    ready = submit(named(pack, tmp_path, "toy-lotr"), by="ada", board=board)
+    monkeypatch.setenv("FAILING", failing)
+    with pytest.raises(UserError, match=f"gh {failing}"):
+        open_pull_request(ready, board)
+    assert [*board.iterdir()] == [] or failing != "auth"
+    monkeypatch.setenv("FAILING", "")
+    assert open_pull_request(ready, board) == "https://example.org/pull/7"
+    (board / "toy-lotr.tensorbench.zip").write_bytes(b"another's")
+    with pytest.raises(UserError, match="exists: name the pack otherwise"):
+        open_pull_request(ready, board)

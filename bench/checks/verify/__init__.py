@@ -45,7 +45,7 @@ def verify(
         reruns: The number of finished trials to run again. `sample_seed` decides which.
         tolerance: The largest accepted difference between the scores of a trial that is run again on other
             hardware, or on a GPU without a deterministic recipe. If None, it is 0.02 or the share of five
-            examples, whichever is larger.
+            examples, whichever is larger; for scores with a unit, this share of the stored score.
         caches: Whether to check every file of this machine's caches as well.
         opened: The folders that trials from packs may open, or "hub" for the Hugging Face hub.
         watching: Called with a description of each check.
@@ -96,7 +96,7 @@ def verify(
             notes.append(f"{source.name}: {many(len(failed), 'trial')} failed: {reasons}")
     splits.compare()
     if not trials and not caches:
-        places = ", ".join(shown_uri(source.where) for source in sources) or shown_uri(store)
+        places = ", ".join(source.where for source in sources) or shown_uri(store)
         raise UserError(f"{places} holds no finished trial: there is nothing to verify")
     reran = list(run_again(chosen(candidates, reruns, sample_seed), tolerance, access, watching))
     examined = [*plans, *trials, *failures]
@@ -117,5 +117,5 @@ def verify(
         cached_files=cached_files,
         notes=[note for findings in plans for note in findings.notes]
         + notes
-        + [f"{bare:,} trials were packed without their adapters, which were not checked"] * bool(bare),
+        + [f"adapters of {many(bare, 'trial')} were not packed, so they were not checked"] * bool(bare),
     )

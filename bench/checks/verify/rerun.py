@@ -16,6 +16,7 @@ from tensorbench.execution.perform import perform, prepare_all
 from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
+from tensorbench.records.metrics import METRICS
 from tensorbench.records.origin import HARDWARE
 from tensorbench.records.predictions import log_probabilities, read_predictions
 from tensorbench.records.record import Progress, Record
@@ -31,7 +32,7 @@ from tensorbench.training.trial import Resources
 
 #: The largest accepted difference between two scores. It is SAME if sums are in the same order: on the same
 #: hardware, with the same libraries and, on a GPU, a deterministic recipe. Otherwise it is ELSEWHERE, or the
-#: share of EXAMPLES examples in the split if that is larger.
+#: share of EXAMPLES examples in the split if that is larger. Of scores with a unit, it is this share.
 SAME, ELSEWHERE, EXAMPLES = 1e-6, 0.02, 5
 #: The errors raised when reading an artifact that is missing, changed or malformed.
 UNREADABLE = (UserError, OSError, ValueError)
@@ -119,14 +120,16 @@ def compared(
     `tolerance` see `verify`. A trial that failed has to fail again for the same reason.
     """
     record, findings = candidate.record, candidate.findings
+    score = ending.metrics.get(Measure.SCORE)
     if tolerance is None:
         predictions = ending.files.get(Artifact.PREDICTIONS)
         share = EXAMPLES / len(read_predictions(predictions).example) if predictions else 0.0
         tolerance = max(ELSEWHERE, share)
+        if score is not None and METRICS.get(candidate.trial.task.lookup().metric).in_units:
+            tolerance *= abs(record.score or 0.0) or 1.0
     reason = _differing(candidate, now)
     same = not reason
     allowed = SAME if same else tolerance
-    score = ending.metrics.get(Measure.SCORE)
     if record.status == Status.FAILED:
         findings.compare("failure of another run", record.verdict, ending.verdict)
     elif score is None:

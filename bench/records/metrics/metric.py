@@ -86,8 +86,10 @@ class Metric(ABC):
         count = len(targets)
         if count < 3:
             return np.full(count, self.score(targets, predictions))
-        kept = ~np.eye(count, dtype=bool)
-        without = np.array([self.score(targets[rows], predictions[rows]) for rows in kept])
+        # One row at a time: an array of all choices of rows would take N² bytes.
+        without = np.array(
+            [self.score(np.delete(targets, row, 0), np.delete(predictions, row, 0)) for row in range(count)]
+        )
         return about(self.score(targets, predictions), -(count - 1) * without)
 
     def by_chance(self, targets: NDArray[Any]) -> float | None:

@@ -34,7 +34,8 @@ _DECLARATIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "point": ("a number above 0", _above_zero),
     "classes": ("None, or a number of at least 2", lambda n: n is None or (isinstance(n, int) and n > 1)),
     **dict.fromkeys(
-        ("higher", "in_units", "every_class"), ("True or False", lambda value: isinstance(value, bool))
+        ("higher", "in_units", "every_class", "varied"),
+        ("True or False", lambda value: isinstance(value, bool)),
     ),
 }
 

@@ -120,7 +120,8 @@ class Rmse(Metric):
         return np.zeros(len(squares)) if score == 0 else about(score, squares / (2 * score))
 
     def by_chance(self, targets: NDArray[Any]) -> float:
-        # The root of the expected square, which a random order of many targets has nearly.
+        # The root of the expected square, to which the RMSE of a random order comes close if there are many
+        # targets.
         return math.sqrt(2) * float(np.std(targets))
 
 

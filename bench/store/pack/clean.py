@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from tensorbench.records.origin import SourceFile
@@ -19,6 +19,16 @@ _OWN_TAGS = {str(tag) for tag in Tag} - STAYS
 _PATH = re.compile(
     r"(?:(?<![\w/:.~-])|(?<=file:)|(?<=file://))(?:~[\w.-]*|[A-Za-z]:)?[/\\](?:[^\s/\\'\"<>|:;,()]+[/\\])+"
 )
+
+#: The fields of a task's data and of its verbalizer that hold the user's words. They enter trials' ids, and
+#: are no paths even if they begin like one: "/no_think {text}".
+_WORDS = {
+    "data": {
+        *("prompt", "template", "answer_after", "classes", "separator"),
+        *("text", "image", "label", "group", "split_by"),
+    },
+    "verbalizer": {"prompt", "words"},
+}
 
 
 def kept_tags(tags: Mapping[str, str]) -> dict[str, str]:
@@ -49,13 +59,17 @@ def clean_json(content: bytes) -> bytes:
     return content if cleaned == parsed else json.dumps(cleaned, indent=1).encode()
 
 
-def _cleaned(value: Any) -> Any:
+def _cleaned(value: Any, words: Collection[str] = ()) -> Any:
+    """Cleans a value and all that it holds, except the values of the keys in `words`."""
     if isinstance(value, dict):
         if value.keys() >= SourceFile.model_fields.keys() - {"cleaned"} and isinstance(value["text"], str):
             # The stored hash of a suite stays that of the original text.
             text = without_folders(value["text"])
             return value if text == value["text"] else value | {"text": text, "cleaned": True}
-        return {key: _cleaned(inner) for key, inner in value.items()}
+        return {
+            key: inner if key in words else _cleaned(inner, _WORDS.get(key, ()))
+            for key, inner in value.items()
+        }
     if isinstance(value, list):
         return [_cleaned(inner) for inner in value]
     if isinstance(value, str) and re.match(r"(file://)?(~[\w.-]*|[A-Za-z]:)?[/\\]", value):

@@ -113,7 +113,9 @@ class _Merge:
         if self._plan is not None and store.plan() != self._plan:
             store.keep(run_id, Artifact.PLAN, self._plan)
         if store.commits() != self._commits:
-            stored = self._parts[0].content(run, Artifact.SUITE, StoredSuite) or StoredSuite(suite={})
+            stored = store.content(copy, Artifact.SUITE, StoredSuite)
+            stored = stored or self._parts[0].content(run, Artifact.SUITE, StoredSuite)
+            stored = stored or StoredSuite(suite={})
             store.keep(run_id, Artifact.SUITE, stored.model_copy(update={"commits": self._commits}))
         return run_id
 

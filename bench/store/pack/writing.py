@@ -61,7 +61,7 @@ NO_TIME = (1980, 1, 1, 0, 0, 0)
 #: The number of binary digits to which losses of training steps are rounded, as many as float16 has.
 DIGITS = 11
 
-#: The number of runs that are read concurrently, and of runs that are in memory at a time.
+#: The number of runs that are read concurrently, and of runs that are in memory at a time, without adapters.
 READERS, BATCH = 8, 64
 
 
@@ -162,6 +162,8 @@ class _Content:
         with ThreadPoolExecutor(READERS) as pool:
             while batch := list(islice(runs, BATCH)):
                 for run, artifacts in zip(batch, pool.map(self._artifacts, batch), strict=True):
+                    if (adapter := self._adapter(run)) is not None:
+                        yield f"artifacts/{run.origin}/{Artifact.ADAPTER}", adapter
                     for name, content in artifacts.items():
                         if not self._share(run, name, content):
                             yield f"artifacts/{run.origin}/{name}", content
@@ -205,17 +207,21 @@ class _Content:
         self._changed.setdefault(run.origin, {})[name] = sha256_of(predictions.file())
         return True
 
+    def _adapter(self, run: Record) -> bytes | None:
+        """Returns the adapter of a run, if it is packed. Adapters may be large, so one is read at a time."""
+        if not self._adapters or not run.trial_id or run.status != Status.FINISHED:
+            return None
+        adapter = self._source.read(run, Artifact.ADAPTER)
+        self._done.without_adapter += adapter is None
+        return adapter
+
     def _artifacts(self, run: Record) -> dict[Artifact, bytes]:
         names = set(OF_KIND[RunKind(run.tag(Tag.KIND))])
         if not run.tag(Tag.REDUNDANCY):
             names.discard(Artifact.REDUNDANCY)
-        finished_trial = run.trial_id and run.status == Status.FINISHED
-        if self._adapters and finished_trial:
-            names.add(Artifact.ADAPTER)
         artifacts = {
             name: content for name in sorted(names) if (content := self._source.read(run, name)) is not None
         }
-        self._done.without_adapter += Artifact.ADAPTER in names and Artifact.ADAPTER not in artifacts
         for name, content in artifacts.items():
             if not name.endswith(".json"):
                 continue

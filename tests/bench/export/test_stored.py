@@ -139,8 +139,9 @@ def test_runs_that_cannot_be_exported(stored: Stored, tmp_path: Path) -> None:
 
 
 def test_ids_and_prefixes_select_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(run_id: str, trial: str, status: str) -> Record:
+    def run(run_id: str, trial: str, status: str, origin: str = "", parent: str = "own") -> Record:
         tags = {"trial_id": trial, "mlflow.runName": f"name of {run_id}"}
+        tags |= {Tag.ORIGIN: origin, Tag.PARENT: parent}
         return record_of(run_id, status, 0, tags, {})
 
     runs = [
@@ -149,6 +150,9 @@ def test_ids_and_prefixes_select_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
         run("aa03", "cc01", "FINISHED"),
         run("bb01", "cc02", "FINISHED"),
         run("bb02", "cc03", "FINISHED"),
+        # A pack's run, and its copy in the suite that extends the pack.
+        run("dd01", "cc05", "FINISHED", "ee01", "pack"),
+        run("dd02", "cc05", "FINISHED", "ee01"),
     ]
     monkeypatch.setattr(tensorbench.store.trained, "find_runs", lambda *_: runs)
     monkeypatch.setattr(tensorbench.store.trained, "experiments", lambda _: [])
@@ -161,6 +165,9 @@ def test_ids_and_prefixes_select_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
         "cc02": "bb01",
         "bb01": "bb01",
         "bb02": "bb02",
+        "dd01": "dd01",
+        "ee01": "dd02",
+        "cc05": "dd02",
     }
     assert {prefix: find_trial("", prefix)[1].run_id for prefix in expected} == expected
     with pytest.raises(UserError, match=naming("'cc'", "cc01", "aa02", "cc02", "cc03")):

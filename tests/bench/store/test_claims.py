@@ -17,7 +17,7 @@ from tensorbench.execution.driver import failures
 from tensorbench.records.record import Record, failed
 from tensorbench.records.words import Status, Tag
 from tensorbench.store import claims
-from tensorbench.store.claims import SIGN, Claims
+from tensorbench.store.claims import SIGN, Claims, find_leftovers
 from tensorbench.store.store import Store
 
 from ...stored import begun
@@ -226,11 +226,11 @@ def test_a_claim_on_a_failed_trial_stays_while_another_driver_may_be_trying_it_a
     gone, live = opened(store, dead_owner()), opened(store)
     trial = stored(store, "failed")
     assert take(gone, trial)
-    assert live.left() == [trial]
+    assert live.left() == {trial: 1}
     opened(store)
-    assert live.left() == []
+    assert live.left() == {}
     assert take(live, trial)
-    assert live.left() == []
+    assert live.left() == {}
 
 
 def test_a_driver_that_begins_while_another_sweeps_keeps_its_sign(
@@ -272,8 +272,27 @@ def test_leftovers_are_listed_and_deleted_on_request(store: Store, call: Callabl
     assert (len(names(store)), len(signs(store)), len(store.running())) == (2, 1, 1)
     assert "Deleted or closed 4" in call("verify", "--leftovers", "toy", "--store", store.uri, "--delete").out
     assert (names(store), signs(store), store.running()) == ([], [], [])
-    assert "no leftovers" in call("verify", "--leftovers", "--store", store.uri).out
+    assert "Nothing to delete or close" in call("verify", "--leftovers", "--store", store.uri).out
     assert (store.outbox / "refused" / "r").exists()
+
+
+def test_a_claim_stays_that_is_made_while_leftovers_are_deleted(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert take(opened(store, dead_owner()), "a")
+    real, late = Claims.close_stale, list[Claims]()
+
+    def slow(self: Claims) -> int:
+        if not late:
+            late.append(opened(store))
+            assert take(late[0], "a")
+        return real(self)
+
+    monkeypatch.setattr(Claims, "close_stale", slow)
+    (left,) = find_leftovers("toy", store=store.uri, delete=True)
+    assert left.claims == ["a"]
+    assert late[0].taken() == {"a": (2, late[0].driver)}
+    assert len(names(store)) == 1
 
 
 def test_gc_leaves_a_driver_elsewhere_alone_that_gives_a_sign(

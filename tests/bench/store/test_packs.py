@@ -17,8 +17,10 @@ from tensorbench.methods import UserError
 from tensorbench.records.measures import Measure
 from tensorbench.records.pack_format import EXPERIMENT, MANIFEST, NUMBERS, RUNS, TRAVELS
 from tensorbench.records.record import Record
+from tensorbench.records.stored_plan import StoredSuite
 from tensorbench.records.words import Artifact, RunKind, Status, Tag
 from tensorbench.reports.loading import load_results
+from tensorbench.store.connect import StoreError
 from tensorbench.store.opening import open_results, unpack
 from tensorbench.store.opening import pack as repack
 from tensorbench.store.pack.clean import clean_json
@@ -32,7 +34,7 @@ from ...packs import changed, edit_json, edit_runs, files, packed
 from ...reports.made_up import SMALL, plan_of, result
 from ...reports.made_up import store as made_up_store
 from ...stored import Result, write
-from ..toy_runs import SHORT, executed
+from ..toy_runs import SHORT, executed, raising
 from ..toy_suites import plan
 from ..toy_suites import write as write_suite
 
@@ -83,7 +85,14 @@ def test_commits_of_the_hub_are_merged_and_other_commits_refused(
     one, other = at("one", {model: "a" * 40}), at("other", {data: "b" * 40})
     uri = new_store(tmp_path)
     unpack(one, other, store=uri)
-    assert Store.existing(uri, "small").commits() == {model: "a" * 40, data: "b" * 40}
+    store = Store.existing(uri, "small")
+    assert store.commits() == {model: "a" * 40, data: "b" * 40}
+    (run,) = store.records(RunKind.SUITE)
+    store.keep(run.run_id, Artifact.SUITE, StoredSuite(suite={"name": "own"}, commits={model: "a" * 40}))
+    unpack(other, store=uri)
+    assert store.content(run, Artifact.SUITE, StoredSuite) == StoredSuite(
+        suite={"name": "own"}, commits=store.commits()
+    )
     with pytest.raises(UserError, match=naming(model, "a" * 40, "c" * 40)):
         unpack(at("moved", {model: "c" * 40}), store=uri)
 
@@ -182,15 +191,21 @@ def test_a_pack_holds_what_explains_its_numbers_and_nothing_of_the_machine(
     pd.testing.assert_frame_equal(source.curves(*curve), store.curves(*curve))
 
 
-def test_checkpoints_of_ones_own_are_named_without_their_folders() -> None:
+def test_files_of_ones_own_are_named_without_their_folders_and_words_are_kept() -> None:
+    words = {"prompt": ["/no_think {text}: pro/con", "~a/b"], "answer_after": ["\\boxed{"], "separator": "/"}
+    verbalizer = {"prompt": "/solve/ {text}", "words": ["/a", "/b"]}
     document = {
         "backbone": {"local": "/home/me/models/mine", "hub": "a/b"},
         "task": ["file:///x/y", "~me/z", "1/2"],
+        "method": {"prompt": "/home/me/prompt.txt"},
+        "tasks": [{"data": words | {"csv": {"train": "/home/me/a.csv"}}, "verbalizer": verbalizer}],
     }
     cleaned = clean_json(json.dumps(document).encode())
     assert json.loads(cleaned) == {
         "backbone": {"local": "./mine", "hub": "a/b"},
         "task": ["./y", "./z", "1/2"],
+        "method": {"prompt": "./prompt.txt"},
+        "tasks": [{"data": words | {"csv": {"train": "./a.csv"}}, "verbalizer": verbalizer}],
     }
     assert clean_json(cleaned) == cleaned
 
@@ -260,6 +275,26 @@ def test_a_run_of_ones_own_counts_beside_one_that_came_without_its_adapter(
     assert adapters(store) == [True]
 
 
+def test_a_run_that_was_not_written_whole_replaces_no_result(
+    trained: tuple[Path, Path], tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = new_store(tmp_path)
+    unpack(trained[0], store=uri)
+    store = Store.existing(uri, "toy")
+    (stored,) = store.records()
+    tags = {Tag.KIND: str(RunKind.TRIAL), Tag.TRIAL_ID: stored.trial_id}
+    run = store.client.create_run(store.experiment_id, tags=tags).info.run_id
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / Artifact.ADAPTER).write_bytes(b"")
+    monkeypatch.setattr("tensorbench.store.store.keep_files", raising(OSError("no space left")))
+    with pytest.raises(StoreError, match="no space left"):
+        store.send(Record(run, stored.trial_id, Status.FINISHED), tmp_path / "folder")
+    assert {record.run_id: record.status for record in store.records()} == {
+        stored.run_id: Status.FINISHED,
+        run: Status.RUNNING,
+    }
+
+
 # --- contradictions are refused ---
 
 
@@ -311,11 +346,11 @@ def test_packs_of_one_suite_that_was_run_differently_are_refused(
 ) -> None:
     other = changed(pack, tmp_path / "b.tensorbench.zip", edit_json("plan.json", change))
     uri = new_store(tmp_path)
-    with pytest.raises(UserError, match=f"not run alike.*LoRA.*{said}"):
+    with pytest.raises(UserError, match=f"run differently.*LoRA.*{said}"):
         unpack(pack, other, store=uri)
     assert Store.there(uri, "small") is None
     unpack(pack, store=uri)
-    with pytest.raises(UserError, match=f"not run alike.*{said}"):
+    with pytest.raises(UserError, match=f"run differently.*{said}"):
         unpack(other, store=uri)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy import create_engine, event
@@ -20,6 +21,7 @@ from tensorbench.methods import UserError
 from tensorbench.plan.rows import Plan
 from tensorbench.records.record import Progress, Record, failed, latest, results
 from tensorbench.records.words import RunKind, Status, Tag
+from tensorbench.reports.reading import read_experiment
 from tensorbench.store import claims, connect
 from tensorbench.store.connect import StoreError, storing
 from tensorbench.store.store import Store
@@ -28,6 +30,7 @@ from tensorbench.store.writer import TrialRun, begin_trial
 
 from ...messages import naming
 from ...stored import begun
+from ..toy_runs import raising
 from ..toy_suites import plan
 
 
@@ -268,6 +271,7 @@ def test_a_store_that_cannot_be_is_refused(tmp_path: Path, uri: str, message: st
 
 @pytest.mark.parametrize("uri", ["http://me:secret@127.0.0.1:9", "http://me:a@secret@127.0.0.1:9"])
 def test_no_error_shows_a_store_s_password(uri: str, no_retries: None) -> None:
+    assert Store(MlflowClient(uri), Experiment("0", "toy", "", "active"), uri).where == "http://127.0.0.1:9"
     with pytest.raises(UserError, match=naming("tracking server", "http://127.0.0.1:9")) as error:
         Store.create(uri, "toy")
     assert "secret" not in str(error.value)
@@ -277,6 +281,13 @@ def test_no_error_shows_a_store_s_password(uri: str, no_retries: None) -> None:
     with pytest.raises(StoreError, match=r"127.0.0.1") as error, storing():
         raise raw.value
     assert "secret" not in str(error.value)
+
+
+def test_a_store_that_fails_while_it_is_read_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tensorbench.store.store.read_tables", raising(OSError("disk I/O error")))
+    said = "experiment 'toy' cannot be read from sqlite:.*: the store could not be read: disk I/O error$"
+    with pytest.raises(UserError, match=said):
+        read_experiment(store)
 
 
 def test_a_database_may_be_named_with_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ def test_the_selected_state_answers_as_in_training(made: tuple[Store, Plan]) -> 
         with stored_trial(store.uri, trial.id) as loaded:
             data = resources.data(trial, loaded.backbone.info.input)
             rescored = evaluate(loaded.backbone, loaded.adapter, data.test, trial.recipe, data.objective)
-            stored = frame_of(loaded.content(Artifact.PREDICTIONS))
+            stored = frame_of(loaded.store.read(loaded.record, Artifact.PREDICTIONS) or b"")
             logits = torch.tensor(stored.filter(like="logit").to_numpy())
             assert torch.equal(rescored.logits, logits), loaded.method.label
             ranks = loaded.record.tag(Tag.FINAL_RANKS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,13 @@ import torch
 
 import tensorbench.checks.verify.rerun
 from tensorbench.checks.verify import verify
+from tensorbench.checks.verify.findings import Examined
+from tensorbench.checks.verify.rerun import Candidate, compared
 from tensorbench.methods import UserError
+from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
+from tensorbench.records.metrics import METRICS
+from tensorbench.records.record import Record
 from tensorbench.records.words import Artifact, Status
 from tensorbench.store.store import Store
 
@@ -88,6 +94,20 @@ def test_scores_of_other_hardware_may_be_further_apart_and_labels_may_not(kept: 
     assert "score of another run, to 0.02" in [fault.what for fault in result.faults]
     result = verify(store=kept.store.uri, reruns=2)
     assert f"score of another run, to {5 / len(frame):.3g}" in [fault.what for fault in result.faults]
+
+
+@pytest.mark.parametrize(("stored", "now", "broken"), [(5e4, 5e4 + 1, False), (0.001, 0.009, True)])
+def test_scores_with_a_unit_may_differ_by_a_share_of_them(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, stored: float, now: float, broken: bool
+) -> None:
+    monkeypatch.setattr(METRICS.get("accuracy"), "in_units", True)
+    kept.measure("score", stored)
+    trial = Trial.model_validate(json.loads(kept.file(Artifact.CONFIG).read_text())["trial"])
+    files = {Artifact.PREDICTIONS: kept.file(Artifact.PREDICTIONS).read_bytes()}
+    ending = Record(status=Status.FINISHED, metrics={Measure.SCORE: now}, files=files)
+    findings = Examined("toy")
+    compared(Candidate(findings, kept.store, kept.record, trial), ending, [], {})
+    assert bool(findings.faults) == broken
 
 
 @pytest.fixture(scope="module")

@@ -283,7 +283,7 @@ def test_a_pack_is_verified_as_its_store_is(
         ended = call("verify", path)
         assert ended.code == 0, ended.out
         assert "2 finished trials: 2 verified" in ended.out
-        assert ("2 trials were packed" in ended.out) == (path == bare)
+        assert ("adapters of 2 trials were not packed" in ended.out) == (path == bare)
     # A trial packed without its adapter is not reported as broken after unpacking.
     uri = new_store(tmp_path)
     unpack(bare, store=uri)
