@@ -61,6 +61,17 @@ def test_a_suite_names_a_file_beside_it_and_ids_do_not_depend_on_its_place(
     assert [trial.id for trial in first.trials] == [trial.id for trial in second.trials]
 
 
+def test_python_names_files_as_paths_and_a_suite_by_its_place_at_home(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = load_suite({**VISION, **OWN, "methods": [{"file": file}]})
+    assert made.methods[0].method == "shared_down"
+    assert str(file) in made.file.text
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path, **OWN)
+    assert load_suite("~/suite.yaml").methods[0].method == "shared_down"
+
+
 @pytest.mark.parametrize(
     "executor",
     [

@@ -183,7 +183,7 @@ def plan(
     loaded, notes = held(loaded, store)
     planned = tensorbench.make_plan(loaded, device, part)
     made = planned.select(part)
-    forecast = tensorbench.make_forecast(made, store, device, notes)
+    forecast = tensorbench.make_forecast(made, store, device, notes, planned)
     whole = planned.select(replace(part, seeds=(), studies=()))
     differences = tensorbench.power(made, store, sd, thresholds, whole) if power else None
     if as_json:

@@ -177,7 +177,7 @@ class _Driving:
         self.looked = -LOOK
         #: The time when other drivers' results were last read, in seconds since the epoch.
         self.refreshed = max((record.ended or 0 for record in records), default=0) / 1000
-        #: The monotonic time at which the current outage began. None without an outage.
+        #: The monotonic time since which the driver has been idle in an outage. None at other times.
         self.away_since: float | None = None
         #: The error with which the outage began.
         self.why = ""
@@ -188,6 +188,7 @@ class _Driving:
                 if self.store.online and self._caught_up():
                     self._fill()
                 if self.running:
+                    self.away_since = None
                     self._step()
                 elif self.queue or self.unsent:
                     self._wait()
@@ -229,9 +230,6 @@ class _Driving:
             if not waits and not self._write(partial(self.claims.settle, trial)):
                 return False
             del self.unsent[trial]
-        if not self.queue:
-            # If there is nothing to claim, only this call shows that the store is reachable again.
-            self.away_since = None
         return True
 
     def _tell(self, write: Callable[[], object]) -> None:

@@ -428,8 +428,8 @@ def check_memory(trials: list[Trial], workers: int) -> None:
     needed, available = workers * worker_mib(trials), available_mib()
     if needed > available:
         raise UserError(
-            f"{workers} worker(s) need at least {needed:,.0f} MiB of memory, {available:,.0f} MiB are free; "
-            "take fewer --workers"
+            f"{workers} worker(s) need at least {needed:,.0f} MiB of memory, {available:,.0f} MiB are free"
+            + "; take fewer --workers, or --slots-per-device" * (workers > 1)
         )
 
 

@@ -7,6 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -90,11 +91,13 @@ class Executor(ABC):
             UserError: if data or weights are missing.
         """
         self._saving.check(trials)
-        new = [trial for trial in trials if _needed(trial) not in self._prepared]
+        new = [(needed, t) for t in trials if (needed := _needed(t)) not in self._prepared]
         if new:
+            # A worker holds one backbone and the data of one task, so equal ones have to follow each other.
+            new.sort(key=itemgetter(0))
             with blaming(self.name):
-                self._prepare(new, report, None if isinstance(timeout, str) else timeout)
-            self._prepared |= set(map(_needed, new))
+                self._prepare([t for _, t in new], report, None if isinstance(timeout, str) else timeout)
+            self._prepared |= {needed for needed, _ in new}
 
     @abstractmethod
     def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:

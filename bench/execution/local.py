@@ -28,7 +28,7 @@ from tensorbench.execution.worker import Slot, serve
 from tensorbench.machine.cache import cache_dir
 from tensorbench.machine.cards import VISIBLE, cards, choose_device, free_mib
 from tensorbench.machine.guard import Guard, kill_group
-from tensorbench.machine.mps import service
+from tensorbench.machine.mps import PERCENTAGE, service
 from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
 from tensorbench.records.record import lost
@@ -47,6 +47,9 @@ MOST_SHARING = 8
 
 #: Seconds that a killed worker may take to end. A process that waits for a broken GPU may take for ever.
 ENDING = 5.0
+
+#: Seconds to wait for killed workers if no other slot is left.
+NO_SLOT = 60.0
 
 #: The smallest accepted memory limit of a worker in MiB. Torch and the libraries alone take 350 to 550.
 LEAST_MEMORY = 512
@@ -126,19 +129,19 @@ class Local(Executor):
 
     def __enter__(self) -> Self:
         super().__enter__()
-        if (sharing := max(slot.sharing for slot in self._free)) > 1 and self.cards:
-            self._environments = self._held.enter_context(service(self.cards, sharing))
+        if self.cards and any(slot.sharing > 1 for slot in self._free):
+            self._environments = self._held.enter_context(service(self.cards))
         return self
 
     def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
         if self._by_memory:
             self._fit(trials)
-        self._reclaim()
         # The first worker fills the cache for all workers while the others start.
         for _ in range(min(len(trials) - len(self._workers), len(self._free))):
             self._start()
         died = 0
         while died < STILLBORN:
+            self._reclaim()
             first = self._workers[0] if self._workers else self._start()
             first.prepared, first.watch = None, Watch(limit)
             self._send(first, ("prepare", trials))
@@ -157,7 +160,6 @@ class Local(Executor):
                 continue
             died += 1
             self._remove(first)
-            self._start()
         raise UserError(f"{STILLBORN} workers that prepared the trials died; the last {_died(first.process)}")
 
     def _fit(self, trials: list[Trial]) -> None:
@@ -232,11 +234,19 @@ class Local(Executor):
             worker.link.send(message)
 
     def _reclaim(self) -> None:
-        """Makes the slots of killed workers available that have ended meanwhile."""
+        """Makes the slots of killed workers available that have ended meanwhile.
+
+        Raises UserError if no slot is left, and none of these workers ends within `NO_SLOT` seconds.
+        """
+        if self._stuck and not self._open():
+            wait([worker.process.sentinel for worker in self._stuck], timeout=NO_SLOT)
         for worker in self._stuck[:]:
             if not worker.process.is_alive():
                 self._stuck.remove(worker)
                 self._release(worker)
+        if self._stuck and not self._open():
+            names = ", ".join(worker.name for worker in self._stuck)
+            raise UserError(f"no slot is left: the workers of {names} were killed and have not ended")
 
     def step(self, report: Report) -> None:
         self._reclaim()
@@ -291,9 +301,6 @@ class Local(Executor):
         return self._logs / f"{re.sub('[:/]', '-', slot.name)}.log"
 
     def _start(self, slot: Slot | None = None) -> _Worker:
-        if slot is None and not self._free:
-            names = ", ".join(worker.name for worker in self._stuck)
-            raise UserError(f"no slot is left: the workers of {names} were killed and have not ended")
         slot = slot or self._free[-1]
         self._free.remove(slot)
         self._guard = self._guard or Guard()
@@ -427,12 +434,14 @@ def _environment(slot: Slot, more: dict[str, str]) -> Iterator[None]:
     The variables set the number of threads, which libraries read when they are imported, and the only GPU
     that the worker sees. They also keep Python from looking for modules in the working folder first. SIGINT
     and SIGTERM are blocked, because a terminal or a batch system sends them to all processes. The driver ends
-    the workers itself. `more` has further variables for the worker.
+    the workers itself. `more` has the variables of an MPS service, if there is one.
     """
     variables = {**dict.fromkeys(THREADS, str(slot.threads)), "PYTHONSAFEPATH": "1"}
     if slot.card:
         variables[VISIBLE] = slot.card
-    variables |= more
+    if more:
+        # Twice a fair share each, so that one process can use what others leave.
+        variables |= more | {PERCENTAGE: str(min(100, -(-200 // slot.sharing)))}
     before = {key: os.environ.get(key) for key in variables}
     os.environ.update(variables)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})

@@ -24,14 +24,17 @@ PATIENCE = 20
 #: The variable with the folder in which processes find the service.
 PIPES = "CUDA_MPS_PIPE_DIRECTORY"
 
+#: The variable with the percentage of a GPU that a process may use.
+PERCENTAGE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
+
 
 @contextmanager
-def service(cards: Sequence[str], sharing: int) -> Iterator[dict[str, dict[str, str]]]:
+def service(cards: Sequence[str]) -> Iterator[dict[str, dict[str, str]]]:
     """A context with an MPS service on GPUs. `cards` has the form of `tensorbench.machine.cards.cards`.
 
-    Yields the environment variables for processes on each GPU, which `sharing` processes share. Yields an
-    empty mapping if the user has started a service already, which processes then use by default. Warns and
-    yields an empty mapping if the service is not installed or does not start.
+    Yields the environment variables for processes on each GPU. Yields an empty mapping if the user has
+    started a service already, which processes then use by default. Warns and yields an empty mapping if the
+    service is not installed or does not start.
     """
     if os.environ.get(PIPES):
         yield {}
@@ -54,15 +57,9 @@ def service(cards: Sequence[str], sharing: int) -> Iterator[dict[str, dict[str, 
             warnings.warn(f"processes that share a GPU take turns: {CONTROL}: {reason.strip()}", stacklevel=3)
             yield {}
             return
-        # Twice a fair share each, so that one process can use what others leave.
-        percentage = str(min(100, -(-200 // sharing)))
         try:
             yield {
-                card: own
-                | {
-                    "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": percentage,
-                    VISIBLE: str(place) if card.isdecimal() else card,
-                }
+                card: own | {VISIBLE: str(place) if card.isdecimal() else card}
                 for place, card in enumerate(order)
             }
         finally:

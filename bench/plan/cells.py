@@ -451,11 +451,12 @@ class PlanCell(Pairing):
         }
         return {axis: grid for axis, grid in grids.items() if used[axis]}
 
-    def window(self) -> RateWindow:
-        """Returns the window of learning rates of the cell's studies, around the row's centre or `centre_of`.
+    def window(self, centre: float | None = None) -> RateWindow:
+        """Returns the window of learning rates of the cell's studies.
 
-        Raises UserError if a rate of the window is not above `lr_floor`, and if a rate of the window or the
-        head's rate exceeds `LARGEST_RATE`.
+        Its centre is `centre`, or else that of the row, or else that of `centre_of`. Raises UserError if a
+        rate of the window is not above `lr_floor`, and if a rate of the window or the head's rate exceeds
+        `LARGEST_RATE`.
         """
         studies, method = self.suite.tuning, self.method
         assert studies is not None
@@ -469,7 +470,7 @@ class PlanCell(Pairing):
         default = centre_of(studies, method, head_lr, adapts=adapts)
         decades = studies.lr.decades
         rates = RateWindow(
-            self.method_row.centre_on(self.task.task) or default,
+            centre or self.method_row.centre_on(self.task.task) or default,
             decades,
             head_lr if adapts and self.has_head else None,
         )

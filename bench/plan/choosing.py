@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PositiveFloat, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, model_validator
 
 from tensorbench.methods.validation import LARGEST_SCALE, Frozen, refuse_repeats
 from tensorbench.plan.recipe import AXES, Epochs
@@ -75,19 +75,12 @@ class Studies(Frozen):
     """
 
     #: The number of studies of each method. A single study would give no interval.
-    studies: int = Field(5, ge=1, le=1000)
+    studies: int = Field(5, ge=2, le=1000)
     #: The number of trials of each study.
     points: int = Field(8, ge=2, le=SEEDS_APART)
     lr: Window = Window()
     #: The head's learning rate, for all methods, on tasks whose `training` gives none.
     head_lr: PositiveFloat = 3e-3
-
-    @field_validator("studies")
-    @classmethod
-    def _several(cls, studies: int) -> int:
-        if studies < 2:
-            raise ValueError("should be at least 2: a single tuning gives no interval")
-        return studies
 
     def seed(self, study: int, point: int) -> int:
         """Returns the seed of a trial. All methods have the same seeds.

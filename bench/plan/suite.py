@@ -392,7 +392,7 @@ def load_suite(
         suite = validate(Suite, with_methods(fields, Path.cwd(), "suite"), "suite")
         # Keep the paths as the author wrote them, since `beside` makes them absolute on this machine.
         return suite.beside(Path.cwd()).read_from(suite.file)
-    path = Path(source)
+    path = expanded(Path(source))
     # A file of the user's comes before the packaged suite of its name.
     if not (path.is_file() or path.suffix or path.name != str(source)):
         packaged = {file.stem: file for file in PACKAGED.glob("*.yaml")}
@@ -447,7 +447,7 @@ def with_methods(values: dict[str, Any], folder: Path, where: str) -> dict[str, 
         return values
     named = []
     for number, row in enumerate(rows):
-        if isinstance(row, dict) and isinstance(row.get("file"), str):
+        if isinstance(row, dict) and isinstance(row.get("file"), (str, Path)):
             try:
                 names = load_methods(folder / expanded(row["file"]))
                 if "method" not in row and len(names) > 1:

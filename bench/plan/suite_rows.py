@@ -159,6 +159,8 @@ class TaskRow(Frozen):
             if formats := [name for name in FORMATS if name in row]:
                 raise ValueError(f"data need a name: write name beside {formats[0]}")
             return row
+        if "data" in row:
+            raise ValueError("data: write its fields beside 'name'")
         # With a description, `label` names the column of labels, and `fractions` and `metric` belong to the
         # description; tables show the name.
         own_fields = cls.model_fields.keys() - {"label", "fractions", "metric"}

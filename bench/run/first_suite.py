@@ -21,7 +21,7 @@ from tensorbench.execution.estimate import (
 from tensorbench.machine.cards import choose_device
 from tensorbench.machine.table import duration
 from tensorbench.methods import UserError
-from tensorbench.methods.errors import cut, first_few
+from tensorbench.methods.errors import cut, first_few, shown
 from tensorbench.methods.validation import validate
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite import Suite
@@ -115,7 +115,10 @@ def write_first_suite(
         raise UserError(f"{table}: init takes a table in .csv or .tsv; for other data write a suite yourself")
     file = out or Path(table.with_suffix(".yaml").name)
     if file.exists() or not file.parent.is_dir() or not str(file).isprintable():
-        raise UserError(f"cannot write {file}: it exists, or its folder does not. Name another with --out")
+        raise UserError(
+            f"cannot write {shown(str(file))}: it exists, its folder does not, or its name is not printable. "
+            "Name another with --out"
+        )
     columns = _columns(table)
     texts = texts or [_only(table, "text", {c.name: c.like_text for c in columns})]
     label = label or _only(table, "label", {c.name: c.like_label for c in columns if c.name not in texts})

@@ -45,16 +45,21 @@ class _Part:
 
 
 def make_forecast(
-    plan: Plan, store: str = DEFAULT_STORE, device: str = "cpu", notes: Sequence[str] = ()
+    plan: Plan,
+    store: str = DEFAULT_STORE,
+    device: str = "cpu",
+    notes: Sequence[str] = (),
+    full_plan: Plan | None = None,
 ) -> Forecast:
     """Estimates the trials and the time of a plan. Starts nothing.
 
     The trials of the suite's search or pilot are included. The time of a trial is estimated from stored
     trials with the same method, backbone, task and device. If there are none, it is the number of operations
     divided by the speed of the suite's other stored trials on this device. If there are none of these either,
-    the speed of this machine is used. `notes` precede the forecast's own notes.
+    the speed of this machine is used. `notes` precede the forecast's own notes. `plan` is a part of
+    `full_plan`, if that is given.
     """
-    notes, readable = [*notes], not lacks_file(store)
+    notes, readable, full_plan = [*notes], not lacks_file(store), full_plan or plan
     records: list[Record] = []
     if readable and not is_pack(store):
         from tensorbench.store.changes import changed_trials
@@ -67,14 +72,14 @@ def make_forecast(
             opened, readable = None, False
         if opened is not None:
             records = opened.records()
-            notes += changed_trials(plan, opened, records)
+            notes += changed_trials(full_plan, plan, opened, records)
     settled = {record.trial_id for record in records if record.settled}
+    lacking = {trial.id for trial in plan.trials} - settled
     references: dict[str, Record] = {}
     reruns: Set[str] = set()
     if readable:
-        from tensorbench.run.references import find_references, references_of, to_run_again
+        from tensorbench.run.references import adds_trials, find_references, references_of, to_run_again
 
-        lacking = {trial.id for trial in plan.trials} - settled
         if is_pack(store):
             held = [run for source in open_pack(Path(store)) for run in source.records()]
             # Count the pack's runs as if they were unpacked.
@@ -82,12 +87,12 @@ def make_forecast(
         else:
             records += [run for _, run in find_references(store, plan.suite.name, lacking).values()]
         references = references_of(plan, records)
-        if lacking - references.keys():
-            reruns = to_run_again(plan, plan, records).keys()
+        if adds_trials(full_plan, plan, records):
+            reruns = to_run_again(full_plan, plan, records).keys()
     settled |= references.keys()
-    work = workloads(plan)
+    waiting, work = (lacking - settled) | reruns, workloads(full_plan)
     points = sum(len(row.trials) if row.studies else 1 for row in plan.rows)
-    to_run = [(trial, work[trial.id]) for trial in plan.trials if trial.id not in settled - reruns]
+    to_run = [(trial, work[trial.id]) for trial in full_plan.trials if trial.id in waiting]
     parts = [_Part("run", points, len(plan.trials), len(references), len(reruns), to_run)]
     if plan.suite.searched:
         parts.append(_search_part(plan, records, settled, notes))
@@ -142,18 +147,17 @@ def _search_part(plan: Plan, records: Sequence[Record], settled: Set[str], notes
     """
     part = _Part("search")
 
-    def results(batch: Batch) -> list[Record] | None:
+    def results(batch: Batch) -> list[Record]:
         work = {id_: workload_of(row) for row in batch.rows for id_ in row.trials.values()}
         trials = {trial.id: (trial, work[trial.id]) for trial in batch.trials}
         part.points += len(batch.rows)
         part.trials += len(trials)
         part.open += [job for id_, job in trials.items() if id_ not in settled]
-        if not batch.following or trials.keys() <= settled:
-            return [record for record in records if record.trial_id in trials]
-        part.points += batch.following // len(batch.rows[-1].trials)
-        part.trials += batch.following
-        part.open += batch.following * [list(trials.values())[-1]]
-        return None
+        if batch.following and not trials.keys() <= settled:
+            part.points += batch.following // len(batch.rows[-1].trials)
+            part.trials += batch.following
+            part.open += batch.following * [list(trials.values())[-1]]
+        return [record for record in records if record.trial_id in trials]
 
     try:
         choosers = choosers_of(plan)

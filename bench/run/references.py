@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from tensorbench.execution.driver import pending
+from tensorbench.execution.driver import Retries, pending
 from tensorbench.execution.executor import Executor
 from tensorbench.execution.perform import Event, Report
 from tensorbench.execution.session import Session, suite_run, turn
@@ -127,17 +127,24 @@ def to_run_again(full_plan: Plan, plan: Plan, records: Sequence[Record]) -> dict
 
 
 def run_again(
-    plan: Plan, references: Mapping[str, Record], store: Store, executor: Executor, report: Report
+    plan: Plan,
+    references: Mapping[str, Record],
+    records: Sequence[Record],
+    store: Store,
+    executor: Executor,
+    report: Report,
 ) -> None:
     """Runs references again, and stores each new result in the tag `rerun` of the reference's run.
 
-    Raises UserError if a reference cannot run here, for instance because memory runs out.
+    `records` are the store's records. Lost trials run again, as the driver runs them. Raises UserError if a
+    reference cannot run here, for instance because memory runs out.
     """
     from tensorbench.checks.verify.findings import Examined
     from tensorbench.checks.verify.rerun import Candidate, compared
 
     waiting = [trial for trial in plan.trials if trial.id in references]
-    limits, left = Limits(plan.suite.trial_timeout, plan, ()), len(waiting)
+    limits, retries = Limits(plan.suite.trial_timeout, plan, records), Retries()
+    left = len(waiting)
     provenance: dict[str, dict[str, str]] = {}
     progress: defaultdict[str, list[Progress]] = defaultdict(list)
     ended: list[Event] = []
@@ -153,13 +160,21 @@ def run_again(
         report(event)
 
     while left:
-        while waiting and executor.free:
-            executor.submit(waiting.pop(0))
+        for trial in [each for each in waiting if retries.due(each.id)]:
+            if executor.free:
+                waiting.remove(trial)
+                executor.submit(trial)
         executor.step(receive)
         while ended:
-            event, left = ended.pop(), left - 1
+            event = ended.pop()
             trial, ending, run = event.trial, event.ending, references[event.trial.id]
             assert ending is not None
+            limits.learn(trial, ending)
+            if ending.status == Status.KILLED and retries.another(trial.id):
+                progress.pop(trial.id, None)
+                waiting.append(trial)
+                continue
+            left -= 1
             if ending.failure and ending.tag(Tag.FAILURE) != "diverged":
                 raise UserError(
                     f"trial {trial.id} ({run.name}) came from a pack and cannot run again here: "

@@ -201,7 +201,7 @@ class _Work:
                     title = "Trials from packs that run again before new ones"
                     announce = partial(self.audience.trying, title, len(chosen), 0)
                     with self._prepared(full_plan, trials, announce) as report:
-                        run_again(full_plan, chosen, self.store, self.executor, report)
+                        run_again(full_plan, chosen, records, self.store, self.executor, report)
             records = self.store.records()
         refuse_other_results(full_plan, records, self.store.name)
         return records
@@ -300,7 +300,7 @@ def run_suite(
             records = opened.records()
             if not retry_failed:
                 records = adopt(driver, full_plan, plan, records)
-                for note in changed_trials(plan, opened, records):
+                for note in changed_trials(full_plan, plan, opened, records):
                     audience.note(note)
                 if executor.on_this_machine and (long := time_advice(plan, records, executor.device)):
                     audience.note(long)
@@ -392,7 +392,6 @@ def search_suite(
                 )
             for name, chooser in choosers.items():
                 made = chooser.run(results)
-                assert made is not None
                 choices.append(made)
                 audience.chosen(made)
                 for missing in made.missing:

@@ -100,14 +100,15 @@ _ALIKE = (Tag.METHOD, Tag.BACKBONE, Tag.TASK, Tag.SEED)
 _ABSENT = "nothing"
 
 
-def changed_trials(plan: Plan, store: Source, records: Iterable[Record]) -> list[str]:
+def changed_trials(full_plan: Plan, plan: Plan, store: Source, records: Iterable[Record]) -> list[str]:
     """Returns warnings about planned trials without a result that are almost equal to finished trials.
 
     For example, the suite's number of epochs was changed by mistake, so that everything would run again. Each
-    planned trial is compared with the finished trials of its method, backbone, task and seed that are not in
-    the plan. There is a warning if the most similar one differs in at most `MOST_FIELDS` fields.
+    trial of `plan`, a part of `full_plan`, is compared with the finished trials of its method, backbone, task
+    and seed that are not in `full_plan`. There is a warning if the most similar one differs in at most
+    `MOST_FIELDS` fields.
     """
-    chosen, planned = latest(records), {trial.id: trial for trial in plan.trials}
+    chosen, planned = latest(records), {trial.id for trial in full_plan.trials}
     finished: defaultdict[tuple[str, ...], list[Record]] = defaultdict(list)
     for record in chosen.values():
         if record.status == Status.FINISHED and record.trial_id not in planned:
@@ -120,7 +121,8 @@ def changed_trials(plan: Plan, store: Source, records: Iterable[Record]) -> list
     }
     groups: defaultdict[tuple[str, ...], list[dict[str, tuple[Any, Any]]]] = defaultdict(list)
     left = MOST_READ
-    for id_, trial in planned.items():
+    for trial in plan.trials:
+        id_ = trial.id
         candidates = finished.get(keys.get(id_, ()), ())
         if not candidates or (id_ in chosen and chosen[id_].settled):
             continue

@@ -174,7 +174,8 @@ class Resources:
         Raises UserError if the data are not the planned ones, or if the train split is smaller than a batch.
         """
         row, seed = trial.task, trial.task.split_seed(trial.seed)
-        key = (json.dumps(trial.data, sort_keys=True), *row.sizes, seed)
+        # Tokens also depend on the tokenizer's class, which the data's identity does not name.
+        key = (json.dumps(trial.data, sort_keys=True), model_input, *row.sizes, seed)
         if self._data is None or self._data[0] != key:
             self._data = None
             task, model_input = row.lookup(), row.input(model_input)

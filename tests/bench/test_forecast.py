@@ -88,6 +88,8 @@ def test_every_part_of_a_suite_is_counted(tmp_path: Path) -> None:
         "run": (2, 6, 6),
         "search": (5, 10, 10),
     }
+    several = SEARCHED | {"methods": [TENSOR, {**TENSOR, "variant": "att_qkv_depth"}, "head_only"]}
+    assert counts(make_forecast(plan(**several), store, "cpu"))["search"] == (10, 20, 20)
     # An allocation runs no trials of its own.
     allocated = plan(methods=[TENSOR, "head_only"], allocation={})
     assert counts(make_forecast(allocated, store, "cpu")) == {"run": (2, 2, 2)}

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from tensorbench.checks.verify import verify
+from tensorbench.execution import driver, perform
 from tensorbench.execution.driver import pending
 from tensorbench.methods import UserError
+from tensorbench.plan.pairs import Part
 from tensorbench.plan.trial import Trial
 from tensorbench.records.origin import StoredRerun, stored_rerun
-from tensorbench.records.record import Record
+from tensorbench.records.record import Record, lost
 from tensorbench.records.words import RunKind, Status, Tag
 from tensorbench.reports.reading import read
 from tensorbench.run.forecast import make_forecast
@@ -281,9 +283,11 @@ def test_starts_of_single_methods_run_references_again(
     methods: tuple[str, str], extended: tuple[str, Path], call: Call
 ) -> None:
     uri, suite = extended
-    first, second = (
-        call("run", suite, "--store", uri, "--executor", "inline", "--method", name) for name in methods
-    )
+    whole, start = plan(EXTENDED), ("run", suite, "--store", uri, "--executor", "inline", "--method")
+    first = call(*start, methods[0])
+    (share,) = make_forecast(whole.select(Part(methods=[methods[1]])), uri, full_plan=whole).parts
+    assert share.reruns == 2
+    second = call(*start, methods[1])
     assert (first.code, second.code) == (0, 0), first.err + second.err
     assert "run again" not in first.out
     assert "run again before new ones: 2 trials" in second.out
@@ -347,3 +351,22 @@ def test_a_reference_that_cannot_run_again_is_no_disagreement(
     made = plan(EXTENDED)
     waiting = pending(made, Store.existing(uri, "toy").records())
     assert {trial.method["method"] for trial in waiting} == {"head_only"}
+
+
+def test_a_reference_whose_worker_died_runs_again(
+    extended: tuple[str, Path], call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (uri, suite), real, gone = extended, perform.perform, list[str]()
+
+    def first_lost(trial: Trial, *rest: Any, **alone: Any) -> Record:
+        if not gone:
+            gone.append(trial.id)
+            return lost("its node died")
+        return real(trial, *rest, **alone)
+
+    monkeypatch.setattr(driver, "WAIT", 0.0)
+    monkeypatch.setattr(perform, "perform", first_lost)
+    ended = call("run", suite, "--store", uri, "--executor", "inline")
+    assert ended.code == 0, ended.err
+    assert gone[0] in reruns(uri)
+    assert len(reruns(uri)) == 2

@@ -102,11 +102,11 @@ class Chooser(ABC):
     def steps(self) -> Steps:
         """Makes the choices. The same records always lead to the same batches and choices."""
 
-    def run(self, results: Callable[[Batch], Sequence[Record] | None] | None = None) -> Choices | None:
+    def run(self, results: Callable[[Batch], Sequence[Record]] | None = None) -> Choices:
         """Goes through all steps, and returns the choices.
 
-        `results` is called with every batch, and returns the records of its trials. None ends the chooser,
-        whose choices are then None. An allocation needs no `results`.
+        `results` is called with every batch, and returns the records of its trials. If some have none, the
+        trials that depend on them are left out. An allocation needs no `results`.
         """
         steps = self.steps()
         records: Sequence[Record] | None = None
@@ -116,8 +116,8 @@ class Chooser(ABC):
             except StopIteration as end:
                 choices: Choices = end.value
                 return choices
-            if results is None or (records := results(batch)) is None:
-                return None
+            assert results is not None
+            records = results(batch)
 
     def check_target(self, out: Path) -> None:
         """Raises UserError if the chooser's suite cannot be written to `out`.

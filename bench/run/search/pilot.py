@@ -40,13 +40,15 @@ class _Step(Batch):
         """Adds trials of a cell at this learning rate, one for each seed. Returns their ids.
 
         `value` is the value that these trials try for `subject`. The trials have the head's rate and the
-        epochs that earlier steps chose for the cell's task. If given, `epochs` replaces the chosen number.
+        epochs that earlier steps chose for the cell's task. If given, `epochs` replaces the chosen number. A
+        row with a length of its own keeps it, as in the suite that will be written.
         """
         chosen = self.choices.training.get(cell.task.task, {})
         rates = cell.window()
         if rates.head_lr is not None:
             rates = replace(rates, head_lr=chosen.get("head_lr", rates.head_lr))
-        epochs = epochs or int(chosen.get("epochs", 0)) or None
+        if not (epochs or {"epochs", "steps"} & cell.method_row.training.keys()):
+            epochs = int(chosen.get("epochs", 0)) or None
         setting = rates.setting(rate)
         trials = [cell.trial(seed, "validation", setting=setting, epochs=epochs) for seed in self.seeds]
         ids = self.add(cell, trials, note=setting.label + (f", epochs {epochs}" if epochs else ""))
@@ -91,7 +93,7 @@ class _Step(Batch):
 class PilotChooser(Chooser):
     """The chooser of head rates, epochs and centres. The test split is not used.
 
-    Raises UserError for a step that does not fit the cells.
+    Raises UserError for a step that does not fit the cells, and for rates that the recipe refuses.
     """
 
     section = "pilot"
@@ -100,6 +102,8 @@ class PilotChooser(Chooser):
         super().__init__(cells[0].suite)
         _check(pilot, cells)
         self.pilot, self.cells = pilot, cells
+        # Makes all trials, so that a rate that the recipe refuses is refused before the first one runs.
+        self.run(lambda batch: ())
 
     def steps(self) -> Steps:
         """Runs the steps of the pilot, each with the choices of earlier steps."""
@@ -161,6 +165,13 @@ class PilotChooser(Chooser):
         records = latest((yield step))
         of_rows = defaultdict[int, dict[str, float]](dict)
         for (number, on), centre in step.chosen(records, lambda of: f"{names[of]}: centre", vertex):
+            try:
+                for cell in self.cells:
+                    if cell.number == number and (cell.task.task == on or not section.by_task):
+                        cell.window(centre)
+            except UserError as error:
+                choices.missing.append(f"{names[number, on]}: centre {centre:g}: {error}")
+                continue
             of_rows[number][on] = centre
         for number, centres in of_rows.items():
             stated = self.suite.methods[number].centre
@@ -177,12 +188,19 @@ def _check(pilot: Pilot, cells: Sequence[PlanCell]) -> None:
     ):
         raise UserError(f"pilot.head_lr: task '{headless[0]}' has no row of {HEAD}, which chooses the rate")
     if pilot.epochs is not None:
-        if by_steps := next((cell for cell in cells if cell.recipe.epochs is None), None):
-            raise UserError(
-                f"pilot.epochs: task '{by_steps.task.task}' counts steps; give epochs, or pilot epochs: null"
-            )
         rows = _rows_of_lengths(pilot.epochs, cells)
+        for number in sorted(rows):
+            row = suite.methods[number]
+            if row.recipe_fields & {"epochs", "steps"}:
+                raise UserError(
+                    f"pilot.epochs: methods.{number} ('{row.method}') sets its own length; leave it out "
+                    "there, or name the rows that choose in pilot.epochs.methods"
+                )
         for cell in cells:
+            if cell.number in rows and cell.recipe.epochs is None:
+                raise UserError(
+                    f"pilot.epochs: task '{cell.task.task}' counts steps; give epochs, or pilot epochs: null"
+                )
             if cell.number in rows and cell.examples is not None:
                 for epochs in _lengths(pilot.epochs, cell):
                     steps = cell.recipe.model_copy(update={"epochs": epochs}).step_count(cell.examples)
@@ -193,13 +211,6 @@ def _check(pilot: Pilot, cells: Sequence[PlanCell]) -> None:
                             f"pilot.epochs: it tries epochs: {epochs}, which '{cell.shown.method}' cannot on "
                             f"'{cell.task.task}': {error}"
                         ) from error
-        for number in sorted(rows):
-            row = suite.methods[number]
-            if row.training.get("epochs") or row.training.get("steps"):
-                raise UserError(
-                    f"pilot.epochs: methods.{number} ('{row.method}') sets its own length; leave it out "
-                    "there, or name the rows that choose in pilot.epochs.methods"
-                )
     if (centres := pilot.centres) is not None:
         _multiples(centres, cells)
         if centres.task is not None and centres.task not in tasks:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import groupby, islice, product
 from typing import TYPE_CHECKING, Any, Literal
 
-from tensorbench.methods import UserError
+from tensorbench.methods import UnknownNameError, UserError
 from tensorbench.plan.cells import PlanCell
 from tensorbench.plan.choosing import Search
 from tensorbench.plan.recipe import Setting
@@ -70,7 +70,7 @@ class CellPoints:
 
     Optuna proposes the other points. Its sampler is seeded, and receives only the first result of each trial.
     A search that starts again therefore makes the same proposals, and finds their trials in the store. Raises
-    UserError as `RankSpace` does.
+    UserError as `RankSpace` does, and for rates that the recipe refuses.
     """
 
     def __init__(self, cell: PlanCell, section: Search) -> None:
@@ -80,9 +80,9 @@ class CellPoints:
         method, geometry = cell.method, cell.info.geometry
         assert method.size
         self.budget = cell.target_count or method.count(geometry)
-        modes = [
-            name for name in section.modes or method.rank_names if name not in cell.method_row.ranks_in_part
-        ]
+        searched = section.modes or method.rank_names
+        given = cell.method_row.ranks_in_part
+        modes = [name for name in method.rank_names if name in searched and name not in given]
         if not modes:
             raise UserError(
                 f"search.modes: {', '.join(section.modes or ())}: {cell.own.method} gives their ranks itself"
@@ -108,6 +108,10 @@ class CellPoints:
             rest = list(points)[1:]
             random.Random(section.seed).shuffle(rest)
             self.all, self.count = [self.first, *rest], len(points)
+        # The recipe refuses rates that are too low or too high before any trial runs.
+        ends = ({axis: grid[end] for axis, grid in self.grids.items()} for end in (0, -1))
+        self.batch(RankPoint(self.heuristic, Setting.model_validate(rates)) for rates in ends)
+        self.trials.clear()
 
     def settings(self) -> Iterator[Setting]:
         """Yields every combination of rates and scale."""
@@ -149,6 +153,8 @@ class CellPoints:
             records += new
             # The first result of each trial: if a failure is tried again, later proposals stay the same.
             first = {record.trial_id: record for record in reversed(new) if record.settled}
+            if not {trial.id for trial in batch.trials} <= first.keys():
+                break
             for point, trial in proposals.items():
                 value = mean_result(first, self.trials[point], self.section.by)
                 if value is None:
@@ -289,7 +295,8 @@ class CellPoints:
 class RankSearch(Chooser):
     """The chooser of the section `search`, for each method and budget of one task on one backbone.
 
-    Raises UserError if no method has a rank, and as `CellPoints` does.
+    Methods without any of the section's modes keep their ranks. Raises UserError if no method has a rank, for
+    a mode that no method has, and as `CellPoints` does.
     """
 
     section = "search"
@@ -303,7 +310,14 @@ class RankSearch(Chooser):
         assert suite.search is not None
         task = [row.task for row in suite.tasks].index(cell.task.task)
         super().__init__(suite, (task, [s.pinned(cell.info) for s in suite.backbones].index(cell.spec)))
-        self.by_cell = [CellPoints(cell, suite.search) for cell in sized]
+        known = dict.fromkeys(name for cell in sized for name in cell.method.rank_names)
+        modes = suite.search.modes or tuple(known)
+        for mode in modes:
+            if mode not in known:
+                raise UnknownNameError("search.modes:", mode, known)
+        self.by_cell = [
+            CellPoints(cell, suite.search) for cell in sized if {*modes} & {*cell.method.rank_names}
+        ]
 
     def steps(self) -> Steps:
         """Tries the points of each cell, one cell after the other, and chooses a point of each cell."""

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tensorbench.methods import Geometry, Method, UnknownNameError
+from tensorbench.methods import Geometry, Method
 from tensorbench.methods.errors import too_small
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ class RankSpace:
     `modes` names the modes whose ranks vary. None: all modes. The other modes keep the ranks that they have
     in `method`. If several ranks vary, the space contains only maximal vectors: raising any varying rank by
     one would exceed the budget or the rank's limit. If `below` is true, or if only one rank varies, the space
-    contains smaller vectors as well. Raises UserError for a mode that the method lacks, and for a budget
-    below the smallest vector.
+    contains smaller vectors as well. Raises UserError for a budget below the smallest vector.
     """
 
     def __init__(
@@ -37,9 +36,6 @@ class RankSpace:
     ) -> None:
         self.method, self.geometry, self.budget = method, geometry, budget
         self.names = method.rank_names
-        for mode in modes or ():
-            if mode not in self.names:
-                raise UnknownNameError(f"mode of {method.label}:", mode, self.names)
         #: The indices of the ranks that vary.
         self.free = [i for i, name in enumerate(self.names) if modes is None or name in modes]
         #: Whether vectors may leave part of the budget unused. Always true if only one rank varies.

@@ -246,8 +246,12 @@ def test_a_worker_that_does_not_end_delays_only_its_slot(
     def removed(self: Local, worker: Any) -> None:
         remove(self, worker)
         if self._stuck and stuck and count == 1:
-            with pytest.raises(UserError, match="no slot is left"):
-                self._prepare(list(made.trials), notify, None)
+            with monkeypatch.context() as patch:
+                patch.setattr(local, "NO_SLOT", 0)
+                with pytest.raises(UserError, match="no slot is left"):
+                    self._prepare(list(made.trials), notify, None)
+                with pytest.raises(UserError, match="no slot is left"):
+                    _ = self.free
             stuck.pop().kill()
 
     monkeypatch.setattr(Local, "_remove", removed)
@@ -359,15 +363,16 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
 
 def test_processes_on_a_gpu_share_it_by_a_service_of_their_own(programs: Callable[..., Path]) -> None:
     log = programs(nvidia_cuda_mps_control=f'echo "$* ${VISIBLE} $CUDA_MPS_PIPE_DIRECTORY $(cat)" >> "$LOG"')
-    with mps.service(["3", "5", "3", "5"], 4) as environments:
+    with mps.service(["3", "5", "3", "5"]) as environments:
         assert [environments[card][VISIBLE] for card in ("3", "5")] == ["0", "1"]
-        assert {item["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] for item in environments.values()} == {"50"}
         (folder,) = {item[mps.PIPES] for item in environments.values()}
-        with local._environment(Slot("cuda:1/1", "cuda:0", 1, "5", 4), environments["5"]):
-            assert (os.environ[VISIBLE], os.environ[mps.PIPES]) == ("1", folder)
+        for sharing, percentage in ((1, "100"), (4, "50")):
+            with local._environment(Slot("cuda:1/1", "cuda:0", 1, "5", sharing), environments["5"]):
+                assert (os.environ[VISIBLE], os.environ[mps.PIPES]) == ("1", folder)
+                assert os.environ[mps.PERCENTAGE] == percentage
     assert log.read_text().splitlines() == [f"-d 3,5 {folder} ", f" 3,5 {folder} quit"]
     assert mps.PIPES not in os.environ
-    with mps.service(["GPU-a"], 2) as environments:
+    with mps.service(["GPU-a"]) as environments:
         assert environments["GPU-a"][VISIBLE] == "GPU-a"
 
 
@@ -377,7 +382,7 @@ def test_without_the_service_processes_take_turns_and_a_warning_says_why(
 ) -> None:
     programs(**({"nvidia_cuda_mps_control": script} if script else {}))
     reason = "no permission" if script else "not installed"
-    with pytest.warns(UserWarning, match=naming("take turns", reason)), mps.service(["0"], 2) as environments:
+    with pytest.warns(UserWarning, match=naming("take turns", reason)), mps.service(["0"]) as environments:
         assert environments == {}
 
 
@@ -387,7 +392,7 @@ def test_a_service_that_keeps_its_output_open_is_not_waited_for(
     monkeypatch.setattr(mps, "PATIENCE", 5)
     log = programs(nvidia_cuda_mps_control='if [ "$1" = -d ]; then sleep 100 & echo $! > "$LOG"; fi')
     try:
-        with mps.service(["0"], 2) as environments:
+        with mps.service(["0"]) as environments:
             assert environments["0"]
     finally:
         os.kill(int(log.read_text()), signal.SIGKILL)
@@ -395,7 +400,7 @@ def test_a_service_that_keeps_its_output_open_is_not_waited_for(
 
 def test_a_service_of_the_user_s_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(mps.PIPES, "/tmp/theirs")
-    with mps.service(["0"], 2) as environments:
+    with mps.service(["0"]) as environments:
         assert environments == {}
 
 

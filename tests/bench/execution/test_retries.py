@@ -115,3 +115,25 @@ def test_a_lost_trial_keeps_its_claim_while_it_waits_though_its_record_is_sent_l
     )
     run_inline(store, made)
     assert happened == ["away", "sent KILLED", "sent FINISHED", "settled"]
+
+
+def test_each_outage_has_the_whole_patience(
+    store: Store, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(seeds=[0, 1, 2], training=SHORT)
+    send, away = Store.send, set[str]()
+
+    def away_at_each_end(store: Store, record: Record, *rest: Any) -> None:
+        if record.status == Status.FINISHED and record.trial_id not in away:
+            away.add(record.trial_id)
+            raise StoreError("the store is away")
+        send(store, record, *rest)
+        if record.status == Status.FINISHED:
+            clock[0] += driver.PATIENCE + 1
+
+    monkeypatch.setattr(driver, "LOOK", 0.0)
+    monkeypatch.setattr(claims, "PROBE", 0.01)
+    monkeypatch.setattr(Store, "send", away_at_each_end)
+    run_inline(store, made)
+    assert len(away) == 3
+    assert not pending(made, store.records())

@@ -81,6 +81,7 @@ search: {trials: 2, scale: [1, 1e300]} | search.scale … 1000000000 … 1e+300
 search: {trials: 4, modes: []} | search.modes: … at least 1
 search: {trials: 4, seed: -1} | search.seed: … greater than or equal to 0
 allocation: {modes: []} | allocation.modes: … at least 1
+tasks: [{name: r, csv: r.csv, text: a, label: b, data: {every_class: false}}] | tasks.0: data: … beside 'name'
 # repetitions
 seeds: [0, 1, 0] | seeds … 0
 tasks: [{task: digits, train_size: 60}, digits] | tasks: digits
@@ -118,7 +119,7 @@ tasks: [{task: mrpc, source: {local: ~no-such-user/x}}] | tasks.0.source: ~no-su
 
 OF_STUDIES = """
 seeds: [0] | seeds:
-tuning: {studies: 1, points: 8} | tuning.studies: … no interval
+tuning: {studies: 1, points: 8} | tuning.studies: … greater than or equal to 2
 tuning: {studies: 3, points: 1} | tuning.points:
 tuning: {studies: 3, trials: 8} | 'tuning.trials'
 tuning: {studies: 3, lr: {around: published}} | tuning.lr.around: … 'published'
@@ -148,7 +149,9 @@ search: {trials: 2, seeds: [10001]} | search.seeds: 10001
 """
 
 OF_CHOOSERS = """
-search: {trials: 3, modes: [head]} | TensLoRA qkv_depth … head
+search: {trials: 3, modes: [head]} | search.modes: … 'head' … input, layer
+search: {trials: 3, lr: [5e-6, 1e-3], core_lr: [.1, 1]} | lr · core_lr 5e-07 is below lr_floor
+search: {trials: 3, lr: [1e-3, 1e39]} | lr 1e+39 is above 1e+38
 search: {trials: 3, seed: 4294967296} | search.seed … 2147483648
 search: {trials: 3, seeds: [0]} | search.seeds … 0
 {search: {trials: 3}, budgets: [{parameters: 20}]} | 20 … smallest
@@ -166,6 +169,8 @@ OF_PILOTS = """
 methods: [lora] | pilot.head_lr: … 'digits' … head_only
 training: {steps: 4, batch_size: 16} | pilot.epochs: … 'digits'
 methods: [head_only, {method: lora, training: {epochs: 5}}] | pilot.epochs: methods.1 … its own length
+methods: [head_only, {method: lora, training: {steps: 5}}] | pilot.epochs: methods.1 … its own length
+methods: [head_only, {method: lora, centre: .01, each: {training: {epochs: [2, 6]}}}] | methods.1 … own length
 methods: [head_only, {method: lora, each: {targets: [qkv, qkvo]}}] | pilot.centres: methods.1
 pilot: {epochs: {methods: [LoRRA]}} | pilot.epochs.methods: … 'LoRRA'
 pilot: {epochs: {seeds: [1, 1]}} | pilot.epochs.seeds: 1
@@ -173,6 +178,7 @@ pilot: {centres: {task: digits, by_task: true}} | pilot.centres: by_task … tas
 {tasks: [digits, textile], methods: [head_only, {method: lora, centre: {digits: .01}}]} | methods.1 … by_task
 pilot: {centres: {task: digit}} | pilot.centres.task: … 'digit'
 pilot: {centres: {multiples: {nobody: 2}}} | pilot.centres.multiples: … 'nobody'
+pilot: {centres: {rates: [1e-7, 1e-3, 1e-2]}} | lr 1e-07 is below lr_floor
 pilot: {centres: {rates: [1e-3, 1e-2]}} | pilot.centres.rates: … at least 3
 pilot: {centres: {seeds: [10001]}} | pilot.centres.seeds: 10001
 """

@@ -35,9 +35,7 @@ def steps(
         batches.append(batch.trials)
         return [each for trial in batch.trials for each in records_of(trial)]
 
-    choices = chooser.run(results)
-    assert choices is not None
-    return choices, batches
+    return chooser.run(results), batches
 
 
 def only_chooser(suite: Suite) -> Chooser:

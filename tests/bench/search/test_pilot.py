@@ -192,6 +192,20 @@ def test_the_converged_head_is_scored_beside_the_methods() -> None:
     assert "converged head 0.5000" in choices.lines[1]
 
 
+def test_a_row_with_a_length_of_its_own_keeps_it() -> None:
+    rows = ["head_only", "lora", {"method": "lotr", "training": {"epochs": 6}}]
+    _, ran = choose({**PILOT, "methods": rows}, best_at(3e-3, 4, 1e-2))
+    assert {trial.recipe.epochs for trial in ran if trial.method["method"] == "lotr"} == {6}
+
+
+def test_a_centre_whose_window_studies_cannot_have_is_not_chosen() -> None:
+    centres = {**PILOT["pilot"]["centres"], "rates": [1e-2, 1e-1, 1.0]}
+    choices, _ = choose(changed(head_lr=None, epochs=None, centres=centres), best_at(3e-3, 2, 1.0))
+    (line,) = choices.missing
+    assert re.search(naming("LoRA on digits: centre 1:", "0.1 to 10", "decades"), line)
+    assert choices.centres == {}
+
+
 def test_a_method_s_rates_are_a_multiple_of_the_others() -> None:
     centres = {**PILOT["pilot"]["centres"], "multiples": {"LoRA": 10}}
     _, ran = choose(changed(head_lr=None, epochs=None, centres=centres), lambda trial: 1.0)

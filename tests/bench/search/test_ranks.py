@@ -78,9 +78,12 @@ def test_a_model_that_has_nothing_new_to_propose_is_helped(monkeypatch: pytest.M
 
 
 def test_no_point_of_a_search_exceeds_the_budget_and_modes_that_are_not_searched_keep_their_rank() -> None:
-    made = suite(methods=[QKV], search={"trials": 12, "modes": ["input", "output"]})
-    ((_, cell),) = cells(made)
-    _, trials = choose(made, loss_of)
+    made = suite(methods=[QKV, "lora"], search={"trials": 12, "modes": ["input", "output"]})
+    (_, cell), _ = cells(made)
+    choices, trials = choose(made, loss_of)
+    # LoRA has neither mode, and keeps its rank.
+    assert list(choices.methods) == [0]
+    assert {trial.method["method"] for trial in trials} == {"tenslora"}
     for trial in trials:
         ranks = trial.method["ranks"]
         assert ranks[2:] == [3, 2]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tensorbench.plan.pairs import Part
 from tensorbench.plan.rows import Plan
 from tensorbench.store import changes
 from tensorbench.store.changes import changed_trials
@@ -31,7 +32,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], 
 
 
 def messages(store: Store, made: Plan) -> list[str]:
-    return changed_trials(made, store, store.records())
+    return changed_trials(made, made, store, store.records())
 
 
 def test_trials_that_differ_in_one_field_are_mentioned_with_the_setting_that_keeps_them(store: Store) -> None:
@@ -62,6 +63,14 @@ def test_nothing_is_said_and_read_where_nothing_would_run_again(
 def test_other_trials_of_one_method_are_no_news(store: Store) -> None:
     changed = {**SHORT, "lr": 0.1, "head_lr": 0.2, "batch_size": 8, "warmup": 0.5}
     assert messages(store, plan(training=changed)) == []
+
+
+def test_trials_of_the_rest_of_the_suite_are_not_orphans(store: Store) -> None:
+    whole = plan(training=EARLIER, budgets=[{"isoparameters": 2}, {"isoparameters": 3}])
+    part = whole.select(Part(budgets=["isoparameters 3"]))
+    (message,) = messages(store, part)
+    assert "method.rank" in message
+    assert changed_trials(whole, part, store, store.records()) == []
 
 
 @pytest.mark.parametrize(("most", "begins"), [(4, "4 finished"), (3, "At least 3 finished")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import tensorbench.training.trial
+from tensorbench.backbones.inputs import TextInput
+from tensorbench.execution.inline import Inline
 from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
@@ -75,6 +78,30 @@ def test_several_trials_load_a_backbone_and_its_data_once(monkeypatch: pytest.Mo
     for trial in trials(methods=METHODS, seeds=[0, 1]):
         run_trial(trial, resources, nothing)
     assert calls == ["load", "prepare"]
+
+
+def test_a_preparation_loads_each_backbone_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, real = [], tensorbench.training.trial.load
+
+    def load(spec: Any) -> Any:
+        loaded.append(spec)
+        return real(spec)
+
+    monkeypatch.setattr(tensorbench.training.trial, "load", load)
+    backbones = ["tiny-random-vit", {"name": "tiny-random-vit", "image_size": 48}]
+    first, second = trials(backbones=backbones)
+    of_another_method = trials(backbones=backbones, methods=["lotr"])
+    Inline("cpu").prepare([first, second, *of_another_method])
+    assert len(loaded) == 2
+
+
+def test_models_that_read_the_same_files_otherwise_share_no_data() -> None:
+    resources, (trial,) = Resources("cpu"), trials(TEXT)
+    model_input = resources.backbone(trial).info.input
+    assert isinstance(model_input, TextInput)
+    first = resources.data(trial, model_input)
+    assert resources.data(trial, replace(model_input)) is first
+    assert resources.data(trial, replace(model_input, model_type="other")) is not first
 
 
 def test_a_worker_holds_what_the_latest_trial_needs_and_no_more() -> None:
