@@ -75,8 +75,8 @@ class ABBA(HadamardMethod):
 
     Start (reference code): B₁ = U·√Σ and A₁ = √Σ·Vᵀ from the largest singular values of W, A₂ uniform in
     ±√(6/in), B₂ zero. W itself is unchanged. The scale is √(α₁·α₂) of the reference code, and is not divided
-    by a rank. Both products have the same rank, as in the reference code, which ignores a second rank. There
-    is no dropout.
+    by a rank. Both products have the same rank, as in the reference code, which ignores a second rank and
+    has no dropout.
     """
 
     name: ClassVar[str] = "abba"

@@ -22,7 +22,7 @@ class CDKA(OneRank, Targeted, LowRankMethod):
     r1 divides the output size and r2 the input size. With r1 = r2 = 1, CDKA is LoRA with the scale of rsLoRA.
     The update is a low-rank pair whose rank is rank · r1 · r2. Start (the authors' default): A uniform in
     ±√(r2/in), B zero. The authors' code of the layer was not accessible, so forward and scale follow two
-    ports by others, which agree. There is no dropout.
+    ports by others, which agree and have no dropout.
     """
 
     name: ClassVar[str] = "cdka"

@@ -18,7 +18,7 @@ class LoTR(OneRank, StackedMethod):
     """y = W·x + b + scale/rank · left·M·right·x.
 
     The sites of one tensor share left and right, and each site has its own M (rank, rank). Start (reference
-    code): left and right N(0, 1), every M zero. There is no dropout and no bias.
+    code): left and right N(0, 1), every M zero. There is no bias. The reference code has no dropout.
     """
 
     name: ClassVar[str] = "lotr"

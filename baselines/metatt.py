@@ -87,7 +87,7 @@ class MetaTT(OneRank, Targeted, CutMethod):
 
         Inner bonds could use larger ranks.
         """
-        return (max(geometry.hidden, self.slices(geometry).width),)
+        return self.cut_limits(geometry)[:1]
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> _OneTrain:
         return _OneTrain(self, geometry)

@@ -13,8 +13,8 @@ from tensorbench.baselines.peft_method import AdapterClass, PeftMethod
 from tensorbench.methods.backbone import Geometry, Site
 from tensorbench.methods.errors import NotLowRank, UserError
 
-#: The fields of peft's configuration that control sharing, with the default and the smallest value of each.
-SHARED_FIELDS = {"stride_A": (1, 1), "num_B": (2, 2)}
+#: The fields of peft's configuration that control sharing, with the smallest value of each, its default.
+SHARED_FIELDS = {"stride_A": 1, "num_B": 2}
 
 #: Why no weight is equivalent to the update, and why an example's outputs depend on its batch.
 BY_BATCH = "Lily's router averages over all tokens of a batch, so that an output depends on its whole batch"
@@ -57,7 +57,7 @@ class Lily(PeftMethod):
     """
 
     adapter_class: ClassVar[AdapterClass] = LilyAdapter
-    whole_numbers: ClassVar[Mapping[str, int]] = {name: least for name, (_, least) in SHARED_FIELDS.items()}
+    whole_numbers: ClassVar[Mapping[str, int]] = SHARED_FIELDS
     title: ClassVar[str] = "Lily"
     depends_on_batch: ClassVar[str] = BY_BATCH
     not_mergeable: ClassVar[str] = BY_BATCH
@@ -66,7 +66,7 @@ class Lily(PeftMethod):
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """Counts ⌈L / stride_A⌉·r·in + num_B·r·out + L·r·num_B, summed over the projections, for L layers."""
-        stride, number = (self.config.get(name, default) for name, (default, _) in SHARED_FIELDS.items())
+        stride, number = (self.config.get(name, least) for name, least in SHARED_FIELDS.items())
         total = 0
         for projection in geometry.having(self.projections):
             out, in_ = geometry.shape(projection)

@@ -22,7 +22,9 @@ AnyTargets = Literal["qv", "qkv", "qkvo", "qkvo+mlp"]
 ANY_TARGETS: dict[AnyTargets, tuple[str, ...]] = {"qv": ("query", "value"), **dict(TARGETS.items())}
 
 
-def _rank_or_part(value: Any) -> float | str:
+def _rank_or_part(value: Any) -> int | float | str:
+    if isinstance(value, float) and value == 1:
+        raise ValueError("should be 1 for rank 1, or the mode's size for all of it")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
@@ -38,7 +40,7 @@ def _rank_or_part(value: Any) -> float | str:
 
 
 _COMPLETE: TypeAdapter[tuple[int, ...] | None] = TypeAdapter(tuple[PositiveInt, ...] | None)
-_BY_NAME: TypeAdapter[dict[str, float | str]] = TypeAdapter(
+_BY_NAME: TypeAdapter[dict[str, int | float | str]] = TypeAdapter(
     Annotated[dict[str, Annotated[Any, AfterValidator(_rank_or_part)]], Field(min_length=1)]
 )
 
@@ -46,7 +48,7 @@ _BY_NAME: TypeAdapter[dict[str, float | str]] = TypeAdapter(
 #: or None. Lists and mappings are validated separately, since pydantic's message for a union would describe
 #: both.
 Ranks = Annotated[
-    tuple[PositiveInt, ...] | Mapping[str, float | str] | None,
+    tuple[PositiveInt, ...] | Mapping[str, int | float | str] | None,
     WrapValidator(
         lambda value, _: (_BY_NAME if isinstance(value, Mapping) else _COMPLETE).validate_python(value)
     ),

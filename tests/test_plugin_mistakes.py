@@ -356,6 +356,7 @@ def test_a_plugins_metric_gives_scores_and_contributions(install: Install) -> No
         ("higher = False", 'higher = "no"', naming("higher", "True or False", "'no'")),
         ("higher = False", 'varied = "no"', naming("varied", "True or False", "'no'")),
         ("higher = False", 'reads = "logit"', naming("reads", "'answers' or 'outputs'", "'logit'")),
+        ("higher = False", 'reads = "outputs"', naming("reads", "'answers' for regression", "'outputs'")),
         ("higher = False", "point = 0", naming("point", "above 0", 0)),
         ("higher = False", "classes = 1", naming("classes", "at least 2", 1)),
         ('description = "mean absolute error"', "", naming("description", "text", None)),

@@ -229,6 +229,8 @@ def as_backbone(info: BackboneInfo, encoder: Any, unembedding: Tensor | None = N
         setattr(config, field, value)
     if isinstance(info.input, ImageInput) and kind.resize:
         if info.input.size != _side(config.image_size, info.name):
+            # It may be a list, with which transformers cannot interpolate.
+            config.patch_size = encoder.embeddings.patch_size = _side(config.patch_size, info.name)
             kind.resize(encoder, info.input.size)
         config.image_size = info.input.size
     for layer in range(info.geometry.layers):

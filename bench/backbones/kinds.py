@@ -342,7 +342,7 @@ KINDS: dict[str, Kind] = {
         attention="eager",
         remark="attention scores are capped: no fused attention in transformers",
     ),
-    "gemma3_text": _decoder("Gemma3TextModel", remark="the models of texts alone"),
+    "gemma3_text": _decoder("Gemma3TextModel", remark="text-only models"),
     "phi3": _decoder(
         "Phi3Model",
         _layout(

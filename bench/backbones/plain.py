@@ -149,8 +149,8 @@ def _head(model: Any, encoder: str) -> nn.Module:
         output = getattr(holder, "get_output_embeddings", lambda: None)()
         if loose := [name for name, _ in holder.named_parameters(path, recurse=False)]:
             raise UserError(
-                f"a {type(model).__name__} cannot be wrapped: {loose[0]} beside its encoder is in no module "
-                "of its own, as what is trained as its head has to be"
+                f"a {type(model).__name__} cannot be wrapped: parameter {loose[0]}, outside the encoder, "
+                "belongs to no submodule; put it into one, so that it can train as part of the head"
             )
         for name, module in holder.named_children():
             if _within(encoder, f"{path}.{name}".lstrip(".")) or not module.state_dict():

@@ -21,6 +21,7 @@ from tensorbench.backbones.backbone import (
     check_safetensors,
     check_shape,
     locate,
+    pixel_size,
     read_object,
 )
 from tensorbench.backbones.fused import Split
@@ -134,12 +135,15 @@ class TimmBackbone:
             except ValidationError as error:
                 raise UserError(f"{file}: {explained(error, _Settings)[0]}") from error
             return Blueprint(architecture, arguments, settings)
-        if not timm.is_model(self.model):
-            near = near_names(self.model, timm.list_models(), at_most=3)
+        try:
+            settings = timm.get_pretrained_cfg(self.model, allow_unregistered=False).to_dict()
+        except RuntimeError as error:
+            tagged = timm.list_models(f"{self.model.partition('.')[0]}.*", include_tags=True)
+            near = tagged or near_names(self.model, timm.list_models(), at_most=3)
             hint = f"near are {', '.join(near)}" if near else "timm.list_models() has their names"
-            raise UserError(f"timm has no model '{self.model}'; {hint}")
+            raise UserError(f"timm has no model '{self.model}'; {hint}") from error
         # Keep the tag in the name, so that timm applies its settings, such as the image size.
-        return Blueprint(self.model, {}, timm.get_pretrained_cfg(self.model).to_dict())
+        return Blueprint(self.model, {}, settings)
 
     def _describe(self, blueprint: Blueprint, image_size: int | None) -> BackboneInfo:
         name = f"timm:{self.model}"
@@ -304,6 +308,7 @@ def _fit(encoder: Any, name: str, size: int) -> tuple[Geometry, tuple[str, ...]]
         block.attn.qkv = Split(block.attn.qkv)
     try:
         if size != getattr(encoder.patch_embed, "img_size", (None,))[0]:
+            pixel_size(name, size, size, encoder.patch_embed.feat_ratio())
             encoder.set_input_size(img_size=(size, size))
     except (AttributeError, AssertionError, ValueError) as error:
         raise UserError(f"backbone '{name}' does not take images of {size} pixels: {error}") from error

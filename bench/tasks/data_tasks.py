@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -20,7 +20,7 @@ from tensorbench.tasks.description import SPLIT_WORDS, Description
 from tensorbench.tasks.objective import objective
 from tensorbench.tasks.registered_tasks import TASKS
 from tensorbench.tasks.rows import read_rows
-from tensorbench.tasks.tables import LABEL, names_of, read_parquet, read_tables
+from tensorbench.tasks.tables import LABEL, Table, names_of, read_parquet, read_tables
 from tensorbench.tasks.task import SPLITS, DataSource, Examples, SplitName, Task
 
 #: The version of the code that reads described data. Increment it if the same description would give other
@@ -113,10 +113,10 @@ def _blaming(name: str) -> Iterator[None]:
         raise UserError(message if message.startswith(where) else f"{where}: {message}") from error
 
 
-def files_of(data: Description) -> list[tuple[str, Path]]:
+def files_of(data: Description, tables: Sequence[Table] | None = None) -> list[tuple[str, Path]]:
     """Returns all files of the data as (name, path). The names stay the same if the data are moved.
 
-    Raises UserError as `read_tables` does.
+    Without `tables`, reads them if necessary. Raises UserError as `read_tables` does.
     """
     if (folder := data.dataset) is not None:
         # `datasets` writes the results of `map` and `filter` there, under names that begin with "cache-".
@@ -125,7 +125,7 @@ def files_of(data: Description) -> list[tuple[str, Path]]:
     paths = list(data.paths.items())
     if (data.image is None and data.format not in ("images", "image_list")) or data.parquet is not None:
         return paths
-    tables = read_tables(data)
+    tables = tables or read_tables(data)
     files = [file for table in tables for file in table.files or ()]
     if data.images is not None:
         return [(str(file.relative_to(data.images)), file) for file in files]
@@ -178,14 +178,15 @@ class OwnTask(DataTask):
 
     def __init__(self, name: str, data: Description) -> None:
         super().__init__(name, data)
-        rows = read_rows(data, read_tables(data))
+        tables = read_tables(data)
+        rows = read_rows(data, tables)
         self.classes, splits = rows.classes, rows.splits or []
         objective(self)
         self.fractions = self.shares(set(splits))
         train, validation, test = (splits.count(split) for split in SPLITS)
         self.sizes = (train, validation, test) if train and validation and test else None
         # Moving the data does not change it.
-        content = "".join(f"{named} {sha256(file)}\n" for named, file in files_of(data))
+        content = "".join(f"{named} {sha256(file)}\n" for named, file in files_of(data, tables))
         self.data_hash = f"sha256:{sha256_of(content.encode())}"
 
     def examples(self) -> Examples:
@@ -351,8 +352,8 @@ class HubTask(DataTask):
             raise UserError(
                 f"task '{self.name}': {within} has no parquet file of {', '.join(lacking)}; it needs those "
                 f"of the data set {self.where}, named by split, such as {lacking[0]}-00000-of-00001.parquet. "
-                "Of a repository that keeps its data otherwise, the hub may have made such files: ask for "
-                "them with `source: {revision: refs/convert/parquet}`"
+                "If the repository stores its data in another form, the hub may have converted them: try "
+                "`source: {revision: refs/convert/parquet}`"
                 + ("" if self.rules == 1 else "; `splits` says which of ours the data's splits are")
             )
         for part, files in part_files.items():

@@ -186,6 +186,28 @@ def blocks(
     return kept, _linked([first_places(keying[kept]) for keying in keyings])
 
 
+def dealt_shares(task: Task, splits: Iterable[SplitName] | None) -> dict[SplitName, int]:
+    """Returns the percentages of the splits that are dealt. `splits` are the examples' official splits.
+
+    Raises UserError if they do not add up to 100, and if a suite gives fractions for official splits.
+    """
+    official = set(splits or ())
+    if task.redealt and official:
+        raise UserError(f"task '{task.name}': fractions go with splits that are dealt, and its are official")
+    fractions = task.shares(official)
+    shares = {
+        split: share
+        for split, share in zip(SPLITS, fractions, strict=True)
+        if split not in official - {"train"} and (share or not official)
+    }
+    if sum(shares.values()) != 100 or min(shares.values()) < 1:
+        raise UserError(
+            f"task '{task.name}': fractions must be percentages of 1 or more that add up to 100; an official "
+            f"validation or test split has 0, got {', '.join(map(str, fractions))}"
+        )
+    return shares
+
+
 def deal(
     task: Task,
     labels: Sequence[Any],
@@ -203,9 +225,8 @@ def deal(
     dealt from train. Positions are shuffled, so that the first n of a split are a fair sample. Each `seed`
     gives a different deal and order. None gives the deal that all seeds share.
 
-    Raises UserError if a split is empty, if a split lacks a class that the task requires, if fractions do not
-    add up to 100, if a suite gives fractions for official splits, and if no example is left because every one
-    has a duplicate with another label.
+    Raises UserError if a split is empty, if a split lacks a class that the task requires, if no example is
+    left because every one has a duplicate with another label, and as `dealt_shares` does.
     """
     kept, numbers = blocks(task, labels, contents, groups, splits)
     ids = np.asarray(ids, dtype=np.int64)
@@ -215,15 +236,7 @@ def deal(
         dealt |= {split: np.flatnonzero(official == split) for split in SPLITS[1:]}
         numbers = numbers[official == "train"]
         kept = np.flatnonzero(official == "train")
-    if task.redealt and splits is not None:
-        raise UserError(f"task '{task.name}': fractions go with splits that are dealt, and its are official")
-    shares = {
-        split: share
-        for split, share in zip(SPLITS, task.shares(set() if splits is None else set(splits)), strict=True)
-        if not len(dealt[split]) and (share or splits is None)
-    }
-    if sum(shares.values()) != 100 or min(shares.values()) < 1:
-        raise UserError(f"task '{task.name}': fractions must be percentages of 1 or more that add up to 100")
+    shares = dealt_shares(task, splits)
     seeded = "" if seed is None else f"/{seed}"
     parts = strata(task, labels)
     dealt |= _share_out(kept, numbers, ids, f"{task.name}/split{seeded}", parts, shares)

@@ -21,7 +21,7 @@ from tensorbench.machine.cache import is_prepared, prepared
 from tensorbench.methods.errors import UserError
 from tensorbench.records.measures import SplitSizes
 from tensorbench.records.metrics import METRICS
-from tensorbench.tasks.dealing import blocks, check_classes, deal, first_places, strata
+from tensorbench.tasks.dealing import blocks, check_classes, deal, dealt_shares, first_places, strata
 from tensorbench.tasks.images import EncodedImages
 from tensorbench.tasks.objective import as_labels, as_tensor, check_answers, check_labels, objective
 from tensorbench.tasks.reading import image_content, read_examples, read_images, read_texts, text_content
@@ -213,13 +213,14 @@ def _check_data(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None
 
     def check(folder: Path) -> None:
         of = source.examples
+        dealt_shares(task, of.splits)
         if of.splits is not None:
             parts, official = strata(task, of.labels), np.array(of.splits)
             labels = as_tensor(task, list(of.labels))
             for split in SPLITS:
                 if len(positions := np.flatnonzero(official == split)):
                     check_classes(task, split, positions, parts)
-                    _check_scored(task, split, labels[positions])
+                    check_scored(task, split, labels[positions])
         elif task.target == "single label" and of.groups is None:
             # Which images are duplicates is unknown, but a block of duplicates has one class. So if no split
             # lacks a class with duplicates, none does without them.
@@ -238,10 +239,10 @@ def _check_data(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None
                 answers = [str(source.examples.labels[i]) for i in source.pool.kept[part]]
                 check_answers(task, split, answers, source.pool.ids[part].tolist())
             else:
-                _check_scored(task, split, labels)
+                check_scored(task, split, labels)
 
 
-def _check_scored(task: Task, split: SplitName, labels: torch.Tensor) -> None:
+def check_scored(task: Task, split: SplitName, labels: torch.Tensor) -> None:
     """Raises UserError if `labels` of a validation or test split cannot be scored."""
     if split != "train":
         check_labels(task, split, labels)

@@ -21,8 +21,8 @@ from tensorbench.backbones.inputs import ImageInput, ModelInput, TextInput
 from tensorbench.machine.cache import is_prepared, prepared
 from tensorbench.machine.memory import MIB, available_mib
 from tensorbench.methods.errors import UserError, shown
-from tensorbench.tasks.objective import check_answers, check_labels, objective
-from tensorbench.tasks.pool import CONTENT, ExampleSource, Sizes, check_size, check_variation
+from tensorbench.tasks.objective import check_answers, objective
+from tensorbench.tasks.pool import CONTENT, ExampleSource, Sizes, check_scored, check_size
 from tensorbench.tasks.reading import image_content, read_images, read_texts
 from tensorbench.tasks.registered_tasks import TASKS
 from tensorbench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit, WrittenSplit, answers_of
@@ -108,9 +108,8 @@ def prepare(
     else:
         parts = [_first(folder / f"{split}.safetensors", len(part)) for split, part in positions.items()]
     train, validation, test = (_split(task, part, model_input, key) for part in parts)
-    for name, scored in (("validation", validation), ("test", test)):
-        check_labels(task, name, scored.labels)
-        check_variation(task, name, scored.labels)
+    for name, scored in zip(SPLITS[1:], (validation, test), strict=True):
+        check_scored(task, name, scored.labels)
         if isinstance(scored, WrittenSplit):
             check_answers(task, name, scored.answers, scored.ids.tolist())
     unwritable = 0

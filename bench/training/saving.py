@@ -83,7 +83,8 @@ class Saving:
                 )
             if splits and method.depends_on_batch:
                 raise UserError(
-                    f"{self.options()}: {method.label} would answer otherwise: {method.depends_on_batch}"
+                    f"{self.options()}: {method.label} would give other outputs if batches were split: "
+                    f"{method.depends_on_batch}"
                 )
 
     def options(self) -> str:

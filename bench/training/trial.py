@@ -6,7 +6,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,7 @@ from tensorbench.records.words import Artifact, Status, Tag
 from tensorbench.tasks import PreparedData, Split, data_key, prepare
 from tensorbench.tasks.plain_text import plain_tokens
 from tensorbench.training.converged import fit_head
-from tensorbench.training.inference import Forward, Inference, timed_sizes
+from tensorbench.training.inference import EXAMPLES, Forward, Inference, timed_sizes
 from tensorbench.training.loop import Diverged, Evaluation, Trained, autocast, evaluate, head_state, train
 from tensorbench.training.measure import PeakMemory
 from tensorbench.training.numerics import compiled, deterministic, frozen_in_bf16, take_device, tf32
@@ -200,8 +200,9 @@ class Resources:
             if made.unwritable:
                 warnings.warn(
                     f"task '{row.task}': {made.unwritable:,} of {len(made.validation) + len(made.test):,} "
-                    f"right answers cannot be written in {task.new_tokens} tokens by this tokenizer, or in "
-                    "those that their prompts leave: written as they are, they count as wrong",
+                    f"right answers do not survive: in this tokenizer they exceed {task.new_tokens} tokens "
+                    "(new_tokens) or the room beside the prompt, or decode to another text. A model that "
+                    "writes them exactly is still scored wrong",
                     DataWarning,
                     stacklevel=2,
                 )
@@ -394,22 +395,22 @@ def _in_use(
     trial: Trial, resources: Resources, backbone: LoadedBackbone, adapter: Adapter, data: PreparedData
 ) -> Measures:
     """Measures the adapter's inference time and its effect on a few examples. Detaches the adapter."""
-    sizes = [min(size, len(data.validation)) for size in timed_sizes(resources.device)]
-    batches = [data.validation.batch(torch.arange(size)) for size in sizes]
+    few = data.validation.batch(torch.arange(min(EXAMPLES, len(data.validation))))
     has_parameters = adapter.parameter_count > 0
 
     @torch.inference_mode()
     def outputs() -> Tensor:
         backbone.module.eval()
         with autocast(trial.recipe, resources.device):
-            return backbone.module(**batches[0]).float().cpu()
+            return backbone.module(**few).float().cpu()
 
     with adapter.hold():
         adapted = outputs()
     content = trial.model_dump(mode="json", include={"method", "data"})
     key = json.dumps([content, trial.recipe.precision], sort_keys=True)
-    if key not in resources.forward_times:
-        resources.forward_times[key] = _inference(trial, backbone, adapter, batches)
+    # A measurement that failed is repeated.
+    if not resources.forward_times.get(key):
+        resources.forward_times[key] = _inference(trial, backbone, adapter, data.validation)
     measures = dict(resources.forward_times[key])
     adapter.detach()
     if has_parameters:
@@ -428,23 +429,22 @@ def effect(adapted: Tensor, bare: Tensor) -> float | None:
     return (adapted - bare).square().mean().sqrt().item() / spread if spread > 0 else None
 
 
-def _inference(
-    trial: Trial, backbone: LoadedBackbone, adapter: Adapter, batches: Sequence[Mapping[str, Tensor]]
-) -> Measures:
+def _inference(trial: Trial, backbone: LoadedBackbone, adapter: Adapter, split: Split) -> Measures:
     """Times forward passes with the adapter, with its update merged, and without it. Detaches the adapter.
 
     If this fails, warns and returns no measures. The trial keeps its result.
     """
     device = next(backbone.module.parameters()).device
-    forwards = [Forward(backbone.module, batch, lambda: autocast(trial.recipe, device)) for batch in batches]
     try:
+        batches = [split.batch(torch.arange(min(size, len(split)))) for size in timed_sizes(device)]
+        forwards = [Forward(backbone.module, b, lambda: autocast(trial.recipe, device)) for b in batches]
         times = [(forward, *forward.with_adapter(adapter)) for forward in forwards]
         adapter.detach()
         measures: Measures = {}
         for forward, adapted, merged in times:
             measures |= Inference(forward.ms(), adapted, merged, forward.examples).measures
         return measures
-    except Exception as error:  # memory may be too small for merged weights beside the original ones
+    except Exception as error:  # memory may be too small for the larger batch, or for merged weights
         warnings.warn(f"the time of a forward could not be measured: {error}", stacklevel=2)
         return {}
 

@@ -75,7 +75,7 @@ def test_rank_limits() -> None:
         ({"layer": 0.5}, (76, 76, 3, 6)),
         # Half of three is two: shares are rounded, halves to the even number.
         ({"projection": 0.5}, (69, 69, 2, 12)),
-        ({"projection": 1, "layer": 1.0}, (133, 133, 1, 1)),
+        ({"projection": 1, "layer": 1}, (133, 133, 1, 1)),
         ({"input": 100}, (100, 33, 3, 12)),
         # The budget would set 60, and 117 beside one rank for the layers.
         ({"input": "1.5x"}, (90, 38, 3, 12)),
@@ -87,6 +87,7 @@ def test_ranks_given_by_name_stay_and_the_budget_sets_the_others(
 ) -> None:
     method = create("tenslora", variant="qkv_depth", ranks=ranks)
     assert method.size is None
+    assert type(method).model_validate_json(method.model_dump_json()) == method
     fitted = method.fit(BASE, LORA)
     assert fitted.size == size
     assert abs(fitted.count(BASE) / LORA - 1) < 0.02
@@ -139,6 +140,7 @@ def test_no_ranks_that_the_rule_allows_come_nearer(variant: str, factorization: 
         ({"layr": 1}, r"takes 4 \(input, output, projection, layer\), got layr"),
         ({"layer": 0}, "should be a rank.*1.5x"),
         ({"layer": True}, "should be a number, not true"),
+        ({"layer": 1.0}, "should be 1 for rank 1, or the mode's size"),
         ({"layer": 1.5}, "should be a rank"),
         ({"layer": "0x"}, "should be a rank"),
         ({"layer": "9" * 400 + "x"}, "should be a rank"),

@@ -44,7 +44,7 @@ class Metric(ABC):
     - Single label: `targets` are int64 (N,). Answers are int64 (N,), with -1 for no answer. Outputs are
       logits, float (N, classes).
     - Multi-label: `targets` and answers are 0 or 1, (N, classes). Outputs are logits, float (N, classes).
-    - Regression: `targets`, answers and outputs are float (N,), in the unit of the targets.
+    - Regression: `targets` and answers are float (N,), in the unit of the targets. Outputs cannot be read.
     - Generation: see `tensorbench.records.metrics.generation`.
     """
 

@@ -50,6 +50,8 @@ def _check(name: str, metric: Any) -> None:
     for field, (accepted, holds) in _DECLARATIONS.items():
         if not holds(value := getattr(metric, field, None)):
             raise UserError(f"{where}: {field} should be {accepted}, got {shown(value)}")
+    if metric.reads == "outputs" and "regression" in metric.kinds:
+        raise UserError(f"{where}: reads should be 'answers' for regression, got 'outputs'")
 
 
 _CLASSES, _NUMBERS = "tensorbench.records.metrics.classification", "tensorbench.records.metrics.regression"

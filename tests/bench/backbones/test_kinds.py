@@ -89,6 +89,14 @@ def test_another_image_size_is_that_of_transformers(kind: str, tmp_path: Path) -
     torch.testing.assert_close(features(backbone, inputs), expected(kind, model, inputs, **more))
 
 
+def test_the_sides_of_patches_may_be_a_list(tmp_path: Path) -> None:
+    inputs = inputs_of("vit", size=32)
+    expected = features(saved(model_of("vit"), tmp_path, image_size=32), inputs)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"patch_size": [config["patch_size"]] * 2}))
+    assert torch.equal(features(load(BackboneSpec(local=tmp_path, image_size=32)), inputs), expected)
+
+
 @pytest.mark.parametrize(
     ("model_type", "part"), [("CLIP", "clip_vision_model"), ("Siglip", "siglip_vision_model")]
 )
@@ -225,8 +233,9 @@ def test_timm_at_another_image_size(timm_file: tuple[Any, Path]) -> None:
     with torch.no_grad():
         expected = model.forward_head(model.forward_features(inputs["pixel_values"]), pre_logits=True)
     torch.testing.assert_close(features(backbone, inputs), expected, atol=1e-5, rtol=0)
-    with pytest.raises(UserError, match=naming(97, "divisible by patch size")):
-        describe(BackboneSpec(timm="test_vit", local=file, image_size=97))
+    for size, near in ((230, 224), (15, 16)):
+        with pytest.raises(UserError, match=naming("image_size", size, "patch size", 16, near)):
+            describe(BackboneSpec(timm="vit_tiny_patch16_224", local=file, image_size=size))
 
 
 @pytest.mark.parametrize(
@@ -236,6 +245,8 @@ def test_timm_at_another_image_size(timm_file: tuple[Any, Path]) -> None:
         ("convnext_atto", "ConvNeXt"),
         ("eva02_tiny_patch14_224", "224 pixels"),
         ("vit_bse_patch16_224", naming("'vit_bse_patch16_224'", "vit_base_patch16_224")),
+        ("vit_tiny_patch16_224.typo", naming("'vit_tiny_patch16_224.typo'", "patch16_224.augreg_in21k")),
+        ("vit_base_patch16_224_in21k", "timm has no model"),
     ],
 )
 def test_other_timm_models_are_refused(timm_file: tuple[Any, Path], model: str, message: str) -> None:

@@ -23,7 +23,7 @@ from PIL import Image
 from tensorbench.methods.errors import UserError
 from tensorbench.plan.make import make_plan
 from tensorbench.plan.suite import Suite
-from tensorbench.tasks import TASKS, DataSource, Examples, Task, prepare
+from tensorbench.tasks import TASKS, DataSource, Examples, Task, check_use, prepare
 from tensorbench.tasks.images import decoded
 
 from ...messages import naming
@@ -58,6 +58,13 @@ def test_a_folder_beside_those_of_the_splits_is_no_class(tmp_path: Path) -> None
     assert (own.classes, Counter(own.examples().splits or ())) == (("a", "b"), {"train": 16, "test": 16})
     with pytest.raises(UserError, match=naming("fit", "dev")):
         task(tmp_path, images="x", splits={"fit": "train", "dev": "test"})
+
+
+def test_a_plan_refuses_fractions_of_official_splits(tmp_path: Path, own_cache: Path) -> None:
+    pictures(tmp_path / "x", *(f"{s}/{c}" for s in ("train", "test") for c in "ab"))
+    check_use(task(tmp_path, images="x", fractions=[80, 20, 0]), (None, None, None), (None,))
+    with pytest.raises(UserError, match=naming("fractions", "official", "test split has 0", "80, 10, 10")):
+        check_use(task(tmp_path, images="x", fractions=[80, 10, 10]), (None, None, None), (None,))
 
 
 def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:

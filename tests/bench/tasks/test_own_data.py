@@ -384,6 +384,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a hub without classes": (CSV, {"csv": None, "hub": "a/b"}, "hub needs classes"),
     "one word for two splits": (CSV, {"splits": {"A": "train", " a": "test"}}, "splits: .* a.* duplicated"),
     "a unit of classes": (CSV, {"unit": "kg"}, "unit"),
+    "splits in no column": (CSV, {"splits": {"fit": "train"}}, "splits goes with split_by"),
+    "a separator of one label": (CSV, {"separator": ";"}, "separator goes with target: multi-label"),
 }
 
 

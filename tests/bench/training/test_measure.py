@@ -17,6 +17,7 @@ import torch
 import tensorbench
 import tensorbench.training.trial
 from tensorbench.records.measures import Measure
+from tensorbench.tasks import TextSplit
 from tensorbench.training import measure
 from tensorbench.training.inference import Forward, timed_sizes
 from tensorbench.training.measure import LIBRARIES, WARMUP_STEPS, PeakMemory, StepTimer, provenance
@@ -244,15 +245,25 @@ def test_a_gpu_is_also_timed_with_a_batch_that_fills_it(monkeypatch: pytest.Monk
     assert None not in [measures[f"inference/filled/{name}_ms"] for name in ("bare", "adapted", "merged")]
 
 
-def test_failed_measurements_do_not_fail_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Forward) -> float:
-        raise MemoryError("no room for merged weights")
+@pytest.mark.parametrize(("owner", "name"), [(Forward, "ms"), (TextSplit, "batch")])
+def test_failed_measurements_do_not_fail_the_trial_and_are_repeated(
+    monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+) -> None:
+    def full(self: Any, *indices: torch.Tensor) -> Any:
+        if not indices or len(indices[0]) == 20:
+            raise MemoryError("no room")
+        return real(self, *indices)
 
-    monkeypatch.setattr(Forward, "ms", full)
+    real = getattr(owner, name)
+    monkeypatch.setattr(tensorbench.training.trial, "timed_sizes", lambda device: (8, 20))
     (trial,) = plan(TEXT).trials
+    resources = Resources("cpu")
+    monkeypatch.setattr(owner, name, full)
     with pytest.warns(UserWarning, match=naming("forward", "no room")):
-        outcome = run_trial(trial, Resources("cpu"), lambda _: None)
-    assert Measure.BARE_MS not in outcome.measures
+        failed = run_trial(trial, resources, lambda _: None)
+    assert Measure.BARE_MS not in failed.measures
+    monkeypatch.setattr(owner, name, real)
+    assert Measure.BARE_MS in run_trial(trial, resources, lambda _: None).measures
 
 
 def test_inference_costs_are_stored_shown_and_reported(

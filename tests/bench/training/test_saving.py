@@ -125,7 +125,7 @@ def test_layers_that_also_get_positions_drop_by_whole_batches_alone(tmp_path: Pa
         (
             trial(VISION, {"method": "peft", "type": "LILY", "rank": 2}),
             PARTS,
-            "--micro-batch: Lily .*would answer otherwise",
+            "--micro-batch: Lily .*would give other outputs",
         ),
         (
             trial(VISION, "lora", compile=True),
