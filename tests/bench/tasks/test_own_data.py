@@ -379,7 +379,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "neither text nor image": (CSV, {"text": None}, "csv.* text and image"),
     "a pair of one column": (CSV, {"text": ["body", "body"]}, "a pair takes its texts from two columns"),
     "no label column": (CSV, {"label": None}, "csv needs label"),
-    "two files": (CSV, {"jsonl": "x"}, "one of csv.*csv, jsonl"),
+    "two files": (CSV, {"jsonl": "x"}, "exactly one of csv, .*'jsonl': 'x'"),
     "a column of a folder": (CSV, {"csv": None, "images": "x", "text": None}, "label: .*images"),
     "a hub without classes": (CSV, {"csv": None, "hub": "a/b"}, "hub needs classes"),
     "one word for two splits": (CSV, {"splits": {"A": "train", " a": "test"}}, "splits: .* a.* duplicated"),
