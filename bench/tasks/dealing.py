@@ -191,7 +191,7 @@ def dealt_shares(task: Task, splits: Iterable[SplitName] | None) -> dict[SplitNa
 
     Raises UserError if they do not add up to 100, and if a suite gives fractions for official splits.
     """
-    official = set(splits or ())
+    official: set[SplitName] = set() if splits is None else set(splits)
     if task.redealt and official:
         raise UserError(f"task '{task.name}': fractions go with splits that are dealt, and its are official")
     fractions = task.shares(official)

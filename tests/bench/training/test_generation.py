@@ -213,7 +213,7 @@ def test_right_answers_that_no_model_can_write_are_counted(
     task = data(tmp_path, rows=rows, new_tokens=new_tokens, answer_after=[])
     (trial,) = suite(task).trials
     resources = Resources("cpu")
-    with pytest.warns(UserWarning, match=naming("of 18 right answers", f"in {new_tokens} tokens")):
+    with pytest.warns(UserWarning, match=naming("of 18 right answers", f"exceed {new_tokens} tokens")):
         made = resources.data(trial, resources.backbone(trial).info.input)
     scored = [text for split in (made.validation, made.test) for text in split.answers]  # type: ignore[union-attr]
     assert made.unwritable == len([text for text in scored if text != "yes"])
