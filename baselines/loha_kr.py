@@ -19,8 +19,8 @@ class KhatriRaoLoHa(HadamardMethod):
 
     Start: B₁ zero, and A₁ uniform in ±1/√in. B₂ has ones in its first column and zeros elsewhere. A₂ has ones
     in its first row and is normal with standard deviation 1/√in elsewhere. So B₂·A₂ is all ones. Weight decay
-    would pull these ones to zero. The rank of the update is at most rank². The reference code
-    has no dropout.
+    would pull these ones to zero. The rank of the update is at most rank². The reference code has no
+    dropout.
     """
 
     name: ClassVar[str] = "loha_kr"

@@ -142,7 +142,7 @@ class Edge:
     method: str
     #: The edge's side of the window: "lower" or "upper".
     end: str
-    #: The ends of a window that extends up to a decade beyond this edge, as far as windows may.
+    #: The ends of a window that extends up to a decade beyond this edge, as far as windows may extend.
     wider: tuple[float, float]
     #: The centre of a moved window of the same width: the rate at this edge, if windows may extend so far.
     centre: float

@@ -269,7 +269,7 @@ def unpack(
     with progress_line("trials") as notify:
         experiments = tensorbench.unpack(*file, store=store, listener=notify)
     for merged in experiments:
-        say(f"{merged.name}: {many(merged.written, 'trial')} written, {merged.there:,} were there.")
+        say(f"{merged.name}: {many(merged.written, 'trial')} written, already there: {merged.there:,}.")
 
 
 def verify(

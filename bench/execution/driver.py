@@ -218,7 +218,6 @@ class _Driving:
 
     def _away(self, error: StoreError) -> None:
         self.store.online, self.why = False, str(error)
-        self.away_since = self.away_since or time.monotonic()
 
     def _caught_up(self) -> bool:
         """Sends the waiting records. Returns whether all could be sent."""

@@ -166,6 +166,11 @@ class TaskRow(Frozen):
         own_fields = cls.model_fields.keys() - {"label", "fractions", "metric"}
         own = {key: value for key, value in row.items() if key in own_fields}
         data = {key: value for key, value in row.items() if key not in own and key != "name"}
+        # Not in `Description`: trials of earlier versions have these fields without effect.
+        if data.get("splits") and not data.keys() & {"split_by", "images", "dataset", "hub"}:
+            raise ValueError("splits: goes with split_by, images, dataset or hub")
+        if data.get("separator", "|") != "|" and data.get("target") != "multi-label":
+            raise ValueError("separator: goes with target: multi-label")
         return {**own, "task": row["name"], "data": data}
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ Summary = Literal["mean", "median", "max", "sum"]
 #: The value of `less` for a measure that is better if it is smaller.
 LESS = True
 
-#: Bytes per number in float32, as each trained parameter has.
+#: Bytes of a number in float32, the precision of trained parameters.
 FLOAT32 = 4
 
 

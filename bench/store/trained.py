@@ -159,12 +159,13 @@ def find_trial(store: str, run: str) -> tuple[Store, Record]:
     client = connect(store, create=False)
     every = [experiment.experiment_id for experiment in experiments(client)]
     records = find_runs(client, every, f"tags.{Tag.KIND} = '{RunKind.TRIAL}'")
+    start = run.strip().lower()
+    of_trial = [record for record in records if start and record.trial_id.startswith(start)]
     # Trials that ran here, and copies from packs beside them, come first.
     own = {record.tag(Tag.PARENT) for record in records if not record.tag(Tag.ORIGIN)}
+    trials = latest(of_trial) | latest(r for r in of_trial if r.tag(Tag.PARENT) in own)
     records.sort(key=lambda record: record.tag(Tag.PARENT) not in own)
-    start = run.strip().lower()
     by_run = [r for r in records if start and (r.run_id.startswith(start) or r.origin.startswith(start))]
-    trials = latest(record for record in records if start and record.trial_id.startswith(start))
     matches: dict[str, Record] = {}
     for record in (*trials.values(), *by_run):
         matches.setdefault(record.origin, record)

@@ -168,9 +168,6 @@ class Description(Frozen):
             "a generation has one column of prompts and one of answers": self.target == "generation"
             and not (isinstance(self.text, str) and isinstance(self.label, str)),
             "template should have {prompt} in it": "{prompt}" not in self.template,
-            "splits goes with split_by, images, dataset or hub": self.splits is not None
-            and not (self.split_by or self.images or self.dataset or self.hub),
-            "separator goes with target: multi-label": self.separator != "|" and self.target != "multi-label",
             "unit goes with target: regression": self.unit and self.target != "regression",
             "several label columns go with target: multi-label, and name its classes": several
             and (self.target != "multi-label" or self.classes is not None),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
@@ -170,21 +170,28 @@ class StudyOfOtherTasks:
 
     def by_method(self, *blocks: Block) -> str:
         """A table of all rows: for each block the score, the difference from LoRA and the verdict."""
-        rows: dict[str, list[str]] = {}
+        sizes: dict[str, str] = {}
+        parts: list[Mapping[str, tuple[str, ...]]] = []
         for block in blocks:
+            shown = {}
             for entrant in block.entrants:
-                sizes = dict.fromkeys(f"{cell.parameters:,}" for cell in entrant.cells)
-                difference = compared(entrant.differences.get(block.k))
+                of_cells = dict.fromkeys(f"{cell.parameters:,}" for cell in entrant.cells)
+                sizes.setdefault(entrant.method, " or ".join(of_cells))
                 score = block.unit.score(entrant.means[block.k].value)
-                rows.setdefault(entrant.method, [" or ".join(sizes)]).extend((score, *difference))
+                shown[entrant.method] = (score, *compared(entrant.differences.get(block.k)))
             for level in block.levels:
-                score = block.unit.score(fmean(level.scores.values()))
+                sizes.setdefault(level.method, "–")
                 change = "–" if level.difference is None else points(level.difference)
-                rows.setdefault(level.method, ["–"]).extend((score, change, "–"))
+                shown[level.method] = (block.unit.score(fmean(level.scores.values())), change, "–")
+            parts.append(shown)
         heads = [
             text for block in blocks for text in (block.unit.named(block.metric), f"from {LORA}", "verdict")
         ]
-        return table(["method", "parameters", *heads], [[method, *cells] for method, cells in rows.items()])
+        rows = [
+            [method, size, *(text for shown in parts for text in shown.get(method, ("–",) * 3))]
+            for method, size in sizes.items()
+        ]
+        return table(["method", "parameters", *heads], rows)
 
     def limits(self, block: Block) -> Iterator[str]:
         """Yields what limits the answers. `block` is that of question 1."""

@@ -144,7 +144,7 @@ def differences(block: Block, name: str, title: str, looks: Looks) -> Drawn:
 
 def _bounds_explained(comparisons: Iterable[Comparison]) -> str:
     """The sentence of a caption on the bounds that mark names. Empty if there are none."""
-    ends = {"≥": "a lower bound: the method's", "≤": "an upper bound: the reference's"}
+    ends = {"≥": "marks a lower bound: the method's", "≤": "marks an upper bound: the reference's"}
     marks = {comparison.bound for comparison in comparisons}
     return "".join(
         f" ({mark}) {bound} best rates lie at an edge of its window."

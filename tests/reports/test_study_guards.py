@@ -203,7 +203,7 @@ def test_best_rates_at_an_edge_make_a_score_a_lower_bound(
     figure = differences(block, "figure", "title", Looks([compared.family]))
     (label,) = figure.figure.axes[0].get_yticklabels()
     assert label.get_text() == f"{QKV} ({bound})" if bound else QKV
-    assert (f"({bound}) a" in figure.caption) == bool(bound)
+    assert (f"({bound}) marks" in figure.caption) == bool(bound)
     shown = terminal(uri)
     if method:
         end = "upper" if optima[method] > 0 else "lower"

@@ -105,8 +105,9 @@ class Chooser(ABC):
     def run(self, results: Callable[[Batch], Sequence[Record]] | None = None) -> Choices:
         """Goes through all steps, and returns the choices.
 
-        `results` is called with every batch, and returns the records of its trials. If some have none, the
-        trials that depend on them are left out. An allocation needs no `results`.
+        `results` is called with every batch, and returns the records of its trials. If some have none, a
+        search leaves out the trials that depend on them, and a pilot goes on with the suite's own values. An
+        allocation needs no `results`.
         """
         steps = self.steps()
         records: Sequence[Record] | None = None

@@ -47,7 +47,7 @@ class _Step(Batch):
         rates = cell.window()
         if rates.head_lr is not None:
             rates = replace(rates, head_lr=chosen.get("head_lr", rates.head_lr))
-        if not (epochs or {"epochs", "steps"} & cell.method_row.training.keys()):
+        if not (epochs or _has_length(cell)):
             epochs = int(chosen.get("epochs", 0)) or None
         setting = rates.setting(rate)
         trials = [cell.trial(seed, "validation", setting=setting, epochs=epochs) for seed in self.seeds]
@@ -189,14 +189,12 @@ def _check(pilot: Pilot, cells: Sequence[PlanCell]) -> None:
         raise UserError(f"pilot.head_lr: task '{headless[0]}' has no row of {HEAD}, which chooses the rate")
     if pilot.epochs is not None:
         rows = _rows_of_lengths(pilot.epochs, cells)
-        for number in sorted(rows):
-            row = suite.methods[number]
-            if row.recipe_fields & {"epochs", "steps"}:
-                raise UserError(
-                    f"pilot.epochs: methods.{number} ('{row.method}') sets its own length; leave it out "
-                    "there, or name the rows that choose in pilot.epochs.methods"
-                )
         for cell in cells:
+            if cell.number in rows and _has_length(cell):
+                raise UserError(
+                    f"pilot.epochs: methods.{cell.number} ('{cell.method_row.method}') sets its own length; "
+                    "leave it out there, or name the rows that choose in pilot.epochs.methods"
+                )
             if cell.number in rows and cell.recipe.epochs is None:
                 raise UserError(
                     f"pilot.epochs: task '{cell.task.task}' counts steps; give epochs, or pilot epochs: null"
@@ -254,6 +252,11 @@ def vertex(losses: Mapping[float, float]) -> float:
             lowest = x1 - 0.5 * ((x1 - x0) * rise - (x1 - x2) * fall) / (rise - fall)
     rounded = float(f"{10 ** (round(2 * lowest) / 2):.{MANTISSA}e}")
     return min(max(rounded, rates[0]), rates[-1])
+
+
+def _has_length(cell: PlanCell) -> bool:
+    """Whether the cell's row gives its own epochs or steps."""
+    return any(cell.method_row.training.get(key) is not None for key in ("epochs", "steps"))
 
 
 def _lengths(section: Lengths, cell: PlanCell) -> list[int]:

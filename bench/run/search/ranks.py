@@ -110,7 +110,10 @@ class CellPoints:
             self.all, self.count = [self.first, *rest], len(points)
         # The recipe refuses rates that are too low or too high before any trial runs.
         ends = ({axis: grid[end] for axis, grid in self.grids.items()} for end in (0, -1))
-        self.batch(RankPoint(self.heuristic, Setting.model_validate(rates)) for rates in ends)
+        try:
+            self.batch(RankPoint(self.heuristic, Setting.model_validate(rates)) for rates in ends)
+        except UserError as error:
+            raise UserError(f"search: {error}") from error
         self.trials.clear()
 
     def settings(self) -> Iterator[Setting]:

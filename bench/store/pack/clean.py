@@ -24,7 +24,7 @@ _PATH = re.compile(
 #: are no paths even if they begin like one: "/no_think {text}".
 _WORDS = {
     "data": {
-        *("prompt", "template", "answer_after", "classes", "separator"),
+        *("prompt", "template", "answer_after", "classes", "separator", "unit"),
         *("text", "image", "label", "group", "split_by"),
     },
     "verbalizer": {"prompt", "words"},

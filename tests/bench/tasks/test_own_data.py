@@ -382,10 +382,14 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "two files": (CSV, {"jsonl": "x"}, "exactly one of csv, .*'jsonl': 'x'"),
     "a column of a folder": (CSV, {"csv": None, "images": "x", "text": None}, "label: .*images"),
     "a hub without classes": (CSV, {"csv": None, "hub": "a/b"}, "hub needs classes"),
-    "one word for two splits": (CSV, {"splits": {"A": "train", " a": "test"}}, "splits: .* a.* duplicated"),
+    "one word for two splits": (
+        CSV,
+        {"splits": {"A": "train", " a": "test"}, "split_by": "label"},
+        "splits: .* a.* duplicated",
+    ),
     "a unit of classes": (CSV, {"unit": "kg"}, "unit"),
-    "splits in no column": (CSV, {"splits": {"fit": "train"}}, "splits goes with split_by"),
-    "a separator of one label": (CSV, {"separator": ";"}, "separator goes with target: multi-label"),
+    "splits in no column": (CSV, {"splits": {"fit": "train"}}, "splits: goes with split_by"),
+    "a separator of one label": (CSV, {"separator": ";"}, "separator: goes with target: multi-label"),
 }
 
 
