@@ -13,7 +13,7 @@ from tensorbench.baselines.peft_method import AdapterClass, PeftMethod
 from tensorbench.methods.backbone import Geometry, Site
 from tensorbench.methods.errors import NotLowRank, UserError
 
-#: The fields of peft's configuration that control sharing, with the smallest value of each, its default.
+#: The fields of peft's configuration that control sharing, each with its smallest value, also the default.
 SHARED_FIELDS = {"stride_A": 1, "num_B": 2}
 
 #: Why no weight is equivalent to the update, and why an example's outputs depend on its batch.

@@ -135,14 +135,15 @@ def _seeds(results: Results, cell: Cell, by_trial: Mapping[str, ByExample]) -> C
 
 def _point(results: Results, cell: Cell) -> float:
     """The size of a point of the cell's metric, in units of the score."""
-    if not (metric := results.metrics[cell.number]):
+    if not (name := results.metrics[cell.number]):
         return DEFAULT
+    metric = METRICS.get(name)
     alike = [
         each
         for each in results.all_cells
-        if (each.setting, results.metrics[each.number]) == (cell.setting, metric)
+        if metric.in_units and (each.setting, results.metrics[each.number]) == (cell.setting, name)
     ]
-    return default_threshold(METRICS.get(metric), alike)
+    return default_threshold(metric, alike)
 
 
 def _studies(

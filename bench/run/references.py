@@ -7,6 +7,7 @@ machine as these.
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -164,6 +165,10 @@ def run_again(
             if executor.free:
                 waiting.remove(trial)
                 executor.submit(trial)
+        if len(waiting) == left:
+            # Nothing runs, and a step might return at once.
+            time.sleep(0.2)
+            continue
         executor.step(receive)
         while ended:
             event = ended.pop()

@@ -406,11 +406,11 @@ class Store(Source):
         compared = {key: single.pop(key) for key in COMPARED if key in single}
         points = [*record.points, *(Point(key, value, ended or 0, 0) for key, value in compared.items())]
         tags = all_storable(record.tags) | ({Tag.MEASURES: json.dumps(single)} if single else {})
-        others = self._other_results(record) if record.status == Status.FINISHED else []
+        other_results = self._other_results(record) if record.status == Status.FINISHED else []
         # Runs that came from packs may lack their adapters.
         brings = folder is not None and (folder / Artifact.ADAPTER).exists()
-        counts = brings and not any(self.has(run, Artifact.ADAPTER) for run in others)
-        if others and not counts:
+        counts = brings and not any(self.has(run, Artifact.ADAPTER) for run in other_results)
+        if other_results and not counts:
             tags[Tag.DUPLICATE] = YES
         parts = zip_longest(
             _parts([Metric(*point) for point in points], MOST_METRICS),
@@ -426,7 +426,7 @@ class Store(Source):
             client.set_terminated(run_id, record.status.ended, ended)
         if counts:
             # Only now, since this run would not count if one of the writes above failed.
-            for run in others:
+            for run in other_results:
                 client.set_tag(run.run_id, Tag.DUPLICATE, YES)
 
     def _other_results(self, record: Record) -> list[Record]:

@@ -246,8 +246,8 @@ def _check_spellings(column: str, names: Sequence[str]) -> None:
             same = not whole and unicodedata.normalize("NFC", other) == text
             how = f"{shown(name)} in two Unicode encodings" if same else f"{shown(other)} and {shown(name)}"
             raise UserError(
-                f"column '{column}' has {how}, which would be two classes: write one of them only, or say in "
-                "classes which values are which class"
+                f"column '{column}' has {how}, which would be two classes: write one of them only, or give "
+                "each value its class in `classes`"
             )
 
 

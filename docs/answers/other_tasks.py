@@ -205,7 +205,8 @@ class StudyOfOtherTasks:
             for entrant in each.entrants
         }
         new = (cell for cell in self.every.results.all_cells if cell.studies)
-        extent = "Four methods, one budget, two small backbones, five tasks"
+        tasks = {cell.task for cell in self.every.results.all_cells}
+        extent = f"Four methods, one budget, two small backbones, {len(tasks)} tasks"
         return limits(extent, remarks, entrants, new, self.every.results, power_seen(block, "methods"))
 
 

@@ -283,9 +283,9 @@ def test_starts_of_single_methods_run_references_again(
     methods: tuple[str, str], extended: tuple[str, Path], call: Call
 ) -> None:
     uri, suite = extended
-    whole, start = plan(EXTENDED), ("run", suite, "--store", uri, "--executor", "inline", "--method")
+    full_plan, start = plan(EXTENDED), ("run", suite, "--store", uri, "--executor", "inline", "--method")
     first = call(*start, methods[0])
-    (share,) = make_forecast(whole.select(Part(methods=[methods[1]])), uri, full_plan=whole).parts
+    (share,) = make_forecast(full_plan.select(Part(methods=[methods[1]])), uri, full_plan=full_plan).parts
     assert share.reruns == 2
     second = call(*start, methods[1])
     assert (first.code, second.code) == (0, 0), first.err + second.err

@@ -74,8 +74,8 @@ def test_what_the_user_froze_beside_the_encoder_stays_frozen() -> None:
     assert [*adapter.parameter_groups()[1]["params"]] == [*model.last.parameters()]
     adapter.detach()
     model.requires_grad_(False)
-    whole = {"inner.neck.weight", "inner.neck.bias", "last.weight", "last.bias"}
-    assert trained_beside(model, tensorbench.wrap(model, LORA)) == whole
+    trained_head = {"inner.neck.weight", "inner.neck.bias", "last.weight", "last.bias"}
+    assert trained_beside(model, tensorbench.wrap(model, LORA)) == trained_head
 
 
 def test_own_layers_of_a_language_model_are_its_head() -> None:

@@ -38,8 +38,8 @@ def test_a_wrapped_model_is_saved_as_a_plain_one(kind: str, method: Method, tmp_
     assert list(model.state_dict()) == names
     model.save_pretrained(tmp_path / "merged")
     for folder in ("saved", "merged"):
-        loaded, told = type(model).from_pretrained(tmp_path / folder, output_loading_info=True)
-        assert not any(told[keys] for keys in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        loaded, loading_info = type(model).from_pretrained(tmp_path / folder, output_loading_info=True)
+        assert not any(loading_info[keys] for keys in ("missing_keys", "unexpected_keys", "mismatched_keys"))
         torch.testing.assert_close(logits(loaded, kind), expected, rtol=0, atol=1e-6)
     adapter.unmerge()
     assert list(model.state_dict()) == adapted
@@ -78,8 +78,8 @@ def test_a_state_that_is_given_is_replaced(method: Method, tmp_path: Path) -> No
     model.save_pretrained(tmp_path / "position", True, state)
     model.save_pretrained(tmp_path / "keyword", state_dict=state)
     for folder in tmp_path.iterdir():
-        loaded, told = type(model).from_pretrained(folder, output_loading_info=True)
-        assert not told["missing_keys"]
+        loaded, loading_info = type(model).from_pretrained(folder, output_loading_info=True)
+        assert not loading_info["missing_keys"]
         torch.testing.assert_close(logits(loaded, "bert"), expected, rtol=0, atol=1e-6)
     other = classifier("bert")
     tensorbench.wrap(other, method, seed=9)

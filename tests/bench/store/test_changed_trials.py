@@ -66,11 +66,11 @@ def test_other_trials_of_one_method_are_no_news(store: Store) -> None:
 
 
 def test_trials_of_the_rest_of_the_suite_are_not_orphans(store: Store) -> None:
-    whole = plan(training=EARLIER, budgets=[{"isoparameters": 2}, {"isoparameters": 3}])
-    part = whole.select(Part(budgets=["isoparameters 3"]))
+    full_plan = plan(training=EARLIER, budgets=[{"isoparameters": 2}, {"isoparameters": 3}])
+    part = full_plan.select(Part(budgets=["isoparameters 3"]))
     (message,) = messages(store, part)
     assert "method.rank" in message
-    assert changed_trials(whole, part, store, store.records()) == []
+    assert changed_trials(full_plan, part, store, store.records()) == []
 
 
 @pytest.mark.parametrize(("most", "begins"), [(4, "4 finished"), (3, "At least 3 finished")])

@@ -264,7 +264,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "two spellings of a class": (
         COLUMNS + "a,Good\nb,bad\nc,good\n",
         {},
-        "'stars' has 'Good' and 'good', which would be two classes: .* say in classes",
+        "'stars' has 'Good' and 'good', which would be two classes: .* in `classes`",
     ),
     "two encodings of a letter": (
         COLUMNS + "a,caf\u00e9\nb,cafe\u0301\nc,tea\n",
