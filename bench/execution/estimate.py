@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from tensorbench.backbones import describe
+from tensorbench.backbones import BackboneSpec, describe
 from tensorbench.backbones.inputs import ImageInput
 from tensorbench.machine.cache import cache_dir
 from tensorbench.machine.memory import MIB, available_mib
 from tensorbench.machine.precision import computes_bf16
 from tensorbench.machine.table import duration
 from tensorbench.methods import METHODS, Geometry, UserError
+from tensorbench.methods.quantised import BLOCK, Quantisation
 from tensorbench.plan.recipe import AXES
 from tensorbench.plan.rows import Plan
 from tensorbench.plan.trial import Trial
@@ -48,6 +49,9 @@ RECORD_MIB = 1
 SPARE_MIB = 200
 #: The memory of a process that has loaded torch and the other libraries, in MiB.
 PROCESS_MIB = 400
+
+#: The bytes of a quantised weight. A block of nf4 also has a scale in float32.
+BYTES: dict[Quantisation, float] = {"int8": 1, "nf4": 0.5 + 4 / BLOCK}
 
 #: The temporary memory of a backward pass, as a multiple of the memory of one layer's activations. Measured
 #: in docs/guides/decoders.md. It is the same for any batch size, with and without checkpointing.
@@ -434,6 +438,28 @@ def check_memory(trials: list[Trial], workers: int) -> None:
 
 
 def worker_mib(trials: list[Trial]) -> float:
-    """Returns the least memory of a worker in MiB: the process, and the largest backbone in float32."""
+    """Returns the least memory of a worker in MiB: the process, and the largest backbone in float32.
+
+    Backbones are loaded in float32, and then converted to the `dtype` or the quantisation of their spec.
+    """
     specs = {trial.backbone for trial in trials}
     return PROCESS_MIB + max(4 * encoder_weights(describe(spec).geometry) for spec in specs) / MIB
+
+
+def device_mib(trials: list[Trial], saving: Saving) -> float:
+    """Returns a rough estimate of the GPU memory of a worker in MiB.
+
+    It counts the process, the projections' weights as the backbone's spec holds them, and activations.
+    """
+    return PROCESS_MIB + max(
+        weight_bytes(trial.backbone) * encoder_weights(describe(trial.backbone).geometry) / MIB
+        + activation_mib(trial, saving)
+        for trial in trials
+    )
+
+
+def weight_bytes(spec: BackboneSpec) -> float:
+    """Returns the number of bytes in which a backbone holds a weight of a projection."""
+    if spec.quantise:
+        return BYTES[spec.quantise]
+    return 2 if spec.dtype == "bfloat16" else 4

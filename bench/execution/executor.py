@@ -72,6 +72,12 @@ class Executor(ABC):
         self.stop()
         self._held.close()
 
+    def fit(self, trials: list[Trial]) -> None:  # noqa: B027 - most have as many slots as they were told
+        """Reduces the slots to those that fit in memory, if the user left their number to the executor.
+
+        Called once, before the trials are prepared. Does nothing by default.
+        """
+
     def prepare(
         self,
         trials: list[Trial],

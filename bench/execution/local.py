@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import psutil
 
-from tensorbench.execution.estimate import activation_mib, worker_mib
+from tensorbench.execution.estimate import device_mib, worker_mib
 from tensorbench.execution.executor import Executor, Worker
 from tensorbench.execution.perform import Event, Report, ended
 from tensorbench.execution.place import Place
@@ -28,6 +28,7 @@ from tensorbench.execution.worker import Slot, serve
 from tensorbench.machine.cache import cache_dir
 from tensorbench.machine.cards import VISIBLE, cards, choose_device, free_mib
 from tensorbench.machine.guard import Guard, kill_group
+from tensorbench.machine.memory import available_mib
 from tensorbench.machine.mps import PERCENTAGE, service
 from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
@@ -106,7 +107,7 @@ class Local(Executor):
         self._stillborn = 0
         #: The warnings on data that workers have given. All workers read the same data.
         self._warned: set[str] = set()
-        #: Whether the slots must still be reduced to those that fit in the GPUs' memory.
+        #: Whether the slots are to be reduced to those that fit in memory.
         self._by_memory = False
         #: Environment variables of workers on each GPU, by its entry in `VISIBLE`.
         self._environments: dict[str, dict[str, str]] = {}
@@ -134,8 +135,6 @@ class Local(Executor):
         return self
 
     def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
-        if self._by_memory:
-            self._fit(trials)
         # The first worker fills the cache for all workers while the others start.
         for _ in range(min(len(trials) - len(self._workers), len(self._free))):
             self._start()
@@ -162,16 +161,24 @@ class Local(Executor):
             self._remove(first)
         raise UserError(f"{STILLBORN} workers that prepared the trials died; the last {_died(first.process)}")
 
-    def _fit(self, trials: list[Trial]) -> None:
-        """Removes slots that do not fit in their GPU's free memory. Each GPU keeps at least one slot."""
+    def fit(self, trials: list[Trial]) -> None:
+        """Removes slots that `--slots-per-device auto` made and that do not fit in memory.
+
+        A GPU's slots have to fit in its free memory, and all slots in that of the machine. Each GPU keeps at
+        least one slot.
+        """
+        if not self._by_memory:
+            return
         self._by_memory = False
-        needed = worker_mib(trials) + max(activation_mib(trial, self._saving) for trial in trials)
+        needed = device_mib(trials, self._saving)
         fitting = {card: max(1, int(free / needed)) for card, free in free_mib(self.cards).items()}
         kept: list[Slot] = []
         for slot in reversed(self._free):
             on_card = sum(other.card == slot.card for other in kept)
             if on_card < fitting.get(slot.card, slot.sharing):
                 kept.append(slot)
+        # The first slots of all GPUs go before the second ones.
+        kept = kept[: max(len(set(self.cards)), int(available_mib() / worker_mib(trials)))]
         counts = Counter(slot.card for slot in kept)
         self._free = [replace(slot, sharing=counts[slot.card]) for slot in reversed(kept)]
         self.slots = len(kept)

@@ -181,6 +181,7 @@ class _Work:
         """Makes a context in which trials of a plan can run. Yields the function to call with every event."""
         executor = self.executor
         check_disk(plan, trials, self.store)
+        executor.fit(trials)
         # The nodes of a cluster check their own memory.
         if executor.on_this_machine:
             check_memory(trials, executor.slots)

@@ -25,6 +25,7 @@ import tensorbench.execution.inline
 import tensorbench.execution.perform
 import tensorbench.machine.cards
 from tensorbench.execution import driver, local, worker
+from tensorbench.execution.estimate import PROCESS_MIB, activation_mib, device_mib
 from tensorbench.execution.health import refusal
 from tensorbench.execution.inline import Inline
 from tensorbench.execution.local import REFUSED, Local
@@ -37,6 +38,7 @@ from tensorbench.methods import UserError
 from tensorbench.plan.rows import Plan
 from tensorbench.records.record import lost
 from tensorbench.store.store import Store
+from tensorbench.training.saving import Saving
 from tensorbench.training.trial import DataWarning, Resources
 
 from ...messages import naming
@@ -414,13 +416,31 @@ def test_slots_are_as_many_as_cores_and_memory_allow(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
     place = Local.open(Place("local", "cuda", slots_per_device="auto"))
     assert place.slots == 3 * (16 // 3 - 1)
+    monkeypatch.setattr(local, "device_mib", lambda trials, saving: 700.0)
     monkeypatch.setattr(local, "worker_mib", lambda trials: 500.0)
-    monkeypatch.setattr(local, "activation_mib", lambda trial, saving: 200.0)
-    place._fit(list(plan().trials))
+    monkeypatch.setattr(local, "available_mib", lambda: 50_000.0)
+    place.fit(list(plan().trials))
     # Two fit on the first GPU, and of the third nothing is known.
     assert Counter(slot.card for slot in place._free) == {"0": 2, "1": 4, "2": 4}
     assert {slot.card: slot.sharing for slot in place._free} == {"0": 2, "1": 4, "2": 4}
     assert place.slots == 10
+    for free, counts in ((4000.0, [2, 3, 3]), (100.0, [1, 1, 1])):
+        monkeypatch.setattr(local, "available_mib", lambda free=free: free)
+        place = Local.open(Place("local", "cuda", slots_per_device="auto"))
+        place.fit(list(plan().trials))
+        assert sorted(Counter(slot.card for slot in place._free).values()) == counts
+
+
+def test_a_gpu_s_memory_counts_weights_as_they_are_held() -> None:
+    def needed(**held: str) -> float:
+        trial = plan(backbones=[{"name": "minilm-l6", **held}], tasks=["movie-sentiment"]).trials[0]
+        return device_mib([trial], Saving()) - PROCESS_MIB - activation_mib(trial, Saving())
+
+    # Four bytes a weight: the six layers' projections of 12 · 384² weights.
+    full = needed()
+    assert full == pytest.approx(4 * 6 * 12 * 384**2 / 2**20)
+    assert needed(dtype="bfloat16") == pytest.approx(full / 2)
+    assert needed(quantise="nf4") == pytest.approx(full * 9 / 64)
 
 
 def test_an_error_of_a_neighbour_on_the_gpu_is_no_failure_of_a_trial(
