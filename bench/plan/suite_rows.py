@@ -139,7 +139,8 @@ class TaskRow(Frozen):
     #: The normalisation of images: as the backbone expects, or ImageNet's. False: none, with pixels between 0
     #: and 1.
     normalise: bool | Literal["imagenet"] = True
-    #: Whether all seeds share a random split, or each seed draws its own. Official splits are always shared.
+    #: Whether all seeds share a random split, or each seed draws its own. Examples of official splits stay in
+    #: them.
     split: Literal["fixed", "per_seed"] = "fixed"
     #: The prompt and the answer words of a decoder that answers in words instead of through a head.
     verbalizer: Verbalizer | None = None
