@@ -397,7 +397,7 @@ def submit(
     if pull_request:
         say(f"Opened {tensorbench.open_pull_request(submission, board)}.", console=err)
     else:
-        say("Nothing was sent: --by NAME --pull-request opens a pull request with this text.", console=err)
+        say("Nothing was sent: add --by NAME --pull-request to open the pull request.", console=err)
 
 
 def _print_leftovers(uri: str, names: list[str], delete: bool) -> None:
