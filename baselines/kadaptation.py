@@ -28,7 +28,7 @@ class KAdaptation(OneRank, Targeted, LowRankMethod):
 
     Start: rules normal with standard deviation 0.01, L uniform in ±√(12/(in/products + rank)), R zero. That
     only R is zero is our choice: in the released code L and R are both zero, so that only a bias ever trains.
-    Here, there is no bias. The released code drops half of the update's entries in training, we drop none.
+    Here, there is no bias. The released code drops half of the update's entries in training; we drop none.
     """
 
     name: ClassVar[str] = "kadaptation"

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from tensorbench.backbones import BackboneSpec, describe
+from tensorbench.backbones import describe
 from tensorbench.backbones.inputs import ImageInput
 from tensorbench.machine.cache import cache_dir
 from tensorbench.machine.memory import MIB, available_mib
 from tensorbench.machine.precision import computes_bf16
 from tensorbench.machine.table import duration
 from tensorbench.methods import METHODS, Geometry, UserError
-from tensorbench.methods.quantised import BLOCK, Quantisation
+from tensorbench.methods.quantised import BLOCK
 from tensorbench.plan.recipe import AXES
 from tensorbench.plan.rows import Plan
 from tensorbench.plan.trial import Trial
@@ -50,8 +50,8 @@ SPARE_MIB = 200
 #: The memory of a process that has loaded torch and the other libraries, in MiB.
 PROCESS_MIB = 400
 
-#: The bytes of a quantised weight. A block of nf4 also has a scale in float32.
-BYTES: dict[Quantisation, float] = {"int8": 1, "nf4": 0.5 + 4 / BLOCK}
+#: The bytes of a weight, by its dtype or quantisation. A block of nf4 also has a scale in float32.
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, "nf4": 0.5 + 4 / BLOCK}
 
 #: The temporary memory of a backward pass, as a multiple of the memory of one layer's activations. Measured
 #: in docs/guides/decoders.md. It is the same for any batch size, with and without checkpointing.
@@ -452,14 +452,9 @@ def device_mib(trials: list[Trial], saving: Saving) -> float:
     It counts the process, the projections' weights as the backbone's spec holds them, and activations.
     """
     return PROCESS_MIB + max(
-        weight_bytes(trial.backbone) * encoder_weights(describe(trial.backbone).geometry) / MIB
+        BYTES[trial.backbone.quantise or trial.backbone.dtype]
+        * encoder_weights(describe(trial.backbone).geometry)
+        / MIB
         + activation_mib(trial, saving)
         for trial in trials
     )
-
-
-def weight_bytes(spec: BackboneSpec) -> float:
-    """Returns the number of bytes in which a backbone holds a weight of a projection."""
-    if spec.quantise:
-        return BYTES[spec.quantise]
-    return 2 if spec.dtype == "bfloat16" else 4

@@ -421,7 +421,7 @@ def test_published_suites_plan_the_trials_of_their_packs(pack: Path) -> None:
         stored = StoredPlan.model_validate_json(file.read(name))
     suite = load_suite(SUITES / f"{stored.suite}.yaml")
     if suite.source and suite.source.local and not suite.source.local.is_dir():
-        pytest.skip("the suite's data are no part of the repository")
+        pytest.skip("the suite's data are not in the repository")
     planned = make_plan(suite).stored()
     assert [(row.method, row.task, row.trials) for row in planned.rows] == [
         (row.method, row.task, row.trials) for row in stored.rows
