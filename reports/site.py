@@ -377,7 +377,7 @@ def _method_line(
         if found
         else Entry("the reference" if first.is_reference else left_out, style="verdict"),
         **scores,
-        "parameters": f"{first.cell.parameters:,}",
+        "parameters": " or ".join(dict.fromkeys(f"{line.cell.parameters:,}" for line in own.values())),
     }
 
 

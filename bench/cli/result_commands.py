@@ -339,6 +339,8 @@ def verify(
         raise typer.BadParameter("--delete needs --leftovers")
     if tolerance is not None and not rerun:
         raise typer.BadParameter("--tolerance needs --rerun")
+    if sample_seed and not rerun:
+        raise typer.BadParameter("--sample-seed needs --rerun")
     with err.status("") as status:
         verification = tensorbench.verify(
             *experiments,

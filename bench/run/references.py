@@ -217,7 +217,7 @@ def refuse_other_results(plan: Plan, records: Sequence[Record], name: str) -> No
         "that new trials cannot be compared with them; none was started:\n"
         + "\n".join(apart[:MOST_LISTED])
         + f"{more}\nRun all trials here, in a store without the pack (--store sqlite:///own.db), or the new "
-        f"ones on hardware like that of the pack. `tensorbench verify {name} --rerun 3` compares more. "
+        f"ones on hardware like that of the pack. `tensorbench verify {name} --rerun 10` compares more. "
         "--no-rerun goes on in spite of this, and the report says so."
     )
 

@@ -211,6 +211,7 @@ REFUSALS: dict[tuple[object, ...], tuple[object, ...]] = {
     ("verify", "toy.tensorbench.zip", "--leftovers", "--rerun", "1"): ("--leftovers", "--rerun"),
     ("verify", "toy.tensorbench.zip", "--leftovers", "--open", "hub"): ("--leftovers", "--open"),
     ("verify", "toy.tensorbench.zip", "--tolerance", "0.1"): ("--tolerance", "--rerun"),
+    ("verify", "toy.tensorbench.zip", "--sample-seed", "1"): ("--sample-seed", "--rerun"),
 }
 
 TENSOR = {"method": "tenslora", "variant": "att"}
