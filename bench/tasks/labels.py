@@ -7,6 +7,7 @@ import re
 import unicodedata
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -193,7 +194,7 @@ def _classes(
         return names, {str(number): number for number in range(len(names))}
     if not names:
         integers = all(key.removeprefix("-").isdecimal() for key in keys)
-        names = tuple(sorted(keys, key=int) if integers else sorted(keys))
+        names = tuple(sorted(keys, key=Decimal) if integers else sorted(keys))
         _check_number(data, column, names, rows)
         _check_spellings(column, names)
     return names, {name: number for number, name in enumerate(names)}

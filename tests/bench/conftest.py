@@ -1,4 +1,4 @@
-"""Fixtures that the tests of the harness share: an empty experiment, and packs of a trial."""
+"""Fixtures that the tests of the harness share: a cache, an empty experiment, and packs of a trial."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ import pytest
 
 if TYPE_CHECKING:
     from tensorbench.store.store import Store
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a cache of the test's own."""
+    monkeypatch.setenv("TENSORBENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture

@@ -285,7 +285,7 @@ def run(fault: Fault, steps: _Steps, uri: str, executor: str = "inline") -> None
         def notify(event: Event) -> None:
             if event.kind == "started":
                 _say("began", event.trial.id)
-            pids = [worker.process.pid for worker in getattr(place, "_workers", ())]
+            pids = [worker.process.pid for worker in place._workers]
             for pid in pids:
                 _say("worker", pid)
             steps(

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -144,16 +144,13 @@ def client(cache: Path, endpoint: str, *, offline: bool = False) -> Iterator[Non
     hub.snapshot.cache_clear()
 
 
-def write_glue(folder: Path, config: str, sizes: dict[str, int], classes: list[str] | None = None) -> Path:
+def write_glue(folder: Path, config: str, sizes: dict[str, int]) -> Path:
     """Writes a made-up data set as parquet files like those of GLUE on the hub.
 
-    `config` is the name of the GLUE task. `sizes` maps each split to its number of rows. `classes` replaces
-    the names of GLUE's classes.
+    `config` is the name of the GLUE task. `sizes` maps each split to its number of rows.
     """
     names = {"cola": ("sentence",), "mrpc": ("sentence1", "sentence2")}[config]
-    classes = (
-        classes or {"cola": ["unacceptable", "acceptable"], "mrpc": ["not_equivalent", "equivalent"]}[config]
-    )
+    classes = {"cola": ["unacceptable", "acceptable"], "mrpc": ["not_equivalent", "equivalent"]}[config]
     features = datasets.Features(
         {name: datasets.Value("string") for name in names}
         | {"label": datasets.ClassLabel(names=classes), "idx": datasets.Value("int32")}
@@ -171,18 +168,10 @@ def write_glue(folder: Path, config: str, sizes: dict[str, int], classes: list[s
     return folder
 
 
-def write_images(
-    folder: Path,
-    parts: dict[str, int],
-    classes: tuple[str, ...],
-    *,
-    side: tuple[int, int] = (20, 24),
-    shards: int = 1,
-    image: Callable[[np.random.Generator], np.ndarray] | None = None,
-) -> Path:
-    """Writes made-up images as parquet files like those of an image data set on the hub.
+def write_images(folder: Path, parts: dict[str, int], classes: tuple[str, ...], *, shards: int = 1) -> Path:
+    """Writes images of noise as parquet files like those of an image data set on the hub.
 
-    `parts` maps each split to its number of images per class. `image` makes the pixels, by default noise.
+    `parts` maps each split to its number of images per class.
     """
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(classes))}
@@ -190,8 +179,8 @@ def write_images(
     for split, each in parts.items():
         draws = np.random.default_rng(len(split))
         labels = [label for _ in range(each) for label in range(len(classes))]
-        make = image or (lambda draws: draws.integers(0, 256, (*side, 3), dtype=np.uint8))
-        stored = [{"bytes": encoded(make(draws)), "path": f"{i}.png"} for i in range(len(labels))]
+        pixels = [draws.integers(0, 256, (20, 24, 3), dtype=np.uint8) for _ in labels]
+        stored = [{"bytes": encoded(each), "path": f"{i}.png"} for i, each in enumerate(pixels)]
         for shard in range(shards):
             rows = {"image": stored[shard::shards], "label": labels[shard::shards]}
             _write(folder / f"{split}-{shard:05}-of-{shards:05}.parquet", rows, features)

@@ -60,7 +60,7 @@ try:
     main()
 finally:
     slow = {"torch", "mlflow", "pandas", "pydantic", "numpy", "scipy", "matplotlib"}
-    slow |= {"transformers", "methods", "ruamel"}
+    slow |= {"transformers", "ruamel"}
     print(*sorted(slow & set(sys.modules)), file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -75,6 +75,7 @@ def test_after_a_fault_that_ends_the_program_the_next_start_finishes_what_is_lef
         second = names.index("finished lora") + 1, names.index("finished head_only")
         others = unhindered[: second[0]] + unhindered[second[1] :]
         numbers = [step.number for step in others if step.kind != "sql"]
+    assert numbers
     for number in numbers:
         store, folder = make_store(str(number)), tmp_path / str(number)
         crash = crashes.start(folder, "run", store.uri, fault=fault, step=number)
@@ -112,6 +113,7 @@ def test_a_death_at_any_event_of_a_worker_costs_its_trial_one_attempt_and_leaves
 ) -> None:
     first = make_store("unhindered")
     assert crashes.start(tmp_path / "unhindered", "run", first.uri, "local").returncode == 0
+    killed = 0
     for step in crashes.steps(tmp_path / "unhindered"):
         if step.kind != "event" or "head_only" in step.name:
             continue
@@ -122,10 +124,13 @@ def test_a_death_at_any_event_of_a_worker_costs_its_trial_one_attempt_and_leaves
             await_end(crashes.workers(folder))
             run = crashes.start(folder, "run", store.uri, "local")
         assert run.returncode == 0, run.output()
+        assert crashes.workers(folder)
         await_end(crashes.workers(folder))
         runs = check(store, TRIALS)
         assert runs["KILLED"] <= 1
+        killed += runs["KILLED"]
         check_once(folder)
+    assert killed
 
 
 # --- unpacking ---

@@ -194,6 +194,7 @@ def test_stored_trials_tell_time_and_what_is_left(tmp_path: Path, new_store: New
 
 def test_a_store_of_other_suites_or_a_broken_one_is_no_obstacle(tmp_path: Path, new_store: NewStore) -> None:
     uri = new_store(tmp_path)
+    Store.create(uri, "other").begin_suite(plan(name="other"), "driver")
     assert make_forecast(plan(), uri, "cpu").notes == ()
     (tmp_path / "broken.db").write_text("no database at all")
     estimate = make_forecast(plan(), f"sqlite:///{tmp_path / 'broken.db'}", "cpu")

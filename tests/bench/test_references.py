@@ -172,10 +172,13 @@ def diverged(line: dict[str, Any]) -> None:
     line["tags"] |= {Tag.FAILURE: "diverged", Tag.FAILURE_MESSAGE: "NaN"}
 
 
-@pytest.mark.parametrize(("change", "stored"), [(less, "0."), (diverged, "failed")])
+@pytest.mark.parametrize(
+    ("change", "stored"),
+    [(less, lambda score: f"{score - 0.25:.4f}"), (diverged, lambda _: "failed")],
+)
 def test_references_with_other_results_stop_the_run(
     change: Callable[[dict[str, Any]], None],
-    stored: str,
+    stored: Callable[[float | None], str],
     pack: Path,
     tmp_path: Path,
     uri: str,
@@ -190,7 +193,7 @@ def test_references_with_other_results_stop_the_run(
     for trial_id, rerun in reruns(uri).items():
         assert f"trial {trial_id}" in refused.err
         assert f"{rerun.score:.4f} on {rerun.device}" in refused.err
-    assert f": {stored}" in refused.err
+        assert f": {stored(rerun.score)} on " in refused.err
     assert "--no-rerun" in refused.err
     assert all(packed for _, _, packed in states(uri))
     # The result is remembered.

@@ -169,7 +169,7 @@ def test_the_kept_trial_has_the_lowest_validation_loss(halves: Halves) -> None:
 
 
 def test_the_terminal_shows_the_kept_trials_of_complete_studies(halves: Halves) -> None:
-    results = tensorbench.load_results(halves.first and "toy", store=halves.first)
+    results = tensorbench.load_results("toy", store=halves.first)
     for cell in results.all_cells:
         assert set(cell.kept) == {0, 1}
         mean = fmean(trial.score for trial in cell.kept.values() if trial and trial.score is not None)

@@ -50,9 +50,11 @@ def verify(
         opened: The folders that trials from packs may open, or "hub" for the Hugging Face hub.
         watching: Called with a description of each check.
 
-    Raises UserError if a name does not exist or cannot be opened. Also raises it if there is no finished
-    trial at all and `caches` is False.
+    Raises UserError for a negative number of reruns, and if a name does not exist or cannot be opened. Also
+    raises it if there is no finished trial at all and `caches` is False.
     """
+    if reruns < 0:
+        raise UserError(f"reruns should be at least 0 (got {reruns})")
     access, splits = Access(opened), Splits()
     try:
         stored = () if experiments else Store.every(store)

@@ -18,7 +18,59 @@ from tensorbench.checks.conformance.subject import tiny
 from tensorbench.methods.errors import UserError
 
 from ...messages import naming
-from ..small_gguf import finish, small_gguf
+
+
+def small_gguf(file: Path, tied: bool = True) -> dict[str, np.ndarray]:
+    """Writes a random Llama, quantised to Q4_1, to a file. Returns its dequantised weights by name.
+
+    It has one layer of four heads with two keys and values. Its width of 32 is the size of a block of Q4_1.
+    """
+    width, shared = 32, 16
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(16)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(2 * width)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_dimension_count(8)
+    tokens = ["<s>", "</s>", "<unk>", *map(chr, range(97, 123)), "ab", "cd", "ef"]
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_merges(["a b", "c d", "e f"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_unk_token_id(2)
+    draws, wrote = np.random.default_rng(0), {}
+    shapes = {
+        "token_embd": (len(tokens), width),
+        "blk.0.attn_q": (width, width),
+        "blk.0.attn_k": (shared, width),
+        "blk.0.attn_v": (shared, width),
+        "blk.0.attn_output": (width, width),
+        "blk.0.ffn_gate": (2 * width, width),
+        "blk.0.ffn_up": (2 * width, width),
+        "blk.0.ffn_down": (width, 2 * width),
+    }
+    if not tied:
+        shapes["output"] = (len(tokens), width)
+    for name, shape in shapes.items():
+        quantised = gguf.quants.quantize(draws.normal(size=shape).astype(np.float32), Kind.Q4_1)
+        writer.add_tensor(f"{name}.weight", quantised, raw_dtype=Kind.Q4_1)
+        wrote[name] = gguf.quants.dequantize(quantised, Kind.Q4_1)
+    for norm in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
+        writer.add_tensor(f"{norm}.weight", np.ones(width, dtype=np.float32))
+    finish(writer)
+    return wrote
+
+
+def finish(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def test_a_file_becomes_a_folder_that_loads(tmp_path: Path) -> None:

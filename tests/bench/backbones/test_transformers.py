@@ -20,6 +20,7 @@ from tensorbench.methods.backbone import Site
 from tensorbench.methods.errors import UserError
 
 from ...messages import naming
+from ..hub_stand_in import client
 from ..local_checkpoints import KINDS, batch, edit, encoder, features, text_input_of, whole_model_of, write
 
 
@@ -265,23 +266,15 @@ def test_weights_that_are_not_whole_are_refused_by_file(tmp_path: Path, keep: sl
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+def hub(tmp_path: Path) -> Iterator[Path]:
     """Makes a hub cache with one model, switches the network off, and returns the cache's folder."""
-    from huggingface_hub import constants
-
-    from tensorbench.machine.hub import snapshot
-
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "models--me--tiny"
     write(repository / "snapshots" / commit, "bert", encoder("bert"), version=4)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path))
-    snapshot.cache_clear()
-    yield tmp_path
-    snapshot.cache_clear()
+    with client(tmp_path, "http://127.0.0.1:9", offline=True):
+        yield tmp_path
 
 
 def test_a_hub_model_is_named_by_its_commit(hub: Path) -> None:

@@ -145,7 +145,7 @@ def test_a_timm_config_whose_values_timm_cannot_take(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("field", "message"),
+    ("field", "change"),
     [
         ("pretrained_cfg", {"pretrained_cfg": ["mean"]}),
         ("mean", {"mean": None}),
@@ -157,10 +157,10 @@ def test_a_timm_config_whose_values_timm_cannot_take(tmp_path: Path, monkeypatch
     ],
 )
 def test_a_timm_config_of_another_form_is_refused_by_field(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str, message: dict[str, Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str, change: dict[str, Any]
 ) -> None:
     config = {"architecture": "test_vit", "mean": [0.5] * 3, "std": [0.5] * 3, "input_size": [3, 160, 160]}
-    (tmp_path / "config.json").write_text(json.dumps(config | message))
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
     monkeypatch.setattr("tensorbench.backbones.timm_vit.snapshot", lambda *_, **__: tmp_path)
     with pytest.raises(UserError, match=rf"config\.json: .*{field}"):
         describe(BackboneSpec(timm="hf_hub:me/model"))

@@ -11,6 +11,7 @@ import pytest
 from tensorbench.backbones import BackboneSpec
 from tensorbench.backbones.kinds import KINDS
 
+from ..hub_stand_in import client
 from .cases import COMMIT, Case, loaded, save_timm, saved
 
 
@@ -32,17 +33,10 @@ def case(tmp_path: Path) -> Callable[..., Case]:
 
 
 @pytest.fixture
-def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def hub_folder(tmp_path: Path) -> Iterator[Path]:
     """The folder of the repository `me/tiny` in a hub cache that works without network. It has one commit."""
-    from huggingface_hub import constants
-
-    from tensorbench.machine.hub import snapshot
-
     repository = tmp_path / "hub" / "models--me--tiny"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(COMMIT)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    snapshot.cache_clear()
-    yield repository / "snapshots" / COMMIT
-    snapshot.cache_clear()
+    with client(tmp_path / "hub", "http://127.0.0.1:9", offline=True):
+        yield repository / "snapshots" / COMMIT

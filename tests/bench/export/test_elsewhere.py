@@ -185,12 +185,7 @@ class Pictures(Task):
         return Examples(self.images, [number % 3 for number in numbers], numbers)
 
 
-@pytest.fixture
-def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TENSORBENCH_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.mark.usefixtures("fresh_cache")
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("resize", [None, 6])
 @pytest.mark.parametrize(("source", "size"), [("vit", 96), ("dinov2", None), ("timm", 96), ("timm", None)])
 def test_a_pipeline_prepares_images_as_training_did(

@@ -11,7 +11,6 @@ import pytest
 from safetensors import SafetensorError
 from torch import nn
 
-import tensorbench.store.trained
 import tensorbench.tools.export.write
 from tensorbench.backbones import BACKBONES, BackboneInfo, BackboneSpec, LoadedBackbone, registered_backbones
 from tensorbench.backbones.inputs import ImageInput

@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers import AutoImageProcessor, pipeline
 
 import tensorbench.store.trained
-import tensorbench.tools.export.write
 from tensorbench.backbones import BackboneSpec, load
 from tensorbench.methods import UserError
 from tensorbench.records.record import Record, record_of

@@ -39,6 +39,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         write_images(folder / "dtd" / "partition_1", {"train": 5, "validation": 5, "test": 2}, TEXTURES)
         for name in hub.folders:
             (hub.folders[name] / "README.md").write_text(f"# {name}\n")
+            (hub.folders[name] / "modeling.py").write_text("raise SystemExit\n")
         yield hub
 
 

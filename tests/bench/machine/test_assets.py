@@ -26,10 +26,9 @@ from ...messages import naming
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TENSORBENCH_CACHE", str(tmp_path / "cache"))
+def cache(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("TENSORBENCH_ASSETS", raising=False)
-    return tmp_path / "cache"
+    return own_cache
 
 
 @pytest.fixture
@@ -160,7 +159,7 @@ def wheel_with_link() -> bytes:
     return buffer.getvalue()
 
 
-OUTSIDE = ["../evil.txt", "/tmp/evil.txt", "toy/../../evil.txt", "toy\\..\\evil.txt", "C:evil.txt"]
+OUTSIDE = ["../evil.txt", "/toy/evil.txt", "toy/../../evil.txt", "toy\\..\\evil.txt", "C:evil.txt"]
 
 #: A distribution file, what its asset says otherwise than TOY's, and what the message names.
 REFUSED: dict[str, tuple[bytes, dict[str, object], str]] = {
@@ -187,7 +186,7 @@ def test_distributions_are_refused_and_leave_nothing(
     assert (offline / asset.filename).read_bytes() == content
     assert [path for path in cache.rglob("*") if path.suffix != ".lock"] == [cache / "assets"]
     assert not list(tmp_path.rglob("*evil*"))
-    assert not Path("/tmp/evil.txt").exists()
+    assert not Path("/toy/evil.txt").exists()
 
 
 def test_offline_folder_that_does_not_exist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -299,8 +298,12 @@ def build(folder):
         log.write(f"{os.getpid()}\\n")
     for i in range(5):
         (folder / str(i)).write_text("whole")
-        time.sleep(0.1)
+    # The first one builds until the second has started.
+    while len(list(started.iterdir())) < 2:
+        time.sleep(0.02)
 
+started = Path(sys.argv[2])
+(started / str(os.getpid())).touch()
 folder = prepared("thing", {"k": 1}, build)
 assert sorted(p.name for p in folder.iterdir()) == ["0", "1", "2", "3", "4", "key.json"]
 print(folder)
@@ -309,11 +312,12 @@ print(folder)
 
 @pytest.mark.processes
 def test_two_processes_at_once_build_once(tmp_path: Path) -> None:
-    log = tmp_path / "builds"
+    log, started = tmp_path / "builds", tmp_path / "started"
+    started.mkdir()
     root = Path(assets.__file__).parents[2]
     both = [
         subprocess.Popen(
-            [sys.executable, "-c", BUILD_TOGETHER, str(log)],
+            [sys.executable, "-c", BUILD_TOGETHER, str(log), str(started)],
             cwd=root,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

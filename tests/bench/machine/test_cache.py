@@ -18,11 +18,7 @@ from tensorbench.tasks import TASKS, prepare
 from ...messages import naming
 from .paper_hub import IMAGES
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TENSORBENCH_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def build(folder: Path) -> None:

@@ -72,4 +72,4 @@ def test_a_forgotten_worker_keeps_running(worker: list[psutil.Process]) -> None:
     guard.watch(worker[0].pid)
     guard.forget(worker[0].pid)
     guard.close()
-    assert all(process.is_running() for process in worker)
+    assert worker[0].status() != psutil.STATUS_ZOMBIE

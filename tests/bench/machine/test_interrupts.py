@@ -16,6 +16,8 @@ import pytest
 
 import tensorbench
 
+from ..services import await_end
+
 pytestmark = pytest.mark.processes
 
 #: The beginning of programs that a signal interrupts, and that no limit of time ends.
@@ -236,7 +238,7 @@ def test_a_signal_ends_the_program_and_its_children_in_time(
         child = psutil.Process(int(process.stdout.readline().split()[-1]))
         process.send_signal(how)
         assert process.wait() == 130
-        psutil.wait_procs([child])
+        await_end([child])
     finally:
         process.kill()
 

@@ -185,7 +185,6 @@ def test_the_interval_of_the_median_covers_it() -> None:
         # Refused before the backbone is looked up.
         (("--backbone", "none", "--rank-modes", "isorang"), "did you mean 'isorank'"),
         (("--methods", "loraa"), "did you mean"),
-        (("--device", "cuda"), "no CUDA device"),
     ],
 )
 def test_bad_input(call: Callable[..., Any], options: tuple[str, str], message: str) -> None:

@@ -252,7 +252,7 @@ def test_the_command_shows_stores_and_draws(finished: Any, call: Call) -> None:
         assert all(c["drop"] is None for key, c in parts.items() if None not in key)
 
 
-def test_drops_can_be_left_out_and_the_backbone_stays(finished: Any) -> None:
+def test_drops_can_be_left_out(finished: Any) -> None:
     _, store, uri = finished
     record = next(record for record in store.records() if record.tags["method"] == "LoRA")
     result = analyse(uri, record.run_id, drops=False)

@@ -252,7 +252,6 @@ def test_each_budget_and_variant_has_its_choice(tmp_path: Path) -> None:
     assert titles >= {"TensLoRA depth"}
     assert {row.budget for row in rows} == {"isoparameters 2", "1,500 parameters", None}
     assert "mine chosen, isoparameters 2" in {row.method for row in rows}
-    assert all(row.parameters <= choice.budget for row, choice in zip(rows[:1], choices.ranks, strict=False))
 
 
 def test_a_long_label_is_cut_before_what_tells_rows_apart(tmp_path: Path) -> None:

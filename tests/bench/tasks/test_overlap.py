@@ -86,9 +86,9 @@ def test_a_seed_shuffles_official_splits_and_their_duplicates_stay(own_cache: Pa
         assert split_sizes(task, ALL, seed) == data.sizes == SplitSizes(120, 30, 50, 12, 0)
 
 
-def test_splits_that_are_dealt_share_nothing(own_cache: Path) -> None:
+def test_splits_that_are_dealt_share_nothing(tmp_path: Path, own_cache: Path) -> None:
     lines = "".join(f"w{i % 9} w{i % 4},{'ab'[i % 2]}\n" for i in range(60))
-    task = reviews(own_cache, f"body,stars\n{lines}")
+    task = reviews(tmp_path, f"body,stars\n{lines}")
     made = prepare(task, TEXT).sizes
     assert made.repeated == 0
     # Each of the 36 texts has the row i and, if i + 36 < 60, the row i + 36, whose label is the same.
@@ -99,9 +99,9 @@ def test_splits_that_are_dealt_share_nothing(own_cache: Path) -> None:
     )
 
 
-def test_equal_texts_with_different_labels_are_left_out_and_counted(own_cache: Path) -> None:
+def test_equal_texts_with_different_labels_are_left_out_and_counted(tmp_path: Path, own_cache: Path) -> None:
     lines = "".join(f"w{i % 30} w3,{'ab'[i % 2 if i < 57 else 1 - i % 2]}\n" for i in range(60))
-    task = reviews(own_cache, f"body,stars\n{lines}")
+    task = reviews(tmp_path, f"body,stars\n{lines}")
     made = prepare(task, TEXT).sizes
     # Three texts have both labels, with two rows each.
     assert (made.left_out, made.all) == (6, 54)

@@ -1,4 +1,4 @@
-"""Fixtures for tests of verify: a store with two finished trials, restored before every test."""
+"""Fixtures for tests of verify: a store with two finished trials, restored after every test."""
 
 from __future__ import annotations
 

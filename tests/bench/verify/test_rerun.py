@@ -23,6 +23,7 @@ from tensorbench.records.record import Record
 from tensorbench.records.words import Artifact, Status
 from tensorbench.store.store import Store
 
+from ...messages import naming
 from ...packs import packed
 from ...predicted import frame_of
 from ..toy_runs import raising, run_inline
@@ -38,9 +39,17 @@ def test_a_sample_runs_again_and_says_how_near_it_has_to_come(kept: Kept) -> Non
         record.trial_id for record in kept.store.records() if record.status == Status.FINISHED
     )
     assert all((rerun.score, rerun.allowed) == (rerun.stored, 1e-6) for rerun in result.reruns)
-    (first,) = verify(store=kept.store.uri, reruns=1, sample_seed=1).reruns
-    (second,) = verify(store=kept.store.uri, reruns=1, sample_seed=1).reruns
-    assert first.trial == second.trial
+
+
+def test_the_seed_alone_decides_which_trials_run_again(kept: Kept) -> None:
+    def drawn(seed: int) -> str:
+        (rerun,) = verify(store=kept.store.uri, reruns=1, sample_seed=seed).reruns
+        return rerun.trial
+
+    # Seed 0 draws the second of two trials, seeds 1 and 2 the first.
+    assert drawn(1) == drawn(2) != drawn(0)
+    with pytest.raises(UserError, match=naming("reruns", "at least 0", "-1")):
+        verify(store=kept.store.uri, reruns=-1)
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
