@@ -19,7 +19,7 @@ from tensorbench.store.store import Store
 from tensorbench.tools.recipe import write_recipe
 
 from .bench.toy_runs import SHORT
-from .bench.toy_suites import VISION, write
+from .bench.toy_suites import UNSEEDED, VISION, write
 from .fixtures import Call, NewStore
 from .messages import naming
 from .packs import packed
@@ -162,8 +162,7 @@ def test_mistakes_in_files_are_refused_by_name(
 def test_a_chooser_takes_rows_that_name_a_file(file: Path, tmp_path: Path) -> None:
     pilot = {"head_lr": None, "epochs": None, "centres": {"rates": [1e-3, 1e-2, 1e-1], "seeds": [1000]}}
     studies = {"tuning": {"studies": 2, "points": 2}, "pilot": pilot, "training": {"batch_size": 16}}
-    base = {key: value for key, value in VISION.items() if key != "seeds"}
-    suite = load_suite(write(tmp_path, base, **OWN | studies))
+    suite = load_suite(write(tmp_path, UNSEEDED, **OWN | studies))
     (chooser,) = choosers_of(make_plan(suite)).values()
     chooser.check_target(tmp_path / "chosen.yaml")
     (tmp_path / "elsewhere").mkdir()

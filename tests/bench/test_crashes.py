@@ -20,7 +20,7 @@ from .crashes import FATAL, Fault, Step, check, check_half, check_once
 from .proxy import Proxy, first_of_each, share
 from .services import Server, await_end
 from .toy_runs import SHORT, executed
-from .toy_suites import VISION, plan
+from .toy_suites import UNSEEDED, plan
 
 pytestmark = pytest.mark.processes
 
@@ -238,8 +238,7 @@ def test_a_fifth_of_all_answers_may_be_missing_or_errors(
     between: Proxy, monkeypatch: pytest.MonkeyPatch, faults: tuple[proxy.Fault, ...]
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    base = {key: value for key, value in VISION.items() if key != "seeds"}
-    made = plan(base, methods=["lora"], training=SHORT, tuning={"studies": 2, "points": 2})
+    made = plan(UNSEEDED, methods=["lora"], training=SHORT, tuning={"studies": 2, "points": 2})
     store = Store.create(between.uri, faults[0])
     between.choose = share(0.2, *faults)
     assert [event.kind for event in executed(store, made)] == ["finished"] * 4

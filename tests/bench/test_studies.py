@@ -28,10 +28,10 @@ from tensorbench.store.store import Store
 
 from ..fixtures import Call, NewStore
 from ..messages import naming
-from .toy_suites import VISION, write
+from .toy_suites import UNSEEDED, write
 
 STUDY: dict[str, Any] = {
-    **{key: value for key, value in VISION.items() if key not in ("seeds", "training")},
+    **UNSEEDED,
     "methods": ["lora", "head_only"],
     "training": {"batch_size": 16, "steps": 1},
     "tuning": {"studies": 3, "points": 4, "lr": {"decades": 1}},

@@ -23,12 +23,12 @@ from tensorbench.store.store import Store
 
 from ..packs import Files, changed, edit_json, packed
 from .toy_runs import SHORT, run_inline
-from .toy_suites import VISION, plan, write
+from .toy_suites import UNSEEDED, plan, write
 from .verify.forged import Forged
 
 #: The board's suite in these tests.
 BOARD: dict[str, Any] = {
-    **{key: value for key, value in VISION.items() if key not in ("seeds", "training")},
+    **UNSEEDED,
     "methods": ["converged_head", "lora", {"method": "tenslora", "variant": "att"}],
     "budgets": [{"isoparameters": 2, "tolerance": 0.5}],
     "training": SHORT,

@@ -31,6 +31,8 @@ VISION: dict[str, Any] = {
     "training": {"lr": 5e-3, "batch_size": 16, "epochs": 2},
     "floor": "none",
 }
+#: For studies, which draw their own seeds.
+UNSEEDED = {field: value for field, value in VISION.items() if field != "seeds"}
 TEXT = {**VISION, "backbones": ["tiny-random-bert"], "tasks": [MOVIES]}
 
 

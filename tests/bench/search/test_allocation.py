@@ -15,7 +15,7 @@ from tensorbench.run.search.chooser import Chooser
 from tensorbench.store.store import Store
 
 from ...fixtures import Call, NewStore
-from ..toy_suites import DIGITS, MOVIES, VISION, plan, suite, write
+from ..toy_suites import DIGITS, MOVIES, UNSEEDED, plan, suite, write
 from .scripted import only_chooser
 
 QKV = {"method": "tenslora", "variant": "qkv_depth"}
@@ -23,7 +23,7 @@ QKV = {"method": "tenslora", "variant": "qkv_depth"}
 WIDE = [{"isoparameters": 8, "tolerance": 0.2}]
 #: Studies, in which rows have centres in place of learning rates.
 TUNED: dict[str, Any] = {
-    **{key: value for key, value in VISION.items() if key != "seeds"},
+    **UNSEEDED,
     "training": {"batch_size": 16, "epochs": 1},
     "tuning": {"studies": 2, "points": 2},
 }

@@ -28,11 +28,11 @@ from tensorbench.tasks.splits import PreparedData
 
 from ...fixtures import Call, NewStore
 from ...messages import naming
-from ..toy_suites import DIGITS, VISION, write
+from ..toy_suites import DIGITS, UNSEEDED, write
 from . import scripted
 
 PILOT: dict[str, Any] = {
-    **{key: value for key, value in VISION.items() if key not in ("seeds", "training")},
+    **UNSEEDED,
     "methods": ["head_only", "lora", {"method": "lotr", "centre": 2e-3}],
     "training": {"batch_size": 16, "epochs": 2},
     "tuning": {"studies": 2, "points": 2},

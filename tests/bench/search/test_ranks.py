@@ -15,7 +15,7 @@ from tensorbench.plan.trial import Trial
 from tensorbench.run.search.chooser import Choices
 from tensorbench.run.search.ranks import AT_ONCE, CellPoints, RankPoint, choosers_of
 
-from ..toy_suites import DIGITS, MOVIES, TEXT, VISION, suite
+from ..toy_suites import DIGITS, MOVIES, TEXT, UNSEEDED, suite
 from .scripted import Scripted, choose, only_chooser, record, steps
 
 QKV = {"method": "tenslora", "variant": "qkv_depth"}
@@ -263,9 +263,8 @@ def test_a_long_label_is_cut_before_what_tells_rows_apart(tmp_path: Path) -> Non
 
 
 def test_studies_tune_the_written_suite_around_the_chosen_rate(tmp_path: Path) -> None:
-    base = {key: value for key, value in VISION.items() if key not in ("seeds", "training")}
     made = suite(
-        {**base, "training": {"batch_size": 16, "epochs": 1}},
+        {**UNSEEDED, "training": {"batch_size": 16, "epochs": 1}},
         methods=[QKV],
         tuning={"studies": 2, "points": 2},
         search={"trials": 4, "lr": [1e-3, 1e-2]},

@@ -22,7 +22,7 @@ from ..services import Driver
 from ..services import driver as program
 from ..synthetic import QKV_DEPTH_RANKS, registered
 from ..toy_runs import raising
-from ..toy_suites import DIGITS, VISION, write
+from ..toy_suites import DIGITS, UNSEEDED, write
 
 #: Six points, of which four are proposed at once.
 SEARCH: dict[str, Any] = {
@@ -205,8 +205,7 @@ def test_a_plot_is_of_a_search_that_runs(
 ) -> None:
     plot = tmp_path / "plots" / "found.svg"
     tuned = {"tuning": {"studies": 2, "points": 2}, "training": {"batch_size": 16, "epochs": 1}}
-    base = {key: value for key, value in VISION.items() if key != "seeds"}
-    suite = write(tmp_path, base, **{**SEARCH, **tuned, **section})
+    suite = write(tmp_path, UNSEEDED, **{**SEARCH, **tuned, **section})
     refused = call("search", suite, "--store", new_store(tmp_path), "--plot", plot)
     assert refused.code == 2
     assert f"--plot: suite 'toy' has {why}" in " ".join(refused.err.split())

@@ -16,14 +16,14 @@ from tensorbench.store.store import Store
 
 from ...packs import packed
 from ..toy_runs import SHORT, run_inline
-from ..toy_suites import VISION, plan
+from ..toy_suites import UNSEEDED, plan
 from .forged import Forged, best_studies
 
 #: The rows of the plan.
 HEAD, LORA, TENSLORA = range(3)
 
 STUDY: dict[str, Any] = {
-    **{key: value for key, value in VISION.items() if key not in ("seeds", "training")},
+    **UNSEEDED,
     "methods": [
         "head_only",
         {"method": "lora", "centre": {"digits": 4e-3}},
