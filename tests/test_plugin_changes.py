@@ -132,20 +132,20 @@ def test_a_search_reports_another_source_once(
 
 
 def test_every_file_of_the_distribution_counts_and_nothing_else(site: Site) -> None:
-    def source_files() -> tuple[str, ...]:
+    def hashes() -> tuple[str, ...]:
         return tuple(registry.source_hash("mine") for registry in (METHODS, TASKS, BACKBONES))
 
-    before = source_files()
+    before = hashes()
     assert len(set(before)) == 1
     assert len(before[0]) == 64
     (site.folder / "somebody_elses.py").write_text("")
     (site.package / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 2.0\n")
     site.look_again()
-    assert source_files() == before
+    assert hashes() == before
     for name in SOURCES:
         site.change(name)
-        assert source_files() != before
-        before = source_files()
+        assert hashes() != before
+        before = hashes()
     assert METHODS.source_hash("lora") == METHODS.source_hash("no such method") == ""
 
 

@@ -75,9 +75,3 @@ def test_a_suite_can_name_a_plug_in_method(
     )
     assert ran.wait() == 0, ran.output()
     assert "1/1" in ran.output()
-
-
-def test_a_plug_in_method_passes_the_conformance_checks(installed_plugin: Path, call: Call) -> None:
-    checked = call("check", "shared_down", "--quick")
-    assert checked.code == 0, checked.out + checked.err
-    assert "shared_down" in checked.out

@@ -5,23 +5,41 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from importlib.metadata import packages_distributions, requires
+from collections.abc import Collection
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 PACK = Path(__file__).parent.parent / "results" / "smollm2_quantised.tensorbench.zip"
 
 
+def needed(name: str, extras: Collection[str] = ()) -> dict[str, None]:
+    """The names of a distribution and of all that it needs with these extras, as far as installed."""
+    found: dict[str, None] = {}
+    left = [(name, ("", *extras))]
+    while left:
+        name, extras = left.pop()
+        with suppress(PackageNotFoundError):
+            for each in map(Requirement, requires(name) or ()):
+                asked = any(each.marker is None or each.marker.evaluate({"extra": extra}) for extra in extras)
+                if asked and canonicalize_name(each.name) not in found:
+                    left.append((each.name, ("", *each.extras)))
+                    found[canonicalize_name(each.name)] = None
+    return found
+
+
 def of_run() -> list[str]:
-    """The names by which the packages of the extra `run` are imported, except those that others bring."""
-    needed = map(Requirement, requires("tensorpeft-bench") or ())
-    names = {each.name.lower() for each in needed if each.marker and each.marker.evaluate({"extra": "run"})}
-    packages = packages_distributions().items()
-    modules = {module for module, owners in packages if names & {owner.lower() for owner in owners}}
-    # matplotlib brings pillow.
-    return sorted(modules - {"PIL"})
+    """The names by which packages are imported that only the extra `run` brings."""
+    brought = {*needed("tensorpeft-bench", ["run"])} - {*needed("tensorpeft-bench")}
+    return sorted(
+        module
+        for module, owners in packages_distributions().items()
+        if {*map(canonicalize_name, owners)} <= brought
+    )
 
 
 HIDDEN = """

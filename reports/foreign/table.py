@@ -92,11 +92,13 @@ def read_table(table: Path | pd.DataFrame, options: TableOptions) -> tuple[list[
 
 def _lines(table: Path | pd.DataFrame) -> Iterator[Line]:
     if isinstance(table, pd.DataFrame):
+        named = [name for name in table.index.names if name is not None]
         try:
-            _refuse_repeated(map(str, table.columns))
+            _refuse_repeated(map(str, (*named, *table.columns)))
         except ValueError as error:
             raise UserError(f"the table: {error}") from error
-        for index, row in zip(table.index, table.to_dict("records"), strict=True):
+        with_index = table.reset_index() if named else table
+        for index, row in zip(table.index, with_index.to_dict("records"), strict=True):
             yield f"row {index}", {str(key): value for key, value in row.items()}
         return
     number, name, reader = 0, table.name, None
@@ -130,6 +132,9 @@ def _lines(table: Path | pd.DataFrame) -> Iterator[Line]:
                     if not isinstance(values, dict):
                         raise ValueError("no JSON object")
                     yield f"{name}, line {number}", values
+    except UnicodeDecodeError as error:
+        # Files are decoded in blocks, so the line is not known.
+        raise UserError(f"{name} cannot be read: {error}") from error
     except (OSError, ValueError, csv.Error, RecursionError, NotImplementedError) as error:
         number = reader.reader.line_num if reader else number
         raise UserError(f"{name}, line {number or 1} cannot be read: {error}") from error

@@ -136,7 +136,7 @@ def test_a_trained_bias_is_merged_where_the_layer_has_none() -> None:
     backbone, batch = subject.backbone(), subject.batch()
     for site in sites_of(method):
         backbone.module.get_submodule(backbone.path(site)).register_parameter("bias", None)
-    with pytest.warns(PeftWarning, match="merging LoRA weights"):
+    with pytest.warns(PeftWarning):
         _, adapter = subject.randomised(backbone=backbone)
     assert set(adapter.biases()) == sites_of(method)
     expected = outputs(backbone, batch)

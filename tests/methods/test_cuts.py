@@ -308,7 +308,7 @@ def test_a_model_under_ddp_is_wrapped_again_after_a_cut() -> None:
 
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
-        with pytest.raises(RuntimeError, match="finished reduction"):
+        with pytest.raises(RuntimeError):
             trained(again=False)
         trained(again=True)
     finally:

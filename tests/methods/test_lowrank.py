@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tensorbench.methods import create
 from tensorbench.methods.backbone import Geometry, Site
 from tensorbench.methods.errors import UserError
-from tensorbench.methods.lowrank import Contracted, LowRankAdapter, Matrix, Parametrisation
+from tensorbench.methods.lowrank import Contracted, Diagonal, LowRankAdapter, Matrix, Parametrisation
 from tensorbench.methods.tenslora import VARIANTS
 
 from .toy import GEOMETRY, ToyBackbone, attached, gradients, scatter
@@ -204,7 +204,9 @@ def test_a_diagonal_scales_activations_or_the_up_whichever_is_smaller(name: str,
     backbone, adapter = attached(name=name)
     backbone.module.eval()
     inputs = backbone.inputs(batch)
-    assert (batch * inputs.shape[1] < GEOMETRY.hidden) == (batch == 1)
+    narrow, up = torch.ones(batch * inputs.shape[1], 2), torch.ones(GEOMETRY.hidden, 2)
+    scaled = Diagonal(torch.full((1, 2), 3.0)).scaled(narrow, up)
+    assert [bool((factor == 3).all()) for factor in scaled] == [batch == 1, batch != 1]
     separate = backbone.module(inputs)
     adapter.merge()
     torch.testing.assert_close(separate, backbone.module(inputs), rtol=1e-10, atol=1e-10)

@@ -192,4 +192,4 @@ def test_no_library_finds_kernels_to_download(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     # Only on processors with bf16 does bitsandbytes look for the package.
-    assert (ended.stdout, ended.stderr) == ("None\n", "")
+    assert (ended.returncode, ended.stdout) == (0, "None\n"), ended.stderr

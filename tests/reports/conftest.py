@@ -30,7 +30,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 @pytest.fixture(scope="session")
 def rich(stored: Stored) -> str:
-    """The URI of a store with all of the made-up results. Tests only read it."""
+    """The URI of a store with all of the made-up results. Tests change no result."""
     return stored(result, plan_of())
 
 
@@ -94,7 +94,7 @@ def analysis(results: Results) -> Analysis:
 
 @pytest.fixture(scope="session")
 def small(stored: Stored) -> str:
-    """The URI of a store with the suite `SMALL`. Tests only read it."""
+    """The URI of a store with the suite `SMALL`. Tests change no result."""
     return stored(result, plan_of(**SMALL))
 
 

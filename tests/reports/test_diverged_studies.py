@@ -45,13 +45,13 @@ def diverging(diverges: Callable[[Row], bool]) -> Callable[[Trial, Row], Result]
     return of_trial
 
 
-@pytest.fixture(params=["LoTR", "LoRA", "full fine-tuning"])
+@pytest.fixture(scope="module", params=["LoTR", "LoRA", "full fine-tuning"])
 def method(request: pytest.FixtureRequest) -> str:
     """The method whose trials all diverge on `TASK`. LoRA is the reference and comes first."""
     return str(request.param)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def uri(method: str, stored: Stored) -> str:
     return stored(diverging(lambda row: (row.title, row.task) == (method, TASK)), plan_of(methods=METHODS))
 

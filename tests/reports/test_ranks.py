@@ -338,9 +338,15 @@ def test_shares_of_failed_trials_are_a_family_of_their_own(
     difference = entrant.sensitivity.failed_difference
     assert difference is not None
     assert difference.effect.difference == np.mean([share_failed(each) for each in entrant.studies])
-    ruling = script("answers.ranks").failures(section.block)
+    # No made-up trial fails, so a difference of scores stands for one of failures.
+    scores = entrant.differences[1]
+    failing = replace(entrant, sensitivity=replace(entrant.sensitivity, failed_difference=scores))
+    entrants = tuple(failing if each is entrant else each for each in section.block.entrants)
+    ruling = script("answers.ranks").failures(replace(section.block, entrants=entrants))
     assert len(section.block.claims) == len(ruling.rows) - 1
-    assert simultaneous(len(section.block.claims)) < simultaneous(2 * len(section.block.claims))
+    (change,) = (row[-1] for row in ruling.rows if row[0] == "layer=1")
+    interval = scores.effect.interval(simultaneous(len(section.block.claims)))
+    assert change == script("answers.answer").with_interval(scores.effect.difference, interval)
 
 
 def test_best_rates_at_an_end_of_the_window_are_said(

@@ -347,15 +347,6 @@ def test_a_cell_of_the_table_opens_to_its_trials(
     assert [seed["trial_id"] for seed in stored["seeds"]] == [seed.trial_id for seed in seeds]
 
 
-def test_a_part_has_narrower_intervals(uri: str, analysis: Analysis) -> None:
-    part = Selection(methods=["LoTR", "LoRA"])
-    (block,) = analyse(read(uri, [NAME], part)).blocks
-    (alone,) = block.compared
-    (among,) = [entrant for entrant in analysis.blocks[0].compared if entrant.method == "LoTR"]
-    widths = [np.ptp(entrant.differences[4].interval or ()) for entrant in (alone, among)]
-    assert widths[0] < widths[1]
-
-
 def test_two_studies_have_no_interval(composed: Composes) -> None:
     plan = plan_of(**ONE_TASK, methods=["lora", "lotr"], tuning={"studies": 2, "points": 4})
     assert "without an interval: LoTR" in composed(result, plan).files["index.html"]
@@ -506,7 +497,7 @@ def test_own_sizes_join_the_only_budget() -> None:
     assert block_budgets(several) == {budget: budget for budget in several}
 
 
-def test_power_of_studies_is_stored_or_assumed(uri: str, analysis: Analysis, tmp_path: Path) -> None:
+def test_power_of_studies_is_stored_or_assumed(uri: str, tmp_path: Path) -> None:
     from tensorbench.run.power import powers
 
     (stored,) = powers(plan_of(), uri)

@@ -74,6 +74,7 @@ def test_trials_trained_together_are_those_trained_alone(
     clean = resources.backbone(made.trials[0]).fingerprint()
     members = fused.train(made.trials, resources)
     assert resources.backbone(made.trials[0]).fingerprint() == clean
+    assert [member.trial for member in members] == list(made.trials)
     for member in members:
         losses, state = alone(member.trial, resources)
         assert len(losses) == STEPS, member.trial.method

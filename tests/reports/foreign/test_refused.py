@@ -33,7 +33,7 @@ from .made_up_tables import HEADING, table
         (["a,t,0,.5,.5"], HEADING + ",score", naming("runs.csv, line 1", "'score' occurs twice")),
         (["a" * 201 + ",t,0,.5"], HEADING, naming("line 2", "method", "201 characters")),
         ([f"{n},t,0,.5" for n in range(1001)], HEADING, naming("1,001 methods")),
-        (["a,t,0,.5", 'a,"t', 'u",1,.5', 'a,"t"x,2,.5'], HEADING, naming("line 5", "expected after")),
+        (["a,t,0,.5", 'a,"t', 'u",1,.5', 'a,"t"x,2,.5'], HEADING, naming("line 5")),
         (["a,t"], "algorithm,task", naming("no column 'method'", "--method", "algorithm, task")),
         ([], HEADING, naming("no line")),
     ],

@@ -85,11 +85,14 @@ def test_names_are_on_one_line_and_visible(tmp_path: Path) -> None:
     assert [cell.method for cell in cells] == ["a b", "\\u001b[31mred", "nul\\u0000"]
 
 
-def test_parquet_keeps_the_columns_of_an_index(tmp_path: Path) -> None:
+def test_the_columns_of_an_index_are_kept(tmp_path: Path) -> None:
     frame = pd.read_csv(table(tmp_path, seeds(LoRA=[0.5, 0.6, 0.65], a=[0.7, 0.75, 0.9])))
-    frame.set_index("seed").to_parquet(tmp_path / "runs.parquet")
-    results = load_results(tmp_path / "runs.parquet")
-    assert not any("No column of seeds" in note for note in results.notes)
+    indexed, expected = frame.set_index("seed"), load_results(frame).tables["differences"]
+    indexed.to_parquet(tmp_path / "runs.parquet")
+    for source in (tmp_path / "runs.parquet", indexed):
+        results = load_results(source)
+        assert not any("No column of seeds" in note for note in results.notes)
+        pd.testing.assert_frame_equal(results.tables["differences"], expected)
 
 
 def test_a_run_without_a_score_is_shown_and_in_no_mean(tmp_path: Path) -> None:
