@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tensorbench.methods.errors import UserError
+from tensorbench.methods.errors import UserError, shown
 from tensorbench.training.saving import PLAIN
 from tensorbench.training.saving import Saving as Saving
 
@@ -37,10 +37,12 @@ class Place:
     saving: Saving = PLAIN
 
     def __post_init__(self) -> None:
-        for field in ("workers", "slots_per_device"):
+        for field in ("workers", "slots_per_device", "worker_memory"):
             value = getattr(self, field)
-            if isinstance(value, int) and value < 1:
-                raise UserError(f"{field}: should be at least 1 (got {value})")
+            if value is None or (field, value) == ("slots_per_device", "auto"):
+                continue
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"{field}: should be a whole number of at least 1 (got {shown(value)})")
 
 
 #: The default place: this process, on a GPU if there is one.

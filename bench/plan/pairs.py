@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -35,8 +35,8 @@ class Part:
     """A selection of a suite's rows. An empty field selects everything.
 
     Methods are given by registered name, title or label. Tasks and backbones are given by name or label, and
-    budgets by one of the names that `budget_names` returns. Raises UserError if a field is a string instead
-    of a list.
+    budgets by one of the names that `budget_names` returns. Raises UserError if a field is not a list, for
+    example a single name or seed.
     """
 
     tasks: Sequence[str] = ()
@@ -49,8 +49,9 @@ class Part:
 
     def __post_init__(self) -> None:
         for kind in SINGULAR:
-            if isinstance(names := getattr(self, kind), str):
-                raise UserError(f"{kind}: accepted is a list of names, got {shown(names)}")
+            names = getattr(self, kind)
+            if isinstance(names, str) or not isinstance(names, Collection):
+                raise UserError(f"{kind}: accepted is a list, got {shown(names)}")
 
     @property
     def choices(self) -> dict[str, list[str]]:

@@ -46,6 +46,10 @@ Part = TypeVar("Part")
 MOST_CONFIG = 2 * 2**20
 #: The limit for all configurations together, (a, b): a plus b for every byte of the pack's file.
 MOST_CONFIGS = 64 * 2**20, 16
+#: The limit for the points of all curves, (a, b): a plus one for every b bytes of the pack's file. A point
+#: may take 300 bytes of memory. Packs of studies have one for every six bytes at most, and a value in float32
+#: alone has three bytes that do not compress.
+MOST_POINTS = 2**19, 2
 #: By how much rounding may lead a score out of the bounds of its metric.
 ROUNDING = 1e-6
 
@@ -94,6 +98,9 @@ class Packed(Source):
             raise self._refused(RUNS, "predictions are of a split that is not there")
         lines = {run.run_id: run.config for run in runs}
         points = {(run.run_id, key): count for run in runs for key, count in sorted(run.curves.items())}
+        size = self.archive.path.stat().st_size
+        if (count := sum(points.values())) > (most := MOST_POINTS[0] + size // MOST_POINTS[1]):
+            raise self._refused(RUNS, f"its curves have {count:,} points, more than {most:,}")
         examples = {number: split.examples for number, split in enumerate(splits)}
         answers = {run_id: examples[number] for run_id, number in self._split.items()}
         self._lines, self._points = _parts(lines), _parts(points)
@@ -120,9 +127,11 @@ class Packed(Source):
         beyond_lines = (arrays["config"] >= len(self._experiment.lines)).any()
         if not beyond_lines and arrays["config"].size:
             sizes = np.array([len(line) + 1 for line in self._experiment.lines])
-            size = int(sizes[arrays["config"]].sum())
-            if size > (most := MOST_CONFIGS[0] + MOST_CONFIGS[1] * self.archive.path.stat().st_size):
-                raise self._refused(RUNS, f"its configurations have {size:,} characters, more than {most:,}")
+            length = int(sizes[arrays["config"]].sum())
+            if length > (most := MOST_CONFIGS[0] + MOST_CONFIGS[1] * size):
+                raise self._refused(
+                    RUNS, f"its configurations have {length:,} characters, more than {most:,}"
+                )
         if beyond_lines or (arrays["label"] >= of_labels).any() or (arrays["prediction"] >= of_answers).any():
             raise self._refused(NUMBERS, "a line or a class is out of range")
 

@@ -86,6 +86,7 @@ def test_every_gpu_has_its_workers_and_every_worker_one_gpu(monkeypatch: pytest.
         tags = {Tag.FAILURE_MESSAGE: os.environ[VISIBLE]}
         report(ended(trial, name, Record(status=Status.FINISHED, tags=tags)))
 
+    monkeypatch.delenv(VISIBLE, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(local, "get_context", lambda _: forks)
@@ -123,8 +124,9 @@ def test_options_that_do_not_go_together_are_refused(place: Place, message: str)
 @pytest.mark.parametrize("executor", ["inline", "local", "ray"])
 @pytest.mark.parametrize("field", ["workers", "slots_per_device"])
 def test_no_worker_is_none_of_the_choices(executor: str, field: str) -> None:
-    with pytest.raises(UserError, match=naming(field, 1, "(got 0)")):
-        Place(executor, **{field: 0})
+    for value in (0, 1.5, "2"):
+        with pytest.raises(UserError, match=naming(field, 1, value)):
+            Place(executor, **{field: value})  # type: ignore[arg-type]
 
 
 def test_a_place_of_another_type_is_refused() -> None:
@@ -254,6 +256,7 @@ def test_too_little_disk_or_memory_is_reported_before_the_start(
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10 * 2**20))
     with pytest.raises(UserError, match=r"10 MiB .* 2 .* 2\d\d "):
         check_disk(made, list(made.trials), store)
+    monkeypatch.setattr("tensorbench.execution.estimate.available_mib", lambda: 1e4)
     with pytest.raises(UserError, match=r"1000 .* 4\d\d,\d\d\d MiB .*--workers"):
         check_memory(list(made.trials) * 500, 1000)
 

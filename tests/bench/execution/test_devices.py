@@ -388,10 +388,7 @@ def test_without_the_service_processes_take_turns_and_a_warning_says_why(
         assert environments == {}
 
 
-def test_a_service_that_keeps_its_output_open_is_not_waited_for(
-    programs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mps, "PATIENCE", 5)
+def test_a_service_that_keeps_its_output_open_is_not_waited_for(programs: Callable[..., Path]) -> None:
     log = programs(nvidia_cuda_mps_control='if [ "$1" = -d ]; then sleep 100 & echo $! > "$LOG"; fi')
     try:
         with mps.service(["0"]) as environments:

@@ -43,7 +43,7 @@ pytestmark = pytest.mark.processes
 def workers() -> Any:
     """An executor with two workers that tests share. Tests may kill the workers.
 
-    The workers are forks, which need no imports. The tests below that run the program, and test_stress.py,
+    The workers are forks, which need no imports. Tests below that use another executor, or run the program,
     spawn workers as the program does.
     """
     with pytest.MonkeyPatch.context() as patch:
@@ -134,11 +134,11 @@ def test_a_later_preparation_checks_too_and_outlasts_a_worker_that_died_idle() -
     changed = made.trials[0].model_copy(update={"weights_hash": "0" * 16})
     with Local([Slot("cpu/0", "cpu", 1)]) as place:
         place.prepare(list(made.trials))
-        (worker,) = place.processes()
-        worker.kill()
-        worker.wait()
+        (worker,) = place._workers
+        worker.process.kill()
+        worker.process.join()
         place.prepare(list(made.trials))
-        assert not worker.is_running(), "nothing was to be prepared"
+        assert not any(worker.process.is_alive() for worker in place._workers), "nothing was to be prepared"
         with pytest.raises(UserError, match="changed"):
             place.prepare([changed])
 

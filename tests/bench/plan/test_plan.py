@@ -123,6 +123,9 @@ def test_a_part_of_another_type_is_refused() -> None:
         make_plan(made.suite, part={"seeds": [0]})  # type: ignore[arg-type]
     with pytest.raises(UserError, match=refused):
         made.select({"seeds": [0]})  # type: ignore[arg-type]
+    for field, value in {"seeds": 0, "studies": 1, "methods": "lora"}.items():
+        with pytest.raises(UserError, match=naming(field, "a list", value)):
+            Part(**{field: value})  # type: ignore[arg-type]
 
 
 def test_500_trials_are_planned_within_2_seconds() -> None:

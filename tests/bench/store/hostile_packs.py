@@ -46,9 +46,14 @@ def _long_tag(lines: list[dict[str, Any]]) -> None:
 
 
 def _points(content: Files) -> None:
-    """Points with the longest possible key, as many as fit."""
-    count = 2**19
-    edit_run(lambda run: run.update(curves={"x" * 250: count}))(content)
+    """Millions of points with the longest key that is accepted."""
+    count = 2**20
+
+    def one(lines: list[dict[str, Any]]) -> None:
+        lines[:] = [line | {"curves": {}} for line in lines]
+        lines[-1]["curves"] = {"x" * 100: count}
+
+    edit_runs(one)(content)
     zeros = {"step": np.zeros(count, np.int64), "value": np.zeros(count)}
     edit_arrays(lambda arrays: arrays.update(zeros))(content)
 
@@ -82,12 +87,14 @@ def _configurations(content: Files) -> None:
     edit_json(EXPERIMENT, lambda experiment: experiment.update(lines=["x" * 2**20]))(content)
 
     def more(lines: list[dict[str, Any]]) -> None:
-        lines[:] = [line | {"config": 0} for line in lines]
+        lines[:] = [line | {"config": 0, "split": None, "curves": {}} for line in lines]
         last = lines[-1]
-        lines += [last | {"run_id": f"{number:032x}", "config": 1} for number in range(2**14)]
+        lines += [last | {"run_id": f"{number:032x}", "config": 1} for number in range(2**13)]
 
     edit_runs(more)(content)
-    edit_arrays(lambda arrays: arrays.update(config=np.zeros(2**14, np.uint32)))(content)
+    none = {"step": np.zeros(0, np.int64), "value": np.zeros(0)}
+    none |= {"prediction": np.zeros(0, np.uint16), "log_probability": np.zeros(0, np.uint32)}
+    edit_arrays(lambda arrays: arrays.update(config=np.zeros(2**13, np.uint32), **none))(content)
 
 
 def _answers(content: Files) -> None:

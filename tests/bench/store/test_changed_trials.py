@@ -83,9 +83,8 @@ def test_a_count_that_stops_before_the_last_stored_trial_says_so(
 
 
 @pytest.mark.parametrize("command", ["plan", "run"])
-def test_a_start_and_a_plan_say_so(
-    store: Store, tmp_path: Path, call: Callable[..., Any], command: str
-) -> None:
-    ended = call(command, write(tmp_path, training=SHORT), "--store", store.uri)
+def test_a_start_and_a_plan_say_so(uri: str, tmp_path: Path, call: Callable[..., Any], command: str) -> None:
+    executed(Store.create(uri, "toy"), plan(training=EARLIER))
+    ended = call(command, write(tmp_path, training=SHORT), "--store", uri)
     assert ended.code == 0, ended.err
     assert "recipe.clip" in ended.out + ended.err

@@ -132,8 +132,6 @@ def test_methods_of_a_seed_see_the_same_augmented_images_and_only_in_training(
     def batch(self: ImageSplit, indices: Tensor, augment: Any = None) -> dict[str, Tensor]:
         made = real(self, indices, augment)
         seen.append((augment is not None, made["pixel_values"].clone()))
-        if augment is None:
-            assert torch.equal(made["pixel_values"], real(self, indices)["pixel_values"])
         return made
 
     monkeypatch.setattr(ImageSplit, "batch", batch)

@@ -355,8 +355,8 @@ def test_metamath_is_as_in_the_comparison_of_peft(tmp_path: Path, monkeypatch: p
     task = METAMATH.at(DataSource(local=hub_folder(tmp_path)))
     examples = task.examples()
     assert examples.inputs[0] == "Question: question 0? Think step by step.\nAnswer:"
-    # The fourth row is too long, and answers to one question stay together.
-    assert list(examples.ids[:31])[:5] == [0, 1, 2, 4, 5]
+    # The fourth row is too long.
+    assert list(examples.ids[:5]) == [0, 1, 2, 4, 5]
     assert examples.splits == ["train"] * 30 + ["validation"] * 50 + ["test"] * 12
     shuffled = np.random.RandomState(0).permutation(60)[:50].tolist()
     assert [examples.labels[30 + i] for i in range(50)] == [f"#### {n}" for n in shuffled]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from tensorbench.records.record import Progress
 from tensorbench.tasks import ImageSplit, TextSplit
 from tensorbench.training import loop as training
 from tensorbench.training.loop import Diverged, Evaluation, batches, head_state, rate
-from tensorbench.training.seeding import generator, stream_seed
+from tensorbench.training.seeding import Stream, generator, stream_seed
 from tensorbench.training.trial import Outcome, Resources, run_trial
 
 from ..toy_suites import DIGITS, TEXT, VISION, plan
@@ -386,12 +386,12 @@ def test_the_dropout_stream_reaches_what_drops_out_and_nothing_else(
 
 
 def test_streams_are_independent_and_seeds_apart() -> None:
-    streams = ("head_start", "adapter_start", "data_order", "dropout")
-    seeds = {stream_seed(seed, name) for seed in (-1, 0, 1, 2**70) for name in streams}  # type: ignore[arg-type]
-    assert len(seeds) == 16
+    streams = get_args(Stream)
+    seeds = {stream_seed(seed, name) for seed in (-1, 0, 1, 2**70) for name in streams}
+    assert len(seeds) == 4 * len(streams)
     assert all(0 <= seed < 2**63 for seed in seeds)
-    drawn = [torch.rand(4, generator=generator(0, name)).tolist() for name in streams]  # type: ignore[arg-type]
-    assert len({tuple(values) for values in drawn}) == 4
+    drawn = [torch.rand(4, generator=generator(0, name)).tolist() for name in streams]
+    assert len({tuple(values) for values in drawn}) == len(streams)
 
 
 def test_bf16_trains_with_parameters_in_float32(resources: Resources) -> None:
