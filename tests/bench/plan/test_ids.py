@@ -228,8 +228,8 @@ def test_a_field_of_a_recipe_changes_the_id_if_it_can_change_the_result(trained:
     assert (after.id == before.id) == (field in idle)
 
 
-#: A change of every field of a task's row, as a suite and a change of its task. None: the field enters no id.
-ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]] | None] = {
+#: A change of every field of a task's row that enters ids, as a suite and a change of its task.
+ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "task": (TEXT, {"task": "tweet-sentiment"}),
     "train_size": (VISION, {"train_size": 61}),
     "validation_size": (VISION, {"validation_size": 31}),
@@ -242,44 +242,31 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]] | None] = {
     "normalise": (VISION, {"normalise": False}),
     "split": (VISION, {"split": "per_seed"}),
     "verbalizer": (WORDS, {"verbalizer": {**VERBALIZER, "words": [" awful", " good"]}}),
-    # Its fields have tests of their own.
-    "data": None,
-    # The hash of the data identifies them wherever they are.
-    "source": None,
-    # It is part of the recipe.
-    "training": None,
-    # Tables show it.
-    "label": None,
 }
 
 
-@pytest.mark.parametrize("field", TaskRow.model_fields)
+@pytest.mark.parametrize("field", ROWS)
 def test_a_field_of_a_task_s_row_changes_the_id_if_it_can_change_the_result(field: str) -> None:
-    if (change := ROWS[field]) is None:
-        return
-    base, fields = change
+    base, fields = ROWS[field]
     assert trial(base, tasks=[{**base["tasks"][0], **fields}]).id != trial(base).id
 
 
-#: A change of every field of a backbone. None: the field enters no id.
-SPECS: dict[str, dict[str, Any] | None] = {
-    "name": {"name": "random-vit-small"},
-    "image_size": {"image_size": 16},
-    "dtype": {"dtype": "bfloat16"},
-    "quantise": {"quantise": "int8"},
-    # The hash of the weights identifies them wherever they are.
-    **dict.fromkeys(("hub", "revision", "local", "timm")),
-    # Tables show it.
-    "label": None,
-}
+#: A change of every field of a backbone that enters ids.
+SPECS = {"name": "random-vit-small", "image_size": 16, "dtype": "bfloat16", "quantise": "int8"}
 
 
-@pytest.mark.parametrize("field", BackboneSpec.model_fields)
+@pytest.mark.parametrize("field", SPECS)
 def test_a_field_of_a_backbone_changes_the_id_if_it_can_change_the_result(field: str) -> None:
-    if (change := SPECS[field]) is None:
-        return
     row = {"methods": [{"method": "lora", "rank": 2}], "budgets": []}
-    assert trial(**row, backbones=[{"name": "tiny-random-vit"} | change]).id != trial(**row).id
+    assert trial(**row, backbones=[{"name": "tiny-random-vit", field: SPECS[field]}]).id != trial(**row).id
+
+
+def test_every_field_of_a_row_and_a_backbone_has_a_change_or_enters_no_id() -> None:
+    # The hash of the data, or of the weights, identifies them wherever they are. The recipe has the training.
+    assert TaskRow.model_fields.keys() - ROWS == {"data", "source", "training", "label"}
+    assert BackboneSpec.model_fields.keys() - SPECS == {"hub", "revision", "local", "timm", "label"}
+    task, backbone = {**VISION["tasks"][0], "label": "a"}, {"name": "tiny-random-vit", "label": "b"}
+    assert trial(tasks=[task], backbones=[backbone]).id == trial().id
 
 
 def test_the_order_of_augmentations_matters() -> None:
