@@ -124,7 +124,6 @@ def test_a_death_at_any_event_of_a_worker_costs_its_trial_one_attempt_and_leaves
             await_end(crashes.workers(folder))
             run = crashes.start(folder, "run", store.uri, "local")
         assert run.returncode == 0, run.output()
-        assert crashes.workers(folder)
         await_end(crashes.workers(folder))
         runs = check(store, TRIALS)
         assert runs["KILLED"] <= 1
