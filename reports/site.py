@@ -30,6 +30,7 @@ from tensorbench.reports.page import environment
 from tensorbench.reports.reading import read_sources
 from tensorbench.reports.report import compose
 from tensorbench.reports.results import Cell, Experiment, Results, TaskAndBackbone, block_order, grouped
+from tensorbench.reports.tables import parameters_of
 from tensorbench.reports.tidy import ends
 from tensorbench.reports.units import many, minus, unit_of
 from tensorbench.store.opening import is_pack, open_results
@@ -377,7 +378,7 @@ def _method_line(
         if found
         else Entry("the reference" if first.is_reference else left_out, style="verdict"),
         **scores,
-        "parameters": " or ".join(dict.fromkeys(f"{line.cell.parameters:,}" for line in own.values())),
+        "parameters": parameters_of(line.cell for line in own.values()),
     }
 
 

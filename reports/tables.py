@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pydantic_core import to_jsonable_python
@@ -127,7 +127,7 @@ def _entrant_line(
             style=f"dot s{place % COLOURS}",
             link=link,
         ),
-        "parameters": _parameters(entrant),
+        "parameters": parameters_of(entrant.cells),
         **scores,
         "mean": unit.score(entrant.means[block.k].value) if whole else NOTHING,
         **(
@@ -142,9 +142,9 @@ def _entrant_line(
     }
 
 
-def _parameters(entrant: Entrant) -> str:
+def parameters_of(cells: Iterable[Cell]) -> str:
     """A method's numbers of parameters, which may differ between backbones."""
-    return " or ".join(dict.fromkeys(_number(cell.parameters, ",.0f") for cell in entrant.cells))
+    return " or ".join(dict.fromkeys(_number(cell.parameters, ",.0f") for cell in cells))
 
 
 def _level_line(block: Block, level: Level, names: Mapping[TaskAndBackbone, str]) -> dict[str, str]:
@@ -361,7 +361,7 @@ def budgets_table(group: OverBudgets) -> Table:
                     against: claim["difference"],
                     "verdict": claim.get("verdict", ""),
                     **({"best rate": _best_rate(entrant)} if block.tuned else {}),
-                    "parameters": _parameters(entrant),
+                    "parameters": parameters_of(entrant.cells),
                 }
             )
     scale = first.unit.named(f"{first.evaluated.capitalize()} {first.metric}")

@@ -17,9 +17,9 @@ from packaging.utils import canonicalize_name
 PACK = Path(__file__).parent.parent / "results" / "smollm2_quantised.tensorbench.zip"
 
 
-def needed(name: str, extras: Collection[str] = ()) -> dict[str, None]:
+def needed(name: str, extras: Collection[str] = ()) -> set[str]:
     """The names of a distribution and of all that it needs with these extras, as far as installed."""
-    found: dict[str, None] = {}
+    found = set[str]()
     left = [(name, ("", *extras))]
     while left:
         name, extras = left.pop()
@@ -28,13 +28,13 @@ def needed(name: str, extras: Collection[str] = ()) -> dict[str, None]:
                 asked = any(each.marker is None or each.marker.evaluate({"extra": extra}) for extra in extras)
                 if asked and canonicalize_name(each.name) not in found:
                     left.append((each.name, ("", *each.extras)))
-                    found[canonicalize_name(each.name)] = None
+                    found.add(canonicalize_name(each.name))
     return found
 
 
 def of_run() -> list[str]:
     """The names by which packages are imported that only the extra `run` brings."""
-    brought = {*needed("tensorpeft-bench", ["run"])} - {*needed("tensorpeft-bench")}
+    brought = needed("tensorpeft-bench", ["run"]) - needed("tensorpeft-bench")
     return sorted(
         module
         for module, owners in packages_distributions().items()

@@ -49,7 +49,7 @@ MOST_CONFIGS = 64 * 2**20, 16
 #: The limit for the points of all curves, (a, b): a plus one for every b bytes of the pack's file. A point
 #: may take 300 bytes of memory. Packs of studies have one for every six bytes at most, and a value in float32
 #: alone has three bytes that do not compress.
-MOST_POINTS = 2**19, 2
+MOST_POINTS = 2**19, 3
 #: By how much rounding may lead a score out of the bounds of its metric.
 ROUNDING = 1e-6
 

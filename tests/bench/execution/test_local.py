@@ -43,8 +43,8 @@ pytestmark = pytest.mark.processes
 def workers() -> Any:
     """An executor with two workers that tests share. Tests may kill the workers.
 
-    The workers are forks, which need no imports. Tests below that use another executor, or run the program,
-    spawn workers as the program does.
+    The workers are forks, which need no imports. So are those of other executors while this one lives. The
+    program, which a test below runs, spawns its workers.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "get_context", lambda _: FORKS)

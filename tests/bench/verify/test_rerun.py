@@ -48,6 +48,9 @@ def test_the_seed_alone_decides_which_trials_run_again(kept: Kept) -> None:
 
     # Seed 0 draws the second of two trials, seeds 1 and 2 the first.
     assert drawn(1) == drawn(2) != drawn(0)
+
+
+def test_a_negative_number_of_reruns_is_refused(kept: Kept) -> None:
     with pytest.raises(UserError, match=naming("reruns", "at least 0", "-1")):
         verify(store=kept.store.uri, reruns=-1)
 
