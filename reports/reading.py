@@ -206,19 +206,23 @@ def came_from_packs(experiment: Experiment) -> str:
     if not reruns:
         return f"{came} None of them ran again where the new ones ran: both machines may give other scores."
     apart = [
-        abs(score - rerun.score) for score, rerun in reruns if score is not None and rerun.score is not None
+        abs(score - rerun.score)
+        for score, rerun in reruns
+        if score is not None and rerun.score is not None and not rerun.incomparable
     ]
     largest = ""
     if apart:
         largest = (
             f", with scores that differ by {max(apart):.2g} at most" if max(apart) else ", with equal scores"
         )
+    unlike = sum(rerun.incomparable for _, rerun in reruns)
+    rounding = f" The scores of {unlike} are not compared, as rounding decides them." if unlike else ""
     devices = listed(sorted({rerun.device for _, rerun in reruns}))
     other = sum(bool(rerun.faults) for _, rerun in reruns)
     refused = (
         f" {other} gave other results than accepted, and the new ones ran in spite of it." if other else ""
     )
-    return f"{came} {len(reruns)} of them ran again on {devices}{largest}.{refused}"
+    return f"{came} {len(reruns)} of them ran again on {devices}{largest}.{rounding}{refused}"
 
 
 def tabulate(experiments: Sequence[Experiment]) -> tuple[Cell, ...]:

@@ -67,6 +67,8 @@ class StoredRerun(Wired):
     allowed: float
     #: The processor or GPU.
     device: str
+    #: Whether the scores are not compared, because rounding decides them on other hardware.
+    incomparable: bool = False
     #: Descriptions of differences that exceed what `tensorbench verify --rerun` accepts. Empty if there are
     #: none.
     faults: tuple[str, ...] = ()

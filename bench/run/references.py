@@ -193,6 +193,7 @@ def run_again(
                 score=result.score,
                 allowed=result.allowed,
                 device=now["gpu"] or now["cpu"],
+                incomparable=result.incomparable,
                 faults=tuple(faults[:MOST_FAULTS]),
             )
             store.tag(run.run_id, Tag.RERUN, stored.model_dump_json())

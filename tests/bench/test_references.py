@@ -252,6 +252,19 @@ def test_an_interrupted_start_goes_on(
     assert states(uri) == [LORA] * 3 + [HEAD] * 3
 
 
+def test_scores_that_rounding_decides_are_counted_and_not_compared(
+    extended: tuple[str, Path], call: Call
+) -> None:
+    uri, suite = extended
+    assert call("run", suite, "--store", uri, "--executor", "inline").code == 0
+    store = Store.existing(uri, "toy")
+    run, rerun = next((run, again) for run in store.records() if (again := stored_rerun(run)))
+    changed = rerun.model_copy(update={"score": 0.0, "incomparable": True})
+    store.tag(run.run_id, Tag.RERUN, changed.model_dump_json())
+    text = "with equal scores. The scores of 1 are not compared, as rounding decides them."
+    assert text in notes(uri)
+
+
 def test_one_in_ten_runs_again_over_all_starts() -> None:
     whole = plan(TEXT, methods=["lora", "head_only"], seeds=list(range(40)))
 

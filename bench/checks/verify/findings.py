@@ -49,6 +49,8 @@ class Rerun:
     allowed: float
     #: The reason why this difference is allowed.
     reason: str
+    #: Whether the scores are not compared, because rounding decides them on other hardware.
+    incomparable: bool = False
 
 
 @dataclass
@@ -118,9 +120,10 @@ class Verification:
             yield f"not checkable  {_whose(item)}: {item.what}: {item.why}"
         for rerun in self.reruns:
             stored, now = ("no score" if s is None else f"{s:.6f}" for s in (rerun.stored, rerun.score))
+            said = "not compared" if rerun.incomparable else f"{rerun.allowed:g} allowed"
             yield (
                 f"run again  {rerun.experiment} · trial {rerun.trial} ({rerun.name}): stored {stored}, now "
-                f"{now}; {rerun.allowed:g} allowed, since {rerun.reason}"
+                f"{now}; {said}, since {rerun.reason}"
             )
         yield from (f"note: {note}" for note in self.notes)
         if self.cached_files is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from tensorbench.records.measures import Measure
 from tensorbench.records.metrics import METRICS
 from tensorbench.records.origin import HARDWARE
 from tensorbench.records.predictions import log_probabilities, read_predictions
-from tensorbench.records.record import Progress, Record
+from tensorbench.records.record import Point, Progress, Record
 from tensorbench.records.words import Artifact, Status, Tag
 from tensorbench.store.access import Access, is_foreign
 from tensorbench.store.pack.writing import DIGITS
@@ -38,10 +39,11 @@ SAME, ELSEWHERE, EXAMPLES = 1e-6, 0.02, 5
 UNREADABLE = (UserError, OSError, ValueError)
 
 #: The largest accepted difference between two losses, divided by the stored loss if that is above 1.
-#: SAME_LOSS is for the same hardware. LOSSES is for other hardware, by the precision of training. There,
-#: differences grow from step to step, so only reports up to step FIRST_STEPS are compared.
-#: docs/guides/verify.md has measurements.
-SAME_LOSS, LOSSES, FIRST_STEPS = 1e-4, {"fp32": 1e-4, "tf32": 0.02, "bf16": 0.02}, 100
+#: SAME_LOSS is for the same hardware. LOSSES is for the first FIRST_STEPS steps on other hardware, by the
+#: precision of training. There, differences grow from step to step, faster at high learning rates. Where one
+#: exceeds APART by step LATER_STEPS, rounding decides the score. docs/guides/verify.md has measurements.
+SAME_LOSS, LOSSES = 1e-4, {"fp32": 1e-4, "tf32": 0.02, "bf16": 0.02}
+FIRST_STEPS, LATER_STEPS, APART = 10, 100, 0.1
 
 #: The relative rounding of training losses in packs.
 PACKED = 2.0**-DIGITS
@@ -130,8 +132,20 @@ def compared(
     reason = _differing(candidate, now)
     same = not reason
     allowed = SAME if same else tolerance
-    if record.status == Status.FAILED:
-        findings.compare("failure of another run", record.verdict, ending.verdict)
+    failed = record.status == Status.FAILED or score is None
+    diverged = "diverged" in (record.tag(Tag.FAILURE), ending.tag(Tag.FAILURE))
+    incomparable = False
+    if failed and record.verdict == ending.verdict:
+        pass
+    elif (not failed or (diverged and not same)) and not _curves_agree(candidate, reports, same=same):
+        incomparable = True
+        findings.cannot(
+            "score of another run",
+            f"training losses up to step {FIRST_STEPS} agree, but by step {LATER_STEPS} one differs by more "
+            f"than {APART}: at this learning rate, the rounding of other hardware decides the score",
+        )
+    elif record.status == Status.FAILED:
+        findings.broken("failure of another run", record.verdict, ending.verdict)
     elif score is None:
         findings.broken("score of another run", record.score, ending.failure)
     else:
@@ -140,7 +154,7 @@ def compared(
         if same and stored is not None and repeated is not None:
             most = SAME_LOSS * max(1.0, abs(stored))
             findings.near("validation loss of another run", stored, repeated, most)
-        _compare_curves(candidate, reports, same=same)
+    if not failed:
         _compare_examples(findings, candidate, ending.files[Artifact.PREDICTIONS])
     return Rerun(
         candidate.source.name,
@@ -151,6 +165,7 @@ def compared(
         score,
         allowed,
         reason or "the same hardware",
+        incomparable,
     )
 
 
@@ -167,34 +182,44 @@ def _differing(candidate: Candidate, now: Mapping[str, str]) -> str:
     return ""
 
 
-def _compare_curves(candidate: Candidate, reports: Sequence[Progress], *, same: bool) -> None:
+def _curves_agree(candidate: Candidate, reports: Sequence[Progress], *, same: bool) -> bool:
     """Compares the losses and validation scores of every step and epoch with the stored curves.
 
     If `same` is false, the new run was on other hardware, or on a GPU without a deterministic recipe. Then
-    only losses up to step FIRST_STEPS are compared, and no scores.
+    only losses up to step FIRST_STEPS are compared, and no scores. Returns whether those up to LATER_STEPS
+    stay near enough for the scores to be compared.
     """
     record, largest = candidate.record, SAME_LOSS if same else LOSSES[candidate.trial.recipe.precision]
-    points = [
-        point
-        for progress in reports
-        if same or progress.step <= FIRST_STEPS
-        for point in progress.points(record.tag(Tag.METRIC))
-    ]
-    for key in dict.fromkeys(point.key for point in points):
+    agree = True
+    points: defaultdict[str, list[tuple[int, Point]]] = defaultdict(list)
+    for progress in reports:
+        for point in progress.points(record.tag(Tag.METRIC)):
+            # Points of validation curves have the epoch for their step.
+            step = point.step if point.key == Measure.TRAIN_LOSS else progress.step
+            if same or step <= LATER_STEPS:
+                points[point.key].append((step, point))
+    for key, reported in points.items():
         scores = key not in (Measure.TRAIN_LOSS, Measure.VALIDATION_LOSS)
         if scores and not same:
             continue
         curve = candidate.source.curves(key, [record.run_id])
         stored = dict(zip(curve["step"], curve["value"], strict=True))
         rounding = PACKED if key == Measure.TRAIN_LOSS else 0.0
-        for _, value, _, step in (point for point in points if point.key == key):
-            before = stored.get(step, math.nan)
-            allowed = SAME if scores else largest * max(1.0, abs(before)) + rounding * abs(before)
+        for step, point in reported:
+            early = same or step <= FIRST_STEPS
+            before = stored.get(point.step, math.nan)
+            most = (largest if early else APART) * max(1.0, abs(before)) + rounding * abs(before)
+            allowed = SAME if scores else most
             # Written so that NaN fails as well.
-            if not abs(before - value) <= allowed:
-                what = f"{key} of another run at {step}, to {allowed:.3g}"
-                candidate.findings.broken(what, before if step in stored else None, value)
-                break
+            if abs(before - point.value) <= allowed:
+                continue
+            if early:
+                what = f"{key} of another run at {point.step}, to {allowed:.3g}"
+                candidate.findings.broken(what, before if point.step in stored else None, point.value)
+            else:
+                agree = False
+            break
+    return agree
 
 
 def _compare_examples(findings: Examined, candidate: Candidate, repeated: bytes) -> None:

@@ -14,13 +14,13 @@ import torch
 import tensorbench.checks.verify.rerun
 from tensorbench.checks.verify import verify
 from tensorbench.checks.verify.findings import Examined
-from tensorbench.checks.verify.rerun import Candidate, compared
+from tensorbench.checks.verify.rerun import FIRST_STEPS, Candidate, compared
 from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.metrics import METRICS
-from tensorbench.records.record import Record
-from tensorbench.records.words import Artifact, Status
+from tensorbench.records.record import Progress, Record, failed
+from tensorbench.records.words import Artifact, Status, Tag
 from tensorbench.store.store import Store
 
 from ...messages import naming
@@ -120,6 +120,34 @@ def test_scores_with_a_unit_may_differ_by_a_share_of_them(
     findings = Examined("toy")
     compared(Candidate(findings, kept.store, kept.record, trial), ending, [], {})
     assert bool(findings.faults) == broken
+
+
+@pytest.mark.parametrize("diverged", ["never", "now", "then"])
+@pytest.mark.parametrize(
+    ("step", "change", "broken"),
+    [(FIRST_STEPS, 0.05, ["train/loss", "result"]), (11, 0.05, ["result"]), (11, 0.2, [])],
+)
+def test_losses_say_whether_scores_on_other_hardware_can_be_compared(
+    kept: Kept, step: int, change: float, broken: list[str], diverged: str
+) -> None:
+    """The stored loss is 1 in every step. The new score is .5 lower, or one of the two runs diverged."""
+    steps, record = range(1, 13), kept.record
+    for number in steps:
+        kept.store.client.log_metric(record.run_id, Measure.TRAIN_LOSS, 1.0, step=number)
+    losses = [(number, 1.0 + change * (number == step)) for number in steps]
+    trial = Trial.model_validate(json.loads(kept.file(Artifact.CONFIG).read_text())["trial"])
+    files = {Artifact.PREDICTIONS: kept.file(Artifact.PREDICTIONS).read_bytes()}
+    assert record.score is not None
+    ending = Record(status=Status.FINISHED, metrics={Measure.SCORE: record.score - 0.5}, files=files)
+    if diverged == "now":
+        ending = failed("diverged", "the loss is inf", "")
+    elif diverged == "then":
+        record = replace(record, status=Status.FAILED, tags={**record.tags, Tag.FAILURE: "diverged"})
+    findings, reports = Examined("toy"), [Progress(step=12, steps=12, epoch=1, losses=losses)]
+    rerun = compared(Candidate(findings, kept.store, record, trial), ending, reports, {})
+    result = "failure" if diverged == "then" else "score"
+    assert [fault.what.split(" of ")[0].replace(result, "result") for fault in findings.faults] == broken
+    assert rerun.incomparable == bool(findings.unchecked) == (not broken)
 
 
 @pytest.fixture(scope="module")
