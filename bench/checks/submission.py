@@ -219,8 +219,9 @@ class Submission:
                 "- Read the method's code before you run it." * bool(load)
                 or "- Does the name say which method and which options it is?",
                 "- On another machine, `tensorbench"
-                f"{load} verify {BOARD}/{self.name}{ENDING} --rerun 3` ends with *0 broken*. "
-                "Then add yourself to `reruns` in the YAML file: the row becomes *verified*.",
+                f"{load} verify {BOARD}/{self.name}{ENDING} --rerun 3` ends with *0 broken, 0 not "
+                "checkable*. If rounding decides a score, `--sample-seed 1` draws other trials. Then add yourself "
+                "to `reruns` in the YAML file: the row becomes *verified*.",
                 *(
                     f"- The card says that {each.by} ran {many(each.trials, 'trial')} again. Let {each.by} "
                     "confirm it here."
