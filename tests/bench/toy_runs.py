@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: The shortest possible training: one step.
 SHORT = {"batch_size": 16, "steps": 1}
+#: A training that is so long that no test waits for its end.
+LONG = {"batch_size": 16, "steps": 10**7}
 
 
 @dataclass

@@ -26,14 +26,11 @@ from tensorbench.store.store import Store
 from ...fixtures import NewStore
 from ..programs import FORKS
 from ..services import driver as program
-from ..toy_runs import raising, run_on
+from ..toy_runs import LONG, SHORT, raising, run_on
 from ..toy_suites import plan, write
 
-SHORT = {"batch_size": 16, "steps": 2}
 #: A training that reports more progress than a pipe can hold, so the worker waits until the driver reads.
 TALKATIVE = {"batch_size": 16, "steps": 400}
-#: A training that is so long that no test waits for its end.
-LONG = {"batch_size": 16, "steps": 10**7}
 
 
 pytestmark = pytest.mark.processes

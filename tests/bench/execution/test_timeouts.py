@@ -35,11 +35,9 @@ from tensorbench.store.store import Store
 from ...fixtures import NewStore
 from ...messages import naming
 from ..programs import FORKS
-from ..toy_runs import run_on, timed
+from ..toy_runs import LONG, run_on, timed
 from ..toy_suites import VISION, plan, write
 
-#: A training that is so long that no test waits for its end.
-LONG = {"batch_size": 16, "steps": 10**7}
 #: The hardware of a worker, as its provenance has it, and as the tags of a run have it.
 H100 = {"gpu": "H100", "cpu": "EPYC", "threads": "8", "slots": "1"}
 ON_H100 = {f"provenance.{name}": value for name, value in H100.items()}
