@@ -216,7 +216,7 @@ def came_from_packs(experiment: Experiment) -> str:
             f", with scores that differ by {max(apart):.2g} at most" if max(apart) else ", with equal scores"
         )
     unlike = sum(rerun.incomparable for _, rerun in reruns)
-    rounding = f" The scores of {unlike} are not compared, as rounding decides them." if unlike else ""
+    rounding = f" Further apart, perhaps by rounding, are the scores of {unlike}." if unlike else ""
     devices = listed(sorted({rerun.device for _, rerun in reruns}))
     other = sum(bool(rerun.faults) for _, rerun in reruns)
     refused = (

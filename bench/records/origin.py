@@ -67,7 +67,7 @@ class StoredRerun(Wired):
     allowed: float
     #: The processor or GPU.
     device: str
-    #: Whether the scores are not compared, because rounding decides them on other hardware.
+    #: Whether the scores differ and are not compared, because rounding may decide them on other hardware.
     incomparable: bool = False
     #: Descriptions of differences that exceed what `tensorbench verify --rerun` accepts. Empty if there are
     #: none.

@@ -49,7 +49,7 @@ class Rerun:
     allowed: float
     #: The reason why this difference is allowed.
     reason: str
-    #: Whether the scores are not compared, because rounding decides them on other hardware.
+    #: Whether the scores differ and are not compared, because rounding may decide them on other hardware.
     incomparable: bool = False
 
 

@@ -40,10 +40,10 @@ UNREADABLE = (UserError, OSError, ValueError)
 
 #: The largest accepted difference between two losses, divided by the stored loss if that is above 1.
 #: SAME_LOSS is for the same hardware. LOSSES is for the first FIRST_STEPS steps on other hardware, by the
-#: precision of training. There, differences grow from step to step, faster at high learning rates. Where one
-#: exceeds APART by step LATER_STEPS, rounding decides the score. docs/guides/verify.md has measurements.
+#: precision of training. Later, rounding may decide where training goes. If a difference exceeds APART, it
+#: may decide the score as well. docs/guides/verify.md has measurements.
 SAME_LOSS, LOSSES = 1e-4, {"fp32": 1e-4, "tf32": 0.02, "bf16": 0.02}
-FIRST_STEPS, LATER_STEPS, APART = 10, 100, 0.1
+FIRST_STEPS, APART = 10, 0.1
 
 #: The relative rounding of training losses in packs.
 PACKED = 2.0**-DIGITS
@@ -132,29 +132,31 @@ def compared(
     reason = _differing(candidate, now)
     same = not reason
     allowed = SAME if same else tolerance
+    known = len(findings.faults)
     failed = record.status == Status.FAILED or score is None
-    diverged = "diverged" in (record.tag(Tag.FAILURE), ending.tag(Tag.FAILURE))
-    incomparable = False
-    if failed and record.verdict == ending.verdict:
-        pass
-    elif (not failed or (diverged and not same)) and not _curves_agree(candidate, reports, same=same):
-        incomparable = True
+    apart = not (failed and same) and _compare_curves(candidate, reports, same=same)
+    if failed:
+        # One of the two may have diverged by chance.
+        apart = not same and {record.tag(Tag.FAILURE), ending.tag(Tag.FAILURE)} <= {"diverged", ""}
+        agree = record.verdict == ending.verdict
+    else:
+        agree = record.score is not None and score is not None and abs(record.score - score) <= allowed
+    incomparable = not agree and apart and len(findings.faults) == known
+    if incomparable:
         findings.cannot(
             "score of another run",
-            f"training losses up to step {FIRST_STEPS} agree, but by step {LATER_STEPS} one differs by more "
-            f"than {APART}: at this learning rate, the rounding of other hardware decides the score",
+            f"losses up to step {FIRST_STEPS} agree, and then training took another course ({reason}): "
+            "rounding may decide the score at this learning rate",
         )
-    elif record.status == Status.FAILED:
-        findings.broken("failure of another run", record.verdict, ending.verdict)
-    elif score is None:
-        findings.broken("score of another run", record.score, ending.failure)
-    else:
-        findings.near(f"score of another run, to {allowed:.3g}", record.score, score, allowed)
+    elif failed and not agree:
+        findings.broken("failure of another run", record.verdict, ending.failure or ending.verdict)
+    elif not agree:
+        findings.broken(f"score of another run, to {allowed:.3g}", record.score, score)
+    if not failed:
         stored, repeated = record.measure(Measure.SELECTED_LOSS), ending.metrics.get(Measure.SELECTED_LOSS)
         if same and stored is not None and repeated is not None:
             most = SAME_LOSS * max(1.0, abs(stored))
             findings.near("validation loss of another run", stored, repeated, most)
-    if not failed:
         _compare_examples(findings, candidate, ending.files[Artifact.PREDICTIONS])
     return Rerun(
         candidate.source.name,
@@ -182,22 +184,21 @@ def _differing(candidate: Candidate, now: Mapping[str, str]) -> str:
     return ""
 
 
-def _curves_agree(candidate: Candidate, reports: Sequence[Progress], *, same: bool) -> bool:
+def _compare_curves(candidate: Candidate, reports: Sequence[Progress], *, same: bool) -> bool:
     """Compares the losses and validation scores of every step and epoch with the stored curves.
 
     If `same` is false, the new run was on other hardware, or on a GPU without a deterministic recipe. Then
-    only losses up to step FIRST_STEPS are compared, and no scores. Returns whether those up to LATER_STEPS
-    stay near enough for the scores to be compared.
+    only losses up to step FIRST_STEPS have to agree, and no scores. Returns whether a later training loss
+    differs by more than APART.
     """
     record, largest = candidate.record, SAME_LOSS if same else LOSSES[candidate.trial.recipe.precision]
-    agree = True
-    points: defaultdict[str, list[tuple[int, Point]]] = defaultdict(list)
+    points: defaultdict[str, list[tuple[Point, bool]]] = defaultdict(list)
     for progress in reports:
         for point in progress.points(record.tag(Tag.METRIC)):
             # Points of validation curves have the epoch for their step.
             step = point.step if point.key == Measure.TRAIN_LOSS else progress.step
-            if same or step <= LATER_STEPS:
-                points[point.key].append((step, point))
+            points[point.key].append((point, same or step <= FIRST_STEPS))
+    apart = False
     for key, reported in points.items():
         scores = key not in (Measure.TRAIN_LOSS, Measure.VALIDATION_LOSS)
         if scores and not same:
@@ -205,21 +206,25 @@ def _curves_agree(candidate: Candidate, reports: Sequence[Progress], *, same: bo
         curve = candidate.source.curves(key, [record.run_id])
         stored = dict(zip(curve["step"], curve["value"], strict=True))
         rounding = PACKED if key == Measure.TRAIN_LOSS else 0.0
-        for step, point in reported:
-            early = same or step <= FIRST_STEPS
+        for point, has_to_agree in reported:
+            missing = point.step not in stored
+            if (missing and record.status == Status.FAILED) or not (
+                has_to_agree or key == Measure.TRAIN_LOSS
+            ):
+                continue
             before = stored.get(point.step, math.nan)
-            most = (largest if early else APART) * max(1.0, abs(before)) + rounding * abs(before)
+            most = (largest if has_to_agree else APART) * max(1.0, abs(before)) + rounding * abs(before)
             allowed = SAME if scores else most
             # Written so that NaN fails as well.
             if abs(before - point.value) <= allowed:
                 continue
-            if early:
+            if has_to_agree or missing:
                 what = f"{key} of another run at {point.step}, to {allowed:.3g}"
-                candidate.findings.broken(what, before if point.step in stored else None, point.value)
+                candidate.findings.broken(what, None if missing else before, point.value)
             else:
-                agree = False
+                apart = True
             break
-    return agree
+    return apart
 
 
 def _compare_examples(findings: Examined, candidate: Candidate, repeated: bytes) -> None:

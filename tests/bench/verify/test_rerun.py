@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,13 +14,13 @@ import torch
 import tensorbench.checks.verify.rerun
 from tensorbench.checks.verify import verify
 from tensorbench.checks.verify.findings import Examined
-from tensorbench.checks.verify.rerun import FIRST_STEPS, Candidate, compared
+from tensorbench.checks.verify.rerun import Candidate, compared
 from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.metrics import METRICS
-from tensorbench.records.record import Progress, Record, failed
-from tensorbench.records.words import Artifact, Status, Tag
+from tensorbench.records.record import Failure, Progress, Record, failed
+from tensorbench.records.words import Artifact, Status
 from tensorbench.store.store import Store
 
 from ...messages import naming
@@ -122,32 +122,59 @@ def test_scores_with_a_unit_may_differ_by_a_share_of_them(
     assert bool(findings.faults) == broken
 
 
-@pytest.mark.parametrize("diverged", ["never", "now", "then"])
-@pytest.mark.parametrize(
-    ("step", "change", "broken"),
-    [(FIRST_STEPS, 0.05, ["train/loss", "result"]), (11, 0.05, ["result"]), (11, 0.2, [])],
-)
-def test_losses_say_whether_scores_on_other_hardware_can_be_compared(
-    kept: Kept, step: int, change: float, broken: list[str], diverged: str
-) -> None:
-    """The stored loss is 1 in every step. The new score is .5 lower, or one of the two runs diverged."""
+@dataclass
+class Again:
+    """How a run on other hardware differs from the stored one, whose losses are all 1."""
+
+    #: Steps, and by how much the new loss is higher there.
+    higher: dict[int, float] = field(default_factory=dict)
+    #: A step without a stored loss.
+    gone: int = 0
+    #: By how much the new score is lower.
+    worse: float = 0.0
+    #: The failures of both runs.
+    then: Failure | None = None
+    now: Failure | None = None
+
+
+#: The differences, and what is broken then. None: the scores cannot be compared.
+AGAIN: dict[str, tuple[Again, list[str] | None]] = {
+    "an early loss": (Again({10: 0.05}), ["train/loss"]),
+    "an early loss and the score": (Again({10: 0.05, 11: 0.2}, worse=0.5), ["train/loss", "score"]),
+    "slightly a later loss, and the score": (Again({11: 0.05}, worse=0.5), ["score"]),
+    "a later loss": (Again({11: 0.2}), []),
+    "a later loss and the score": (Again({11: 0.2}, worse=0.5), None),
+    "a curve that ends": (Again(gone=11, worse=0.5), ["train/loss", "score"]),
+    "divergence now": (Again(now="diverged"), None),
+    "divergence now, and an early loss": (Again({10: 0.05}, now="diverged"), ["train/loss", "failure"]),
+    "divergence then": (Again(gone=11, then="diverged"), None),
+    "divergence both times": (Again({11: 0.2}, then="diverged", now="diverged"), []),
+    "another failure now": (Again({11: 0.2}, now="error"), ["failure"]),
+    "divergence in place of another failure": (Again(then="error", now="diverged"), ["failure"]),
+}
+
+
+@pytest.mark.parametrize("case", AGAIN)
+def test_rounding_of_other_hardware_may_decide_a_score_after_the_first_steps(kept: Kept, case: str) -> None:
+    again, broken = AGAIN[case]
     steps, record = range(1, 13), kept.record
-    for number in steps:
-        kept.store.client.log_metric(record.run_id, Measure.TRAIN_LOSS, 1.0, step=number)
-    losses = [(number, 1.0 + change * (number == step)) for number in steps]
+    for step in steps:
+        if step != again.gone:
+            kept.store.client.log_metric(record.run_id, Measure.TRAIN_LOSS, 1.0, step=step)
+    assert record.score is not None
     trial = Trial.model_validate(json.loads(kept.file(Artifact.CONFIG).read_text())["trial"])
     files = {Artifact.PREDICTIONS: kept.file(Artifact.PREDICTIONS).read_bytes()}
-    assert record.score is not None
-    ending = Record(status=Status.FINISHED, metrics={Measure.SCORE: record.score - 0.5}, files=files)
-    if diverged == "now":
-        ending = failed("diverged", "the loss is inf", "")
-    elif diverged == "then":
-        record = replace(record, status=Status.FAILED, tags={**record.tags, Tag.FAILURE: "diverged"})
+    ending = Record(status=Status.FINISHED, metrics={Measure.SCORE: record.score - again.worse}, files=files)
+    if again.now:
+        ending = failed(again.now, "as it happens", "")
+    if again.then:
+        then = failed(again.then, "as it happened", "")
+        record = replace(record, status=then.status, tags={**record.tags, **then.tags})
+    losses = [(step, 1.0 + again.higher.get(step, 0.0)) for step in steps]
     findings, reports = Examined("toy"), [Progress(step=12, steps=12, epoch=1, losses=losses)]
     rerun = compared(Candidate(findings, kept.store, record, trial), ending, reports, {})
-    result = "failure" if diverged == "then" else "score"
-    assert [fault.what.split(" of ")[0].replace(result, "result") for fault in findings.faults] == broken
-    assert rerun.incomparable == bool(findings.unchecked) == (not broken)
+    assert [fault.what.split(" of ")[0] for fault in findings.faults] == (broken or [])
+    assert rerun.incomparable == bool(findings.unchecked) == (broken is None)
 
 
 @pytest.fixture(scope="module")
