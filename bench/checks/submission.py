@@ -49,7 +49,7 @@ MOST_BYTES, MOST_ROWS, MOST_METHODS = 8 * MIB, 200, 20
 #: ranks cannot match a budget closely.
 MOST_PARAMETERS = 1.1
 #: The largest accepted difference of a task's mean score from that of the same trials in a published pack. It
-#: is no limit for single trials, as rounding on another processor decides some scores.
+#: is no limit for single trials, as rounding on another processor may decide some scores.
 AGREES = 0.02
 #: The largest numbers of findings in a text, and of characters of each.
 MOST_LISTED, MOST_LETTERS = 8, 200
