@@ -216,13 +216,13 @@ def came_from_packs(experiment: Experiment) -> str:
             f", with scores that differ by {max(apart):.2g} at most" if max(apart) else ", with equal scores"
         )
     unlike = sum(rerun.incomparable for _, rerun in reruns)
-    rounding = f" Further apart, perhaps by rounding, are the scores of {unlike}." if unlike else ""
+    rounding = f", but for {unlike} rounding may have decided the result" if unlike else ""
     devices = listed(sorted({rerun.device for _, rerun in reruns}))
     other = sum(bool(rerun.faults) for _, rerun in reruns)
     refused = (
         f" {other} gave other results than accepted, and the new ones ran in spite of it." if other else ""
     )
-    return f"{came} {len(reruns)} of them ran again on {devices}{largest}.{rounding}{refused}"
+    return f"{came} {len(reruns)} of them ran again on {devices}{largest}{rounding}.{refused}"
 
 
 def tabulate(experiments: Sequence[Experiment]) -> tuple[Cell, ...]:

@@ -134,12 +134,14 @@ def compared(
     allowed = SAME if same else tolerance
     known = len(findings.faults)
     failed = record.status == Status.FAILED or score is None
-    apart = not (failed and same) and _compare_curves(candidate, reports, same=same)
     if failed:
-        # One of the two may have diverged by chance.
-        apart = not same and {record.tag(Tag.FAILURE), ending.tag(Tag.FAILURE)} <= {"diverged", ""}
         agree = record.verdict == ending.verdict
+        # The rounding of other hardware may let one of two runs diverge.
+        apart = not (agree or same) and {record.tag(Tag.FAILURE), ending.tag(Tag.FAILURE)} <= {"diverged", ""}
+        if apart:
+            _compare_curves(candidate, reports, same=same)
     else:
+        apart = _compare_curves(candidate, reports, same=same)
         agree = record.score is not None and score is not None and abs(record.score - score) <= allowed
     incomparable = not agree and apart and len(findings.faults) == known
     if incomparable:
@@ -197,7 +199,9 @@ def _compare_curves(candidate: Candidate, reports: Sequence[Progress], *, same: 
         for point in progress.points(record.tag(Tag.METRIC)):
             # Points of validation curves have the epoch for their step.
             step = point.step if point.key == Measure.TRAIN_LOSS else progress.step
-            points[point.key].append((point, same or step <= FIRST_STEPS))
+            has_to_agree = same or step <= FIRST_STEPS
+            if has_to_agree or point.key == Measure.TRAIN_LOSS:
+                points[point.key].append((point, has_to_agree))
     apart = False
     for key, reported in points.items():
         scores = key not in (Measure.TRAIN_LOSS, Measure.VALIDATION_LOSS)
@@ -208,9 +212,7 @@ def _compare_curves(candidate: Candidate, reports: Sequence[Progress], *, same: 
         rounding = PACKED if key == Measure.TRAIN_LOSS else 0.0
         for point, has_to_agree in reported:
             missing = point.step not in stored
-            if (missing and record.status == Status.FAILED) or not (
-                has_to_agree or key == Measure.TRAIN_LOSS
-            ):
+            if missing and record.status == Status.FAILED:
                 continue
             before = stored.get(point.step, math.nan)
             most = (largest if has_to_agree else APART) * max(1.0, abs(before)) + rounding * abs(before)

@@ -123,7 +123,7 @@ def test_scores_with_a_unit_may_differ_by_a_share_of_them(
 
 
 @dataclass
-class Again:
+class Change:
     """How a run on other hardware differs from the stored one, whose losses are all 1."""
 
     #: Steps, and by how much the new loss is higher there.
@@ -137,40 +137,40 @@ class Again:
     now: Failure | None = None
 
 
-#: The differences, and what is broken then. None: the scores cannot be compared.
-AGAIN: dict[str, tuple[Again, list[str] | None]] = {
-    "an early loss": (Again({10: 0.05}), ["train/loss"]),
-    "an early loss and the score": (Again({10: 0.05, 11: 0.2}, worse=0.5), ["train/loss", "score"]),
-    "slightly a later loss, and the score": (Again({11: 0.05}, worse=0.5), ["score"]),
-    "a later loss": (Again({11: 0.2}), []),
-    "a later loss and the score": (Again({11: 0.2}, worse=0.5), None),
-    "a curve that ends": (Again(gone=11, worse=0.5), ["train/loss", "score"]),
-    "divergence now": (Again(now="diverged"), None),
-    "divergence now, and an early loss": (Again({10: 0.05}, now="diverged"), ["train/loss", "failure"]),
-    "divergence then": (Again(gone=11, then="diverged"), None),
-    "divergence both times": (Again({11: 0.2}, then="diverged", now="diverged"), []),
-    "another failure now": (Again({11: 0.2}, now="error"), ["failure"]),
-    "divergence in place of another failure": (Again(then="error", now="diverged"), ["failure"]),
+#: The changes, and what is broken then. None: the scores cannot be compared.
+CHANGES: dict[str, tuple[Change, list[str] | None]] = {
+    "an early loss": (Change({10: 0.05}), ["train/loss"]),
+    "an early loss and the score": (Change({10: 0.05, 11: 0.2}, worse=0.5), ["train/loss", "score"]),
+    "slightly a later loss, and the score": (Change({11: 0.05}, worse=0.5), ["score"]),
+    "a later loss": (Change({11: 0.2}), []),
+    "a later loss and the score": (Change({11: 0.2}, worse=0.5), None),
+    "a curve that ends": (Change(gone=11, worse=0.5), ["train/loss", "score"]),
+    "divergence now": (Change(now="diverged"), None),
+    "divergence now, and an early loss": (Change({10: 0.05}, now="diverged"), ["train/loss", "failure"]),
+    "divergence then": (Change(gone=11, then="diverged"), None),
+    "divergence both times": (Change({10: 0.05}, gone=9, then="diverged", now="diverged"), []),
+    "another failure now": (Change({11: 0.2}, now="error"), ["failure"]),
+    "divergence in place of another failure": (Change(then="error", now="diverged"), ["failure"]),
 }
 
 
-@pytest.mark.parametrize("case", AGAIN)
+@pytest.mark.parametrize("case", CHANGES)
 def test_rounding_of_other_hardware_may_decide_a_score_after_the_first_steps(kept: Kept, case: str) -> None:
-    again, broken = AGAIN[case]
+    change, broken = CHANGES[case]
     steps, record = range(1, 13), kept.record
     for step in steps:
-        if step != again.gone:
+        if step != change.gone:
             kept.store.client.log_metric(record.run_id, Measure.TRAIN_LOSS, 1.0, step=step)
     assert record.score is not None
     trial = Trial.model_validate(json.loads(kept.file(Artifact.CONFIG).read_text())["trial"])
     files = {Artifact.PREDICTIONS: kept.file(Artifact.PREDICTIONS).read_bytes()}
-    ending = Record(status=Status.FINISHED, metrics={Measure.SCORE: record.score - again.worse}, files=files)
-    if again.now:
-        ending = failed(again.now, "as it happens", "")
-    if again.then:
-        then = failed(again.then, "as it happened", "")
+    ending = Record(status=Status.FINISHED, metrics={Measure.SCORE: record.score - change.worse}, files=files)
+    if change.now:
+        ending = failed(change.now, "as it happens", "")
+    if change.then:
+        then = failed(change.then, "as it happened", "")
         record = replace(record, status=then.status, tags={**record.tags, **then.tags})
-    losses = [(step, 1.0 + again.higher.get(step, 0.0)) for step in steps]
+    losses = [(step, 1.0 + change.higher.get(step, 0.0)) for step in steps]
     findings, reports = Examined("toy"), [Progress(step=12, steps=12, epoch=1, losses=losses)]
     rerun = compared(Candidate(findings, kept.store, record, trial), ending, reports, {})
     assert [fault.what.split(" of ")[0] for fault in findings.faults] == (broken or [])
