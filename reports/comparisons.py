@@ -13,7 +13,7 @@ from tensorbench.reports.complete import Material
 from tensorbench.reports.inference import rates as of_rates
 from tensorbench.reports.inference import studies as estimates
 from tensorbench.reports.inference.crossed import OnSetting
-from tensorbench.reports.inference.effects import Verdict, effect, verdict
+from tensorbench.reports.inference.effects import Answer, Verdict, effect, verdict
 from tensorbench.reports.inference.intervals import LEAST_SEEDS, simultaneous
 from tensorbench.reports.inference.moderation import moderated
 from tensorbench.reports.inference.studies import CompleteStudies
@@ -61,14 +61,16 @@ def in_family(compared: Comparison, claims: int, threshold: float) -> Comparison
     """The comparison with an interval that is simultaneous over `claims` comparisons, and with its verdict.
 
     `claims` is at least the number over which the interval was simultaneous before. A verdict that a guard
-    has weakened stays so. Comparisons on single settings are left out.
+    has weakened stays so. Its reason goes if it withheld a side that the new interval no longer shows.
+    Comparisons on single settings are left out.
     """
-    wider = comparison(compared.effect.parts, claims, threshold)
-    if compared.verdict == verdict(compared.interval, threshold):
+    wider = replace(comparison(compared.effect.parts, claims, threshold), bound=compared.bound)
+    given = compared.verdict
+    if given == verdict(compared.interval, threshold):
         return wider
-    if compared.verdict.reason:
-        return replace(wider, verdict=compared.verdict)
-    return replace(wider, verdict=Verdict(compared.verdict.answer, wider.verdict.side))
+    if given.reason and (given.answer is Answer.NONE or wider.verdict.side):
+        return replace(wider, verdict=given)
+    return replace(wider, verdict=Verdict(given.answer, wider.verdict.side))
 
 
 def _on_each(block: Block, parts: Mapping[TaskAndBackbone, OnSetting], claims: int) -> Comparison:

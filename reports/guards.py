@@ -197,7 +197,7 @@ def guarded(material: Material, block: Block, scored: Sequence[Cell]) -> Block:
     guards = find_guards(material, scored, methods, reference.values())
     # The reference may be one from another budget.
     entrants = [*block.methods, *([block.reference] if block.reference else [])]
-    edges = {entrant.method: _edges(entrant) for entrant in entrants}
+    edges = {entrant.method: edges_of(entrant) for entrant in entrants}
     sides = _Sides(material, guards, block.against, reference, edges)
 
     def left(entrant: Entrant) -> Entrant:
@@ -296,7 +296,7 @@ class _Sides:
         )
 
 
-def _edges(entrant: Entrant) -> Edges:
+def edges_of(entrant: Entrant) -> Edges:
     """The edges at which the kept trials of all settings together, and those of each setting, gather."""
     plans = [plan for cell in entrant.cells if (plan := cell.studies)]
     if not plans or any(studies.offsets is None for studies in entrant.studies):

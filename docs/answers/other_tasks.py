@@ -16,7 +16,7 @@ from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.blocks import Block, Comparison
 from tensorbench.reports.comparisons import in_family
 from tensorbench.reports.drawing import Looks, styled
-from tensorbench.reports.figures.compared import differences
+from tensorbench.reports.figures.compared import bounds_explained, differences
 from tensorbench.reports.selection import Selection
 from tensorbench.reports.units import listed
 
@@ -24,6 +24,7 @@ from .answer import Answer, Picture, points, with_interval
 from .registered import (
     NONE_AT_ENDS,
     at_ends_of_pilot,
+    bounds_on_tasks,
     completed,
     limits,
     power_seen,
@@ -117,8 +118,9 @@ class StudyOfOtherTasks:
         return answers
 
     def qualified(self, analysis: Analysis) -> Iterator[str]:
-        """Yields sentences on withheld verdicts, centres and best rates at ends, and tasks without room."""
+        """Yields sentences on withheld verdicts, lower bounds, centres and best rates at ends, and room."""
         yield from qualified([analysis], _name)
+        yield from bounds_on_tasks([analysis], _name)
         yield from at_ends_of_pilot([analysis], lambda cell: ENDS_OF_PILOT, _name)
         tasks = {cell.task: None for cell in analysis.results.all_cells}
         mean = tasks.keys() <= {*self.with_accuracy}
@@ -207,7 +209,8 @@ class StudyOfOtherTasks:
         new = (cell for cell in self.every.results.all_cells if cell.studies)
         tasks = {cell.task for cell in self.every.results.all_cells}
         extent = f"Four methods, one budget, two small backbones, {len(tasks)} tasks"
-        return limits(extent, remarks, entrants, new, self.every.results, power_seen(block, "methods"))
+        yield from limits(extent, remarks, entrants, new, power=power_seen(block, "methods"))
+        yield "The trials ran on two kinds of processors (*Two processors*, above)."
 
 
 def turns_round(*blocks: Block) -> Ruling:
@@ -223,8 +226,7 @@ def turns_round(*blocks: Block) -> Ruling:
                 by_method[entrant.method][setting.task] = in_family(each, family, block.threshold)
     rows, verdicts, withheld = [], [], []
     for method, on in by_method.items():
-        shown = [with_interval(each.effect.difference, each.interval) for each in on.values()]
-        rows.append([method, *shown])
+        rows.append([method, *map(_shown, on.values())])
         better, worse = (
             [task for task, each in on.items() if each.verdict.side == side] for side in ("better", "worse")
         )
@@ -236,8 +238,14 @@ def turns_round(*blocks: Block) -> Ruling:
     short = f"The order turns round: {by_verdict(verdicts)}"
     if withheld:
         short += f" Without a verdict: {'; '.join(withheld)}."
+    short += bounds_explained(each for on in by_method.values() for each in on.values())
     heads = [f"{setting.task}, {block.metric}" for block in blocks for setting in block.settings]
     return Ruling(short, ["method", *heads], rows)
+
+
+def _shown(each: Comparison) -> str:
+    """The difference with its interval, and a mark if it is a lower or an upper bound."""
+    return with_interval(each.effect.difference, each.interval) + f" ({each.bound})" * bool(each.bound)
 
 
 def better_after_one(block: Block) -> Ruling:
@@ -246,4 +254,5 @@ def better_after_one(block: Block) -> Ruling:
     verdicts = [
         (entrant.method, words[entrant.differences[1].verdict.side == "better"]) for entrant in block.compared
     ]
-    return replace(after_tuning(replace(block, k=1)), short=f"After one trial: {by_verdict(verdicts)}")
+    short = f"After one trial, over the windows that the pilot chose: {by_verdict(verdicts)}"
+    return replace(after_tuning(replace(block, k=1)), short=short)

@@ -10,6 +10,7 @@ from tensorbench.records.origin import stored_rerun
 from tensorbench.reports.advice import rate_advice
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.blocks import Block, Entrant
+from tensorbench.reports.guards import edges_of
 from tensorbench.reports.reading import came_from_packs
 from tensorbench.reports.results import NO_ADAPTERS, Cell, Results, grouped
 from tensorbench.reports.units import listed
@@ -110,6 +111,21 @@ def at_ends(analyses: Iterable[Analysis], named: Callable[[Cell], str]) -> Itera
         yield f"The smoothed best rate lies at the {end} end of its window for {_where(own)}."
 
 
+def bounds_on_tasks(analyses: Iterable[Analysis], named: Callable[[Cell], str]) -> Iterator[str]:
+    """Yields a sentence for each end of windows, if kept trials of rows on single tasks gather there."""
+    rows: dict[str, dict[str, dict[str, None]]] = {}
+    for entrant in (each for analysis in analyses for block in analysis.blocks for each in block.entrants):
+        for setting, edge in edges_of(entrant).items():
+            if setting is not None:
+                name = named(entrant.on[setting].cell)
+                rows.setdefault(edge.end, {}).setdefault(name, {})[setting.task] = None
+    for end, own in rows.items():
+        yield (
+            f"At least half of the trials kept lie in the {end} fifth of the window, so that the score there "
+            f"is a lower bound, for {_where(own)}."
+        )
+
+
 def _where(rows: Mapping[str, Iterable[str]]) -> str:
     """Names each row with its tasks."""
     return "; ".join(f"{name} on {listed(tasks)}" for name, tasks in rows.items())
@@ -120,23 +136,25 @@ def limits(
     remarks: Iterable[str],
     entrants: Mapping[str, Entrant],
     new: Iterable[Cell],
-    own: Results,
+    own: Results | None = None,
     power: Iterable[str] = (),
 ) -> Iterator[str]:
     """Yields what limits the answers of a study.
 
     `extent` is what the study has tried, and `remarks` are on its windows and verdicts. Failed trials are
-    those of `entrants`, by their names. `new` are the rows that are no references, and `own` all rows.
+    those of `entrants`, by their names. `new` are the rows that are no references. `own` are all rows if some
+    are references: a sentence says how many trials came from packs, and how those that ran again differ.
     """
     yield (
         f"{extent} ([not claimed](#what-is-not-claimed)). "
-        "Intervals say what tuning again on these tasks would give."
+        "Intervals say what tuning again on these tasks, in the same windows, would give."
     )
     yield from remarks
     yield failed_trials(entrants)
     yield from power
     yield time_taken(new)
-    yield from map(came_from_packs, (each for each in own.experiments if each.references))
+    if own:
+        yield from map(came_from_packs, (each for each in own.experiments if each.references))
 
 
 def power_seen(block: Block, named: str) -> Iterator[str]:

@@ -211,6 +211,8 @@ def in_words(verdict: Verdict) -> str:
         return f"{verdict.side} by what matters"
     if verdict.answer is Size.WITHIN:
         return f"{verdict.side}, but as good" if verdict.side else "as good"
+    if verdict.answer is Size.NONE:
+        return "no verdict"
     return verdict.side or "undecided"
 
 

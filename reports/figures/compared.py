@@ -134,7 +134,7 @@ def differences(block: Block, name: str, title: str, looks: Looks) -> Drawn:
         f"intervals. The shaded band is practically equivalent: ±{unit.size(block.threshold)}."
         + " Lines are methods without adapter." * bool(block.levels)
         + f" Outside the frame: {', '.join(outside)}." * bool(outside)
-        + _bounds_explained(e.differences[block.k] for e in block.compared)
+        + bounds_explained(e.differences[block.k] for e in block.compared)
     )
     alternative = "; ".join(
         f"{e.method} {unit.difference(e.differences[block.k].effect.difference)}" for e in block.compared
@@ -142,8 +142,8 @@ def differences(block: Block, name: str, title: str, looks: Looks) -> Drawn:
     return Drawn(name, title, caption, alternative, figure, tips)
 
 
-def _bounds_explained(comparisons: Iterable[Comparison]) -> str:
-    """The sentence of a caption on the bounds that mark names. Empty if there are none."""
+def bounds_explained(comparisons: Iterable[Comparison]) -> str:
+    """The sentences on the bounds that are marked, each after a space. Empty if there are none."""
     ends = {"≥": "marks a lower bound: the method's", "≤": "marks an upper bound: the reference's"}
     marks = {comparison.bound for comparison in comparisons}
     return "".join(
@@ -171,7 +171,7 @@ def _by_task(block: Block, number: int, looks: Looks, colours: Mapping[str, str]
         f"Task by task, {heading(block)}",
         "The same on each task. These intervals are simultaneous over methods and tasks, so they are wider. "
         "Lines outside the frame are left out."
-        + _bounds_explained(
+        + bounds_explained(
             on for entrant in block.compared for on in entrant.differences[block.k].on.values()
         ),
         "; ".join(texts),

@@ -131,7 +131,7 @@ def test_after_one_trial_only_an_interval_above_zero_is_an_answer(
     after = entrant.differences | {1: replace(entrant.differences[1], verdict=verdict)}
     judged = replace(block, entrants=(block.entrants[0], replace(entrant, differences=after)))
     ruling = script("answers.other_tasks").better_after_one(judged)
-    assert ruling.short == f"After one trial: **{words}**: {LORA_XS}."
+    assert ruling.short.endswith(f"**{words}**: {LORA_XS}.")
 
 
 def test_the_order_turns_round_where_single_tasks_lie_on_both_sides(
@@ -146,7 +146,34 @@ def test_the_order_turns_round_where_single_tasks_lie_on_both_sides(
                 at = table["method"].index(f"{setting.task}, {block.metric}")
                 interval = each.effect.interval(simultaneous(9))
                 expected = shown.with_interval(each.effect.difference, interval)
-                assert table[entrant.method][at] == expected
+                mark = f" ({each.bound})" if each.bound else ""
+                assert table[entrant.method][at] == expected + mark
+
+
+def test_bounds_are_marked_and_only_sides_that_intervals_show_are_withheld(
+    pack: Path, script: Callable[[str], ModuleType]
+) -> None:
+    both = blocks(pack, methods=METHODS)
+    on_an_edge = Verdict(Answer.UNDECIDED, reason="the best rates of LoRA lie at an edge")
+
+    def at_an_edge(block: Block) -> Block:
+        """The block if LoRA's best rates lay at an edge on each task, for all that is compared."""
+        entrants = []
+        for entrant in block.entrants:
+            after = dict(entrant.differences)
+            if own := after.get(4):
+                on = {s: replace(each, verdict=on_an_edge, bound="≤") for s, each in own.on.items()}
+                after[4] = replace(own, on=on)
+            entrants.append(replace(entrant, differences=after))
+        return replace(block, entrants=tuple(entrants))
+
+    ruling = script("answers.other_tasks").turns_round(*map(at_an_edge, both))
+    cells = {(row[0], head): cell for row in ruling.rows for head, cell in zip(ruling.head, row, strict=True)}
+    # A gain of six points has a side, and the same results have none.
+    assert cells[QKV_DEPTH, "digits, accuracy"].endswith(") (≤)")
+    assert f"{QKV_DEPTH} on digits: {on_an_edge.reason}" in ruling.short
+    assert f"{LORA_XS} on digits" not in ruling.short
+    assert "(≤) marks an upper bound: the reference's best rates lie at an edge" in ruling.short
 
 
 def test_a_task_without_room_is_in_no_mean_and_is_said(pack: Path, answers: Callable[..., Any]) -> None:
@@ -184,7 +211,7 @@ def test_nothing_is_compared_with_a_reference_that_is_no_better_than_a_head(
         return with_more(made, 95 - 100 * made.score) if of_head else made
 
     given = answers(packed(made))
-    assert given["Question 1"].short.startswith("**undecided**: ")
+    assert given["Question 1"].short.startswith("**no verdict**: ")
     assert all(method in given["Question 1"].short for method in METHODS)
     assert "LoRA (isoparameters 2) scored no better than a head on digits" in given["Question 1"].text
     assert f"{QKV_DEPTH} on digits: LoRA is no better than a head" in given["Question 3"].short
