@@ -66,14 +66,16 @@ class Access:
         Raises UserError if the data may not be opened or are not there. Data of registered tasks may always
         be opened.
         """
-        if row.data is not None:
+        local = row.source and row.source.local
+        # Data described by a repository lie in the source's folder, if there is one.
+        if row.data is not None and not (row.data.hub and local):
             return row.model_copy(update={"data": self._data(row.data)})
         if row.source is None:
             return row
-        if row.source.local is None:
+        if local is None:
             self._check_hub(f"the data of task '{row.task}'")
             return row
-        place = self._place(f"the data of task '{row.task}'", row.source.local)
+        place = self._place(f"the data of task '{row.task}'", local)
         return row.model_copy(update={"source": row.source.model_copy(update={"local": place})})
 
     def _data(self, data: Description) -> Description:

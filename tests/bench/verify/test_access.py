@@ -16,10 +16,14 @@ import yaml
 from tensorbench.checks.verify import verify
 from tensorbench.machine.files import sha256_of
 from tensorbench.methods import UserError
+from tensorbench.plan.suite_rows import TaskRow
 from tensorbench.records.pack_format import EXPERIMENT
 from tensorbench.records.words import Artifact, Tag
+from tensorbench.store.access import HUB, Access
 from tensorbench.store.opening import unpack
 from tensorbench.store.store import Store
+from tensorbench.tasks.description import Description
+from tensorbench.tasks.task import DataSource
 
 from ...fixtures import Call
 from ...packs import Files, changed, edit_arrays, edit_json, edit_run, packed
@@ -126,14 +130,15 @@ def csv(path: Path | str) -> dict[str, dict[str, Any]]:
     return {"task": {"data": {"csv": str(path), "text": "text", "label": "label"}}}
 
 
+#: Data of a hub's repository.
+OF_HUB = {"hub": "a/b", "text": "text", "label": "label", "classes": ["0", "1"]}
 #: Sources of data and backbones that a pack may name but that must not be opened.
 NAMED: dict[str, Callable[[Path], dict[str, dict[str, Any]]]] = {
     "a pipe": lambda folder: csv(folder / "pipe"),
     "a device": lambda folder: csv("/dev/zero"),
     "a file": lambda folder: csv("/etc/passwd"),
-    "data of a hub": lambda folder: {
-        "task": {"data": {"hub": "a/b", "text": "text", "label": "label", "classes": ["0", "1"]}}
-    },
+    "data of a hub": lambda folder: {"task": {"data": OF_HUB}},
+    "data of a hub in a folder": lambda folder: {"task": {"data": OF_HUB, "source": {"local": str(folder)}}},
     "a checkpoint": lambda folder: {"backbone": {"local": str(folder)}},
     "a checkpoint of a hub": lambda folder: {"backbone": {"hub": "a/b"}},
     "weights of timm": lambda folder: {"backbone": {"timm": "hf-hub:a/b"}},
@@ -219,6 +224,18 @@ def test_nothing_outside_of_the_folder_is_opened(
     (missing,) = result.unchecked
     assert missing.what == "score of another run"
     assert message in missing.why
+
+
+def test_data_of_a_repository_may_lie_in_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    row = TaskRow.model_validate({"task": "own", "data": OF_HUB, "source": {"local": "b"}})
+    assert Access([str(tmp_path)]).task(row).source == DataSource(local=tmp_path / "b")
+    with pytest.raises(UserError, match=r"read from b.*--open FOLDER"):
+        Access([HUB]).task(row)
+    # A file of the user's own is no data of that folder.
+    own = row.model_copy(update={"data": Description(csv=Path("words.csv"), text="text", label="label")})
+    with pytest.raises(UserError, match=r"no words\.csv"):
+        Access([str(tmp_path)]).task(own)
 
 
 def test_a_folder_that_is_not_there(pack: Path, tmp_path: Path) -> None:
