@@ -66,7 +66,7 @@ class Access:
         Raises UserError if the data may not be opened or are not there. Data of registered tasks may always
         be opened.
         """
-        local = row.source and row.source.local
+        local = row.source.local if row.source else None
         # Data described by a repository lie in the source's folder, if there is one.
         if row.data is not None and not (row.data.hub and local):
             return row.model_copy(update={"data": self._data(row.data)})

@@ -279,6 +279,8 @@ def reach(rows: Sequence[ForestRow], threshold: float, levels: Iterable[float] =
     largest = max((abs(row.value) for row in within), default=0.0)
     bounds = [abs(bound) for row in within for bound in row.interval or ()]
     usual = min(float(np.percentile(bounds, 90)), 4 * largest) if bounds else 0.0
+    if bounds and max(bounds) <= 1.25 * usual:
+        usual = max(bounds)
     widest = max(2.2 * largest, 2.5 * threshold, usual)
     ends = [-1.5 * threshold, 1.5 * threshold]
     for row in within:

@@ -117,6 +117,18 @@ def test_a_collapsed_method_does_not_set_the_limits() -> None:
     assert usual([0.5, 0.51, 0.52, 9.0], -1, 0.1) == (0.5, 0.52)
 
 
+def test_an_interval_is_whole_if_it_is_hardly_wider_than_most() -> None:
+    def drawn(widest: float) -> float:
+        rows = [
+            ForestRow(str(high), high - 1.5, (high - 3, high), "#0072b2", "o", "")
+            for high in (1.6, 2.3, widest)
+        ]
+        return reach(rows, 1.0)[1]
+
+    assert drawn(2.9) > 2.9
+    assert drawn(9.0) < 9.0
+
+
 def test_the_axes_are_those_of_what_is_compared(analysis: Analysis, drawn: dict[str, Drawn]) -> None:
     for name in ("score-vs-memory-0", "training-curves-0"):
         low, high = drawn[name].figure.axes[0].get_ylim()
