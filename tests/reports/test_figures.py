@@ -118,15 +118,12 @@ def test_a_collapsed_method_does_not_set_the_limits() -> None:
 
 
 def test_an_interval_is_whole_if_it_is_hardly_wider_than_most() -> None:
-    def drawn(widest: float) -> float:
-        rows = [
-            ForestRow(str(high), high - 1.5, (high - 3, high), "#0072b2", "o", "")
-            for high in (1.6, 2.3, widest)
-        ]
-        return reach(rows, 1.0)[1]
+    def drawn(value: float, low: float, high: float) -> float:
+        ends = [(0.75, -0.82, 2.32), (-0.1, -1.84, 1.64), (value, low, high)]
+        return reach([ForestRow("", v, (b, e), "#0072b2", "o", "") for v, b, e in ends], 1.0)[1]
 
-    assert drawn(2.9) > 2.9
-    assert drawn(9.0) < 9.0
+    assert drawn(1.12, -0.62, 2.85) > 2.85
+    assert drawn(1.12, -6.78, 9.0) < 9.0
 
 
 def test_the_axes_are_those_of_what_is_compared(analysis: Analysis, drawn: dict[str, Drawn]) -> None:
