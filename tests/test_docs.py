@@ -127,6 +127,30 @@ def test_every_table_has_a_heading(pages: dict[Path, str]) -> None:
             assert re.match(r"\|.*\n\|[-:| ]+\|\n", table), f"{page}: {table[:60]}"
 
 
+def depths_of_items(page: str) -> list[int]:
+    """The depth of each list item of a page in HTML."""
+    depth, depths = 0, []
+    for closing, tag in re.findall(r"<(/?)(ul|ol|li)\b", page):
+        if tag == "li":
+            depths += [depth] * (not closing)
+        else:
+            depth += -1 if closing else 1
+    return depths
+
+
+def test_the_site_nests_lists_as_github_does(pages: dict[Path, str]) -> None:
+    pytest.importorskip("pymdownx", reason="the extra docs is not installed")
+    markdown = pytest.importorskip("markdown")
+    on_github = pytest.importorskip("markdown_it").MarkdownIt().render
+    nested = {page: depths_of_items(on_github(text)) for page, text in pages.items() if DOCS in page.parents}
+    on_site = {
+        page: depths_of_items(markdown.markdown(pages[page], extensions=["pymdownx.superfences"]))
+        for page in nested
+    }
+    assert [page for page in nested if on_site[page] != nested[page]] == []
+    assert sum(2 in depths for depths in nested.values()) > 1
+
+
 #: The options that methods share. methods.md explains them once, and the tables of methods leave them out.
 SHARED = {"rank", "targets", "scale", "dropout", "shared_heads"}
 TARGETS = ("qv", "qkv", "qkvo", "qkvo+mlp")

@@ -132,7 +132,7 @@ def differences(block: Block, name: str, title: str, looks: Looks) -> Drawn:
     caption = (
         f"{averaged}{score_name(block)}, as a difference from {block.against}, with simultaneous 95% "
         f"intervals. The shaded band is practically equivalent: ±{unit.size(block.threshold)}."
-        + " Lines are methods without adapter." * bool(block.levels)
+        + " Lines are methods without adapter." * bool(lines)
         + f" Outside the frame: {', '.join(outside)}." * bool(outside)
         + bounds_explained(e.differences[block.k] for e in block.compared)
     )

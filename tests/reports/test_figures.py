@@ -6,7 +6,7 @@ import html
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import combinations
 from typing import Any
 
@@ -18,7 +18,7 @@ from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.blocks import Estimate
 from tensorbench.reports.drawing import Drawn, Looks, Tips, legend_below, panels, spread, usual
 from tensorbench.reports.figures import draw
-from tensorbench.reports.figures.compared import ForestRow, forest, reach
+from tensorbench.reports.figures.compared import ForestRow, differences, forest, reach
 from tensorbench.reports.figures.cost import COSTS, _Point, best_means
 from tensorbench.reports.figures.training import curves
 from tensorbench.reports.reading import read
@@ -124,6 +124,22 @@ def test_an_interval_is_whole_if_it_is_hardly_wider_than_most() -> None:
 
     assert drawn(1.12, -0.62, 2.85) > 2.85
     assert drawn(1.12, -6.78, 9.0) < 9.0
+
+
+def test_a_caption_names_lines_that_are_drawn_and_levels_outside(analysis: Analysis) -> None:
+    block = next(block for block in analysis.blocks if block.levels)
+    looks = Looks(cell.family for cell in analysis.results.all_cells)
+
+    def caption(*values: float) -> str:
+        levels = [replace(block.levels[0], difference=value) for value in values]
+        return differences(replace(block, levels=tuple(levels)), "", "", looks).caption
+
+    inside, both, outside = caption(0.0), caption(0.0, -0.9), caption(-0.9)
+    assert "Lines are" in inside
+    assert "Outside" not in inside
+    assert "Lines are" in both
+    assert "Outside the frame: head only (−90.00)." in both
+    assert "Lines are" not in outside
 
 
 def test_the_axes_are_those_of_what_is_compared(analysis: Analysis, drawn: dict[str, Drawn]) -> None:
