@@ -151,6 +151,16 @@ def _deal_key(task: Task) -> dict[str, Any]:
     return _key(task) | {"every_class": task.every_class}
 
 
+def _is_pooled(task: Task) -> bool:
+    """Whether the cache has the task's examples."""
+    return is_prepared(f"pool-{task.name}", _key(task))
+
+
+def _is_dealt(task: Task) -> bool:
+    """Whether the cache has the task's examples and the deal that all seeds share."""
+    return _is_pooled(task) and is_prepared(f"deal-{task.name}", _deal_key(task))
+
+
 def check_use(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
     """Raises UserError for sizes and splits that the data do not allow.
 
@@ -174,12 +184,13 @@ def check_use(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
 def split_count(task: Task, split: SplitName) -> int | None:
     """Returns the number of examples in a split that all seeds share. None if it is not known.
 
-    Without declared sizes, the number is known only for texts on this machine. Images would all have to be
-    decoded first. Raises UserError for data that cannot be split.
+    Without declared sizes, the number is known only for texts on this machine, and for tasks that have been
+    prepared. Other images would all have to be decoded first. Raises UserError for data that cannot be split.
     """
     if task.sizes is not None:
         return task.sizes[SPLITS.index(split)]
-    return _dealt_counts(task)[split] if task.at_hand and task.modality == "text" else None
+    countable = (task.at_hand and task.modality == "text") or _is_dealt(task)
+    return _dealt_counts(task)[split] if countable else None
 
 
 def most_train_examples(task: Task) -> int | None:
@@ -281,7 +292,7 @@ def mean_words(task: Task, at_most: float) -> float | None:
     """
     if task.modality != "text" or task.target == "generation":
         return None
-    if not (task.at_hand or is_prepared(f"pool-{task.name}", _key(task))):
+    if not (task.at_hand or _is_pooled(task)):
         return None
     texts = islice(read_texts(task, read_examples(task)), 1000)
     counts = (len(" ".join([text] if isinstance(text, str) else text).split()) for text in texts)
@@ -294,8 +305,6 @@ def split_sizes(task: Task, sizes: Sizes, split_seed: int | None) -> SplitSizes 
     `split_seed` is the seed that deals the splits. None means the deal that all seeds share. Returns None if
     the task has not been prepared, so that the cache lacks its data.
     """
-    at_hand = is_prepared(f"pool-{task.name}", _key(task))
-    if split_seed is None:
-        at_hand = at_hand and is_prepared(f"deal-{task.name}", _deal_key(task))
+    at_hand = _is_dealt(task) if split_seed is None else _is_pooled(task)
     source = ExampleSource(task)
     return source.split_sizes(source.parts(sizes, split_seed)) if at_hand else None

@@ -10,7 +10,7 @@ import pytest
 
 from tensorbench.checks.conformance import check_task
 from tensorbench.records.measures import SplitSizes
-from tensorbench.tasks import TASKS, Examples, Task, prepare, split_sizes
+from tensorbench.tasks import TASKS, Examples, Task, prepare, split_count, split_sizes
 
 from .toy_tasks import IMAGES, TEXT, ToyImages, ToyText, reviews
 
@@ -53,9 +53,10 @@ class OfficialImages(ToyImages):
 def test_official_splits_keep_their_duplicates_and_count_them(
     own_cache: Path, task: Task, model_input: object, sizes: tuple[int, int, int, int]
 ) -> None:
-    assert split_sizes(task, ALL, None) is None
+    assert split_sizes(task, ALL, None) is split_count(task, "test") is None
     assert prepare(task, model_input).sizes.repeated == sizes[3]  # type: ignore[arg-type]
     assert split_sizes(task, ALL, None) == SplitSizes(*sizes, 0)
+    assert split_count(task, "test") == sizes[2]
 
 
 def test_validation_examples_in_other_splits_are_counted_and_not_stored(own_cache: Path) -> None:
