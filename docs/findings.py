@@ -74,15 +74,16 @@ def printed(answers: Mapping[str, Answer]) -> list[str]:
 
 def opened(
     study: StudyOfBudgets | StudyOfOtherTasks | StudyOfRanks | StudyOfTrains, files: dict[Path, str]
-) -> str:
-    """The text on a study: its first part, then all answers. The first part's figure goes into `files`."""
-    answers = study.answers()
-    parts = printed(answers)
+) -> tuple[str, str]:
+    """The text on a study in two parts: all in short, and the answers. The figure goes into `files`.
+
+    The first part is empty if a question has no answer.
+    """
+    answers, first = study.answers(), ""
     if all(each.short for each in answers.values()):
-        parts = [study.first(answers), *parts]
-        picture = study.picture()
+        first, picture = study.first(answers), study.picture()
         files[picture.path] = picture.svg()
-    return "\n\n".join(parts)
+    return first, "\n\n".join(printed(answers))
 
 
 def pages() -> dict[Path, str]:
@@ -90,7 +91,7 @@ def pages() -> dict[Path, str]:
     study, fresh = PACKS / "study.tensorbench.zip", PAGES / "study_fresh.tensorbench.zip"
     questions = studies.of_questions(study)
     files: dict[Path, str] = {}
-    trains = "Nothing is compared yet."
+    trains = other = budgets = heads = "", "Nothing is compared yet."
     if pack := packed("study_trains"):
         of_trains = StudyOfTrains(pack, study)
         questions["Question 6"] = of_trains.in_short()
@@ -122,7 +123,6 @@ def pages() -> dict[Path, str]:
         if answers_of_ranks["Question 1"].short:
             picture = of_ranks.picture()
             files[picture.path] = picture.svg()
-    other = budgets = heads = "Nothing is compared yet."
     if pack := packed("other_tasks"):
         other = opened(StudyOfOtherTasks(pack, WITHOUT_ROOM), files)
     if pack := packed("study_budgets"):
@@ -130,9 +130,12 @@ def pages() -> dict[Path, str]:
     if pack := packed("study_heads"):
         titles = tuple(f"Question H{number}" for number in range(1, 4))
         heads = opened(StudyOfRanks(pack, study, "head", studies.ALL_MODES, titles, "heads"), files)
+    next_studies = {"budgets": budgets, "heads": heads, "trains": trains}
     return files | {
-        NEXT: rewritten(NEXT, {"budgets": budgets, "heads": heads, "trains": trains}),
-        OTHER: rewritten(OTHER, {"answers": other}),
+        NEXT: rewritten(
+            NEXT, {name: "\n\n".join(filter(None, parts)) for name, parts in next_studies.items()}
+        ),
+        OTHER: rewritten(OTHER, dict(zip(("answer", "answers"), other, strict=True))),
         STUDY: rewritten(STUDY, {"answers": "\n\n".join(parts), "advice": behind}),
         FINDINGS: rewritten(FINDINGS, contents),
         DECODER: rewritten(DECODER, {"table": of_decoder(PACKS / "smollm2.tensorbench.zip")}),

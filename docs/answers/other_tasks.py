@@ -23,9 +23,11 @@ from tensorbench.reports.units import listed
 from .answer import Answer, Picture, points, with_interval
 from .registered import (
     NONE_AT_ENDS,
+    ONE_LOOK,
     at_ends_of_pilot,
     bounds_on_tasks,
     completed,
+    interim,
     limits,
     power_seen,
     qualified,
@@ -146,23 +148,22 @@ class StudyOfOtherTasks:
         """The part with which the answers begin: all in short, a figure, a table and limits."""
         (block,), (similarity,) = self.blocks(1), self.blocks(2)
         complete, _ = studies_complete(self.every)
-        picture = self.picture()
+        begun, picture = interim(self.every), self.picture()
         subjects = (
-            f"Accuracy, a mean over {listed([setting.task for setting in block.settings])}",
-            f"{similarity.settings[0].task}, in points of {similarity.metric}",
-            "Task by task",
+            f"Accuracy, a mean over {listed([setting.task for setting in block.settings])}: ",
+            f"{similarity.settings[0].task}, in points of {similarity.metric}: ",
+            "Task by task: ",
+            "",
         )
-        short = [
-            f"{subject}: {answers[f'Question {number}'].short}"
-            for number, subject in enumerate(subjects, start=1)
-        ]
+        short = (each.short.removeprefix(begun) for each in answers.values())
         within = " or ".join(
             f"{each.unit.size(each.threshold)} of {each.metric}" for each in (block, similarity)
         )
+        state = f"**{begun.removesuffix(': ')}.** " if begun else ""
         parts = [
-            f"Beside {LORA} with as many parameters. Scores after {block.k} trials, by {complete} studies. "
-            f"*As good* is within {within}.",
-            "\n".join(f"- {each}" for each in [*short, answers["Question 4"].short]),
+            f"{state}Beside {LORA} with as many parameters. Scores after {block.k} trials, by {complete} "
+            f"studies. *As good* is within {within}.",
+            "\n".join(f"- {subject}{answer}" for subject, answer in zip(subjects, short, strict=True)),
             picture.shown,
             picture.drawn.caption,
             self.by_method(block, similarity),
@@ -210,7 +211,9 @@ class StudyOfOtherTasks:
         tasks = {cell.task for cell in self.every.results.all_cells}
         extent = f"Four methods, one budget, two small backbones, {len(tasks)} tasks"
         yield from limits(extent, remarks, entrants, new, power=power_seen(block, "methods"))
-        yield "The trials ran on two kinds of processors (*Two processors*, above)."
+        if interim(self.every):
+            yield ONE_LOOK
+        yield "The trials ran on two kinds of processors (*Two processors*, below)."
 
 
 def turns_round(*blocks: Block) -> Ruling:

@@ -27,6 +27,7 @@ from tensorbench.reports.units import listed
 from .answer import Answer, Picture, bounds, points, with_interval
 from .registered import (
     NONE_AT_ENDS,
+    ONE_LOOK,
     at_ends,
     completed,
     interim,
@@ -206,10 +207,7 @@ class StudyOfRanks:
             + (" ".join(self.qualified()) or NONE_AT_ENDS)
         )
         if self.interim:
-            yield (
-                "Verdicts are for this look alone. Each look adds to the chance of a false one. The answer "
-                "is that after the last study."
-            )
+            yield ONE_LOOK
 
     def in_readme(self, answers: dict[str, Answer]) -> str:
         """The paragraph of the README: the answer to question 1, or that the study has none yet."""

@@ -20,6 +20,11 @@ from .studies import studies_complete
 
 #: One in this many of the stored trials of each reference on each task runs again, and at least this number.
 EVERY, AT_LEAST = 10, 2
+#: What is said of interim answers.
+ONE_LOOK = (
+    "Verdicts are for this look alone. Each look adds to the chance of a false one. "
+    "The answer is that after the last study."
+)
 #: What is said where `at_ends` and `qualified` yield nothing.
 NONE_AT_ENDS = "No smoothed best rate lies at an end of its window."
 

@@ -238,7 +238,7 @@ def test_the_page_begins_with_all_answers_a_figure_and_a_table_of_all_rows(
 
 
 def test_answers_before_the_last_study_are_interim(
-    packed: Callable[..., Path], answers: Callable[..., Any]
+    packed: Callable[..., Path], script: Callable[[str], ModuleType]
 ) -> None:
     def made(trial: Trial, row: Row) -> Result | None:
         """The same results without the last study of LoRA-XS on tweets."""
@@ -246,5 +246,12 @@ def test_answers_before_the_last_study_are_interim(
         lost = last and row.title == LORA_XS and row.task == "tweet-sentiment"
         return None if lost else made_up(trial, row)
 
-    given = answers(packed(made, tuning={"studies": 4, "points": 4}))
+    pack = packed(made, tuning={"studies": 4, "points": 4})
+    study = script("answers.other_tasks").StudyOfOtherTasks(pack, ())
+    given = study.answers()
     assert all(each.short.startswith("Interim, after 3 of 4 studies: ") for each in given.values())
+    # The first part says so once, and what another look costs.
+    first = study.first(given)
+    assert first.startswith("**Interim, after 3 of 4 studies.** ")
+    assert first.count("Interim") == 1
+    assert "Verdicts are for this look alone." in first
