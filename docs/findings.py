@@ -131,10 +131,10 @@ def pages() -> dict[Path, str]:
         titles = tuple(f"Question H{number}" for number in range(1, 4))
         heads = opened(StudyOfRanks(pack, study, "head", studies.ALL_MODES, titles, "heads"), files)
     next_studies = {"budgets": budgets, "heads": heads, "trains": trains}
+    first = {name: parts[0] for name, parts in next_studies.items()}
+    by_question = {f"questions of {name}": parts[1] for name, parts in next_studies.items()}
     return files | {
-        NEXT: rewritten(
-            NEXT, {name: "\n\n".join(filter(None, parts)) for name, parts in next_studies.items()}
-        ),
+        NEXT: rewritten(NEXT, first | by_question),
         OTHER: rewritten(OTHER, dict(zip(("answer", "answers"), other, strict=True))),
         STUDY: rewritten(STUDY, {"answers": "\n\n".join(parts), "advice": behind}),
         FINDINGS: rewritten(FINDINGS, contents),
