@@ -24,7 +24,14 @@ from tensorbench.records.metrics import METRICS
 from tensorbench.tasks.dealing import blocks, check_classes, deal, dealt_shares, first_places, strata
 from tensorbench.tasks.images import EncodedImages
 from tensorbench.tasks.objective import as_labels, as_tensor, check_answers, check_labels, objective
-from tensorbench.tasks.reading import image_content, read_examples, read_images, read_texts, text_content
+from tensorbench.tasks.reading import (
+    identity_of,
+    image_content,
+    read_examples,
+    read_images,
+    read_texts,
+    text_content,
+)
 from tensorbench.tasks.task import SPLITS, Examples, SplitName, Task
 
 #: The version of the form in which deals and pools are stored.
@@ -143,7 +150,7 @@ class ExampleSource:
 
 
 def _key(task: Task) -> dict[str, Any]:
-    return {"task": task.name, "task_identity": task.identity_hash(), "version": _VERSION}
+    return {"task": task.name, "task_identity": identity_of(task), "version": _VERSION}
 
 
 def _deal_key(task: Task) -> dict[str, Any]:

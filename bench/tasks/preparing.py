@@ -23,8 +23,7 @@ from tensorbench.machine.memory import MIB, available_mib
 from tensorbench.methods.errors import UserError, shown
 from tensorbench.tasks.objective import check_answers, objective
 from tensorbench.tasks.pool import CONTENT, ExampleSource, Sizes, check_scored, check_size
-from tensorbench.tasks.reading import image_content, read_images, read_texts
-from tensorbench.tasks.registered_tasks import TASKS
+from tensorbench.tasks.reading import identity_of, image_content, read_images, read_texts
 from tensorbench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit, WrittenSplit, answers_of
 from tensorbench.tasks.task import SPLITS, Task
 from tensorbench.tasks.tokens import END_TO_END, Arrays, encoded, flat, joined, prompted, taken, written
@@ -51,9 +50,7 @@ def data_key(
         )
     if max_tokens < 1:
         raise UserError(f"max_tokens must be at least 1, got {max_tokens}")
-    with TASKS.blaming(task.name):
-        task_identity = task.identity_hash()
-    key: dict[str, Any] = {"task": task.name, "task_identity": task_identity}
+    key: dict[str, Any] = {"task": task.name, "task_identity": identity_of(task)}
     if per_seed:
         key["split"] = "per_seed"
     if isinstance(model_input, TextInput):

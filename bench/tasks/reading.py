@@ -23,6 +23,12 @@ Value = TypeVar("Value")
 ROUNDED = 1e-4
 
 
+def identity_of(task: Task) -> str:
+    """Returns `task.identity_hash()`. Its errors name the task's plug-in."""
+    with TASKS.blaming(task.name):
+        return task.identity_hash()
+
+
 def read_examples(task: Task) -> Examples:
     """Returns the task's examples with checked labels, ids, splits and groups.
 
