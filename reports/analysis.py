@@ -52,7 +52,7 @@ class Analysis:
     faults: tuple[str, ...]
     #: The complete studies of each cell, by the cell's number. Cells without a complete study are absent.
     studies: Mapping[int, CompleteStudies] = field(repr=False)
-    #: The collapsed seeds or kept trials of cells that have any, by the cell's number.
+    #: The collapsed seeds or kept trials of each cell of which some run finished or diverged, by its number.
     collapses: Mapping[int, Collapses]
 
     def score(self, cell: Cell) -> Estimate | None:
@@ -92,8 +92,9 @@ def analyse(results: Results, threshold: CustomThresholds = None) -> Analysis:
     """
     matters = thresholds((cell.metric for cell in results.all_cells if cell.metric), threshold)
     by_trial, gaps = gather(results, _needed(results))
-    studies, unfinished, limits = complete_studies(results, by_trial)
-    material = Material(results, studies, collapses(results))
+    collapsed = collapses(results, by_trial)
+    studies, unfinished, limits = complete_studies(results, by_trial, collapsed)
+    material = Material(results, studies, collapsed)
 
     scored = cache(partial(_scored, material))
 
@@ -220,12 +221,13 @@ def _block(material: Material, group: Comparable, budget: str, matters: Mapping[
         on = {cell.setting: cell for cell in cells if cell.number in complete}
         if lacking := [setting for setting in settings if setting not in on]:
             unplanned = [setting for setting in lacking if setting not in planned]
-            why = (
-                f"is not planned on {listed(unplanned)}"
-                if unplanned
-                else f"lacks {lacking_words} on {listed(lacking)}"
-            )
-            left_out[method] = why
+            fell = [c.setting for c in cells if c.setting in lacking and material.all_collapsed(c)]
+            if unplanned:
+                left_out[method] = f"is not planned on {listed(unplanned)}"
+            elif fell:
+                left_out[method] = f"collapsed in all its runs on {listed(fell)}"
+            else:
+                left_out[method] = f"lacks {lacking_words} on {listed(lacking)}"
         own = [on[setting] for setting in settings if setting in on]
         if own:
             (somewhere if lacking else everywhere).append(own)
@@ -245,7 +247,7 @@ def _block(material: Material, group: Comparable, budget: str, matters: Mapping[
         k: moderated_on_settings(
             material.results,
             {n: of_method(studies, k, failures) for n, studies in of_cells.items() if studies.most >= k},
-            material.collapses,
+            material.fell,
         )
         for k in ks
     }
@@ -294,6 +296,7 @@ def _entrant(
             cell,
             material.studies[cell.number],
             {k: _score(metric, effect([each[cell.setting]])) for k, each in own.items()},
+            material.collapses.get(cell.number),
         )
         for cell in cells
     }
@@ -312,10 +315,13 @@ def _score(metric: str, score: Effect) -> Estimate:
 
 
 def _scored(material: Material, k: int) -> list[Cell]:
-    """Returns all cells. In a cell with studies, the score after k trials, if known, replaces the mean."""
+    """Returns all cells. The score after k trials, if known, replaces the mean of each.
+
+    Without studies it is the mean over the runs that did not collapse.
+    """
     results, scored = material.results, []
     for cell in results.all_cells:
-        if cell.studies and (gain := gain_of(cell, material, k)) is not None:
+        if (gain := gain_of(cell, material, k)) is not None:
             # A cell whose trials all diverged has no metric of its own.
             metric, mean = results.metrics[cell.number], results.direction(cell) * gain
             cell = replace(cell, metric=metric, mean=mean)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from tensorbench.records.stored_plan import rate_text
 from tensorbench.records.words import OWN_SIZE
 from tensorbench.reports.analysis import Analysis
-from tensorbench.reports.blocks import Block, Comparison
+from tensorbench.reports.blocks import Block, Comparison, Entrant
 from tensorbench.reports.inference.effects import Answer, Verdict
 from tensorbench.reports.ranks import Allocations, Trend
 from tensorbench.reports.results import FLOOR, TaskAndBackbone
@@ -25,7 +25,15 @@ def score_name(block: Block) -> str:
 
 
 def in_words(verdict: Verdict, size: str) -> str:
-    """A verdict on a difference as text. `size` is the threshold with its unit."""
+    """A verdict on a difference as text. `size` is the threshold with its unit.
+
+    If runs collapsed, it says how often they do, and that the difference is that of the other runs.
+    """
+    answered = " ".join(filter(None, [_of_difference(verdict, size), verdict.condition]))
+    return "; ".join(filter(None, [answered, verdict.collapses]))
+
+
+def _of_difference(verdict: Verdict, size: str) -> str:
     side = verdict.side
     if verdict.reason:
         return f"{verdict.answer}: {verdict.reason}"
@@ -101,7 +109,7 @@ def _verdicts(block: Block) -> str:
         return f"no {block.noun} has enough {sample} on all tasks for a comparison with {block.against}."
     size, against = block.unit.size(block.threshold), block.against
     equivalent = f"practically equivalent (within {size})"
-    verdicts = {e.method: e.differences[block.k].verdict for e in block.compared}
+    verdicts = {_qualified(e, block.k): e.differences[block.k].verdict for e in block.compared}
     if withheld(block):
         return f"no verdict is given on {joined(list(verdicts))}."
     better = [name for name, verdict in verdicts.items() if verdict.side == "better"]
@@ -127,6 +135,13 @@ def _verdicts(block: Block) -> str:
     return "; ".join([lead, *rest]) + "."
 
 
+def _qualified(entrant: Entrant, k: int) -> str:
+    """The name of a method and, if runs collapsed, which runs its verdict is on, and how often they do."""
+    verdict = entrant.differences[k].verdict
+    said = "; ".join(filter(None, [verdict.condition, verdict.collapses]))
+    return f"{entrant.method} ({said})" if said else entrant.method
+
+
 def answers(analysis: Analysis) -> list[str]:
     """The answers of all blocks, then those on allocations of ranks. Faults of the analysis come first.
 
@@ -136,6 +151,8 @@ def answers(analysis: Analysis) -> list[str]:
     if not every:
         tuned = any(cell.studies for cell in analysis.results.all_cells)
         lacking = "Too few studies are complete" if tuned else "Too few seeds have finished"
+        if not tuned and any(each.count for each in analysis.collapses.values()):
+            lacking += " without a collapse"
         none = "No study is complete." if tuned else "No seed has finished."
         every = [f"{lacking} to compare methods on the same tasks." if analysis.studies else none]
     for section in analysis.allocations:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from tensorbench.reports.collapses import Collapses
+from tensorbench.reports.collapses import CollapseRates, Collapses
 from tensorbench.reports.inference.effects import Effect, Verdict
 from tensorbench.reports.inference.intervals import Bounds
 from tensorbench.reports.inference.power import Design, of_effects
@@ -38,6 +38,8 @@ class Comparison:
     #: "≥" if the method's best rates lie at an edge of its window, so that the difference is a lower bound.
     #: "≤" if those of the reference do. Empty if neither or both do.
     bound: str = ""
+    #: How often runs of both sides collapsed. None before guards are applied, and for shares and slopes.
+    collapses: CollapseRates | None = None
     #: The comparison on each setting. Empty for a comparison on a single setting, and for shares, slopes and
     #: the transfer of rates.
     on: Mapping[TaskAndBackbone, Comparison] = field(default_factory=dict)
@@ -72,6 +74,15 @@ class Performance:
     studies: CompleteStudies
     #: The score after k trials, by k, in stored units.
     scores: Mapping[int, Estimate]
+    #: How many of the cell's runs or kept trials collapsed.
+    collapses: Collapses | None = None
+
+    @property
+    def sd(self) -> float | None:
+        """The standard deviation (n − 1) over seeds that did not collapse. None with studies, or one seed."""
+        if self.studies.tuned or self.cell.studies or self.studies.count < 2:
+            return None
+        return float(self.studies.scores.std(ddof=1))
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,8 @@ class Entrant:
     #: The comparison with the reference after k trials, by k. Empty for the reference itself, if there is no
     #: reference, and if the method and the reference share no study on some setting.
     differences: Mapping[int, Comparison] = field(default_factory=dict)
-    #: The number of planned pairs of seeds that have not finished. 0 for a tuned method.
+    #: The number of planned pairs of seeds of which a run is missing or was lost by the machine. Diverged and
+    #: collapsed runs are counted apart. 0 for a tuned method.
     lost: int = 0
     #: The sensitivity to learning rates. None without tuning.
     sensitivity: Sensitivity | None = None

@@ -1,24 +1,33 @@
-"""Finds collapsed runs, and bounds the probability that a run of a cell collapses."""
+"""Finds collapsed runs, and estimates how often the runs of a cell collapse.
+
+A run that diverged, stayed far below the head alone or gives every example the same answer did not learn the
+task. A few such runs make a mean over seeds, and its interval, meaningless: with five seeds and one collapse
+in twenty runs, the 95% interval of a task's mean covers in 38% of cases. So results without tuning have two
+parts: the mean over the runs that did not collapse, and the share of runs that did.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
 import numpy as np
+from scipy import stats
 
 from tensorbench.methods import UserError
 from tensorbench.records.measures import Measure
 from tensorbench.records.metrics import METRICS, Metric
-from tensorbench.reports.evidence import Predictions, predictions
-from tensorbench.reports.inference.intervals import RESOLUTION, most_of_share
+from tensorbench.reports.evidence import ByExample, Predictions, predictions
+from tensorbench.reports.inference.intervals import RESOLUTION, Bounds, share_interval
 from tensorbench.reports.results import (
+    CONVERGED,
     FLOOR,
     NO_ADAPTERS,
     Cell,
     Results,
+    Seed,
     TaskAndBackbone,
     grouped,
 )
@@ -33,7 +42,7 @@ DIVERGED = "diverged"
 POINTS = 10
 #: A run also counts as collapsed if its score is at most this many standard errors above guessing. This rule
 #: applies only if some method's mean is more than `POINTS` points higher still, since well-trained runs may
-#: score near guessing on a hard task. It does not apply to the head alone.
+#: score near guessing on a hard task. It does not apply to heads.
 ERRORS = 2
 #: Guessing answers every example with the same class. This many of the most frequent classes are tried, and
 #: the best score counts.
@@ -45,30 +54,107 @@ class Collapses:
     """The number of a cell's runs that collapsed. With studies, only the trials that they keep count."""
 
     cell: Cell
-    #: The number of collapsed runs, and of all runs that finished or diverged.
+    #: The number of collapsed runs, and of all runs that finished or diverged. Runs that are missing or that
+    #: the machine lost are neither.
     count: int
     runs: int
+    #: The trial ids of the collapsed runs that have a score.
+    trials: frozenset[str] = frozenset()
 
     @property
-    def chance(self) -> float:
-        """The upper 95% bound on the probability that a run collapses (Clopper and Pearson, 1934)."""
-        return most_of_share(self.count, self.runs)
+    def rate(self) -> float:
+        return self.count / self.runs
+
+    @property
+    def interval(self) -> Bounds:
+        """The 95% interval of the probability that a run collapses (Clopper and Pearson, 1934)."""
+        return share_interval(self.count, self.runs)
 
     def __str__(self) -> str:
         return f"{self.cell.method} on {self.cell.task}: {self.counted}."
 
     @property
+    def short(self) -> str:
+        """The number of collapsed runs as text."""
+        return f"{self.count} of {many(self.runs, 'kept trial' if self.cell.studies else 'run')} collapsed"
+
+    @property
     def counted(self) -> str:
-        """The number of collapsed runs as text, with the upper bound on the true share of collapsed runs."""
-        cell = self.cell
-        # Seeds that failed for other reasons than divergence are in no run.
-        run, sample = "run", many(cell.finished + cell.failed, "seed")
-        if cell.studies:
-            run, sample = "kept trial", many(self.runs, "study", "studies")
-        return (
-            f"{self.count} of {many(self.runs, run)} collapsed; with {sample} the true share may be as high "
-            f"as {100 * self.chance:.0f}%"
+        """The number of collapsed runs as text, with the interval of the true share of collapsed runs."""
+        low, high = self.interval
+        return f"{self.short} (95% interval of the share: {100 * low:.0f} to {100 * high:.0f}%)"
+
+
+@dataclass(frozen=True)
+class CollapseRates:
+    """The collapsed runs of a method and of the reference, over the settings of a comparison."""
+
+    #: The numbers of collapsed runs and of all runs of the method.
+    count: int
+    runs: int
+    #: The same numbers of the reference.
+    reference_count: int
+    reference_runs: int
+    #: Whether runs are the trials that studies keep.
+    tuned: bool
+    #: The level of the test that compares the rates. It is simultaneous over the comparisons of a block.
+    level: float
+
+    @property
+    def side(self) -> str:
+        """ "more often" or "less often" if the rates differ significantly. Otherwise empty.
+
+        The test is Fisher's exact test, two-sided. Pairing by seed is not used. If runs with the same seed
+        tend to collapse together, the test is conservative.
+        """
+        table = [
+            [self.count, self.runs - self.count],
+            [self.reference_count, self.reference_runs - self.reference_count],
+        ]
+        if float(stats.fisher_exact(table).pvalue) >= 1 - self.level:
+            return ""
+        more = self.count * self.reference_runs > self.reference_count * self.runs
+        return "more often" if more else "less often"
+
+    @property
+    def condition(self) -> str:
+        """The runs to which the difference in scores is limited, as text. Empty with tuning.
+
+        After tuning, the score is a mean over all trials, and failed ones are among them.
+        """
+        if self.tuned:
+            return ""
+        if self.count and self.reference_count:
+            return "when both train"
+        return "when it trains" if self.count else "when the reference trains"
+
+    def __str__(self) -> str:
+        """The rates of both sides as text. Empty if no run of either side collapsed."""
+        if not self.count + self.reference_count:
+            return ""
+        verb, noun = ("its kept trials collapse", "") if self.tuned else ("collapses", " runs")
+        text = (
+            f"{verb} in {self.count} of {self.runs}{noun} against {self.reference_count} of "
+            f"{self.reference_runs}"
         )
+        return f"{text}, significantly {self.side}" if self.side else text
+
+
+def rates_of(
+    collapsed: Mapping[int, Collapses], method: Iterable[Cell], reference: Iterable[Cell], level: float
+) -> CollapseRates:
+    """The collapses of a method and of the reference on the settings of these cells."""
+    sides = [
+        [collapsed[cell.number] for cell in cells if cell.number in collapsed]
+        for cells in (method, reference)
+    ]
+    counts = [(sum(each.count for each in side), sum(each.runs for each in side)) for side in sides]
+    tuned = any(each.cell.studies for side in sides for each in side)
+    return CollapseRates(*counts[0], *counts[1], tuned, level)
+
+
+#: The heads that no adapter changes. They cannot fail to train, and may give all examples the same answer.
+HEADS = (FLOOR, CONVERGED)
 
 
 @dataclass(frozen=True)
@@ -89,26 +175,44 @@ class _Levels:
         return guessed or gain <= level - (1 - RESOLUTION) * self.far
 
 
-def collapses(results: Results) -> dict[int, Collapses]:
-    """The collapses of each cell that has a collapsed run, by the cell's number.
+def collapses(results: Results, by_trial: Mapping[str, ByExample]) -> dict[int, Collapses]:
+    """The collapses of each cell of which some run finished or diverged, by the cell's number.
 
     Diverged runs count as collapsed. In cells with studies, only the trials that studies keep count: trials
-    have random learning rates, so some are expected to fail.
+    have random learning rates, so some are expected to fail. `by_trial` has the predictions of runs by trial
+    id, if they are known.
     """
     collapsed = {}
     by_metric = grouped(results.all_cells, lambda cell: (cell.setting, results.metrics[cell.number]))
     for (_, metric), cells in by_metric.items():
         levels = _levels(results, cells, metric)
         for cell in cells:
-            ended = list(_ended(results, cell, levels))
-            if any(ended):
-                collapsed[cell.number] = Collapses(cell, sum(ended), len(ended))
+            scored = _scored(results, cell)
+            gains = [gain for _, gain in scored]
+            fell = frozenset(
+                seed.trial_id
+                for seed, gain in scored
+                if levels.collapsed(gain, gains, is_head=cell.family in HEADS)
+                or (
+                    cell.family not in HEADS
+                    and seed.trial_id in by_trial
+                    and by_trial[seed.trial_id].constant
+                )
+            )
+            lost = _diverged(cell)
+            if scored or lost:
+                collapsed[cell.number] = Collapses(cell, len(fell) + lost, len(scored) + lost, fell)
     return collapsed
 
 
-def diverged(cell: Cell) -> bool:
-    """Whether a seed of the cell diverged. False with studies, where diverged trials have a score."""
-    return not cell.studies and any(seed.failure == DIVERGED for seed in cell.trials)
+def _diverged(cell: Cell) -> int:
+    """The number of diverged seeds or, with studies, of studies whose trials all diverged."""
+    if cell.studies is None:
+        return sum(seed.failure == DIVERGED for seed in cell.trials)
+    return sum(
+        kept is None and all(seed.failure == DIVERGED for seed in cell.by_study[number])
+        for number, kept in cell.kept.items()
+    )
 
 
 def untrained(results: Results, cells: Sequence[Cell]) -> list[TaskAndBackbone]:
@@ -151,24 +255,14 @@ def _by_loss(adapters: Sequence[Cell]) -> bool:
     return True
 
 
-def _ended(results: Results, cell: Cell, levels: _Levels) -> Iterator[bool]:
-    """Yields, for each finished or diverged run or kept trial of a cell, whether it collapsed.
-
-    Diverged runs, and studies whose trials all diverged, count as collapsed. Other failures are left out.
-    """
-    gains = _gains(results, cell)
-    yield from (levels.collapsed(gain, gains, is_head=cell.family == FLOOR) for gain in gains)
-    if cell.studies is None:
-        yield from (True for seed in cell.trials if seed.failure == DIVERGED)
-        return
-    for number, kept in cell.kept.items():
-        if kept is None and all(seed.failure == DIVERGED for seed in cell.by_study[number]):
-            yield True
+def _scored(results: Results, cell: Cell) -> list[tuple[Seed, float]]:
+    """A cell's runs, or the trials that its studies keep, with their scores. Larger is better."""
+    sign = results.direction(cell)
+    return [(seed, sign * seed.score) for seed in cell.counted if seed.score is not None]
 
 
 def _gains(results: Results, cell: Cell) -> list[float]:
-    """The scores of a cell's runs, or of the trials that its studies keep. Larger is better."""
-    return [results.direction(cell) * seed.score for seed in cell.counted if seed.score is not None]
+    return [gain for _, gain in _scored(results, cell)]
 
 
 def _levels(results: Results, cells: Sequence[Cell], metric_name: str) -> _Levels:

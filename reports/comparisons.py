@@ -9,6 +9,7 @@ import numpy as np
 
 from tensorbench.records.metrics import bounds, direction
 from tensorbench.reports.blocks import Block, Comparison, Entrant, Level, Performance, Sensitivity
+from tensorbench.reports.collapses import DIVERGED, CollapseRates
 from tensorbench.reports.complete import Material
 from tensorbench.reports.inference import rates as of_rates
 from tensorbench.reports.inference import studies as estimates
@@ -32,17 +33,17 @@ def on_setting(results: Results, cell: Cell, part: OnSetting) -> OnSetting:
 
 
 def moderated_on_settings(
-    results: Results, parts: Mapping[int, OnSetting], collapsed: Collection[int]
+    results: Results, parts: Mapping[int, OnSetting], fell: Collection[int]
 ) -> dict[int, OnSetting]:
     """Moderates the variances of scores or differences over the methods of each setting.
 
-    `parts` and the result are by the number of the method's cell. Cells in `collapsed` do not enter the mean
-    variance and are not moderated.
+    `parts` and the result are by the number of the method's cell. Cells in `fell` (see `Material`) do not
+    enter the mean variance and are not moderated.
     """
     cells = results.all_cells
     differences = {n: on_setting(results, cells[n], part) for n, part in parts.items()}
     for numbers in grouped(differences, lambda number: cells[number].setting).values():
-        sound = [number for number in numbers if number not in collapsed]
+        sound = [number for number in numbers if number not in fell]
         differences |= zip(sound, moderated([differences[number] for number in sound]), strict=True)
     return differences
 
@@ -64,13 +65,25 @@ def in_family(compared: Comparison, claims: int, threshold: float) -> Comparison
     has weakened stays so. Its reason goes if it withheld a side that the new interval no longer shows.
     Comparisons on single settings are left out.
     """
-    wider = replace(comparison(compared.effect.parts, claims, threshold), bound=compared.bound)
-    given = compared.verdict
-    if given == verdict(compared.interval, threshold):
-        return wider
-    if given.reason and (given.answer is Answer.NONE or wider.verdict.side):
-        return replace(wider, verdict=given)
-    return replace(wider, verdict=Verdict(given.answer, wider.verdict.side))
+    wider = comparison(compared.effect.parts, claims, threshold)
+    given, bare = compared.verdict, verdict(compared.interval, threshold)
+    if (given.answer, given.side, given.reason) == (bare.answer, bare.side, ""):
+        made = wider.verdict
+    elif given.reason and (given.answer is Answer.NONE or wider.verdict.side):
+        made = given
+    else:
+        made = Verdict(given.answer, wider.verdict.side)
+    rates = compared.collapses and replace(compared.collapses, level=simultaneous(claims))
+    return replace(wider, verdict=with_collapses(made, rates), bound=compared.bound, collapses=rates)
+
+
+def with_collapses(verdict: Verdict, rates: CollapseRates | None) -> Verdict:
+    """Adds to a verdict how often runs collapse and, without tuning, that it is on those that do not."""
+    withheld = verdict.answer is Answer.NONE and verdict.reason
+    if rates is None or withheld or not str(rates):
+        return verdict
+    drawn = verdict.answer is not Answer.NONE and not verdict.reason
+    return replace(verdict, condition=rates.condition * drawn, collapses=str(rates))
 
 
 def _on_each(block: Block, parts: Mapping[TaskAndBackbone, OnSetting], claims: int) -> Comparison:
@@ -104,7 +117,7 @@ def compared(material: Material, block: Block) -> Block:
     failures = estimates.pooled_failures([*studies.values()])
     sides = {own.cell.number: (own, of_reference[s]) for each in shared for s, own in each.on.items()}
     pairs = {n: estimates.paired(own.studies, other.studies) for n, (own, other) in sides.items()}
-    fell = {n for n, pair in sides.items() if {each.cell.number for each in pair} & material.collapses.keys()}
+    fell = {n for n, pair in sides.items() if {each.cell.number for each in pair} & material.fell}
     differences = {
         k: moderated_on_settings(
             results,
@@ -149,7 +162,7 @@ def compared(material: Material, block: Block) -> Block:
 
 
 def _lost(entrant: Entrant, reference: OnSettings) -> int:
-    """The number of planned pairs of seeds that have not finished.
+    """The number of planned pairs of seeds of which a run is missing, or was lost by the machine.
 
     0 with tuning, since notes name the incomplete studies.
     """
@@ -157,7 +170,10 @@ def _lost(entrant: Entrant, reference: OnSettings) -> int:
     for setting, own in entrant.on.items():
         if reference and not entrant.tuned:
             cells = own.cell, reference[setting].cell
-            done, others = ({seed.seed: seed.finished for seed in cell.trials} for cell in cells)
+            done, others = (
+                {seed.seed: seed.finished or seed.failure == DIVERGED for seed in cell.trials}
+                for cell in cells
+            )
             lost += sum(not (done[seed] and others[seed]) for seed in done.keys() & others.keys())
     return lost
 
@@ -188,7 +204,7 @@ def _limits(block: Block, entrants: Sequence[Entrant]) -> Iterator[str]:
     if lost := sum(entrant.lost > 0 for entrant, _ in compared):
         yield (
             f"Seed pairs were lost of {many(lost, 'method')} (†): their intervals are of the remaining "
-            "pairs, and wider. A method whose runs diverge is never called better, whatever the others score."
+            "pairs, and wider."
         )
 
 
@@ -321,19 +337,21 @@ def _paired(
         return {}
     parts = {}
     for setting, cell in level.cells.items():
-        pair = material.studies[cell.number], reference[setting].studies
-        if not {*pair[0].numbers} & {*pair[1].numbers}:
+        # A cell of which all runs collapsed has no studies.
+        own, other = material.studies.get(cell.number), reference[setting].studies
+        if own is None or not {*own.numbers} & {*other.numbers}:
             return {}
+        pair = own, other
         parts[setting] = on_setting(material.results, cell, estimates.of_pair(*pair, block.k))
     return parts
 
 
 def gain_of(cell: Cell, material: Material, k: int) -> float | None:
-    """The score of a cell after k trials or, if the cell has no studies, its mean score. Larger is better.
+    """The score of a cell after k trials. Larger is better. None if the score is unknown.
 
-    None if the score is unknown.
+    Without studies it is the mean over the runs that did not collapse or, if all did, over all runs.
     """
-    if cell.studies is None:
-        return cell.gain
     studies = material.studies.get(cell.number)
+    if cell.studies is None:
+        return estimates.score_after(studies, 1) if studies else cell.gain
     return estimates.score_after(studies, k) if studies and studies.most >= k else None

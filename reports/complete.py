@@ -35,14 +35,29 @@ class Material:
     results: Results
     #: The complete studies. Cells without one are absent.
     studies: Mapping[int, CompleteStudies]
-    #: The collapsed seeds or kept trials of cells that have any.
+    #: The collapsed seeds or kept trials of cells of which some run finished or diverged.
     collapses: Mapping[int, Collapses]
+
+    @property
+    def fell(self) -> set[int]:
+        """The tuned cells whose kept trials collapsed. Without tuning, collapsed runs are in no score."""
+        return {n for n, each in self.collapses.items() if each.count and each.cell.studies}
+
+    def all_collapsed(self, cell: Cell) -> bool:
+        """Whether each run of a cell without studies ended, and collapsed. It then has no score."""
+        own = self.collapses.get(cell.number)
+        return own is not None and own.count == own.runs and not (cell.studies or cell.missing)
 
 
 def complete_studies(
-    results: Results, by_trial: Mapping[str, ByExample]
+    results: Results, by_trial: Mapping[str, ByExample], collapses: Mapping[int, Collapses]
 ) -> tuple[dict[int, CompleteStudies], list[str], list[str]]:
     """The complete studies of all cells by the cell's number. Cells without one are absent.
+
+    Seeds whose run collapsed are left out. So a score without tuning is a mean over the runs that did not
+    collapse, and a difference is a mean over the pairs in which neither run did. Studies are complete even if
+    the trials that they keep collapsed: the score after k trials is a mean over all trials, and its error
+    covers failures.
 
     `by_trial` has the contributions of test examples by trial id, if known. Also returns notes on studies
     that have not ended, and notes on ended studies that are left out and on methods whose trials all failed.
@@ -53,8 +68,9 @@ def complete_studies(
     left_out: defaultdict[str, list[Cell]] = defaultdict(list)
     for cell in results.all_cells:
         if not cell.studies:
-            if cell.finished:
-                complete[cell.number] = _seeds(results, cell, by_trial)
+            fell = collapses[cell.number].trials if cell.number in collapses else frozenset()
+            if trained := [seed for seed in cell.finished_trials if seed.trial_id not in fell]:
+                complete[cell.number] = _seeds(results, cell, by_trial, trained)
             continue
         numbers, unfinished, reasons = _complete(cell, cell.studies)
         chance = chances.get((cell.setting, results.metrics[cell.number]))
@@ -113,11 +129,13 @@ def _of_runs(by_trial: Mapping[str, ByExample], seeds: Sequence[Seed]) -> list[B
     return runs if len(runs) == len(seeds) else []
 
 
-def _seeds(results: Results, cell: Cell, by_trial: Mapping[str, ByExample]) -> CompleteStudies:
-    """A cell's finished seeds, each as a study of one point. The cell has a finished seed."""
-    finished = sorted(cell.finished_trials, key=lambda seed: seed.seed)
-    sign, runs = results.direction(cell), _of_runs(by_trial, finished)
-    scores = np.array([[sign * (seed.score or 0.0)] for seed in finished])
+def _seeds(
+    results: Results, cell: Cell, by_trial: Mapping[str, ByExample], trained: Sequence[Seed]
+) -> CompleteStudies:
+    """The finished seeds of a cell that did not collapse, each as a study of one point."""
+    trained = sorted(trained, key=lambda seed: seed.seed)
+    sign, runs = results.direction(cell), _of_runs(by_trial, trained)
+    scores = np.array([[sign * (seed.score or 0.0)] for seed in trained])
     by_example, test_set = None, None
     if runs and len({len(run.values) for run in runs}) == 1:
         test_sets = tuple(run.test_set for run in runs)
@@ -126,7 +144,7 @@ def _seeds(results: Results, cell: Cell, by_trial: Mapping[str, ByExample]) -> C
     return CompleteStudies(
         losses=np.zeros_like(scores),
         scores=scores,
-        numbers=tuple(seed.seed for seed in finished),
+        numbers=tuple(seed.seed for seed in trained),
         by_example=by_example,
         test_set=test_set,
         point=_point(results, cell),

@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensorbench.records.metrics import METRICS, Metric
+from tensorbench.records.predictions import Predictions as StoredPredictions
 from tensorbench.records.predictions import compact, read_predictions
 from tensorbench.records.words import Artifact
+from tensorbench.reports.inference.intervals import RESOLUTION
 from tensorbench.reports.results import Cell, Results, Seed, grouped
 from tensorbench.reports.units import many
 
@@ -40,6 +42,8 @@ class Predictions:
     #: The negative log-probability of each label in nats (examples,). None unless each example has exactly
     #: one class.
     losses: NDArray[np.float32] | None = None
+    #: Whether the model gives all examples the same answer although their labels differ.
+    constant: bool = False
 
 
 def predictions(results: Results, seeds: Sequence[Seed], metric: Metric) -> dict[str, Predictions]:
@@ -66,11 +70,29 @@ def predictions(results: Results, seeds: Sequence[Seed], metric: Metric) -> dict
             responses = stored.logit
         order = np.argsort(stored.example, kind="stable")
         losses = None if short is None else -short.log_probability[order].astype(np.float32)
-        return Predictions(stored.example[order], label[order], responses[order], losses)
+        constant = is_constant(stored)
+        return Predictions(stored.example[order], label[order], responses[order], losses, constant)
 
     with ThreadPoolExecutor(READERS) as pool:
         read_seeds = zip(seeds, pool.map(read, seeds), strict=True)
         return {seed.trial_id: stored for seed, stored in read_seeds if stored}
+
+
+def is_constant(stored: StoredPredictions) -> bool:
+    """Whether a model gives all examples the same answer although their labels differ.
+
+    An answer is a class, several classes, a written text, or a number up to `RESOLUTION` of the labels'
+    range. The labels of written answers are not their texts. The right texts differ if one text is not right
+    everywhere.
+    """
+    labels = stored.label.astype(float)
+    if len(labels) < 2 or not np.isfinite(labels).all():
+        return False
+    if stored.text is not None:
+        return len(set(stored.text)) == 1 and bool((stored.prediction != stored.label).any())
+    spread = np.ptp(labels, axis=0)
+    answers = np.nan_to_num(stored.prediction.astype(float), nan=-1, posinf=-1, neginf=-1)
+    return bool(spread.any() and (np.ptp(answers, axis=0) <= RESOLUTION * spread.max()).all())
 
 
 @dataclass(frozen=True)
@@ -83,6 +105,8 @@ class ByExample:
     values: NDArray[np.float32]
     #: The examples' losses (examples,), as in `Predictions`.
     losses: NDArray[np.float32] | None = None
+    #: As in `Predictions`.
+    constant: bool = False
 
 
 def gather(results: Results, cells: Iterable[Cell]) -> tuple[dict[str, ByExample], list[str]]:
@@ -130,7 +154,7 @@ def _by_example(results: Results, cell: Cell, seed: Seed, stored: Predictions) -
         return None
     test_set = hashlib.sha256(stored.examples.tobytes() + stored.labels.tobytes()).hexdigest()
     values = (metric.sign * values).astype(np.float32)
-    return ByExample(f"{cell.task} {test_set}", values, stored.losses)
+    return ByExample(f"{cell.task} {test_set}", values, stored.losses, stored.constant)
 
 
 def _limits(

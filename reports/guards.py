@@ -1,9 +1,12 @@
 """Guards withhold verdicts on differences that are not due to the methods themselves.
 
-There is no verdict on a setting where nothing trained, or where the reference is no better than a head. Where
-runs of the reference collapsed, no method is called better. If some seeds of a method diverged, it is not
-called better either, since only its other seeds have a score. If a method's best rates lie at the edge of its
-window, its score is a lower bound, and the method is not called worse.
+There is no verdict on a setting where nothing trained, or where the reference is no better than a head. A
+method is not called better over some tasks if all of its runs collapsed on another one. If a method's best
+rates lie at the edge of its window, its score is a lower bound, and the method is not called worse. Where
+kept trials of a tuned reference collapsed, no method is called better.
+
+Without tuning, differences are those of runs that did not collapse, and verdicts say so, with the collapse
+rates of both sides.
 """
 
 from __future__ import annotations
@@ -16,10 +19,11 @@ import numpy as np
 
 from tensorbench.methods.errors import first_few
 from tensorbench.reports.blocks import Block, Comparison, Edge, Entrant, Level
-from tensorbench.reports.collapses import Collapses, diverged, untrained
+from tensorbench.reports.collapses import Collapses, rates_of, untrained
+from tensorbench.reports.comparisons import with_collapses
 from tensorbench.reports.complete import Material
 from tensorbench.reports.inference.effects import Answer, Verdict
-from tensorbench.reports.inference.intervals import Array
+from tensorbench.reports.inference.intervals import Array, simultaneous
 from tensorbench.reports.inference.studies import CompleteStudies
 from tensorbench.reports.results import (
     CONVERGED,
@@ -35,8 +39,10 @@ from tensorbench.reports.units import listed, unit_of
 #: The heads that every adapter should beat. Maps each family to its name in sentences.
 HEADS = {FLOOR: "the head alone", CONVERGED: "the converged head"}
 
-#: Sentences on differences from a failed reference, for collapsed runs and for a mean below a head's.
+#: Sentences on differences from a failed reference, for collapsed runs and for a mean below a head's. Without
+#: tuning, collapsed runs are in no difference.
 OF_FAILED_RUNS = "Differences from it there measure its failed runs."
+OF_OTHER_RUNS = "Differences from it there are those of runs that did not collapse."
 OF_NO_BETTER = "Differences there are from a baseline that does no better than a head."
 #: The sentence for a reference without a finished run.
 OF_NO_SCORE = "It has no score there, so nothing is compared with it."
@@ -61,7 +67,7 @@ class Guards:
     sentences: tuple[str, ...] = ()
     #: The reason why there is no verdict on a setting. Settings with verdicts are absent.
     lost: Mapping[TaskAndBackbone, str] = field(default_factory=dict)
-    #: The reason why no method is called better on a setting: runs of the reference collapsed.
+    #: The reason why no method is called better on a setting: kept trials of the reference collapsed.
     collapsed: Mapping[TaskAndBackbone, str] = field(default_factory=dict)
 
 
@@ -83,7 +89,8 @@ def find_guards(
 
     `scored` has all cells of the report. The mean of a cell with studies is its score after tuning.
     """
-    results, collapsed = material.results, material.collapses
+    results = material.results
+    collapsed = {number: each for number, each in material.collapses.items() if each.count}
     reference = {cell.number for cell in references}
     numbers = reference | {cell.number for cell in methods}
     own = [cell for cell in scored if cell.number in numbers]
@@ -112,8 +119,8 @@ def find_guards(
         for baseline in baselines:
             if failed_references(there, [baseline], {}):
                 lost[setting] = f"{baseline.method} is no better than a head"
-            elif baseline.number in collapsed:
-                fallen[setting] = f"runs of {baseline.method} collapsed"
+            elif baseline.number in material.fell:
+                fallen[setting] = f"kept trials of {baseline.method} collapsed"
     return Guards(tuple(dict.fromkeys(sentences)), lost, fallen)
 
 
@@ -150,7 +157,7 @@ def failed_references(
         # Means that are close to each other show no failure.
         verb, rest = "scored no better than a head", OF_NO_BETTER
         if collapsed is not None:
-            verb, rest = "failed", OF_FAILED_RUNS
+            verb, rest = "failed", OF_FAILED_RUNS if cell.studies else OF_OTHER_RUNS
             reasons.append(collapsed.counted)
         if reasons:
             name = cell.method if cell.budget == OWN_SIZE else f"{cell.method} ({cell.budget})"
@@ -198,17 +205,21 @@ def guarded(material: Material, block: Block, scored: Sequence[Cell]) -> Block:
     # The reference may be one from another budget.
     entrants = [*block.methods, *([block.reference] if block.reference else [])]
     edges = {entrant.method: edges_of(entrant) for entrant in entrants}
-    sides = _Sides(material, guards, block.against, reference, edges)
+    sides = _Sides(material, guards, block, reference, edges)
 
     def left(entrant: Entrant) -> Entrant:
         cells = {setting: each.cell for setting, each in entrant.on.items()}
-        differences = {k: sides.left(each, entrant.method, cells) for k, each in entrant.differences.items()}
+        claims = len(block.claims)
+        differences = {
+            k: sides.left(each, entrant.method, cells, claims) for k, each in entrant.differences.items()
+        }
         return replace(entrant, differences=differences)
 
     def left_of_level(level: Level) -> Level:
         if level.comparison is None:
             return level
-        return replace(level, comparison=sides.left(level.comparison, level.method, level.cells))
+        claims = sum(other.comparison is not None for other in block.levels)
+        return replace(level, comparison=sides.left(level.comparison, level.method, level.cells, claims))
 
     of_levels = (cell for level in block.levels for cell in level.cells.values())
     numbers = dict.fromkeys(cell.number for cell in (*reference.values(), *methods, *of_levels))
@@ -219,7 +230,9 @@ def guarded(material: Material, block: Block, scored: Sequence[Cell]) -> Block:
         entrants=tuple(map(left, block.entrants)),
         part=tuple(map(left, block.part)),
         levels=tuple(map(left_of_level, block.levels)),
-        collapsed=tuple(collapsed[number] for number in numbers if number in collapsed),
+        collapsed=tuple(
+            each for number in numbers if (each := collapsed.get(number)) is not None and each.count
+        ),
     )
 
 
@@ -235,18 +248,26 @@ class _Sides:
 
     material: Material
     guards: Guards
-    against: str
+    block: Block
     reference: Cells
     #: The edges of the block's methods and of its reference, by name.
     edges: Mapping[str, Edges]
 
-    def left(self, comparison: Comparison, method: str, cells: Cells) -> Comparison:
-        """Returns a method's comparison with bounds, and with verdicts weakened where guards require it."""
+    def left(self, comparison: Comparison, method: str, cells: Cells, claims: int) -> Comparison:
+        """Returns a method's comparison with bounds, and with verdicts weakened where guards require it.
+
+        Rates of collapse are added to the verdicts. They are compared at a level that is simultaneous over
+        `claims` comparisons, and on single settings also over the settings.
+        """
 
         def one(each: Comparison, cells: Cells, at: TaskAndBackbone | None) -> Comparison:
             own, other = (bool(edge) for edge in self._edges(method, at))
             bound = "" if own == other else "≥" if own else "≤"
-            return replace(each, verdict=self._left(each.verdict, method, cells, at), bound=bound)
+            level = simultaneous(claims if at is None else claims * len(self.block.settings))
+            references = [self.reference[setting] for setting in cells]
+            rates = rates_of(self.material.collapses, cells.values(), references, level)
+            verdict = with_collapses(self._left(each.verdict, method, cells, at), rates)
+            return replace(each, verdict=verdict, bound=bound, collapses=rates)
 
         on = {
             setting: one(each, {setting: cells[setting]}, setting) for setting, each in comparison.on.items()
@@ -255,7 +276,7 @@ class _Sides:
 
     def _edges(self, method: str, at: TaskAndBackbone | None) -> tuple[Edge | None, Edge | None]:
         """The edge of a method and that of the reference, on a setting or, if `at` is None, over all."""
-        own, other = (self.edges.get(name, {}).get(at) for name in (method, self.against))
+        own, other = (self.edges.get(name, {}).get(at) for name in (method, self.block.against))
         return own, other
 
     def _left(self, verdict: Verdict, method: str, cells: Cells, at: TaskAndBackbone | None) -> Verdict:
@@ -265,35 +286,34 @@ class _Sides:
         if verdict.side == "better" and (why := _over(self.guards.collapsed, cells.keys())):
             return Verdict(Answer.UNDECIDED, reason=why)
         references = {setting: self.reference[setting] for setting in cells}
-        for side, name, own in (("better", method, cells), ("worse", self.against, references)):
-            if verdict.side == side and (
-                any(map(diverged, own.values())) or (at is None and self._diverged_elsewhere(own))
-            ):
-                return Verdict(Answer.UNDECIDED, reason=f"seeds of {name} diverged")
+        for side, name, own in (("better", method, cells), ("worse", self.block.against, references)):
+            if verdict.side == side and at is None and (tasks := self._collapsed_elsewhere(own)):
+                return Verdict(Answer.UNDECIDED, reason=f"all runs of {name} collapsed on {listed(tasks)}")
         edges = self._edges(method, at)
         # A method whose score is a lower bound may be better than it seems. So may the reference.
         for edge, side in zip(edges, ("worse", "better"), strict=True):
             if edge and verdict.side == side:
                 return Verdict(Answer.UNDECIDED, reason=f"the best rates of {edge.method} lie at an edge")
         numbers = {cell.number for cell in (*cells.values(), *references.values())}
-        if verdict.answer is Answer.WITHIN and (numbers & self.material.collapses.keys() or any(edges)):
+        if verdict.answer is Answer.WITHIN and (numbers & self.material.fell or any(edges)):
             return Verdict(Answer.UNDECIDED, verdict.side)
         return verdict
 
-    def _diverged_elsewhere(self, cells: Cells) -> bool:
-        """Whether no seed of a method finished on some setting not in `cells`, and some seed diverged there.
+    def _collapsed_elsewhere(self, cells: Cells) -> list[str]:
+        """The tasks not in `cells` on which all runs of a method collapsed.
 
-        Means leave that setting out, so a mean over the other settings may flatter the method. A setting with
-        missing runs does not count.
+        Means leave these tasks out, so a mean over the others may flatter the method. Tasks with missing runs
+        do not count.
         """
         own = next(iter(cells.values()))
-        return any(
-            diverged(cell)
+        there = [
+            cell
             for cell in self.material.results.all_cells
             if (cell.experiment, cell.method, cell.budget) == (own.experiment, own.method, own.budget)
             and cell.setting not in cells
-            and not (cell.finished or cell.missing)
-        )
+            and self.material.all_collapsed(cell)
+        ]
+        return list(dict.fromkeys(cell.task for cell in there))
 
 
 def edges_of(entrant: Entrant) -> Edges:

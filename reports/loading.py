@@ -109,14 +109,13 @@ class LoadedResults(ShowsOverview, Results):
     def overview(self) -> Table:
         """The table of all cells' scores that the terminal shows after a run. It has no comparisons.
 
-        Scores of tuned cells are estimated as in a report, and studies that are left out are named. Raises
-        UserError if a plug-in's metric fails.
+        Scores are those of a report, and studies that are left out are named. Raises UserError if a plug-in's
+        metric fails.
         """
         closings = [experiment.closing for experiment in self.experiments if experiment.closing]
-        if not any(cell.studies for cell in self.all_cells):
-            return overview(self.title, self, [*self.notes, *closings])
         analysis = self._analysis
-        return overview(self.title, self, [*analysis.notes, *closings], analysis.score)
+        notes = analysis.notes if any(cell.studies for cell in self.all_cells) else self.notes
+        return overview(self.title, self, [*notes, *closings], analysis)
 
     @cached_property
     def analysis(self) -> Analysis:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
@@ -12,18 +12,18 @@ from tensorbench.reports.results import Cell, Results, grouped, score_label
 
 if TYPE_CHECKING:
     # This import takes seconds.
-    from tensorbench.reports.blocks import Estimate
+    from tensorbench.reports.analysis import Analysis
 
 
 def overview(
     name: str,
     results: Results,
     notes: Sequence[str],
-    score_of: Callable[[Cell], Estimate | None] | None = None,
+    analysis: Analysis | None = None,
 ) -> Table:
     """Summarises results in a table with a line per cell.
 
-    `score_of` estimates a cell's score. It is used for tuned cells only (see `score`).
+    `analysis` has the scores of tuned cells and the runs that collapsed (see `score`).
     """
     cells = results.all_cells
     tuned = any(cell.studies for cell in cells)
@@ -33,7 +33,7 @@ def overview(
         | {
             "measure": score_label([cell] if cell.metric else alike[cell.setting, cell.studies is not None])
             + (f" after {cell.studies.points} trials of tuning" if cell.studies else ""),
-            "score": score(cell, score_of),
+            "score": score(cell, analysis),
         }
         | ({"studies": studies(cell)} if tuned else {})
         | {"trials": f"{cell.finished}/{cell.seeds}" + f" ✗ {cell.failures}" * bool(cell.failed)}
@@ -50,6 +50,8 @@ def overview(
         how_to_read.append(note)
     if any(cell.studies is None and cell.finished > 1 for cell in cells):
         how_to_read.append("Without studies, ± is the standard deviation over seeds.")
+    if any("collapsed" in line["score"] for line in lines):
+        how_to_read.append("Runs that collapsed are counted, and are in no mean over seeds.")
     spare = ["% LoRA", "params", "of budget", "ranks"]
     if missed := sum(cell.within is False for cell in cells):
         # The column has the marks.
@@ -65,20 +67,27 @@ def overview(
     )
 
 
-def score(cell: Cell, score_of: Callable[[Cell], Estimate | None] | None = None) -> str:
+def score(cell: Cell, analysis: Analysis | None = None) -> str:
     """A cell's score as text: mean ± standard deviation over seeds or, if tuned, the score after k trials.
 
-    `score_of` estimates the score after k trials. If its estimate has no interval, the text is the mean ±
-    standard deviation over the trials that the cell's studies kept. A dash if there is no score.
+    If the score after k trials has no interval, the text is the mean ± standard deviation over the trials
+    that the cell's studies kept. A mean over seeds is that of the runs that did not collapse, unless all did.
+    The number of collapsed runs follows. A dash if there is no score.
     """
-    found = score_of(cell) if cell.studies and score_of else None
+    side = analysis.collapses.get(cell.number) if analysis else None
+    counted = f" ({side.short})" if side and side.count else ""
+    found = analysis.score(cell) if cell.studies and analysis else None
     if found and found.interval:
-        return f"{found.value:.4f} [{found.interval[0]:.4f}, {found.interval[1]:.4f}]"
-    scores = [seed.score for seed in cell.counted if seed.score is not None]
+        return f"{found.value:.4f} [{found.interval[0]:.4f}, {found.interval[1]:.4f}]{counted}"
+    ended = [seed for seed in cell.counted if seed.score is not None]
+    if side and not cell.studies:
+        ended = [seed for seed in ended if seed.trial_id not in side.trials] or ended
+    scores = [seed.score for seed in ended if seed.score is not None]
     if not scores:
         return "–"
     # Rounding first keeps floating-point errors from deciding a digit halfway between two.
-    return f"{round(fmean(scores), 9):.4f}" + (f" ± {stdev(scores):.4f}" if len(scores) > 1 else "")
+    spread = f" ± {stdev(scores):.4f}" if len(scores) > 1 else ""
+    return f"{round(fmean(scores), 9):.4f}{spread}{counted}"
 
 
 def studies(cell: Cell) -> str:

@@ -17,7 +17,6 @@ import numpy as np
 
 from tensorbench.records.words import OWN_SIZE
 from tensorbench.reports.blocks import Block, Comparison, Entrant
-from tensorbench.reports.collapses import diverged
 from tensorbench.reports.comparisons import comparison, in_family, on_setting
 from tensorbench.reports.inference.effects import Answer, Verdict
 from tensorbench.reports.inference.intervals import Array
@@ -194,9 +193,9 @@ def _withheld(block: Block, own: Iterable[Entrant]) -> Iterator[str]:
     for entrant in own:
         if (difference := entrant.differences.get(block.k)) and difference.verdict.reason:
             yield difference.verdict.reason
-        # The mean of the other seeds flatters it, at whichever end of the trend.
-        if any(map(diverged, entrant.cells)):
-            yield f"seeds of {entrant.method} diverged"
+        # A trend of runs that did not collapse would be read as one of all runs.
+        if any(not own.cell.studies and own.collapses and own.collapses.count for own in entrant.on.values()):
+            yield f"runs of {entrant.method} collapsed"
         if entrant.method in [edge.method for edge in block.edges]:
             yield f"the best rates of {entrant.method} lie at an edge"
 

@@ -64,7 +64,7 @@ class WrittenReport:
     @property
     def notes(self) -> list[str]:
         """Notes that qualify the answers: collapses, limits of the data, mixtures, and read-only stores."""
-        collapsed = map(str, self.analysis.collapses.values())
+        collapsed = [str(each) for each in self.analysis.collapses.values() if each.count]
         notes = [side for side in collapsed if not any(side in sentence for sentence in self.answers)]
         notes += [*self.analysis.notes, *map(str, self.mixtures)]
         if self.read_only:

@@ -74,7 +74,7 @@ class Summary:
         """The table of scores. Its notes are the answers and the remarks."""
         from tensorbench.reports.answers import answers
 
-        return overview(name, self.results, [*answers(self.analysis), *self.remarks], self.analysis.score)
+        return overview(name, self.results, [*answers(self.analysis), *self.remarks], self.analysis)
 
     @property
     def failures(self) -> list[str]:
@@ -93,7 +93,7 @@ class Summary:
         ]
         return [
             *(Table(failure, ()) for failure in self.failures),
-            overview(name, self.results, (), analysis.score),
+            overview(name, self.results, (), analysis),
             *(compared or [Table(answers(analysis)[-1], ())]),
             Table("", (), self.remarks),
         ]

@@ -73,7 +73,7 @@ def scores_table(results: Results, block: Block, number: int = 0) -> Table:
     how = (
         f"after {block.k} trials of tuning: the expected score of the trial with the lowest validation loss"
         if block.tuned
-        else "mean ± standard deviation over seeds"
+        else "mean ± standard deviation over seeds that did not collapse"
     )
     scale = block.unit.named(f"{block.evaluated.capitalize()} {block.metric}")
     legend = f"{scale}, {how}. Differences are in {block.unit.points}, with simultaneous 95% intervals."
@@ -114,7 +114,9 @@ def _entrant_line(
     for setting, own in entrant.on.items():
         cell = own.cell
         text = unit.score(own.scores[block.k].value)
-        text += ("" if cell.sd is None else f" ± {unit.score(cell.sd)}") + incomplete(cell)
+        text += ("" if own.sd is None else f" ± {unit.score(own.sd)}") + incomplete(cell)
+        if own.collapses and own.collapses.count:
+            text += f" ({own.collapses.short})"
         if comparison:
             each = comparison.on[setting]
             style = "sure-beneath" * bool(each.verdict.side)
@@ -467,9 +469,9 @@ COSTS: Mapping[str, tuple[str, str]] = {
 }
 
 
-def costs_table(results: Results) -> Table:
+def costs_table(analysis: Analysis) -> Table:
     """The table of all cells with their ranks, parameters and budgets, and with the costs that are stored."""
-    cells = results.all_cells
+    cells = analysis.results.all_cells
     shown = {head: each for head, each in COSTS.items() if any(cell[each[0]] is not None for cell in cells)}
     lines = []
     for cell in cells:
@@ -489,7 +491,7 @@ def costs_table(results: Results) -> Table:
                 "ratio": ratio,
                 "% of LoRA": NOTHING if cell.percent_of_lora is None else f"{cell.percent_of_lora:.2f}",
                 "trials": f"{cell.finished}/{cell.seeds}",
-                "score": unit.score(cell.mean) + incomplete(cell),
+                "score": unit.score(_mean(analysis, cell)) + incomplete(cell),
                 **{head: _number(cell[column], form) for head, (column, form) in shown.items()},
             }
         )
@@ -507,6 +509,11 @@ def costs_table(results: Results) -> Table:
     if "forgetting, nats" in shown:
         notes.append("Forgetting: the rise of the mean loss on text that no task trains on, per token.")
     return Table("Budgets and costs", lines, notes, ("method", "task", "backbone", "budget", "ranks"))
+
+
+def _mean(analysis: Analysis, cell: Cell) -> float | None:
+    """A cell's mean over the seeds that did not collapse or, if all did, over all. None with studies."""
+    return trained.value if not cell.studies and (trained := analysis.score(cell)) else cell.mean
 
 
 def _number(value: float | None, form: str) -> str:
@@ -536,7 +543,7 @@ def markdown(analysis: Analysis, mixtures: Sequence[Mixture] = ()) -> str:
         text.append(allocations_table(section).markdown())
     for group in analysis.over_budgets:
         text += ["## Scores by budget", budgets_table(group).markdown()]
-    costs = costs_table(results)
+    costs = costs_table(analysis)
     text += [f"## {costs.title}", costs.markdown()]
     if notes := [*analysis.notes, *(str(mixture) for mixture in mixtures if not mixture.serious)]:
         text += ["## Notes", "\n".join(f"- {markdown_text(note)}" for note in notes)]

@@ -9,7 +9,8 @@ from typing import Any
 from tensorbench.machine.table import Table
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.answers import in_words, trend_words
-from tensorbench.reports.blocks import Block
+from tensorbench.reports.blocks import Block, Comparison
+from tensorbench.reports.collapses import Collapses
 from tensorbench.reports.inference.intervals import Bounds
 from tensorbench.reports.inference.rates import enough_to_smooth, share_near
 from tensorbench.reports.inference.studies import share_failed, share_failed_interval
@@ -81,6 +82,7 @@ def _differences(block: Block) -> Lines:
                 **ends(comparison.interval),
                 "threshold": block.threshold,
                 "verdict": in_words(comparison.verdict, block.unit.size(block.threshold)),
+                **_rates(comparison),
                 "studies": comparison.effect.fewest,
                 "lost_pairs": entrant.lost,
                 "settings": len(entrant.on),
@@ -134,6 +136,7 @@ def _by_setting(block: Block) -> Lines:
                     "difference": part.difference,
                     **ends(each.interval),
                     "verdict": in_words(each.verdict, block.unit.size(block.threshold)),
+                    **_rates(each),
                     "studies": part.pairs,
                     "examples": part.count,
                 }
@@ -151,6 +154,7 @@ def _scores(block: Block) -> Lines:
                     "score": own.scores[k].value,
                     **ends(own.scores[k].interval),
                     "studies": own.studies.count,
+                    **(_share(own.collapses) if own.collapses else {}),
                     "parameters": own.cell.parameters,
                 }
 
@@ -242,10 +246,28 @@ def _collapses(analysis: Analysis) -> Lines:
             "method": side.cell.method,
             "task": side.cell.task,
             "backbone": side.cell.backbone,
-            "collapsed": side.count,
-            "runs": side.runs,
-            "chance_at_most": side.chance,
+            **_share(side),
         }
+
+
+def _share(side: Collapses) -> dict[str, Any]:
+    """The columns on the collapsed runs or kept trials of a cell."""
+    columns = {"collapsed": side.count, "runs": side.runs, "collapse_rate": side.rate}
+    return columns | ends(side.interval, "collapse_rate_")
+
+
+def _rates(comparison: Comparison) -> dict[str, Any]:
+    """The columns on the collapsed runs or kept trials of both sides of a comparison."""
+    rates = comparison.collapses
+    if rates is None:
+        return {}
+    return {
+        "collapsed": rates.count,
+        "runs": rates.runs,
+        "reference_collapsed": rates.reference_count,
+        "reference_runs": rates.reference_runs,
+        "collapses_significantly": rates.side,
+    }
 
 
 def ends(interval: Bounds | None, prefix: str = "") -> dict[str, float | None]:

@@ -60,6 +60,10 @@ class Verdict:
     side: str = ""
     #: The reason why the verdict is weaker than the interval allows. Empty if it is as strong.
     reason: str = ""
+    #: The runs to which the verdict is limited, such as "when it trains". Empty if it holds for all runs.
+    condition: str = ""
+    #: How often the runs of both sides collapse, as text. Empty if none did.
+    collapses: str = ""
 
 
 def verdict(interval: Bounds | None, threshold: float) -> Verdict:

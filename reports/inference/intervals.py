@@ -50,6 +50,16 @@ def most_of_share(count: int, trials: int, level: float = LEVEL) -> float:
     return float(special.betaincinv(count + 1, trials - count, level)) if count < trials else 1.0
 
 
+def share_interval(count: int, trials: int) -> Bounds:
+    """The exact interval of a probability at `LEVEL` (Clopper and Pearson, 1934).
+
+    The event occurred in `count` of `trials` independent trials.
+    """
+    tail = (1 - LEVEL) / 2
+    low = float(special.betaincinv(count, trials - count + 1, tail)) if count else 0.0
+    return low, most_of_share(count, trials, 1 - tail)
+
+
 @dataclass(frozen=True)
 class Error:
     """The error of a mean over settings: one variance per source, in squared units of the score."""

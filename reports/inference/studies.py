@@ -21,17 +21,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from tensorbench.reports.inference.crossed import OnSetting, of_examples, of_seeds, of_seeds_and_examples
 from tensorbench.reports.inference.failures import Failures, pooled
 from tensorbench.reports.inference.intervals import (
     LEAST_SEEDS,
-    LEVEL,
     RESOLUTION,
     Array,
     Bounds,
-    most_of_share,
+    share_interval,
 )
 from tensorbench.reports.inference.kept import kept_weights
 from tensorbench.reports.inference.validation import influences
@@ -378,6 +376,4 @@ def share_failed_interval(studies: CompleteStudies) -> Bounds:
     The interval is too wide for failures that depend on the rate. Since rates are stratified, the number of
     those failures varies less than a binomial number.
     """
-    failed, trials, tail = int(studies.failed.sum()), studies.trials, (1 - LEVEL) / 2
-    low = special.betaincinv(failed, trials - failed + 1, tail) if failed else 0.0
-    return float(low), most_of_share(failed, trials, 1 - tail)
+    return share_interval(int(studies.failed.sum()), studies.trials)

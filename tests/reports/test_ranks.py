@@ -247,7 +247,7 @@ def test_diverged_seeds_of_an_allocation_withhold_what_its_other_seeds_suggest(
     assert "differs from" not in of_allocations(section)
     reasons = {trend.mode: trend.slope.verdict.reason for trend in section.trends}
     for trend in section.trends:
-        expected = f"seeds of {diverges} diverged" if diverges in trend.allocations else ""
+        expected = f"runs of {diverges} collapsed" if diverges in trend.allocations else ""
         assert reasons[trend.mode] == expected
 
 

@@ -162,8 +162,15 @@ def test_studies_whose_kept_trials_collapsed_come_first_and_are_never_equivalent
         return {"head only": 0.75}.get(row.title, 0.8), 0.0
 
     block = block_of(stored(made_up(quality), plan_of(**ONE_TASK | changes)))
-    assert block.guards[0].startswith(f"{QKV} on digits: 1 of 5 kept trials collapsed; with 5 studies")
+    assert block.guards[0].startswith(f"{QKV} on digits: 1 of 5 kept trials collapsed (95% interval")
     assert verdict_on(block)[0] is not Answer.WITHIN
+    # The score after k trials is a mean over all trials, with failed ones, so it holds without a condition.
+    (entrant,) = (each for each in block.compared if each.method == QKV)
+    verdict = entrant.differences[block.k].verdict
+    assert (verdict.condition, verdict.collapses) == (
+        "",
+        "its kept trials collapse in 1 of 5 against 0 of 5",
+    )
 
 
 # --- the edge of a window ---

@@ -61,7 +61,7 @@ def test_a_part_that_runs_meets_the_heads_that_ran_before(stored: Stored) -> Non
     def made(trial: Trial, row: Row) -> Result | None:
         if row.title == "head only" and (row.task == "textile" or trial.seed == 4):
             return None
-        count = {"head only": 900}.get(row.title, RIGHT.get(row.title, 0)) + trial.seed % 2
+        count = {"head only": 890}.get(row.title, RIGHT.get(row.title, 0)) + trial.seed % 2
         return answered(count, 1000, validation=[count / 1000])
 
     plan = plan_of(**SUITE)
@@ -137,16 +137,21 @@ def test_a_reference_no_better_than_the_head_gives_no_verdict(tmp_path: Path, re
 @pytest.mark.parametrize(
     ("right", "verdict"),
     [
-        ({(task, ATT): 980 for task in SUITE["tasks"]}, "undecided: runs of LoRA collapsed on digits"),
-        ({(task, ATT): 300 for task in SUITE["tasks"]}, "worse by more than 1 point"),
+        ({(task, ATT): 980 for task in SUITE["tasks"]}, "better by more than 1 point"),
+        ({(task, ATT): 740 for task in SUITE["tasks"]}, "worse by more than 1 point"),
     ],
 )
-def test_no_method_is_better_than_a_reference_whose_runs_collapsed(
+def test_a_verdict_says_that_runs_of_the_reference_collapsed(
     right: Right, verdict: str, tmp_path: Path, results_of: ResultsOf
 ) -> None:
     results = results_of({**right, ("digits", "LoRA", 4): 590})
     shown = claimed(results)
-    assert shown["block"] == verdict
+    assert shown["block"] == (
+        f"{verdict} when the reference trains; collapses in 0 of 10 runs against 1 of 10"
+    )
+    assert shown["digits"].endswith("; collapses in 0 of 5 runs against 1 of 5")
+    assert shown["textile"] == verdict
+    assert "against 1 of 10)" in results.answer
     for name, text in views(results, tmp_path).items():
         assert text.startswith("LoRA (isorank 2) failed on digits"), name
 
@@ -202,7 +207,7 @@ def test_a_task_on_which_all_seeds_diverged_leaves_no_win(analysed: Analysed, ot
     analysis = analysed(results, plan_of(**SUITE | {"methods": ["lora", "lotr", *others]}))
     entrants = [each for block in analysis.blocks for each in block.methods]
     (lotr,) = (entrant for entrant in entrants if entrant.method == "LoTR")
-    assert lotr.differences[1].verdict.reason == "seeds of LoTR diverged"
+    assert lotr.differences[1].verdict.reason == "all runs of LoTR collapsed on textile"
 
 
 def test_seeds_and_studies_in_one_report_have_heads_of_their_own(analysed: Analysed) -> None:

@@ -200,7 +200,7 @@ def test_a_threshold_in_units_scales_with_a_reference_of_another_budget(tmp_path
     assert block.against == "LoRA"
     assert block.threshold == pytest.approx(0.041)
     # No row has a budget that it could miss.
-    assert costs_table(results).notes[0] == "Counts exclude the head."
+    assert costs_table(results.analysis).notes[0] == "Counts exclude the head."
 
 
 def test_a_task_on_which_nothing_is_compared_is_no_second_task(tmp_path: Path) -> None:
