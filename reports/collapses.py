@@ -185,24 +185,29 @@ def collapses(results: Results, by_trial: Mapping[str, ByExample]) -> dict[int, 
     collapsed = {}
     by_metric = grouped(results.all_cells, lambda cell: (cell.setting, results.metrics[cell.number]))
     for (_, metric), cells in by_metric.items():
-        levels = _levels(results, cells, metric)
+        levels, constant = _levels(results, cells, metric), _constant_runs(results, cells, by_trial)
         for cell in cells:
             scored = _scored(results, cell)
             gains = [gain for _, gain in scored]
             fell = frozenset(
                 seed.trial_id
                 for seed, gain in scored
-                if levels.collapsed(gain, gains, is_head=cell.family in HEADS)
-                or (
-                    cell.family not in HEADS
-                    and seed.trial_id in by_trial
-                    and by_trial[seed.trial_id].constant
-                )
+                if seed.trial_id in constant or levels.collapsed(gain, gains, is_head=cell.family in HEADS)
             )
             lost = _diverged(cell)
             if scored or lost:
                 collapsed[cell.number] = Collapses(cell, len(fell) + lost, len(scored) + lost, fell)
     return collapsed
+
+
+def _constant_runs(results: Results, cells: Iterable[Cell], by_trial: Mapping[str, ByExample]) -> set[str]:
+    """The trial ids of the runs of a setting that give all examples the same answer. Heads may.
+
+    Empty if all runs with predictions do: then nothing trained there, and no verdict is given anyway.
+    """
+    seeds = [seed for cell in cells if cell.family not in HEADS for seed, _ in _scored(results, cell)]
+    known = {seed.trial_id: by_trial[seed.trial_id].constant for seed in seeds if seed.trial_id in by_trial}
+    return set() if all(known.values()) else {id_ for id_, constant in known.items() if constant}
 
 
 def _diverged(cell: Cell) -> int:

@@ -141,6 +141,16 @@ def test_a_constant_answer_is_a_collapse_however_near_to_trained_scores(
     assert of(read(stored(result, WITHOUT_HEAD), ["small"])) == collapsed
 
 
+def test_where_all_runs_answer_alike_nothing_trained(analysed: Analysed) -> None:
+    def result(trial: Trial, row: Row) -> Result:
+        made = results_with({})(trial, row)
+        return replace(made, score=0.5, answers=np.zeros(EXAMPLES, int))
+
+    analysis = analysed(result, WITHOUT_HEAD)
+    assert not fallen(analysis)
+    assert only_block(analysis).guards[0].startswith("Nothing trained on digits")
+
+
 def test_a_head_alone_may_answer_alike_everywhere(stored: Stored) -> None:
     def result(trial: Trial, row: Row) -> Result:
         made = results_with({})(trial, row)
