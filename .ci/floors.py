@@ -17,8 +17,8 @@ from pathlib import Path
 
 PROJECT = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
 REQUIRED = set(PROJECT["dependencies"]).union(*PROJECT["optional-dependencies"].values())
-# An extra that builds on another names the project itself.
-DEPENDENCIES = sorted(each for each in REQUIRED if not each.startswith(PROJECT["name"]))
+# An extra that builds on another names the project itself. Upper bounds are no part of a floor.
+DEPENDENCIES = sorted(each.partition(",")[0] for each in REQUIRED if not each.startswith(PROJECT["name"]))
 TRIED = Path(".ci/floors.txt")
 
 

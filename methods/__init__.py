@@ -6,7 +6,7 @@ The names that need torch are imported when they are first used.
 from __future__ import annotations
 
 import logging
-import sys
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +35,14 @@ __all__ = [
     "load_methods",
 ]
 
-# With the package `kernels`, bitsandbytes (which peft imports) and transformers would download compiled
-# kernels from a hub and run them, and results would depend on whether it is installed. bitsandbytes warns
-# without it.
-sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
+# With the package `kernels`, transformers and bitsandbytes (which peft imports) would download compiled
+# kernels from a hub and run them, and results would depend on the machine. transformers has a switch.
+# bitsandbytes asks for one kernel when it is imported: `kernels` is told to take it from a place where nothing
+# is, and the warning of bitsandbytes is dropped.
+os.environ["USE_HUB_KERNELS"] = "0"
+_NOWHERE = f"kernels-community/quantization-bitsandbytes={os.devnull}"
+_PLACES = dict.fromkeys([*os.environ.get("LOCAL_KERNELS", "").split(":"), _NOWHERE])
+os.environ["LOCAL_KERNELS"] = ":".join(filter(None, _PLACES))
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
     lambda record: "kernels-community" not in record.getMessage()
 )

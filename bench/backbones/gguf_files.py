@@ -36,7 +36,7 @@ def convert_gguf(source: Path, target: Path, quantisation: str | None = None) ->
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
             model, report = AutoModel.from_pretrained(
-                source.parent, dtype=torch.float32, output_loading_info=True, **where
+                source.parent, dtype=torch.float32, output_loading_info=True, use_kernels=False, **where
             )
             tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
     except Exception as error:  # transformers may raise anything for an invalid file

@@ -191,6 +191,7 @@ def load_folder(folder: Path, info: BackboneInfo) -> LoadedBackbone:
                 local_files_only=True,
                 output_loading_info=True,
                 attn_implementation=kind.attention,
+                use_kernels=False,
                 **kind.arguments,
             )
     except Exception as error:

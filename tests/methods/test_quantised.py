@@ -183,13 +183,24 @@ def test_what_trains_or_wants_dense_weights_is_refused() -> None:
             method.attach(backbone, torch.Generator())
 
 
+#: Like the real package `kernels`, looks where LOCAL_KERNELS says. Any other request ends the program.
+KERNELS = """
+import os
+
+def get_kernel(repository, **options):
+    places = dict(place.split("=") for place in os.environ["LOCAL_KERNELS"].split(":"))
+    if repository not in places:
+        raise SystemExit("a hub was asked for a kernel")
+    raise FileNotFoundError(places[repository])
+"""
+
+
 @pytest.mark.processes
-def test_no_library_finds_kernels_to_download(tmp_path: Path) -> None:
-    (tmp_path / "kernels.py").write_text("raise SystemExit('a hub was asked for a kernel')")
-    program = (
-        "import tensorbench.methods, bitsandbytes, importlib.util; print(importlib.util.find_spec('kernels'))"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+@pytest.mark.parametrize("others", [{}, {"LOCAL_KERNELS": "owner/kernel=folder", "USE_HUB_KERNELS": "1"}])
+def test_no_library_downloads_kernels(tmp_path: Path, others: dict[str, str]) -> None:
+    (tmp_path / "kernels.py").write_text(KERNELS)
+    program = "import tensorbench.methods, os, bitsandbytes; print(os.environ['USE_HUB_KERNELS'])"
+    environment = {**os.environ, **others, "PYTHONPATH": str(tmp_path)}
     ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     # Only on processors with bf16 does bitsandbytes look for the package.
-    assert (ended.returncode, ended.stdout) == (0, "None\n"), ended.stderr
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "0\n", "")

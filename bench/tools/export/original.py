@@ -275,8 +275,9 @@ class Original:
     def options(self, place: str | Path) -> dict[str, Any]:
         """The arguments of `from_pretrained` for the model in a folder or a repository of the hub."""
         options = {**self._arguments, "dtype": torch.float32, "use_safetensors": True}
-        # Else the configuration chooses, maybe a kernel that is not installed.
-        options["attn_implementation"] = self.kind.attention
+        # Else the configuration chooses, maybe a kernel that is not installed, and transformers downloads
+        # kernels that replace layers.
+        options |= {"attn_implementation": self.kind.attention, "use_kernels": False}
         if self.revision and place == self.reference:
             options["revision"] = self.revision
         if self.target.head and self.reference and place in (self.reference, self.place):
