@@ -37,8 +37,8 @@ __all__ = [
 
 # With the package `kernels`, transformers and bitsandbytes (which peft imports) would download compiled
 # kernels from a hub and run them, and results would depend on the machine. transformers has a switch.
-# bitsandbytes asks for one kernel when it is imported: `kernels` is told to take it from a place where nothing
-# is, and the warning of bitsandbytes is dropped.
+# bitsandbytes asks for one kernel when it is imported: `kernels` is told to take it from a place with
+# nothing in it, and the warning of bitsandbytes is dropped.
 os.environ["USE_HUB_KERNELS"] = "0"
 _NOWHERE = f"kernels-community/quantization-bitsandbytes={os.devnull}"
 _PLACES = dict.fromkeys([*os.environ.get("LOCAL_KERNELS", "").split(":"), _NOWHERE])
