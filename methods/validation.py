@@ -31,6 +31,10 @@ _LISTS = ("list_type", "tuple_type")
 _MAPPINGS = ("dict_type", "mapping_type", "model_type")
 
 
+#: Types of values that are no boolean and hold none.
+_NEITHER = frozenset({str, int, float, type(None)})
+
+
 class Frozen(BaseModel):
     """The base class of every configuration. It is immutable and refuses unknown fields.
 
@@ -42,6 +46,9 @@ class Frozen(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # Almost all values are such, so that this decides how long a plan of many trials takes.
+        if type(value) in _NEITHER:
+            return value
         entries = list(value.values()) if isinstance(value, Mapping) else value
         items = entries if isinstance(entries, (list, tuple)) else (entries,)
         if any(isinstance(item, bool) for item in items) and _takes_numbers(cls, str(info.field_name)):
@@ -113,22 +120,35 @@ def identity(values: BaseModel, include: Set[str] | None = None) -> dict[str, An
     Fields without a default always enter. `include` restricts the fields.
     """
     defaults = _defaults(type(values))
-    fields = {
-        name: plain(getattr(values, name))
-        for name in type(values).model_fields
-        if include is None or name in include
-    }
-    return {name: value for name, value in fields.items() if _text(value) != defaults.get(name)}
+    fields = {name: plain(getattr(values, name)) for name in defaults if include is None or name in include}
+    return {name: value for name, value in fields.items() if _differs(value, defaults[name])}
+
+
+def _differs(value: Any, default: tuple[Any, str] | None) -> bool:
+    """Whether the JSON of a plain value differs from that of a default, if there is one."""
+    if default is None:
+        return True
+    expected, text = default
+    # Equal values of the same type without parts have the same JSON, which need not be made.
+    if type(value) is type(expected) and type(value) in _SCALARS:
+        return bool(value != expected)
+    return _text(value) != text
 
 
 @cache
-def _defaults(model: type[BaseModel]) -> dict[str, str]:
-    """Returns the default of each field that has one, as the JSON of its plain value."""
-    return {
-        name: _text(plain(field.get_default(call_default_factory=True)))
-        for name, field in model.model_fields.items()
-        if not field.is_required()
-    }
+def _defaults(model: type[BaseModel]) -> dict[str, tuple[Any, str] | None]:
+    """Returns the plain default of each field and its JSON. None for a field without a default."""
+    defaults: dict[str, tuple[Any, str] | None] = {}
+    for name, field in model.model_fields.items():
+        value = None if field.is_required() else plain(field.get_default(call_default_factory=True))
+        defaults[name] = None if field.is_required() else (value, _text(value))
+    return defaults
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
+#: The types of plain values that have no parts and stay as they are.
+_SCALARS = frozenset({str, int, bool, type(None)})
 
 
 def plain(value: Any) -> Any:
@@ -137,6 +157,9 @@ def plain(value: Any) -> Any:
     1.0 becomes 1, and -0.0 becomes 0. Sets are sorted. Only the order of lists and tuples matters. A
     configuration inside another becomes its `identity`.
     """
+    # Most values are such, and a plan of 100,000 trials converts millions.
+    if type(value) in _SCALARS:
+        return value
     if isinstance(value, BaseModel):
         return identity(value)
     if isinstance(value, Mapping):
@@ -156,7 +179,7 @@ def hashed(content: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return _ENCODER.encode(value)
 
 
 def validate(model: type[Model], values: Any, where: str) -> Model:

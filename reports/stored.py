@@ -18,14 +18,13 @@ from tensorbench.records.record import Record, latest
 from tensorbench.records.stored_plan import Row, StudyTrial, row_texts
 from tensorbench.records.words import OWN_SIZE, Artifact, RunKind, Status, Tag
 from tensorbench.reports.provenance import UNKNOWN, Provenance, provenance_of
-from tensorbench.reports.reading import read
 from tensorbench.reports.results import Cell, Seed
 from tensorbench.reports.selection import Selection
 from tensorbench.store import DEFAULT_STORE
 from tensorbench.store.addresses import shown_uri
 from tensorbench.store.connect import BROKEN_STORE
+from tensorbench.store.finding import find_trial
 from tensorbench.store.store import Store
-from tensorbench.store.trained import find_trial
 
 #: The prefixes of the keys of a trial's configuration that are shown.
 PARTS = ("method", "task", "recipe")
@@ -241,6 +240,9 @@ def load_cell(
     `number` is the cell's number in the file `cells.csv` of a report on the same experiments with the same
     selection. Raises UserError if no cell has the number, and as `tensorbench.reports.reading.read` does.
     """
+    # Imported late: it imports torch, which a list of experiments and a single trial need not wait for.
+    from tensorbench.reports.reading import read
+
     results = read(store, experiments, selection)
     if not 0 <= number < len(results.all_cells):
         raise UserError(f"--cell {number}: {results.title} has cells 0 to {len(results.all_cells) - 1}")

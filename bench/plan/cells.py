@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Integral
 from random import Random
 from typing import Any, Literal, NamedTuple
@@ -330,6 +331,26 @@ class PlanCell(Pairing):
         labels = self.method_row.label, self.spec.label, self.task.label
         return Names(*(label or own for label, own in zip(labels, self.own, strict=True)))
 
+    @cached_property
+    def _shared(self) -> dict[str, Any]:
+        """The fields that all trials of the cell have in common. Making them takes as long as a trial."""
+        return {
+            # Labels do not enter a trial.
+            "backbone": self.spec.model_copy(update={"label": None}),
+            "weights_hash": self.info.weights_hash,
+            "task": self.task.model_copy(update={"label": None}),
+            "data": self.data,
+            "idle": self.recipe.idle(
+                trains_adapter=self.method.count(self.info.geometry) > 0,
+                trains_head=self.has_head and not self.method.fits_head,
+            ),
+            "forgetting": self.suite.forgetting if getattr(self.info.input, "decodes", False) else None,
+        }
+
+    @cached_property
+    def _stored(self) -> dict[str, Any]:
+        return self.method.stored()
+
     def trial(
         self,
         seed: int,
@@ -345,21 +366,13 @@ class PlanCell(Pairing):
         and `epochs` replaces the length of the training.
         """
         setting = setting or Setting()
+        trained = setting.method(method or self.method)
         return Trial(
-            method=setting.method(method or self.method).stored(),
-            # Labels do not enter a trial.
-            backbone=self.spec.model_copy(update={"label": None}),
-            weights_hash=self.info.weights_hash,
-            task=self.task.model_copy(update={"label": None}),
-            data=self.data,
+            **self._shared,
+            method=self._stored if trained is self.method else trained.stored(),
             recipe=setting.recipe(self.recipe, epochs, head_follows=self.head_follows),
-            idle=self.recipe.idle(
-                trains_adapter=self.method.count(self.info.geometry) > 0,
-                trains_head=self.has_head and not self.method.fits_head,
-            ),
             seed=seed,
             evaluate=evaluate,
-            forgetting=self.suite.forgetting if getattr(self.info.input, "decodes", False) else None,
         )
 
     def row(

@@ -30,7 +30,8 @@ from tensorbench.methods.backbone import SHARED_HEADS
 from tensorbench.records.redundancy import ComponentWorth, Redundancy, Spectrum
 from tensorbench.records.words import Artifact, Tag
 from tensorbench.store import DEFAULT_STORE
-from tensorbench.store.trained import StoredTrial, find_finished, stored_trial
+from tensorbench.store.finding import find_finished
+from tensorbench.store.trained import StoredTrial, stored_trial
 from tensorbench.training.loop import evaluate
 from tensorbench.training.trial import Resources
 

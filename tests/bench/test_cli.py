@@ -112,6 +112,19 @@ def test_a_second_plan_imports_nothing_slow_but_torch(call: Call, tmp_path: Path
 
 
 @pytest.mark.processes
+def test_show_and_a_first_list_import_no_torch(new_store: Callable[[Path], str], tmp_path: Path) -> None:
+    uri = new_store(tmp_path)
+    wrong, listed = imports("show", "wrong", "--store", uri), imports("list", "--store", uri)
+    assert "there is no run 'wrong'" in wrong.stderr
+    assert listed.returncode == 0, listed.stderr
+    for ended in (wrong, listed):
+        modules = ended.stderr.splitlines()[-1].split()
+        # The last line has the modules: the store itself needs MLflow.
+        assert "mlflow" in modules
+        assert "torch" not in modules
+
+
+@pytest.mark.processes
 def test_a_run_imports_no_statistics_before_its_trials() -> None:
     slow = {"tensorbench.reports.results", "scipy.stats"}
     program = f"import sys, tensorbench.cli.progress; print(*{slow} & {{*sys.modules}})"

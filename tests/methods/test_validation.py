@@ -8,7 +8,7 @@ import pytest
 
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import did_you_mean, near_names, shown
-from tensorbench.methods.validation import Frozen, validate
+from tensorbench.methods.validation import Frozen, identity, validate
 
 
 class Options(Frozen):
@@ -82,3 +82,39 @@ def test_the_nearest_names_come_first_and_strange_ones_have_none() -> None:
 )
 def test_a_name_further_than_two_edits_or_half_of_its_letters_is_not_offered(name: str) -> None:
     assert near_names(name, ("vit_small", "vit_base", "resnet", "f1")) == []
+
+
+class Mixed(Frozen):
+    zero: Any = 0
+    one: Any = 1.0
+    no: Any = False
+    text: Any = "1"
+    nothing: Any = None
+    required: Any
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [
+        ({"zero": False}, {"zero": False}),
+        ({"zero": "0"}, {"zero": "0"}),
+        ({"zero": -0.0}, {}),
+        ({"one": True}, {"one": True}),
+        ({"one": 1}, {}),
+        ({"one": 1.5}, {"one": 1.5}),
+        ({"no": 0}, {"no": 0}),
+        ({"text": 1}, {"text": 1}),
+        ({"nothing": []}, {"nothing": []}),
+        ({"nothing": ""}, {"nothing": ""}),
+    ],
+)
+def test_an_identity_has_what_differs_from_its_default_in_json(
+    values: dict[str, Any], kept: dict[str, Any]
+) -> None:
+    differing = identity(Mixed(required=None, **values))
+    expected = {**kept, "required": None}
+    assert differing == expected
+    # In Python, 1 equals True.
+    assert {name: type(value) for name, value in differing.items()} == {
+        name: type(value) for name, value in expected.items()
+    }

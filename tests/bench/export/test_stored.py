@@ -16,13 +16,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, pipeline
 
-import tensorbench.store.trained
+import tensorbench.store.finding
 from tensorbench.backbones import BackboneSpec, load
 from tensorbench.methods import UserError
 from tensorbench.records.record import Record, record_of
 from tensorbench.records.words import Tag
+from tensorbench.store.finding import find_trial
 from tensorbench.store.store import Store
-from tensorbench.store.trained import find_trial
 from tensorbench.tasks import TASKS, prepare
 from tensorbench.tools.export import Exported, export_run
 from tensorbench.tools.redundancy import analyse
@@ -153,10 +153,10 @@ def test_ids_and_prefixes_select_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
         run("dd01", "cc05", "FINISHED", "ee01", "pack"),
         run("dd02", "cc05", "FINISHED", "ee01"),
     ]
-    monkeypatch.setattr(tensorbench.store.trained, "find_runs", lambda *_: runs)
-    monkeypatch.setattr(tensorbench.store.trained, "experiments", lambda _: [])
-    monkeypatch.setattr(tensorbench.store.trained, "connect", MagicMock())
-    monkeypatch.setattr(tensorbench.store.trained, "Store", MagicMock())
+    monkeypatch.setattr(tensorbench.store.finding, "find_runs", lambda *_: runs)
+    monkeypatch.setattr(tensorbench.store.finding, "experiments", lambda _: [])
+    monkeypatch.setattr(tensorbench.store.finding, "connect", MagicMock())
+    monkeypatch.setattr(tensorbench.store.finding, "Store", MagicMock())
     expected = {
         "aa01": "aa01",
         "AA03": "aa03",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tensorbench.execution.estimate import longest_first
-from tensorbench.methods import METHODS, UserError
+from tensorbench.methods import METHODS, Method, UserError
 from tensorbench.methods.validation import validate
 from tensorbench.plan.cells import offsets
 from tensorbench.plan.choosing import Studies, Window
@@ -191,3 +191,14 @@ def test_the_stored_plan_says_of_each_seed_its_study_and_plans_without_are_read_
     assert [row.studies and row.studies.trials[11_002].study for row in stored.rows] == [1] * 4
     before = stored.rows[0].model_dump(exclude={"studies"})
     assert Row.model_validate(before).studies is None
+
+
+def test_what_the_trials_of_a_cell_share_is_made_once_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    stored = Method.stored
+    monkeypatch.setattr(Method, "stored", lambda self: made.append(self.name) or stored(self))
+    few, many = (plan(tuning={"studies": studies, "points": 4}) for studies in (2, 20))
+    assert len(many.trials) > 5 * len(few.trials)
+    assert len(made) == len(few.rows) + len(many.rows)
+    # Each has a dictionary of its own.
+    assert len({id(trial.method) for trial in many.trials}) == len(many.trials)

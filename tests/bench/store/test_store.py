@@ -24,8 +24,8 @@ from tensorbench.records.words import RunKind, Status, Tag
 from tensorbench.reports.reading import read_experiment
 from tensorbench.store import claims, connect
 from tensorbench.store.connect import StoreError, storing
+from tensorbench.store.finding import find_trial
 from tensorbench.store.store import Store
-from tensorbench.store.trained import find_trial
 from tensorbench.store.writer import TrialRun, begin_trial
 
 from ...messages import naming
