@@ -26,7 +26,7 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy import create_engine
 
 from tensorbench.methods import UserError
-from tensorbench.store import trained
+from tensorbench.store import finding, trained
 from tensorbench.store.addresses import shown_uri
 from tensorbench.store.connect import connect, follow, index_trials, state_folder, with_driver
 from tensorbench.store.store import Store
@@ -96,7 +96,7 @@ def test_a_run_that_cannot_be_read_shows_no_password(monkeypatch: pytest.MonkeyP
         raise OSError(f"no answer from {uri}")
 
     client: Any = SimpleNamespace(search_experiments=refuse)
-    monkeypatch.setattr(trained, "connect", lambda *_, **__: client)
+    monkeypatch.setattr(finding, "connect", lambda *_, **__: client)
     with (
         pytest.raises(UserError, match=naming("http://host/", "no answer")) as error,
         trained.stored_trial(uri, "0123"),
