@@ -66,6 +66,9 @@ class Recipe(Frozen):
     warmup: float = Field(0.1, ge=0, lt=1)
     #: The learning rate at which the cosine ends.
     lr_floor: float = Field(1e-6, ge=0)
+    #: Adam's epsilon, which is added to the root of the second moment. Where gradients are not much larger,
+    #: steps are shorter than the learning rate.
+    epsilon: float = 1e-8
     #: The norm to which the joint gradient of adapter and head is clipped. None: no clipping.
     clip: PositiveFloat | None = None
     #: The rule that selects the state to test: the lowest validation loss, the best validation score, or the
@@ -82,6 +85,14 @@ class Recipe(Frozen):
     #: Whether to use deterministic algorithms only. A trial with an operation that has no deterministic
     #: algorithm fails.
     deterministic: bool = False
+
+    @field_validator("epsilon")
+    @classmethod
+    def _within_float32(cls, epsilon: float) -> float:
+        # An epsilon that float32 rounds to 0 makes the step of a parameter without gradient 0/0.
+        if not 1e-30 <= epsilon <= 1:
+            raise ValueError("should be from 1e-30 to 1")
+        return epsilon
 
     @field_validator("augmentation")
     @classmethod

@@ -370,6 +370,7 @@ def _arguments(original: Original, recipe: Recipe, *, saves: bool) -> dict[str, 
     return {
         "learning_rate": recipe.lr,
         "weight_decay": recipe.adapter_weight_decay,
+        "adam_epsilon": recipe.epsilon,
         "per_device_train_batch_size": recipe.batch_size,
         "per_device_eval_batch_size": 2 * recipe.batch_size,
         **length,
@@ -408,9 +409,10 @@ def _script(original: Original, task: Task, method: Method, recipe: Recipe, *, b
         call = f'{call[:-1]}, problem_type="{problem}")'
     options = [repr(method.name)]
     options += [f"{name}={value!r}" for name, value in method.model_dump(exclude_defaults=True).items()]
+    eps = recipe.epsilon
     rates = {
-        "adapter": {"lr": recipe.lr, "weight_decay": recipe.adapter_weight_decay},
-        "head": {"lr": recipe.head_lr or recipe.lr, "weight_decay": recipe.weight_decay},
+        "adapter": {"lr": recipe.lr, "weight_decay": recipe.adapter_weight_decay, "eps": eps},
+        "head": {"lr": recipe.head_lr or recipe.lr, "weight_decay": recipe.weight_decay, "eps": eps},
     }
     return SCRIPT.format(
         method=method.name,
@@ -430,7 +432,7 @@ def _readme(chosen: Chosen, trial: Trial, of_writing: dict[str, str], usage: str
         f"{length} of batches of {recipe.batch_size}, warm-up {recipe.warmup:g} of the steps, then a cosine "
         f"to {recipe.lr_floor:g}; "
         + ("" if of_writing else f"head at {recipe.head_lr or recipe.lr:g}; ")
-        + f"clip {recipe.clip or 'none'}; {recipe.precision}"
+        + f"clip {recipe.clip or 'none'}; Adam's epsilon {recipe.epsilon:g}; {recipe.precision}"
     )
     if of_writing:
         training += f"; prompt and answer have at most {trial.task.max_tokens} tokens"

@@ -327,6 +327,7 @@ def _optimizer(
     warmup = min(round(recipe.warmup * steps), max(0, steps - 2))
     optimizer = torch.optim.AdamW(
         [group | {"lr": peaks[group["name"]], "weight_decay": decays[group["name"]]} for group in groups],
+        eps=recipe.epsilon,
         fused=True,
     )
 

@@ -185,6 +185,7 @@ RECIPE: dict[str, Any] = {
     "steps": 5,
     "warmup": 0.0,
     "lr_floor": 0.0,
+    "epsilon": 1e-12,
     "clip": 1.0,
     "select": "last",
     "precision": "bf16",

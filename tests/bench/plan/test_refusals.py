@@ -59,6 +59,11 @@ methods: [{method: lora, each: {training: {lr: 1e-3}}}] | each.training.lr: shou
 # values out of their limits
 training: {lr: -1e-3} | training.lr: … greater than 0
 training: {lr: .inf} | training.lr: … finite
+training: {epsilon: 0} | training.epsilon: … 1e-30 … 0
+training: {epsilon: -1e-8} | training.epsilon: … 1e-30 … -1e-08
+training: {epsilon: 1e-40} | training.epsilon: … 1e-30 … 1e-40
+training: {epsilon: 2} | training.epsilon: … 1 … 2
+training: {epsilon: .nan} | training.epsilon: … finite … nan
 training: {head_lr: 1e300} | head_lr 1e+300 … 1e+38
 training: {epochs: 1e12} | training.epochs: … 100000 … 1000000000000.0
 backbones: [{name: tiny-random-vit, image_size: 1000000}] | backbones.0.image_size: … 4096 … 1000000

@@ -155,6 +155,22 @@ def test_the_head_decays_and_the_adapter_only_where_the_recipe_says_so(watch: Wa
     assert torch.equal(both[1], default[1])
 
 
+def test_epsilon_shortens_the_steps_of_small_gradients(watch: Watch) -> None:
+    """Adam's first step of a parameter with gradient g is lr · |g| / (|g| + epsilon)."""
+
+    def moved(epsilon: float) -> Tensor:
+        training = {"steps": 1, "warmup": 0.0, "head_lr": 1e-3, "weight_decay": 0, "epsilon": epsilon}
+        seen = watch(training=training)
+        of_head = ((seen.states[0][f"head.{name}"] - value).flatten() for name, value in seen.head.items())
+        return torch.cat(list(of_head)).double().abs()
+
+    assert moved(1e-30).max().item() == pytest.approx(1e-3, rel=1e-3)
+    long = moved(1.0)
+    gradient = long / (1e-3 - long)
+    expected = 1e-3 * gradient / (gradient + 0.1)
+    assert torch.allclose(moved(0.1), expected, rtol=1e-2, atol=1e-8)
+
+
 def test_methods_of_a_seed_see_the_same_data_from_the_same_head_and_seeds_differ(watch: Watch) -> None:
     lora, tensor, other = watch(), watch(methods=TENSLORA), watch(seeds=[1])
     assert lora.order == tensor.order != other.order
