@@ -33,6 +33,8 @@ class LoRAXS(OneRank, Targeted, LowRankMethod):
 
     name: ClassVar[str] = "lora_xs"
     title: ClassVar[str] = "LoRA-XS"
+    #: The largest learning rate in the reference code for GLUE, which tries 1e-4, 5e-4 and 1e-3.
+    published_lr: ClassVar[float | None] = 1e-3
     rank_bound: ClassVar[str] = "no weight has more singular vectors"
 
     targets: AnyTargets = "qkvo+mlp"

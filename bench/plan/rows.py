@@ -181,7 +181,26 @@ class Plan(ShowsOverview):
             notes.append(
                 f"{floor} is added, a floor that every adapter should beat; 'floor: none' leaves it out."
             )
-        return notes
+        return [*notes, *self._distant_windows]
+
+    @property
+    def _distant_windows(self) -> list[str]:
+        """A warning for each method whose window does not hold the learning rate that its authors published.
+
+        A rate at an end of the window counts as outside, since the best rate is then as likely beyond it.
+        """
+        distant: dict[tuple[str, str, float], None] = {}
+        for row in self.rows:
+            published = METHODS.get(row.family).published_lr
+            if row.studies and published:
+                low, high = row.studies.ends
+                if not low < published < high:
+                    distant[row.method, row.studies.window, published] = None
+        return [
+            f"Warning: the window of {method}, {window}, does not hold its published learning rate "
+            f"{rate_text(published)} with room on both sides. Rows of a method may set `centre`."
+            for method, window, published in distant
+        ]
 
     def overview(self) -> Table:
         """Returns the rows with their sizes, rates and numbers of trials."""

@@ -64,6 +64,22 @@ def test_one_window_and_one_head_rate_for_all_adapters_whatever_their_papers_say
     assert shown["full fine-tuning"]["lr"] == "1e-5 … 1e-3"
 
 
+@pytest.mark.parametrize(
+    ("row", "warned"),
+    [
+        ({"method": "lorta"}, "1e-4 … 1e-2"),  # Its published rate, 1e-2, is at the end.
+        ({"method": "lorta", "centre": 2e-2}, ""),
+        ({"method": "lorta", "centre": {"digits": 5e-4}}, "5e-5 … 5e-3"),
+        ({"method": "fact_tt"}, ""),
+        ({"method": "lora"}, ""),  # It has no published rate.
+    ],
+)
+def test_a_window_without_the_published_rate_is_warned_about(row: dict[str, Any], warned: str) -> None:
+    warnings = [note for note in plan(methods=[row]).notes if note.startswith("Warning")]
+    assert len(warnings) == bool(warned)
+    assert all("LoRTA" in note and warned in note and "1e-2" in note for note in warnings)
+
+
 def test_every_method_has_the_same_seeds_and_offsets_about_a_centre_of_its_own() -> None:
     made = plan()
     rows = by_method(made)
