@@ -1,8 +1,8 @@
 """Writes the answers of the published packs into the pages of docs/results: `python docs/findings.py`.
 
-The study's answers go into findings.md and leaderboard.md, the answers of the study of ranks into ranks.md
-and README.md, those of the studies of budgets, heads and trains into next-studies.md, those of the study on
-other tasks into other-tasks.md, and the decoder's table into decoder.md. If too few studies are complete for
+The study's answers go into findings.md and leaderboard.md, those of the study of ranks into ranks.md, those
+of the studies of budgets, heads and trains into next-studies.md, those of the study on other tasks into
+other-tasks.md, and the decoder's table into decoder.md. If too few studies are complete for
 an interval, the pages say so.
 """
 
@@ -24,7 +24,6 @@ from marked import replaced, table
 DOCS = Path(__file__).parent
 PAGES, PACKS = DOCS / "results", DOCS.parent / "results"
 FINDINGS, STUDY, DECODER = PAGES / "findings.md", PAGES / "leaderboard.md", PAGES / "decoder.md"
-README = DOCS.parent / "README.md"
 #: The pages of the studies after the first one.
 RANKS, NEXT, OTHER = PAGES / "ranks.md", PAGES / "next-studies.md", PAGES / "other-tasks.md"
 #: The tasks on which the pilot of the study on other tasks found no room.
@@ -119,7 +118,6 @@ def pages() -> dict[Path, str]:
         answers_of_ranks = of_ranks.answers()
         behind_them = "\n\n".join(printed(answers_of_ranks))
         files[RANKS] = rewritten(RANKS, {"answer": of_ranks.first(answers_of_ranks), "answers": behind_them})
-        files[README] = rewritten(README, {"ranks": of_ranks.in_readme(answers_of_ranks)})
         if answers_of_ranks["Question 1"].short:
             picture = of_ranks.picture()
             files[picture.path] = picture.svg()

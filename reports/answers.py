@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 from tensorbench.records.stored_plan import rate_text
 from tensorbench.records.words import OWN_SIZE
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.blocks import Block, Comparison, Entrant
-from tensorbench.reports.inference.effects import Answer, Verdict
+from tensorbench.reports.inference.effects import Verdict, Word
 from tensorbench.reports.ranks import Allocations, Trend
 from tensorbench.reports.results import FLOOR, TaskAndBackbone
 from tensorbench.reports.units import Unit, listed, many, minus
+
+#: The verdicts that an answer lists after the methods that are better, in this order.
+LISTED = (Word.EQUIVALENT, Word.WORSE, Word.INCONCLUSIVE, Word.NONE)
 
 
 def trials_of_tuning(k: int) -> str:
@@ -29,22 +32,15 @@ def in_words(verdict: Verdict, size: str) -> str:
 
     If runs collapsed, it says how often they do, and that the difference is that of the other runs.
     """
-    answered = " ".join(filter(None, [_of_difference(verdict, size), verdict.condition]))
+    word = equivalent(size) if verdict.word is Word.EQUIVALENT else verdict.word
+    said = f"{word}: {verdict.reason}" if verdict.reason else str(word)
+    answered = " ".join(filter(None, [said, verdict.condition]))
     return "; ".join(filter(None, [answered, verdict.collapses]))
 
 
-def _of_difference(verdict: Verdict, size: str) -> str:
-    side = verdict.side
-    if verdict.reason:
-        return f"{verdict.answer}: {verdict.reason}"
-    if verdict.answer is Answer.BEYOND:
-        return f"{side} by more than {size}"
-    if verdict.answer is Answer.WITHIN:
-        equivalent = f"practically equivalent (within {size})"
-        return f"significantly {side}, but {equivalent}" if side else equivalent
-    if verdict.answer is Answer.UNDECIDED:
-        return f"significantly {side}; may be under {size}" if side else "undecided"
-    return "no interval"
+def equivalent(size: str) -> str:
+    """*Equivalent* as text with the threshold, `size`. The threshold is left out if it is empty."""
+    return f"{Word.EQUIVALENT} (within {size})" if size else Word.EQUIVALENT
 
 
 def no_interval(difference: Comparison) -> str:
@@ -87,7 +83,7 @@ def answer(block: Block, *, guarded: bool = True) -> str:
 def withheld(block: Block) -> bool:
     """Whether guards withhold the verdicts on all compared methods."""
     verdicts = [entrant.differences[block.k].verdict for entrant in block.compared]
-    return bool(verdicts) and all(v.answer is Answer.NONE and v.reason for v in verdicts)
+    return bool(verdicts) and all(v.word is Word.NONE and v.reason for v in verdicts)
 
 
 def _verdicts(block: Block) -> str:
@@ -107,32 +103,21 @@ def _verdicts(block: Block) -> str:
             return f"no adapter beside {block.against} is compared."
         sample = "complete studies" if block.tuned else "finished seeds"
         return f"no {block.noun} has enough {sample} on all tasks for a comparison with {block.against}."
-    size, against = block.unit.size(block.threshold), block.against
-    equivalent = f"practically equivalent (within {size})"
     verdicts = {_qualified(e, block.k): e.differences[block.k].verdict for e in block.compared}
     if withheld(block):
         return f"no verdict is given on {joined(list(verdicts))}."
-    better = [name for name, verdict in verdicts.items() if verdict.side == "better"]
-    beyond = [name for name in better if verdicts[name].answer is Answer.BEYOND]
+    lists = {word: [name for name, own in verdicts.items() if own.word is word] for word in Word}
+    better = lists.pop(Word.BETTER)
     lead = f"{joined(better)} {'is' if len(better) == 1 else 'are'}" if better else f"no {block.noun} is"
-    lead += f" significantly better than {against}"
-    if beyond:
-        lead += f" ({joined(beyond) if len(beyond) < len(better) else 'all' if len(beyond) > 1 else 'it is'}"
-        lead += f" by more than {size})"
-    if small := [name for name in better if verdicts[name].answer is Answer.WITHIN]:
-        lead += f", but {equivalent}: {listed(small)}"
-    kinds: dict[str, Callable[[Verdict], bool]] = {
-        equivalent: lambda verdict: verdict.answer is Answer.WITHIN and not verdict.side,
-        "significantly worse": lambda v: v.side == "worse" and v.answer is not Answer.WITHIN,
-        f"significantly worse, but {equivalent}": lambda v: v.side == "worse" and v.answer is Answer.WITHIN,
-        "undecided": lambda verdict: verdict.answer is Answer.UNDECIDED and not verdict.side,
-        "without an interval": lambda verdict: verdict.answer is Answer.NONE and not verdict.reason,
+    lead += f" significantly better than {block.against}"
+    lists[Word.NONE] = [name for name in lists[Word.NONE] if not verdicts[name].reason]
+    headings = {
+        Word.EQUIVALENT: equivalent(block.unit.size(block.threshold)),
+        Word.NONE: "without an interval",
     }
-    lists = {words: [name for name, own in verdicts.items() if kind(own)] for words, kind in kinds.items()}
-    lists[apart] = unpaired
-    lists["not on all tasks"] = list(block.left_out)
-    rest = [f"{words}: {listed(names)}" for words, names in lists.items() if names]
-    return "; ".join([lead, *rest]) + "."
+    groups = [(headings.get(word, word), lists[word]) for word in LISTED]
+    groups += [(apart, unpaired), ("not on all tasks", block.left_out)]
+    return "; ".join([lead, *(f"{words}: {listed(names)}" for words, names in groups if names)]) + "."
 
 
 def _qualified(entrant: Entrant, k: int) -> str:

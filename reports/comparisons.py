@@ -14,7 +14,7 @@ from tensorbench.reports.complete import Material
 from tensorbench.reports.inference import rates as of_rates
 from tensorbench.reports.inference import studies as estimates
 from tensorbench.reports.inference.crossed import OnSetting
-from tensorbench.reports.inference.effects import Answer, Verdict, effect, verdict
+from tensorbench.reports.inference.effects import Verdict, Word, effect, verdict
 from tensorbench.reports.inference.intervals import LEAST_SEEDS, simultaneous
 from tensorbench.reports.inference.moderation import moderated
 from tensorbench.reports.inference.studies import CompleteStudies
@@ -67,22 +67,23 @@ def in_family(compared: Comparison, claims: int, threshold: float) -> Comparison
     """
     wider = comparison(compared.effect.parts, claims, threshold)
     given, bare = compared.verdict, verdict(compared.interval, threshold)
-    if (given.answer, given.side, given.reason) == (bare.answer, bare.side, ""):
-        made = wider.verdict
-    elif given.reason and (given.answer is Answer.NONE or wider.verdict.side):
+    if given.reason and (given.word is Word.NONE or wider.verdict.side):
         made = given
+    elif wider.verdict.word is Word.EQUIVALENT and (given.word, bare.word) != (Word.EQUIVALENT,) * 2:
+        # A guard may withhold *equivalent* on this comparison, where the narrower interval was of one sign.
+        made = Verdict(Word.INCONCLUSIVE)
     else:
-        made = Verdict(given.answer, wider.verdict.side)
+        made = wider.verdict
     rates = compared.collapses and replace(compared.collapses, level=simultaneous(claims))
     return replace(wider, verdict=with_collapses(made, rates), bound=compared.bound, collapses=rates)
 
 
 def with_collapses(verdict: Verdict, rates: CollapseRates | None) -> Verdict:
     """Adds to a verdict how often runs collapse and, without tuning, that it is on those that do not."""
-    withheld = verdict.answer is Answer.NONE and verdict.reason
+    withheld = verdict.word is Word.NONE and verdict.reason
     if rates is None or withheld or not str(rates):
         return verdict
-    drawn = verdict.answer is not Answer.NONE and not verdict.reason
+    drawn = verdict.word is not Word.NONE and not verdict.reason
     return replace(verdict, condition=rates.condition * drawn, collapses=str(rates))
 
 

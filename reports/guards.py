@@ -22,7 +22,7 @@ from tensorbench.reports.blocks import Block, Comparison, Edge, Entrant, Level
 from tensorbench.reports.collapses import Collapses, rates_of, untrained
 from tensorbench.reports.comparisons import with_collapses
 from tensorbench.reports.complete import Material
-from tensorbench.reports.inference.effects import Answer, Verdict
+from tensorbench.reports.inference.effects import Verdict, Word
 from tensorbench.reports.inference.intervals import Array, simultaneous
 from tensorbench.reports.inference.studies import CompleteStudies
 from tensorbench.reports.results import (
@@ -282,21 +282,21 @@ class _Sides:
     def _left(self, verdict: Verdict, method: str, cells: Cells, at: TaskAndBackbone | None) -> Verdict:
         """The verdict over the settings of `cells`, weakened if necessary. `at` is None for all settings."""
         if why := _over(self.guards.lost, cells.keys()):
-            return Verdict(Answer.NONE, reason=why)
+            return Verdict(Word.NONE, reason=why)
         if verdict.side == "better" and (why := _over(self.guards.collapsed, cells.keys())):
-            return Verdict(Answer.UNDECIDED, reason=why)
+            return Verdict(Word.INCONCLUSIVE, reason=why)
         references = {setting: self.reference[setting] for setting in cells}
         for side, name, own in (("better", method, cells), ("worse", self.block.against, references)):
             if verdict.side == side and at is None and (tasks := self._collapsed_elsewhere(own)):
-                return Verdict(Answer.UNDECIDED, reason=f"all runs of {name} collapsed on {listed(tasks)}")
+                return Verdict(Word.INCONCLUSIVE, reason=f"all runs of {name} collapsed on {listed(tasks)}")
         edges = self._edges(method, at)
         # A method whose score is a lower bound may be better than it seems. So may the reference.
         for edge, side in zip(edges, ("worse", "better"), strict=True):
             if edge and verdict.side == side:
-                return Verdict(Answer.UNDECIDED, reason=f"the best rates of {edge.method} lie at an edge")
+                return Verdict(Word.INCONCLUSIVE, reason=f"the best rates of {edge.method} lie at an edge")
         numbers = {cell.number for cell in (*cells.values(), *references.values())}
-        if verdict.answer is Answer.WITHIN and (numbers & self.material.fell or any(edges)):
-            return Verdict(Answer.UNDECIDED, verdict.side)
+        if verdict.word is Word.EQUIVALENT and (numbers & self.material.fell or any(edges)):
+            return Verdict(Word.INCONCLUSIVE)
         return verdict
 
     def _collapsed_elsewhere(self, cells: Cells) -> list[str]:

@@ -42,7 +42,7 @@ LARGEST_NUMBER = 2**63 - 1
 #: The file that lists the comparison's files.
 MANIFEST = "files.json"
 
-Verdict = Literal["better", "worse", "undecided"]
+Verdict = Literal["better", "worse", "inconclusive"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class ConfigurationDifference:
     @property
     def verdict(self) -> Verdict:
         if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
-            return "undecided"
+            return "inconclusive"
         return "better" if self.difference > 0 else "worse"
 
 
@@ -280,7 +280,7 @@ def _apart(rows: Sequence[PeftRun], noise: RunNoise | None, critical: float) -> 
     return {
         (row.name, other.name)
         for row, other in combinations(rows, 2)
-        if _difference(row, other, noise, critical).verdict != "undecided"
+        if _difference(row, other, noise, critical).verdict != "inconclusive"
     }
 
 
@@ -363,7 +363,7 @@ def as_markdown(comparison: PeftComparison) -> str:
                 "mean change": f"{100 * rerun.shift:+.1f}",
                 "Kendall's τ": "" if rerun.kendall is None else f"{rerun.kendall:.2f}",
                 "order reversed, of pairs that differed": f"{rerun.reversed} of {rerun.called:,}",
-                "of undecided pairs": f"{rerun.uncalled_reversed} of {rerun.uncalled:,}",
+                "of inconclusive pairs": f"{rerun.uncalled_reversed} of {rerun.uncalled:,}",
             }
         )
     tables = [Table("", rows, (), ("configuration", "verdict")), Table("", reruns, (), ("ran again in",))]
@@ -373,10 +373,10 @@ def as_markdown(comparison: PeftComparison) -> str:
 
 def _answer(comparison: PeftComparison) -> Iterator[str]:
     best = comparison.rows[0]
-    like_best = sum(difference.verdict == "undecided" for difference in comparison.against_best)
-    better, worse, undecided = (
+    like_best = sum(difference.verdict == "inconclusive" for difference in comparison.against_best)
+    better, worse, inconclusive = (
         sum(difference.verdict == verdict for difference in comparison.against_reference)
-        for verdict in ("better", "worse", "undecided")
+        for verdict in ("better", "worse", "inconclusive")
     )
     rows = len(comparison.rows)
     yield (
@@ -392,10 +392,11 @@ def _answer(comparison: PeftComparison) -> Iterator[str]:
         yield ("No interval: no configuration ran twice and the score is no share of questions.")
         return
     yield (
-        f"- Its difference from {like_best} of the other {rows - 1} is undecided (simultaneous 95% intervals "
-        "of all pairs)."
+        f"- Its difference from {like_best} of the other {rows - 1} is inconclusive (simultaneous 95% "
+        "intervals of all pairs)."
     )
-    yield (f"- Against {_code(comparison.reference)}: {better} better, {worse} worse, {undecided} undecided.")
+    against = f"{better} better, {worse} worse, {inconclusive} inconclusive"
+    yield f"- Against {_code(comparison.reference)}: {against}."
     alone = f"{comparison.naive:,} differ by the noise of test questions, each pair alone at 95%; "
     yield (
         f"- Of all {comparison.pairs:,} pairs {alone * bool(best.questions)}{comparison.real:,} differ by "

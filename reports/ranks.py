@@ -18,7 +18,7 @@ import numpy as np
 from tensorbench.records.words import OWN_SIZE
 from tensorbench.reports.blocks import Block, Comparison, Entrant
 from tensorbench.reports.comparisons import comparison, in_family, on_setting
-from tensorbench.reports.inference.effects import Answer, Verdict
+from tensorbench.reports.inference.effects import Verdict, Word
 from tensorbench.reports.inference.intervals import Array
 from tensorbench.reports.inference.studies import Failures, of_contrast, pooled_failures
 from tensorbench.reports.recipes import difference, without_ranks
@@ -160,7 +160,7 @@ def _slope(results: Results, block: Block, own: Sequence[Entrant], logs: Array, 
     centred = logs - logs.mean(0)
     slope = contrast(results, own, centred / (centred**2).sum(0), block.k, claims, failures)
     why = next(_withheld(block, own), "")
-    return replace(slope, verdict=Verdict(Answer.UNDECIDED, reason=why)) if why else slope
+    return replace(slope, verdict=Verdict(Word.INCONCLUSIVE, reason=why)) if why else slope
 
 
 def contrast(

@@ -15,7 +15,7 @@ from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.blocks import Block, Comparison
 from tensorbench.reports.comparisons import in_family
 from tensorbench.reports.figures import draw
-from tensorbench.reports.inference.effects import Answer as Size
+from tensorbench.reports.inference.effects import Word
 from tensorbench.reports.ranks import OverBudgets, contrast
 from tensorbench.reports.reading import read
 from tensorbench.reports.results import Cell, Results
@@ -140,14 +140,14 @@ class StudyOfBudgets:
         for block in (by_budget[QUARTER], by_budget[FOURFOLD]):
             reasons += map(str, block.collapsed)
             verdicts = [entrant.differences[block.k].verdict for entrant in block.compared]
-            reasons += [verdict.reason for verdict in verdicts if verdict.answer is Size.NONE]
+            reasons += [verdict.reason for verdict in verdicts if verdict.word is Word.NONE]
         words = {
             "better": "is higher at four times the parameters than at a quarter",
             "worse": "is lower at four times the parameters than at a quarter",
         }
-        outcome = words.get(side, "is undecided")
+        outcome = words.get(side, "is inconclusive")
         if reasons:
-            outcome = f"is undecided ({reasons[0].rstrip('.')})"
+            outcome = f"is inconclusive ({reasons[0].rstrip('.')})"
         effect = change.effect.difference
         short = f"The difference from {LORA} **{outcome}**: {with_interval(effect, change.interval)}."
         head = ["four times minus a quarter", "interval", *(setting.task for setting in blocks[0].settings)]
@@ -166,7 +166,7 @@ class StudyOfBudgets:
         complete, _ = studies_complete(self.analysis)
         short = [
             f"{QKV_DEPTH} beside {LORA} with as many parameters, after {k} trials of tuning, by {complete} "
-            f"studies: {beside} " + " ".join(["*As good* is within a point.", *self.lower_bounds]),
+            f"studies: {beside} " + " ".join(["*Equivalent* is within a point.", *self.lower_bounds]),
             f"From a smaller budget to a larger one: {bought}",
             change,
             f"With the parameters of {LORA} r=4 both were compared by the [first study](findings.md).",

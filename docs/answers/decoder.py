@@ -17,7 +17,6 @@ from tensorbench.reports.reading import read
 from tensorbench.reports.results import REFERENCE, Cell, Results, Seed
 
 from .answer import with_interval
-from .studies import in_words
 
 HEAD = (
     *("method", "ranks", "parameters", "best rate", "accuracy, %"),
@@ -75,7 +74,7 @@ def _accuracy(analysis: Analysis, cell: Cell, compared: Comparison | None, level
     row = [cell.method, cell.ranks or "–", f"{cell.parameters:,}", rate, mean]
     if compared is not None:
         difference = with_interval(compared.effect.difference, compared.interval)
-        return [*row, difference, in_words(compared.verdict)]
+        return [*row, difference, compared.verdict.word]
     if level is not None:
         return [*row, with_interval(level, None), "not tuned"]
     return [*row, "reference" if cell.family == REFERENCE else "–", ""]

@@ -162,7 +162,7 @@ class StudyOfOtherTasks:
         state = f"**{begun.removesuffix(': ')}.** " if begun else ""
         parts = [
             f"{state}Beside {LORA} with as many parameters. Scores after {block.k} trials, by {complete} "
-            f"studies. *As good* is within {within}.",
+            f"studies. *Equivalent* is within {within}.",
             "\n".join(f"- {subject}{answer}" for subject, answer in zip(subjects, short, strict=True)),
             picture.shown,
             picture.drawn.caption,

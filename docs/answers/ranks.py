@@ -14,7 +14,6 @@ from tensorbench.reports.answers import of_allocations, trend_words
 from tensorbench.reports.blocks import Block
 from tensorbench.reports.drawing import Looks, styled
 from tensorbench.reports.figures.compared import differences
-from tensorbench.reports.inference.effects import Answer as Size
 from tensorbench.reports.inference.effects import verdict
 from tensorbench.reports.inference.intervals import simultaneous
 from tensorbench.reports.inference.studies import CompleteStudies
@@ -45,20 +44,9 @@ from .studies import (
     answered,
     by_verdict,
     compared,
-    in_words,
     percent,
     studies_complete,
 )
-
-#: What the allocations of the study of ranks mean, for readers who have not seen their names.
-IN_WORDS = {
-    "layer=1": "one matrix for all layers",
-    "layer=0.5": "half of the layers' rank",
-    "projection=1": "one matrix for all projections",
-    "projection=1+layer=1": "one matrix for all projections of all layers",
-    "input=58": "more rank for the input",
-    "output=58": "more rank for the output",
-}
 
 
 @dataclass(frozen=True)
@@ -199,8 +187,9 @@ class StudyOfRanks:
     def remarks(self) -> Iterator[str]:
         """Yields what qualifies the answers."""
         block = self.heuristic.block
-        verdicts = [entrant.differences[block.k].verdict for entrant in block.compared]
-        if any(verdict.side for verdict in verdicts) and not any(v.answer is Size.BEYOND for v in verdicts):
+        differences = [entrant.differences[block.k] for entrant in block.compared]
+        sizes = [min(map(abs, each.interval)) for each in differences if each.interval and each.verdict.side]
+        if sizes and max(sizes) <= block.threshold:
             yield "No difference from the heuristic is shown to be as large as a point."
         yield (
             "All allocations have the window of rates that a pilot chose for the heuristic. "
@@ -208,29 +197,6 @@ class StudyOfRanks:
         )
         if self.interim:
             yield ONE_LOOK
-
-    def in_readme(self, answers: dict[str, Answer]) -> str:
-        """The paragraph of the README: the answer to question 1, or that the study has none yet."""
-        if not answers["Question 1"].short:
-            return "[A study of ranks](docs/results/ranks.md) has its questions written down and has begun."
-        block = self.heuristic.block
-        by_words: dict[str, list[str]] = {}
-        for entrant in block.compared:
-            difference = entrant.differences[block.k]
-            words, name = in_words(difference.verdict), IN_WORDS.get(entrant.method, entrant.method)
-            by = with_interval(difference.effect.difference, difference.interval)
-            by_words.setdefault(words, []).append(name if words == "as good" else f"{name}, {by}")
-        sides = [entrant.differences[block.k].verdict.side for entrant in block.compared]
-        opening = f"{self.interim}of" if self.interim else "Of"
-        better = "some are" if "better" in sides else "none is"
-        listed_by = "; ".join(f"**{words}**: {'; '.join(names)}" for words, names in by_words.items())
-        complete, _ = studies_complete(self.against[self.method])
-        return (
-            f"**At which ranks?** {opening} {len(sides)} other ways to share as many parameters among the "
-            f"modes of {self.heuristic.method}, {better} shown to be better than the paper's heuristic. In "
-            f"points from it, as a mean over {len(block.settings)} tasks and {complete} studies: {listed_by}"
-            ". *As good* is within a point ([the study of ranks](docs/results/ranks.md))."
-        )
 
 
 def _of_reference(analysis: Analysis) -> list[CompleteStudies]:
@@ -256,7 +222,7 @@ def slope(analysis: Analysis, mode: str, block: Block) -> Ruling:
     effect = trend.slope.effect
     interval = effect.interval(simultaneous(1))
     reason, side = trend.slope.verdict.reason, verdict(interval, 0.0).side
-    outcome = {"better": "above zero", "worse": "below zero"}.get(side, "undecided")
+    outcome = {"better": "above zero", "worse": "below zero"}.get(side, "inconclusive")
     if reason:
         outcome = trend_words(trend.slope.verdict)
     on_tasks = [points(part.difference) for part in effect.parts]
@@ -289,7 +255,7 @@ def failures(block: Block) -> Ruling:
             interval = difference.effect.interval(level)
             change = with_interval(difference.effect.difference, interval)
             words = {"better": "fails more", "worse": "fails less"}
-            verdicts.append((entrant.method, words.get(verdict(interval, 0.0).side, "undecided")))
+            verdicts.append((entrant.method, words.get(verdict(interval, 0.0).side, "inconclusive")))
         rows.append([entrant.method, percent(shares.failed), f"{shares.failures} of {shares.trials}", change])
     head = ["method", "failed, %", "trials", f"from {block.against}, points"]
     return Ruling(f"Failed trials: {by_verdict(verdicts)}", head, rows)

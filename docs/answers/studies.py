@@ -18,8 +18,7 @@ from tensorbench.reports.answers import answers as sentences
 from tensorbench.reports.answers import level_notes, order_note
 from tensorbench.reports.blocks import Block, Comparison
 from tensorbench.reports.figures import draw
-from tensorbench.reports.inference.effects import Answer as Size
-from tensorbench.reports.inference.effects import Verdict, effect
+from tensorbench.reports.inference.effects import effect
 from tensorbench.reports.inference.intervals import LEAST_SEEDS, Bounds, simultaneous
 from tensorbench.reports.inference.studies import CompleteStudies, of_method, score_after
 from tensorbench.reports.reading import read
@@ -190,7 +189,7 @@ def ruled(head: Sequence[str], differences: Mapping[str, Comparison], block: Blo
 
     `head` has the headings of the names and of the differences. The settings are those of the block.
     """
-    verdicts = {name: in_words(difference.verdict) for name, difference in differences.items()}
+    verdicts = {name: difference.verdict.word for name, difference in differences.items()}
     rows = [
         [
             name,
@@ -205,20 +204,9 @@ def ruled(head: Sequence[str], differences: Mapping[str, Comparison], block: Blo
     return Ruling(by_verdict([*verdicts.items()]), [*head, "interval", "verdict", *tasks], rows)
 
 
-def in_words(verdict: Verdict) -> str:
-    """The verdict in the words that the questions use."""
-    if verdict.answer is Size.BEYOND:
-        return f"{verdict.side} by what matters"
-    if verdict.answer is Size.WITHIN:
-        return f"{verdict.side}, but as good" if verdict.side else "as good"
-    if verdict.answer is Size.NONE:
-        return "no verdict"
-    return verdict.side or "undecided"
-
-
 def compared(difference: Comparison | None) -> tuple[str, str]:
     """A difference with its interval, and its verdict. Dashes if nothing is compared."""
-    return _with_interval(difference), "–" if difference is None else in_words(difference.verdict)
+    return _with_interval(difference), "–" if difference is None else difference.verdict.word
 
 
 def by_trials(block: Block) -> Ruling:
@@ -246,7 +234,7 @@ def forgiving(block: Block) -> Ruling:
         own = "–" if shares.near is None else percent(shares.near)
         rows.append([entrant.method, own, near, percent(shares.failed), failed])
         if entrant in block.compared:
-            verdicts.append((entrant.method, " and ".join(filter(None, (more, fewer))) or "undecided"))
+            verdicts.append((entrant.method, " and ".join(filter(None, (more, fewer))) or "inconclusive"))
     change = f"from {block.against}"
     return Ruling(by_verdict(verdicts), ["method", "near the best, %", change, "failed, %", change], rows)
 
@@ -265,7 +253,7 @@ def _share(difference: Comparison | None, higher: str, lower: str) -> tuple[str,
 def worst(block: Block) -> Ruling:
     """Question 4: whether the reference is below each of the other variants."""
     sides = {entrant.differences[block.k].verdict.side for entrant in block.compared}
-    ruled = "yes" if sides == {"better"} else "no" if "worse" in sides else "undecided"
+    ruled = "yes" if sides == {"better"} else "no" if "worse" in sides else "inconclusive"
     short = f"{block.against} is below each other variant that ran: **{ruled}**."
     return replace(after_tuning(block), short=short)
 
@@ -289,7 +277,7 @@ def _cost(interval: Bounds | None, threshold: float) -> str:
         return "below a point"
     if interval is not None and interval[1] < -threshold:
         return "more than a point"
-    return "undecided"
+    return "inconclusive"
 
 
 #: The verdict by the sharper rule was checked with 16 other estimators and intervals. This is the number of
@@ -316,7 +304,7 @@ def with_costs(block: Block) -> Ruling:
         ruled = ["reference", "–", "–"]
         if difference is not None:
             agree = f"{AGREE[entrant.method]} of 16" if entrant.method in AGREE else "–"
-            ruled = [_with_interval(difference), in_words(difference.verdict), agree]
+            ruled = [_with_interval(difference), difference.verdict.word, agree]
         sizes = (" or ".join(dict.fromkeys(texts)) for texts in zip(*map(_size, own), strict=True))
         rows.append([entrant.method, *ruled, *sizes, f"{step:.2f}", f"{forward:.2f}", f"{memory:,.0f}"])
     head = ["method", f"from {block.against}", "verdict", "estimators that agree", "ranks", "parameters"]

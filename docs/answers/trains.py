@@ -94,7 +94,7 @@ class StudyOfTrains:
             return ""
         return (
             f"At least half of the trials that {joined([*low])} kept lie in an outer fifth of their windows, "
-            "so their scores are lower bounds, and they are *undecided* wherever a better rate could turn "
+            "so their scores are lower bounds, and they are *inconclusive* wherever a better rate could turn "
             "the verdict."
         )
 
@@ -140,7 +140,7 @@ class StudyOfTrains:
             f"{subject}: {each.short}"
             for (_, subject), each in zip(FAMILIES.values(), answers.values(), strict=True)
         ]
-        begun = f"Scores after {block.k} trials, by {complete} studies. *As good* is within a point."
+        begun = f"Scores after {block.k} trials, by {complete} studies. *Equivalent* is within a point."
         parts = [
             " ".join(filter(None, (begun, self.withheld))),
             "\n".join(f"- {each}" for each in short),

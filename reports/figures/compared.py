@@ -131,7 +131,7 @@ def differences(block: Block, name: str, title: str, looks: Looks) -> Drawn:
     averaged = f"Mean over {settings_counted(block)} of the " if len(block.settings) > 1 else "The "
     caption = (
         f"{averaged}{score_name(block)}, as a difference from {block.against}, with simultaneous 95% "
-        f"intervals. The shaded band is practically equivalent: ±{unit.size(block.threshold)}."
+        f"intervals. The shaded band is the range of equivalence: ±{unit.size(block.threshold)}."
         + " Lines are methods without adapter." * bool(lines)
         + f" Outside the frame: {', '.join(outside)}." * bool(outside)
         + bounds_explained(e.differences[block.k] for e in block.compared)

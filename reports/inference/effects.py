@@ -42,12 +42,13 @@ def effect(parts: Sequence[OnSetting]) -> Effect:
     return Effect(tuple(parts), float(np.mean([part.difference for part in parts])), over_settings(parts))
 
 
-class Answer(StrEnum):
-    """The size of a difference compared with the threshold: beyond it, within it, or undecided."""
+class Word(StrEnum):
+    """The verdicts on a difference, in the words that every table, page and message uses."""
 
-    BEYOND = "beyond"
-    WITHIN = "within"
-    UNDECIDED = "undecided"
+    BETTER = "better"
+    WORSE = "worse"
+    EQUIVALENT = "equivalent"
+    INCONCLUSIVE = "inconclusive"
     NONE = "no verdict"
 
 
@@ -55,9 +56,7 @@ class Answer(StrEnum):
 class Verdict:
     """The verdict on a difference. It follows from the interval alone, whatever the point estimate."""
 
-    answer: Answer
-    #: "better" or "worse" if the interval excludes zero. Otherwise empty.
-    side: str = ""
+    word: Word
     #: The reason why the verdict is weaker than the interval allows. Empty if it is as strong.
     reason: str = ""
     #: The runs to which the verdict is limited, such as "when it trains". Empty if it holds for all runs.
@@ -65,18 +64,25 @@ class Verdict:
     #: How often the runs of both sides collapse, as text. Empty if none did.
     collapses: str = ""
 
+    @property
+    def side(self) -> str:
+        """ "better" or "worse" if that is the verdict. Otherwise empty."""
+        return self.word if self.word in (Word.BETTER, Word.WORSE) else ""
+
 
 def verdict(interval: Bounds | None, threshold: float) -> Verdict:
-    """The verdict that an interval gives: beyond the threshold, within it, or undecided.
+    """The verdict that an interval of a difference gives.
 
-    "Within" is the result of two one-sided tests (Schuirmann, 1987). Without an interval there is no verdict.
+    *Better* and *worse*: the interval excludes zero. *Equivalent*: it includes zero and lies within the
+    threshold, as by two one-sided tests (Schuirmann, 1987). *Inconclusive*: anything else. Without an
+    interval there is no verdict.
     """
     if interval is None:
-        return Verdict(Answer.NONE)
+        return Verdict(Word.NONE)
     low, high = interval
-    side = "better" if low > 0 else "worse" if high < 0 else ""
-    if low > threshold or high < -threshold:
-        return Verdict(Answer.BEYOND, side)
-    if -threshold < low and high < threshold:
-        return Verdict(Answer.WITHIN, side)
-    return Verdict(Answer.UNDECIDED, side)
+    if low > 0:
+        return Verdict(Word.BETTER)
+    if high < 0:
+        return Verdict(Word.WORSE)
+    within = -threshold < low and high < threshold
+    return Verdict(Word.EQUIVALENT if within else Word.INCONCLUSIVE)

@@ -13,7 +13,7 @@ from tensorbench.reports import evidence
 from tensorbench.reports.analysis import Analysis, Block, analyse
 from tensorbench.reports.blocks import Entrant
 from tensorbench.reports.inference.crossed import of_seeds_and_examples
-from tensorbench.reports.inference.effects import Answer, Verdict, verdict
+from tensorbench.reports.inference.effects import Verdict, Word, verdict
 from tensorbench.reports.inference.intervals import simultaneous
 from tensorbench.reports.inference.moderation import moderated
 from tensorbench.reports.results import Results
@@ -48,8 +48,7 @@ def test_diverged_seeds_stand_beside_the_interval(analysis: Analysis) -> None:
     depth = compared(block(analysis, "isoparameters 2"))["TensLoRA depth"]
     # Three of 15 runs diverged or are near guessing. The others are worse by more than the threshold.
     assert depth.differences[1].verdict == Verdict(
-        Answer.BEYOND,
-        "worse",
+        Word.WORSE,
         condition="when it trains",
         collapses="collapses in 3 of 15 runs against 0 of 15",
     )
@@ -70,14 +69,11 @@ def test_verdicts_separate_different_from_equal_methods(analysis: Analysis) -> N
     by_method = compared(block(analysis, "isorank 2"))
     # Edges of +8, −1 and −9 of 200 examples; seeds are paired, so their shared noise cancels.
     att, depth, qkv = (by_method[f"TensLoRA {name}"] for name in ("att", "depth", "qkv"))
-    assert att.differences[1].verdict == Verdict(Answer.BEYOND, "better")
+    assert att.differences[1].verdict == Verdict(Word.BETTER)
     assert att.differences[1].effect.difference == pytest.approx(0.04, abs=0.004)
-    assert (depth.differences[1].verdict.answer, depth.differences[1].verdict.side) == (
-        Answer.BEYOND,
-        "worse",
-    )
+    assert depth.differences[1].verdict.word is Word.WORSE
     assert depth.differences[1].verdict.condition == "when it trains"
-    assert qkv.differences[1].verdict.answer in (Answer.WITHIN, Answer.UNDECIDED)
+    assert qkv.differences[1].verdict.word in (Word.EQUIVALENT, Word.INCONCLUSIVE)
     assert pairs(att) == 15
     assert "LoRA" not in by_method
 

@@ -18,7 +18,7 @@ from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import Row
 from tensorbench.reports.blocks import Block, Edge, Entrant
 from tensorbench.reports.figures import draw
-from tensorbench.reports.inference.effects import Answer, Verdict
+from tensorbench.reports.inference.effects import Verdict, Word
 from tensorbench.reports.inference.intervals import simultaneous
 from tensorbench.reports.inference.studies import score_after
 from tensorbench.reports.ranks import contrast, over_budgets
@@ -77,7 +77,7 @@ def test_a_method_is_compared_with_itself_under_the_next_smaller_budget(analysed
         assert step.interval == step.effect.interval(simultaneous(4))
         # No variance is moderated.
         assert all(part.freedom == 2 for part in step.effect.parts)
-    assert group.steps[METHOD]["isoparameters 8"].verdict == Verdict(Answer.BEYOND, "better")
+    assert group.steps[METHOD]["isoparameters 8"].verdict == Verdict(Word.BETTER)
     assert not group.steps[METHOD]["isoparameters 4"].verdict.side
     assert [line["budget"] for line in tidy_tables(analysis)["budgets"].lines] == 2 * [
         "isoparameters 4",
@@ -161,7 +161,7 @@ def test_a_method_whose_best_rates_lie_at_an_edge_is_not_worse_under_its_budget(
     assert step.interval is not None
     assert step.interval[1] < 0
     why = f"the best rates of {METHOD} (isoparameters 8) lie at an edge"
-    assert step.verdict == Verdict(Answer.UNDECIDED, reason=why)
+    assert step.verdict == Verdict(Word.INCONCLUSIVE, reason=why)
 
 
 # --- the answers of the study of budgets ---
@@ -192,10 +192,10 @@ def test_the_questions_about_budgets_are_answered(
         for e in outer
     )
     worse, better = answers["Question B1"].short.split("; ")
-    assert worse == "**worse by what matters**: a quarter of the budget"
-    assert better == "**better by what matters**: four times the budget."
+    assert worse == "**worse**: a quarter of the budget"
+    assert better == "**better**: four times the budget."
     as_good, better = answers["Question B2"].short.split("; ")
-    assert better.startswith("**better by what matters**")
+    assert better.startswith("**better**")
     assert better.count(f"{METHOD} from") == as_good.count("LoRA from") == 2
     assert all("Interim" not in each.short for each in answers.values())
     # The contrast is between the differences, and its interval covers no other.
@@ -225,15 +225,15 @@ def test_the_questions_about_budgets_are_answered(
     smallest, _, largest = (line for line in by_size if METHOD in line[0])
     assert smallest[3:5] == [
         shown.with_interval(outer[0].effect.difference, budgets.beside["isoparameters 1"].interval),
-        "worse by what matters",
+        "worse",
     ]
-    assert largest[4] == "better by what matters"
+    assert largest[4] == "better"
     assert "- Failed trials: none." in first
     # A better rate of the tensor under the largest budget could only add to the rise.
     edge = Edge(METHOD, "upper", (1e-3, 1e-1), 1e-2)
     for budget, outcome in (
         ("isoparameters 16", "is higher at four times the parameters than at a quarter"),
-        ("isoparameters 1", "is undecided"),
+        ("isoparameters 1", "is inconclusive"),
     ):
         edges = [replace(b, edges=(edge,) * (b.budget == budget)) for b in budgets.analysis.blocks]
         assert outcome in budgets.interaction(*edges).short

@@ -23,7 +23,7 @@ from tensorbench.reports.answers import answers
 from tensorbench.reports.blocks import Entrant
 from tensorbench.reports.collapses import CollapseRates, Collapses, collapses, rates_of
 from tensorbench.reports.evidence import gather, is_constant
-from tensorbench.reports.inference.effects import Answer
+from tensorbench.reports.inference.effects import Word
 from tensorbench.reports.reading import read
 from tensorbench.reports.report import compose
 from tensorbench.reports.results import Results
@@ -241,7 +241,7 @@ def test_a_store_in_which_every_run_diverged_has_collapsed_entirely(stored: Stor
 
 def test_without_collapses_equal_methods_are_equivalent(analysed: Analysed) -> None:
     analysis = analysed(results_with({}), PLAN)
-    assert only(analysis).differences[1].verdict.answer is Answer.WITHIN
+    assert only(analysis).differences[1].verdict.word is Word.EQUIVALENT
     assert only_block(analysis).collapsed == ()
 
 
@@ -265,7 +265,7 @@ def test_a_verdict_has_two_parts_where_runs_of_either_side_collapsed(
         fell, (1, 5)
     )
     found = only(analysis).differences[1]
-    assert (found.verdict.answer, found.verdict.condition) == (Answer.WITHIN, condition)
+    assert (found.verdict.word, found.verdict.condition) == (Word.EQUIVALENT, condition)
     assert found.verdict.collapses == rates
     # The difference is that of the pairs in which neither run collapsed.
     pairs = [seed for seed in range(5) if seed != 3]
@@ -279,7 +279,7 @@ def test_a_verdict_has_two_parts_where_runs_of_either_side_collapsed(
     assert found.effect.fewest == 4
     assert found.effect.difference == pytest.approx(means["TensLoRA att"] - means["LoRA"])
     # Each score is the mean of its runs that did not collapse, and stands beside their number.
-    said = f"practically equivalent (within 1 point) {condition}; {rates}"
+    said = f"equivalent (within 1 point) {condition}; {rates}"
     (line,) = (line for line in tidy_tables(analysis)["differences"].lines)
     assert line["verdict"] == said
     made = compose(read(uri, ["small"]), ["html", "md"])

@@ -17,7 +17,7 @@ from tensorbench.records.stored_plan import Row
 from tensorbench.records.words import Tag
 from tensorbench.reports.analysis import analyse
 from tensorbench.reports.blocks import Block
-from tensorbench.reports.inference.effects import Answer, Verdict
+from tensorbench.reports.inference.effects import Verdict, Word
 from tensorbench.reports.inference.intervals import simultaneous
 from tensorbench.reports.reading import read
 from tensorbench.reports.selection import Selection
@@ -118,9 +118,9 @@ def test_each_question_has_its_own_family(
 @pytest.mark.parametrize(
     ("verdict", "words"),
     [
-        (Verdict(Answer.WITHIN, "better"), "better"),
-        (Verdict(Answer.WITHIN), "not shown to be better"),
-        (Verdict(Answer.BEYOND, "worse"), "not shown to be better"),
+        (Verdict(Word.BETTER), "better"),
+        (Verdict(Word.EQUIVALENT), "not shown to be better"),
+        (Verdict(Word.WORSE), "not shown to be better"),
     ],
 )
 def test_after_one_trial_only_an_interval_above_zero_is_an_answer(
@@ -154,7 +154,7 @@ def test_bounds_are_marked_and_only_sides_that_intervals_show_are_withheld(
     pack: Path, script: Callable[[str], ModuleType]
 ) -> None:
     both = blocks(pack, methods=METHODS)
-    on_an_edge = Verdict(Answer.UNDECIDED, reason="the best rates of LoRA lie at an edge")
+    on_an_edge = Verdict(Word.INCONCLUSIVE, reason="the best rates of LoRA lie at an edge")
 
     def at_an_edge(block: Block) -> Block:
         """The block if LoRA's best rates lay at an edge on each task, for all that is compared."""

@@ -78,7 +78,7 @@ def test_equal_methods_are_called_different_in_at_most_a_twentieth_of_comparison
     wrong = 0
     for number in range(60):
         folders = snapshots_in(tmp_path / str(number), drawn([0.48] * 8, 3, rng, run_sd=0.01))
-        wrong += any(entry.verdict != "undecided" for entry in compare_peft(folders).against_reference)
+        wrong += any(entry.verdict != "inconclusive" for entry in compare_peft(folders).against_reference)
     assert wrong <= 3
 
 
@@ -91,7 +91,7 @@ def test_a_difference_far_beyond_the_noise_is_called(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     comparison = compare_peft(snapshots(tmp_path, drawn([0.48, 0.65, 0.30, 0.49], 2, rng, run_sd=0.005)))
     verdicts = {entry.row: entry.verdict for entry in comparison.against_reference}
-    assert verdicts == {"lora--1": "better", "lora--2": "worse", "lora--3": "undecided"}
+    assert verdicts == {"lora--1": "better", "lora--2": "worse", "lora--3": "inconclusive"}
     assert comparison.naive >= comparison.real >= 5
 
 

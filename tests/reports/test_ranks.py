@@ -21,7 +21,7 @@ from tensorbench.reports.analysis import Analysis, analyse
 from tensorbench.reports.answers import answers as sentences
 from tensorbench.reports.answers import of_allocations, trend_note
 from tensorbench.reports.blocks import Block
-from tensorbench.reports.inference.effects import Answer, Verdict
+from tensorbench.reports.inference.effects import Verdict, Word
 from tensorbench.reports.inference.intervals import simultaneous
 from tensorbench.reports.inference.studies import score_after, share_failed
 from tensorbench.reports.overview import overview
@@ -134,7 +134,7 @@ def test_a_trend_is_the_slope_over_log_ranks(section: Allocations) -> None:
 def test_a_trend_has_no_verdict_where_one_of_its_rows_has_none(
     analysis: Analysis, section: Allocations, script: Callable[[str], ModuleType]
 ) -> None:
-    lost = Verdict(Answer.NONE, reason="nothing trained")
+    lost = Verdict(Word.NONE, reason="nothing trained")
 
     def judged(_: Block) -> Block:
         entrants = (
@@ -148,7 +148,7 @@ def test_a_trend_has_no_verdict_where_one_of_its_rows_has_none(
     assert (trend.slope.verdict.side, trend.slope.verdict.reason) == ("", "nothing trained")
     withheld = replace(analysis, allocations=(section,))
     ruling = script("answers.ranks").slope(withheld, "projection", section.block)
-    assert ruling.short.startswith("slope **undecided: nothing trained**, +")
+    assert ruling.short.startswith("slope **inconclusive: nothing trained**, +")
 
 
 def test_the_largest_difference_is_said_where_none_is_significant(section: Allocations) -> None:
@@ -322,10 +322,6 @@ def test_the_registered_questions_are_answered(
     assert all(answer.short in first for title, answer in answers.items() if title != "Question 1")
     assert "60 of them ran again on a processor, with scores that differ by 0.001 at most." in first
     assert f"| projection=1 | {shown.with_interval(worse[5].effect.difference, worse[5].interval)} |" in first
-    loss = shown.with_interval(worse[5].effect.difference, worse[5].interval)
-    assert f"one matrix for all projections, {loss}" in study.in_readme(answers)
-    assert study.in_readme(answers).startswith("**At which ranks?** Of 4 other ways")
-    assert "some are shown to be better than the paper's heuristic" in study.in_readme(answers)
     # LoRA may lack studies that the heuristic has.
     assert study.first(answers | {"Question 2": shown.Answer("**Not yet**")}) == "**Not yet**"
 
@@ -406,8 +402,6 @@ def test_nothing_is_compared_unless_stored_trials_ran_again_alike(
     answers = study.answers()
     assert all(reason in answer.text and not answer.short for answer in answers.values())
     assert study.first(answers) == answers["Question 1"].text
-    # README's earlier answer, if it had one, is withdrawn.
-    assert "has begun" in study.in_readme(answers)
 
 
 def test_a_pack_that_does_not_say_which_ranks_were_given_is_refused(

@@ -17,7 +17,7 @@ from tensorbench.records.stored_plan import Row
 from tensorbench.reports.analysis import Analysis, Block, analyse
 from tensorbench.reports.answers import answer
 from tensorbench.reports.blocks import Comparison, Entrant
-from tensorbench.reports.inference.effects import Answer, Verdict
+from tensorbench.reports.inference.effects import Verdict, Word
 from tensorbench.reports.inference.intervals import Error, simultaneous
 from tensorbench.reports.tables import scores_table
 
@@ -143,7 +143,7 @@ def test_small_units_change_nothing_but_the_numbers(of_suites: OfSuites) -> None
             ]
         )
     assert claims[0] == claims[1]
-    assert ("TensLoRA att", Verdict(Answer.BEYOND, "better")) in claims[0]
+    assert ("TensLoRA att", Verdict(Word.BETTER)) in claims[0]
     assert numbers[0] == pytest.approx(numbers[1])
     # Predictions that contradict the score are reported as well.
     mismatch = "do not give the score that is stored"
@@ -159,15 +159,15 @@ def test_a_true_difference_of_more_than_the_threshold_is_never_called_within_it(
     seed: int, of_suites: OfSuites
 ) -> None:
     tasks = {"tasks": ["digits", "textile"]}
-    assert only(of_suites(scores(0.012, seed=seed), tasks)).verdict.answer is not Answer.WITHIN
+    assert only(of_suites(scores(0.012, seed=seed), tasks)).verdict.word is not Word.EQUIVALENT
 
 
 def test_equal_methods_are_equivalent_under_little_noise(of_suites: OfSuites) -> None:
-    assert only(of_suites(scores(0.0, noise=0.001), {})).verdict.answer is Answer.WITHIN
+    assert only(of_suites(scores(0.0, noise=0.001), {})).verdict.word is Word.EQUIVALENT
 
 
 def test_a_large_difference_is_beyond(of_suites: OfSuites) -> None:
-    assert only(of_suites(scores(-0.06, noise=0.005), {})).verdict == Verdict(Answer.BEYOND, "worse")
+    assert only(of_suites(scores(-0.06, noise=0.005), {})).verdict == Verdict(Word.WORSE)
 
 
 # --- bad input ---
@@ -179,7 +179,7 @@ def test_two_seeds_have_no_interval_and_no_verdict(
 ) -> None:
     analysis = of_suites(scores(0.1), {"seeds": seeds})
     comparison = only(analysis)
-    assert (comparison.verdict.answer, comparison.interval) == (Answer.NONE, None)
+    assert (comparison.verdict.word, comparison.interval) == (Word.NONE, None)
     assert [each.interval for each in comparison.on.values()] == [None]
     assert [own.scores[1].interval for own in analysis.blocks[0].entrants[0].on.values()] == [None]
     assert of(analysis).design is None
@@ -246,7 +246,7 @@ def test_a_reference_of_another_budget_is_named_with_it(of_suites: OfSuites, tmp
 
 def test_equal_scores_give_no_estimate_of_noise(of_suites: OfSuites) -> None:
     analysis = of_suites(scores(0.0, noise=0.0), {})
-    assert only(analysis).verdict.answer is Answer.NONE
+    assert only(analysis).verdict.word is Word.NONE
     assert any("noise is unknown" in note for note in of(analysis).notes)
 
 

@@ -55,7 +55,7 @@ def test_columns_are_named_by_options(tmp_path: Path, call: Callable[..., Any]) 
     options = ["--method", "algorithm", "--task", "dataset", "--score", "acc", "--seed", "run"]
     ended = call("report", str(file), *options, "--out", str(out))
     assert ended.code == 0, ended.err
-    assert "undecided: a" in ended.out
+    assert "inconclusive: a" in ended.out
     assert "–" in call("show", str(file.with_name("named.csv")), "--cell", "0").out
     page = (out / "index.html").read_text(encoding="utf-8")
     assert "Another program made these runs" in page

@@ -11,7 +11,7 @@ from sklearn.metrics import matthews_corrcoef
 
 from tensorbench.records.metrics import METRICS
 from tensorbench.reports.inference.crossed import of_seeds, of_seeds_and_examples, over_settings
-from tensorbench.reports.inference.effects import Answer, Verdict, effect, verdict
+from tensorbench.reports.inference.effects import Verdict, Word, effect, verdict
 from tensorbench.reports.inference.intervals import LEVEL, Array, Error, simultaneous
 
 
@@ -138,23 +138,22 @@ def test_the_spread_of_contributions_is_that_of_resampled_matthews() -> None:
 
 
 @pytest.mark.parametrize(
-    ("interval", "answer", "side"),
+    ("interval", "word"),
     [
-        ((0.011, 0.03), Answer.BEYOND, "better"),
-        ((-0.03, -0.011), Answer.BEYOND, "worse"),
-        ((0.001, 0.009), Answer.WITHIN, "better"),
-        ((-0.009, 0.004), Answer.WITHIN, ""),
-        ((0.001, 0.012), Answer.UNDECIDED, "better"),
-        ((-0.012, 0.009), Answer.UNDECIDED, ""),
-        ((-0.012, 0.03), Answer.UNDECIDED, ""),
-        (None, Answer.NONE, ""),
+        ((0.011, 0.03), Word.BETTER),
+        ((-0.03, -0.011), Word.WORSE),
+        ((0.001, 0.009), Word.BETTER),
+        ((-0.009, 0.004), Word.EQUIVALENT),
+        ((0.001, 0.012), Word.BETTER),
+        ((-0.012, 0.009), Word.INCONCLUSIVE),
+        ((-0.012, 0.03), Word.INCONCLUSIVE),
+        (None, Word.NONE),
     ],
 )
-def test_the_verdict_is_what_the_interval_says(interval: tuple | None, answer: Answer, side: str) -> None:
-    actual = verdict(interval, 0.01)
-    assert (actual.answer, actual.side) == (answer, side)
+def test_the_verdict_is_what_the_interval_says(interval: tuple | None, word: Word) -> None:
+    assert verdict(interval, 0.01) == Verdict(word)
 
 
 def test_at_a_threshold_of_zero_nothing_is_within_it() -> None:
-    assert verdict((0.001, 0.002), 0.0) == Verdict(Answer.BEYOND, "better")
-    assert verdict((-0.001, 0.002), 0.0) == Verdict(Answer.UNDECIDED)
+    assert verdict((0.001, 0.002), 0.0) == Verdict(Word.BETTER)
+    assert verdict((-0.001, 0.002), 0.0) == Verdict(Word.INCONCLUSIVE)
