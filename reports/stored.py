@@ -1,4 +1,4 @@
-"""Reads the contents of a store: counts for each experiment, and single trials and cells with provenance."""
+"""Reads single trials and cells of a store with their provenance."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pydantic_core import to_jsonable_python
 from tensorbench.machine.table import ShowsOverview, Table
 from tensorbench.methods import UserError
 from tensorbench.records.measures import Measure, SplitSizes
-from tensorbench.records.record import Record, latest
+from tensorbench.records.record import Record
 from tensorbench.records.stored_plan import Row, StudyTrial, row_texts
-from tensorbench.records.words import OWN_SIZE, Artifact, RunKind, Status, Tag
+from tensorbench.records.words import OWN_SIZE, Artifact, Status, Tag
 from tensorbench.reports.provenance import UNKNOWN, Provenance, provenance_of
 from tensorbench.reports.results import Cell, Seed
 from tensorbench.reports.selection import Selection
@@ -24,70 +24,9 @@ from tensorbench.store import DEFAULT_STORE
 from tensorbench.store.addresses import shown_uri
 from tensorbench.store.connect import BROKEN_STORE
 from tensorbench.store.finding import find_trial
-from tensorbench.store.store import Store
 
 #: The prefixes of the keys of a trial's configuration that are shown.
 PARTS = ("method", "task", "recipe")
-
-
-@dataclass(frozen=True)
-class Contents:
-    """An experiment's numbers of trials and studies. A trial of several rows counts once."""
-
-    experiment: str
-    #: The numbers of planned trials that are finished, failed, running and missing.
-    complete: int
-    failed: int
-    running: int
-    missing: int
-    #: The numbers of planned studies, and of studies whose trials have all ended. None if no row has studies.
-    studies: int | None
-    studies_complete: int | None
-    #: The number of stored trials in no row of the latest plan: those of searches and of earlier plans.
-    others: int
-    #: The time at which the latest run of a suite or trial began, in milliseconds since the epoch.
-    latest: int
-
-
-def contents(uri: str) -> list[Contents]:
-    """Counts the contents of each experiment in a store that has a suite or a trial, sorted by name.
-
-    Raises UserError if there is no store, or if the store cannot be read.
-    """
-    try:
-        counted = (_counted(store) for store in Store.every(uri))
-        return [contents_ for contents_ in counted if contents_ is not None]
-    except BROKEN_STORE as error:
-        raise UserError(shown_uri(f"{uri} cannot be read: {error}")) from error
-
-
-def _counted(store: Store) -> Contents | None:
-    suites, records = store.records(RunKind.SUITE), latest(store.records())
-    if not (suites or records):
-        return None
-    plan = store.plan()
-    rows = plan.rows if plan else ()
-    planned = {id_ for row in rows for id_ in row.trials.values()}
-    states = Counter(records[id_].status for id_ in planned if id_ in records)
-    complete, failed, running = (states[s] for s in (Status.FINISHED, Status.FAILED, Status.RUNNING))
-    tuned = [(row.studies, row.trials) for row in rows if row.studies]
-    studies = {trial.study for each, _ in tuned for trial in each.trials.values()}
-    ended = {id_ for id_ in planned if id_ in records and records[id_].settled}
-    # A study has ended if all its trials in all rows have.
-    unfinished = {
-        each.trials[seed].study for each, ids in tuned for seed, id_ in ids.items() if id_ not in ended
-    }
-    return Contents(
-        experiment=store.name,
-        studies=len(studies) if tuned else None,
-        studies_complete=len(studies - unfinished) if tuned else None,
-        complete=complete,
-        failed=failed,
-        running=running,
-        missing=len(planned) - complete - failed - running,
-        others=len(records.keys() - planned),
-        latest=max(record.started for record in (*suites, *records.values())),
-    )
 
 
 @dataclass(frozen=True, repr=False)

@@ -56,7 +56,7 @@ def list_experiments(store: str = DEFAULT_STORE) -> Table:
     """
 
     def compute() -> list[Line]:
-        from tensorbench.reports.stored import contents
+        from tensorbench.reports.contents import contents
 
         return [vars(experiment) for experiment in contents(store)]
 

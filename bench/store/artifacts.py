@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 UNFINISHED = ".unfinished-"
 
 
+#: The name of the folder of all experiments' artifacts, beside a SQLite file.
+ARTIFACTS = "mlartifacts"
+
+
 class ChangedError(UserError):
     """An artifact differs from what was stored: its SHA-256 is `actual` instead of `stored`."""
 
@@ -89,6 +93,21 @@ def artifacts_of_run(uri: str) -> Path | None:
     """Returns the local folder of a run's artifacts, given their URI. None if they are on a server."""
     where = urlparse(uri)
     return Path(unquote(where.path)) if where.scheme in ("", "file") else None
+
+
+def moved_to(database: Path, location: str) -> str | None:
+    """Returns the URI of an experiment's artifacts if they were moved from `location` with the database.
+
+    None if the artifacts are still at `location`, or not beside the database.
+    """
+    where = urlparse(location)
+    _, folder, below = unquote(where.path).rpartition(f"/{ARTIFACTS}/")
+    if where.scheme not in ("", "file") or not folder:
+        return None
+    stored, beside = Path(unquote(where.path)), database.parent.absolute() / ARTIFACTS / below
+    if not beside.is_dir() or (stored.exists() and stored.samefile(beside)):
+        return None
+    return beside.as_uri()
 
 
 def remove_unfinished(artifacts: Path, *, every: bool = False) -> None:

@@ -21,7 +21,7 @@ from contextlib import closing, contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
-from urllib.parse import unquote, urlparse
+from urllib.parse import urlparse
 
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
@@ -36,6 +36,7 @@ from tensorbench.machine.files import remove, written_whole
 from tensorbench.methods import UserError
 from tensorbench.store import DEFAULT_STORE, FIRST_ANSWER
 from tensorbench.store.addresses import shown_uri
+from tensorbench.store.artifacts import moved_to
 
 SQLITE = "sqlite:///"
 
@@ -390,10 +391,6 @@ def index_trials(database: Path) -> None:
         connection.execute(INDEX)
 
 
-#: The name of the folder of all experiments' artifacts, beside a SQLite file.
-ARTIFACTS = "mlartifacts"
-
-
 def follow(database: Path) -> None:
     """Updates the artifact paths of a database that was moved together with its artifacts.
 
@@ -409,7 +406,7 @@ def follow(database: Path) -> None:
         with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
             stored = connection.execute("SELECT experiment_id, artifact_location FROM experiments").fetchall()
             for experiment, location in stored:
-                now = _now(database, location or "")
+                now = moved_to(database, location or "")
                 if now is None:
                     continue
                 for name, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
@@ -420,18 +417,3 @@ def follow(database: Path) -> None:
                     )
     except sqlite3.Error as error:
         raise OSError(f"{error}; its artifacts were moved and cannot be found") from error
-
-
-def _now(database: Path, location: str) -> str | None:
-    """Returns the URI of an experiment's artifacts if they were moved from `location` with the database.
-
-    None if the artifacts are still at `location`, or not beside the database.
-    """
-    where = urlparse(location)
-    _, folder, below = unquote(where.path).rpartition(f"/{ARTIFACTS}/")
-    if where.scheme not in ("", "file") or not folder:
-        return None
-    stored, beside = Path(unquote(where.path)), database.parent.absolute() / ARTIFACTS / below
-    if not beside.is_dir() or (stored.exists() and stored.samefile(beside)):
-        return None
-    return beside.as_uri()

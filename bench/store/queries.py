@@ -6,9 +6,7 @@ of MLflow. If a later version changes them, the store uses the client instead.
 
 from __future__ import annotations
 
-import json
 import math
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +18,7 @@ from tensorbench.records.pack_format import CURVES_BEGIN
 from tensorbench.records.record import Record, record_of
 from tensorbench.records.words import RunKind, Tag
 from tensorbench.store.connect import database_engine
+from tensorbench.store.sqlite_file import joined, measures_in
 
 #: The largest number of results per request.
 PAGE = 1000
@@ -62,22 +61,13 @@ def find_runs(client: MlflowClient, experiments: Sequence[str], condition: str) 
     records = []
     for run in runs:
         info, tags = run.info, dict(run.data.tags)
-        metrics = _measures(tags) | run.data.metrics
+        metrics = measures_in(tags) | run.data.metrics
         records.append(
             record_of(
                 info.run_id, info.status, info.start_time, tags, metrics, info.artifact_uri, info.end_time
             )
         )
     return records
-
-
-def _measures(tags: dict[str, str]) -> dict[str, float]:
-    """Removes the tag of measures from a run's tags, and returns the measures in it."""
-    try:
-        return {str(key): float(value) for key, value in json.loads(tags.pop(Tag.MEASURES, "{}")).items()}
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-        # Not written by this program.
-        return {}
 
 
 def read_tables(uri: str, experiment_id: str, kind: RunKind) -> list[Record] | None:
@@ -108,20 +98,8 @@ def read_tables(uri: str, experiment_id: str, kind: RunKind) -> list[Record] | N
         ).where(SqlLatestMetric.run_uuid.in_(of_kind))
     except (ImportError, AttributeError):
         return None
-    tags_of: defaultdict[str, dict[str, str]] = defaultdict(dict)
-    metrics_of: defaultdict[str, dict[str, float]] = defaultdict(dict)
     with database_engine(uri) as engine, engine.connect() as connection:
-        rows = connection.execute(runs).all()
-        for run_id, key, tag in connection.execute(tags):
-            tags_of[run_id][key] = tag
-        for run_id, key, value, is_nan in connection.execute(metrics):
-            metrics_of[run_id][key] = math.nan if is_nan else value
-    records = []
-    for run_id, status, started, artifacts, ended in rows:
-        own_tags = tags_of[run_id]
-        own_metrics = _measures(own_tags) | metrics_of[run_id]
-        records.append(record_of(run_id, status, started, own_tags, own_metrics, artifacts, ended))
-    return records
+        return joined(connection.execute(runs), connection.execute(tags), connection.execute(metrics))
 
 
 def read_curves(

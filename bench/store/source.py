@@ -40,33 +40,13 @@ def begun_with(run: Record) -> dict[str, str]:
         ) from error
 
 
-class Source(ABC):
-    """An experiment that can be read. `tensorbench.store.opening.open_results` opens it."""
-
-    #: Whether another program made the runs, so that no suite repeats them.
-    foreign: ClassVar[bool] = False
-    #: Notes on what is missing in the runs or has to be assumed.
-    notes: tuple[str, ...] = ()
-    #: The errors that reading raises if the store or the file does not work.
-    unreadable: ClassVar[tuple[type[Exception], ...]] = (OSError,)
+class Runs(ABC):
+    """The runs of an experiment, and the plan of its suite."""
 
     @property
     @abstractmethod
     def name(self) -> str:
         """The name of the experiment and of its suite."""
-
-    @property
-    @abstractmethod
-    def where(self) -> str:
-        """The location as messages show it: the store's address without secrets, or the pack's file name."""
-
-    @property
-    def link(self) -> str | None:
-        """The URL to which a run's id is appended to see the run in MLflow.
-
-        None unless the experiment is on a tracking server.
-        """
-        return None
 
     @abstractmethod
     def records(self, kind: RunKind = RunKind.TRIAL) -> list[Record]:
@@ -77,26 +57,6 @@ class Source(ABC):
         """Returns the content of a run's artifact. None if the run has no such artifact.
 
         Raises UserError if the artifact changed since it was stored, or cannot be read.
-        """
-
-    @abstractmethod
-    def has(self, record: Record, name: Artifact) -> bool:
-        """Whether a run of this experiment has such an artifact."""
-
-    def copy(self, record: Record, name: Artifact, target: Path) -> bool:
-        """Writes an artifact to a file. Returns whether the run has one. Raises the errors of `read`."""
-        content = self.read(record, name)
-        if content is not None:
-            target.write_bytes(content)
-        return content is not None
-
-    @abstractmethod
-    def curves(self, key: str | None = None, runs: Collection[str] = ()) -> pd.DataFrame:
-        """Returns the points of curves: losses by step or by epoch, and validation scores by epoch.
-
-        Without `key`, these are the curves of all runs. With `key`, they are the curves with this key of the
-        runs whose ids are in `runs`. The columns are `CURVE`, sorted by run, key and step. If a step was
-        logged twice, the last value counts.
         """
 
     def content(self, record: Record, name: Artifact, form: type[Content]) -> Content | None:
@@ -126,6 +86,50 @@ class Source(ABC):
             if (plan := self.content(run, Artifact.PLAN, StoredPlan)) is not None:
                 return plan
         return None
+
+
+class Source(Runs):
+    """An experiment that can be read. `tensorbench.store.opening.open_results` opens it."""
+
+    #: Whether another program made the runs, so that no suite repeats them.
+    foreign: ClassVar[bool] = False
+    #: Notes on what is missing in the runs or has to be assumed.
+    notes: tuple[str, ...] = ()
+    #: The errors that reading raises if the store or the file does not work.
+    unreadable: ClassVar[tuple[type[Exception], ...]] = (OSError,)
+
+    @property
+    @abstractmethod
+    def where(self) -> str:
+        """The location as messages show it: the store's address without secrets, or the pack's file name."""
+
+    @property
+    def link(self) -> str | None:
+        """The URL to which a run's id is appended to see the run in MLflow.
+
+        None unless the experiment is on a tracking server.
+        """
+        return None
+
+    @abstractmethod
+    def has(self, record: Record, name: Artifact) -> bool:
+        """Whether a run of this experiment has such an artifact."""
+
+    def copy(self, record: Record, name: Artifact, target: Path) -> bool:
+        """Writes an artifact to a file. Returns whether the run has one. Raises the errors of `read`."""
+        content = self.read(record, name)
+        if content is not None:
+            target.write_bytes(content)
+        return content is not None
+
+    @abstractmethod
+    def curves(self, key: str | None = None, runs: Collection[str] = ()) -> pd.DataFrame:
+        """Returns the points of curves: losses by step or by epoch, and validation scores by epoch.
+
+        Without `key`, these are the curves of all runs. With `key`, they are the curves with this key of the
+        runs whose ids are in `runs`. The columns are `CURVE`, sorted by run, key and step. If a step was
+        logged twice, the last value counts.
+        """
 
     def commits(self) -> dict[str, str]:
         """Returns the commit of each branch and tag of the hub that the suite used, over all its starts.

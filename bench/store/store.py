@@ -30,9 +30,8 @@ from tensorbench.records.stored_plan import StoredSuite
 from tensorbench.records.text import all_storable, run_name
 from tensorbench.records.words import YES, Artifact, RunKind, Status, Tag
 from tensorbench.store.addresses import shown_uri
-from tensorbench.store.artifacts import artifacts_of_run, as_json, check_content, keep_files
+from tensorbench.store.artifacts import ARTIFACTS, artifacts_of_run, as_json, check_content, keep_files
 from tensorbench.store.connect import (
-    ARTIFACTS,
     BROKEN_STORE,
     SQLITE,
     StoreError,

@@ -22,7 +22,7 @@ from tensorbench.plan.rows import Plan
 from tensorbench.plan.suite import load_suite
 from tensorbench.records.record import latest
 from tensorbench.reports.analysis import Analysis
-from tensorbench.reports.stored import contents
+from tensorbench.reports.contents import contents
 from tensorbench.run.suites import Audience, run_suite
 from tensorbench.store.store import Store
 
