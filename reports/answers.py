@@ -116,7 +116,7 @@ def _verdicts(block: Block) -> str:
         Word.NONE: "without an interval",
     }
     groups = [(headings.get(word, word), lists[word]) for word in LISTED]
-    groups += [(apart, unpaired), ("not on all tasks", block.left_out)]
+    groups += [(apart, unpaired), ("not on all tasks", list(block.left_out))]
     return "; ".join([lead, *(f"{words}: {listed(names)}" for words, names in groups if names)]) + "."
 
 
