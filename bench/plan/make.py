@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from operator import itemgetter
 
+from tensorbench.machine.versions import warn_of_untested_versions
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import check_kind, shown
 from tensorbench.plan.cells import PlanCell, cells
@@ -31,6 +32,7 @@ def make_plan(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Pla
     check_kind("part", part, Part, "a Part, such as Part(seeds=[0])")
     if device.partition(":")[0] not in ("cpu", "cuda"):
         raise UserError(f"device {shown(device)}: a plan is for cpu or cuda")
+    warn_of_untested_versions()
     rows: list[tuple[tuple[int, ...], Row, PlanCell]] = []
     trials: dict[str, tuple[tuple[int, ...], Trial]] = {}
     #: The cell that made each line of the plan.
