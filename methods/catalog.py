@@ -85,6 +85,8 @@ METHODS = Registry(
         "dota": "tensorbench.baselines.dota:DoTA",
         "cdka": "tensorbench.baselines.cdka:CDKA",
         "abba": "tensorbench.baselines.abba:ABBA",
+        "flora": "tensorbench.baselines.flora:FLoRA",
+        "more": "tensorbench.baselines.more:MoRe",
         "loha_kr": "tensorbench.baselines.loha_kr:KhatriRaoLoHa",
         "kadaptation": "tensorbench.baselines.kadaptation:KAdaptation",
         "kradapter": "tensorbench.baselines.kradapter:KRAdapter",

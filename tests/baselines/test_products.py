@@ -1,4 +1,4 @@
-"""Tests CDKA, ABBA, LoHa-KR, KAdaptation and KRAdapter against their products, matrix by matrix."""
+"""Tests methods whose updates are products of small matrices against these products, matrix by matrix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,19 @@ from torch import Tensor
 from tensorbench.methods import Geometry, NotLowRank, Site, UserError, create
 
 from ..messages import naming
-from ..methods.oracle import BASE, EVEN, RANK, SCALE, UNEQUAL, Dense, DenseOracle, LowRankOracle, Values
+from ..methods.oracle import (
+    BASE,
+    EVEN,
+    RANK,
+    SCALE,
+    UNEQUAL,
+    Dense,
+    DenseOracle,
+    LowRankOracle,
+    Values,
+    assert_uniform,
+    values_of,
+)
 from ..methods.toy import ToyBackbone
 
 QKV = {"targets": "qkv"}
@@ -145,6 +157,87 @@ class TestKhatriRaoLoHa(ProductOracle):
         start = self.start(BASE)
         torch.testing.assert_close(start["B2.query"] @ start["A2.query"], torch.ones(12, 768, 768))
         assert start["A1.query"].abs().max() <= 1 / math.sqrt(768)
+
+
+class TestFLoRA(ProductOracle):
+    name = "flora"
+    zero = r"^G\."
+    published = [({"rank": 4}, BASE, 221_184 + 36 * 4**2)]
+    budgets = [({}, (4,), 221_184 + 36 * 4**2)]
+
+    def update(self, own: Values) -> Tensor:
+        return SCALE * torch.einsum("ia,ab,ob->oi", own["A"], own["G"], own["B"])
+
+    def formula(self, geometry: Geometry, rank: int) -> int:
+        shapes = [geometry.shape(name) for name in geometry.having(self.method().projections)]
+        return geometry.layers * sum(rank * (out + in_) + rank**2 for out, in_ in shapes)
+
+    def test_factors_start_as_published(self) -> None:
+        """The reference code draws Kaiming-normal values with a = √3, whose fan-in is the rank."""
+        start = self.start(rank=8)
+        for key in ("A.query", "B.value"):
+            expected = torch.nn.init.kaiming_normal_(torch.empty(100_000, 8), a=math.sqrt(3)).std()
+            assert start[key].std().item() == pytest.approx(expected.item(), rel=0.02)
+
+    def test_arithmetic_of_the_reference_code(self) -> None:
+        """It contracts the core with the factors of the input and of the output, one after the other."""
+        _, adapter = self.attached(EVEN[0])
+        values = values_of(adapter)
+        a, core, b = (values[f"{name}.key"][1] for name in "AGB")
+        update = torch.tensordot(torch.tensordot(core, a, dims=[[0], [1]]), b, dims=[[0], [1]])
+        torch.testing.assert_close(adapter.delta(Site(1, "key")), SCALE * update.T, rtol=1e-12, atol=1e-12)
+
+
+class TestMoRe(ProductOracle):
+    name = "more"
+    zero = r"^L\."
+    published = [
+        ({"rank": 4}, BASE, 221_184),
+        ({"rank": 1, "blocks": 16}, BASE, 55_296),
+        # 30 is padded to 32.
+        ({"rank": 2}, EVEN[1], 3 * 2 * 2 * (32 + 32)),
+    ]
+    budgets = [({}, (4,), 221_184)]
+
+    def dense(self, values: Values, geometry: Geometry) -> Dense:
+        return {
+            site: (weight[: geometry.shape(site.projection)[0], : geometry.shape(site.projection)[1]], None)
+            for site, (weight, _) in super().dense(values, geometry).items()
+        }
+
+    def update(self, own: Values) -> Tensor:
+        """By indices: block k of R, value q of it, and block l of L that reads value k·r + q."""
+        right, left = own["R"], own["L"]
+        blocks, rank, columns = right.shape
+        update = right.new_zeros(blocks * left.shape[1], blocks * columns)
+        for middle in range(blocks * rank):
+            k, q = divmod(middle, rank)
+            turn, reader = divmod(middle, blocks)
+            rows = torch.arange(left.shape[1]) * blocks + reader
+            update[rows, k * columns : (k + 1) * columns] += torch.outer(left[reader, :, turn], right[k, q])
+        return SCALE * update
+
+    def formula(self, geometry: Geometry, rank: int) -> int:
+        shapes = [geometry.shape(name) for name in geometry.having(self.method().projections)]
+        return geometry.layers * rank * sum(4 * (math.ceil(a / 4) + math.ceil(b / 4)) for a, b in shapes)
+
+    def test_right_blocks_start_as_published(self) -> None:
+        assert_uniform(self.start(rank=8)["R.query"], 1 / math.sqrt(768 / 4))
+
+    def test_arithmetic_of_the_reference_code(self) -> None:
+        """Applied to inputs: multiply by blocks, regroup the values by their turn, multiply by blocks."""
+        _, adapter = self.attached(EVEN[0])
+        values, site = values_of(adapter), Site(2, "value")
+        right, left = values["R.value"][2], values["L.value"][2]
+        x = torch.randn(5, 24, dtype=right.dtype, generator=torch.Generator().manual_seed(0))
+        middle = torch.einsum("kqp,bkp->bkq", right, x.unflatten(1, (4, -1))).flatten(1)
+        dealt = middle.unflatten(1, (-1, 4)).mT
+        expected = SCALE * torch.einsum("lsr,blr->bsl", left, dealt).flatten(1)
+        torch.testing.assert_close(x @ adapter.delta(site).T, expected, rtol=1e-12, atol=1e-12)
+
+    def test_its_rank_is_that_of_all_blocks(self) -> None:
+        _, adapter = self.attached(EVEN[0], rank=2)
+        assert torch.linalg.matrix_rank(adapter.delta(Site(0, "query"))) == 4 * 2
 
 
 class TestKAdaptation(ProductOracle):

@@ -75,6 +75,8 @@ def test_whole_numbers_of_numpy_become_those_of_python(method: Method) -> None:
         ("cdka", {"r2": 8}, "CDKA (r2=8)"),
         ("abba", {}, "ABBA"),
         ("loha_kr", {}, "LoHa-KR"),
+        ("flora", {}, "FLoRA"),
+        ("more", {"blocks": 8}, "MoRe (blocks=8)"),
         ("kadaptation", {}, "KAdaptation"),
         ("kradapter", {}, "KRAdapter"),
     ],
