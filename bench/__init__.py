@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from tensorbench.tools.export import export_run as export_run
     from tensorbench.tools.perf import time_methods as time_methods
     from tensorbench.tools.recipe import write_recipe as write_recipe
-    from tensorbench.tools.redundancy import analyse_redundancy as analyse_redundancy
 
 __version__: str
 
@@ -66,7 +65,6 @@ _HOMES = {
     "Selection": "reports.selection",
     "Suite": "plan.suite",
     "TableOptions": "reports.foreign.names",
-    "analyse_redundancy": "tools.redundancy",
     "check": "checks.conformance",
     "check_site": "reports.site",
     "export_run": "tools.export",

@@ -15,7 +15,6 @@ from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.drawing import Drawn
 from tensorbench.reports.inference.rates import LEAST_SMOOTHED
 from tensorbench.reports.recipes import Mixture, provenance_counts
-from tensorbench.reports.redundancy import StoredRedundancy
 from tensorbench.reports.suite_lines import suite_lines
 from tensorbench.reports.units import listed, many
 
@@ -27,14 +26,12 @@ def render(
     analysis: Analysis,
     drawn: Sequence[Drawn],
     mixtures: Sequence[Mixture],
-    analyses: Sequence[StoredRedundancy] = (),
-    of_analyses: Sequence[Sequence[Drawn]] = (),
     *,
     when: str = "",
 ) -> str:
     """Returns the page as text.
 
-    `of_analyses` has a list of figures for each of `analyses`. `when` is the time shown in the page; if
+    `when` is the time shown in the page; if
     empty, the current time is shown.
     """
     results = analysis.results
@@ -68,7 +65,6 @@ def render(
         costs=others["score-vs"],
         ranks={figure.name: figure for figure in others["ranks"]},
         training=others["training"],
-        redundancy=list(zip(analyses, of_analyses, strict=True)),
         plans=listed(plans),
         splits=results.split_sizes(),
         mixtures=mixtures,

@@ -99,7 +99,7 @@ def read_sources(sources: Sequence[Source], selection: Selection | None = None) 
     if rows < every:
         notes.append(
             f"A part ({selection}): {rows} of {every} rows. Intervals are simultaneous for these methods "
-            "alone; redundancy and provenance are of all rows."
+            "alone; provenance is of all rows."
         )
     notes += [note for each in selected for note in _notes(each)]
     cut_cells = grouped((cell for cell in cells if cell["cut_texts"]), lambda cell: cell.setting)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Unpack, get_args
 
@@ -13,7 +12,7 @@ from tensorbench.machine.outputs import Files, output_folder, put_files, replace
 from tensorbench.methods import UnknownNameError, UserError
 from tensorbench.methods.errors import shown
 from tensorbench.records.words import RunKind
-from tensorbench.reports import figures, page, redundancy, tables
+from tensorbench.reports import figures, page, tables
 from tensorbench.reports.analysis import Analysis, analyse
 from tensorbench.reports.answers import answers
 from tensorbench.reports.drawing import Drawn
@@ -161,25 +160,22 @@ def compose(
     mixtures = tuple(find_mixtures(results))
     if not mixed:
         refuse_mixtures(mixtures)
-    analyses = redundancy.read(results)
     analysis = analyse(results, threshold)
     drawn: list[Drawn] = []
-    spectra: list[list[Drawn]] = []
     if DRAWN & set(formats):
         drawn, left_out = figures.draw(analysis)
         analysis = replace(analysis, notes=(*analysis.notes, *left_out))
-        spectra = [figures.spectra(number, entry) for number, entry in enumerate(analyses)]
     texts = {
-        "html": lambda: page.render(analysis, drawn, mixtures, analyses, spectra, when=when),
+        "html": lambda: page.render(analysis, drawn, mixtures, when=when),
         "md": lambda: tables.markdown(analysis, mixtures),
         "latex": lambda: tables.latex(analysis),
-        "json": lambda: tables.as_json(analysis, mixtures, analyses),
+        "json": lambda: tables.as_json(analysis, mixtures),
     }
     files: dict[str, str | bytes] = {NAMES[name]: text() for name, text in texts.items() if name in formats}
     if "csv" in formats:
         tidy = tidy_tables(analysis)
         files |= {f"tables/{name}.csv": table.csv() for name, table in tidy.items()}
-    for figure in chain(drawn, *spectra):
+    for figure in drawn:
         if "png" in formats:
             files[f"figures/{figure.name}.png"] = figure.png()
         if "svg" in formats:

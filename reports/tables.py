@@ -32,7 +32,6 @@ from tensorbench.reports.blocks import Block, Comparison, Entrant, Level
 from tensorbench.reports.inference.rates import enough_to_smooth
 from tensorbench.reports.ranks import Allocations, OverBudgets
 from tensorbench.reports.recipes import Mixture
-from tensorbench.reports.redundancy import StoredRedundancy
 from tensorbench.reports.results import Cell, Results, TaskAndBackbone, distinct
 from tensorbench.reports.tidy import tidy_tables
 from tensorbench.reports.units import listed, minus, unit_of
@@ -438,23 +437,6 @@ def trials_table(analysis: Analysis) -> Table:
     return Table("All trials", lines, (), texts, [*columns, "score", "outcome", "trial", "run"])
 
 
-def components_table(analysis: StoredRedundancy) -> Table:
-    """The components of an update: each one's share of the update, and the drop of the score without it."""
-    lines = [
-        {
-            "covers": f"each {' and '.join(each.singled)}" if each.singled else "the whole update",
-            "layer": "all" if each.layer is None else str(each.layer),
-            "projection": each.projection or "all",
-            "head": "all" if each.head is None else str(each.head),
-            "share of ΔW, %": f"{100 * each.share:.2f}",
-            "drop without it": minus(unit_of(analysis.metric).difference(each.drop)),
-        }
-        for each in analysis.components
-    ]
-    note = f"Drops are in {unit_of(analysis.metric).points}."
-    return Table(f"Components, {analysis.name}", lines, [note], ("covers", "projection"))
-
-
 # --- costs ---
 
 
@@ -557,7 +539,7 @@ def latex(analysis: Analysis) -> str:
     return "\n".join(table.latex() for table in every)
 
 
-def as_json(analysis: Analysis, mixtures: Sequence[Mixture], analyses: Sequence[StoredRedundancy]) -> str:
+def as_json(analysis: Analysis, mixtures: Sequence[Mixture]) -> str:
     """The contents of the report as JSON. NaN and infinite numbers become null."""
     content = {
         "experiments": [
@@ -594,7 +576,6 @@ def as_json(analysis: Analysis, mixtures: Sequence[Mixture], analyses: Sequence[
         ],
         "mixtures": list(map(str, mixtures)),
         "tables": {name: table.records() for name, table in tidy_tables(analysis).items()},
-        "redundancy": analyses,
     }
     plain = to_jsonable_python(content, inf_nan_mode="null", fallback=lambda value: value.item())
     return json.dumps(plain, indent=1, allow_nan=False) + "\n"

@@ -110,11 +110,9 @@ for command in (
 app.command("list", cls=Command)(list_commands.list_)
 
 _tools = typer.Typer(cls=Group, no_args_is_help=True)
-for tool in (tool_commands.perf, tool_commands.redundancy, tool_commands.site, tool_commands.fetch):
+for tool in (tool_commands.perf, tool_commands.site, tool_commands.fetch):
     _tools.command(cls=Command)(tool)
-app.add_typer(
-    _tools, name="tools", help="Time methods, analyse adapters, build the site, download a suite's data."
-)
+app.add_typer(_tools, name="tools", help="Time methods, build the site, download a suite's data.")
 
 
 def _version(requested: bool) -> None:

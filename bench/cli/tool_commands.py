@@ -1,4 +1,4 @@
-"""The commands `tools perf`, `tools redundancy`, `tools site` and `tools fetch`."""
+"""The commands `tools perf`, `tools site` and `tools fetch`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import tensorbench
-from tensorbench.cli.options import AsJson, Device, Opened, StoreUri, SuiteFile, names_option
+from tensorbench.cli.options import AsJson, Device, StoreUri, SuiteFile, names_option
 from tensorbench.cli.tables import echo_json, err, print_tables, progress_line, say
 from tensorbench.machine.memory import MIB
 from tensorbench.store import DEFAULT_STORE
@@ -75,36 +75,6 @@ def perf(
         print_tables(timings.overview(), timings.inference())
     if timings.interrupted:
         raise typer.Exit(130)
-
-
-def redundancy(
-    runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="MLflow run ids or trial ids, or the start of one.")
-    ],
-    plot: Annotated[Path | None, typer.Option(help="Where to draw: a .png, .svg or .pdf file.")] = None,
-    store: StoreUri = DEFAULT_STORE,
-    drops: Annotated[
-        bool, typer.Option(help="Also measure how far the metric drops when a component is zeroed.")
-    ] = True,
-    device: Device = "auto",
-    opened: Opened = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show how redundant trained adapters are: singular values of each mode, and which parts matter."""
-    from tensorbench.store.addresses import check_places
-
-    check_places(store, *runs)
-    analyses = []
-    for analysis in tensorbench.analyse_redundancy(
-        *runs, plot=plot, store=store, device=device, drops=drops, opened=opened or ()
-    ):
-        analyses.append(analysis)
-        if not as_json:
-            print_tables(*analysis.tables())
-    if as_json:
-        echo_json([analysis.model_dump(mode="json") for analysis in analyses])
-    if plot is not None:
-        say(f"Drawn in {plot}.", console=err)
 
 
 def site(

@@ -57,7 +57,6 @@ TRAVELS = (
     Artifact.SUITE,
     Artifact.CONFIG,
     Artifact.PREDICTIONS,
-    Artifact.REDUNDANCY,
     Artifact.ADAPTER,
 )
 

@@ -104,8 +104,6 @@ class Tag(StrEnum):
     MICRO_BATCH = f"{PROVENANCE}micro_batch"
     CHECKPOINTING = f"{PROVENANCE}checkpointing"
     METRIC_SOURCE = f"{PROVENANCE}source_metric"
-    #: Whether the run has a redundancy analysis.
-    REDUNDANCY = "redundancy"
     #: The number of a trial's study, from 0.
     STUDY = "study"
     #: The number of a trial's point within its study, from 0.
@@ -160,5 +158,3 @@ class Artifact(StrEnum):
     ADAPTER = "adapter.safetensors"
     #: For a trial's run: the traceback of a failure.
     TRACEBACK = "traceback.txt"
-    #: For a trial's run: its redundancy analysis, if any (`Redundancy`).
-    REDUNDANCY = "redundancy.json"

@@ -57,22 +57,20 @@ def hashes(record: Record) -> dict[str, str]:
 def check_content(record: Record, name: Artifact, file: Path) -> None:
     """Raises ChangedError, naming run and file, unless `file` has the stored hash of this artifact.
 
-    A file without a stored hash passes, since later analyses add files.
+    A file without a stored hash passes.
     """
     expected = hashes(record).get(name)
     if expected is not None and (actual := sha256(file)) != expected:
         raise ChangedError(
             f"{name} of run {record.run_id} ({record.name}) was changed after it was stored: its sha256 is "
-            f"{actual}, stored was {expected}; {remedy(record, name)}",
+            f"{actual}, stored was {expected}; {remedy(record)}",
             expected,
             actual,
         )
 
 
-def remedy(record: Record, name: Artifact) -> str:
+def remedy(record: Record) -> str:
     """Returns advice for the user about an artifact that was changed or cannot be read."""
-    if name == Artifact.REDUNDANCY:
-        return f"`tensorbench tools redundancy {record.run_id}` writes it again"
     return f"delete that run (`mlflow runs delete --run-id {record.run_id}`) and start its suite again"
 
 
@@ -80,7 +78,7 @@ def broken(record: Record, name: Artifact, said: str) -> UserError:
     """Returns the error for an artifact that exists but cannot be read. `said` is the reason."""
     return UserError(
         f"{name} of run {record.run_id} ({record.name}) is broken, or of another version of the harness: "
-        f"{said}; {remedy(record, name)}"
+        f"{said}; {remedy(record)}"
     )
 
 

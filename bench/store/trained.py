@@ -18,9 +18,8 @@ from tensorbench.backbones.answers import put_head
 from tensorbench.methods import Adapter, Method, UserError, from_identity
 from tensorbench.methods.validation import explained
 from tensorbench.plan.trial import Trial
-from tensorbench.records import Wired
 from tensorbench.records.record import Record
-from tensorbench.records.words import YES, Artifact, Tag
+from tensorbench.records.words import Artifact
 from tensorbench.store.access import Access, is_foreign
 from tensorbench.store.artifacts import broken, hashes
 from tensorbench.store.finding import find_finished
@@ -54,11 +53,6 @@ class StoredTrial:
         if left and all(len(ranks) == 1 for ranks in left):
             return tuple(rank for (rank,) in left)
         return self.method.size or ()
-
-    def keep(self, name: Artifact, content: Wired, tag: Tag) -> None:
-        """Stores an artifact of the trial's run, and sets the tag by which reports find the artifact."""
-        self.store.keep(self.record.run_id, name, content)
-        self.store.tag(self.record.run_id, tag, YES)
 
 
 @contextmanager

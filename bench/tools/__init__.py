@@ -1,1 +1,1 @@
-"""Tools beside suites: the speed of methods, the redundancy of trained adapters, and exports."""
+"""Tools beside suites: the speed of methods, and exports."""

@@ -28,9 +28,7 @@ GEOMETRY = Geometry(hidden=16, heads=4, layers=4, mlp=64)
 PROJECTIONS = ("query", "key", "value")
 EXAMPLES = 3000
 
-#: The rank of each mode of the true update.
-TRUE_RANKS = {"input": 3, "head_size": 1, "head": 2, "projection": 1, "layer": 2}
-#: The same ranks for TensLoRA qkv_depth, in which head size and head are one mode, the output.
+#: The ranks of the true update's modes for TensLoRA qkv_depth, in which head size and head are one mode.
 QKV_DEPTH_RANKS = (3, 2, 1, 2)
 
 

@@ -182,7 +182,7 @@ CASES: dict[str, tuple[Callable[[Path], tuple[object, ...]], tuple[str, ...]]] =
         ("is a pack", "tensorbench unpack", "--cell N"),
     ),
     "pack instead of a run": (
-        lambda folder: ("tools", "redundancy", "a.tensorbench.zip", "--store", "sqlite:///none.db"),
+        lambda folder: ("export", "a.tensorbench.zip", "--out", folder / "out"),
         ("is a pack", "tensorbench unpack"),
     ),
     "driver": (

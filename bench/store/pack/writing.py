@@ -49,7 +49,7 @@ from tensorbench.store.source import Source
 #: The artifacts that are packed for each kind of run, apart from trained adapters.
 OF_KIND = {
     RunKind.SUITE: (Artifact.PLAN, Artifact.SUITE),
-    RunKind.TRIAL: (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.REDUNDANCY),
+    RunKind.TRIAL: (Artifact.CONFIG, Artifact.PREDICTIONS),
 }
 
 #: The prefix of the keys of curves by training step. `verify --rerun` allows for their rounding.
@@ -217,8 +217,6 @@ class _Content:
 
     def _artifacts(self, run: Record) -> dict[Artifact, bytes]:
         names = set(OF_KIND[RunKind(run.tag(Tag.KIND))])
-        if not run.tag(Tag.REDUNDANCY):
-            names.discard(Artifact.REDUNDANCY)
         artifacts = {
             name: content for name in sorted(names) if (content := self._source.read(run, name)) is not None
         }

@@ -148,7 +148,7 @@ WEIGHTS: dict[str, bytes | None] = {
     ("command", "name", "content"),
     [
         *(("report", "plan.json", content) for content in CONTENTS),
-        *((command, "config.json", content) for command in ("export", "redundancy") for content in CONTENTS),
+        *(("export", "config.json", content) for content in CONTENTS),
         *(("export", "adapter.safetensors", content) for content in WEIGHTS),
     ],
 )
@@ -158,9 +158,8 @@ def test_a_broken_artifact_is_named_with_its_run(
     contents = WEIGHTS if name == "adapter.safetensors" else CONTENTS
     run_id = broken(name, contents[content])
     out = tmp_path / "out"
-    arguments = {"report": ("toy", "--out", out), "export": (run_id, "--out", out), "redundancy": (run_id,)}
-    group = ("tools",) if command == "redundancy" else ()
-    ended = call(*group, command, *arguments[command], "--store", ran.uri)
+    arguments = {"report": ("toy", "--out", out), "export": (run_id, "--out", out)}
+    ended = call(command, *arguments[command], "--store", ran.uri)
     assert ended.code == 2, ended.out
     assert ended.err.startswith(f"error: {name} of run {run_id}")
     assert f"mlflow runs delete --run-id {run_id}" in ended.err

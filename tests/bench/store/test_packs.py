@@ -179,7 +179,7 @@ def test_a_pack_holds_what_explains_its_numbers_and_nothing_of_the_machine(
     for private in (str(tmp_path), failed.tag(Tag.OWNER).partition(":")[0]):
         assert private.encode() not in everything
     names = {Path(name).name for name in content}
-    assert names == {MANIFEST, EXPERIMENT, RUNS, NUMBERS, *TRAVELS} - {Artifact.CONFIG, Artifact.REDUNDANCY}
+    assert names == {MANIFEST, EXPERIMENT, RUNS, NUMBERS, *TRAVELS} - {Artifact.CONFIG}
     assert by_status[Status.FAILED].tag(Tag.FAILURE_MESSAGE) == (
         "on …: no file '…/w.bin' for https://host.org/a/b of 3/4 layers"
     )

@@ -166,13 +166,9 @@ def test_no_command_opens_what_a_pack_names(
     (record,) = Store.existing(uri, "toy").records()
     assert call("show", record.run_id, "--store", uri).code == 0
     assert not verify(store=uri).faults
-    for command in (
-        ("export", record.run_id, "--out", tmp_path / "export"),
-        ("tools", "redundancy", record.run_id),
-    ):
-        ended = call(*command, "--store", uri)
-        assert ended.code == 2
-        assert "--open" in ended.err
+    ended = call("export", record.run_id, "--out", tmp_path / "export", "--store", uri)
+    assert ended.code == 2
+    assert "--open" in ended.err
     (missing, *_) = verify(str(other), reruns=1).unchecked
     assert "--open" in missing.why
     assert not [event for event in watched if event.startswith("socket")]
