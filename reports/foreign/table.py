@@ -6,9 +6,9 @@ import csv
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,16 @@ from tensorbench.records.metrics import METRICS
 from tensorbench.reports.foreign.names import COLUMNS, ENDINGS, TableOptions, less_is_better
 from tensorbench.reports.foreign.runs import DEFAULT_METRIC, ForeignRun
 from tensorbench.reports.results import grouped
-from tensorbench.reports.units import listed
+from tensorbench.reports.units import listed, many
 
 #: The smallest and the largest learning rate that a table may have.
 RATES = 1e-12, 1e6
 #: The largest number of lines of a table. A small compressed file can hold far more.
 MOST_LINES = 10_000_000
+#: The largest number of columns of a table. If there are more, rows and columns were probably exchanged.
+MOST_COLUMNS = 10_000
+#: The largest number of absent runs that a note names.
+NAMED = 4
 #: The texts that count as a missing number.
 MISSING = ("", "nan", "none", "null", "na", "n/a", "inf", "-inf")
 #: Optional measures of a run, by the column's name, which is the same in `LoadedResults.trials`.
@@ -85,16 +89,67 @@ def read_table(table: Path | pd.DataFrame, options: TableOptions) -> tuple[list[
             "No column of seeds: the runs of a method are taken as independent, and paired in an arbitrary "
             "order. A column `seed` would pair runs that share theirs, which narrows intervals."
         )
+    else:
+        notes = [*_suspected_copies(runs), *notes]
+    notes = [*_absent(runs), *notes]
     if options.get("examples"):
         runs = _with_examples(Path(options["examples"]), columns, runs, keys)
     return runs, notes
+
+
+def _absent(runs: Sequence[ForeignRun]) -> Iterator[str]:
+    """Yields a note on runs that the table lacks, if it lacks some.
+
+    On a backbone and at a budget, each method is expected on each task, with each seed (or study) that some
+    method has on this task.
+    """
+    absent, expected, first = 0, 0, list[str]()
+    for own in grouped(runs, lambda run: (run.backbone, run.budget)).values():
+        methods = dict.fromkeys(run.method for run in own)
+        places = dict.fromkeys((run.task, run.place) for run in own)
+        there = {(run.method, run.task, run.place) for run in own}
+        expected += len(methods) * len(places)
+        absent += len(methods) * len(places) - len(there)
+        # A grid can be far larger than its table, so only the first of its absent runs are looked for.
+        missing = (
+            f"{method} on {task}, seed {place}"
+            for method, (task, place) in product(methods, places)
+            if (method, task, place) not in there
+        )
+        first += islice(missing, NAMED - len(first))
+    if absent:
+        yield (
+            f"Incomplete: {absent:,} of {many(expected, 'run')} of the grid of methods, tasks and seeds "
+            f"{'is' if absent == 1 else 'are'} absent, such as {'; '.join(first)}. If they are absent "
+            "because they were bad, verdicts are wrong. A line without a score says that a run failed."
+        )
+
+
+def _suspected_copies(runs: Sequence[ForeignRun]) -> Iterator[str]:
+    """Yields a note on runs of a method that have equal scores under different seeds on all tasks.
+
+    Each of the two seeds must have scores on the same tasks.
+    """
+    copies = []
+    for own in grouped(runs, lambda run: (run.method, run.backbone, run.budget)).values():
+        first: dict[frozenset[object], int] = {}
+        for seed, of_seed in grouped(own, lambda run: run.seed).items():
+            scores = frozenset((run.task, run.lr, run.score) for run in of_seed)
+            if all(run.score is not None for run in of_seed) and first.setdefault(scores, seed) != seed:
+                copies.append(f"{own[0].method}, seeds {first[scores]} and {seed}")
+    if copies:
+        yield (
+            f"Suspected copies: {first_few(copies, NAMED)} have equal scores on every task. Ties of few "
+            "test examples look the same. If one run is in the table several times, intervals "
+            "are too narrow: keep it once."
+        )
 
 
 def _lines(table: Path | pd.DataFrame) -> Iterator[Line]:
     if isinstance(table, pd.DataFrame):
         named = [name for name in table.index.names if name is not None]
         try:
-            _refuse_repeated(map(str, (*named, *table.columns)))
+            _check_columns([*map(str, (*named, *table.columns))])
         except ValueError as error:
             raise UserError(f"the table: {error}") from error
         with_index = table.reset_index() if named else table
@@ -107,7 +162,7 @@ def _lines(table: Path | pd.DataFrame) -> Iterator[Line]:
             from pyarrow.parquet import ParquetFile
 
             with ParquetFile(table) as stored:
-                _refuse_repeated(stored.schema_arrow.names)
+                _check_columns(stored.schema_arrow.names)
                 if stored.metadata.num_rows > MOST_LINES:
                     raise ValueError(f"it has {stored.metadata.num_rows:,} rows, over {MOST_LINES:,}")
                 # A frame would turn some columns into its index, which are no columns then.
@@ -118,7 +173,7 @@ def _lines(table: Path | pd.DataFrame) -> Iterator[Line]:
         with table.open(encoding="utf-8-sig", newline="") as file:
             if separator := ENDINGS.get(table.suffix):
                 reader = csv.DictReader(file, delimiter=separator, strict=True)
-                _refuse_repeated(reader.fieldnames or ())
+                _check_columns(reader.fieldnames or ())
                 for values in reader:
                     if None in values or None in values.values():
                         raise ValueError(
@@ -131,6 +186,7 @@ def _lines(table: Path | pd.DataFrame) -> Iterator[Line]:
                     values = json.loads(text)
                     if not isinstance(values, dict):
                         raise ValueError("no JSON object")
+                    _check_columns(list(values))
                     yield f"{name}, line {number}", values
     except UnicodeDecodeError as error:
         # Files are decoded in blocks, so the line is not known.
@@ -140,7 +196,10 @@ def _lines(table: Path | pd.DataFrame) -> Iterator[Line]:
         raise UserError(f"{name}, line {number or 1} cannot be read: {error}") from error
 
 
-def _refuse_repeated(columns: Iterable[str]) -> None:
+def _check_columns(columns: Sequence[str]) -> None:
+    """Raises ValueError if there are more than `MOST_COLUMNS`, or if a column occurs twice."""
+    if len(columns) > MOST_COLUMNS:
+        raise ValueError(f"it has {len(columns):,} columns, and at most {MOST_COLUMNS:,} are read")
     if repeated := [column for column, count in Counter(columns).items() if count > 1]:
         raise ValueError(f"column {shown(repeated[0])} occurs twice")
 
