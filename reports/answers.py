@@ -10,6 +10,7 @@ from tensorbench.records.words import OWN_SIZE
 from tensorbench.reports.analysis import Analysis
 from tensorbench.reports.blocks import Block, Comparison, Entrant
 from tensorbench.reports.inference.effects import Verdict, Word
+from tensorbench.reports.inference.intervals import LEAST_SEEDS
 from tensorbench.reports.ranks import Allocations, Trend
 from tensorbench.reports.results import FLOOR, TaskAndBackbone
 from tensorbench.reports.units import Unit, listed, many, minus
@@ -115,9 +116,24 @@ def _verdicts(block: Block) -> str:
         Word.EQUIVALENT: equivalent(block.unit.size(block.threshold)),
         Word.NONE: "without an interval",
     }
+    if few := _too_few(block):
+        lead, lists[Word.NONE] = few, []
     groups = [(headings.get(word, word), lists[word]) for word in LISTED]
     groups += [(apart, unpaired), ("not on all tasks", list(block.left_out))]
     return "; ".join([lead, *(f"{words}: {listed(names)}" for words, names in groups if names)]) + "."
+
+
+def _too_few(block: Block) -> str:
+    """Says how many more runs give an interval, if no compared method has enough for one. Otherwise empty."""
+    differences = [entrant.differences[block.k] for entrant in block.compared]
+    counts = {difference.effect.fewest for difference in differences}
+    if max(counts) >= LEAST_SEEDS or any(difference.verdict.reason for difference in differences):
+        return ""
+    run, more = "tuning run" if block.tuned else "seed", LEAST_SEEDS - min(counts)
+    return (
+        f"no difference from {block.against} has an interval, which takes {many(LEAST_SEEDS, run)} of each "
+        f"{block.noun}; {many(more, f'more {run}')} each {'gives' if more == 1 else 'give'} an interval"
+    )
 
 
 def _qualified(entrant: Entrant, k: int) -> str:

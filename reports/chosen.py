@@ -118,12 +118,8 @@ def _sureness(
     block = next((b for b in analysis.blocks if any(cell in e.cells for e in b.entrants)), None)
     score, unit = analysis.score(cell), unit_of(cell.metric, cell.unit)
     if score is not None:
-        # Without an interval, tables show the mean of the trials kept, which is another number.
-        known = "not stated: an interval takes three studies or seeds"
-        if score.interval:
-            shown = unit.estimate(score.value, score.interval)
-            known = f"{shown}, {score_name(block) if block else 'score'}"
-        yield f"{cell.evaluated} {cell.metric}", known
+        known = f"{unit.estimate(score.value, score.interval)}, {score_name(block) if block else 'score'}"
+        yield f"{cell.evaluated} {cell.metric}", known + ", without an interval" * (not score.interval)
     if block is None:
         return
     for entrant in block.claims:

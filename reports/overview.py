@@ -42,11 +42,11 @@ def overview(
     how_to_read = []
     if tuned:
         note = (
-            "Each study keeps its trial with the lowest validation loss; unfinished ones do not count. ± is "
-            "the standard deviation over studies."
+            "The score after so many trials of tuning is that expected of the trial with the lowest "
+            "validation loss, by all trials of complete studies."
         )
         if any("[" in line["score"] for line in lines):
-            note = f"In brackets: the 95% interval of the score after so many trials. {note}"
+            note += " In brackets: its 95% interval."
         how_to_read.append(note)
     if any(cell.studies is None and cell.finished > 1 for cell in cells):
         how_to_read.append("Without studies, ± is the standard deviation over seeds.")
@@ -70,17 +70,19 @@ def overview(
 def score(cell: Cell, analysis: Analysis | None = None) -> str:
     """A cell's score as text: mean ± standard deviation over seeds or, if tuned, the score after k trials.
 
-    If the score after k trials has no interval, the text is the mean ± standard deviation over the trials
-    that the cell's studies kept. A mean over seeds is that of the runs that did not collapse, unless all did.
-    The number of collapsed runs follows. A dash if there is no score.
+    A score after k trials has its interval in brackets, if there is one; it needs `analysis`. A mean over
+    seeds is that of the runs that did not collapse, unless all did. The number of collapsed runs follows. A
+    dash if there is no score.
     """
     side = analysis.collapses.get(cell.number) if analysis else None
     counted = f" ({side.short})" if side and side.count else ""
-    found = analysis.score(cell) if cell.studies and analysis else None
-    if found and found.interval:
-        return f"{found.value:.4f} [{found.interval[0]:.4f}, {found.interval[1]:.4f}]{counted}"
+    if cell.studies:
+        if (found := analysis.score(cell) if analysis else None) is None:
+            return "–"
+        between = " [{:.4f}, {:.4f}]".format(*found.interval) if found.interval else ""
+        return f"{found.value:.4f}{between}{counted}"
     ended = [seed for seed in cell.counted if seed.score is not None]
-    if side and not cell.studies:
+    if side:
         ended = [seed for seed in ended if seed.trial_id not in side.trials] or ended
     scores = [seed.score for seed in ended if seed.score is not None]
     if not scores:

@@ -8,6 +8,7 @@ import random
 import re
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -32,12 +33,14 @@ from tensorbench.reports.answers import (
     settings_counted,
     share_between,
 )
+from tensorbench.reports.chosen import choose
 from tensorbench.reports.comparable import block_budgets
 from tensorbench.reports.figures import draw
 from tensorbench.reports.inference import studies as estimates
 from tensorbench.reports.inference.effects import effect, verdict
 from tensorbench.reports.inference.intervals import simultaneous
 from tensorbench.reports.inference.moderation import moderated
+from tensorbench.reports.overview import score
 from tensorbench.reports.page import render
 from tensorbench.reports.reading import read
 from tensorbench.reports.report import compose, write_report
@@ -45,6 +48,7 @@ from tensorbench.reports.results import Results
 from tensorbench.reports.selection import Selection
 from tensorbench.reports.site import standings
 from tensorbench.reports.summary import Summary, suite_answer
+from tensorbench.reports.tables import scores_table
 
 from ..fixtures import Call
 from ..stored import Result
@@ -351,9 +355,28 @@ def test_a_cell_of_the_table_opens_to_its_trials(
     assert [seed["trial_id"] for seed in stored["seeds"]] == [seed.trial_id for seed in seeds]
 
 
-def test_two_studies_have_no_interval(composed: Composes) -> None:
+def test_without_an_interval_the_answer_says_what_gives_one(composed: Composes) -> None:
     plan = plan_of(**ONE_TASK, methods=["lora", "lotr"], tuning={"studies": 2, "points": 4})
-    assert "without an interval: LoTR" in composed(result, plan).files["index.html"]
+    made = composed(result, plan)
+    assert "1 more tuning run each gives an interval" in made.files["index.html"]
+    assert "significantly" not in answers(made.analysis)[-1]
+
+
+def test_a_score_without_an_interval_is_the_same_number_wherever_it_is_shown(analysed: Analysed) -> None:
+    plan = plan_of(**ONE_TASK, methods=["lora", "lotr"], tuning={"studies": 2, "points": 3})
+    analysis = analysed(result, plan)
+    (block,) = analysis.blocks
+    means = {line["method"]: line for line in scores_table(analysis.results, block).lines}
+    recipe = choose(analysis).facts["test accuracy"]
+    for cell in analysis.results.all_cells:
+        found, kept = analysis.score(cell), [seed.score for seed in cell.kept.values() if seed]
+        assert found is not None
+        assert found.interval is None
+        # The mean of the two trials kept is another number.
+        assert found.value != pytest.approx(fmean(filter(None, kept)), abs=5e-5)
+        assert score(cell, analysis) == f"{found.value:.4f}"
+        assert f"{100 * found.value:.2f}" in means[cell.method].values()
+        assert cell.method != choose(analysis).cell.method or f"{100 * found.value:.2f}," in recipe
 
 
 @pytest.mark.parametrize(

@@ -198,5 +198,5 @@ def test_a_folder_of_peft_s_files() -> None:
         "lora--llama-3.2-3B-rank32": 9_175_040,
     }
     assert results.all_seeds[1]["forgetting"] == pytest.approx(0.04996, abs=1e-5)
-    assert "without an interval: lily" in results.answer
+    assert "2 more seeds each give an interval" in results.answer
     assert difference(results)["reference"] == "lora--llama-3.2-3B-rank32"
