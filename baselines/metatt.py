@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import ClassVar, Literal, Self
 
 import torch
 from torch import nn
 
 from tensorbench.methods.backbone import MLP, Geometry
-from tensorbench.methods.lowrank import Contracted, CutMethod, Matrix, SharedEnds
-from tensorbench.methods.lowrank.cutting import TrainCores
+from tensorbench.methods.lowrank import Contracted, Matrix, SharedEnds, StackedMethod
 from tensorbench.methods.sizes import OneRank, Targeted
 from tensorbench.methods.slices import by_site, joined
 from tensorbench.methods.trains import chain, train_count
 
 
-class MetaTT(OneRank, Targeted, CutMethod):
+class MetaTT(OneRank, Targeted, StackedMethod):
     """y = W·x + b + scale · ΔW·x, where ΔW is a slice of a tensor train. All inner ranks are `rank`.
 
     With `4d`, the modes are input, layer, projection and output, in this order. With `5d`, the output is
@@ -28,9 +26,7 @@ class MetaTT(OneRank, Targeted, CutMethod):
     adapted by default; and the slices of weights of unequal shapes, which are those of every method that
     stacks updates.
 
-    With `cuts`, each bond gets its own rank. SVDs truncate the bonds one after another, as in the paper's
-    rank-adaptive training (inspired by DMRG). Our choices are the steps of the cuts, one budget for all
-    bonds, and transforming AdamW's moments.
+    The paper's rank-adaptive training (inspired by DMRG) is not implemented.
     """
 
     name: ClassVar[str] = "metatt"
@@ -65,29 +61,12 @@ class MetaTT(OneRank, Targeted, CutMethod):
         """
         return train_count(self.shape(geometry), rank)
 
-    @property
-    def cut_names(self) -> tuple[str, ...]:
-        """The bonds of the train, each named by its two neighbouring modes."""
-        outputs = ("output",) if self.modes == "4d" else ("head", "head_size")
-        names = ("input", "layer", "projection", *outputs)
-        return tuple(f"{left}-{right}" for left, right in pairwise(names))
-
-    @property
-    def budget_ranks(self) -> tuple[int, ...]:
-        return (self.resolved_rank,) * len(self.cut_names)
-
-    def cut_limits(self, geometry: Geometry) -> tuple[int, ...]:
-        return (max(geometry.hidden, self.slices(geometry).width),) * len(self.cut_names)
-
-    def count_with(self, geometry: Geometry, ranks: tuple[int, ...]) -> int:
-        return train_count(self.shape(geometry), ranks)
-
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
         """Returns the larger of d and a slice's width: the first and last core cannot use larger ranks.
 
         Inner bonds could use larger ranks.
         """
-        return self.cut_limits(geometry)[:1]
+        return (max(geometry.hidden, self.slices(geometry).width),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> _OneTrain:
         return _OneTrain(self, geometry)
@@ -97,12 +76,10 @@ class _OneTrain(SharedEnds):
     def __init__(self, method: MetaTT, geometry: Geometry) -> None:
         super().__init__(method, geometry)
         first, *middle, last = method.shape(geometry)
-        # All bonds start with the same rank.
-        rank, *_ = method.start_ranks(geometry)
+        rank = method.resolved_rank
         identities = [torch.eye(rank).unsqueeze(1).repeat(1, size, 1) for size in middle]
         cores = [torch.zeros(1, first, rank), *identities, torch.eye(rank, last).unsqueeze(-1)]
         self.cores = nn.ParameterList(cores)
-        self.cutting = method.cutting(geometry, TrainCores(list(self.cores)))
 
     def contract(self) -> Contracted:
         first, layers, stack, *last = self.cores

@@ -141,14 +141,12 @@ class Adapter(ABC):
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:  # noqa: B027 - most do nothing
         """Called after every optimizer step, while the gradients still exist. `step` counts from 1.
 
-        Some methods cut ranks in this call. A method that changes a parameter's shape must keep the parameter
-        object: it assigns the new value to `data` and drops the gradient. The method documents what happens
-        to the parameter's optimizer state.
+        AdaLoRA prunes in this call.
         """
 
     @property
     def settled(self) -> bool:
-        """Whether the adapter has its final size. Always true if training cuts no ranks.
+        """Whether the adapter has its final size. Always true if training prunes no ranks.
 
         Training selects the best state only among states of the final size, because an earlier state may
         exceed the budget.
@@ -156,16 +154,15 @@ class Adapter(ABC):
         return True
 
     def final_ranks(self) -> dict[str, list[int]]:
-        """Returns the adapter's present ranks by name. Empty if training cuts no ranks.
+        """Returns the present ranks by projection, one per layer. Empty if training prunes no ranks.
 
-        The name of a mode or bond maps to a list of one rank. The name of a projection maps to a list of one
-        rank per layer. `Method.count_left` counts the parameters for these ranks.
+        `Method.count_left` counts the parameters for these ranks.
         """
         return {}
 
     @property
     def parameter_count(self) -> int:
-        """The number of trained parameters, head excluded. Parameters that training has cut do not count."""
+        """The number of trained parameters, head excluded. Pruned parameters do not count."""
         return sum(parameter.numel() for parameter in self.named_parameters().values())
 
     def core(self) -> list[nn.Parameter]:

@@ -48,7 +48,7 @@ class Method(Frozen, ABC):
     not_mergeable: ClassVar[str] = ""
     #: Why an example's outputs depend on the other examples of its batch. Empty if they do not.
     depends_on_batch: ClassVar[str] = ""
-    #: Why `count` is approximate: training chooses which parameters it cuts. Empty if `count` is exact.
+    #: Why `count` is approximate: training chooses which parameters it prunes. Empty if `count` is exact.
     varying_count: ClassVar[str] = ""
     #: Why the method cannot adapt quantised weights. Empty if it can.
     needs_dense: ClassVar[str] = ""
@@ -129,15 +129,15 @@ class Method(Frozen, ABC):
         """
 
     def peak_count(self, geometry: Geometry) -> int:
-        """Counts the adapter's parameters at the start of training, before training cuts any."""
+        """Counts the adapter's parameters at the start of training, before training prunes any."""
         return self.count(geometry)
 
     def count_left(self, geometry: Geometry, ranks: Mapping[str, Sequence[int]]) -> int:
         """Counts the adapter's parameters for the ranks that `Adapter.final_ranks` returned.
 
-        Raises UserError if training cuts no ranks, or if these are not the method's ranks.
+        Raises UserError if training prunes no ranks, or if these are not the method's ranks.
         """
-        raise UserError(f"{self.label}: its training cuts no ranks (got {shown(dict(ranks))})")
+        raise UserError(f"{self.label}: its training prunes no ranks (got {shown(dict(ranks))})")
 
     def check_steps(self, steps: int) -> None:
         """Raises UserError if a training run of `steps` optimizer steps is too short for the method."""

@@ -60,6 +60,10 @@ def _of_peft(name: str) -> str:
     return f"write {{method: peft, type: {kind}}};" if accepted else ""
 
 
+#: Options that built-in methods no longer have, each with the value at which it did nothing. Stored methods
+#: may hold them.
+RETIRED: dict[str, Any] = {"cuts": None}
+
 METHODS = Registry(
     "method",
     {
@@ -152,7 +156,8 @@ def from_identity(identity: Mapping[str, Any]) -> Method:
     """Builds a method from its stored form, or from its identity (see `Method.stored`, `Method.identity`).
 
     Raises UserError if there is no name or version, if the version is not the method's current one, and as
-    `create` does. Runs no file, even if a stored suite names one.
+    `create` does. Options in `RETIRED` are left out where they did nothing. Runs no file, even if a stored
+    suite names one.
     """
     if not {"method", "version"} <= identity.keys():
         raise UserError(f"a stored method has a name and a version (got {shown(dict(identity))})")
@@ -162,6 +167,8 @@ def from_identity(identity: Mapping[str, Any]) -> Method:
             "(`tensorbench --method-file FILE COMMAND`)"
         )
     options = {key: value for key, value in identity.items() if key not in ("method", "version")}
+    if METHODS.is_built_in(str(identity["method"])):
+        options = {key: value for key, value in options.items() if RETIRED.get(key, ...) != value}
     method = create(identity["method"], **options)
     if method.version != identity["version"]:
         raise UserError(

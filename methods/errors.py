@@ -115,9 +115,9 @@ def check_kind(name: str, value: Any, kinds: type | tuple[type, ...], accepted: 
 
 
 def not_begun() -> UserError:
-    """Returns the error for a step of a training that was not begun, so that no cut is planned."""
+    """Returns the error for a step of a training that was not begun, so that no pruning is planned."""
     return UserError(
-        "after_step: this adapter's ranks are cut on a schedule, which is not planned yet; call "
+        "after_step: this adapter's ranks are pruned on a schedule, which is not planned yet; call "
         "begin_training(steps) with the number of optimizer steps before the first step"
     )
 

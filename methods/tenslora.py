@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from tensorbench.methods.backbone import MLP, TARGETS, Geometry, Targets
 from tensorbench.methods.errors import UserError, too_small
 from tensorbench.methods.factorizations import FACTORIZATIONS, Init
-from tensorbench.methods.lowrank import Contracted, CutMethod, Parametrisation
-from tensorbench.methods.lowrank.cutting import TuckerTensors
+from tensorbench.methods.lowrank import Contracted, Parametrisation, StackedMethod
 from tensorbench.methods.sizes import Ranks, check_ranks, nearest, nearest_rank
 from tensorbench.methods.slices import CUT_INPUTS, cut_sites, turned
 
@@ -27,14 +26,11 @@ Variant = Literal["att", "qkv", "depth", "att_qkv", "att_depth", "qkv_depth", "a
 VARIANTS: tuple[Variant, ...] = Variant.__args__  # type: ignore[attr-defined]
 
 
-class TensLoRA(CutMethod):
+class TensLoRA(StackedMethod):
     """One of the seven variants: y = W·x + b + scale · ΔW·x, where ΔW is a slice of a factorised tensor.
 
     One parameter of each tensor starts at zero: the core of a Tucker tensor, the input factor of a CP tensor,
     the last core of a tensor train. So ΔW starts at zero, and the first step changes only this parameter.
-
-    `cuts` apply to Tucker only: training drops the smallest multilinear singular values, computed by the
-    HOSVD of the current tensors. All tensors of a variant keep equal ranks.
     """
 
     name: ClassVar[str] = "tenslora"
@@ -92,11 +88,6 @@ class TensLoRA(CutMethod):
                 raise ValueError(f"ranks: {takes}; a mapping leaves some to the budget: list all of them")
         elif self.ranks is not None and len(self.ranks) != len(names):
             raise ValueError(f"ranks: {takes}, got {len(self.ranks)}: {self.ranks}")
-        if self.cuts is not None and self.factorization != "tucker":
-            raise ValueError(
-                "cuts: they are of the ranks of a Tucker tensor's modes, so that factorization should be "
-                f"tucker (got {self.factorization})"
-            )
         return self
 
     @property
@@ -180,19 +171,16 @@ class TensLoRA(CutMethod):
         One tensor has Σ r·n + Π r parameters for Tucker, R·Σ n for CP, and Σ r₋·n·r₊ for a tensor train.
         Raises UserError while the ranks are free.
         """
-        return self.count_with(geometry, self.budget_ranks)
-
-    def cut_limits(self, geometry: Geometry) -> tuple[int, ...]:
-        return self.shape(geometry)
+        return self._count_with(geometry, self.resolved_ranks)
 
     @property
-    def budget_ranks(self) -> tuple[int, ...]:
+    def resolved_ranks(self) -> tuple[int, ...]:
         """The ranks. Raises UserError while they are free."""
         if self.size is None:
             raise UserError(f"{self.label}: ranks are free; give them, or a budget")
         return self.size
 
-    def count_with(self, geometry: Geometry, ranks: tuple[int, ...]) -> int:
+    def _count_with(self, geometry: Geometry, ranks: tuple[int, ...]) -> int:
         tensors = math.prod(self.tensor_axes(geometry).values())
         return tensors * FACTORIZATIONS[self.factorization].count(self.shape(geometry), ranks)
 
@@ -226,7 +214,7 @@ class TensLoRA(CutMethod):
         fixed = self._fixed(geometry, budget, uneven)
 
         def count(ranks: tuple[int, ...]) -> int:
-            return self.count_with(geometry, ranks)
+            return self._count_with(geometry, ranks)
 
         smallest = count(tuple(fixed.get(name, 1) for name in self.rank_names))
         if smallest > budget:
@@ -245,7 +233,7 @@ class TensLoRA(CutMethod):
         plain = {name: given for name, given in self.ranks.items() if not isinstance(given, str)}
         if plain.keys() < self.ranks.keys():
             without = self.model_copy(update={"ranks": plain or None})
-            alone = without.fit(geometry, budget, uneven=uneven).budget_ranks
+            alone = without.fit(geometry, budget, uneven=uneven).resolved_ranks
         fixed: dict[str, int] = {}
         for name, given in self.ranks.items():
             limit = limits[name]
@@ -361,14 +349,13 @@ class _StackedTensors(Parametrisation):
         self.geometry = geometry
         self.axes = method.tensor_axes(geometry)
         self.factorization = FACTORIZATIONS[method.factorization]
-        shape, ranks = method.shape(geometry), method.start_ranks(geometry)
+        shape, ranks = method.shape(geometry), method.resolved_ranks
         drawn = generator.get_state()
         self.tensors = nn.ModuleList()
         for _ in range(math.prod(self.axes.values())):
             if method.starts == "identical":
                 generator.set_state(drawn)
             self.tensors.append(self.factorization.build(shape, ranks, method.init, generator))
-        self.cutting = method.cutting(geometry, TuckerTensors(list(self.tensors)))
         sites, layer_slices = geometry.sites(method.projections), method.slices(geometry)
         #: The positions of each site's slices in a layer's stack.
         self._positions = {site: layer_slices.positions(site.projection) for site in sites}

@@ -29,7 +29,7 @@ def overview(
     tuned = any(cell.studies for cell in cells)
     alike = grouped(cells, lambda cell: (cell.setting, cell.studies is not None))
     lines = [
-        row_texts(cell, "cut" if cell.left else cell.ranks)
+        row_texts(cell, "pruned" if cell.left else cell.ranks)
         | {
             "measure": score_label([cell] if cell.metric else alike[cell.setting, cell.studies is not None])
             + (f" after {cell.studies.points} trials of tuning" if cell.studies else ""),

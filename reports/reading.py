@@ -36,7 +36,7 @@ from tensorbench.store.source import Source
 #: The statuses of finished runs: the run that counts for its trial, and further finished runs of the trial.
 ENDED_WELL = (Status.FINISHED, Status.DUPLICATE)
 
-#: Validates the stored ranks that remain in each mode after training cut some.
+#: Validates the stored ranks that remain at each projection after training pruned some.
 FINAL_RANKS = TypeAdapter(dict[str, Annotated[list[int], Field(min_length=1)]])
 
 #: The functions that summarise the values of a cell's finished seeds, by `Measure.summary`.
@@ -349,12 +349,12 @@ def _holder(experiments: Sequence[Experiment], trial_id: str) -> Run:
 
 
 def _left(runs: Sequence[tuple[Experiment, Record]]) -> str:
-    """The ranks that remain in each mode after training cut some, as text: "input 30 to 31, layer 6".
+    """The ranks that remain at each projection after training pruned some, as text: "query 3 to 5, key 4".
 
     A range is from the smallest to the largest rank over runs and layers. Raises UserError if a run's tag
     with these ranks is malformed.
     """
-    by_mode: defaultdict[str, list[int]] = defaultdict(list)
+    by_projection: defaultdict[str, list[int]] = defaultdict(list)
     for experiment, record in runs:
         text = record.tag(Tag.FINAL_RANKS, "{}")
         try:
@@ -363,6 +363,6 @@ def _left(runs: Sequence[tuple[Experiment, Record]]) -> str:
             run = f"run {record.origin} ({record.name}) in {experiment.where}"
             raise UserError(f"tag {Tag.FINAL_RANKS} of {run} cannot be read: {shown(text)}") from error
         for name, ranks in left.items():
-            by_mode[name] += ranks
-    spans = {name: (min(ranks), max(ranks)) for name, ranks in by_mode.items()}
+            by_projection[name] += ranks
+    spans = {name: (min(ranks), max(ranks)) for name, ranks in by_projection.items()}
     return ", ".join(f"{name} {low}" + f" to {high}" * (high > low) for name, (low, high) in spans.items())

@@ -154,7 +154,7 @@ class Cell(_Measured):
     ranks: str
     #: The number of adapter parameters, head excluded. None if results of another program do not state it.
     parameters: int | None
-    #: The number of adapter parameters at the start of training. None unless training cuts ranks.
+    #: The number of adapter parameters at the start of training. None unless training prunes ranks.
     peak: int | None
     #: The number of parameters that the budget requests. None if the budget sets ranks instead.
     asked: float | None
@@ -171,8 +171,8 @@ class Cell(_Measured):
     evaluated: str
     #: The unit of the task's targets, if scores have it and the task names it. Otherwise empty.
     unit: str
-    #: The ranks that remain in each mode after training cut some, as text: the smallest and the largest over
-    #: seeds and layers. `ranks` are then upper bounds. Empty if training cut no ranks.
+    #: The ranks that remain at each projection after training pruned some, as text: the smallest and the
+    #: largest over seeds and layers. `ranks` are then upper bounds. Empty if training pruned none.
     left: str
     #: The numbers of planned, finished and failed seeds.
     seeds: int

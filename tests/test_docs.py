@@ -169,9 +169,8 @@ def test_every_option_of_a_method_is_documented_with_its_default() -> None:
     assert set(sections) == set(METHODS)
     for name, options in sections.items():
         fields = METHODS.get(name).model_fields
-        # Without cuts no rank is free to change.
         assert options == {
-            option: default(field, "–" if option == "cuts" else "free").strip('"')
+            option: default(field, "free").strip('"')
             for option, field in fields.items()
             if option not in SHARED
         }

@@ -83,7 +83,7 @@ class Measure(StrEnum):
     ADAPTER_PARAMETERS = ("parameters/adapter", "parameters", "parameters",
                           "of the adapter, head excluded", INTEGER, None, LESS)
     PEAK_PARAMETERS = ("parameters/adapter_peak", "peak_parameters", "parameters",
-                       "of the adapter at the start, if training cuts some", INTEGER, None, LESS)
+                       "of the adapter at the start, if training prunes some", INTEGER, None, LESS)
     HEAD_PARAMETERS = "parameters/head", "head_parameters", "parameters", "of the head", INTEGER
     HEAD_C = "head/C", "", "", "scikit-learn's C of a head that was fitted, not trained"
     HEAD_CONVERGED = "head/converged", "", "", "1 if that head's solver converged, else 0", INTEGER

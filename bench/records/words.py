@@ -92,7 +92,7 @@ class Tag(StrEnum):
     METHOD_SOURCE = f"{PROVENANCE}source_method"
     TASK_SOURCE = f"{PROVENANCE}source_task"
     BACKBONE_SOURCE = f"{PROVENANCE}source_backbone"
-    #: JSON: the ranks left after training cut some, in the form of `tensorbench.methods.Adapter.final_ranks`.
+    #: JSON: the ranks left after training pruned some, as `tensorbench.methods.Adapter.final_ranks` has them.
     FINAL_RANKS = "final_ranks"
     #: The text on which forgetting was measured. Absent if it was not measured.
     TEXT = "forgetting_text"

@@ -44,14 +44,7 @@ class StoredTrial:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """The ranks left at the end of training, which are the method's ranks unless training cut some.
-
-        For AdaLoRA, whose ranks at the end differ between layers, it is the method's rank: their mean over
-        layers. Empty for methods without ranks.
-        """
-        left = list(self.adapter.final_ranks().values())
-        if left and all(len(ranks) == 1 for ranks in left):
-            return tuple(rank for (rank,) in left)
+        """The method's ranks. For AdaLoRA, this is the mean over sites. Empty for methods without ranks."""
         return self.method.size or ()
 
 

@@ -292,7 +292,7 @@ def _write_script(folder: Path, trial: Trial, task: Task) -> str:
     adapter = method.attach(backbone, torch.Generator())
     try:
         if not adapter.settled:
-            raise UserError(f"{method.label} cuts ranks by calls that Trainer does not make")
+            raise UserError(f"{method.label} prunes ranks by calls that Trainer does not make")
         config = _peft_config(original, adapter) if isinstance(adapter, PeftAdapter) else None
         merges = config is not None or _merges(adapter)
     finally:

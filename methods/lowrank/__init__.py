@@ -12,18 +12,11 @@ from tensorbench.methods.lowrank.adapter import LowRankAdapter
 from tensorbench.methods.lowrank.contracted import Contracted, Diagonal, Matrix, OwnPairs, Parametrisation
 from tensorbench.methods.lowrank.linear import AdaptedLinear, DropoutAt
 from tensorbench.methods.lowrank.masks import Masks
-from tensorbench.methods.lowrank.method import (
-    CutMethod,
-    LowRankMethod,
-    SharedEnds,
-    SharedHeads,
-    StackedMethod,
-)
+from tensorbench.methods.lowrank.method import LowRankMethod, SharedEnds, SharedHeads, StackedMethod
 
 __all__ = [
     "AdaptedLinear",
     "Contracted",
-    "CutMethod",
     "Diagonal",
     "DropoutAt",
     "LowRankAdapter",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -106,40 +106,6 @@ class LowRankAdapter(Adapter):
 
         tensors = (module for module in self.parametrisation.modules() if isinstance(module, TuckerTensor))
         return [tensor.core for tensor in tensors]
-
-    def begin_training(self, steps: int) -> None:
-        if (cutting := self.parametrisation.cutting) is not None:
-            cutting.begin_training(steps)
-
-    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Cuts ranks if a cut is due (see `tensorbench.methods.lowrank.cutting`).
-
-        Raises UserError before `begin_training` if the method cuts ranks.
-        """
-        if (cutting := self.parametrisation.cutting) is not None:
-            cutting.after_step(step, optimizer)
-
-    @property
-    def settled(self) -> bool:
-        cutting = self.parametrisation.cutting
-        return cutting is None or cutting.settled
-
-    def final_ranks(self) -> dict[str, list[int]]:
-        if (cutting := self.parametrisation.cutting) is None:
-            return {}
-        return {name: [rank] for name, rank in zip(cutting.names, cutting.tensor.ranks, strict=True)}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Loads a state. If training cuts ranks, the state may have smaller ranks than a fresh adapter.
-
-        Raises UserError as `Adapter.load` does.
-        """
-        cutting, own, kept = self.parametrisation.cutting, self.named_parameters(), self.kept()
-        fits = not self.merged and {*own, *kept} == state.keys()
-        fits = fits and all(state[name].is_floating_point() for name in own)
-        if cutting is not None and fits and all(kept[name].shape == state[name].shape for name in kept):
-            cutting.take_shapes({own[name]: tuple(state[name].shape) for name in own})
-        super().load(state)
 
     def frozen(self) -> dict[str, Tensor]:
         return self.parametrisation.frozen()

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from tensorbench.methods.adapter import PartlyFrozen
 from tensorbench.methods.backbone import Site
-from tensorbench.methods.lowrank.cutting import Cutting
 from tensorbench.methods.slices import by_site
 
 
@@ -94,8 +93,6 @@ class Parametrisation(PartlyFrozen):
     #: activation of width r, from which the up factor computes the slice. Slices are side by side; the last
     #: one may be truncated.
     output_slices: Mapping[Site, int] = MappingProxyType({})
-    #: Cuts ranks during training. None if training cuts no ranks.
-    cutting: Cutting | None = None
 
     @abstractmethod
     def contract(self) -> Contracted:

@@ -1,9 +1,9 @@
-"""Base classes of methods with low-rank updates, with stacked updates, and with ranks that are cut."""
+"""Base classes of methods with low-rank updates, and with stacked updates."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import ClassVar, Literal
@@ -15,10 +15,8 @@ from torch import Tensor
 from tensorbench.methods.adapter import Adapter
 from tensorbench.methods.backbone import SHARED_HEADS, Backbone, Geometry, Site
 from tensorbench.methods.base import Method
-from tensorbench.methods.errors import UserError, shown
 from tensorbench.methods.lowrank.adapter import Fit, LowRankAdapter
 from tensorbench.methods.lowrank.contracted import Contracted, Parametrisation
-from tensorbench.methods.lowrank.cutting import Cuts, Cuttable, Cutting, Ranks
 from tensorbench.methods.lowrank.linear import DropoutAt
 from tensorbench.methods.lowrank.masks import Masks
 from tensorbench.methods.slices import CUT_INPUTS, CUT_OUTPUTS, Slices, cut_sites, turned
@@ -139,81 +137,3 @@ class SharedEnds(Parametrisation):
         self.down_of = {site: int(bool(self.turned) and site.projection == "output") for site in sites}
         self.input_slices = cut_sites(sites, geometry, CUT_INPUTS)
         self.output_slices = cut_sites(sites, geometry, CUT_OUTPUTS)
-
-
-class CutMethod(StackedMethod):
-    """A method whose tensors have several ranks, which training may cut.
-
-    Without `cuts`, an adapter keeps the method's own ranks. With `cuts`, training starts with larger ranks.
-    """
-
-    #: The schedule of cuts. Training starts with larger ranks and drops the smallest singular values, until
-    #: there are no more parameters than with the method's own ranks. None: no cuts. torch's
-    #: DistributedDataParallel expects the old shapes after a cut, and has to be put around the model again.
-    cuts: Cuts | None = None
-
-    @property
-    def cut_names(self) -> tuple[str, ...]:
-        """The names of a tensor's ranks: the mode or bond of each. By default, they are `rank_names`."""
-        return self.rank_names
-
-    @property
-    @abstractmethod
-    def budget_ranks(self) -> Ranks:
-        """The method's own ranks, one for each of `cut_names`.
-
-        After all cuts, the adapter has at most as many parameters as with these ranks.
-        """
-
-    @abstractmethod
-    def cut_limits(self, geometry: Geometry) -> Ranks:
-        """Returns the largest useful rank for each of `cut_names`."""
-
-    @abstractmethod
-    def count_with(self, geometry: Geometry, ranks: Ranks) -> int:
-        """Counts the adapter's parameters with these ranks, one for each of `cut_names`."""
-
-    def start_ranks(self, geometry: Geometry) -> Ranks:
-        """Returns the ranks of a fresh adapter, one for each of `cut_names`.
-
-        Raises UserError if `cuts` is set but no rank can be larger than the method's own.
-        """
-        if self.cuts is None:
-            return self.budget_ranks
-        counted = partial(self.count_with, geometry)
-        return self.cuts.start_ranks(self.budget_ranks, self.cut_limits(geometry), counted, self.label)
-
-    def peak_count(self, geometry: Geometry) -> int:
-        cuts = self.cuts is not None
-        return self.count_with(geometry, self.start_ranks(geometry)) if cuts else self.count(geometry)
-
-    def count_left(self, geometry: Geometry, ranks: Mapping[str, Sequence[int]]) -> int:
-        if self.cuts is None:
-            return super().count_left(geometry, ranks)
-        if list(ranks) != list(self.cut_names) or not all(len(left) == 1 for left in ranks.values()):
-            raise UserError(
-                f"{self.label}: final ranks are one for each of {', '.join(self.cut_names)} "
-                f"(got {shown(dict(ranks))})"
-            )
-        return self.count_with(geometry, tuple(rank for (rank,) in ranks.values()))
-
-    def check(self, geometry: Geometry, projections: tuple[str, ...]) -> None:
-        super().check(geometry, projections)
-        if self.cuts is not None:
-            self.start_ranks(geometry)
-
-    def check_steps(self, steps: int) -> None:
-        if self.cuts is not None:
-            self.cuts.steps(steps)
-
-    @property
-    def varying_count(self) -> str:  # type: ignore[override]
-        reason = "training chooses the ranks, whose parameters are at most those of the budget"
-        return reason if self.cuts else ""
-
-    def cutting(self, geometry: Geometry, tensor: Cuttable) -> Cutting | None:
-        """Builds the object that cuts the ranks of an adapter's tensors. None without `cuts`."""
-        if self.cuts is None:
-            return None
-        counted = partial(self.count_with, geometry)
-        return Cutting(self.cuts, tensor, self.cut_names, counted, self.count(geometry))

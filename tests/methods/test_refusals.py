@@ -41,12 +41,6 @@ def peft(kind: str, field: str, value: Any, *said: object) -> tuple[str, dict[st
             {"variant": "qkv_depth", "factorization": "tt", "ranks": (4,)},
             r"as tt takes 3 \(input-layer, layer-projection, projection-output\), got 1",
         ),
-        ("tenslora", {"variant": "qkv", "factorization": "cp", "cuts": {}}, r"cuts: .* tucker \(got cp\)"),
-        ("tenslora", {"variant": "qkv", "factorization": "tt", "cuts": {}}, r"cuts: .* tucker \(got tt\)"),
-        ("tenslora", {"variant": "qkv", "cuts": {"start": 1}}, naming("cuts.start", 1, 1)),
-        ("tenslora", {"variant": "qkv", "cuts": {"first": 0.7}}, r"first: 0.7 [^(]*0.6[^(]*\(got {[^(]*$"),
-        ("tenslora", {"variant": "qkv", "cuts": {"begin": 2}}, r"unknown field 'cuts\.begin'.*are first"),
-        ("tenslora", {"variant": "qkv", "cuts": 3}, "cuts: .*mapping"),
         # Fields that would train something else.
         peft("LORA", "init_lora_weights", "pissa_niter_4", "'pissa_niter_4' does not"),
         peft("LORA", "init_lora_weights", "olora", "'olora' does not"),

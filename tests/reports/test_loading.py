@@ -174,7 +174,7 @@ def test_experiments_of_another_type_are_refused(experiment: Any) -> None:
 
 def test_unknown_numbers_are_nan_in_every_column(results: LoadedResults) -> None:
     cells = results.cells
-    # No method of these results cuts ranks.
+    # No method of these results prunes ranks.
     assert cells["peak"].dtype == "float64"
     assert cells["peak"].isna().all()
     assert cells["parameters"].dtype == "int64"

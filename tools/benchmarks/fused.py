@@ -96,7 +96,7 @@ class _Heads(nn.Module):
 def train(trials: Sequence[Trial], resources: Resources) -> list[_Member]:
     """Trains trials of one backbone, task, batch size and number of steps together, without validation.
 
-    The methods must be low-rank, without dropout or cuts.
+    The methods must be low-rank, without dropout.
     """
     members = [_Member(trial, resources) for trial in trials]
     backbone, recipe = resources.backbone(trials[0]), trials[0].recipe

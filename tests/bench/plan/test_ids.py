@@ -171,6 +171,13 @@ def test_a_size_by_a_budget_and_one_that_is_given_are_one(name: str) -> None:
             assert identity_of(stored) == identity_of(sized.identity()) == sized.identity()
 
 
+def test_a_stored_option_that_is_gone_changes_no_id_where_it_did_nothing() -> None:
+    stored = create("tenslora", variant="qkv", ranks=(4, 4, 2)).stored()
+    assert identity_of({**stored, "cuts": None}) == identity_of(stored)
+    with pytest.raises(UserError, match=naming("unknown field 'cuts'")):
+        identity_of({**stored, "cuts": {"times": 1}})
+
+
 # --- different results, different ids ---
 
 #: A change of every field of a recipe.

@@ -329,12 +329,12 @@ def test_paths_that_begin_at_the_suite_s_folder_would_be_lost_elsewhere(tmp_path
 
 
 def test_a_length_that_is_too_short_for_a_method_is_refused_before_any_trial() -> None:
-    cut = {"method": "tenslora", "variant": "qkv_depth", "cuts": {"times": 5}}
+    pruned = {"method": "peft", "type": "ADALORA", "config": {"tinit": 2, "tfinal": 2}}
     training = {"batch_size": 16, "epochs": 9}
     suite = load_suite(
-        {**changed(epochs={"seeds": [1000]}), "methods": ["head_only", cut], "training": training}
+        {**changed(epochs={"seeds": [1000]}), "methods": ["head_only", pruned], "training": training}
     )
-    with pytest.raises(UserError, match=naming("pilot.epochs", "epochs: 1", "qkv_depth", "'digits'")):
+    with pytest.raises(UserError, match=naming("pilot.epochs", "epochs: 1", "AdaLoRA", "'digits'")):
         choosers_of(make_plan(suite))
 
 

@@ -1,4 +1,4 @@
-"""Tests methods that cut parameters during training: budgets, and the stored counts before and after."""
+"""Tests AdaLoRA, which prunes during training: budgets, and the stored counts before and after."""
 
 from __future__ import annotations
 
@@ -34,15 +34,13 @@ from ..toy_suites import VISION, plan
 
 ADALORA = {"method": "peft", "type": "ADALORA", "config": {"tinit": 1, "tfinal": 2}}
 LILY = {"method": "peft", "type": "LILY"}
-TUCKER = {"method": "tenslora", "variant": "qkv_depth", "cuts": {}}
-TRAIN = {"method": "metatt", "targets": "qkv", "cuts": {"times": 2}}
-CUTTING = ("AdaLoRA", "MetaTT-4D", "TensLoRA qkv_depth")
+TUCKER = {"method": "tenslora", "variant": "qkv_depth"}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> tuple[Store, Plan]:
-    store = Store.create(new_store(tmp_path_factory.mktemp("cut")), "toy")
-    planned = plan(VISION, methods=[ADALORA, LILY, TUCKER, TRAIN])
+    store = Store.create(new_store(tmp_path_factory.mktemp("pruned")), "toy")
+    planned = plan(VISION, methods=[ADALORA, LILY, TUCKER])
     run_inline(store, planned)
     return store, planned
 
@@ -55,22 +53,18 @@ def test_trials_end_within_their_budget_and_store_both_counts_and_their_ranks(
     for row in planned.rows:
         record = records[str(row.trials[0])]
         left = json.loads(record.tag(Tag.FINAL_RANKS, "{}"))
-        if row.title not in CUTTING:
+        if row.title != "AdaLoRA":
             assert (row.peak, record.measure(Measure.PEAK_PARAMETERS), left) == (None, None, {})
             continue
         assert row.peak is not None
         stored = record.metrics[Measure.ADAPTER_PARAMETERS]
         assert 0.8 * row.parameters < stored <= row.parameters < row.peak
         assert record.measure(Measure.PEAK_PARAMETERS) == row.peak
-        assert left
-    adalora, _, tucker, train = (json.loads(records[t.id].tag(Tag.FINAL_RANKS, "{}")) for t in planned.trials)
-    assert list(adalora) == ["query", "key", "value"]
-    assert list(tucker) == ["input", "output", "projection", "layer"]
-    assert list(train) == ["input-layer", "layer-projection", "projection-output"]
+        assert list(left) == ["query", "key", "value"]
 
 
 def test_the_selected_state_answers_as_in_training(made: tuple[Store, Plan]) -> None:
-    """Compares outputs bit by bit, even if they depend on the batch or if the ranks changed."""
+    """Compares outputs bit by bit, even if they depend on the batch or if ranks were pruned."""
     store, planned = made
     resources = Resources("cpu")
     for trial in planned.trials:
@@ -87,12 +81,12 @@ def test_the_selected_state_answers_as_in_training(made: tuple[Store, Plan]) -> 
 def test_verify_recounts_the_peak_and_the_final_ranks(made: tuple[Store, Plan]) -> None:
     store, _ = made
     assert verify(store=store.uri).ok
-    record = next(candidate for candidate in store.records() if candidate.tag(Tag.FAMILY) == "tenslora")
+    record = next(candidate for candidate in store.records() if candidate.tag(Tag.FINAL_RANKS))
     final_ranks, peak = record.tag(Tag.FINAL_RANKS), record.metrics[Measure.PEAK_PARAMETERS]
     broken: list[tuple[str, float, str]] = [
         (final_ranks, peak + 1, "parameters/adapter_peak by the ranks"),
-        (final_ranks.replace('"layer":[', '"layer":[1'), peak, "parameters/adapter by the final ranks"),
-        (final_ranks.replace("layer", "head"), peak, "tag final_ranks"),
+        (final_ranks.replace('"key":[', '"key":[1'), peak, "parameters/adapter by the final ranks"),
+        (final_ranks.replace("key", "head"), peak, "tag final_ranks"),
         ("[]", peak, "tag final_ranks"),
     ]
     for ranks, count, named in broken:
@@ -112,16 +106,16 @@ def test_a_trial_is_shown_with_its_final_ranks(made: tuple[Store, Plan]) -> None
             load_trial(trial.id, store=store.uri).overview(), console=Console(file=printed, width=120)
         )
         shown.append(" ".join(printed.getvalue().split()))
-    adalora, lily, tucker, _ = shown
+    adalora, lily, tucker = shown
     assert re.search(r"final ranks, query (\d+ )+\d+, layer by layer final ranks, key", adalora)
     assert "final ranks" not in lily
-    assert re.search(r"final ranks input \d+, output \d+, projection \d+, layer \d+ backbone", tucker)
+    assert "final ranks" not in tucker
 
 
-def test_the_table_of_results_shows_no_ranks_that_training_cut(made: tuple[Store, Plan]) -> None:
+def test_the_table_of_results_shows_no_ranks_that_training_pruned(made: tuple[Store, Plan]) -> None:
     store, planned = made
     shown = [line["ranks"] for line in summarise(store, planned.stored()).overview("toy").lines]
-    assert [ranks == "cut" for ranks in shown] == [row.title in CUTTING for row in planned.rows]
+    assert [ranks == "pruned" for ranks in shown] == [row.title == "AdaLoRA" for row in planned.rows]
 
 
 @pytest.mark.parametrize("kind", [int, float], ids=["planned", "from a frame"])
@@ -132,16 +126,7 @@ def test_a_table_shows_both_counts(kind: type) -> None:
 
 
 @pytest.mark.parametrize("training", [{"epochs": 1}, {"steps": 4}], ids=["epochs of a known length", "steps"])
-@pytest.mark.parametrize(
-    ("method", "reason"),
-    [
-        ({**ADALORA, "config": {"tinit": 2, "tfinal": 2}}, naming(5, "steps", 4)),
-        ({**TUCKER, "cuts": {"times": 5}}, naming("cuts", 5, "1, 1, 2, 2, 2", 4)),
-    ],
-    ids=["AdaLoRA", "cuts"],
-)
-def test_a_plan_refuses_a_training_that_is_too_short(
-    method: dict[str, Any], reason: str, training: dict[str, Any]
-) -> None:
-    with pytest.raises(UserError, match=rf"methods\.0: .*{reason}"):
+def test_a_plan_refuses_a_training_that_is_too_short(training: dict[str, Any]) -> None:
+    method = {**ADALORA, "config": {"tinit": 2, "tfinal": 2}}
+    with pytest.raises(UserError, match=rf"methods\.0: .*{naming(5, 'steps', 4)}"):
         plan(VISION, methods=[method], training={"batch_size": 16, **training})
