@@ -11,7 +11,7 @@ from pathlib import Path
 
 from marked import replaced, table
 
-from tensorbench.backbones.kinds import KINDS, NAMES, TIMM
+from tensorbench.backbones.kinds import KINDS
 from tensorbench.methods import METHODS, Geometry, NotLowRank, UserError, attach, create
 from tensorbench.methods.skeleton import SkeletonBackbone
 from tensorbench.tools.export.original import target_of
@@ -34,7 +34,7 @@ OF_RANKS = ("method", "its parameters", "rank as LoRA", "parameters as LoRA")
 def rewritten(text: str) -> str:
     """The page with the current tables. Kinds that differ only in name and class share a line."""
     rows: dict[tuple[str, ...], list[tuple[str, str]]] = {}
-    for named, model, *rest in map(_row, NAMES):
+    for named, model, *rest in map(_row, KINDS):
         rows.setdefault(tuple(rest), []).append((named, model))
     lines = []
     for cells, kinds in rows.items():
@@ -68,8 +68,6 @@ def _ranks() -> Iterator[tuple[str, ...]]:
 
 
 def _row(name: str) -> tuple[str, ...]:
-    if name == TIMM:
-        return "`timm`", "`timm.create_model(…)`, merged alone", "its classifier", "–", "query, key and value"
     kind, target = KINDS[name], target_of(name)
     models, loaders = [f"`{target.class_name}`"], [f"`{target.loader}`"]
     head = ", ".join(f"`{path}`" for path in target.head.values()) or "`head.safetensors`"

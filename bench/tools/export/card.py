@@ -14,7 +14,7 @@ from tensorbench.machine.visible import markdown_text, visible
 from tensorbench.tasks.data_tasks import DataTask
 from tensorbench.tasks.task import Task
 from tensorbench.tasks.tokens import beginning
-from tensorbench.tools.export.original import HEAD, ORIGINAL, Original, TimmOriginal
+from tensorbench.tools.export.original import HEAD, ORIGINAL, Original
 
 #: For each quantisation, the arguments with which transformers rounds weights the same way, and a caveat.
 QUANTISED = {
@@ -87,16 +87,15 @@ def card(
     since the author has to choose it.
     """
     base = original.reference if original.revision else None
-    timm = isinstance(original, TimmOriginal)
     data = ModelCardData(
-        library_name="timm" if timm else "transformers" if merged else "peft",
+        library_name="transformers" if merged else "peft",
         base_model=base,
         base_model_relation=("finetune" if merged else "adapter") if base else None,
         tags=["tensorpeft-bench", *["lora"] * (not merged)],
         model_name=f"{original.backbone.info.name} by tensorpeft-bench" if score else None,
         eval_results=[score] if score else None,
     )
-    libraries = ("torch", "transformers", "timm", "peft")
+    libraries = ("torch", "transformers", "peft")
     checked = ", ".join(f"{library} {version(library)}" for library in libraries)
     rows = [f"| {markdown_text(key)} | {markdown_text(value)} |" for key, value in facts.items()]
     notes = [*_notes(original, merged), *notes]
@@ -171,12 +170,6 @@ def code(original: Original, merged: bool, template: str) -> str:
 
     `template` is as in `write_export`.
     """
-    if isinstance(original, TimmOriginal):
-        return """import timm, torch
-
-model = timm.create_model("local-dir:.", pretrained=True).eval()
-with torch.no_grad():
-    logits = model(batch["pixel_values"])"""
     place = "." if merged else original.place
     call = loading(original, place, repr(place))
     lines = ["import torch, transformers", "", f"model = {call}.eval()"]
@@ -239,14 +232,13 @@ def loading(original: Original, place: str, shown: str) -> str:
 
 def _notes(original: Original, merged: bool) -> list[str]:
     images = original.model_input if isinstance(original.model_input, ImageInput) else None
-    timm = isinstance(original, TimmOriginal)
     notes = []
     if merged:
         notes.append("The update is added to the backbone's weights: peft is not needed.")
         if images and not original.head_is_beside:
             notes.append('`transformers.pipeline("image-classification", model=".")` takes images.')
         # Say how pixels that the library prepares differ from pixels in training.
-        if images and not timm:
+        if images:
             notes.append(
                 'Training resized images with PIL, as transformers does with `backend="pil"`. With its '
                 "default, torchvision, a pixel is off by at most one of 255 levels."
@@ -257,8 +249,6 @@ def _notes(original: Original, merged: bool) -> list[str]:
                 "resizes first. Square images come out the same, others shifted by up to a pixel: where that "
                 "matters, cut the square out yourself."
             )
-        elif images and images.resize is not None and timm and (images.resize - images.size) % 4 == 3:
-            notes.append("timm cuts the centre out one pixel lower and further right than training did.")
     else:
         notes.append(_origin(original))
         if original.spec.quantise:

@@ -1,4 +1,4 @@
-"""The original model of an export: the trial's frozen model in the layout of transformers or timm.
+"""The original model of an export: the trial's frozen model in the layout of transformers.
 
 The backbone is the same model in this harness's layout. There, layers that transformers fuses are split, and
 weights that it stores transposed are transposed back.
@@ -27,8 +27,7 @@ from tensorbench.backbones.backbone import FittedHead
 from tensorbench.backbones.fused import Split, SplitHeads
 from tensorbench.backbones.huggingface import FolderBackbone, HubBackbone, quiet
 from tensorbench.backbones.inputs import ImageInput, ModelInput
-from tensorbench.backbones.kinds import KINDS
-from tensorbench.backbones.timm_vit import TimmBackbone
+from tensorbench.backbones.kinds import KINDS, TIMM
 from tensorbench.methods import Site, UserError
 
 #: The file with the state of a head that fits no module of the model.
@@ -88,9 +87,9 @@ class Update:
 class Original:
     """The original model of transformers: a classifier, an encoder or a language model.
 
-    Raises UserError for a model that transformers cannot load again, for a converged head that the model's
-    classifier cannot hold, for frozen weights in bfloat16, and for quantised layers that are fused or
-    transposed in transformers.
+    Raises UserError for a timm model and any other that transformers cannot load again, for a converged head
+    that the model's classifier cannot hold, for frozen weights in bfloat16, and for quantised layers that are
+    fused or transposed in transformers.
     """
 
     def __init__(
@@ -110,8 +109,11 @@ class Original:
                 f"{self._name} {self._cannot}: what an export computes is compared in float32, and the "
                 f"adapter was trained on weights in {spec.dtype}"
             )
-        row = KINDS.get(backbone.info.kind)
-        if spec.quantise and (self.fused or (row is not None and row.transposed)):
+        if backbone.info.kind == TIMM:
+            raise UserError(
+                f"{self._name} {self._cannot}: it is a timm model, and exports are for transformers and peft"
+            )
+        if spec.quantise and (self.fused or KINDS[backbone.info.kind].transposed):
             raise UserError(
                 f"{self._name} {self._cannot}: what is one layer in the original model, or transposed there, "
                 "was quantised in another layout"
@@ -321,77 +323,6 @@ class Original:
         return answers(language_model.get_submodule(self.prefix.removesuffix(".")), **batch)
 
 
-class TimmOriginal(Original):
-    """The original model of timm. Its own classifier becomes the trained head.
-
-    Raises UserError for a model that timm cannot make by name, and for a classifier that is not linear.
-    """
-
-    prefix, answers, head_is_beside = "", None, False
-
-    def _check(self) -> None:
-        import timm
-
-        entry, images = entry_of(self.spec), self.model_input
-        assert isinstance(images, ImageInput)
-        if not isinstance(entry, TimmBackbone):
-            raise UserError(
-                f"{self._name} of a plug-in {self._cannot}: it is a timm model, but by which name timm makes "
-                "it is not known"
-            )
-        blueprint = entry.blueprint()
-        with torch.device("meta"):
-            model = timm.create_model(
-                blueprint.architecture, **{**blueprint.arguments, "num_classes": len(self.classes)}
-            )
-        # Without it, timm may build a model of another size than the one that it has by name.
-        size = {"img_size": images.size} if getattr(model.patch_embed, "img_size", None) else {}
-        classifier = model.get_classifier()
-        # Distilled models have two classifiers and average their logits.
-        classifiers = classifier if isinstance(classifier, tuple) else (classifier,)
-        for module in classifiers:
-            if not isinstance(module, nn.Linear):
-                raise UserError(
-                    f"timm's {blueprint.architecture} ends in a {type(module).__name__}, not in a linear "
-                    "layer that could be the trained head"
-                )
-        self._heads = [name for name, module in model.named_modules() if module in classifiers]
-        self._expected = set(model.state_dict())
-        # Written like timm's own models on the hub, so that timm and transformers load it the same way.
-        self._config = {
-            "architecture": blueprint.architecture,
-            "num_classes": len(self.classes),
-            "label_names": list(self.classes),
-            "model_args": {**blueprint.arguments, **size},
-            "pretrained_cfg": timm_settings(images),
-        }
-        self.reference, self.revision = None, None
-        if entry.weights is None:
-            self.reference, _ = blueprint.hub(entry.model)
-            self.revision = self.backbone.info.weights_hash.rpartition("@")[2]
-
-    def heads(self) -> dict[str, dict[str, Tensor]]:
-        return {path: copies(self.backbone.head.state_dict()) for path in self._heads}
-
-    def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        tensors = self.state(state)
-        for path, head in self.heads().items():
-            tensors |= {f"{path}.{name}": tensor for name, tensor in head.items()}
-        if wrong := sorted(self._expected ^ set(tensors)):
-            raise _no_place(wrong)
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        write_json(folder / "config.json", self._config)
-
-    def load(self, place: str | Path) -> Any:
-        import timm
-
-        return timm.create_model(f"local-dir:{place}", pretrained=True)
-
-    def logits(self, model: Any, folder: Path, batch: Mapping[str, Tensor]) -> Tensor:
-        logits: Tensor = model(batch["pixel_values"])
-        return logits
-
-
 def processor(images: ImageInput) -> dict[str, Any]:
     """The content of `preprocessor_config.json`, which prepares images as they were prepared in training.
 
@@ -413,21 +344,6 @@ def processor(images: ImageInput) -> dict[str, Any]:
         "do_normalize": True,
         "image_mean": list(images.mean),
         "image_std": list(images.std),
-    }
-
-
-def timm_settings(images: ImageInput) -> dict[str, Any]:
-    """The `pretrained_cfg` in timm's `config.json`: how images are prepared."""
-    squashed = images.resize is not None
-    # timm resizes to ⌊size / crop_pct⌋: adding a half makes this exactly the intended integer.
-    share = images.size / (images.resize + 0.5) if images.resize is not None else 1.0
-    return {
-        "input_size": [3, images.size, images.size],
-        "interpolation": "bilinear" if squashed else "bicubic",
-        "crop_mode": "squash" if squashed else "center",
-        "crop_pct": share,
-        "mean": list(images.mean),
-        "std": list(images.std),
     }
 
 

@@ -26,7 +26,6 @@ from tensorbench.backbones import BackboneSpec, LoadedBackbone, load
 from tensorbench.backbones.answers import Answers, Writer
 from tensorbench.backbones.huggingface import quiet
 from tensorbench.backbones.inputs import ImageInput, ModelInput, TextInput
-from tensorbench.backbones.kinds import TIMM
 from tensorbench.baselines.peft_adapter import NAME, PeftAdapter
 from tensorbench.machine.files import remove
 from tensorbench.machine.outputs import earlier_files, output_folder
@@ -36,7 +35,7 @@ from tensorbench.records.measures import Measure
 from tensorbench.records.words import Tag
 from tensorbench.store import DEFAULT_STORE
 from tensorbench.tools.export.card import card, facts_of, facts_of_writing, template_of
-from tensorbench.tools.export.original import ORIGINAL, Original, TimmOriginal, Update, copies, write_json
+from tensorbench.tools.export.original import ORIGINAL, Original, Update, copies, write_json
 
 #: The largest accepted difference between an export's logits and the harness's, divided by the harness's
 #: largest absolute logit if that is above 1.
@@ -165,8 +164,7 @@ def write_export(
     `export_run` does.
     """
     target = output_folder(out, "export", force=force)
-    form = TimmOriginal if backbone.info.kind == TIMM else Original
-    original = form(backbone, spec, classes, model_input or backbone.info.input)
+    original = Original(backbone, spec, classes, model_input or backbone.info.input)
     inputs = _inputs(backbone)
     expected = _logits(backbone, inputs)
     facts = {
@@ -198,11 +196,9 @@ def _write_checkpoint(original: Original, adapter: Adapter, folder: Path) -> tup
     """Writes a PEFT checkpoint, with the original model if it is neither on the hub nor in a folder.
 
     Returns notes for README.md, and `Exported.size`.
-    Raises UserError for a timm model, for a trial without adapter, and for an adapter of peft's own that does
+    Raises UserError for a trial without adapter, and for an adapter of peft's own that does
     not fit the layers of the original model. Raises NotLowRank if peft cannot represent the update.
     """
-    if isinstance(original, TimmOriginal):
-        raise UserError("peft's checkpoints belong to models of transformers: a timm model takes --merged")
     if not adapter.bases:
         raise UserError("the trial trained a head only: there is no adapter; --merged writes the whole model")
     size = ""

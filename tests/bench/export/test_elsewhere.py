@@ -111,17 +111,17 @@ def test_names_of_others_are_text_on_an_export_s_page(case: Callable[..., Case])
 
 
 @pytest.mark.parametrize("merged", [False, True])
-@pytest.mark.parametrize("source", ["vit", "roberta", "timm", "tiny-random-bert"])
+@pytest.mark.parametrize("source", ["vit", "roberta", "tiny-random-bert"])
 def test_no_file_names_a_folder_of_this_machine(
     case: Callable[..., Case], tmp_path: Path, source: str, merged: bool
 ) -> None:
     made = case(source)
-    made.export(made.attach(METHODS["lora"]), merged=merged or source == "timm")
+    made.export(made.attach(METHODS["lora"]), merged=merged)
     texts = [file for file in made.folder.rglob("*") if file.suffix in (".json", ".md")]
     assert len(texts) >= 3
     here = str(tmp_path.parent)
     assert [file.name for file in texts if here in file.read_text(encoding="utf-8")] == []
-    if made.spec.local and not merged and source != "timm":
+    if made.spec.local and not merged:
         readme = (made.folder / "README.md").read_text(encoding="utf-8")
         assert f"'{made.backbone.info.name}'" in readme
         assert readme.count(made.backbone.info.weights_hash) == 2
@@ -144,10 +144,8 @@ for folder in sys.argv[1:]:
 def test_the_page_s_code_needs_no_harness(case: Callable[..., Case], tmp_path: Path) -> None:
     """One new interpreter runs the code of all exports, because importing the libraries takes seconds."""
     expected: dict[Path, Tensor] = {}
-    for source in ("vit", "bert", "timm", "llama"):
+    for source in ("vit", "bert", "llama"):
         for merged in (False, True):
-            if source == "timm" and not merged:
-                continue
             made = case(
                 source, **({"prompt": Prompt("{text}", ("no", "yes", "nay"))} if source == "llama" else {})
             )
@@ -187,7 +185,7 @@ class Pictures(Task):
 
 @pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("resize", [None, 6])
-@pytest.mark.parametrize(("source", "size"), [("vit", 96), ("dinov2", None), ("timm", 96), ("timm", None)])
+@pytest.mark.parametrize(("source", "size"), [("vit", 96), ("dinov2", None)])
 def test_a_pipeline_prepares_images_as_training_did(
     case: Callable[..., Case], source: str, size: int | None, resize: int | None
 ) -> None:
@@ -205,10 +203,7 @@ def test_a_pipeline_prepares_images_as_training_did(
         expected = made.backbone.module.eval()(**batch)
     made.export(adapter, merged=True, model_input=model_input)
     images = [Image.fromarray(task.images[i]) for i in split.ids.tolist()]
-    # timm resizes with PIL, as training did; transformers offers both.
-    exact = AutoImageProcessor.from_pretrained(
-        made.folder, **({} if "timm" in source else {"backend": "pil"})
-    )
+    exact = AutoImageProcessor.from_pretrained(made.folder, backend="pil")
     close(_answers(made.folder, images, image_processor=exact), expected)
     by_default = _answers(made.folder, images)
     torch.testing.assert_close(by_default, expected, atol=0.02, rtol=0)

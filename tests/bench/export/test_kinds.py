@@ -17,15 +17,13 @@ from transformers import LlamaForCausalLM
 
 from tensorbench.backbones import BackboneSpec, load
 from tensorbench.backbones.inputs import Prompt
-from tensorbench.backbones.kinds import KINDS, TIMM
+from tensorbench.backbones.kinds import KINDS
 from tensorbench.backbones.random_weights import byte_tokenizer
 from tensorbench.baselines.peft_types import Peft
-from tensorbench.methods import UserError
 from tensorbench.tasks.tokens import written
 
-from ...messages import naming
 from ..local_checkpoints import edit, encoder, whole_model_of, write
-from .cases import CLASSES, COMMIT, METHODS, Case, assert_same_logits, close, loaded, save_timm, saved
+from .cases import CLASSES, COMMIT, METHODS, Case, assert_same_logits, close, loaded, saved
 
 #: The class that loads an export with its head. Exports of other kinds have the head in a file beside them.
 WITH_HEAD = {
@@ -68,11 +66,6 @@ def test_a_kind_with_a_head(case: Callable[..., Case], kind: str, merged: bool) 
         model.merge_and_unload()
 
 
-def _timm(folder: Path, name: str, size: int | None) -> Case:
-    spec = save_timm(folder / "weights.safetensors", name)
-    return loaded(spec.model_copy(update={"image_size": size}), folder)
-
-
 def _other_classes(folder: Path, kind: str) -> Case:
     """A classifier of five classes, with the names of transformers 4."""
     model = write(folder / "model", kind, encoder(kind), version=4, prefix=True)
@@ -87,11 +80,6 @@ def _tower(folder: Path, model_type: str, tower: str) -> Case:
 
 #: Backbones of further makes. Each is made from the fixture `case` and a folder.
 MAKES: dict[str, Callable[[Callable[..., Case], Path], Case]] = {
-    **{
-        f"{name} at {size} px": lambda _, folder, name=name, size=size: _timm(folder, name, size)
-        for name in ("test_vit", "deit_tiny_distilled_patch16_224")
-        for size in (None, 96)
-    },
     **{
         f"{source} at 96 px": lambda case, _, source=source: case(source, image_size=96)
         for source in ("vit", "dinov2", "clip_vision_model", "tiny-random-vit")
@@ -112,10 +100,6 @@ def test_a_backbone_of_another_make(
 ) -> None:
     made = MAKES[make](case, tmp_path)
     adapter = made.attach(METHODS["qkv_depth"], 0.05)
-    if made.kind == TIMM and not merged:
-        with pytest.raises(UserError, match=naming("timm", "--merged")):
-            made.export(adapter)
-        return
     made.export(adapter, merged=merged)
     assert_same_logits(made)
 

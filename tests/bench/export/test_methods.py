@@ -41,7 +41,6 @@ FORMS = [
         ("merged", "bert", name)
         for name in ("cara", "lora", "att_qkv_depth", "full", "head_only", "DORA", "LOKR", "IA3")
     ),
-    *(("merged", "timm", name) for name in ("lora", "full", "IA3", "head_only")),
     *(("merged", "tiny-random-vit", name) for name in ("cara", "DORA", "full")),
     ("merged", "vit", "quanta"),
 ]

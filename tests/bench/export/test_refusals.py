@@ -12,9 +12,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 import tensorbench.tools.export.write
-from tensorbench.backbones import BACKBONES, BackboneInfo, BackboneSpec, LoadedBackbone, registered_backbones
+from tensorbench.backbones import BackboneInfo, BackboneSpec, LoadedBackbone
 from tensorbench.backbones.inputs import ImageInput
-from tensorbench.backbones.random_weights import RandomBackbone
 from tensorbench.baselines.full import FullFineTuning
 from tensorbench.baselines.peft_types import Peft
 from tensorbench.machine.outputs import output_folder
@@ -41,10 +40,8 @@ REFUSED: list[tuple[str, Quantisation | None, Method, bool, tuple[str, ...]]] = 
     ("vit", None, create("quanta", axes=(4, 4)), False, ("QuanTA", "--merged")),
     ("vit", None, create("loretta_adp", rank=2), False, ("LoRETTA-adp",)),
     ("vit", None, create("loretta_adp", rank=2), True, ("bottleneck",)),
-    # A plug-in's timm model has no name to load it by.
-    ("mine", None, METHODS["lora"], True, ("'mine'", "timm")),
+    ("timm", None, METHODS["lora"], True, ("timm", "exports are for transformers and peft")),
     # What is one layer in the original was quantised in another layout.
-    ("timm", "nf4", METHODS["lora"], True, ("exported", "layer")),
     ("gpt2", "int8", METHODS["lora"], False, ("exported", "layer")),
     ("llama", "nf4", METHODS["lora"], True, ("--merged", "nf4", "checkpoint")),
 ]
@@ -53,16 +50,12 @@ REFUSED: list[tuple[str, Quantisation | None, Method, bool, tuple[str, ...]]] = 
 @pytest.mark.parametrize(("source", "quantise", "method", "merged", "names"), REFUSED)
 def test_what_cannot_be_exported_is_refused(
     case: Callable[..., Case],
-    monkeypatch: pytest.MonkeyPatch,
     source: str,
     quantise: Quantisation | None,
     method: Method,
     merged: bool,
     names: tuple[str, ...],
 ) -> None:
-    entry = RandomBackbone("mine", "timm", Geometry(32, 4, 2, 128), image_size=32, patch=8)
-    monkeypatch.setattr(registered_backbones, "mine", entry, raising=False)
-    monkeypatch.setitem(BACKBONES._targets, "mine", f"{registered_backbones.__name__}:mine")
     made = case(source)
     made.spec = made.spec.model_copy(update={"quantise": quantise})
     with pytest.raises((UserError, NotLowRank), match=naming(*names)):
@@ -77,14 +70,6 @@ def test_the_attention_of_a_configuration_is_passed_over(case: Callable[..., Cas
     file.write_text(json.dumps(config))
     made.export(made.attach(METHODS["lora"]))
     assert_same_logits(made)
-
-
-def test_a_timm_head_that_is_not_linear(case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch) -> None:
-    made = case("timm")
-    adapter = made.attach(METHODS["lora"])
-    monkeypatch.setattr("timm.models.VisionTransformer.get_classifier", lambda self: nn.Identity())
-    with pytest.raises(UserError, match=naming("test_vit", "Identity")):
-        made.export(adapter, merged=True)
 
 
 @pytest.mark.parametrize("off", [1e-3, float("nan")])
