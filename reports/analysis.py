@@ -13,6 +13,7 @@ from statistics import fmean
 
 import numpy as np
 
+from tensorbench.methods import UserError
 from tensorbench.records.metrics import METRICS, bounds, direction
 from tensorbench.reports.blocks import Block, Entrant, Estimate, Performance
 from tensorbench.reports.collapses import DIVERGED, Collapses, collapses
@@ -23,7 +24,7 @@ from tensorbench.reports.evidence import gather
 from tensorbench.reports.guards import find_guards, guarded
 from tensorbench.reports.inference.crossed import OnSetting
 from tensorbench.reports.inference.effects import Effect, effect
-from tensorbench.reports.inference.intervals import LEAST_SEEDS, simultaneous
+from tensorbench.reports.inference.intervals import LEAST_SEEDS
 from tensorbench.reports.inference.studies import CompleteStudies, of_method, pooled_failures, score_after
 from tensorbench.reports.ranks import Allocations, OverBudgets, find_allocations, over_budgets
 from tensorbench.reports.results import NO_ADAPTERS, REFERENCE, Cell, Results, Seed, block_order, grouped
@@ -56,14 +57,14 @@ class Analysis:
     collapses: Mapping[int, Collapses]
 
     def score(self, cell: Cell) -> Estimate | None:
-        """The score of a cell after k trials, where k is the number of trials in one study.
+        """The score of a cell after the k trials of tuning after which methods are compared.
 
         None if no study of the cell is complete.
         """
         studies = self.studies.get(cell.number)
         if studies is None:
             return None
-        k = studies.losses.shape[1]
+        k = cell.studies.k if cell.studies else 1
         for entrant in (entrant for block in self.blocks for entrant in block.methods):
             own = entrant.on.get(cell.setting)
             if own and own.cell.number == cell.number and k in own.scores:
@@ -88,8 +89,15 @@ class Analysis:
 def analyse(results: Results, threshold: CustomThresholds = None) -> Analysis:
     """Computes all statistics, verdicts and notes of a report.
 
-    `threshold` is the smallest difference that matters. Raises UserError if it is invalid (see `thresholds`).
+    `threshold` is the smallest difference that matters. Raises UserError if it is invalid (see `thresholds`),
+    and if it is given for a sequential experiment, whose margin is part of its plan.
     """
+    sequential = [each.name for each in results.experiments if each.looked is not None]
+    if threshold is not None and sequential:
+        raise UserError(
+            f"threshold: the plan of {listed(sequential)} states the margin at which methods stop, in "
+            "tuning.looks.margin; leave the threshold out"
+        )
     matters = thresholds((cell.metric for cell in results.all_cells if cell.metric), threshold)
     by_trial, gaps = gather(results, _needed(results))
     collapsed = collapses(results, by_trial)
@@ -101,7 +109,7 @@ def analyse(results: Results, threshold: CustomThresholds = None) -> Analysis:
     def judged(block: Block) -> Block:
         return guarded(material, compared(material, block), scored(block.k))
 
-    blocks = tuple(map(judged, _blocks(material, matters)))
+    blocks = tuple(_as_decided(results, judged(block)) for block in _blocks(material, matters))
     return Analysis(
         results,
         matters,
@@ -115,6 +123,18 @@ def analyse(results: Results, threshold: CustomThresholds = None) -> Analysis:
         studies=studies,
         collapses=material.collapses,
     )
+
+
+def _as_decided(results: Results, block: Block) -> Block:
+    """The block with the comparisons of methods that have stopped, as they were when they stopped."""
+
+    def decided(entrant: Entrant) -> Entrant:
+        first = entrant.cells[0]
+        own = results.experiment(first.experiment).decided.get((block.metric, first.method, first.budget))
+        same = own and own.differences and (own.against, own.settings) == (block.against, tuple(entrant.on))
+        return replace(entrant, differences=own.differences) if own and same else entrant
+
+    return replace(block, entrants=tuple(map(decided, block.entrants)), part=tuple(map(decided, block.part)))
 
 
 def _needed(results: Results) -> list[Cell]:
@@ -212,7 +232,7 @@ def _block(material: Material, group: Comparable, budget: str, matters: Mapping[
     notes = []
     if absent := [setting for setting in there if setting not in settings]:
         notes.append(f"Too few methods have {lacking_words} on {listed(absent)}: not compared there.")
-    k, ks = (plan.points, plan.ks) if plan else (1, (1,))
+    k, ks = (plan.k, plan.ks) if plan else (1, (1,))
     everywhere: list[list[Cell]] = []
     somewhere: list[list[Cell]] = []
     left_out: dict[str, str] = {}
@@ -266,7 +286,7 @@ def _block(material: Material, group: Comparable, budget: str, matters: Mapping[
         evaluated=next((cell.evaluated for cell in every if cell.evaluated), "test"),
         title=group.title,
         unit=unit_of(group.metric, next((cell.unit for cell in every if cell.unit), "")),
-        threshold=matters.get(group.metric, threshold),
+        threshold=matters.get(group.metric, threshold) * (plan.looks.margin if plan and plan.looks else 1),
         settings=settings,
         k=k,
         ks=ks,
@@ -307,7 +327,7 @@ def _entrant(
 def _score(metric: str, score: Effect) -> Estimate:
     """Converts a score in which larger is better to stored units. Clips its interval to possible scores."""
     sign, (least, most) = direction(metric), bounds(metric)
-    interval = score.interval(simultaneous(1))
+    interval = score.interval(score.level(1))
     if interval is not None:
         low, high = sorted(sign * bound for bound in interval)
         interval = max(low, least), min(high, most)

@@ -17,6 +17,7 @@ from tensorbench.reports.inference.crossed import OnSetting
 from tensorbench.reports.inference.effects import Verdict, Word, effect, verdict
 from tensorbench.reports.inference.intervals import LEAST_SEEDS, simultaneous
 from tensorbench.reports.inference.moderation import moderated
+from tensorbench.reports.inference.sequential import Looks
 from tensorbench.reports.inference.studies import CompleteStudies
 from tensorbench.reports.recipes import difference
 from tensorbench.reports.results import CONVERGED, NO_ADAPTERS, Cell, Results, TaskAndBackbone, grouped
@@ -27,9 +28,15 @@ OnSettings = Mapping[TaskAndBackbone, Performance]
 
 
 def on_setting(results: Results, cell: Cell, part: OnSetting) -> OnSetting:
-    """Adds to a score or difference the typical size of scores on a cell's task, and its metric's range."""
+    """Adds to a score or difference on a cell's task the typical size of scores, their range, and looks."""
     low, high = bounds(results.metrics[cell.number])
-    return replace(part, size=results.size(cell), limit=high - low)
+    return replace(part, size=results.size(cell), limit=high - low, looks=looks_of(cell))
+
+
+def looks_of(cell: Cell) -> Looks | None:
+    """The looks after which a cell's methods are compared. None unless the experiment is sequential."""
+    plan = cell.studies.looks if cell.studies else None
+    return plan and Looks(plan.after, plan.spending)
 
 
 def moderated_on_settings(
@@ -51,10 +58,10 @@ def moderated_on_settings(
 def comparison(parts: Sequence[OnSetting], claims: int, threshold: float) -> Comparison:
     """Makes a comparison from these differences, one per setting, without comparisons on single settings.
 
-    Its interval is simultaneous over `claims` comparisons.
+    Its interval is simultaneous over `claims` comparisons and over all looks.
     """
     over_all = effect(parts)
-    interval = over_all.interval(simultaneous(claims))
+    interval = over_all.interval(over_all.level(claims))
     return Comparison(over_all, interval, verdict(interval, threshold))
 
 
@@ -74,7 +81,7 @@ def in_family(compared: Comparison, claims: int, threshold: float) -> Comparison
         made = Verdict(Word.INCONCLUSIVE)
     else:
         made = wider.verdict
-    rates = compared.collapses and replace(compared.collapses, level=simultaneous(claims))
+    rates = compared.collapses and replace(compared.collapses, level=compared.effect.level(claims))
     return replace(wider, verdict=with_collapses(made, rates), bound=compared.bound, collapses=rates)
 
 
@@ -217,7 +224,10 @@ def _sensitivity(entrant: Entrant, reference: OnSettings, claims: int) -> Sensit
 
     def compared_by(share: Callable[[CompleteStudies], float]) -> Comparison:
         sides = zip(studies, others, strict=True)
-        parts = [replace(of_rates.of_share(share, own, other), limit=1.0) for own, other in sides]
+        parts = [
+            replace(of_rates.of_share(share, own, other), limit=1.0, looks=looks_of(entrant.cells[0]))
+            for own, other in sides
+        ]
         # Both shares of all methods are one family.
         return comparison(parts, 2 * claims, 0.0)
 

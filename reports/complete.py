@@ -73,6 +73,9 @@ def complete_studies(
                 complete[cell.number] = _seeds(results, cell, by_trial, trained)
             continue
         numbers, unfinished, reasons = _complete(cell, cell.studies)
+        if (looked := results.experiment(cell.experiment).looked) is not None:
+            # Studies after the last look are not compared before the next one.
+            numbers, unfinished = tuple(number for number in numbers if number < looked), []
         chance = chances.get((cell.setting, results.metrics[cell.number]))
         if numbers and chance is None:
             reasons.append("all studies (no trial on the task finished, so chance is unknown)")

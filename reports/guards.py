@@ -23,7 +23,7 @@ from tensorbench.reports.collapses import Collapses, rates_of, untrained
 from tensorbench.reports.comparisons import with_collapses
 from tensorbench.reports.complete import Material
 from tensorbench.reports.inference.effects import Verdict, Word
-from tensorbench.reports.inference.intervals import Array, simultaneous
+from tensorbench.reports.inference.intervals import Array
 from tensorbench.reports.inference.studies import CompleteStudies
 from tensorbench.reports.results import (
     CONVERGED,
@@ -263,7 +263,7 @@ class _Sides:
         def one(each: Comparison, cells: Cells, at: TaskAndBackbone | None) -> Comparison:
             own, other = (bool(edge) for edge in self._edges(method, at))
             bound = "" if own == other else "≥" if own else "≤"
-            level = simultaneous(claims if at is None else claims * len(self.block.settings))
+            level = each.effect.level(claims if at is None else claims * len(self.block.settings))
             references = [self.reference[setting] for setting in cells]
             rates = rates_of(self.material.collapses, cells.values(), references, level)
             verdict = with_collapses(self._left(each.verdict, method, cells, at), rates)

@@ -32,7 +32,7 @@ def overview(
         row_texts(cell, "pruned" if cell.left else cell.ranks)
         | {
             "measure": score_label([cell] if cell.metric else alike[cell.setting, cell.studies is not None])
-            + (f" after {cell.studies.points} trials of tuning" if cell.studies else ""),
+            + (f" after {cell.studies.k} trials of tuning" if cell.studies else ""),
             "score": score(cell, analysis),
         }
         | ({"studies": studies(cell)} if tuned else {})

@@ -182,7 +182,17 @@ def read_experiment(source: Source) -> Experiment:
         raise UserError(
             f"experiment '{name}' has no finished trial ({states_in_words}): there is nothing to report"
         )
-    return experiment
+    return up_to_looks(experiment)
+
+
+def up_to_looks(experiment: Experiment) -> Experiment:
+    """The experiment as `tensorbench.reports.looks.so_far` returns it. Unchanged unless it is sequential."""
+    if not any(row.studies and row.studies.looks for row in experiment.rows):
+        return experiment
+    # Its statistics take a second to import.
+    from tensorbench.reports.looks import so_far
+
+    return so_far(experiment, lambda each: Results((each,), tabulate([each]), notes=()))
 
 
 def _notes(experiment: Experiment) -> Iterator[str]:
@@ -196,6 +206,19 @@ def _notes(experiment: Experiment) -> Iterator[str]:
     for _, said in changed_plugins(records[id_] for id_ in experiment.trials if id_ in records):
         yield f"{name}: {said}."
     yield from (f"{name}: {warning}" for warning in guards(experiment))
+    yield from (f"{name}: {look}" for look in experiment.looks)
+    if waits := waiting_for(experiment):
+        yield f"{name}: {waits}"
+
+
+def waiting_for(experiment: Experiment) -> str:
+    """Says for which trials the next look of a sequential experiment waits. Empty if it waits for none."""
+    if not (experiment.waiting or experiment.lost):
+        return ""
+    said = [f"{many(experiment.waiting, 'trial')} to run"] * bool(experiment.waiting)
+    said += [f"{many(experiment.lost, 'failed trial')}: `--retry-failed`"] * bool(experiment.lost)
+    shown = f"the look after {experiment.looked} studies" if experiment.looked else "no comparison before it"
+    return f"The next look waits for {listed(said)}. Shown is {shown}."
 
 
 def came_from_packs(experiment: Experiment) -> str:

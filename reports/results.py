@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -21,8 +21,11 @@ from tensorbench.records.metrics import METRICS, direction
 from tensorbench.records.record import Record
 from tensorbench.records.stored_plan import PlannedTrial, Row, StudyPlan, StudyTrial
 from tensorbench.records.words import OWN_SIZE, Status, Tag
-from tensorbench.reports.units import many
+from tensorbench.reports.units import listed, many
 from tensorbench.store.source import Source
+
+if TYPE_CHECKING:
+    from tensorbench.reports.blocks import Comparison
 
 #: Registered names of the reference (LoRA), the floor (head alone) and the ceiling (full fine-tuning).
 REFERENCE, FLOOR, CEILING = "lora", "head_only", "full"
@@ -273,6 +276,40 @@ def distinct(seeds: Iterable[Seed]) -> list[Seed]:
 
 
 @dataclass(frozen=True)
+class Look:
+    """A look of a sequential experiment that was made."""
+
+    #: The number of studies after which it was made.
+    after: int
+    #: The methods that stop at it, with their budgets, and their verdicts in words.
+    stopped: Mapping[tuple[str, str], str]
+    #: The methods that go on, with their budgets.
+    going_on: tuple[tuple[str, str], ...]
+    #: Whether the experiment ends with it.
+    last: bool
+
+    def __str__(self) -> str:
+        verdicts = grouped(self.stopped, lambda key: self.stopped[key])
+        stops = "; ".join(f"{listed(_names(keys))} ({said})" for said, keys in verdicts.items())
+        on = f"; {listed(_names(self.going_on))} go on" if self.going_on else ""
+        return f"Look after {self.after} studies: {f'stopped: {stops}' if stops else 'no verdict'}{on}."
+
+
+def _names(keys: Iterable[tuple[str, str]]) -> list[str]:
+    return [method if budget == OWN_SIZE else f"{method} ({budget})" for method, budget in keys]
+
+
+class Decided(NamedTuple):
+    """The comparisons of a method at the look at which it stopped."""
+
+    #: The name of the reference.
+    against: str
+    settings: tuple[TaskAndBackbone, ...]
+    #: The comparison after k trials, by k.
+    differences: Mapping[int, Comparison]
+
+
+@dataclass(frozen=True)
 class Experiment:
     """The plan of a suite, with the stored runs of its trials."""
 
@@ -293,6 +330,17 @@ class Experiment:
     references: int = 0
     #: Whether the suite was tuned by studies. A selection of rows without studies changes nothing about it.
     studied: bool = False
+    #: The looks of a sequential experiment that were made (see `tensorbench.reports.looks`).
+    looks: tuple[Look, ...] = ()
+    #: The number of studies that methods are compared on. None unless the experiment is sequential. 0 before
+    #: its first look.
+    looked: int | None = None
+    #: The numbers of trials for which its next look waits: of those to run, and of those that failed without
+    #: diverging.
+    waiting: int = 0
+    lost: int = 0
+    #: The comparisons of methods that stopped, by metric, method and budget.
+    decided: Mapping[tuple[str, str, str], Decided] = field(default_factory=dict, repr=False)
 
     @property
     def where(self) -> str:

@@ -186,7 +186,7 @@ def standings(suite: str, analysis: Analysis) -> list[Standing]:
     for cell in analysis.results.all_cells:
         # If none of its trials finished, a cell has the metric of its setting.
         cell, score = replace(cell, metric=analysis.results.metrics[cell.number]), analysis.score(cell)
-        k = cell.studies.points if score and cell.studies else None
+        k = cell.studies.k if score and cell.studies else None
         of_cells[cell.number] = Standing(suite, cell, cell.budget, score, k)
     for block in analysis.blocks:
         for entrant in block.methods:

@@ -14,7 +14,7 @@ from tensorbench.records.stored_plan import StoredPlan
 from tensorbench.records.words import Status
 from tensorbench.reports.cautions import guards
 from tensorbench.reports.overview import overview
-from tensorbench.reports.reading import tabulate
+from tensorbench.reports.reading import tabulate, up_to_looks, waiting_for
 from tensorbench.reports.recipes import find_mixtures, refuse_mixtures, with_heads
 from tensorbench.reports.results import Experiment, Results, distinct
 from tensorbench.store.store import Store
@@ -169,19 +169,32 @@ def summarise(
     # Importing the statistics takes a second.
     from tensorbench.reports.analysis import analyse
 
-    full_plan = full_plan or plan
-    experiment = Experiment(
-        source=store,
-        name=store.name,
-        closing=plan.closing,
-        run_id="",
-        rows=full_plan.rows,
-        trials=full_plan.by_id(),
-        records=latest(store.records() if records is None else records),
-        duplicates=0,
-        studied=full_plan.studied,
-    )
-    (rows,) = with_heads([experiment], [plan.rows])
+    experiment = stored_experiment(store, full_plan or plan, records)
+    # Trials of methods that stopped at a look are not planned any more.
+    there = {id_ for row in experiment.rows for id_ in row.trials.values()}
+    own = [row.only([seed for seed, id_ in row.trials.items() if id_ in there]) for row in plan.rows]
+    (rows,) = with_heads([experiment], [tuple(row for row in own if row.trials)])
     experiment = replace(experiment, rows=rows)
     results = Results((experiment,), tabulate([experiment]), notes=())
-    return Summary(analyse(results), plan.closing, tuple(guards(experiment)))
+    remarks = (*guards(experiment), *filter(None, [waiting_for(experiment)]))
+    return Summary(analyse(results), plan.closing, remarks)
+
+
+def stored_experiment(store: Store, plan: StoredPlan, records: Iterable[Record] | None = None) -> Experiment:
+    """The stored results of a plan, up to the last look if it is sequential.
+
+    `records` are the store's records. If it is None, they are read from the store.
+    """
+    return up_to_looks(
+        Experiment(
+            source=store,
+            name=store.name,
+            closing=plan.closing,
+            run_id="",
+            rows=plan.rows,
+            trials=plan.by_id(),
+            records=latest(store.records() if records is None else records),
+            duplicates=0,
+            studied=plan.studied,
+        )
+    )

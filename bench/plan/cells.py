@@ -23,7 +23,7 @@ from tensorbench.plan.recipe import OF_FORWARD, Recipe, Setting
 from tensorbench.plan.suite import FLOORS, Suite
 from tensorbench.plan.suite_rows import Budget, MethodRow
 from tensorbench.plan.trial import Trial
-from tensorbench.records.stored_plan import Row, StudyPlan, StudyTrial
+from tensorbench.records.stored_plan import LookPlan, Row, StudyPlan, StudyTrial
 from tensorbench.tasks import check_use, most_train_examples
 
 #: The largest number of trials in a suite. Even a study of all methods and tasks has only thousands.
@@ -443,6 +443,7 @@ class PlanCell(Pairing):
             decades=rates.decades,
             head_lr=rates.head_lr,
             trials=places,
+            looks=studies.looks and LookPlan.model_validate(studies.looks.model_dump()),
         )
         return self.row(trials, studies=plan), trials
 

@@ -6,12 +6,14 @@ They are `tuning` (by studies), `search`, `allocation` and `pilot`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PositiveFloat, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
 from tensorbench.methods.validation import LARGEST_SCALE, Frozen, refuse_repeats
 from tensorbench.plan.recipe import AXES, Epochs
+from tensorbench.records.stored_plan import LookPlan
 from tensorbench.records.words import By
 
 #: The largest seed of a search. Optuna's samplers take 32 bits at most.
@@ -19,6 +21,9 @@ MAX_SEED = 2**31
 
 #: The first seed of the first study, and the distance between the first seeds of consecutive studies.
 FIRST_SEED, SEEDS_APART = 10_000, 1_000
+
+#: The smallest number of studies with an interval, and so the earliest look.
+LEAST_STUDIES = 3
 
 #: A rank that a budget sets.
 BudgetRank = Annotated[int, Field(gt=0, le=10**6)]
@@ -66,6 +71,23 @@ class Window(Frozen):
     decades: Annotated[PositiveFloat, Field(le=6)] = 2.0
 
 
+class Looks(LookPlan, Frozen):
+    """The looks of a suite's sequential experiment. A list of numbers of studies is short for `after`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("after")
+    @classmethod
+    def _increasing(cls, after: tuple[int, ...]) -> tuple[int, ...]:
+        if any(later <= earlier for earlier, later in pairwise(after)):
+            raise ValueError(f"should increase from look to look, such as [3, 5, 8], got {list(after)}")
+        if after[0] < LEAST_STUDIES:
+            raise ValueError(
+                f"the first look is after {after[0]} studies, and intervals need at least {LEAST_STUDIES}"
+            )
+        return after
+
+
 class Studies(Frozen):
     """Independent tunings of every method on every task.
 
@@ -81,6 +103,27 @@ class Studies(Frozen):
     lr: Window = Window()
     #: The head's learning rate, for all methods, on tasks whose `training` gives none.
     head_lr: PositiveFloat = 3e-3
+    #: The looks of a sequential experiment, which stops methods early. None: all studies run.
+    looks: Looks | None = None
+
+    @field_validator("looks", mode="before")
+    @classmethod
+    def _after(cls, value: Any) -> Any:
+        return {"after": value} if isinstance(value, list | tuple) else value
+
+    @model_validator(mode="after")
+    def _looks_fit(self) -> Self:
+        if self.looks and self.looks.after[-1] != self.studies:
+            raise ValueError(
+                f"looks: the last one is after {self.looks.after[-1]} studies, and there are {self.studies}: "
+                f"write studies: {self.looks.after[-1]}, or another last look"
+            )
+        if self.looks and self.looks.k > self.points:
+            raise ValueError(
+                f"looks.k: methods are compared after {self.looks.k} trials, and a study has {self.points} "
+                f"points: accepted is 1 to {self.points}"
+            )
+        return self
 
     def seed(self, study: int, point: int) -> int:
         """Returns the seed of a trial. All methods have the same seeds.
@@ -107,7 +150,7 @@ class Studies(Frozen):
         """
         most = min(2 * self.points, (self.studies - 1) * self.points)
         powers = (2**power for power in range(most.bit_length()) if 2**power <= most)
-        return tuple(sorted({*powers, self.points}))
+        return tuple(sorted({*powers, self.points, *([self.looks.k] if self.looks else [])}))
 
 
 class Search(Frozen):

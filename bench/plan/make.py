@@ -62,6 +62,12 @@ def make_plan(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Pla
             # Ordered by study, then by seed, so that a stopped run has treated all methods alike.
             study = row.studies.trials[trial.seed].study if row.studies else 0
             trials.setdefault(trial.id, ((study, pair, place), trial))
+    compared = {row.method for _, row, _ in rows if row.studies and row.parameters}
+    if suite.tuning and suite.tuning.looks and len(compared) < 2:
+        raise UserError(
+            "tuning.looks: verdicts compare methods that have an adapter, and the suite has "
+            f"{len(compared)} of them: add methods, or leave looks out"
+        )
     rows.sort(key=itemgetter(0))
     return Plan(
         suite=suite,

@@ -82,6 +82,11 @@ class Plan(ShowsOverview):
         return len(tasks) < len(self.suite.tasks) or len(backbones) < len(self.suite.backbones)
 
     @property
+    def sequential(self) -> bool:
+        """Whether the suite compares its methods at several looks, and stops those with a verdict."""
+        return self.suite.tuning is not None and self.suite.tuning.looks is not None
+
+    @property
     def counts(self) -> str:
         """The number of trials and their seeds or studies as text: `6 trials, seeds 0,1`, for example."""
         seeds = sorted({seed for row in self.rows for seed in row.trials})

@@ -30,12 +30,28 @@ class StudyTrial(Wired):
     lr: float
 
 
+class LookPlan(Wired):
+    """The looks of a sequential experiment, which stops each method as soon as its verdict is known."""
+
+    #: The numbers of studies after which methods are compared, in increasing order.
+    after: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
+    #: The number of trials of tuning after which methods are compared. Curves over other values are shown
+    #: beside it, and stop nothing.
+    k: Annotated[int, Field(gt=0)] = 4
+    #: How the error probability is spent over the looks (see `tensorbench.reports.inference.sequential`).
+    spending: Literal["linear", "obrien-fleming", "pocock"] = "linear"
+    #: Whether a method stops at its own verdict, or only when all methods have theirs.
+    stop: Literal["each", "all"] = "each"
+    #: Methods within this many points of the reference are equivalent.
+    margin: Annotated[float, Field(gt=0)] = 1.0
+
+
 class StudyPlan(Wired):
     """The studies of a row: independent tunings of `points` points each."""
 
     studies: int
     points: int
-    #: The values of k for which the score after k trials is shown. The most important one is `points`.
+    #: The values of k for which the score after k trials is shown. The most important one is `k`.
     ks: tuple[int, ...]
     #: The centre of the log-uniform window of learning rates, and its width in decades.
     centre: Annotated[float, Field(gt=0, le=1e9)]
@@ -44,6 +60,8 @@ class StudyPlan(Wired):
     head_lr: float | None
     #: Every trial's study and point, by the trial's seed.
     trials: dict[int, StudyTrial]
+    #: The looks of a sequential experiment. None if all studies run before methods are compared.
+    looks: LookPlan | None = None
     #: Whether the validation score of a trial is replaced by the score of its learning rate in the other
     #: studies. Not stored.
     crossed: bool = Field(default=False, exclude=True, repr=False)
@@ -54,6 +72,11 @@ class StudyPlan(Wired):
             rule = f"expected {self.points}, the number of points, and others from 1 to {2 * self.points}"
             raise ValueError(f"ks: {rule}, got {list(self.ks)}")
         return self
+
+    @property
+    def k(self) -> int:
+        """The number of trials of tuning after which methods are compared."""
+        return self.looks.k if self.looks else self.points
 
     @property
     def ends(self) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -157,18 +157,42 @@ class _Work:
         """
         store, executor = self.store, self.executor
         failed = failures(records) if retry_failed else {}
-        trials = [t for t in plan.trials if t.id in failed] if retry_failed else pending(plan, records)
         references = len(references_of(plan, records))
         # The suite's own trials may have run before the pack was unpacked.
         if rerun and adds_trials(full_plan, plan, records):
             records = self._run_references(full_plan, plan, records)
-        if not trials:
+        begun: set[str] = set()
+        told = 0
+        while True:
+            due, looks = self.due(full_plan, records)
+            for look in looks[told:]:
+                self.audience.note(look)
+            told = len(looks)
+            trials = [t for t in plan.trials if t.id in failed] if retry_failed else pending(plan, records)
+            trials = [trial for trial in trials if trial.id in due and trial.id not in begun]
+            if not trials or (begun and retry_failed):
+                break
+            starting = partial(self.audience.starting, plan, len(trials), executor.device, references)
+            self._execute(full_plan, plan, trials, starting, retried=failed, records=records)
+            records = patiently(store, store.records)
+            begun |= {trial.id for trial in trials}
+        if not begun:
             self.audience.starting(plan, 0, executor.device, references)
             store.end(begin_suite(self.driver, full_plan), Status.FINISHED)
-            return records
-        starting = partial(self.audience.starting, plan, len(trials), executor.device, references)
-        self._execute(full_plan, plan, trials, starting, retried=failed, records=records)
-        return patiently(store, store.records)
+        return records
+
+    def due(self, full_plan: Plan, records: list[Record]) -> tuple[Collection[str], Sequence[str]]:
+        """Returns the ids of the trials that run by now, and the looks that were made, in words.
+
+        The ids are all, or those that the looks of a sequential suite allow.
+        """
+        if not full_plan.sequential:
+            return {trial.id for trial in full_plan.trials}, ()
+        from tensorbench.reports.summary import stored_experiment
+
+        experiment = stored_experiment(self.store, full_plan.stored(), records)
+        ids = {id_ for row in experiment.rows for id_ in row.trials.values()}
+        return ids, [*map(str, experiment.looks)]
 
     def _execute(
         self, full_plan: Plan, plan: Plan, trials: list[Trial], announce: Callable[[], None], **options: Any
@@ -268,6 +292,8 @@ def run_suite(
 ) -> SuiteRun:
     """Runs the trials of a suite and stores their results in MLflow.
 
+    A sequential suite goes on from look to look, and stops methods that have their verdict.
+
     Trials with a result do not run again, so a run that was stopped continues where it was. That includes
     trials from packs in any experiment of the store. Before new trials are compared with trials from packs, a
     sample of the latter runs again: one in ten, and at least two for each method and task.
@@ -290,6 +316,11 @@ def run_suite(
         loaded = _limited(_loaded(suite, store, audience.note), place, executor, audience)
         full_plan = _planned(loaded, executor.device, part, audience)
         plan = full_plan.select(part)  # refuses a part that the suite lacks before a store is made
+        if full_plan.sequential and full_plan.partial:
+            raise UserError(
+                "tuning.looks: a look compares methods on all tasks and backbones of the suite, and some "
+                "cannot be planned here: fetch them, or leave looks out"
+            )
         opened = Store.create(store, loaded.name)
         with session(opened, audience.note) as driver:
             audience.opened(driver.sent, driver.closed)
@@ -314,7 +345,8 @@ def run_suite(
             stored_plan = full_plan.stored()
             summary = summarise(opened, plan.stored(), records, full_plan=stored_plan)
             answers: tuple[str, ...] = ()
-            if not (full_plan.partial or pending(full_plan, records)):
+            due, _ = work.due(full_plan, records)
+            if not (full_plan.partial or any(trial.id in due for trial in pending(full_plan, records))):
                 whole = summarise(opened, stored_plan, records) if part.choices else summary
                 answers = work.keep_answer(full_plan, whole.analysis)
             # Readers would take the answers of the whole suite for those of the part in the table.

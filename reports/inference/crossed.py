@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tensorbench.reports.inference.intervals import LEAST_SEEDS, Array, Error, welch
+from tensorbench.reports.inference.sequential import Looks
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class OnSetting:
     size: float = 1.0
     #: The largest possible difference between two scores.
     limit: float = math.inf
+    #: The looks of the sequential experiment that gave the pairs. None if their number was fixed.
+    looks: Looks | None = None
 
     @property
     def error(self) -> Error | None:

@@ -9,7 +9,7 @@ from enum import StrEnum
 import numpy as np
 
 from tensorbench.reports.inference.crossed import OnSetting, over_settings
-from tensorbench.reports.inference.intervals import Bounds, Error
+from tensorbench.reports.inference.intervals import Bounds, Error, simultaneous
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,14 @@ class Effect:
     def fewest(self) -> int:
         """The number of pairs on the setting that has the fewest."""
         return min(part.pairs for part in self.parts)
+
+    def level(self, claims: int) -> float:
+        """The level of each of several intervals for their joint level, over all looks if there are several.
+
+        `claims` is the number of intervals.
+        """
+        looks = self.parts[0].looks
+        return simultaneous(claims) if looks is None else looks.level(claims, self.fewest)
 
     def interval(self, level: float) -> Bounds | None:
         """The interval of the difference. None if its noise is unknown.
