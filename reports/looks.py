@@ -14,7 +14,7 @@ from tensorbench.records.stored_plan import LookPlan, Row
 from tensorbench.reports.analysis import Analysis, analyse
 from tensorbench.reports.answers import in_words
 from tensorbench.reports.collapses import DIVERGED
-from tensorbench.reports.inference.effects import Answer
+from tensorbench.reports.inference.effects import Word
 from tensorbench.reports.results import OWN_SIZE, Decided, Experiment, Look, Results, grouped
 
 #: A method under a budget.
@@ -81,7 +81,7 @@ def _look(
             verdict = entrant.differences[block.k].verdict
             for key in grouped(entrant.cells, lambda cell: (cell.method, cell.budget)):
                 verdicts.setdefault(key, []).append(in_words(verdict, block.unit.size(block.threshold)))
-                if not (verdict.side or verdict.answer in (Answer.BEYOND, Answer.WITHIN)):
+                if verdict.word in (Word.INCONCLUSIVE, Word.NONE):
                     undecided.add(key)
                 comparisons.setdefault(key, {})[(block.metric, *key)] = Decided(
                     block.against, tuple(entrant.on), entrant.differences

@@ -40,20 +40,35 @@ def ran_until(studies: dict[str, int]) -> Any:
     return made
 
 
-def test_a_look_stops_methods_with_a_verdict_and_ignores_what_ran_later(stored: Stored) -> None:
+def test_a_look_stops_methods_with_a_verdict(stored: Stored) -> None:
     (every,) = read(stored(ran_until({}), sequential()), [NAME]).experiments
-    first = every.looks[0]
-    assert first.after == 3
-    # Four points worse: decided at once.
-    stopped = {method for method, _ in first.stopped}
-    assert "TensLoRA att" in stopped
-    assert every.looks[-1].last
-    studies = {row.title: max((p.study for s, p in row.studies.trials.items() if s in row.trials), default=0) + 1 for row in every.rows if row.studies}
-    print([str(look) for look in every.looks], studies)
-    assert studies["TensLoRA att"] == 3
-    # The same decisions follow from the trials up to the first look.
-    (early,) = read(stored(ran_until(dict.fromkeys(studies, 3)), sequential()), [NAME]).experiments
-    assert early.looks[0] == first
+    assert [look.after for look in every.looks] == LOOKS
+    assert [{method for method, _ in look.stopped} for look in every.looks] == [
+        set(),
+        {"TensLoRA att"},
+        {"LoRA", "TensLoRA qkv_depth"},
+    ]
+    assert [look.last for look in every.looks] == [False, False, True]
+    # Its later trials, which ran in spite of the stop, are no part of the experiment.
+    trials = {row.title: len(row.trials) for row in every.rows if row.studies}
+    assert trials == {"LoRA": 32, "TensLoRA att": 20, "TensLoRA qkv_depth": 32}
+
+
+def test_decisions_follow_from_the_trials_up_to_their_look(stored: Stored) -> None:
+    (every,) = read(stored(ran_until({}), sequential()), [NAME]).experiments
+    methods = [row.title for row in every.rows if row.studies]
+    (early,) = read(stored(ran_until(dict.fromkeys(methods, 5)), sequential()), [NAME]).experiments
+    assert early.looks == every.looks[:2]
+    assert (early.looked, early.waiting, early.lost) == (5, 2 * 3 * 4, 0)
+
+
+def test_a_margin_is_part_of_the_plan(stored: Stored) -> None:
+    results = read(stored(ran_until({}), sequential(margin=5, stop="all")), [NAME])
+    (block,) = analyse(results).blocks
+    assert block.threshold == pytest.approx(0.05)
+    assert block.k == 4
+    with pytest.raises(UserError, match="margin"):
+        analyse(results, threshold=0.02)
 
 
 def test_studies_after_the_last_look_are_not_compared(stored: Stored) -> None:
