@@ -18,7 +18,7 @@ from tensorbench.records.metrics import METRICS, bounds, direction
 from tensorbench.reports.blocks import Block, Entrant, Estimate, Performance
 from tensorbench.reports.collapses import DIVERGED, Collapses, collapses
 from tensorbench.reports.comparable import Comparable, block_budgets, comparable, find_reference
-from tensorbench.reports.comparisons import compared, gain_of, moderated_on_settings, on_setting
+from tensorbench.reports.comparisons import compared, gain_of, moderated_on_settings, on_setting, unregistered
 from tensorbench.reports.complete import Material, complete_studies
 from tensorbench.reports.evidence import gather
 from tensorbench.reports.guards import find_guards, guarded
@@ -109,7 +109,7 @@ def analyse(results: Results, threshold: CustomThresholds = None) -> Analysis:
     def judged(block: Block) -> Block:
         return guarded(material, compared(material, block), scored(block.k))
 
-    blocks = tuple(_as_decided(results, judged(block)) for block in _blocks(material, matters))
+    blocks = tuple(_registered(results, judged(block)) for block in _blocks(material, matters))
     return Analysis(
         results,
         matters,
@@ -125,16 +125,27 @@ def analyse(results: Results, threshold: CustomThresholds = None) -> Analysis:
     )
 
 
-def _as_decided(results: Results, block: Block) -> Block:
-    """The block with the comparisons of methods that have stopped, as they were when they stopped."""
+def _registered(results: Results, block: Block) -> Block:
+    """The block with the comparisons that the looks of sequential experiments made.
 
-    def decided(entrant: Entrant) -> Entrant:
-        first = entrant.cells[0]
-        own = results.experiment(first.experiment).decided.get((block.metric, first.method, first.budget))
-        same = own and own.differences and (own.against, own.settings) == (block.against, tuple(entrant.on))
-        return replace(entrant, differences=own.differences) if own and same else entrant
+    The verdict of any other comparison of their methods says that it was not registered.
+    """
+    made = [own for each in results.experiments for own in each.registered if own.metric == block.metric]
+    if not made or block.reference is None:
+        return block
+    reference = block.reference.trial_ids
 
-    return replace(block, entrants=tuple(map(decided, block.entrants)), part=tuple(map(decided, block.part)))
+    def registered(entrant: Entrant) -> Entrant:
+        own, settings = entrant.trial_ids, tuple(entrant.on)
+        for each in made:
+            if each.settings == settings and each.own <= own and each.reference <= reference:
+                return replace(entrant, differences=each.differences)
+        return replace(
+            entrant, differences={k: unregistered(each) for k, each in entrant.differences.items()}
+        )
+
+    entrants, part = (tuple(map(registered, own)) for own in (block.entrants, block.part))
+    return replace(block, entrants=entrants, part=part)
 
 
 def _needed(results: Results) -> list[Cell]:

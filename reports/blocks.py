@@ -116,6 +116,11 @@ class Entrant:
         return [each.cell for each in self.on.values()]
 
     @property
+    def trial_ids(self) -> frozenset[str]:
+        """The ids of all trials of its cells."""
+        return frozenset(seed.trial_id for cell in self.cells for seed in cell.trials)
+
+    @property
     def studies(self) -> list[CompleteStudies]:
         return [each.studies for each in self.on.values()]
 

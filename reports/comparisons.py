@@ -85,6 +85,15 @@ def in_family(compared: Comparison, claims: int, threshold: float) -> Comparison
     return replace(wider, verdict=with_collapses(made, rates), bound=compared.bound, collapses=rates)
 
 
+def unregistered(compared: Comparison) -> Comparison:
+    """The comparison, whose verdicts say that it is not the one by which a sequential experiment stopped."""
+    verdict, said = compared.verdict, "in a comparison that was not registered"
+    if verdict.word is not Word.NONE:
+        verdict = replace(verdict, condition=", ".join(filter(None, [verdict.condition, said])))
+    on = {setting: unregistered(each) for setting, each in compared.on.items()}
+    return replace(compared, verdict=verdict, on=on)
+
+
 def with_collapses(verdict: Verdict, rates: CollapseRates | None) -> Verdict:
     """Adds to a verdict how often runs collapse and, without tuning, that it is on those that do not."""
     withheld = verdict.word is Word.NONE and verdict.reason

@@ -6,6 +6,7 @@ workers and several machines stop the same methods.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -15,10 +16,20 @@ from tensorbench.reports.analysis import Analysis, analyse
 from tensorbench.reports.answers import in_words
 from tensorbench.reports.collapses import DIVERGED
 from tensorbench.reports.inference.effects import Word
-from tensorbench.reports.results import OWN_SIZE, Decided, Experiment, Look, Results, grouped
+from tensorbench.reports.results import (
+    OWN_SIZE,
+    Experiment,
+    Look,
+    Registered,
+    Results,
+    TaskAndBackbone,
+    distinct,
+)
 
 #: A method under a budget.
 Key = tuple[str, str]
+#: A metric, the settings on which a method is compared, and the method.
+Compared = tuple[str, tuple[TaskAndBackbone, ...], Key]
 
 
 def look_plan(experiment: Experiment) -> LookPlan | None:
@@ -40,23 +51,28 @@ def so_far(experiment: Experiment, results_of: Callable[[Experiment], Results]) 
     if plan is None:
         return experiment
     stopped: dict[Key, int] = {}
-    decided: dict[tuple[str, str, str], Decided] = {}
+    registered: dict[Compared, Registered] = {}
     made: tuple[Look, ...] = ()
     for after in plan.after:
         rows = tuple(_up_to(row, stopped.get(_key(row), after)) for row in experiment.rows)
-        current = replace(experiment, rows=rows, looks=made, looked=after, decided=decided)
+        # Methods that have stopped keep their comparisons. The others are compared anew at each look.
+        kept = {of: own for of, own in registered.items() if of[-1] in stopped}
+        current = replace(experiment, rows=rows, looks=made, looked=after, registered=tuple(kept.values()))
         results = results_of(current)
-        trials = results.all_seeds
-        lost = sum(seed.record.settled and not (seed.finished or seed.failure == DIVERGED) for seed in trials)
-        if waiting := sum(not (seed.finished or seed.failure == DIVERGED) for seed in trials):
-            return replace(current, looked=made[-1].after if made else 0, waiting=waiting - lost, lost=lost)
-        look, answers = _look(analyse(results), after, plan, stopped)
+        trials = distinct(results.all_seeds)
+        if absent := [seed for seed in trials if not (seed.finished or seed.failure == DIVERGED)]:
+            lost = Counter(seed.method for seed in absent if seed.record.settled)
+            waiting = Counter(seed.method for seed in absent if not seed.record.settled)
+            looked = made[-1].after if made else 0
+            last_made = tuple(registered.values())
+            return replace(current, looked=looked, registered=last_made, waiting=waiting, lost=lost)
+        look, compared = _look(analyse(results), after, plan, stopped)
         made = (*made, look)
+        registered = kept | compared
         stopped |= dict.fromkeys(look.stopped, after)
-        decided |= answers
         if look.last:
             break
-    return replace(current, looks=made, decided=decided)
+    return replace(current, looks=made, registered=tuple(registered.values()))
 
 
 def _key(row: Row) -> Key:
@@ -71,32 +87,31 @@ def _up_to(row: Row, after: int) -> Row:
 
 def _look(
     analysis: Analysis, after: int, plan: LookPlan, stopped: Mapping[Key, int]
-) -> tuple[Look, dict[tuple[str, str, str], Decided]]:
-    """The look after this many studies, and the comparisons of the methods that stop at it."""
+) -> tuple[Look, dict[Compared, Registered]]:
+    """The look after this many studies, and its comparisons of the methods that have not stopped before."""
     verdicts: dict[Key, list[str]] = {}
     undecided: set[Key] = set()
-    comparisons: dict[Key, dict[tuple[str, str, str], Decided]] = {}
+    compared: dict[Compared, Registered] = {}
     for block in analysis.blocks:
+        reference = block.reference.trial_ids if block.reference else frozenset[str]()
         for entrant in block.claims:
             verdict = entrant.differences[block.k].verdict
-            for key in grouped(entrant.cells, lambda cell: (cell.method, cell.budget)):
+            for key in {(cell.method, cell.budget) for cell in entrant.cells} - stopped.keys():
                 verdicts.setdefault(key, []).append(in_words(verdict, block.unit.size(block.threshold)))
                 if verdict.word in (Word.INCONCLUSIVE, Word.NONE):
                     undecided.add(key)
-                comparisons.setdefault(key, {})[(block.metric, *key)] = Decided(
-                    block.against, tuple(entrant.on), entrant.differences
-                )
-    tuned = {(cell.method, cell.budget) for cell in analysis.results.all_cells if cell.studies}
-    here = tuned - stopped.keys()
-    open_ = (undecided & here) or (set() if verdicts else here)
-    last = after == plan.after[-1] or not open_
+                of = block.metric, tuple(entrant.on)
+                compared[*of, key] = Registered(*of, entrant.trial_ids, reference, entrant.differences)
+    here = {
+        (cell.method, cell.budget) for cell in analysis.results.all_cells if cell.studies
+    } - stopped.keys()
+    # Methods that nothing is compared with, such as the reference, run as long as any other one.
+    last = after == plan.after[-1] or (bool(verdicts) and not undecided)
     if last:
         stops = here
     elif plan.stop == "all":
         stops = set()
     else:
-        # Methods that nothing is compared with, such as the reference, run as long as any other one.
-        stops = {key for key in here if key in verdicts and key not in undecided}
+        stops = verdicts.keys() - undecided
     said = {key: ", ".join(verdicts.get(key, ["not compared"])) for key in sorted(stops)}
-    kept = {name: each for key in stops for name, each in comparisons.get(key, {}).items()}
-    return Look(after, said, tuple(sorted(here - stops)), last), kept
+    return Look(after, said, tuple(sorted(here - stops)), last), compared

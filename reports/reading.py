@@ -207,18 +207,8 @@ def _notes(experiment: Experiment) -> Iterator[str]:
         yield f"{name}: {said}."
     yield from (f"{name}: {warning}" for warning in guards(experiment))
     yield from (f"{name}: {look}" for look in experiment.looks)
-    if waits := waiting_for(experiment):
-        yield f"{name}: {waits}"
-
-
-def waiting_for(experiment: Experiment) -> str:
-    """Says for which trials the next look of a sequential experiment waits. Empty if it waits for none."""
-    if not (experiment.waiting or experiment.lost):
-        return ""
-    said = [f"{many(experiment.waiting, 'trial')} to run"] * bool(experiment.waiting)
-    said += [f"{many(experiment.lost, 'failed trial')}: `--retry-failed`"] * bool(experiment.lost)
-    shown = f"the look after {experiment.looked} studies" if experiment.looked else "no comparison before it"
-    return f"The next look waits for {listed(said)}. Shown is {shown}."
+    if experiment.waits:
+        yield f"{name}: {experiment.waits}"
 
 
 def came_from_packs(experiment: Experiment) -> str:

@@ -299,12 +299,14 @@ def _names(keys: Iterable[tuple[str, str]]) -> list[str]:
     return [method if budget == OWN_SIZE else f"{method} ({budget})" for method, budget in keys]
 
 
-class Decided(NamedTuple):
-    """The comparisons of a method at the look at which it stopped."""
+class Registered(NamedTuple):
+    """The comparisons of a method with the reference, at the look at which it stopped or at the last look."""
 
-    #: The name of the reference.
-    against: str
+    metric: str
     settings: tuple[TaskAndBackbone, ...]
+    #: The ids of the method's trials and of the reference's trials up to this look.
+    own: frozenset[str]
+    reference: frozenset[str]
     #: The comparison after k trials, by k.
     differences: Mapping[int, Comparison]
 
@@ -335,17 +337,35 @@ class Experiment:
     #: The number of studies that methods are compared on. None unless the experiment is sequential. 0 before
     #: its first look.
     looked: int | None = None
-    #: The numbers of trials for which its next look waits: of those to run, and of those that failed without
-    #: diverging.
-    waiting: int = 0
-    lost: int = 0
-    #: The comparisons of methods that stopped, by metric, method and budget.
-    decided: Mapping[tuple[str, str, str], Decided] = field(default_factory=dict, repr=False)
+    #: The number of trials of each method for which its next look waits, because they have not run or because
+    #: they failed without diverging.
+    waiting: Mapping[str, int] = field(default_factory=dict)
+    lost: Mapping[str, int] = field(default_factory=dict)
+    #: The comparisons that its looks made, one for each method, budget and metric.
+    registered: tuple[Registered, ...] = field(default=(), repr=False)
 
     @property
     def where(self) -> str:
         """The store's address without secrets, or the names of the packs' files."""
         return self.source.where
+
+    @property
+    def waits(self) -> str:
+        """Says for which trials the next look of a sequential experiment waits. Empty if for none."""
+
+        def of(counts: Mapping[str, int], *what: str) -> str:
+            named = [f"{count:,} of {method}" for method, count in counts.items()]
+            return f"{many(sum(counts.values()), *what)} ({listed(named)})" if counts else ""
+
+        failed = of(self.lost, "failed trial")
+        said = [
+            of(self.waiting, "trial to run", "trials to run"),
+            failed and f"{failed}, which `--retry-failed` runs again",
+        ]
+        if not any(said):
+            return ""
+        shown = f"the look after {self.looked} studies" if self.looked else "no comparison before it"
+        return f"The next look waits for {' and '.join(filter(None, said))}. Shown is {shown}."
 
     def trial_of(self, row: Row) -> PlannedTrial | None:
         """The first trial of a row that is planned. None if there is none."""

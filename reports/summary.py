@@ -14,10 +14,10 @@ from tensorbench.records.stored_plan import StoredPlan
 from tensorbench.records.words import Status
 from tensorbench.reports.cautions import guards
 from tensorbench.reports.overview import overview
-from tensorbench.reports.reading import tabulate, up_to_looks, waiting_for
+from tensorbench.reports.reading import tabulate, up_to_looks
 from tensorbench.reports.recipes import find_mixtures, refuse_mixtures, with_heads
 from tensorbench.reports.results import Experiment, Results, distinct
-from tensorbench.store.store import Store
+from tensorbench.store.source import Source
 
 if TYPE_CHECKING:
     from tensorbench.reports.analysis import Analysis
@@ -43,11 +43,13 @@ class Summary:
 
     @property
     def complete(self) -> bool:
-        return all(cell.complete for cell in self.results.all_cells)
+        """Whether all trials have finished, and no look of a sequential experiment waits for more."""
+        waits = any(each.waits for each in self.results.experiments)
+        return not waits and all(cell.complete for cell in self.results.all_cells)
 
     @property
     def remarks(self) -> list[str]:
-        """Remarks on failed and missing trials, windows and trainings, and the suite's closing text."""
+        """Remarks on trials, looks, windows and trainings, and the suite's closing text."""
         from tensorbench.reports.answers import window_advice
 
         lost = distinct(seed for seed in self.results.all_seeds if not seed.finished)
@@ -67,6 +69,7 @@ class Summary:
                 f"✗ {missing} trial(s) are missing; they enter no mean. A start without `--retry-failed` "
                 "runs them."
             )
+        remarks += [f"✗ {each.waits}" for each in self.results.experiments if each.waits]
         closing = [self.closing] * bool(self.closing)
         return [*remarks, *window_advice(self.analysis), *self.warnings, *closing]
 
@@ -154,7 +157,7 @@ def _metric_name(text: str) -> str:
 
 
 def summarise(
-    store: Store,
+    store: Source,
     plan: StoredPlan,
     records: Iterable[Record] | None = None,
     *,
@@ -176,24 +179,26 @@ def summarise(
     (rows,) = with_heads([experiment], [tuple(row for row in own if row.trials)])
     experiment = replace(experiment, rows=rows)
     results = Results((experiment,), tabulate([experiment]), notes=())
-    remarks = (*guards(experiment), *filter(None, [waiting_for(experiment)]))
-    return Summary(analyse(results), plan.closing, remarks)
+    return Summary(analyse(results), plan.closing, tuple(guards(experiment)))
 
 
-def stored_experiment(store: Store, plan: StoredPlan, records: Iterable[Record] | None = None) -> Experiment:
+def stored_experiment(
+    source: Source, plan: StoredPlan, records: Iterable[Record] | None = None
+) -> Experiment:
     """The stored results of a plan, up to the last look if it is sequential.
 
-    `records` are the store's records. If it is None, they are read from the store.
+    `records` are those of `source`. If it is None, they are read from it. Raises UserError if the rows of the
+    plan differ in their looks.
     """
     return up_to_looks(
         Experiment(
-            source=store,
-            name=store.name,
+            source=source,
+            name=source.name,
             closing=plan.closing,
             run_id="",
             rows=plan.rows,
             trials=plan.by_id(),
-            records=latest(store.records() if records is None else records),
+            records=latest(source.records() if records is None else records),
             duplicates=0,
             studied=plan.studied,
         )

@@ -6,7 +6,6 @@ They are `tuning` (by studies), `search`, `allocation` and `pilot`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, field_validator, model_validator
@@ -21,9 +20,6 @@ MAX_SEED = 2**31
 
 #: The first seed of the first study, and the distance between the first seeds of consecutive studies.
 FIRST_SEED, SEEDS_APART = 10_000, 1_000
-
-#: The smallest number of studies with an interval, and so the earliest look.
-LEAST_STUDIES = 3
 
 #: A rank that a budget sets.
 BudgetRank = Annotated[int, Field(gt=0, le=10**6)]
@@ -75,17 +71,6 @@ class Looks(LookPlan, Frozen):
     """The looks of a suite's sequential experiment. A list of numbers of studies is short for `after`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @field_validator("after")
-    @classmethod
-    def _increasing(cls, after: tuple[int, ...]) -> tuple[int, ...]:
-        if any(later <= earlier for earlier, later in pairwise(after)):
-            raise ValueError(f"should increase from look to look, such as [3, 5, 8], got {list(after)}")
-        if after[0] < LEAST_STUDIES:
-            raise ValueError(
-                f"the first look is after {after[0]} studies, and intervals need at least {LEAST_STUDIES}"
-            )
-        return after
 
 
 class Studies(Frozen):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Protocol, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tensorbench.machine.table import ShowsOverview, Table, duration
 from tensorbench.records import Wired
@@ -30,6 +31,10 @@ class StudyTrial(Wired):
     lr: float
 
 
+#: The smallest number of studies that give intervals, and so the earliest look.
+LEAST_STUDIES = 3
+
+
 class LookPlan(Wired):
     """The looks of a sequential experiment, which stops each method as soon as its verdict is known."""
 
@@ -44,6 +49,17 @@ class LookPlan(Wired):
     stop: Literal["each", "all"] = "each"
     #: Methods within this many points of the reference are equivalent.
     margin: Annotated[float, Field(gt=0)] = 1.0
+
+    @field_validator("after")
+    @classmethod
+    def _increasing(cls, after: tuple[int, ...]) -> tuple[int, ...]:
+        if any(later <= earlier for earlier, later in pairwise(after)):
+            raise ValueError(f"should increase from look to look, such as [3, 5, 8], got {list(after)}")
+        if after[0] < LEAST_STUDIES:
+            raise ValueError(
+                f"the first look is after {after[0]} studies, and intervals need at least {LEAST_STUDIES}"
+            )
+        return after
 
 
 class StudyPlan(Wired):
@@ -68,8 +84,10 @@ class StudyPlan(Wired):
 
     @model_validator(mode="after")
     def _ks_fit_points(self) -> Self:
-        if self.points not in self.ks or not all(0 < k <= 2 * self.points for k in self.ks):
-            rule = f"expected {self.points}, the number of points, and others from 1 to {2 * self.points}"
+        if not {self.points, self.k} <= {*self.ks} or not all(0 < k <= 2 * self.points for k in self.ks):
+            own = f"{self.points}, the number of points"
+            own += f", and {self.looks.k}, the k of looks" if self.looks else ""
+            rule = f"expected {own}, and others from 1 to {2 * self.points}"
             raise ValueError(f"ks: {rule}, got {list(self.ks)}")
         return self
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,7 +108,7 @@ class SuiteRun(ShowsOverview):
 
     @property
     def complete(self) -> bool:
-        """Whether every trial of the selected part has finished."""
+        """Whether every trial of the selected part has finished, and no look waits for other trials."""
         return self.summary.complete
 
     def overview(self) -> Table:
@@ -164,12 +164,18 @@ class _Work:
         begun: set[str] = set()
         told = 0
         while True:
-            due, looks = self.due(full_plan, records)
+            due, looks = self.due(full_plan, plan, records)
             for look in looks[told:]:
                 self.audience.note(look)
             told = len(looks)
-            trials = [t for t in plan.trials if t.id in failed] if retry_failed else pending(plan, records)
-            trials = [trial for trial in trials if trial.id in due and trial.id not in begun]
+            if full_plan.sequential and not retry_failed:
+                adopted = adopt(self.driver, full_plan, due, records)
+                if len(adopted) > len(records):
+                    # They may complete a look.
+                    records = adopted
+                    continue
+            trials = [t for t in due.trials if t.id in failed] if retry_failed else pending(due, records)
+            trials = [trial for trial in trials if trial.id not in begun]
             if not trials or (begun and retry_failed):
                 break
             starting = partial(self.audience.starting, plan, len(trials), executor.device, references)
@@ -181,18 +187,19 @@ class _Work:
             store.end(begin_suite(self.driver, full_plan), Status.FINISHED)
         return records
 
-    def due(self, full_plan: Plan, records: list[Record]) -> tuple[Collection[str], Sequence[str]]:
-        """Returns the ids of the trials that run by now, and the looks that were made, in words.
+    def due(self, full_plan: Plan, plan: Plan, records: list[Record]) -> tuple[Plan, Sequence[str]]:
+        """Returns the plan with the trials that run by now, and the looks that were made, in words.
 
-        The ids are all, or those that the looks of a sequential suite allow.
+        They are all trials, or those that the looks of a sequential suite, `full_plan`, allow.
         """
         if not full_plan.sequential:
-            return {trial.id for trial in full_plan.trials}, ()
+            return plan, ()
         from tensorbench.reports.summary import stored_experiment
 
         experiment = stored_experiment(self.store, full_plan.stored(), records)
         ids = {id_ for row in experiment.rows for id_ in row.trials.values()}
-        return ids, [*map(str, experiment.looks)]
+        trials = tuple(trial for trial in plan.trials if trial.id in ids)
+        return replace(plan, trials=trials), [*map(str, experiment.looks)]
 
     def _execute(
         self, full_plan: Plan, plan: Plan, trials: list[Trial], announce: Callable[[], None], **options: Any
@@ -329,24 +336,25 @@ def run_suite(
                     f"'{loaded.name}' also has {' and '.join(loaded.searched)}, which this does not run: "
                     "`tensorbench search` (`tensorbench.search_suite`) does."
                 )
+            work = _Work(driver, executor, audience)
             records = opened.records()
             if not retry_failed:
-                records = adopt(driver, full_plan, plan, records)
+                due, _ = work.due(full_plan, plan, records)
+                records = adopt(driver, full_plan, due, records)
                 for note in changed_trials(full_plan, plan, opened, records):
                     audience.note(note)
                 if executor.on_this_machine and (long := time_advice(plan, records, executor.device)):
                     audience.note(long)
             stored = latest(records)
             driver.warn_of_changed_plugins(stored[t.id] for t in plan.trials if t.id in stored)
-            work = _Work(driver, executor, audience)
             records = work.run(full_plan, plan, records, retry_failed=retry_failed, rerun=rerun)
             from tensorbench.reports.summary import summarise
 
             stored_plan = full_plan.stored()
             summary = summarise(opened, plan.stored(), records, full_plan=stored_plan)
             answers: tuple[str, ...] = ()
-            due, _ = work.due(full_plan, records)
-            if not (full_plan.partial or any(trial.id in due for trial in pending(full_plan, records))):
+            due, _ = work.due(full_plan, full_plan, records)
+            if not (full_plan.partial or pending(due, records)):
                 whole = summarise(opened, stored_plan, records) if part.choices else summary
                 answers = work.keep_answer(full_plan, whole.analysis)
             # Readers would take the answers of the whole suite for those of the part in the table.

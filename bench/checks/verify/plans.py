@@ -19,6 +19,9 @@ from tensorbench.plan.suite import Suite
 from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import PlannedTrial, Row, StoredPlan, StudyTrial
 from tensorbench.records.words import Tag
+from tensorbench.reports.results import Experiment
+from tensorbench.reports.summary import stored_experiment
+from tensorbench.reports.units import many
 from tensorbench.store.access import Access
 from tensorbench.store.source import Source
 
@@ -129,18 +132,27 @@ def _check_suites(findings: Examined, source: Source, plan: StoredPlan, placed: 
 def _check_results(findings: Examined, source: Source, plan: StoredPlan, settled: Set[str]) -> None:
     """Reports planned trials without a result, and notes which studies are complete.
 
-    If the source has no trial of the plan at all, for instance after a pilot alone, only a note is added.
+    The trials of a sequential plan are those up to its next look. The looks are made again, and trials beyond
+    the look at which their method stopped are reported. If the source has no trial of the plan at all, for
+    instance after a pilot alone, only a note is added.
     """
+    own = {run.trial_id for run in source.records() if run.settled}
+    if own.isdisjoint(plan.by_id()) and not settled >= plan.by_id().keys():
+        findings.notes.append(f"{plan.suite} holds none of the {len(plan.trials):,} planned trials")
+        return
+    experiment = (
+        _with_looks(findings, source, plan)
+        if any(row.studies and row.studies.looks for row in plan.rows)
+        else None
+    )
     planned: list[tuple[str, str]] = []
-    for row in plan.rows:
+    numbers: set[int] = set()
+    for row in experiment.rows if experiment else plan.rows:
         for seed, id_ in row.trials.items():
             place = row.studies and row.studies.trials.get(seed)
             planned.append((f"study {place.study}" if place else f"seed {seed}", id_))
+            numbers |= {place.study} if place else set()
     missing = [(part, id_) for part, id_ in planned if id_ not in settled]
-    own = {run.trial_id for run in source.records() if run.settled}
-    if missing and own.isdisjoint(id_ for _, id_ in planned):
-        findings.notes.append(f"{plan.suite} holds none of the {len(planned):,} planned trials")
-        return
     if missing:
         parts = first_few(list(dict.fromkeys(part for part, _ in missing)), MOST_LISTED)
         result = (
@@ -148,12 +160,33 @@ def _check_results(findings: Examined, source: Source, plan: StoredPlan, settled
             "too, and if several packs have parts of this suite, merge them first with `tensorbench unpack`"
         )
         findings.broken("plan, its trials", f"{len(planned):,} planned", result)
+    elif experiment and experiment.waiting:
+        findings.cannot("plan, its looks", "trials up to the next one are in other experiments")
+    elif experiment and experiment.lost:
+        findings.broken("plan, its looks", f"{len(experiment.looks)} made", experiment.waits)
     if studies := [row.studies for row in plan.rows if row.studies]:
         absent = {part for part, _ in missing}
-        numbers = sorted({place.study for study in studies for place in study.trials.values()})
-        held = _listed([number for number in numbers if f"study {number}" not in absent])
+        held = _listed([number for number in sorted(numbers) if f"study {number}" not in absent])
         of = max(study.studies for study in studies)
         findings.notes.append(f"{plan.suite} holds {held} of {of:,} planned")
+
+
+def _with_looks(findings: Examined, source: Source, plan: StoredPlan) -> Experiment | None:
+    """Makes the looks of a sequential plan again, and reports trials beyond a stop. None if it cannot."""
+    try:
+        experiment = stored_experiment(source, plan)
+    except UserError as error:
+        findings.broken("plan, its looks", "looks", str(error))
+        return None
+    findings.notes += [f"{plan.suite}: {look}" for look in experiment.looks]
+    due = {id_ for row in experiment.rows for id_ in row.trials.values()}
+    ran = {run.trial_id for run in source.records() if run.settled} - due
+    beyond = [row.method for row in plan.rows for id_ in row.trials.values() if id_ in ran]
+    if beyond:
+        made = f"; {experiment.looks[-1]}" if experiment.looks else ""
+        stored = f"{many(len(beyond), 'result')} of {first_few(list(dict.fromkeys(beyond)), MOST_LISTED)}"
+        findings.broken("plan, trials beyond its looks", stored, f"none{made}")
+    return experiment
 
 
 def _listed(studies: Sequence[int]) -> str:
@@ -179,7 +212,8 @@ def _check_studies(findings: Examined, where: str, row: Row, trials: Mapping[int
     studies = row.studies
     assert studies is not None
     try:
-        formula = Studies(studies=studies.studies, points=studies.points, lr=Window(decades=studies.decades))
+        fields = studies.model_dump(include={"studies", "points", "looks"})
+        formula = Studies(**fields, lr=Window(decades=studies.decades))
     except ValidationError as error:
         findings.broken(f"{where}: studies", "studies", explained(error, Studies)[0])
         return
