@@ -140,6 +140,8 @@ def _registered(results: Results, block: Block) -> Block:
         for each in made:
             if each.settings == settings and each.own <= own and each.reference <= reference:
                 return replace(entrant, differences=each.differences)
+        if any(each.looking for each in results.experiments):
+            return entrant
         return replace(
             entrant, differences={k: unregistered(each) for k, each in entrant.differences.items()}
         )

@@ -36,7 +36,7 @@ def on_setting(results: Results, cell: Cell, part: OnSetting) -> OnSetting:
 def looks_of(cell: Cell) -> Looks | None:
     """The looks after which a cell's methods are compared. None unless the experiment is sequential."""
     plan = cell.studies.looks if cell.studies else None
-    return plan and Looks(plan.after, plan.spending)
+    return Looks(plan.after, plan.spending) if plan else None
 
 
 def moderated_on_settings(

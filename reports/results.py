@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -23,9 +23,6 @@ from tensorbench.records.stored_plan import PlannedTrial, Row, StudyPlan, StudyT
 from tensorbench.records.words import OWN_SIZE, Status, Tag
 from tensorbench.reports.units import listed, many
 from tensorbench.store.source import Source
-
-if TYPE_CHECKING:
-    from tensorbench.reports.blocks import Comparison
 
 #: Registered names of the reference (LoRA), the floor (head alone) and the ceiling (full fine-tuning).
 REFERENCE, FLOOR, CEILING = "lora", "head_only", "full"
@@ -292,6 +289,8 @@ class Look:
         verdicts = grouped(self.stopped, lambda key: self.stopped[key])
         stops = "; ".join(f"{listed(_names(keys))} ({said})" for said, keys in verdicts.items())
         on = f"; {listed(_names(self.going_on))} go on" if self.going_on else ""
+        if self.last:
+            return f"Last look, after {self.after} studies: {stops}."
         return f"Look after {self.after} studies: {f'stopped: {stops}' if stops else 'no verdict'}{on}."
 
 
@@ -307,8 +306,8 @@ class Registered(NamedTuple):
     #: The ids of the method's trials and of the reference's trials up to this look.
     own: frozenset[str]
     reference: frozenset[str]
-    #: The comparison after k trials, by k.
-    differences: Mapping[int, Comparison]
+    #: The `Comparison` (in `tensorbench.reports.blocks`) after k trials, by k.
+    differences: Mapping[int, Any]
 
 
 @dataclass(frozen=True)
@@ -348,6 +347,11 @@ class Experiment:
     def where(self) -> str:
         """The store's address without secrets, or the names of the packs' files."""
         return self.source.where
+
+    @property
+    def looking(self) -> bool:
+        """Whether it is at a look, whose comparisons are made now."""
+        return bool(self.looked) and all(look.after != self.looked for look in self.looks)
 
     @property
     def waits(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import itemgetter
 
 from tensorbench.machine.versions import warn_of_untested_versions
@@ -62,12 +63,8 @@ def make_plan(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Pla
             # Ordered by study, then by seed, so that a stopped run has treated all methods alike.
             study = row.studies.trials[trial.seed].study if row.studies else 0
             trials.setdefault(trial.id, ((study, pair, place), trial))
-    compared = {row.method for _, row, _ in rows if row.studies and row.parameters}
-    if suite.tuning and suite.tuning.looks and len(compared) < 2:
-        raise UserError(
-            "tuning.looks: verdicts compare methods that have an adapter, and the suite has "
-            f"{len(compared)} of them: add methods, or leave looks out"
-        )
+    if suite.tuning and suite.tuning.looks:
+        _refuse_without_verdicts([row for _, row, _ in rows])
     rows.sort(key=itemgetter(0))
     return Plan(
         suite=suite,
@@ -75,3 +72,19 @@ def make_plan(suite: Suite, device: str = "cpu", part: Part = EVERYTHING) -> Pla
         trials=tuple(trial for _, trial in sorted(trials.values(), key=itemgetter(0))),
         cells=tuple(cell for _, _, cell in rows),
     )
+
+
+def _refuse_without_verdicts(rows: Sequence[Row]) -> None:
+    """Raises UserError if no method of a sequential suite could have a verdict."""
+    compared = {row.table_name: row for row in rows if row.studies and row.parameters}
+    if len(compared) < 2:
+        raise UserError(
+            "tuning.looks: methods stop at their verdict, which compares adapters, and the suite has "
+            f"{len(compared)} of them ({', '.join(compared) or 'none'}): add methods, or leave looks out"
+        )
+    # Without LoRA, allocations of ranks are compared with the heuristic.
+    if not any(row.family == "lora" or row.allocation for row in compared.values()):
+        raise UserError(
+            "tuning.looks: methods are compared with LoRA, and the suite has only "
+            f"{', '.join(compared)}: add lora to methods, or leave looks out"
+        )

@@ -223,3 +223,16 @@ def test_a_plan_shows_window_and_head_rate_and_counts_points(halves: Halves, cal
     assert "study" in call("plan", halves.suite, "--studies", "3").err
     assert "3 studies" in call("plan", halves.suite, "--power").out
     assert "studies: 2" in call("plan", halves.suite, "--power", "--studies", "0-1").err
+
+
+def test_a_look_waits_for_all_methods(tmp_path: Path, new_store: NewStore, call: Call) -> None:
+    tuning = {"studies": 3, "points": 2, "looks": {"after": [3], "k": 1}}
+    suite = write(tmp_path, STUDY, methods=["lora", "lotr"], tuning=tuning)
+    uri = new_store(tmp_path)
+    one = call("run", suite, "--store", uri, "--method", "lora")
+    assert one.code == 1
+    assert re.search(naming("The next look waits", 6, "LoTR"), one.out)
+    rest = call("run", suite, "--store", uri)
+    assert rest.code == 0, rest.err
+    assert re.search(naming(12, "trials", 6, "to run"), rest.out)
+    assert "Last look, after 3 studies" in rest.err

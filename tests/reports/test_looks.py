@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 
+from tensorbench.checks.verify.plans import examine_plan
 from tensorbench.methods import UserError
 from tensorbench.plan.rows import Plan
 from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import Row
 from tensorbench.reports.analysis import analyse
+from tensorbench.reports.answers import in_words
 from tensorbench.reports.reading import read
+from tensorbench.reports.selection import Selection
+from tensorbench.store.opening import open_results
 
 from ..stored import Result
 from .conftest import Stored
@@ -78,3 +82,30 @@ def test_studies_after_the_last_look_are_not_compared(stored: Stored) -> None:
     assert (experiment.looked, experiment.looks) == (0, ())
     assert experiment.waiting == {"TensLoRA att": 4}
     assert analyse(results).blocks == ()
+
+
+def test_a_part_keeps_the_intervals_that_were_registered(stored: Stored) -> None:
+    uri = stored(ran_until({}), sequential())
+    (whole,) = analyse(read(uri, [NAME])).blocks
+    (part,) = analyse(read(uri, [NAME], Selection(methods=["LoRA", "TensLoRA qkv_depth"]))).blocks
+    kept = {entrant.method: entrant.differences[part.k] for entrant in whole.claims}
+    (entrant,) = part.claims
+    assert entrant.differences[part.k].interval == kept[entrant.method].interval
+    assert "registered" not in in_words(entrant.differences[part.k].verdict, "")
+
+
+def test_other_comparisons_say_that_they_were_not_registered(stored: Stored) -> None:
+    uri = stored(ran_until({}), sequential())
+    (block,) = analyse(read(uri, [NAME], Selection(reference="TensLoRA att"))).blocks
+    verdicts = [entrant.differences[block.k].verdict for entrant in block.claims]
+    assert len(verdicts) == 2
+    assert all("not registered" in in_words(verdict, "") for verdict in verdicts)
+
+
+@pytest.mark.parametrize(("last", "beyond"), [(5, 0), (8, 12)])
+def test_trials_beyond_a_stop_are_found(stored: Stored, last: int, beyond: int) -> None:
+    uri = stored(ran_until({"TensLoRA att": last}), sequential())
+    (source,) = open_results(uri, [NAME])
+    settled = {record.trial_id for record in source.records()}
+    results = [fault for fault in examine_plan(source, None, settled).faults if "looks" in fault.what]
+    assert [fault.stored for fault in results] == [f"{beyond} results of TensLoRA att"] * bool(beyond)

@@ -313,8 +313,8 @@ class PlannedRows:
         if own:
             # Trials were started with the same looks as are planned now.
             looks = suite.tuning and suite.tuning.looks and suite.tuning.looks.model_dump()
-            for stored in dict.fromkeys(row.row.studies.looks for row in self._rows if row.row.studies):
-                self._findings.compare(f"plan, looks of {origin}", stored and stored.model_dump(), looks)
+            for planned in {row.row.studies.looks for row in self._rows if row.row.studies}:
+                self._findings.compare(f"plan, looks of {origin}", planned and planned.model_dump(), looks)
         cells = list(_cells(suite, self._rows))
         if sum(len(self._by_place[cell.place]) for cell in cells) > MOST_COMPARED:
             raise UserError(f"more than {MOST_COMPARED:,} pairs of rows would have to be compared")

@@ -130,6 +130,21 @@ tuning: {studies: 3, trials: 8} | 'tuning.trials'
 tuning: {studies: 3, lr: {around: published}} | tuning.lr.around: … 'published'
 tuning: {studies: 3, lr: {decades: 0}} | tuning.lr.decades:
 tuning: {studies: 1000, points: 1000} | at most 100,000
+tuning: {studies: 8, points: 4, looks: [3, 8, 5]} | tuning.looks.after: … increase … [3, 8, 5]
+tuning: {studies: 8, points: 4, looks: [3, 3, 8]} | tuning.looks.after: … increase … [3, 3, 8]
+tuning: {studies: 8, points: 4, looks: [2, 8]} | tuning.looks.after: … 2 studies … 3
+tuning: {studies: 8, points: 4, looks: []} | tuning.looks.after: … at least 1
+tuning: {studies: 8, points: 4, looks: 3} | tuning.looks: … 3
+tuning: {studies: 8, points: 4, looks: [3, 5]} | tuning: looks … 5 … 8 … studies: 5
+tuning: {studies: 8, points: 3, looks: [3, 8]} | tuning: looks.k … 4 … 3 … 1 to 3
+tuning: {studies: 8, points: 4, looks: {after: [8], k: 0}} | tuning.looks.k: … 0
+tuning: {studies: 8, points: 4, looks: {after: [8], margin: 0}} | tuning.looks.margin: … greater than 0
+tuning: {studies: 8, points: 4, looks: {after: [8], margin: .inf}} | looks.margin: … finite
+tuning: {studies: 8, points: 4, looks: {after: [8], spending: equal}} | looks.spending: … linear
+tuning: {studies: 8, points: 4, looks: {after: [8], stop: some}} | tuning.looks.stop: … 'each'
+tuning: {studies: 8, points: 4, looks: {after: [8], alpha: .1}} | 'tuning.looks.alpha'
+{methods: [head_only, lora], tuning: {studies: 3, points: 4, looks: [3]}} | tuning.looks: … 1 of them (LoRA)
+{methods: [lotr, lora_xs], tuning: {studies: 3, points: 4, looks: [3]}} | tuning.looks: … LoTR, LoRA-XS
 {methods: [head_only], tuning: {studies: 2, points: 2, head_lr: 1e300}} | head_lr: 1e+300 … 'digits' … up to 1
 tuning: {studies: 2, points: 2, lr: {around: 1e-6, decades: 1}} | tuning.lr … LoRA … 'digits'
 tuning: {studies: 2, points: 2, lr: {around: .9, decades: 1}} | tuning.lr … LoRA … 'digits'

@@ -30,7 +30,7 @@ STUDY: dict[str, Any] = {
         {"method": "tenslora", "variant": "att"},
     ],
     "training": SHORT,
-    "tuning": {"studies": 3, "points": 3, "lr": {"around": 5e-3}},
+    "tuning": {"studies": 3, "points": 3, "lr": {"around": 5e-3}, "looks": {"after": [3], "k": 1}},
 }
 
 
@@ -121,6 +121,18 @@ def a_method_dropped_from_the_suite(forged: Forged) -> None:
     forged.suite["suite"]["methods"].pop()
 
 
+def a_look_of_the_plan(forged: Forged) -> None:
+    for row in forged.rows:
+        row["studies"]["looks"] = None
+
+
+def a_margin_chosen_afterwards(forged: Forged) -> None:
+    """The plan and its suite have another margin than the suite from which the trials were started."""
+    forged.suite["suite"]["tuning"]["looks"]["margin"] = 4.0
+    for row in forged.rows:
+        row["studies"]["looks"]["margin"] = 4.0
+
+
 #: Consistent forgeries, each with a part of what a finding about it says.
 FORGERIES: dict[str, tuple[Callable[[Forged], object], str]] = {
     "studies chosen by test score": (cherry_picked, "seeds of the suite"),
@@ -183,6 +195,8 @@ FORGERIES: dict[str, tuple[Callable[[Forged], object], str]] = {
         "task train_size of the suite",
     ),
     "the suite shortened afterwards": (the_suite_shortened_afterwards, "that started trials"),
+    "a look left out of the plan": (a_look_of_the_plan, "plan, looks of the suite"),
+    "a margin chosen afterwards": (a_margin_chosen_afterwards, "that started trials"),
     "a method dropped from the suite": (a_method_dropped_from_the_suite, "that started trials"),
 }
 
