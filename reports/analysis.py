@@ -119,7 +119,10 @@ def analyse(results: Results, threshold: CustomThresholds = None) -> Analysis:
         notes=(*results.notes, *gaps, *unfinished, *limits, *_extent(results, blocks)),
         limits=tuple(limits),
         gaps=tuple(gaps),
-        faults=tuple(_faults(material, blocks)),
+        faults=(
+            *(fault for experiment in results.experiments for fault in experiment.source.faults),
+            *_faults(material, blocks),
+        ),
         studies=studies,
         collapses=material.collapses,
     )

@@ -138,8 +138,10 @@ def _too_few(block: Block) -> str:
 
 def _qualified(entrant: Entrant, k: int) -> str:
     """The name of a method and, if runs collapsed, which runs its verdict is on, and how often they do."""
-    verdict = entrant.differences[k].verdict
-    said = "; ".join(filter(None, [verdict.condition, verdict.collapses]))
+    difference = entrant.differences[k]
+    verdict, on, every = difference.verdict, len(difference.effect.parts), len(difference.on)
+    extent = f"on {on} of {every} tasks" * (on < every)
+    said = "; ".join(filter(None, [extent, verdict.condition, verdict.collapses]))
     return f"{entrant.method} ({said})" if said else entrant.method
 
 
@@ -302,6 +304,8 @@ def detectable(block: Block) -> str:
     unit, design = block.unit, block.design
     text = f"True differences smaller than {unit.score(design.finds, 1)} {unit.points} may go undetected."
     if block.tuned or (design.finds or 0.0) <= block.threshold:
+        return text
+    if not any(entrant.differences[block.k].verdict.word is Word.INCONCLUSIVE for entrant in block.compared):
         return text
     needed, size = design.needs(block.threshold), unit.size(block.threshold)
     if needed is None:

@@ -234,7 +234,7 @@ class Block:
 
     def extent(self, comparison: Comparison) -> str:
         """On how many settings a method is compared, as text after its verdict. Empty if on all of them."""
-        on, every = len(comparison.on), len(self.settings)
+        on, every = len(comparison.effect.parts), len(self.settings)
         return f" on {on} of {every} tasks" * (on < every)
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -23,6 +24,8 @@ from tensorbench.reports.recipes import difference
 from tensorbench.reports.results import CONVERGED, NO_ADAPTERS, Cell, Results, TaskAndBackbone, grouped
 from tensorbench.reports.units import listed, many
 
+#: The studies of a method and of the reference on one setting.
+Pair = tuple[CompleteStudies, CompleteStudies]
 #: The performances of a method, by setting.
 OnSettings = Mapping[TaskAndBackbone, Performance]
 
@@ -103,11 +106,20 @@ def with_collapses(verdict: Verdict, rates: CollapseRates | None) -> Verdict:
     return replace(verdict, condition=rates.condition * drawn, collapses=str(rates))
 
 
-def _on_each(block: Block, parts: Mapping[TaskAndBackbone, OnSetting], claims: int) -> Comparison:
-    """Makes a comparison of a block from these differences, with the comparisons on single settings."""
+def _on_each(
+    block: Block,
+    parts: Mapping[TaskAndBackbone, OnSetting],
+    claims: int,
+    thin: Collection[TaskAndBackbone] = (),
+) -> Comparison:
+    """Makes a comparison of a block from these differences, with the comparisons on single settings.
+
+    The mean leaves out the settings in `thin`.
+    """
     several = claims * len(block.settings)
     on = {setting: comparison([part], several, block.threshold) for setting, part in parts.items()}
-    return replace(comparison([*parts.values()], claims, block.threshold), on=on)
+    mean = [part for setting, part in parts.items() if setting not in thin]
+    return replace(comparison(mean, claims, block.threshold), on=on)
 
 
 def compared(material: Material, block: Block) -> Block:
@@ -135,14 +147,30 @@ def compared(material: Material, block: Block) -> Block:
     sides = {own.cell.number: (own, of_reference[s]) for each in shared for s, own in each.on.items()}
     pairs = {n: estimates.paired(own.studies, other.studies) for n, (own, other) in sides.items()}
     fell = {n for n, pair in sides.items() if {each.cell.number for each in pair} & material.fell}
-    differences = {
-        k: moderated_on_settings(
-            results,
-            {n: estimates.of_pair(*pair, k, failures) for n, pair in pairs.items() if pair[0].most >= k},
-            fell,
+
+    def differences_of(pairs: Mapping[int, Pair]) -> dict[int, dict[int, OnSetting]]:
+        of_pairs = {
+            k: {
+                n: estimates.of_pair(*pair, k, failures)
+                for n, pair in pairs.items()
+                if min(studies.most for studies in pair) >= k
+            }
+            for k in block.ks
+        }
+        return {k: moderated_on_settings(results, parts, fell) for k, parts in of_pairs.items()}
+
+    differences = differences_of(pairs)
+    absent = {n: counts for n, pair in sides.items() if any(counts := tuple(map(_absent(results), pair)))}
+    worst = [differences_of(each) for each in _worst_cases(sides, pairs, absent)] if absent else []
+
+    def compared_after(entrant: Entrant, k: int) -> Comparison:
+        thin = _thin(results, entrant, pairs)
+        found, *cases = (
+            _on_each(block, {s: each[k][own.cell.number] for s, own in entrant.on.items()}, claims, thin)
+            for each in (differences, *worst)
         )
-        for k in block.ks
-    }
+        counts = {s: sum(map(len, absent.get(own.cell.number, ()))) for s, own in entrant.on.items()}
+        return _holding(found, cases, counts, thin)
 
     def finished(entrant: Entrant) -> Entrant:
         against = of_reference if entrant in shared else {}
@@ -150,7 +178,7 @@ def compared(material: Material, block: Block) -> Block:
         return replace(
             entrant,
             differences={
-                k: _on_each(block, {s: of_cells[own.cell.number] for s, own in entrant.on.items()}, claims)
+                k: compared_after(entrant, k)
                 for k, of_cells in differences.items()
                 if all(cell.number in of_cells for cell in entrant.cells)
             },
@@ -178,6 +206,90 @@ def compared(material: Material, block: Block) -> Block:
     return replace(block, levels=tuple(_levels(material, block)))
 
 
+def _is_foreign(results: Results, cell: Cell) -> bool:
+    return results.experiment(cell.experiment).source.foreign
+
+
+def _absent(results: Results) -> Callable[[Performance], list[int]]:
+    """Returns a function that gives the numbers of a performance's absent seeds or studies.
+
+    Only tables of other programs count: what is absent there may have been left out because it was bad.
+    """
+
+    def absent(own: Performance) -> list[int]:
+        if not _is_foreign(results, own.cell):
+            return []
+        if own.cell.studies:
+            return sorted({*own.cell.by_study} - {*own.studies.numbers})
+        ran = (seed.finished or seed.failure == DIVERGED for seed in own.cell.trials)
+        return [seed.seed for seed, there in zip(own.cell.trials, ran, strict=True) if not there]
+
+    return absent
+
+
+def _worst_cases(
+    sides: Mapping[int, tuple[Performance, Performance]],
+    pairs: Mapping[int, Pair],
+    absent: Mapping[int, tuple[list[int], ...]],
+) -> Iterator[dict[int, Pair]]:
+    """Yields the pairs with absent runs at their worst for the method, then at their worst for the reference.
+
+    A side's absent runs get the lowest score that any method has on the setting, and the other side's get the
+    highest. Scores are those of runs that did not collapse, or of the trials that studies keep.
+    """
+    kept: defaultdict[TaskAndBackbone, list[float]] = defaultdict(list)
+    for own, other in sides.values():
+        kept[own.cell.setting] += [*own.studies.kept_scores, *other.studies.kept_scores]
+    for ends in ((min, max), (max, min)):
+        yield {
+            n: estimates.paired(
+                *(
+                    estimates.filled(side.studies, numbers, end(kept[side.cell.setting]))
+                    for side, numbers, end in zip(sides[n], absent[n], ends, strict=True)
+                )
+            )
+            if n in absent
+            else pair
+            for n, pair in pairs.items()
+        }
+
+
+def _thin(results: Results, entrant: Entrant, pairs: Mapping[int, Pair]) -> list[TaskAndBackbone]:
+    """The settings of a foreign table with too few pairs for an interval, if others have enough."""
+    if not _is_foreign(results, entrant.cells[0]):
+        return []
+    few = [s for s, own in entrant.on.items() if pairs[own.cell.number][0].count < LEAST_SEEDS]
+    return few if len(few) < len(entrant.on) else []
+
+
+def _holding(
+    found: Comparison,
+    worst: Sequence[Comparison],
+    absent: Mapping[TaskAndBackbone, int],
+    thin: Collection[TaskAndBackbone] = (),
+) -> Comparison:
+    """Weakens verdicts that absent runs could change.
+
+    `worst` has the comparison with absent runs at their worst for the method and for the reference. *Better*
+    must hold in the first case, *worse* in the second and *equivalent* in both. `absent` has the number of
+    absent runs of both sides on each setting. The mean leaves out the settings in `thin`.
+    """
+    if not worst:
+        return found
+    on = {
+        setting: _holding(each, [other.on[setting] for other in worst], {setting: absent[setting]})
+        for setting, each in found.on.items()
+    }
+    count = sum(number for setting, number in absent.items() if setting not in thin)
+    word = found.verdict.word
+    needed = {Word.BETTER: worst[:1], Word.WORSE: worst[1:], Word.EQUIVALENT: worst}.get(word, ())
+    given = found.verdict
+    if count and any(each.verdict.word is not word for each in needed):
+        verb = "run is absent, which" if count == 1 else "runs are absent, which"
+        given = Verdict(Word.INCONCLUSIVE, reason=f"{count:,} {verb} could change it")
+    return replace(found, verdict=given, on=on)
+
+
 def _lost(entrant: Entrant, reference: OnSettings) -> int:
     """The number of planned pairs of seeds of which a run is missing, or was lost by the machine.
 
@@ -198,6 +310,14 @@ def _lost(entrant: Entrant, reference: OnSettings) -> int:
 def _limits(block: Block, entrants: Sequence[Entrant]) -> Iterator[str]:
     """Yields notes on what intervals lack, on seeds without an interval, and on lost pairs of seeds."""
     compared = [(e, e.differences[block.k]) for e in entrants if block.k in e.differences]
+    for entrant, own in compared:
+        if len(own.effect.parts) < len(own.on):
+            thin = [s for s, each in own.on.items() if each.effect.fewest < LEAST_SEEDS]
+            pairs = "studies" if block.tuned else "seeds"
+            yield (
+                f"{entrant.method} shares fewer than {LEAST_SEEDS} {pairs} with {block.against} on "
+                f"{listed(thin)}: left out of the mean difference."
+            )
     if block.tuned:
         each = [(setting, part) for _, own in compared for setting, part in own.on.items()]
         if unknown := [s for s, own in each for part in own.effect.parts if part.validation is None]:

@@ -12,13 +12,16 @@ rates of both sides.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from tensorbench.methods.errors import first_few
-from tensorbench.reports.blocks import Block, Comparison, Edge, Entrant, Level
+from tensorbench.records.measures import Measure
+from tensorbench.records.metrics import direction
+from tensorbench.reports.blocks import Block, Comparison, Edge, Entrant, Level, Performance
 from tensorbench.reports.collapses import Collapses, rates_of, untrained
 from tensorbench.reports.comparisons import with_collapses
 from tensorbench.reports.complete import Material
@@ -69,6 +72,8 @@ class Guards:
     lost: Mapping[TaskAndBackbone, str] = field(default_factory=dict)
     #: The reason why no method is called better on a setting: kept trials of the reference collapsed.
     collapsed: Mapping[TaskAndBackbone, str] = field(default_factory=dict)
+    #: The numbers of the cells that are not above the stated score by chance.
+    at_chance: Collection[int] = ()
 
 
 def _over(reasons: Mapping[TaskAndBackbone, str], settings: Collection[TaskAndBackbone]) -> str:
@@ -204,6 +209,12 @@ def guarded(material: Material, block: Block, scored: Sequence[Cell]) -> Block:
     guards = find_guards(material, scored, methods, reference.values())
     # The reference may be one from another budget.
     entrants = [*block.methods, *([block.reference] if block.reference else [])]
+    at_chance = [each for entrant in entrants for each in entrant.on.values() if _at_chance(each, block)]
+    guards = replace(
+        guards,
+        sentences=(*guards.sentences, *_chance_sentences(at_chance)),
+        at_chance={each.cell.number for each in at_chance},
+    )
     edges = {entrant.method: edges_of(entrant) for entrant in entrants}
     sides = _Sides(material, guards, block, reference, edges)
 
@@ -281,8 +292,17 @@ class _Sides:
 
     def _left(self, verdict: Verdict, method: str, cells: Cells, at: TaskAndBackbone | None) -> Verdict:
         """The verdict over the settings of `cells`, weakened if necessary. `at` is None for all settings."""
-        if why := _over(self.guards.lost, cells.keys()):
+        both = {setting: (self.reference[setting], cell) for setting, cell in cells.items()}
+        lost = dict(self.guards.lost)
+        for setting, pair in both.items():
+            if all(cell.number in self.guards.at_chance for cell in pair):
+                lost.setdefault(setting, "neither is above chance")
+        if why := _over(lost, cells.keys()):
             return Verdict(Word.NONE, reason=why)
+        if why := self._doubts([cell for pair in both.values() for cell in pair]):
+            return Verdict(Word.NONE, reason=why)
+        if why := _unequal_effort(verdict, both.values()):
+            return Verdict(Word.INCONCLUSIVE, reason=why)
         if verdict.side == "better" and (why := _over(self.guards.collapsed, cells.keys())):
             return Verdict(Word.INCONCLUSIVE, reason=why)
         references = {setting: self.reference[setting] for setting in cells}
@@ -299,6 +319,16 @@ class _Sides:
             return Verdict(Word.INCONCLUSIVE)
         return verdict
 
+    def _doubts(self, cells: Iterable[Cell]) -> str:
+        """Why a table of another program allows no verdict on these cells. Empty if it does."""
+        results = self.material.results
+        reasons = (
+            results.experiment(seed.experiment).source.doubts.get(seed.trial_id, "")
+            for cell in cells
+            for seed in cell.trials
+        )
+        return next(filter(None, reasons), "")
+
     def _collapsed_elsewhere(self, cells: Cells) -> list[str]:
         """The tasks not in `cells` on which all runs of a method collapsed.
 
@@ -314,6 +344,53 @@ class _Sides:
             and self.material.all_collapsed(cell)
         ]
         return list(dict.fromkeys(cell.task for cell in there))
+
+
+def _stated(cell: Cell, measure: Measure) -> float | None:
+    """What a table of another program states of a cell. None if it does not."""
+    stated = (seed.record.measure(measure) for seed in cell.trials)
+    return next((value for value in stated if value is not None), None)
+
+
+def _at_chance(own: Performance, block: Block) -> bool:
+    """Whether a method is not above the score by chance, if a table of another program states it.
+
+    It is above chance if its 95% interval is or, without an interval, if its score is.
+    """
+    chance, score = _stated(own.cell, Measure.GUESSING_SCORE), own.scores.get(block.k)
+    if chance is None or score is None:
+        return False
+    sign = direction(block.metric)
+    return min(sign * bound for bound in score.interval or (score.value,)) <= sign * chance
+
+
+def _chance_sentences(at_chance: Sequence[Performance]) -> Iterator[str]:
+    """Yields sentences on the methods that are not above chance, each on the tasks with the same ones."""
+    names: defaultdict[TaskAndBackbone, list[str]] = defaultdict(list)
+    chances = {}
+    for cell in (each.cell for each in at_chance):
+        chance = unit_of(cell.metric, cell.unit).score(_stated(cell, Measure.GUESSING_SCORE))
+        chances[cell.setting] = chance
+        names[cell.setting] += [] if cell.method in names[cell.setting] else [cell.method]
+    for (chance, methods), on in grouped(names, lambda s: (chances[s], tuple(names[s]))).items():
+        tasks = first_few(list(map(str, on)), MOST_TASKS)
+        yield f"Not shown to be above chance ({chance}) on {tasks}: {first_few(methods, MOST_TASKS)}."
+
+
+def _unequal_effort(verdict: Verdict, pairs: Iterable[tuple[Cell, Cell]]) -> str:
+    """Why a verdict may be due to unequal effort of tuning. Empty if it is not.
+
+    `pairs` are cells of the reference and of the method. The better side must not have been tuned more, and
+    equivalent methods must have been tuned alike.
+    """
+    for reference, cell in pairs:
+        own, other = _stated(cell, Measure.EFFORT), _stated(reference, Measure.EFFORT)
+        if own is None or other is None or own == other:
+            continue
+        more = Word.BETTER if own > other else Word.WORSE
+        if verdict.word in (more, Word.EQUIVALENT):
+            return f"unequal effort of tuning, {own:g} against {other:g}"
+    return ""
 
 
 def edges_of(entrant: Entrant) -> Edges:

@@ -315,7 +315,7 @@ def _cell(number: int, experiment: Experiment, row: Row, runs: Sequence[Run], se
         measures=measures,
         trials=tuple(seeds),
         configuration=trials[-1] if trials else None,
-        recipe=recipe_of(trials[-1], row.studies) if trials else {},
+        recipe=recipe_of(trials[-1], row.studies, foreign=experiment.source.foreign) if trials else {},
     )
 
 

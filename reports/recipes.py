@@ -100,16 +100,18 @@ def without_ranks(cell: Cell) -> str:
     return json.dumps([trial.method | {"ranks": None}, trial.recipe.get("core_lr")]) if trial else ""
 
 
-def recipe_of(trial: PlannedTrial, studies: StudyPlan | None) -> Recipe:
+def recipe_of(trial: PlannedTrial, studies: StudyPlan | None, *, foreign: bool) -> Recipe:
     """The recipe of a cell with this trial: protocol, data, training and tuning.
 
     With studies, it has the extent of the tuning instead of learning rates. Otherwise it has the suite's
-    rates.
+    rates. Methods of other programs (`foreign`) may have unequal numbers of trials in a study: they are
+    compared at the largest number that all have.
     """
     recipe = {key: value for key, value in fields(trial).items() if value not in _NOTHING}
     if studies:
         recipe = {key: value for key, value in recipe.items() if key not in PER_METHOD}
-        recipe["tuning studies"] = f"{studies.points} trials each over {studies.decades:g} decades"
+        points = "" if foreign else f"{studies.points} trials each "
+        recipe["tuning studies"] = f"{points}over {studies.decades:g} decades"
     return recipe
 
 

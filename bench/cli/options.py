@@ -71,7 +71,7 @@ def numbers_option(*options: str, help: str) -> Any:
 
 
 def split_thresholds(text: str) -> list[tuple[str, float]]:
-    """Parses thresholds such as `accuracy=0.01,matthews=0.02` to pairs of metric and number.
+    """Parses thresholds such as `accuracy=0.01,matthews=0.02` to pairs of metric (or task) and number.
 
     The metric of a number alone is "". Raises BadParameter if a threshold is not a number.
     """
@@ -82,22 +82,24 @@ def split_thresholds(text: str) -> list[tuple[str, float]]:
             thresholds.append((metric.strip(), float(number)))
         except ValueError:
             raise typer.BadParameter(
-                f"'{part}' is neither a number nor METRIC=NUMBER, as accuracy=0.01"
+                f"'{part}' is neither a number nor NAME=NUMBER, as accuracy=0.01"
             ) from None
     return thresholds
 
 
-def one_for_each(values: list[list[tuple[str, float]]] | None) -> float | dict[str, float] | None:
-    """Returns the thresholds of `--threshold` by metric, or a single number that applies to all metrics.
+def one_for_each(
+    values: list[list[tuple[str, float]]] | None, option: str = "--threshold"
+) -> float | dict[str, float] | None:
+    """Returns the numbers of an option by metric (or task), or a single number that applies to all of them.
 
-    Returns None if the option was not given. Raises UserError if a metric has several thresholds, and if a
-    number without a metric is given together with other thresholds.
+    Returns None if the option was not given. Raises UserError if a metric has several numbers, and if a
+    number without a metric is given together with others.
     """
     pairs = joined(values) or []
     named = dict(pairs)
     if len(named) < len(pairs) or ("" in named and len(named) > 1):
         raise tensorbench.methods.UserError(
-            "--threshold: give one per metric, as accuracy=0.01 (got several)"
+            f"{option}: give one number, or one for each name, as accuracy=0.01 (got several)"
         )
     return named.get("", named or None)
 
@@ -297,6 +299,9 @@ def table_options(
     lr: Annotated[str | None, column_option("The column of learning rates.")] = None,
     validation: Annotated[str | None, column_option("The column of validation scores.")] = None,
     validation_loss: Annotated[str | None, column_option("The column of validation losses.")] = None,
+    effort: Annotated[
+        str | None, column_option("The column that says how much a method was tuned, such as its tries.")
+    ] = None,
     examples: Annotated[
         str | None,
         typer.Option(
@@ -313,8 +318,18 @@ def table_options(
             rich_help_panel=TABLES,
         ),
     ] = None,
+    chance: Annotated[
+        list[Any] | None,
+        typer.Option(
+            parser=split_thresholds,
+            metavar="NUMBER|TASK=NUMBER,…",
+            help="The score by chance: no verdict on methods that are not above it.",
+            rich_help_panel=TABLES,
+        ),
+    ] = None,
 ) -> tensorbench.TableOptions:
-    return {name: value for name, value in locals().items() if value is not None}  # type: ignore[return-value]
+    options: Any = dict(locals()) | {"chance": one_for_each(chance, "--chance")}
+    return {name: value for name, value in options.items() if value is not None}  # type: ignore[return-value]
 
 
 def columns_of(

@@ -78,6 +78,8 @@ class Measure(StrEnum):
                      "the validation loss of that epoch", NUMBER, None, LESS)
     GUESSING_LOSS = ("guessing/validation_loss", "", "nats",
                      "validation loss of the best constant answer: entropy of labels, variance of targets")
+    GUESSING_SCORE = "guessing/score", "", "the metric's", "a run of another program: the score by chance"
+    EFFORT = "tuning/effort", "", "", "a run of another program: how much its method was tuned, as stated"
     ADAPTER_EFFECT = ("adapter/effect", "", "",
                       "RMS change of the outputs by the adapter, over their spread between examples")
     ADAPTER_PARAMETERS = ("parameters/adapter", "parameters", "parameters",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -95,6 +96,10 @@ class Source(Runs):
     foreign: ClassVar[bool] = False
     #: Notes on what is missing in the runs or has to be assumed.
     notes: tuple[str, ...] = ()
+    #: Sentences that reports show before all answers: what makes the runs doubtful.
+    faults: tuple[str, ...] = ()
+    #: Why there is no verdict on a trial's row, by trial id.
+    doubts: Mapping[str, str] = MappingProxyType({})
     #: The errors that reading raises if the store or the file does not work.
     unreadable: ClassVar[tuple[type[Exception], ...]] = (OSError,)
 

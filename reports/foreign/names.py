@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -46,15 +47,20 @@ class TableOptions(TypedDict, total=False):
     lr: str
     validation: str
     validation_loss: str
+    effort: str
     #: A folder with the scores of test examples. Its tables have the columns that identify a run, the score
     #: and a column `example`.
     examples: str
     #: The metric of the scores (see `tensorbench.records.metrics`).
     metric: str
+    #: The score by chance, of all tasks or by task.
+    chance: float | Mapping[str, float]
 
 
+#: The options that name no columns.
+OTHERS = ("examples", "metric", "chance")
 #: The options that name columns.
-COLUMNS = tuple(name for name in TableOptions.__annotations__ if name not in ("examples", "metric"))
+COLUMNS = tuple(name for name in TableOptions.__annotations__ if name not in OTHERS)
 
 
 def is_foreign(name: str | pd.DataFrame) -> bool:

@@ -21,7 +21,8 @@ from tensorbench.reports.foreign.names import (
     TableOptions,
     less_is_better,
 )
-from tensorbench.reports.foreign.runs import ForeignRun, ForeignSource, of_name
+from tensorbench.reports.foreign.runs import ForeignRun, of_name
+from tensorbench.reports.foreign.source import ForeignSource
 from tensorbench.reports.foreign.table import read_table
 from tensorbench.reports.peft_comparison import REFERENCE, read_run
 from tensorbench.reports.results import grouped
@@ -56,14 +57,14 @@ def open_foreign(name: str | pd.DataFrame, options: TableOptions) -> ForeignSour
     Raises UserError if the results cannot be read, if options for tables are given for other files, and if a
     table lacks a column that an option names.
     """
-    metric = options.get("metric", "")
+    further = options.get("metric", ""), options.get("chance")
     if isinstance(name, pd.DataFrame):
-        return ForeignSource("table", *read_table(name, options), metric)
+        return ForeignSource("table", *read_table(name, options), *further)
     path = Path(name)
     if path.suffix in ENDINGS:
         if not path.is_file():
             raise UserError(f"there is no file {path}")
-        return ForeignSource(path.name, *read_table(path, options), metric)
+        return ForeignSource(path.name, *read_table(path, options), *further)
     if columns := [option for option in options if option in COLUMNS or option == "examples"]:
         raise UserError(f"--{columns[0]} is for tables, which end with {', '.join(ENDINGS)}; got {path}")
     files = sorted({file for pattern in FILES for file in path.glob(pattern)}) if path.is_dir() else [path]
@@ -78,7 +79,7 @@ def open_foreign(name: str | pd.DataFrame, options: TableOptions) -> ForeignSour
     unscored = {(*run.row, run.seed): run for run in runs if run.score is None}
     scored = [run for run in runs if run.score is not None]
     failed = unscored.keys() - {(*run.row, run.seed) for run in scored}
-    return ForeignSource(path.name, [*scored, *(unscored[key] for key in sorted(failed))], notes, metric)
+    return ForeignSource(path.name, [*scored, *(unscored[key] for key in sorted(failed))], notes, *further)
 
 
 def _read(file: Path, notes: list[str]) -> list[ForeignRun]:

@@ -1,47 +1,23 @@
-"""Runs of other programs as a `Source`, so that reports read them as they read a store or a pack."""
+"""A run of another program, as readers of its files make it."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import re
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from statistics import fmean
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-import numpy as np
-import pandas as pd
-
-from tensorbench.machine.visible import visible
-from tensorbench.methods import UserError
-from tensorbench.methods.errors import first_few, shown
 from tensorbench.records.measures import Measure
-from tensorbench.records.metrics import METRICS, Metric
-from tensorbench.records.predictions import Predictions
-from tensorbench.records.record import Record
-from tensorbench.records.stored_plan import PlannedTrial, Row, StoredPlan, StudyPlan, StudyTrial
-from tensorbench.records.words import Artifact, RunKind, Status, Tag
 from tensorbench.reports.collapses import DIVERGED
-from tensorbench.reports.inference.studies import TRIALS
-from tensorbench.reports.results import NO_BACKBONE, REFERENCE, grouped
-from tensorbench.reports.units import many
-from tensorbench.store.source import CURVE, Source
+from tensorbench.reports.results import NO_BACKBONE, REFERENCE
 
 #: The metric of scores if none is named (see `tensorbench.records.metrics.generation.MeanScore`).
 DEFAULT_METRIC = "score"
 #: The budget of runs whose budget is not named.
 NO_BUDGET = "budgets not matched"
-#: The largest difference between a run's score and the mean of its examples that rounding explains.
-AGREES = 0.001
-#: A range of rates counts as wide as another from this share of its width, since ranges of rates drawn at
-#: random differ by luck. Above a share of .6, the guard against edges sees a range's ends.
-AS_WIDE = 2 / 3
-#: The largest number of methods. If there are more, the wrong column was probably read as methods.
-MOST_METHODS = 1_000
-#: The largest number of characters in a name.
-LONGEST_NAME = 200
+
+#: What identifies a row of a table: task, backbone, budget and method.
+RowKey = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -64,6 +40,8 @@ class ForeignRun:
     plain: bool = True
     study: int | None = None
     lr: float | None = None
+    #: Whether the seed is stated. If not, it only tells runs apart.
+    seeded: bool = True
     #: Further numbers, such as the parameters. The validation score is a share or in percent, like `score`.
     measures: Mapping[Measure, float] = field(default_factory=dict)
     #: The score of each test example, from 0 to 1, by the example's name.
@@ -78,7 +56,7 @@ class ForeignRun:
         return self.of_family or (REFERENCE if self.method.casefold() == REFERENCE else self.method)
 
     @property
-    def row(self) -> tuple[str, str, str, str]:
+    def row(self) -> RowKey:
         return self.task, self.backbone, self.budget, self.method
 
     @property
@@ -89,7 +67,12 @@ class ForeignRun:
     @property
     def id(self) -> str:
         own = self.content or repr((*self.row, self.study, self.lr, self.seed, self.score))
-        return hashlib.sha256(own.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+        return hashed(own)
+
+
+def hashed(text: str) -> str:
+    """A trial's id from a text that identifies it."""
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
 def of_name(name: str) -> tuple[str, int]:
@@ -100,357 +83,3 @@ def of_name(name: str) -> tuple[str, int]:
     named = re.fullmatch(r"(.+?)[-_./ ]?seed[-_=]?(\d{1,9})", name.rstrip("/"), re.IGNORECASE)
     method = named[1] if named else name
     return method.rstrip("/").rpartition("/")[2], int(named[2]) if named else 0
-
-
-class ForeignSource(Source):
-    """The runs of a file or folder of another program, as an experiment.
-
-    A method counts as tuned by studies if one of its studies has several learning rates. Without validation
-    scores, the mean score of the other studies at the same rate replaces a trial's validation score.
-
-    Raises UserError if two runs of a method have the same seed, study and rate, if a score is outside the
-    metric's range, if only some runs of a method have a rate, if a name is longer than `LONGEST_NAME`, and if
-    there are more than `MOST_METHODS` methods.
-    """
-
-    foreign = True
-
-    def __init__(
-        self, name: str, runs: Sequence[ForeignRun], notes: Sequence[str] = (), metric: str = ""
-    ) -> None:
-        self._name, self._metric = name, METRICS.get(metric or DEFAULT_METRIC)
-        runs = [replace(run, **_names(run)) for run in runs]
-        if (count := len({run.method for run in runs})) > MOST_METHODS:
-            raise UserError(
-                f"{name}: {count:,} methods, and at most {MOST_METHODS:,} are compared: is the column of "
-                "methods another one?"
-            )
-        #: The tasks by the scale of their scores, as words for a note.
-        read = dict[str, list[str]]()
-        _refuse_duplicates(runs)
-        by_task = grouped(runs, lambda run: run.task)
-        #: The places of runs whose examples are not used, since their mean is not the run's score.
-        unlike: list[str] = []
-        runs = [run for own in by_task.values() for run in self._scaled(own, read, unlike)]
-        names = {task: sorted({e for run in own for e in run.examples}) for task, own in by_task.items()}
-        #: The number of each test example of a task, by its name.
-        self._example = {task: {e: number for number, e in enumerate(own)} for task, own in names.items()}
-        by_row = grouped(runs, lambda run: run.row)
-        ranges = grouped(by_row, lambda row: row[:3])
-        widths = {key: _widths([_decades(by_row[row]) for row in rows]) for key, rows in ranges.items()}
-        # All methods are tuned by the same measure, so trials without it are left out.
-        stored = (Measure.SELECTED_LOSS, Measure.SELECTED_VALIDATION)
-        chosen_by = next((each for each in stored if any(each in run.measures for run in runs)), None)
-        rows, self._runs = [], dict[str, ForeignRun]()
-        self._records = list[Record]()
-        for key, own in by_row.items():
-            row, losses = _row(own, self._metric.sign, widths[key[:3]][_decades(own)], chosen_by)
-            rows.append(row)
-            for seed, run in zip(row.trials, _ordered(own), strict=True):
-                self._runs[run.id] = run
-                self._records.append(self._record(run, seed, losses.get(run.id)))
-        scales = (f"Scores of {first_few(tasks, 4)} are read {how}." for how, tasks in read.items())
-        means = [f"The mean of the examples is not the score of {first_few(unlike, 3)}: they are not used."]
-        self.notes = (*notes, *scales, *means[: len(unlike)], *_lacking(runs, rows, self._metric))
-        self._plan = StoredPlan(suite=name, closing="", rows=tuple(rows), trials=tuple(self._trials()))
-
-    def _scaled(
-        self, runs: Sequence[ForeignRun], read: dict[str, list[str]], unlike: list[str]
-    ) -> Iterator[ForeignRun]:
-        """Yields the runs of a task with scores as shares.
-
-        Scores of a metric from 0 to 1 count as percent if one of them is above 1. The task is added to
-        `read`. If a run's score is not the mean of its examples, the run loses its examples, and its place is
-        added to `unlike`.
-        """
-        low, high = self._metric.bounds
-        # Scores in files of other programs may be NaN.
-        runs = [run if math.isfinite(run.score or 0.0) else replace(run, score=None) for run in runs]
-        known = [run for run in runs if run.score is not None]
-        most = max((abs(run.score or 0.0) for run in known), default=0.0)
-        scale = 0.01 if high == 1.0 and 1.0 < most <= 100.0 else 1.0
-        if high == 1.0 and known:
-            how = "in percent" if scale < 1 else "as shares, since none is above 1"
-            read.setdefault(how, []).append(runs[0].task)
-        for run in runs:
-            measures = dict(run.measures)
-            if Measure.SELECTED_VALIDATION in measures:
-                measures[Measure.SELECTED_VALIDATION] *= scale
-            score = None if run.score is None else scale * run.score
-            if score is not None and not low <= score <= high:
-                raise UserError(
-                    f"{run.where}: {self._metric.name} {shown(run.score)} is not from {low:g} to {high:g}, "
-                    "nor in percent; --metric names another metric"
-                )
-            if run.examples and score is not None:
-                # A table rounds its scores.
-                mean = fmean(run.examples.values())
-                if abs(mean - score) > AGREES:
-                    unlike.append(run.where)
-                    run = replace(run, examples={})
-                else:
-                    score = mean
-            yield replace(run, score=score, measures=measures)
-
-    def _record(self, run: ForeignRun, seed: int, loss: float | None) -> Record:
-        tags: dict[str, str] = {
-            Tag.KIND: RunKind.TRIAL,
-            Tag.TRIAL_ID: run.id,
-            Tag.NAME: f"{run.method}, {run.where}",
-            Tag.METHOD: run.method,
-            Tag.FAMILY: run.family,
-            Tag.BACKBONE: run.backbone,
-            Tag.TASK: run.task,
-            Tag.BUDGET: run.budget,
-            Tag.SEED: str(seed),
-            Tag.METRIC: self._metric.name,
-            Tag.EVALUATED: "test",
-        }
-        numbers: dict[str, float] = {str(measure): value for measure, value in run.measures.items()}
-        if loss is not None:
-            numbers[Measure.SELECTED_LOSS] = loss
-        if run.score is None:
-            tags |= {Tag.FAILURE: run.failure, Tag.FAILURE_MESSAGE: f"no score in {run.where}"}
-            return Record(run.where, run.id, Status.FAILED, tags=tags, metrics=numbers)
-        numbers[Measure.SCORE] = run.score
-        return Record(run.where, run.id, Status.FINISHED, tags=tags, metrics=numbers)
-
-    def _trials(self) -> Iterator[PlannedTrial]:
-        for record in self._records:
-            run = self._runs[record.trial_id]
-            yield PlannedTrial(
-                id=run.id,
-                method={"method": run.family},
-                backbone={},
-                weights_hash="",
-                task={},
-                data={},
-                recipe={},
-                seed=int(record.tag(Tag.SEED)),
-                evaluate="test",
-                protocol=0,
-            )
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def where(self) -> str:
-        return self._name
-
-    def records(self, kind: RunKind = RunKind.TRIAL) -> list[Record]:
-        if kind == RunKind.SUITE:
-            return [Record(status=Status.FINISHED, tags={Tag.KIND: kind})]
-        return list(self._records)
-
-    def read(self, record: Record, name: Artifact) -> bytes | None:
-        if not self.has(record, name):
-            return None
-        run = self._runs[record.trial_id]
-        scores = np.array([run.examples[each] for each in sorted(run.examples)])
-        ids = [self._example[run.task][each] for each in sorted(run.examples)]
-        right, label = (scores == 1).astype(np.int64), np.ones(len(ids), np.int64)
-        return Predictions(np.array(ids), label, right, scores[:, None].astype(np.float32)).file()
-
-    def has(self, record: Record, name: Artifact) -> bool:
-        # Other metrics need the labels of examples, not their scores.
-        scored = name == Artifact.PREDICTIONS and self._metric.name == DEFAULT_METRIC
-        return scored and bool(self._runs[record.trial_id].examples)
-
-    def curves(self, key: str | None = None, runs: Collection[str] = ()) -> pd.DataFrame:
-        return pd.DataFrame(columns=list(CURVE))
-
-    def plan(self) -> StoredPlan:
-        return self._plan
-
-
-def _names(run: ForeignRun) -> dict[str, Any]:
-    """A run's names, each on one line and with codes for invisible characters.
-
-    Raises UserError for a name longer than `LONGEST_NAME`.
-    """
-    names = {name: getattr(run, name) for name in ("method", "task", "backbone", "budget", "of_family")}
-    if long := next((name for name, text in names.items() if len(text) > LONGEST_NAME), None):
-        raise UserError(
-            f"{run.where}: {long} {shown(names[long])} has {len(names[long]):,} characters, and "
-            f"at most {LONGEST_NAME} are shown"
-        )
-    return {name: " ".join(visible(text).split()) for name, text in names.items()}
-
-
-def _refuse_duplicates(runs: Sequence[ForeignRun]) -> None:
-    first: dict[tuple[object, ...], ForeignRun] = {}
-    for run in runs:
-        earlier = first.setdefault((*run.row, run.study, run.lr, run.seed), run)
-        if earlier is not run:
-            at = "" if run.lr is None else f" at rate {run.lr:g}"
-            raise UserError(
-                f"{run.where}: seed {run.seed} of {run.method} on {run.task}{at} is in {earlier.where} too; "
-                "keep one of them, or tell them apart by a column of rates (lr) or of studies (study)"
-            )
-
-
-def _ordered(runs: Sequence[ForeignRun]) -> list[ForeignRun]:
-    return sorted(runs, key=lambda run: (run.place, run.lr or 0.0, run.seed))
-
-
-def _decades(runs: Sequence[ForeignRun]) -> float:
-    """The width of the range of these runs' learning rates, in decades. 0 without rates."""
-    rates = [run.lr for run in runs if run.lr]
-    return round(math.log10(max(rates) / min(rates)), 3) if rates else 0.0
-
-
-def _widths(ranges: Iterable[float]) -> dict[float, float]:
-    """The width as which each of these ranges counts: that of the widest one that is not much wider."""
-    widths: dict[float, float] = {}
-    widest = math.inf
-    for decades in sorted(ranges, reverse=True):
-        if not widths or decades < AS_WIDE * widest:
-            widest = decades
-        widths[decades] = widest
-    return widths
-
-
-def _row(
-    runs: Sequence[ForeignRun], sign: float, width: float, chosen_by: Measure | None
-) -> tuple[Row, dict[str, float]]:
-    """The row of a method, and the validation losses of its trials by trial id.
-
-    The window of learning rates has the centre of the range that the method tried, and `width` decades (see
-    `_widths`), since methods are only compared if their windows are equally wide. Trials are chosen by the
-    measure `chosen_by` or, if it is None, by the scores of other studies.
-    """
-    first, ordered = runs[0], _ordered(runs)
-    studies = grouped(ordered, lambda run: run.place)
-    without = next((run for run in runs if run.lr is None), None)
-    if without and any(run.lr for run in runs):
-        raise UserError(f"{without.where}: lr is empty, and other runs of {first.method} have one")
-    tuned = max(len({run.lr for run in own}) for own in studies.values()) > 1
-    losses = _losses(runs, sign, chosen_by) if tuned else {}
-    plan: StudyPlan | None = None
-    if tuned:
-        points = max(map(len, studies.values()))
-        own = [run.lr for run in runs if run.lr]
-        centre = math.sqrt(min(own) * max(own))
-        trials = {
-            number * points + point: StudyTrial(
-                study=study, point=point, offset=math.log10((run.lr or centre) / centre), lr=run.lr or centre
-            )
-            for number, (study, each) in enumerate(studies.items())
-            for point, run in enumerate(each)
-        }
-        plan = StudyPlan(
-            studies=len(studies),
-            points=points,
-            ks=(*(k for k in TRIALS if k < points), points),
-            centre=centre,
-            decades=max(0.001, width),
-            head_lr=None,
-            trials=trials,
-            crossed=chosen_by is None,
-        )
-    seeds = [run.seed for run in ordered]
-    # Runs of several studies or rates may share a seed.
-    numbers = plan.trials if plan else seeds if len({*seeds}) == len(seeds) else range(len(seeds))
-    parameters = next((n for run in runs if (n := run.measures.get(Measure.ADAPTER_PARAMETERS))), None)
-    return Row(
-        method=first.method,
-        title=first.method if first.plain else first.family,
-        family=first.family,
-        budget=first.budget,
-        backbone=first.backbone,
-        task=first.task,
-        ranks=(),
-        parameters=None if parameters is None else int(parameters),
-        asked=None,
-        ratio=None,
-        within=None,
-        percent_of_lora=None,
-        trials=dict(zip(numbers, (run.id for run in ordered), strict=True)),
-        studies=plan,
-    ), losses
-
-
-def _losses(runs: Sequence[ForeignRun], sign: float, chosen_by: Measure | None) -> dict[str, float]:
-    """The loss by which the trials of a method are chosen, by trial id.
-
-    If `chosen_by` is the validation loss, it is this loss. If `chosen_by` is the validation score, it is
-    computed from this score; if None, from the mean score of the other studies at the trial's rate. A score
-    gives the loss 1 - score if larger is better, and otherwise the score itself.
-
-    Trials without such a loss are absent. With `chosen_by`, so are trials without a score.
-    """
-
-    def loss(score: float) -> float:
-        return 1 - score if sign > 0 else score
-
-    if chosen_by:
-        stored = {
-            run.id: run.measures[chosen_by]
-            for run in runs
-            if chosen_by in run.measures and run.score is not None
-        }
-        return stored if chosen_by == Measure.SELECTED_LOSS else {i: loss(v) for i, v in stored.items()}
-    known = [run.score for run in runs if run.score is not None]
-    worst = min(known, key=lambda score: sign * score, default=0.0)
-    scores: defaultdict[float | None, list[ForeignRun]] = defaultdict(list)
-    for run in runs:
-        scores[run.lr].append(run)
-    losses = {}
-    for run in runs:
-        others = [other for other in scores[run.lr] if other.place != run.place]
-        if others:
-            losses[run.id] = loss(fmean(worst if o.score is None else o.score for o in others))
-    return losses
-
-
-def _lacking(runs: Sequence[ForeignRun], rows: Sequence[Row], metric: Metric) -> Iterator[str]:
-    """Yields notes on claims that these runs do not allow, and on columns that would allow them."""
-    # As `_losses` computes it.
-    loss = "'Validation loss' on this page is" + " one minus" * (metric.sign > 0)
-    tuned = [row for row in rows if row.studies]
-    if tuned and any(row.studies.crossed for row in tuned if row.studies):
-        yield (
-            "No column of validation scores: rates can only be chosen by test scores, which flatters the "
-            "best. So each run's rate is chosen by the mean score of the other runs, and the run left out "
-            f"gives the score. {loss} that mean. All runs answer the same test examples, whose luck stays "
-            "in. A column `validation` would do without this."
-        )
-    elif tuned and not any(Measure.SELECTED_LOSS in run.measures for run in runs):
-        yield f"{loss} the validation score."
-    elif not tuned:
-        by_method = grouped((run for run in runs if run.lr), lambda run: run.method)
-        own = {method: sorted({run.lr for run in each if run.lr}) for method, each in by_method.items()}
-        if own and len({tuple(each) for each in own.values()}) > 1:
-            yield (
-                "Methods ran at rates of their own: how these were chosen is not in the table, and the luck "
-                "of it is not in the intervals. Several rates a seed, with `validation`, would put it there."
-            )
-        elif not own:
-            yield (
-                "No learning rates: whether methods were tuned alike cannot be said. A table's columns `lr` "
-                "and `validation`, with several rates a seed, would give the score after k trials of tuning."
-            )
-    by_setting = grouped(tuned, lambda row: (row.task, row.backbone))
-    unequal = {
-        s: len({row.studies.decades for row in own if row.studies}) > 1 for s, own in by_setting.items()
-    }
-    if tasks := list(dict.fromkeys(task for (task, _), differ in unequal.items() if differ)):
-        yield (
-            f"Methods tried ranges of rates of unequal widths on {first_few(tasks, 4)}: only methods with "
-            "about equal widths are compared, since a narrow range may miss the best rates."
-        )
-    if metric.name != DEFAULT_METRIC:
-        yield (
-            "Intervals lack the luck of test examples, and are narrower than they should be: scores of "
-            f"examples are read with the metric {DEFAULT_METRIC} alone."
-        )
-    elif not any(run.examples for run in runs):
-        yield (
-            "Intervals lack the luck of test examples, and are narrower than they should be. A table's "
-            "`--examples` would put it there."
-        )
-    if failed := sum(run.score is None and run.failure == DIVERGED for run in runs):
-        counted = "with the worst score on its task" if tuned else "and in no mean"
-        yield f"{many(failed, 'run')} without a score: counted as diverged, {counted}."

@@ -8,7 +8,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, islice, product
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from tensorbench.records.metrics import METRICS
 from tensorbench.reports.foreign.names import COLUMNS, ENDINGS, TableOptions, less_is_better
 from tensorbench.reports.foreign.runs import DEFAULT_METRIC, ForeignRun
 from tensorbench.reports.results import grouped
-from tensorbench.reports.units import listed, many
+from tensorbench.reports.units import listed
 
 #: The smallest and the largest learning rate that a table may have.
 RATES = 1e-12, 1e6
@@ -29,8 +29,6 @@ RATES = 1e-12, 1e6
 MOST_LINES = 10_000_000
 #: The largest number of columns of a table. If there are more, rows and columns were probably exchanged.
 MOST_COLUMNS = 10_000
-#: The largest number of absent runs that a note names.
-NAMED = 4
 #: The texts that count as a missing number.
 MISSING = ("", "nan", "none", "null", "na", "n/a", "inf", "-inf")
 #: Optional measures of a run, by the column's name, which is the same in `LoadedResults.trials`.
@@ -40,7 +38,9 @@ NUMBERS = {
         *(Measure.SELECTED_VALIDATION, Measure.SELECTED_LOSS, Measure.ADAPTER_PARAMETERS),
         *(Measure.SECONDS, Measure.STEP_MS, Measure.PEAK_MIB, Measure.FORGETTING),
     )
-}
+} | {"effort": Measure.EFFORT}
+#: The other names of columns that state how much a method was tuned.
+EFFORTS = ("trials", "tries")
 
 #: A line of a table, with its place: the file and the line.
 Line = tuple[str, Mapping[str, Any]]
@@ -89,60 +89,9 @@ def read_table(table: Path | pd.DataFrame, options: TableOptions) -> tuple[list[
             "No column of seeds: the runs of a method are taken as independent, and paired in an arbitrary "
             "order. A column `seed` would pair runs that share theirs, which narrows intervals."
         )
-    else:
-        notes = [*_suspected_copies(runs), *notes]
-    notes = [*_absent(runs), *notes]
     if options.get("examples"):
         runs = _with_examples(Path(options["examples"]), columns, runs, keys)
     return runs, notes
-
-
-def _absent(runs: Sequence[ForeignRun]) -> Iterator[str]:
-    """Yields a note on runs that the table lacks, if it lacks some.
-
-    On a backbone and at a budget, each method is expected on each task, with each seed (or study) that some
-    method has on this task.
-    """
-    absent, expected, first = 0, 0, list[str]()
-    for own in grouped(runs, lambda run: (run.backbone, run.budget)).values():
-        methods = dict.fromkeys(run.method for run in own)
-        places = dict.fromkeys((run.task, run.place) for run in own)
-        there = {(run.method, run.task, run.place) for run in own}
-        expected += len(methods) * len(places)
-        absent += len(methods) * len(places) - len(there)
-        # A grid can be far larger than its table, so only the first of its absent runs are looked for.
-        missing = (
-            f"{method} on {task}, seed {place}"
-            for method, (task, place) in product(methods, places)
-            if (method, task, place) not in there
-        )
-        first += islice(missing, NAMED - len(first))
-    if absent:
-        yield (
-            f"Incomplete: {absent:,} of {many(expected, 'run')} of the grid of methods, tasks and seeds "
-            f"{'is' if absent == 1 else 'are'} absent, such as {'; '.join(first)}. If they are absent "
-            "because they were bad, verdicts are wrong. A line without a score says that a run failed."
-        )
-
-
-def _suspected_copies(runs: Sequence[ForeignRun]) -> Iterator[str]:
-    """Yields a note on runs of a method that have equal scores under different seeds on all tasks.
-
-    Each of the two seeds must have scores on the same tasks.
-    """
-    copies = []
-    for own in grouped(runs, lambda run: (run.method, run.backbone, run.budget)).values():
-        first: dict[frozenset[object], int] = {}
-        for seed, of_seed in grouped(own, lambda run: run.seed).items():
-            scores = frozenset((run.task, run.lr, run.score) for run in of_seed)
-            if all(run.score is not None for run in of_seed) and first.setdefault(scores, seed) != seed:
-                copies.append(f"{own[0].method}, seeds {first[scores]} and {seed}")
-    if copies:
-        yield (
-            f"Suspected copies: {first_few(copies, NAMED)} have equal scores on every task. Ties of few "
-            "test examples look the same. If one run is in the table several times, intervals "
-            "are too narrow: keep it once."
-        )
 
 
 def _lines(table: Path | pd.DataFrame) -> Iterator[Line]:
@@ -207,7 +156,8 @@ def _check_columns(columns: Sequence[str]) -> None:
 def _columns(name: str, there: Mapping[str, None], options: TableOptions) -> dict[str, str]:
     """Maps each option and measure to its column, if the table has this column.
 
-    Without an option, a column of `KEYS` or of scores may have its name in capitals, and blanks around it.
+    Without an option, a column of `KEYS`, of scores or of effort may have its name in capitals, and blanks
+    around it, and effort may have one of the names `EFFORTS`.
     Raises UserError if an option names a column that the table lacks, and if several columns could be meant.
     """
     own: Mapping[str, Any] = options
@@ -219,8 +169,9 @@ def _columns(name: str, there: Mapping[str, None], options: TableOptions) -> dic
         alike = [option] if option in there else []
         if option in own:
             alike = [own[option]]
-        elif not alike and option in (*KEYS, "score"):
-            alike = [column for column in there if column.strip().casefold() == option]
+        elif not alike and option in (*KEYS, "score", "effort"):
+            names = (option, *EFFORTS) if option == "effort" else (option,)
+            alike = [column for column in there if column.strip().casefold() in names]
         if len(alike) > 1:
             raise UserError(f"{name}: several columns could be '{option}': {listed(map(shown, alike))}")
         columns |= dict.fromkeys([option][: len(alike)], *alike)
@@ -338,7 +289,7 @@ def _numbered(runs: Sequence[ForeignRun]) -> list[ForeignRun]:
         key = (*runs[place].row, runs[place].study, runs[place].lr)
         seeds[place] = counts[key]
         counts[key] += 1
-    return [replace(run, seed=seeds[place]) for place, run in enumerate(runs)]
+    return [replace(run, seed=seeds[place], seeded=False) for place, run in enumerate(runs)]
 
 
 def _text(value: Any) -> str:
@@ -360,12 +311,16 @@ def _number(where: str, name: str, value: Any) -> float | None:
 def _with_examples(
     folder: Path, columns: Mapping[str, str], runs: Sequence[ForeignRun], keys: Sequence[tuple[str, ...]]
 ) -> list[ForeignRun]:
-    """Adds the scores of test examples to runs. `keys` has the values of each run's columns in `KEYS`."""
+    """Adds the scores of test examples to runs. `keys` has the values of each run's columns in `KEYS`.
+
+    If tables have a column of labels, the score by chance is the share of the most frequent one.
+    """
     files = sorted(file for file in folder.glob("*") if file.suffix in ENDINGS)
     if not files:
         raise UserError(f"--examples {folder}: no file in it ends with {', '.join(ENDINGS)}")
     own, there = [columns[key] for key in KEYS if key in columns], {*keys}
     scores: defaultdict[tuple[str, ...], dict[str, float]] = defaultdict(dict)
+    labels: defaultdict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
     for file in files:
         for where, line in _lines(file):
             for column in (*own, "example", columns["score"]):
@@ -380,4 +335,13 @@ def _with_examples(
             if example in scores[key]:
                 raise UserError(f"{where}: example {shown(example)} of this run occurs twice")
             scores[key][example] = score
-    return [replace(run, examples=scores.get(key, {})) for run, key in zip(runs, keys, strict=True)]
+            if "label" in line:
+                labels[key][_text(line["label"])] += 1
+
+    def complete(run: ForeignRun, key: tuple[str, ...]) -> ForeignRun:
+        measures = dict(run.measures)
+        if key in labels:
+            measures[Measure.GUESSING_SCORE] = max(labels[key].values()) / labels[key].total()
+        return replace(run, examples=scores.get(key, {}), measures=measures)
+
+    return [complete(run, key) for run, key in zip(runs, keys, strict=True)]

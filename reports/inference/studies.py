@@ -109,6 +109,12 @@ class CompleteStudies:
         return len(self.losses)
 
     @property
+    def kept_scores(self) -> Array:
+        """The score (studies,) of each study's trial with the lowest loss."""
+        losses = np.where(np.isfinite(self.losses), self.losses, np.inf)
+        return np.take_along_axis(self.scores, losses.argmin(1)[:, None], 1)[:, 0]
+
+    @property
     def tuned(self) -> bool:
         """Whether each study has several points. Otherwise each study is a seed."""
         return self.losses.shape[1] > 1
@@ -196,16 +202,27 @@ class CompleteStudies:
         return self.only(self.numbers[:study] + self.numbers[study + 1 :])
 
 
+def filled(studies: CompleteStudies, numbers: Sequence[int], score: float) -> CompleteStudies:
+    """Adds studies with these numbers, of which each trial has this score and the losses of the first."""
+    if not numbers:
+        return studies
+    arrays = {name: np.repeat(values[:1], len(numbers), axis=0) for name, values in studies._arrays.items()}
+    for name in {"scores", "by_example"} & arrays.keys():
+        arrays[name] = np.full_like(arrays[name], score)
+    arrays = {name: np.concatenate([values, arrays[name]]) for name, values in studies._arrays.items()}
+    test_set = (*studies.test_set, *numbers) if studies.own_examples else studies.test_set
+    every: dict[str, Any] = {"numbers": (*studies.numbers, *numbers), "test_set": test_set, **arrays}
+    return replace(studies, **every)
+
+
 def paired(method: CompleteStudies, reference: CompleteStudies) -> tuple[CompleteStudies, CompleteStudies]:
     """Limits the studies of two methods to the study numbers that both have.
 
-    Raises ValueError if they share no number, or if their studies differ in the number of points.
+    Raises ValueError if they share no number.
     """
     numbers = [number for number in method.numbers if number in reference.numbers]
     if not numbers:
         raise ValueError(f"numbers: {method.numbers} and {reference.numbers} have none in common")
-    if method.losses.shape[1] != reference.losses.shape[1]:
-        raise ValueError(f"points: {method.losses.shape[1]} and {reference.losses.shape[1]} in a study")
     return method.only(numbers), reference.only(numbers)
 
 
@@ -278,7 +295,8 @@ def of_contrast(
     """
     sides = list(zip(weights, shared(methods), strict=True))
     first = sides[0][1]
-    if first.count < LEAST_SEEDS or first.trials - first.trials // first.count < k:
+    fewest = min(studies.trials for _, studies in sides)
+    if first.count < LEAST_SEEDS or fewest - fewest // first.count < k:
         return OnSetting(first.count, sum(w * score_after(studies, k) for w, studies in sides), None)
     failures = failures or pooled_failures([studies for _, studies in sides])
     own = [(weight, _pseudo_values(studies, k)) for weight, studies in sides]

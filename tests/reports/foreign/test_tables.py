@@ -116,45 +116,6 @@ def test_what_a_table_lacks_is_said(tmp_path: Path) -> None:
     assert "--reference" in results.answer
 
 
-@pytest.mark.parametrize(
-    ("left_out", "counted"),
-    [
-        ([], ""),
-        (["B,x,1"], "1 of 12 runs"),
-        (["B,x,1", "A,y,0"], "2 of 12 runs"),
-        (["B,y"], "3 of 12 runs"),
-    ],
-)
-def test_absent_runs_are_counted(tmp_path: Path, left_out: list[str], counted: str) -> None:
-    lines = [line for line in RUNS if not line.startswith(tuple(left_out))]
-    notes = [note for note in load_results(table(tmp_path, lines)).notes if note.startswith("Incomplete")]
-    assert bool(notes) == bool(counted)
-    assert all(counted in note for note in notes)
-
-
-def test_absent_runs_of_a_grid_far_larger_than_its_table_are_counted() -> None:
-    number = range(20_000)
-    frame = pd.DataFrame({"method": [f"m{each}" for each in number], "seed": number, "score": 0.5})
-    _, notes = read_table(frame, {})
-    assert "399,980,000 of 400,000,000 runs" in notes[0]
-
-
-def test_methods_at_budgets_of_their_own_lack_no_run(tmp_path: Path) -> None:
-    lines = [f"{line},{line[0]}" for line in RUNS]
-    notes = load_results(table(tmp_path, lines, f"{HEADING},budget")).notes
-    assert not any(note.startswith("Incomplete") for note in notes)
-
-
-def test_equal_runs_under_several_seeds_are_suspected_copies(tmp_path: Path) -> None:
-    copied = [*RUNS, *(f"A,{task},7,7.5" for task in "xy")]
-    # A tie on one of two tasks is no copy, and neither is the score of another method.
-    tied = [*RUNS, "A,x,7,7.5", "A,y,7,6.5"]
-    for lines, expected in ((copied, ["A, seeds 0 and 7"]), (tied, [])):
-        notes = [note for note in load_results(table(tmp_path, lines)).notes if "copies" in note]
-        assert len(notes) == len(expected)
-        assert all(each in note for each, note in zip(expected, notes, strict=True))
-
-
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
 def test_a_table_of_a_million_columns_is_refused(tmp_path: Path, ending: str) -> None:
     names = [f"c{number}" for number in range(1_000_000)]

@@ -340,8 +340,6 @@ def test_arrays_that_do_not_fit_are_refused(field: str, value: object) -> None:
 def test_methods_that_cannot_be_paired_are_refused() -> None:
     with pytest.raises(ValueError, match="numbers"):
         of_pair(drawn(0, numbers=(0, 1, 2, 3, 4)), drawn(1, numbers=(5, 6, 7, 8, 9)), 2)
-    with pytest.raises(ValueError, match="points"):
-        of_pair(drawn(0), drawn(1, points=3), 2)
     with pytest.raises(ValueError, match="offsets"):
         share_near(drawn(0))
 
