@@ -22,7 +22,7 @@ def inject(module: nn.Module, config: Any) -> nn.Module:
 
     Parameters that layers share belong to the tuner.
     """
-    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+    from peft import PEFT_TYPE_TO_TUNER_MAPPING
 
     return PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](module, config, NAME)
 

@@ -13,13 +13,13 @@ from typing import Any, ClassVar, Self
 import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tensorbench.baselines.peft_adapter import PeftAdapter, inject
 from tensorbench.methods.backbone import TARGETS, Backbone, Geometry, Site, Targets
 from tensorbench.methods.errors import UnknownNameError, UserError, cut, shown, too_small
 from tensorbench.methods.sizes import OneRank, nearest, nearest_rank
 from tensorbench.methods.skeleton import Skeleton
+from tensorbench.methods.torch_internals import DispatchMode
 
 #: Limits for an adapter that is built to be counted: new tensors, bytes of memory, and CPU seconds.
 MOST_TENSORS, MOST_BYTES, MOST_SECONDS = 100_000, 2 * 2**30, 60.0
@@ -245,7 +245,7 @@ class PeftMethod(OneRank):
 
     @property
     def _config_class(self) -> Any:
-        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+        from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
         return PEFT_TYPE_TO_CONFIG_MAPPING[self.peft_type]
 
@@ -262,7 +262,7 @@ def _check_value(name: str, value: Any) -> None:
         raise ValueError(f"config.{name}: should be a number, a word, or true or false (got {shown(value)})")
 
 
-class _BuildLimits(TorchDispatchMode):
+class _BuildLimits(DispatchMode):
     """A context that raises UserError when building an adapter exceeds the limits for counting it."""
 
     def __init__(self) -> None:

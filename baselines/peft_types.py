@@ -160,7 +160,7 @@ def peft_types() -> tuple[str, ...]:
 
     Types without target modules are left out, such as prompts. Some of the returned types are in `REFUSED`.
     """
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
     fields = {
         kind.value: {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind])}

@@ -5,11 +5,11 @@ The names that need torch are imported when they are first used.
 
 from __future__ import annotations
 
-import logging
 import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tensorbench.methods import bitsandbytes_internals
 from tensorbench.methods.backbone import PROJECTIONS, Backbone, Geometry, Site
 from tensorbench.methods.catalog import METHODS, create, from_identity, load_methods
 from tensorbench.methods.errors import NotLowRank, UnknownNameError, UserError, naming_extra
@@ -36,16 +36,9 @@ __all__ = [
 ]
 
 # With the package `kernels`, transformers and bitsandbytes (which peft imports) would download compiled
-# kernels from a hub and run them, and results would depend on the machine. transformers has a switch.
-# bitsandbytes asks for one kernel when it is imported: `kernels` is told to take it from a place with
-# nothing in it, and the warning of bitsandbytes is dropped.
+# kernels from a hub and run them, and results would depend on the machine.
 os.environ["USE_HUB_KERNELS"] = "0"
-_NOWHERE = f"kernels-community/quantization-bitsandbytes={os.devnull}"
-_PLACES = dict.fromkeys([*os.environ.get("LOCAL_KERNELS", "").split(":"), _NOWHERE])
-os.environ["LOCAL_KERNELS"] = ":".join(filter(None, _PLACES))
-logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
-    lambda record: "kernels-community" not in record.getMessage()
-)
+bitsandbytes_internals.use_own_code()
 
 _HOMES = {"Adapter": "adapter", "Method": "base", "attach": "base"}
 

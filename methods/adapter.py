@@ -57,7 +57,7 @@ class Adapter(ABC):
             if not isinstance(base, nn.Linear):
                 raise UserError(f"site {site} is a {type(base).__name__}, already adapted or not linear")
             # Quantised weights are no parameters.
-            weight = base._parameters.get("weight", base)
+            weight = dict(base.named_parameters(recurse=False)).get("weight", base)
             if (first := weights.setdefault(id(weight), site)) != site:
                 raise UserError(f"sites {first} and {site} share one weight, which has room for one update")
             self.bases[site] = base

@@ -16,6 +16,7 @@ from tensorbench.backbones.inputs import MAX_PIXELS, ModelInput
 from tensorbench.methods.backbone import Geometry, Site
 from tensorbench.methods.errors import UserError, shown
 from tensorbench.methods.quantised import Quantisation, QuantisedLinear
+from tensorbench.methods.torch_internals import hook_count
 
 #: The standard deviation of a fresh head's weights. Biases start at zero.
 HEAD_STD = 0.02
@@ -236,9 +237,10 @@ class LoadedBackbone:
         modules = [("", self._module), *self._module.encoder.named_modules(prefix="encoder")]
         for name, module in modules:
             kind = type(module)
-            hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
             patched = "forward" in vars(module)
-            digest.update(f"{name} {kind.__module__}.{kind.__qualname__} {hooks} {patched}\n".encode())
+            digest.update(
+                f"{name} {kind.__module__}.{kind.__qualname__} {hook_count(module)} {patched}\n".encode()
+            )
         encoder = self._module.encoder
         tensors = [*encoder.named_parameters(), *encoder.named_buffers()]
         sums: dict[torch.device, list[Tensor]] = {}

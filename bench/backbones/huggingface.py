@@ -37,6 +37,7 @@ from tensorbench.backbones.kinds import (
     UNEMBEDDINGS,
     Normalisation,
 )
+from tensorbench.backbones.transformers_internals import choose_attention
 from tensorbench.backbones.untrusted import refuse_choices
 from tensorbench.machine.files import sha256_of_all
 from tensorbench.machine.hub import SMALL_FILES, WEIGHT_FILES, snapshot
@@ -368,7 +369,7 @@ def _config(folder: Path) -> Iterator[Any]:
                     f"{file}: {field} should be {str(required).lower()}, got {shown(value)}: the head of a "
                     f"{name} reads {kind.pools}"
                 )
-        config._attn_implementation = kind.attention
+        choose_attention(config, kind.attention)
         yield config
     except UserError:
         raise

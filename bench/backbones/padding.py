@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tensorbench.backbones.transformers_internals import attention_of
 from tensorbench.backbones.untrusted import ATTENTION
 
 #: The values of `side` in `padded`. They are also names of attention implementations in transformers.
@@ -25,8 +26,8 @@ def padded(encoder: Any, side: str) -> Iterator[None]:
     has no effect on encoders whose attention is not transformers' `sdpa`.
     """
     config = getattr(encoder, "config", None)
-    before = getattr(config, "_attn_implementation", None)
-    if config is None or before not in (ANY_SIDE, RIGHT):
+    before = attention_of(config)
+    if before not in (ANY_SIDE, RIGHT):
         yield
         return
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -34,11 +35,11 @@ def padded(encoder: Any, side: str) -> Iterator[None]:
 
     AttentionInterface.register(RIGHT, sdpa_attention_forward)
     AttentionMaskInterface.register(RIGHT, _unread_mask)
-    config._attn_implementation = side
+    encoder.set_attn_implementation(side)
     try:
         yield
     finally:
-        config._attn_implementation = before
+        encoder.set_attn_implementation(before)
 
 
 def _unread_mask(

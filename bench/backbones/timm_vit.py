@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from tensorbench.backbones.backbone import (
 )
 from tensorbench.backbones.fused import Split
 from tensorbench.backbones.inputs import ImageInput
+from tensorbench.backbones.timm_internals import in_timms_layout
 from tensorbench.backbones.untrusted import refuse_timm_choices
 from tensorbench.machine.files import sha256_of_all
 from tensorbench.machine.hub import SMALL_FILES, WEIGHT_FILES, snapshot
@@ -257,13 +257,10 @@ def _load_weights(encoder: Any, blueprint: Blueprint, file: Path, name: str) -> 
 
     check_safetensors(name, file)
     state: dict[str, Tensor] = load_file(file)
-    # Some of timm's files have the original authors' layout, which this function converts.
-    convert = getattr(sys.modules[type(encoder).__module__], "checkpoint_filter_fn", None)
-    if convert is not None:
-        try:
-            state = convert(state, encoder)
-        except Exception as error:  # tensors of another model may raise anything
-            raise UserError(f"backbone '{name}': {file} does not fit: {error}") from error
+    try:
+        state = in_timms_layout(encoder, state)
+    except Exception as error:  # tensors of another model may raise anything
+        raise UserError(f"backbone '{name}': {file} does not fit: {error}") from error
     heads = blueprint.settings.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     state = {key: value for key, value in state.items() if not key.startswith(tuple(f"{h}." for h in heads))}

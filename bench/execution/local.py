@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing.process
 import os
 import re
 import signal
@@ -21,6 +20,7 @@ import psutil
 
 from tensorbench.execution.estimate import device_mib, worker_mib
 from tensorbench.execution.executor import Executor, Worker
+from tensorbench.execution.multiprocessing_internals import forget
 from tensorbench.execution.perform import Event, Report, ended
 from tensorbench.execution.place import Place
 from tensorbench.execution.watch import Watch
@@ -337,8 +337,7 @@ class Local(Executor):
                 stacklevel=2,
             )
             self._stuck.append(worker)
-            # At its end, Python would wait for this process.
-            multiprocessing.process._children.discard(worker.process)  # type: ignore[attr-defined]
+            forget(worker.process)
             return
         self._release(worker)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import platform
-
 import torch
+
+from tensorbench.methods.torch_internals import multiplies_bf16
 
 
 def computes_bf16(device: str = "cpu") -> bool:
@@ -19,9 +19,7 @@ def computes_bf16(device: str = "cpu") -> bool:
             return True
         # Asking for the properties creates no CUDA context, unlike making the device the current one.
         return torch.cuda.get_device_capability(device)[0] >= 8
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return multiplies_bf16()
 
 
 def unsupported(precision: str, device: str) -> str:

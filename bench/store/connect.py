@@ -9,7 +9,6 @@ a copied or renamed database updates them.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import re
 import shlex
@@ -34,7 +33,7 @@ from tensorbench.machine import interrupts
 from tensorbench.machine.cache import cache_dir
 from tensorbench.machine.files import remove, written_whole
 from tensorbench.methods import UserError
-from tensorbench.store import DEFAULT_STORE, FIRST_ANSWER
+from tensorbench.store import DEFAULT_STORE, FIRST_ANSWER, mlflow_internals
 from tensorbench.store.addresses import shown_uri
 from tensorbench.store.artifacts import moved_to
 
@@ -170,10 +169,7 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
     driver of PostgreSQL is not installed. If the store is a file that does not exist, `create` decides
     whether it is created or UserError is raised.
     """
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    # MLflow prints the traceback of every database error that it also raises.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    mlflow_internals.quiet()
     if not uri:
         raise UserError(
             f"--store '' names no store: use {DEFAULT_STORE}, a server (http://…) or postgresql://…"
@@ -323,10 +319,6 @@ def ensure_schema(engine: Engine, database: Path, folder: Path) -> None:
     `folder` is for temporary files and must be on the database's file system. Only one process at a time may
     call this function.
     """
-    from mlflow.store.db.base_sql_model import Base
-    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
     database = database.resolve()
     #: Whether each table has rows. Opening a file also rolls back uncommitted changes of a killed process.
     filled: dict[str, bool] = {}
@@ -345,10 +337,10 @@ def ensure_schema(engine: Engine, database: Path, folder: Path) -> None:
         remove(aside)
         aside.mkdir()
         made = aside / database.name
-        SqlAlchemyStore(f"sqlite:///{made}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
+        mlflow_internals.make_tables(made)
         made.replace(database)
         remove(aside)
-    elif not filled.keys() >= Base.metadata.tables.keys() and not _copy_of(database).exists():
+    elif not filled.keys() >= mlflow_internals.tables().keys() and not _copy_of(database).exists():
         with (
             written_whole(_copy_of(database)) as copy,
             closing(sqlite3.connect(database)) as source,
@@ -397,11 +389,7 @@ def follow(database: Path) -> None:
     An experiment counts as moved if its folder exists beside the database and differs from the stored one.
     Raises OSError if the database cannot be read or written.
     """
-    # MLflow caches places by the ids of runs, which a copied store has in common with its original.
-    with suppress(ImportError, AttributeError):
-        from mlflow.tracking._tracking_service import utils
-
-        utils._artifact_repos_cache.clear()
+    mlflow_internals.forget_places()
     try:
         with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
             stored = connection.execute("SELECT experiment_id, artifact_location FROM experiments").fetchall()

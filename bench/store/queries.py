@@ -18,6 +18,7 @@ from tensorbench.records.pack_format import CURVES_BEGIN
 from tensorbench.records.record import Record, record_of
 from tensorbench.records.words import RunKind, Tag
 from tensorbench.store.connect import database_engine
+from tensorbench.store.mlflow_internals import models
 from tensorbench.store.sqlite_file import joined, measures_in
 
 #: The largest number of results per request.
@@ -78,24 +79,26 @@ def read_tables(uri: str, experiment_id: str, kind: RunKind) -> list[Record] | N
     """
     try:
         from mlflow.entities import LifecycleStage
-        from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlRun, SqlTag
+
+        sql = models()
+        run, tag, metric = sql.SqlRun, sql.SqlTag, sql.SqlLatestMetric
 
         of_kind = (
-            select(SqlRun.run_uuid)
-            .join(SqlTag, SqlTag.run_uuid == SqlRun.run_uuid)
-            .where(SqlRun.experiment_id == int(experiment_id))
-            .where(SqlRun.lifecycle_stage == LifecycleStage.ACTIVE)
-            .where(SqlTag.key == Tag.KIND, SqlTag.value == kind)
+            select(run.run_uuid)
+            .join(tag, tag.run_uuid == run.run_uuid)
+            .where(run.experiment_id == int(experiment_id))
+            .where(run.lifecycle_stage == LifecycleStage.ACTIVE)
+            .where(tag.key == Tag.KIND, tag.value == kind)
         )
         runs = (
-            select(SqlRun.run_uuid, SqlRun.status, SqlRun.start_time, SqlRun.artifact_uri, SqlRun.end_time)
-            .where(SqlRun.run_uuid.in_(of_kind))
-            .order_by(SqlRun.start_time, SqlRun.run_uuid)
+            select(run.run_uuid, run.status, run.start_time, run.artifact_uri, run.end_time)
+            .where(run.run_uuid.in_(of_kind))
+            .order_by(run.start_time, run.run_uuid)
         )
-        tags = select(SqlTag.run_uuid, SqlTag.key, SqlTag.value).where(SqlTag.run_uuid.in_(of_kind))
-        metrics = select(
-            SqlLatestMetric.run_uuid, SqlLatestMetric.key, SqlLatestMetric.value, SqlLatestMetric.is_nan
-        ).where(SqlLatestMetric.run_uuid.in_(of_kind))
+        tags = select(tag.run_uuid, tag.key, tag.value).where(tag.run_uuid.in_(of_kind))
+        metrics = select(metric.run_uuid, metric.key, metric.value, metric.is_nan).where(
+            metric.run_uuid.in_(of_kind)
+        )
     except (ImportError, AttributeError):
         return None
     with database_engine(uri) as engine, engine.connect() as connection:
@@ -112,20 +115,21 @@ def read_curves(
     """
     try:
         from mlflow.entities import LifecycleStage
-        from mlflow.store.tracking.dbmodels.models import SqlMetric, SqlRun
 
-        point = SqlMetric.run_uuid, SqlMetric.key, SqlMetric.step
+        run, metric = models().SqlRun, models().SqlMetric
+
+        point = metric.run_uuid, metric.key, metric.step
         points = (
-            select(*point, SqlMetric.value, SqlMetric.is_nan)
-            .join(SqlRun, SqlRun.run_uuid == SqlMetric.run_uuid)
-            .where(SqlRun.experiment_id == int(experiment_id))
-            .where(SqlRun.lifecycle_stage == LifecycleStage.ACTIVE)
-            .order_by(*point, SqlMetric.timestamp, SqlMetric.value)
+            select(*point, metric.value, metric.is_nan)
+            .join(run, run.run_uuid == metric.run_uuid)
+            .where(run.experiment_id == int(experiment_id))
+            .where(run.lifecycle_stage == LifecycleStage.ACTIVE)
+            .order_by(*point, metric.timestamp, metric.value)
         )
         if key is None:
-            points = points.where(or_(*(SqlMetric.key.startswith(start) for start in CURVES_BEGIN)))
+            points = points.where(or_(*(metric.key.startswith(start) for start in CURVES_BEGIN)))
         else:
-            points = points.where(SqlMetric.key == key, SqlMetric.run_uuid.in_(runs))
+            points = points.where(metric.key == key, metric.run_uuid.in_(runs))
     except (ImportError, AttributeError):
         return None
     with database_engine(uri) as engine, engine.connect() as connection:

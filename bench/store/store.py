@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Experiment, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 
 from tensorbench.machine.alive import owner
@@ -43,6 +42,7 @@ from tensorbench.store.connect import (
     state_folder,
     storing,
 )
+from tensorbench.store.mlflow_internals import delete_artifacts
 from tensorbench.store.queries import experiments, find_runs, read_curves, read_tables
 from tensorbench.store.source import CURVE, Source, begun_with
 
@@ -387,7 +387,7 @@ class Store(Source):
         uri = self.client.get_run(run_id).info.artifact_uri
         # Each kind of storage has errors of its own where nothing may be removed.
         with suppress(Exception):
-            get_artifact_repository(uri, self.client.tracking_uri).delete_artifacts(where)
+            delete_artifacts(uri, self.client.tracking_uri, where)
         self.client.log_artifacts(run_id, str(folder), where)
 
     @insisting

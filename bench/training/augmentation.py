@@ -92,14 +92,12 @@ def _jittered(pixels: Tensor, draws: Sequence[dict[str, Any] | None]) -> Tensor:
 def _recoloured(pixels: Tensor, change: str, factors: Sequence[float]) -> Tensor:
     """Computes torchvision's `adjust_brightness`, `adjust_contrast` and so on, with a factor per image."""
     from torchvision.transforms.v2 import functional
-    from torchvision.transforms.v2.functional import _color
+
+    from tensorbench.training.torchvision_internals import turn_hues
 
     scale = send(torch.tensor(factors), pixels.device)[:, None, None, None]
     if change == "hue":
-        scaled = functional.to_dtype(pixels, torch.float32, scale=True)
-        hue, saturation, value = _color._rgb_to_hsv(scaled).unbind(-3)
-        turned = torch.stack([(hue + scale[:, 0]).remainder_(1.0), saturation, value], -3)
-        return functional.to_dtype(_color._hsv_to_rgb(turned), torch.uint8, scale=True)
+        return turn_hues(pixels, scale)
     blended = pixels.mul(scale)
     if change != "brightness":
         grey = functional.rgb_to_grayscale(pixels).float()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tensorbench.machine.precision import computes_bf16, unsupported
+from tensorbench.methods.torch_internals import compiled_in_place, multiply_bf16_in_float32
 from tensorbench.plan.trial import Trial
 
 #: The environment variable that makes cuBLAS sum in a fixed order, if set to ":4096:8" or ":16:8" (NVIDIA's
@@ -48,15 +48,8 @@ def compiled(encoder: nn.Module, enabled: bool) -> Iterator[None]:
     if not enabled:
         yield
         return
-    torch.compiler.reset()
-    encoder.compile()
-    try:
-        # Raise at the recompilation limit, where torch would only log and continue without compiling.
-        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-            yield
-    finally:
-        del encoder._compiled_call_impl
-        torch.compiler.reset()
+    with compiled_in_place(encoder):
+        yield
 
 
 @contextmanager
@@ -113,6 +106,7 @@ def frozen_in_bf16(encoder: nn.Module, enabled: bool) -> Iterator[None]:
         and isinstance(layer, nn.Linear | nn.Conv2d)
         # A subclass may compute something else.
         and type(layer) in (nn.Linear, nn.Conv2d)
+        and getattr(layer, "padding_mode", "zeros") == "zeros"
         and not any(parameter.requires_grad for parameter in layer.parameters())
     ]
     for layer in layers:
@@ -134,7 +128,7 @@ def _rounded_once(layer: nn.Linear | nn.Conv2d) -> Callable[[Tensor], Tensor]:
         if not torch.is_autocast_enabled(kind):
             return exact(x)
         if isinstance(layer, nn.Conv2d):
-            return layer._conv_forward(x, weight, bias)
+            return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
         return F.linear(x, weight, bias)
 
     return forward
@@ -151,33 +145,7 @@ def emulate_bf16() -> torch.library.Library | None:
     """
     if computes_bf16():
         return None
-    kernels = torch.library.Library("aten", "IMPL", "CPU")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Warning only once for all operators", UserWarning)
-        for name in ("mm", "addmm", "bmm", "baddbmm"):
-            kernels.impl(name, _in_float32(getattr(torch.ops.aten, name).out))
-        for name in ("addmm", "baddbmm"):
-            kernels.impl(f"{name}_", _in_place(_in_float32(getattr(torch.ops.aten, name).out)))
-    return kernels
-
-
-def _in_float32(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Returns the kernel of a matrix product, which multiplies bfloat16 matrices in float32.
-
-    `product` is the overload with the argument `out`.
-    """
-
-    def multiply(*matrices: Tensor, **factors: float) -> Tensor:
-        dtype = matrices[0].dtype
-        if dtype is torch.bfloat16:
-            matrices = tuple(matrix.float() for matrix in matrices)
-        return product(*matrices, **factors, out=matrices[0].new_empty(0)).to(dtype)
-
-    return multiply
-
-
-def _in_place(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda added, *matrices, **factors: added.copy_(product(added, *matrices, **factors))
+    return multiply_bf16_in_float32()
 
 
 def refused_precision(trials: Iterable[Trial], device: torch.device) -> str:

@@ -138,9 +138,8 @@ def switch_of(encoder: Any) -> Any:
             warnings.simplefilter("ignore", FutureWarning)
             if on:
                 encoder.gradient_checkpointing_enable({"use_reentrant": False})
-                if hasattr(encoder, "_require_grads_hook"):
-                    # Only the reentrant form needs this: it makes the embeddings' output require a gradient.
-                    encoder.disable_input_require_grads()
+                # Only the reentrant form needs this: it makes the embeddings' output require a gradient.
+                encoder.disable_input_require_grads()
             else:
                 encoder.gradient_checkpointing_disable()
 

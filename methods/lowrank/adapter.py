@@ -12,7 +12,8 @@ from tensorbench.methods.adapter import Adapter
 from tensorbench.methods.backbone import GATED_INPUT, SHARED_INPUT, Backbone, Site
 from tensorbench.methods.lowrank.contracted import Contracted, Parametrisation, pair
 from tensorbench.methods.lowrank.linear import AdaptedLinear, DropoutAt, SharedInput
-from tensorbench.methods.lowrank.masks import BatchPart, Masks, in_backward
+from tensorbench.methods.lowrank.masks import BatchPart, Masks
+from tensorbench.methods.torch_internals import at_end_of_backward, in_backward
 
 #: Converts the contracted pairs of a parametrisation to the shapes of a backbone's sites.
 Fit = Callable[[Contracted, Parametrisation], Contracted]
@@ -158,10 +159,8 @@ class LowRankAdapter(Adapter):
         with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
             contracted = self.contract()
         self._distribute(contracted.each(_value))
-        # The factors are released at the end of this thread's backward pass, with a callback like that of
-        # torch's DDP. A hook on a tensor would run as soon as the tensor's gradient arrives, while other
-        # layers may still be recomputed.
-        torch.autograd.Variable._execution_engine.queue_callback(self._drop)
+        # Not by a hook on a tensor: other layers may still be recomputed when its gradient arrives.
+        at_end_of_backward(self._drop)
 
     def _begin_forward(self, *_: object) -> None:
         if self.masks is not None:

@@ -13,6 +13,7 @@ from tensorbench.methods.adapter import AdaptedLayer
 from tensorbench.methods.lowrank.contracted import Diagonal, Matrix, Middle, pair
 from tensorbench.methods.lowrank.masks import DropoutSite
 from tensorbench.methods.quantised import QuantisedLinear
+from tensorbench.methods.torch_internals import reshaped
 
 #: Where dropout is applied. `input`: to the activation that enters `down`. `before_up`: to the activation of
 #: width r that enters `up`. `update`: to the entries of the update; this is slow, since training then builds
@@ -146,9 +147,8 @@ class AdaptedLinear(AdaptedLayer):
         if out % len(up):
             y += F.linear(narrow, up).reshape(len(y), -1)[:, :out]
             return y
-        # For autograd a view of `y` is an alias, and an in-place operation on it copies gradients. This one
-        # counts as independent, like a result of `matmul`, which is safe since nothing else references `y`.
-        return torch.ops.aten._unsafe_view(y, (-1, len(up))).addmm_(narrow, up.T)
+        # Nothing else references `y`.
+        return reshaped(y, (-1, len(up))).addmm_(narrow, up.T)
 
     def _before_up(self, narrow: Tensor) -> tuple[Tensor, Tensor]:
         """Given the down-projection's output (N, r), returns the up-projection's input and weight."""

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tensorbench.methods.torch_internals import current_node, in_backward, next_node
+
 
 class BatchPart(NamedTuple):
     """The examples `start` to `stop` of a batch of `total` examples."""
@@ -110,8 +112,7 @@ class Masks:
     def _forward(self) -> _Forward:
         """Returns the running forward or, in a backward pass, the forward whose layer is being recomputed."""
         if in_backward():
-            # The number of the node whose gradient this thread is computing.
-            node = torch._C._current_autograd_node()._sequence_nr()
+            node = current_node()
             candidates = [forward for forward in self._open if forward.start <= node < forward.end]
             # If a whole backbone is recomputed, one checkpoint may enclose several of its forwards.
             if len(candidates) != 1 or (self._running is not None and len(self._open) > 1):
@@ -160,17 +161,3 @@ class _Forward:
 
     def __call__(self, gradient: Tensor) -> None:
         """Does nothing. The object is registered as a tensor's hook only to live as long as the graph."""
-
-
-def in_backward() -> bool:
-    """Whether this thread is running a backward pass.
-
-    If so, a layer that runs is being recomputed by gradient checkpointing. torch has no public function for
-    this: its hooks only report that a backward pass has reached a tensor.
-    """
-    return torch._C._current_graph_task_id() != -1
-
-
-def next_node() -> int:
-    """Returns the number that autograd will give to the next node created by this thread."""
-    return torch._C._autograd._get_sequence_nr()

@@ -41,6 +41,7 @@ from tensorbench.plan.trial import Trial
 from tensorbench.records.record import Progress
 from tensorbench.run.suites import Audience, run_suite
 from tensorbench.store.connect import with_driver
+from tensorbench.store.mlflow_internals import tables
 from tensorbench.store.store import Store
 from tensorbench.training.measure import libraries, provenance
 from tensorbench.training.saving import PLAIN
@@ -201,12 +202,10 @@ def fill(folder: Path, stored: int, trials: int) -> tuple[Path, str]:
 
 def copy(source: str, server: str, database: str) -> None:
     """Copies the runs of a SQLite store into the empty database behind a server."""
-    from mlflow.store.db.base_sql_model import Base
-
     experiment = Store.existing(source, SUITE["name"]).experiment_id
     assert Store.create(server, SUITE["name"]).experiment_id == experiment
     with create_engine(source).connect() as rows, create_engine(with_driver(database)).begin() as target:
-        for table in map(Base.metadata.tables.__getitem__, TABLES):
+        for table in map(tables().__getitem__, TABLES):
             stored = rows.execution_options(yield_per=10_000).execute(table.select())
             for part in stored.mappings().partitions():
                 target.execute(table.insert(), list(map(dict, part)))

@@ -24,6 +24,7 @@ from tensorbench.checks.conformance.subject import (
 )
 from tensorbench.methods.backbone import Site
 from tensorbench.methods.base import Method
+from tensorbench.methods.torch_internals import graph_counts
 from tensorbench.training.saving import checkpointed
 
 
@@ -209,14 +210,10 @@ def inductor(subject: Subject) -> str:
 
 
 def _compiled(subject: Subject, backend: str, tolerance: float) -> str:
-    from torch._dynamo.utils import counters
-
     plain, adapter = subject.randomised()
     backbone, compiled_adapter = subject.randomised()
     batch = subject.batch()
-    torch._dynamo.reset()
-    counters.clear()
-    try:
+    with graph_counts() as counts:
         for module in (plain.module, backbone.module):
             module.eval()
         with warnings.catch_warnings():
@@ -234,8 +231,6 @@ def _compiled(subject: Subject, backend: str, tolerance: float) -> str:
                 # Compiled code must not contain the first values of parameters as constants.
                 for each in (adapter, compiled_adapter):
                     scatter(each, seed=6)
-        graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+        graphs, breaks = counts()
         expect(graphs > 0, "nothing was compiled")
         return f"{graphs} graphs, {breaks} breaks"
-    finally:
-        torch._dynamo.reset()
