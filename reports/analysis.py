@@ -284,7 +284,7 @@ def _block(material: Material, group: Comparable, budget: str, matters: Mapping[
             material.results,
             {n: of_method(studies, k, failures) for n, studies in of_cells.items() if studies.most >= k},
             material.fell,
-        )
+        ).parts
         for k in ks
     }
     entrants, part = (

@@ -7,7 +7,7 @@ effects, since every seed answers the same examples.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -42,6 +42,8 @@ class OnSetting:
     count: int | None = None
     #: The degrees of freedom of `seeds`. None means the number of pairs minus one.
     freedom: float | None = None
+    #: The differences or pseudo-values whose variance `seeds` is, by seed or study.
+    by_seed: Mapping[int, float] = field(default_factory=dict, repr=False)
     #: Each example's difference between the methods, averaged over seeds (examples,).
     by_example: Array | None = field(default=None, repr=False)
     #: The identity of the test set. Settings with equal identities share their test examples.
@@ -67,7 +69,8 @@ def of_seeds(differences: Array) -> OnSetting:
     """The mean of paired differences (pairs,). Its error covers seeds but not test examples."""
     pairs = len(differences)
     seeds = float(np.var(differences, ddof=1)) / pairs if pairs >= LEAST_SEEDS else None
-    return OnSetting(pairs, float(differences.mean()), seeds)
+    by_seed = dict(enumerate(differences.tolist()))
+    return OnSetting(pairs, float(differences.mean()), seeds, by_seed=by_seed)
 
 
 def of_seeds_and_examples(differences: Array, by_example: Array, test_set: Any = None) -> OnSetting:

@@ -20,7 +20,7 @@ from tensorbench.reports.inference.intervals import (
     t_quantile,
     welch,
 )
-from tensorbench.reports.inference.moderation import share_and_freedom
+from tensorbench.reports.inference.moderation import expected_freedom
 from tensorbench.reports.inference.studies import CompleteStudies, of_pair, pooled_failures
 
 #: The probability with which a difference should be detected.
@@ -66,7 +66,7 @@ class Design:
     def error(self) -> Error:
         """The error of the mean difference over settings, with Welch's degrees of freedom."""
         variances = [spread / self.seeds for spread in self.spreads]
-        _, freedom = share_and_freedom(self.seeds - 1, self.moderated or self.claims)
+        freedom, _ = expected_freedom(self.seeds - 1, self.moderated or self.claims, self.settings)
         return Error(*welch(variances, [freedom] * self.settings), self.examples)
 
     def of(self, seeds: int) -> Design:
@@ -110,14 +110,9 @@ class Design:
         Variances are moderated as in a report. Each draw has the degrees of freedom that follow from its own
         variances.
         """
-        even = stats.qmc.Sobol(2 * self.settings, rng=0).random_base2(_LOG_DRAWS)
-        methods = self.moderated or self.claims
-        free, others = self.seeds - 1, max(1, methods - 1) * (self.seeds - 1)
-        share, moderated = share_and_freedom(free, methods)
-        own = 1 - share + share / methods
-        drawn = own * stats.chi2.ppf(even[:, : self.settings], free) / free
-        drawn += (1 - own) * stats.chi2.ppf(even[:, self.settings :], others) / others
-        shown = np.array(self.spreads) / self.seeds * drawn
+        even = stats.qmc.Sobol(self.settings, rng=0).random_base2(_LOG_DRAWS)
+        moderated, of_sum = expected_freedom(self.seeds - 1, self.moderated or self.claims, self.settings)
+        shown = np.array(self.spreads) / self.seeds * stats.chi2.ppf(even, of_sum) / of_sum
         total, squares = shown.sum(1), (shown**2).sum(1)
         # Without any variation all settings have equal weight.
         freedom = np.full_like(total, self.settings)

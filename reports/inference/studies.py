@@ -322,6 +322,7 @@ def of_contrast(
     return replace(
         part,
         difference=sum(weight * each.score for weight, each in own),
+        by_seed=dict(zip(first.numbers, values.tolist(), strict=True)),
         failures=sum(w**2 * _variance_of_failures(each, k, failures) for w, each in sides if each.tuned),
         validation=validation,
     )

@@ -12,10 +12,10 @@ from tensorbench.records.stored_plan import Row
 from tensorbench.reports import evidence
 from tensorbench.reports.analysis import Analysis, Block, analyse
 from tensorbench.reports.blocks import Entrant
+from tensorbench.reports.comparisons import moderated_on_settings
 from tensorbench.reports.inference.crossed import of_seeds_and_examples
 from tensorbench.reports.inference.effects import Verdict, Word, verdict
 from tensorbench.reports.inference.intervals import simultaneous
-from tensorbench.reports.inference.moderation import moderated
 from tensorbench.reports.results import Results
 
 from ..stored import Result
@@ -89,7 +89,7 @@ def test_intervals_are_simultaneous_over_the_methods_and_on_tasks_over_both(anal
             assert bare == verdict(found.interval, each.threshold)
             for part, own in zip(found.effect.parts, found.on.values(), strict=True):
                 assert part.error is not None
-                assert own.interval == part.error.interval(part.difference, on_tasks)
+                assert own.interval == pytest.approx(part.error.interval(part.difference, on_tasks))
 
 
 def test_a_seed_is_a_study_of_one_point(analysis: Analysis, results: Results) -> None:
@@ -110,12 +110,12 @@ def test_a_seed_is_a_study_of_one_point(analysis: Analysis, results: Results) ->
             runs = [
                 np.stack([by_trial[seed.trial_id].values for seed in side]).astype(float) for side in sides
             ]
-            alone[cell.number] = of_seeds_and_examples(
-                np.subtract(*([seed.score for seed in side] for side in sides)), np.subtract(*runs)
+            differences = np.subtract(*([seed.score for seed in side] for side in sides))
+            alone[cell.number] = dataclasses.replace(
+                of_seeds_and_examples(differences, np.subtract(*runs)),
+                by_seed=dict(zip(shared, differences.tolist(), strict=True)),
             )
-    for setting in on:
-        there = {n for n in alone if results.all_cells[n].setting == setting}
-        alone |= zip(there, moderated([alone[n] for n in there]), strict=True)
+    alone = moderated_on_settings(results, alone, ()).parts
     for entrant in isorank.claims:
         parts = entrant.differences[1].effect.parts
         for cell, part in zip(entrant.cells, parts, strict=True):

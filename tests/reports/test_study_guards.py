@@ -173,6 +173,23 @@ def test_studies_whose_kept_trials_collapsed_come_first_and_are_never_equivalent
     )
 
 
+# --- noise ---
+
+
+@pytest.mark.parametrize(("others", "notes"), [((), 0), (("lotr",), 2), (("lotr", "fact_tt", "lora_xs"), 1)])
+def test_notes_say_where_a_method_varies_much_more_than_the_others(
+    stored: Stored, others: tuple[str, ...], notes: int
+) -> None:
+    def quality(row: Row, trial: Trial) -> tuple[float, float]:
+        spread = 0.15 if row.title == QKV else 0.005
+        return 0.8 + spread * random.Random(f"{row.title} {trial.seed // 1000}").random(), 0.0
+
+    methods = {"methods": [*METHODS, *others], "tuning": {"studies": 5, "points": 4}}
+    block = block_of(stored(made_up(quality), plan_of(**ONE_TASK | methods)))
+    found = [note for note in block.notes if "much more" in note or f"Differences of {QKV} vary" in note]
+    assert len(found) == notes
+
+
 # --- the edge of a window ---
 
 

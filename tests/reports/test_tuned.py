@@ -35,11 +35,11 @@ from tensorbench.reports.answers import (
 )
 from tensorbench.reports.chosen import choose
 from tensorbench.reports.comparable import block_budgets
+from tensorbench.reports.comparisons import moderated_on_settings
 from tensorbench.reports.figures import draw
 from tensorbench.reports.inference import studies as estimates
 from tensorbench.reports.inference.effects import effect, verdict
 from tensorbench.reports.inference.intervals import simultaneous
-from tensorbench.reports.inference.moderation import moderated
 from tensorbench.reports.overview import score
 from tensorbench.reports.page import render
 from tensorbench.reports.reading import read
@@ -113,14 +113,14 @@ def test_differences_are_those_of_the_statistics(analysis: Analysis) -> None:
             for rival in rivals
             for setting, own in rival.on.items()
         }
-        for setting, other in reference.on.items():
-            numbers = [rival.on[setting].cell.number for rival in rivals]
-            sound = [
-                n
-                for n in numbers
-                if not {n, other.cell.number} & {n for n, each in analysis.collapses.items() if each.count}
-            ]
-            parts |= zip(sound, moderated([parts[number] for number in sound]), strict=True)
+        fell = {n for n, each in analysis.collapses.items() if each.count}
+        fell |= {
+            own.cell.number
+            for setting, other in reference.on.items()
+            if other.cell.number in fell
+            for own in (rival.on[setting] for rival in rivals)
+        }
+        parts = moderated_on_settings(analysis.results, parts, fell).parts
         for rival in rivals:
             expected = effect([parts[cell.number] for cell in rival.cells])
             assert rival.differences[k].effect.difference == pytest.approx(expected.difference)

@@ -30,10 +30,22 @@ from numpy.random import Generator
 from scipy import special, stats
 
 from tensorbench.reports.analysis import analyse
-from tensorbench.reports.inference.crossed import OnSetting
+from tensorbench.reports.inference.crossed import OnSetting, of_seeds
 from tensorbench.reports.inference.effects import effect
-from tensorbench.reports.inference.intervals import LEAST_SEEDS, LEVEL, Array, simultaneous, t_quantile
-from tensorbench.reports.inference.moderation import moderated, share_and_freedom
+from tensorbench.reports.inference.intervals import (
+    LEAST_SEEDS,
+    LEVEL,
+    Array,
+    share_interval,
+    simultaneous,
+    t_quantile,
+)
+from tensorbench.reports.inference.moderation import (
+    NOISY,
+    NOISY_LEVEL,
+    PRIOR_FREEDOM,
+    moderated_together,
+)
 from tensorbench.reports.inference.power import Response, of_assumed
 from tensorbench.reports.inference.rates import of_share, of_transfer, share_near
 from tensorbench.reports.inference.studies import (
@@ -92,6 +104,8 @@ class World:
     #: Whether every second task exchanges the optima of methods, and whether all tasks have the same rates.
     exchanged: bool = True
     shared_rates: bool = False
+    #: The number of methods that are compared with the reference.
+    compared: int = METHODS - 1
 
     def draw(self, numbers: Generator, repeats: int, studies: int) -> Trials:
         shape = repeats, METHODS, TASKS, studies, POINTS
@@ -186,6 +200,14 @@ WORLDS = {
     "1% of LoRA-XS alone": World(failures={5: 0.01}),
     "2% of LoRA-XS alone": World(failures={5: 0.02}),
     "one method varies three times as much": World(wide={3: 3.0}),
+    "LoRA varies four times as much": World(wide={0: 4.0}),
+    "one method varies four times as much": World(wide={3: 4.0}),
+    "three methods": World(compared=3),
+    "three methods, LoRA varies four times as much": World(wide={0: 4.0}, compared=3),
+    "three methods, one varies four times as much": World(wide={3: 4.0}, compared=3),
+    "two methods": World(compared=2),
+    "two methods, LoRA varies four times as much": World(wide={0: 4.0}, compared=2),
+    "two methods, one varies four times as much": World(wide={2: 4.0}, compared=2),
     "skewed": World(skewed=0.01),
     "curves": World(CURVES),
     "curves, 1% of one method alone": World(CURVES, failures={5: 0.01}),
@@ -228,27 +250,72 @@ class Differences:
     """Differences from the reference after k trials, for k in `TRIALS`: (ks, repeats, methods, tasks)."""
 
     values: Array
-    #: The jackknife variances over studies.
-    variances: Array
+    #: The pseudo-values of differences, less their means: (ks, repeats, methods, tasks, studies).
+    off: Array
     #: The variance that failures add, by the rule without and with what methods tell about each other.
     failures: tuple[Array, Array]
-    studies: int
+
+    @property
+    def studies(self) -> int:
+        return self.off.shape[-1]
+
+    def of_methods(self, count: int) -> Differences:
+        """The differences of the first `count` methods."""
+        first, second = (each[:, :, :count] for each in self.failures)
+        return Differences(self.values[:, :, :count], self.off[:, :, :count], (first, second))
 
     def halves(self, tasks: int, rule: int, claims: int) -> Array:
         """Half widths of intervals of the mean over all tasks, or of single tasks if `tasks` is 1."""
-        variances, freedom = self.variances, float(self.studies - 1)
-        if rule:
-            share, freedom = share_and_freedom(self.studies - 1, variances.shape[2])
-            variances = share * variances.mean(2, keepdims=True) + (1 - share) * variances
-        return half(variances + self.failures[rule], freedom, tasks, claims, OF_EXAMPLES)
+        variances, freedoms = of_rule(self.off, rule)
+        return half(variances + self.failures[rule], freedoms, tasks, claims, OF_EXAMPLES)
 
 
-def half(variances: Array, freedom: float, tasks: int, claims: int, examples: float) -> Array:
+def of_rule(off: Array, rule: int) -> tuple[Array, Array]:
+    """Squared standard errors and degrees of freedom (…, methods, tasks), moderated as in the package or not.
+
+    `off` has the differences of seeds, or pseudo-values of studies, less their means (…, methods, tasks,
+    seeds).
+    """
+    off = np.moveaxis(off, -2, -3)
+    free, methods = off.shape[-1] - 1, off.shape[-2]
+    products = off @ off.swapaxes(-1, -2) / free
+    variances = np.diagonal(products, axis1=-2, axis2=-1)
+    freedoms = np.full(variances.shape, float(free))
+    if rule:
+        scale = variances[..., None] * variances[..., None, :]
+        squares = (products**2 / scale - 1 / free) / (1 - 1 / free)
+        squares = squares.mean(-3, keepdims=True).clip(0, 1)
+        squares[..., np.arange(methods), np.arange(methods)] = 1
+        alike = ~apart(variances, free)
+        pooled = (alike[..., None, :] & alike[..., :, None]) / np.maximum(alike.sum(-1), 1)[..., None, None]
+        share = np.where(alike, PRIOR_FREEDOM / (PRIOR_FREEDOM + free), 0.0)[..., None]
+        weights = (share * pooled + (1 - share) * np.eye(methods))[..., None, :, :]
+        limit = np.where(alike, PRIOR_FREEDOM, 0)[..., None, :] + free
+        spread = np.einsum("...ij,...ik,...jk->...i", weights, weights, squares * scale, optimize=True)
+        variances = (weights @ variances[..., None])[..., 0]
+        freedoms = np.minimum(limit, free * variances**2 / spread)
+    return (variances / (free + 1)).swapaxes(-1, -2), freedoms.swapaxes(-1, -2)
+
+
+def apart(variances: Array, free: int) -> Array:
+    """Which methods vary much more than the others, as in the package: (…, methods).
+
+    `variances` is (…, tasks, methods).
+    """
+    tasks, methods = variances.shape[-2:]
+    if methods == 1:
+        return np.zeros((*variances.shape[:-2], 1), bool)
+    others = (variances.sum(-1, keepdims=True) - variances) / (methods - 1)
+    limit = special.fdtri(tasks * free, tasks * free * (methods - 1), NOISY_LEVEL)
+    far: Array = np.exp(np.log(variances / others).mean(-2)) >= max(NOISY, limit)
+    return far
+
+
+def half(variances: Array, freedoms: Array, tasks: int, claims: int, examples: float) -> Array:
     """Half widths of intervals from variances (…, tasks). Welch over tasks, Howe for examples, Šidák."""
     tail = (1 + simultaneous(claims)) / 2
-    freedoms = np.full(variances.shape, freedom)
     if tasks > 1:
-        freedoms = freedom * variances.sum(-1) ** 2 / (variances**2).sum(-1)
+        freedoms = variances.sum(-1) ** 2 / (variances**2 / freedoms).sum(-1)
         variances = variances.sum(-1) / tasks**2
     known = special.ndtri(tail) ** 2 * examples / tasks
     return np.sqrt(t_quantile(tail, freedoms) ** 2 * variances + known)
@@ -297,8 +364,9 @@ def differences(trials: Trials) -> Differences:
     largest = np.maximum(np.maximum(over.reshape(repeats, -1), posterior), (0.5 / size) ** 2)
     with_others = added(stats.beta.ppf(0.75, first, second), seen, largest)
     values, pseudo = shaped(estimate), shaped(pseudo)
-    variances = (pseudo[..., 1:, :] - pseudo[..., :1, :]).var(0, ddof=1) / studies
-    return Differences(values[:, :, 1:] - values[:, :, :1], variances, (without_others, with_others), studies)
+    off = np.moveaxis(pseudo[..., 1:, :] - pseudo[..., :1, :], 0, -1)
+    off -= off.mean(-1, keepdims=True)
+    return Differences(values[:, :, 1:] - values[:, :, :1], off, (without_others, with_others))
 
 
 def truths(world: World) -> Array:
@@ -332,10 +400,10 @@ def check(drawn: Trials, found: Differences) -> None:
     for place, k in enumerate(TRIALS):
         if k > (found.studies - 1) * POINTS:
             continue
-        on_tasks = [
-            moderated([of_pair(row[task], cells[0][task], k, failures) for row in cells[1:]])
-            for task in range(TASKS)
+        parts = [
+            [of_pair(row[task], cells[0][task], k, failures) for row in cells[1:]] for task in range(TASKS)
         ]
+        on_tasks = moderated_together(parts)[0]
         effects = [effect([parts[method] for parts in on_tasks]) for method in range(METHODS - 1)]
         errors = [replace(each.error, examples=OF_EXAMPLES / TASKS) for each in effects if each.error]
         level = simultaneous(METHODS - 1)
@@ -359,31 +427,82 @@ class Seeds:
     skewed: bool = False
     #: Factors on the spread by method, repeated until every method has one.
     factors: Sequence[float] = (1.0,)
-    #: The chance that a run of the reference on the first task scores 30 points less.
-    collapses: float = 0.0
+
+    def scores(self, numbers: Generator, repeats: int) -> Array:
+        """Scores (repeats, methods, tasks, seeds). The reference is the first method."""
+        shape = repeats, self.methods + 1, self.tasks, self.seeds
+        noise = (4 - numbers.gamma(4, size=shape)) / 2 if self.skewed else numbers.normal(size=shape)
+        scores: Array = 0.007 * noise * np.resize(self.factors, (self.methods + 1, 1, 1))
+        return scores
 
     def errors(self, numbers: Generator, repeats: int) -> Iterator[tuple[Array, Array]]:
         """Yields the errors of the mean differences and their half widths, by either rule."""
-        shape = repeats, self.methods + 1, self.tasks, self.seeds
-        noise = (4 - numbers.gamma(4, size=shape)) / 2 if self.skewed else numbers.normal(size=shape)
-        scores = 0.007 * noise * np.resize(self.factors, (self.methods + 1, 1, 1))
-        fell = numbers.random((repeats, self.seeds)) < self.collapses
-        scores[:, 0, 0] += 0.3 * (self.collapses - fell)
+        scores = self.scores(numbers, repeats)
         pairs = scores[:, 1:] - scores[:, :1]
-        variances, off = pairs.var(-1, ddof=1) / self.seeds, pairs.mean((-1, -2))
-        free = self.seeds - 1
-        share, freedom = share_and_freedom(free, self.methods)
-        # Cells with collapsed runs are not moderated, and every difference on such a task has one.
-        share = np.where(fell.any(1), 0.0, share)[:, None] * (np.arange(self.tasks) == 0) + share * (
-            np.arange(self.tasks) > 0
-        )
-        mixed = share[:, None] * variances.mean(1, keepdims=True) + (1 - share[:, None]) * variances
-        freedoms = np.broadcast_to(np.where(share > 0, freedom, free)[:, None], variances.shape)
-        for each, of_each in ((variances, np.full(variances.shape, float(free))), (mixed, freedoms)):
-            total = each.sum(-1)
-            welch = total**2 / (each**2 / of_each).sum(-1)
-            tail = (1 + simultaneous(self.methods)) / 2
-            yield off, t_quantile(tail, welch) * np.sqrt(total) / self.tasks
+        off, apart = pairs.mean((-1, -2)), pairs - pairs.mean(-1, keepdims=True)
+        for rule in (0, 1):
+            variances, freedoms = of_rule(apart, rule)
+            widths = half(variances, freedoms, self.tasks, self.methods, 0.0)
+            yield off, widths if self.tasks > 1 else widths[..., 0]
+
+
+@dataclass(frozen=True)
+class Collapsing:
+    """How often the two numbers of runs that may collapse hold, in shares of repeats."""
+
+    #: The coverage of all differences of runs that trained, at once, and the median half width.
+    differences: float
+    half_width: float
+    #: The share of differences that have an interval: on each task, neither run of three pairs collapsed.
+    known: float
+    #: The coverage of the interval of one method's rate of collapse.
+    rate: float
+
+
+def collapsing(rate: float, seeds: Seeds, repeats: int) -> Collapsing:
+    """Simulates runs each of which collapses with this probability, and intervals as in the package."""
+    numbers = np.random.default_rng(0)
+    scores = seeds.scores(numbers, repeats)
+    fell = numbers.random(scores.shape) < rate
+    held, widths, known = [], [], []
+    for of_repeat, collapsed in zip(scores, fell, strict=True):
+        trained = ~(collapsed[1:] | collapsed[:1])
+        parts = [
+            [
+                pairs_of(of_repeat[method, task] - of_repeat[0, task], trained[method - 1, task])
+                for method in range(1, len(of_repeat))
+                if trained[method - 1, task].any()
+            ]
+            for task in range(seeds.tasks)
+        ]
+        complete = [on_task if len(on_task) == seeds.methods else [] for on_task in parts]
+        if not all(complete):
+            known.append(0.0)
+            continue
+        by_method = zip(*moderated_together(complete)[0], strict=True)
+        effects = [effect(own) for own in by_method]
+        intervals = [each.interval(simultaneous(seeds.methods)) for each in effects]
+        bounds = [interval for interval in intervals if interval is not None]
+        held.append(all(low <= 0 <= high for low, high in bounds))
+        widths += [(high - low) / 2 for low, high in bounds]
+        known.append(len(bounds) / seeds.methods)
+    runs = seeds.tasks * seeds.seeds
+    of_rates = [share_interval(count, runs) for count in range(runs + 1)]
+    inside = [low <= rate <= high for low, high in of_rates]
+    return Collapsing(
+        float(np.mean(held)),
+        100 * float(np.median(widths)),
+        float(np.mean(known)),
+        float(stats.binom.pmf(range(runs + 1), runs, rate) @ inside),
+    )
+
+
+def pairs_of(differences: Array, trained: Array) -> OnSetting:
+    """The difference of the pairs in which both runs trained."""
+    part = of_seeds(differences[trained])
+    return replace(
+        part, by_seed=dict(zip(np.flatnonzero(trained).tolist(), part.by_seed.values(), strict=True))
+    )
 
 
 SEEDS = {
@@ -391,14 +510,24 @@ SEEDS = {
     "… skewed": Seeds(1, 5, skewed=True),
     "… spreads of .6, 1 and 1.6": Seeds(1, 5, factors=(0.6, 1.0, 1.6)),
     "… one method varies three times as much": Seeds(1, 5, factors=(1.0,) * 14 + (3.0,)),
-    "… a fifth of the reference's runs collapse": Seeds(1, 5, collapses=0.2),
+    "… the reference varies three times as much": Seeds(1, 5, factors=(3.0,) + (1.0,) * 14),
     "14 methods, 1 task, 3 seeds": Seeds(1, 3),
     "14 methods, 1 task, 10 seeds": Seeds(1, 10),
     "14 methods, 4 tasks, 5 seeds": Seeds(4, 5),
-    "… a fifth of the reference's runs on one task collapse": Seeds(4, 5, collapses=0.2),
     **{f"{n} method{'s' * (n > 1)}, 1 task, 5 seeds": Seeds(1, 5, methods=n) for n in (1, 2, 3)},
     **{f"{n} methods, 1 task, 3 seeds": Seeds(1, 3, methods=n) for n in (2, 3)},
+    "3 methods, 1 task, 3 seeds, the reference varies three times as much": Seeds(
+        1, 3, methods=3, factors=(3.0, 1.0, 1.0, 1.0)
+    ),
+    "3 methods, 1 task, 3 seeds, one varies three times as much": Seeds(
+        1, 3, methods=3, factors=(1.0, 1.0, 1.0, 3.0)
+    ),
+    "2 methods, 1 task, 3 seeds, one varies three times as much": Seeds(
+        1, 3, methods=2, factors=(1.0, 1.0, 3.0)
+    ),
 }
+#: The probabilities that a run collapses.
+RATES = 0.02, 0.05, 0.1, 0.2, 0.3
 
 
 # --- what is printed ---
@@ -420,16 +549,17 @@ def cell(held: Sequence[Array], widths: Sequence[Array]) -> str:
 
 def coverage(name: str, world: World, studies: int, repeats: int) -> None:
     """Prints the coverage of a world, for means over tasks and for single tasks."""
-    truth = truths(world)
+    truth = truths(world)[:, : world.compared]
     held: dict[tuple[str, int], list[Array]] = {}
     widths: dict[tuple[str, int], list[Array]] = {}
-    for _, found in simulated(world, studies, repeats):
+    for _, every in simulated(world, studies, repeats):
+        found = every.of_methods(world.compared)
         off = np.abs(found.values - truth[:, None])
         mean = np.abs((found.values - truth[:, None]).mean(-1))
         for rule in (0, 1):
             for what, error, tasks, claims in (
-                ("4 tasks", mean, TASKS, METHODS - 1),
-                ("single tasks", off, 1, (METHODS - 1) * TASKS),
+                ("4 tasks", mean, TASKS, world.compared),
+                ("single tasks", off, 1, world.compared * TASKS),
             ):
                 half_widths = found.halves(tasks, rule, claims)
                 inside = (error <= half_widths).reshape(*error.shape[:2], -1).all(2)
@@ -449,6 +579,20 @@ def seeds(repeats: int) -> None:
     for number, (name, world) in enumerate(SEEDS.items()):
         rules = list(world.errors(np.random.default_rng(number), repeats))
         print(row(name, cell([(np.abs(off) <= w).all(1) for off, w in rules], [w for _, w in rules])))
+    print(flush=True)
+
+
+def collapses(repeats: int) -> None:
+    entries = "runs that trained: coverage, half width", "with an interval", "rate: coverage"
+    print(header("14 methods, 5 seeds, collapse rate", *entries))
+    for tasks in (1, TASKS):
+        for rate in RATES:
+            of_rate = collapsing(rate, Seeds(tasks, 5), repeats)
+            entry = f"{of_rate.differences:.3f}, ±{of_rate.half_width:.2f}"
+            print(
+                row(f"{rate:.0%}, {tasks} tasks", entry, f"{of_rate.known:.3f}", f"{of_rate.rate:.3f}"),
+                flush=True,
+            )
     print(flush=True)
 
 
@@ -525,6 +669,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1000)
     repeats = parser.parse_args().repeats
     seeds(10 * repeats)
+    collapses(repeats)
     print(header("all at once: coverage and half width", *(f"k = {k}" for k in TRIALS)))
     for name, world in WORLDS.items():
         coverage(name, world, 5, repeats)
