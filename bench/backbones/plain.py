@@ -2,38 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from tensorbench.backbones.backbone import locate
+from tensorbench.backbones.fused import QKV
 from tensorbench.backbones.kinds import KINDS
-from tensorbench.methods import Adapter, Backbone, Geometry, Method, Site, UserError, attach
+from tensorbench.backbones.patterns import PlainBackbone, by_patterns
+from tensorbench.methods import Adapter, Backbone, Method, UserError, attach
 from tensorbench.methods.adapter import refuse_adapted
 from tensorbench.methods.errors import shown
 
+#: The projections of timm's vision transformers.
+TIMM_PATTERNS = {
+    **dict.fromkeys(QKV, "blocks.{layer}.attn.qkv"),
+    "output": "blocks.{layer}.attn.proj",
+    "fc1": "blocks.{layer}.mlp.fc1",
+    "fc2": "blocks.{layer}.mlp.fc2",
+}
 
-def wrap(model: nn.Module | Backbone, method: Method, seed: int = 0) -> Adapter:
+
+def wrap(
+    model: nn.Module | Backbone,
+    method: Method,
+    seed: int = 0,
+    *,
+    projections: Mapping[str, str] | None = None,
+    heads: int | None = None,
+    head: str | Sequence[str] = (),
+) -> Adapter:
     """Freezes a model except for its head and puts an adapter of the method on it, in place.
 
-    `model` is a classifier or language model of transformers, a module of your own, or the result of
-    `tensorbench.backbones.load`. It must contain exactly one transformers encoder, of a kind marked in
-    docs/reference/backbones.md. Everything outside the encoder is the head, except a language model's output
-    layer, which stays frozen. Afterwards the model's `parameters()` include the adapter's, so that an
-    optimizer or transformers' Trainer trains adapter and head. The model's `save_pretrained` writes the
-    merged model, or raises UserError if the merged model would not compute the same as the adapted one.
-    `Adapter.save_adapter` saves adapter and head alone.
+    `model` is a module, or the result of `tensorbench.backbones.load`. These need nothing else:
+
+    - a module with exactly one transformers encoder, of a kind marked in docs/reference/backbones.md.
+      Everything outside the encoder is the head, except a language model's output layer, which stays frozen.
+    - a vision transformer of timm. Its classifier is the head.
+
+    Any other module needs `projections` and `heads`. `projections` maps query, key, value, output, gate, fc1
+    and fc2, or some of them, to the paths of their linear layers, with `{layer}` in place of the layer's
+    number, as in `{"query": "blocks.{layer}.attention.q"}`. Sizes are read from the layers, which have to be
+    equal in all layers. `heads` is the number of attention heads, which no weight tells: 1 if there are none.
+    `head` has the paths of the parts that train beside the adapter. Projections with one path are parts of
+    one layer, in this order. This layer stays split after `Adapter.detach`, with the same outputs and the
+    same names in `state_dict()`.
+
+    Afterwards the model's `parameters()` include the adapter's, so that an optimizer or transformers' Trainer
+    trains adapter and head. The model's `save_pretrained` writes the merged model, or raises UserError if the
+    merged model would not compute the same as the adapted one. `Adapter.save_adapter` saves adapter and head
+    alone.
 
     A model in bfloat16 runs in `torch.autocast`, with a head in float32. Parts beside the encoder that you
     froze stay frozen, unless all are.
 
-    Raises UserError for any other model, for a model that already has an adapter, for a parameter outside the
-    encoder that belongs to no submodule or is one of the encoder's as well, for a head in a lower precision
-    than float32, for a method that fits its head without a training loop
-    (`Method.fits_head`), and as `Method.check` does.
+    Raises UserError for a model that needs projections or has an adapter, for projections that are missing,
+    not linear or of unequal shapes, for a parameter outside the encoder that belongs to no submodule or is
+    one of the encoder's as well, for a head in a lower precision than float32, for a method that fits its
+    head without a training loop (`Method.fits_head`), and as `Method.check` does.
     """
     if not isinstance(method, Method):
         raise UserError(f"wrap(): method should be made by tensorbench.methods.create, got {shown(method)}")
@@ -44,7 +73,16 @@ def wrap(model: nn.Module | Backbone, method: Method, seed: int = 0) -> Adapter:
         )
     if not any(isinstance(part, nn.Module) for part in (model, getattr(model, "module", None))):
         raise UserError(f"wrap(): model should be a module or what load gives, got {shown(model)}")
-    backbone = _plain(model) if isinstance(model, nn.Module) else model
+    if projections is None and (heads is not None or head):
+        raise UserError("wrap(): heads and head belong to projections, which are missing")
+    if projections is not None:
+        if not isinstance(model, nn.Module):
+            raise UserError("wrap(): projections belong to a module; what load gives has projections already")
+        if heads is None:
+            raise UserError("wrap(): heads is missing, the number of attention heads: 1 if there are none")
+        backbone: Backbone = by_patterns(model, method, projections, heads, head)
+    else:
+        backbone = _filled_in(model, method) if isinstance(model, nn.Module) else model
     for name, parameter in backbone.head.named_parameters():
         if torch.promote_types(parameter.dtype, torch.float32) != parameter.dtype:
             raise UserError(
@@ -65,23 +103,13 @@ def wrap(model: nn.Module | Backbone, method: Method, seed: int = 0) -> Adapter:
     return adapter
 
 
-@dataclass(frozen=True)
-class _PlainBackbone:
-    """A user's model around an encoder: implements `tensorbench.methods.backbone.Backbone`."""
-
-    module: nn.Module
-    head: nn.Module
-    encoder: nn.Module
-    geometry: Geometry
-    projections: tuple[str, ...]
-    paths: Mapping[Site, str]
-
-    def path(self, site: Site) -> str:
-        return self.paths[site]
-
-
-def _plain(model: Any) -> _PlainBackbone:
+def _filled_in(model: Any, method: Method) -> PlainBackbone:
+    """Describes a model of timm or transformers, whose patterns are known."""
     refuse_adapted(model)
+    timm = sys.modules.get("timm.models.vision_transformer")
+    if timm is not None and isinstance(model, timm.VisionTransformer):
+        classifiers = [path for path, part in model.named_modules() if part is model.get_classifier()]
+        return by_patterns(model, method, TIMM_PATTERNS, model.blocks[0].attn.num_heads, classifiers)
     path, encoder = _encoder(model)
     kind = KINDS[encoder.config.model_type]
     if kind.fused:
@@ -95,7 +123,7 @@ def _plain(model: Any) -> _PlainBackbone:
     counted = sum(parameter.numel() for parameter in encoder.parameters())
     geometry, projections = kind.shape.geometry(config, counted), kind.shape.projections(config)
     paths = locate(type(model).__name__, geometry, projections, encoder, kind.layouts, path)
-    return _PlainBackbone(model, head, encoder, geometry, projections, paths)
+    return PlainBackbone(model, head, encoder, geometry, projections, paths)
 
 
 def _encoder(model: nn.Module) -> tuple[str, Any]:
@@ -115,10 +143,11 @@ def _encoder(model: nn.Module) -> tuple[str, Any]:
     if not encoders or not encoders[0][0] or siblings:
         beside = f" (there is a {type(siblings[0]).__name__} beside it)" if siblings else ""
         raise UserError(
-            f"a {type(model).__name__} cannot be wrapped; accepted are modules that hold one encoder of "
-            f"transformers{beside} and a head for it, such as its own classifiers and language models, of "
-            f"the types {', '.join(name for name, kind in KINDS.items() if not kind.fused)}, and what "
-            "tensorbench.backbones.load gives"
+            f"a {type(model).__name__} cannot be wrapped without projections, the paths of its linear "
+            f"layers; accepted without are modules that hold one encoder of transformers{beside} and a head "
+            "for it, such as its own classifiers and language models, of the types "
+            f"{', '.join(name for name, kind in KINDS.items() if not kind.fused)}, vision transformers of "
+            "timm, and what tensorbench.backbones.load gives"
         )
     return encoders[0]
 
