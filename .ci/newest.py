@@ -23,6 +23,7 @@ REQUIRED = [
     Requirement(each)
     for each in (
         *PROJECT["dependencies"],
+        *PROJECT["optional-dependencies"]["methods"],
         *PROJECT["optional-dependencies"]["run"],
         *PROJECT["optional-dependencies"]["test"],
     )

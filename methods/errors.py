@@ -136,7 +136,7 @@ class NotLowRank(UserError):  # noqa: N818 - the contract's name
 
 def missing_extra(error: ModuleNotFoundError) -> str | None:
     """Returns how to install the packages that run trials. None if they are installed."""
-    if find_spec("torch") is not None:
+    if find_spec("torch") is not None and find_spec("mlflow") is not None:
         return None
     return f"{error.name} is not installed, and this needs it: pip install 'tensorpeft-bench[run]'"
 

@@ -1,4 +1,4 @@
-"""Tests what works where only the packages for reading results are installed, without the extra `run`."""
+"""Tests what works without the extra `run`: reading results, and with the extra `methods` `wrap`."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ def needed(name: str, extras: Collection[str] = ()) -> set[str]:
     return found
 
 
-def of_run() -> list[str]:
-    """The names by which packages are imported that only the extra `run` brings."""
-    brought = needed("tensorpeft-bench", ["run"]) - needed("tensorpeft-bench")
+def of_run(*extras: str) -> list[str]:
+    """The names by which packages are imported that the extra `run` brings, beyond these extras."""
+    own = "tensorpeft-bench"
+    brought = needed(own, ["run"]) - needed(own, extras) - {own}
     return sorted(
         module
         for module, owners in packages_distributions().items()
@@ -58,9 +59,9 @@ sys.meta_path = [Hidden if finder is PathFinder else finder for finder in sys.me
 MAIN = "from tensorbench.__main__ import main; main()"
 
 
-def program(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs code in a Python that finds nothing of what the extra `run` installs."""
-    command = [sys.executable, "-c", HIDDEN + code, ",".join(of_run()), *arguments]
+def program(code: str, *arguments: str, extras: Collection[str] = ()) -> subprocess.CompletedProcess[str]:
+    """Runs code in a Python that finds nothing of what the extra `run` installs beyond these extras."""
+    command = [sys.executable, "-c", HIDDEN + code, ",".join(of_run(*extras)), *arguments]
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=600)
 
 
@@ -109,3 +110,48 @@ def test_python_says_what_to_install(code: str) -> None:
     ended = program(f"import tensorbench; {code}")
     assert ended.stderr.splitlines()[-1].startswith("ModuleNotFoundError: ")
     assert "pip install 'tensorpeft-bench[run]'" in ended.stderr
+
+
+#: A loop of a user's own: every method adapts a module, trains, is saved and loaded.
+WRAPPED = """
+import torch
+from torch import nn
+from tensorbench import wrap
+from tensorbench.methods import create
+
+paths = {role: f"layers.{{layer}}.{role}" for role in ("query", "key", "value")}
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        layers = [nn.ModuleDict({role: nn.Linear(8, 8) for role in paths}) for _ in range(2)]
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x):
+        return sum(layer[role](x) for layer in self.layers for role in paths)
+
+x = torch.randn(4, 8)
+for method in (create("tenslora", variant="att_qkv_depth"), create("lora"), create("peft", type="DORA")):
+    first, second = Own(), Own()
+    adapter = wrap(first, method.isorank(2), projections=paths, heads=2)
+    optimizer = torch.optim.AdamW([p for p in first.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        first(x).square().mean().backward()
+        optimizer.step()
+    adapter.save_adapter(sys.argv[1])
+    wrap(second, method.isorank(2), projections=paths, heads=2).load_adapter(sys.argv[1])
+    assert torch.equal(first(x), second(x)) and not torch.equal(first(x), Own()(x))
+import tensorbench
+tensorbench.run_suite  # asks for more
+"""
+
+
+def test_methods_adapt_a_module_without_what_runs_trials(tmp_path: Path) -> None:
+    hidden = {*of_run("methods")}
+    assert {"mlflow", "optuna", "datasets", "timm", "sklearn", "sqlalchemy"} <= hidden
+    assert not {"torch", "peft", "tltorch"} & hidden
+    ended = program(WRAPPED, str(tmp_path), extras=["methods"])
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("ModuleNotFoundError: "), ended.stderr
+    assert "pip install 'tensorpeft-bench[run]'" in last

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from platformdirs import user_cache_dir
 from pydantic import TypeAdapter, ValidationError
 
 from tensorbench.machine.files import version, written_whole
@@ -98,7 +97,11 @@ def cache_dir() -> Path:
 
     It is created if it is missing, and it may be read-only. Raises UserError if it cannot be created.
     """
-    named = os.environ.get("TENSORBENCH_CACHE") or user_cache_dir("tensorbench")
+    if not (named := os.environ.get("TENSORBENCH_CACHE")):
+        # Imported here: a backbone of a user's own needs no cache.
+        from platformdirs import user_cache_dir
+
+        named = user_cache_dir("tensorbench")
     try:
         folder = Path(named).expanduser().absolute()
     except RuntimeError as error:
