@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 #: The endings of tables, each with its field separator. Empty for formats without separators.
 ENDINGS = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": "", ".parquet": ""}
+#: The endings of compressed files, which must be unpacked before they can be read.
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 #: The ending of inspect's binary logs, which must be converted to JSON before they can be read.
 BINARY_LOG = ".eval"
 #: Patterns for result files in a folder: one of peft, two of lm-evaluation-harness, and two of inspect.
@@ -71,7 +73,8 @@ def is_foreign(name: str | pd.DataFrame) -> bool:
     if not isinstance(name, str):
         return True
     path = Path(name)
-    if path.suffix in (*ENDINGS, ".json", BINARY_LOG):
+    ending = path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix
+    if ending in (*ENDINGS, ".json", BINARY_LOG):
         return True
     # No experiment's name ends with a slash.
     files = (next(path.glob(pattern), None) for pattern in FILES)

@@ -16,6 +16,7 @@ from tensorbench.records.measures import Measure
 from tensorbench.reports.foreign.names import (
     BINARY_LOG,
     COLUMNS,
+    COMPRESSED,
     ENDINGS,
     FILES,
     TableOptions,
@@ -23,7 +24,7 @@ from tensorbench.reports.foreign.names import (
 )
 from tensorbench.reports.foreign.runs import ForeignRun, of_name
 from tensorbench.reports.foreign.source import ForeignSource
-from tensorbench.reports.foreign.table import read_table
+from tensorbench.reports.foreign.table import bounded_lines, read_table
 from tensorbench.reports.peft_comparison import REFERENCE, read_run
 from tensorbench.reports.results import grouped
 from tensorbench.reports.units import listed, many
@@ -45,6 +46,8 @@ MORE_IS_BETTER = (
     *("bleu", "bleu_max", "chrf", "rouge1", "rouge2", "rougeL", "rougeLsum", "rougeL_max"),
     *("prompt_level_strict_acc", "inst_level_strict_acc", "prompt_level_loose_acc", "inst_level_loose_acc"),
 )
+#: The largest size of a JSON file in bytes.
+LARGEST_JSON = 64 * 2**20
 #: Metrics of inspect that tell how much scores differ, not how good they are.
 SPREADS = ("bootstrap_stderr", "std", "stderr", "var")
 #: The score of each of inspect's grades: `CORRECT`, `INCORRECT`, `PARTIAL` and `NOANSWER`.
@@ -61,9 +64,11 @@ def open_foreign(name: str | pd.DataFrame, options: TableOptions) -> ForeignSour
     if isinstance(name, pd.DataFrame):
         return ForeignSource("table", *read_table(name, options), *further)
     path = Path(name)
+    if path.suffix in COMPRESSED:
+        raise UserError(f"{path} is compressed: unpack it first")
     if path.suffix in ENDINGS:
         if not path.is_file():
-            raise UserError(f"there is no file {path}")
+            raise UserError(f"{path} is no file" if path.exists() else f"there is no file {path}")
         return ForeignSource(path.name, *read_table(path, options), *further)
     if columns := [option for option in options if option in COLUMNS or option == "examples"]:
         raise UserError(f"--{columns[0]} is for tables, which end with {', '.join(ENDINGS)}; got {path}")
@@ -91,6 +96,8 @@ def _read(file: Path, notes: list[str]) -> list[ForeignRun]:
         if not file.is_file():
             # A pipe would be read without end.
             raise ValueError("it is not a file")
+        if (size := file.stat().st_size) > LARGEST_JSON:
+            raise ValueError(f"it has {size:,} bytes, and at most {LARGEST_JSON:,} are read")
         content: Any = json.loads(file.read_bytes())
         reader = next((reader for key, reader in READERS.items() if key in content), None)
         if reader is None:
@@ -173,7 +180,7 @@ def _answers(file: Path, task: str, metric: str, chosen: str) -> dict[str, float
     if not samples.is_file():
         return {}
     with samples.open(encoding="utf-8") as lines:
-        answers = [json.loads(line) for line in lines if line.strip()]
+        answers = [json.loads(line) for line in bounded_lines(samples.name, lines) if line.strip()]
     return {
         str(answer["doc_id"]): float(answer[metric])
         for answer in answers

@@ -8,9 +8,9 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pandas as pd
 
@@ -27,8 +27,12 @@ from tensorbench.reports.units import listed
 RATES = 1e-12, 1e6
 #: The largest number of lines of a table. A small compressed file can hold far more.
 MOST_LINES = 10_000_000
+#: The largest number of characters of a line of a table.
+LONGEST_LINE = 2**24
 #: The largest number of columns of a table. If there are more, rows and columns were probably exchanged.
 MOST_COLUMNS = 10_000
+#: The bytes with which files of gzip begin.
+GZIP = b"\x1f\x8b"
 #: The texts that count as a missing number.
 MISSING = ("", "nan", "none", "null", "na", "n/a", "inf", "-inf")
 #: Optional measures of a run, by the column's name, which is the same in `LoadedResults.trials`.
@@ -115,13 +119,16 @@ def _lines(table: Path | pd.DataFrame) -> Iterator[Line]:
                 if stored.metadata.num_rows > MOST_LINES:
                     raise ValueError(f"it has {stored.metadata.num_rows:,} rows, over {MOST_LINES:,}")
                 # A frame would turn some columns into its index, which are no columns then.
-                rows = (row for batch in stored.iter_batches(1_000) for row in batch.to_pylist())
+                rows = (row for batch in stored.iter_batches(100) for row in batch.to_pylist())
                 for number, row in enumerate(rows, 1):
                     yield f"{name}, row {number}", row
             return
         with table.open(encoding="utf-8-sig", newline="") as file:
+            if file.buffer.read(2) == GZIP:
+                raise ValueError("it is compressed: unpack it first")
+            file.seek(0)
             if separator := ENDINGS.get(table.suffix):
-                reader = csv.DictReader(file, delimiter=separator, strict=True)
+                reader = csv.DictReader(bounded_lines(name, file), delimiter=separator, strict=True)
                 _check_columns(reader.fieldnames or ())
                 for values in reader:
                     if None in values or None in values.values():
@@ -130,7 +137,7 @@ def _lines(table: Path | pd.DataFrame) -> Iterator[Line]:
                         )
                     yield f"{name}, line {reader.line_num}", values
                 return
-            for number, text in enumerate(file, 1):
+            for number, text in enumerate(bounded_lines(name, file), 1):
                 if text.strip():
                     values = json.loads(text)
                     if not isinstance(values, dict):
@@ -143,6 +150,16 @@ def _lines(table: Path | pd.DataFrame) -> Iterator[Line]:
     except (OSError, ValueError, csv.Error, RecursionError, NotImplementedError) as error:
         number = reader.reader.line_num if reader else number
         raise UserError(f"{name}, line {number or 1} cannot be read: {error}") from error
+
+
+def bounded_lines(name: str, file: TextIO) -> Iterator[str]:
+    """Yields the lines of a file. Raises UserError for a line of `LONGEST_LINE` characters or more."""
+    for number in count(1):
+        if not (text := file.readline(LONGEST_LINE)):
+            return
+        if len(text) == LONGEST_LINE:
+            raise UserError(f"{name}, line {number} has {LONGEST_LINE:,} characters or more")
+        yield text
 
 
 def _check_columns(columns: Sequence[str]) -> None:

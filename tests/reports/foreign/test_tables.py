@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -114,15 +113,6 @@ def test_what_a_table_lacks_is_said(tmp_path: Path) -> None:
     for column in ("seed", "lr", "validation", "--examples"):
         assert column in notes
     assert "--reference" in results.answer
-
-
-@pytest.mark.parametrize("ending", ["csv", "jsonl"])
-def test_a_table_of_a_million_columns_is_refused(tmp_path: Path, ending: str) -> None:
-    names = [f"c{number}" for number in range(1_000_000)]
-    file = tmp_path / f"wide.{ending}"
-    file.write_text(",".join(names) + "\n" if ending == "csv" else json.dumps(dict.fromkeys(names, 1)))
-    with pytest.raises(UserError, match=naming("1,000,000 columns")):
-        load_results(file)
 
 
 def test_other_columns_are_noted(tmp_path: Path) -> None:
