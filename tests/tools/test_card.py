@@ -1,56 +1,74 @@
-"""Tests on a GPU that one method of each kind computes the same as on the CPU, and that two workers share it.
+"""Tests on a GPU that every method computes what it does on the CPU, and passes the conformance checks.
 
-`python -m tools.gpu` checks all methods, and measures.
+`tensorbench tools perf --device cuda` measures.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 
 from tensorbench.checks.conformance.checks import CHECKS
-from tensorbench.checks.conformance.subject import Subject
-from tensorbench.execution.local import Local
-from tensorbench.execution.worker import Slot
+from tensorbench.checks.conformance.subject import CheckFailed, NotApplicable, Subject, scatter, undisturbed
+from tensorbench.methods import METHODS, Method
 from tensorbench.tasks.splits import send
-from tools.gpu import correctness, memory, steps, tables, trials
+from tensorbench.training.numerics import tf32
 
-pytestmark = pytest.mark.gpu
+from . import on_card
 
+#: The conformance checks that use the device.
+CHECKED = (
+    *("training", "merge", "factors", "state", "detach", "bfloat16", "checkpointing", "transients", "hold"),
+)
 
-@pytest.fixture
-def card() -> str:
-    """torch's name of the GPU. Skips the test without a GPU."""
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device on this machine; python -m tools.gpu --device cpu runs a reduced form")
-    return "cuda"
-
-
-each_family = pytest.mark.parametrize("family", steps.FAMILIES)
-
-
-@each_family
-def test_a_method_computes_what_it_does_on_the_cpu(card: str, family: str) -> None:
-    for method in correctness.listed([family]):
-        for dtype in correctness.ONE_PASS:
-            correctness.one_pass(card, dtype, method)
-            correctness.steps(card, dtype, method)
-
-
-@each_family
-def test_bf16_is_near_float32_and_a_deterministic_training_is_the_same_twice(card: str, family: str) -> None:
-    method = correctness.listed([family])[-1]
-    correctness.half(card, method)
-    correctness.twice(card, method)
+#: What is checked of a method on a device.
+ALL: dict[str, Callable[[str, Method], Any]] = {
+    "bf16 is near float32": on_card.half,
+    "a deterministic training, twice": on_card.twice,
+    "export": on_card.exports,
+    **{name: partial(on_card.conforms, name) for name in CHECKED},
+    **{
+        f"{check.__name__} {dtype}": partial(check, dtype)
+        for check in (on_card.one_pass, on_card.steps)
+        for dtype in on_card.ONE_PASS
+    },
+}
 
 
+@pytest.fixture(autouse=True)
+def exact() -> Iterator[None]:
+    """Convolutions run without TF32, which would round the backbone."""
+    with tf32(False), undisturbed():
+        yield
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("check", ALL)
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_on_the_gpu(card: str, name: str, check: str) -> None:
+    for method in on_card.listed([name]):
+        with suppress(NotApplicable):
+            ALL[check](card, method)
+
+
+@pytest.mark.parametrize("check", ALL)
+def test_the_checks_pass_on_a_cpu(monkeypatch: pytest.MonkeyPatch, check: str) -> None:
+    monkeypatch.setattr(on_card, "TRAINED_STEPS", 2)
+    ALL[check]("cpu", *on_card.listed(["lora"]))
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("family", ["lora", "tenslora"])
 def test_compiled_code_computes_the_same(card: str, family: str) -> None:
-    CHECKS["inductor"].run(Subject(correctness.listed([family])[-1], "vit", device=card))
+    CHECKS["inductor"].run(Subject(on_card.listed([family])[-1], "vit", device=card))
 
 
+@pytest.mark.gpu
 def test_a_batch_is_sent_from_pinned_memory(card: str) -> None:
     indices = torch.arange(7)
     sent = send(indices, torch.device(card))
@@ -58,12 +76,21 @@ def test_a_batch_is_sent_from_pinned_memory(card: str) -> None:
     assert torch.equal(sent.cpu(), indices)
 
 
-def test_two_workers_share_the_gpu(card: str, tmp_path: Path) -> None:
-    made = trials.trials(card, "tiny-random-vit", tmp_path, range(2), steps=4, batch_size=8)
-    with Local([Slot(f"{card}/{number}", card, 1) for number in range(2)]) as workers:
-        workers.prepare(made)
-        assert trials.run(made, workers, 2) == 0
+def test_a_device_that_computes_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    (lora,) = on_card.listed(["lora"])
+    monkeypatch.setattr(on_card, "TRAINED_STEPS", 2)
+    checks = [partial(check, torch.float64, "cpu", lora) for check in (on_card.one_pass, on_card.steps)]
+    for check in checks:
+        check()
+    honest, seen = Subject.attach, []
 
+    def off(*arguments: Any, **named: Any) -> Any:
+        adapter = honest(*arguments, **named)
+        seen.append(adapter)
+        scatter(adapter, 1e-3 * (len(seen) % 2))
+        return adapter
 
-def test_a_trial_that_runs_out_of_memory_leaves_the_next_one_as_it_is(card: str) -> None:
-    assert not tables.failures(list(memory.runs_out(card, "random-vit-small", 512)))
+    monkeypatch.setattr(Subject, "attach", off)
+    for check in (*checks, partial(on_card.twice, "cpu", lora)):
+        with pytest.raises(CheckFailed, match="differ"):
+            check()

@@ -1,4 +1,4 @@
-"""Checks the whole harness on the GPU: a killed suite, several processes and GPUs, and broken GPUs."""
+"""Tests the whole harness on a GPU: a killed suite, processes, a full and a broken GPU, lack of memory."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import torch
 
 import tensorbench.execution.perform
 from tensorbench.backbones.backbone import BackboneKind
-from tensorbench.checks.conformance.subject import NotApplicable, expect, judge
 from tensorbench.execution.health import LEAST_FREE, answers, refusal
 from tensorbench.execution.local import Local
 from tensorbench.execution.perform import Event, perform
@@ -34,14 +33,13 @@ from tensorbench.plan.suite import Suite
 from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.record import Record
-from tensorbench.records.words import Status
+from tensorbench.records.words import Status, Tag
 from tensorbench.training.trial import Resources
 
-from . import tables
-from .correctness import listed, one_pass
-from .runner import Row
-from .toys import own_cache
-from .trials import sentences, trials
+from .on_card import listed, one_pass, own_cache, run, sentences, trials
+
+pytestmark = pytest.mark.gpu
+
 
 #: The largest accepted relative difference of a trial's test loss between two devices, after a few steps.
 ACROSS = 0.02
@@ -55,18 +53,12 @@ print(json.dumps([[record.trial_id, str(record.status)] for record in records]))
 """
 
 
-def _rows(checks: dict[str, Callable[[], str | None]]) -> Iterator[Row]:
-    for name, check in checks.items():
-        found = judge(name, check)
-        yield {"table": tables.HARNESS, "what": name, "status": found.status, "message": found.message}
+#: The MiB of memory that a trial may take beyond the memory in use: too little for a step with a large batch.
+SPARE = 64
 
 
-def killed_suite(device: str, backbone: str, seeds: int, steps: int) -> Iterator[Row]:
-    """Runs a suite with a store and two workers, kills a worker, then the driver, and starts again."""
-    yield from _rows({"a suite, killed and started again": partial(_killed, device, backbone, seeds, steps)})
-
-
-def _killed(device: str, backbone: str, seeds: int, steps: int) -> str:
+def test_a_suite_that_is_killed_and_started_again_finishes_each_trial_once(card: str) -> None:
+    backbone, seeds, steps = "random-minilm-l6", 4, 60
     with own_cache() as folder:
         suite = {
             "name": "killed",
@@ -78,12 +70,11 @@ def _killed(device: str, backbone: str, seeds: int, steps: int) -> str:
             "training": {"lr": 1e-3, "steps": steps, "batch_size": 16},
             "floor": "none",
         }
-        planned = {trial.id for trial in make_plan(validate(Suite, suite, "the suite"), device).trials}
+        planned = {trial.id for trial in make_plan(validate(Suite, suite, "the suite"), card).trials}
         (folder / "killed.yaml").write_text(json.dumps(suite), encoding="utf-8")
         store = f"sqlite:///{folder / 'mlflow.db'}"
-        count = ["--slots-per-device", "2"] if device.startswith("cuda") else ["--workers", "2"]
         command = [sys.executable, "-m", "tensorbench", "run", "killed.yaml", "--store", store]
-        command += ["--executor", "local", "--device", device, *count]
+        command += ["--executor", "local", "--device", card, "--slots-per-device", "2"]
         first = subprocess.Popen(
             command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -92,29 +83,21 @@ def _killed(device: str, backbone: str, seeds: int, steps: int) -> str:
         assert first.stdout is not None
         for line in first.stdout:
             lines.append(line)
-            if "mlflow" in line and "No module" in line:
-                raise NotApplicable("MLflow is not installed here")
             if line.startswith("✓") and len(killed) < 2:
                 # After the first finished trial a worker is killed, after the second the driver.
                 victims = [] if killed else _workers(first.pid)
                 killed.append("driver" if killed or not victims else "worker")
                 os.kill(victims[0] if victims else first.pid, signal.SIGKILL)
         first.wait()
-        expect("driver" in killed, f"the first start ended before it was killed: {''.join(lines[-5:])}")
+        assert "driver" in killed, "".join(lines[-5:])
         second = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        expect(second.returncode == 0, f"the second start: {second.stdout[-300:]} {second.stderr[-300:]}")
+        assert second.returncode == 0, second.stdout[-300:] + second.stderr[-300:]
         told = subprocess.run(
             [sys.executable, "-c", COUNT, store], capture_output=True, text=True, check=True
         )
         runs = [(trial, status) for trial, status in json.loads(told.stdout)]
-        finished = Counter(trial for trial, status in runs if status == Status.FINISHED)
-        expect(
-            finished == Counter(planned),
-            f"finished runs of {len(planned)} trials: {sorted(finished.values())}",
-        )
-        failed = [trial for trial, status in runs if status == Status.FAILED]
-        expect(not failed, f"failed: {failed}")
-        return f"killed: {', '.join(killed)}; {len(planned)} trials, each finished once"
+        assert Counter(trial for trial, status in runs if status == Status.FINISHED) == Counter(planned)
+        assert not [trial for trial, status in runs if status == Status.FAILED]
 
 
 def _workers(driver: int) -> list[int]:
@@ -145,76 +128,65 @@ def _by_worker(trial: Trial, slot: Slot) -> Record:
     return endings[0]
 
 
-def processes(device: str, backbone: str, steps: int, batch: int, precision: str) -> Iterator[Row]:
-    """Runs one deterministic trial in two processes, and on a second GPU if there is one."""
-    training = {"steps": steps, "batch_size": batch, "deterministic": True, "precision": precision}
-    seen = cards() if device.startswith("cuda") else []
-
-    def slot(place: int) -> Slot:
-        return Slot(f"cuda:{place}/{place}", "cuda:0", 2, seen[place]) if seen else Slot("cpu/0", "cpu", 2)
-
-    def twice() -> str:
-        with _made(device, backbone, **training) as trial:
-            first, second = (_by_worker(trial, slot(0)) for _ in range(2))
-        expect(first.status == Status.FINISHED, first.failure)
-        differing = [name for name in first.files if first.files[name] != second.files.get(name)]
-        expect(not differing, f"differ: {', '.join(map(str, differing))}")
-        return f"{len(first.files)} artifacts equal, bit for bit"
-
-    def elsewhere() -> str:
-        if len(seen) < 2:
-            raise NotApplicable("there is no second GPU")
-        with _made(device, backbone, **training) as trial:
-            return _alike(_by_worker(trial, slot(1)), _by_worker(trial, slot(0)))
-
-    yield from _rows({f"a trial in two processes, {precision}": twice, "a second GPU": elsewhere})
+TRAINING = {"steps": 20, "batch_size": 32, "deterministic": True, "precision": "bf16"}
 
 
-def _alike(actual: Record, expected: Record) -> str:
+def _on(place: int) -> Slot:
+    return Slot(f"cuda:{place}/{place}", "cuda:0", 2, cards()[place])
+
+
+def test_a_deterministic_trial_is_the_same_in_two_processes(card: str) -> None:
+    with _made(card, "random-roberta-base", **TRAINING) as trial:
+        first, second = (_by_worker(trial, _on(0)) for _ in range(2))
+    assert first.status == Status.FINISHED, first.failure
+    assert [name for name in first.files if first.files[name] != second.files.get(name)] == []
+
+
+def test_a_second_gpu_computes_the_same(card: str) -> None:
+    if len(cards()) < 2:
+        pytest.skip("there is no second GPU")
+    with _made(card, "random-roberta-base", **TRAINING) as trial:
+        _alike(_by_worker(trial, _on(1)), _by_worker(trial, _on(0)))
+
+
+def _alike(actual: Record, expected: Record) -> None:
     for record in (actual, expected):
-        expect(record.status == Status.FINISHED, record.failure)
+        assert record.status == Status.FINISHED, record.failure
     first, second = (record.metrics[Measure.SCORE_LOSS] for record in (expected, actual))
-    expect(math.isclose(first, second, rel_tol=ACROSS), f"test losses {first:.6f} and {second:.6f}")
-    return f"test losses {first:.6f} and {second:.6f}"
+    assert math.isclose(first, second, rel_tol=ACROSS)
 
 
-def broken(device: str) -> Iterator[Row]:
-    """Checks that a full GPU is refused, and that an error that breaks it costs one trial and one process."""
-    yield from _rows({"a full GPU": partial(_full, device), "a broken GPU": partial(_broken, device)})
+def test_two_workers_share_the_gpu(card: str, tmp_path: Path) -> None:
+    made = trials(card, "tiny-random-vit", tmp_path, range(2), steps=4, batch_size=8)
+    with Local([Slot(f"{card}/{number}", card, 1) for number in range(2)]) as workers:
+        workers.prepare(made)
+        assert run(made, workers, 2) == 0
 
 
-def _full(device: str) -> str:
-    if not device.startswith("cuda"):
-        raise NotApplicable("there is no GPU")
-    card = torch.device(device)
-    free, _ = torch.cuda.mem_get_info(card)
-    taken = torch.empty(max(0, free - LEAST_FREE * MIB // 2), dtype=torch.uint8, device=card)
-    full = refusal(card)
+def test_a_full_gpu_is_refused_until_its_memory_is_free(card: str) -> None:
+    device = torch.device(card)
+    free, _ = torch.cuda.mem_get_info(device)
+    taken = torch.empty(max(0, free - LEAST_FREE * MIB // 2), dtype=torch.uint8, device=device)
+    full = refusal(device)
     del taken
     torch.cuda.empty_cache()
-    expect("MiB are free" in full, f"a GPU without memory is not refused: {full!r}")
-    expect(not refusal(card), f"with its memory free, it is refused: {refusal(card)}")
-    return full
+    assert "MiB are free" in full
+    assert not refusal(device)
 
 
-def _broken(device: str) -> str:
-    if not device.startswith("cuda"):
-        raise NotApplicable("there is no GPU")
+def test_an_error_that_breaks_the_gpu_costs_one_trial_and_one_process(card: str) -> None:
     context = get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_break, args=(device, theirs))
+    process = context.Process(target=_break, args=(card, theirs))
     process.start()
     theirs.close()
     try:
         failure, is_broken, status = ours.recv()
-    except EOFError:
-        raise AssertionError("the process of the trial died before it had a record") from None
     finally:
         process.kill()
         process.join()
-    expect(status == Status.FAILED and is_broken, f"status {status}, broken {is_broken}: {failure}")
-    expect(answers(torch.device(device)), "another process cannot use the GPU afterwards")
-    return failure.partition("\n")[0]
+    assert (status, is_broken) == (Status.FAILED, True), failure
+    assert answers(torch.device(card)), "another process cannot use the GPU afterwards"
 
 
 def _break(device: str, link: Any) -> None:
@@ -231,7 +203,7 @@ def _break(device: str, link: Any) -> None:
     link.send((record.failure, resources.broken, str(record.status)))
 
 
-#: What no other step runs: the name, and the fields of a suite. `{folder}` is the folder of the data.
+#: What no other test runs on a GPU: the fields of a suite. `{folder}` is the folder of the data.
 OTHERS: dict[str, dict[str, Any]] = {
     "AdaLoRA": {"methods": [{"method": "peft", "type": "ADALORA"}]},
     "nf4": {"backbones": [{"name": "tiny-random-llama", "quantise": "nf4"}]},
@@ -250,18 +222,22 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
-def others(device: str, steps: int) -> Iterator[Row]:
-    """Runs a trial of what no other step tries, on the GPU and on the CPU, and compares their test losses."""
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_trial_on_the_gpu_has_the_loss_that_it_has_on_the_cpu(card: str, name: str) -> None:
     with own_cache() as folder:
         lines = [json.dumps({"q": f"{i} + {i % 7} =", "a": str(i + i % 7)}) for i in range(200)]
         (folder / "sums.jsonl").write_text("\n".join(lines), encoding="utf-8")
-        yield from _rows({name: partial(_other, device, folder, name, steps) for name in OTHERS})
+        trial = _other(card, folder, name)
+        _alike(*(perform(trial, Resources(place), lambda progress: None) for place in (card, "cpu")))
+
+
+@pytest.mark.parametrize("kind", ["t5", "deberta-v2"])
+def test_a_further_kind_computes_what_it_does_on_the_cpu(card: str, kind: BackboneKind) -> None:
     (lora,) = listed(["lora"])
-    kinds: tuple[BackboneKind, ...] = ("t5", "deberta-v2")
-    yield from _rows({kind: partial(one_pass, device, torch.float32, lora, kind) for kind in kinds})
+    one_pass(torch.float32, card, lora, kind)
 
 
-def _other(device: str, folder: Path, name: str, steps: int) -> str:
+def _other(device: str, folder: Path, name: str) -> Trial:
     fields: dict[str, Any] = json.loads(json.dumps(OTHERS[name]).replace("{folder}", str(folder)))
     suite: dict[str, Any] = {
         "name": "others",
@@ -273,9 +249,41 @@ def _other(device: str, folder: Path, name: str, steps: int) -> str:
         "forgetting": "none",
         "floor": "none",
     } | fields
-    suite["training"] = {"lr": 1e-3, "steps": steps, "batch_size": 8, "precision": "fp32"} | fields.get(
+    suite["training"] = {"lr": 1e-3, "steps": 6, "batch_size": 8, "precision": "fp32"} | fields.get(
         "training", {}
     )
     made = make_plan(validate(Suite, suite, f"the suite of {name}"), device)
-    trial = next(trial for trial in made.trials if trial.method["method"] in ("lora", "peft"))
-    return _alike(*(perform(trial, Resources(place), lambda progress: None) for place in (device, "cpu")))
+    return next(trial for trial in made.trials if trial.method["method"] in ("lora", "peft"))
+
+
+def test_a_trial_that_runs_out_of_memory_leaves_the_next_one_as_it_is(card: str) -> None:
+    with own_cache() as folder:
+        small, large = (
+            trials(card, "random-vit-small", folder, [0], steps=6, batch_size=size, deterministic=True)[0]
+            for size in (8, 512)
+        )
+        resources = Resources(card)
+        first = perform(small, resources, lambda progress: None)
+        with _limited(card):
+            out = perform(large, resources, lambda progress: None)
+        rerun = perform(small, resources, lambda progress: None)
+    assert (out.status, out.tag(Tag.FAILURE)) == (Status.FAILED, "out of memory")
+    assert first.status == rerun.status == Status.FINISHED
+    assert rerun.files == first.files
+    peaks = [record.metrics[Measure.PEAK_MIB] for record in (first, rerun)]
+    assert math.isclose(*peaks, rel_tol=0.05)
+
+
+@contextmanager
+def _limited(device: str) -> Iterator[None]:
+    """Limits this process to little more GPU memory than it uses now."""
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(torch.device(device)).total_memory
+    held = torch.cuda.memory_reserved(device) + SPARE * 2**20
+    # Without a number this is the current device, which the function takes as None.
+    number = torch.device(device).index
+    torch.cuda.set_per_process_memory_fraction(held / total, number)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, number)

@@ -1,19 +1,23 @@
-"""Checks every method on the GPU against the CPU, and runs the conformance checks on the GPU."""
+"""Small trials, and checks of a device against the CPU: a method's outputs, gradients and trainings."""
 
 from __future__ import annotations
 
+import os
+import random
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from tensorbench.backbones import BackboneSpec, LoadedBackbone, load
+from tensorbench.backbones import BackboneSpec, LoadedBackbone, describe, load
 from tensorbench.backbones.backbone import BackboneKind
+from tensorbench.backbones.inputs import ImageInput
 from tensorbench.checks.conformance.cases import conformance_cases
 from tensorbench.checks.conformance.checks import CHECKS
 from tensorbench.checks.conformance.subject import (
@@ -22,19 +26,25 @@ from tensorbench.checks.conformance.subject import (
     expect,
     expect_equal,
     gradients,
-    judge,
     outputs,
     scatter,
-    undisturbed,
 )
+from tensorbench.execution.local import Local
+from tensorbench.execution.perform import Event
 from tensorbench.methods import METHODS, Adapter, Method, NotLowRank
+from tensorbench.methods.validation import validate
+from tensorbench.plan.make import make_plan
+from tensorbench.plan.recipe import Recipe
+from tensorbench.plan.suite import Suite
+from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import SplitSizes
+from tensorbench.records.metrics import METRICS
+from tensorbench.records.record import Progress
+from tensorbench.records.words import Status
+from tensorbench.tasks import ImageSplit, Objective, PreparedData, TextSplit
 from tensorbench.tools.export import write_export
 from tensorbench.training.loop import head_state, train
-from tensorbench.training.numerics import tf32
 from tensorbench.training.trial import computing
-
-from . import tables, toys
-from .runner import Row
 
 #: The largest accepted difference of outputs and gradients between GPU and CPU. It is relative to the largest
 #: entry if that exceeds one. It covers rounding and another order of sums.
@@ -54,56 +64,136 @@ TRAINED_STEPS, BATCH = 20, 8
 #: GPU.
 TRAINED_ON: BackboneKind = "llama"
 
-#: The conformance checks that use the device, most important first.
-CHECKED = (
-    "training",
-    "merge",
-    "factors",
-    "state",
-    "detach",
-    "bfloat16",
-    "checkpointing",
-    "transients",
-    "hold",
-)
 #: The kind of backbone for the conformance checks.
 CHECKED_ON: BackboneKind = "vit"
 
 #: The backbone for exports. It is a registered backbone, since an export loads it by its name.
 EXPORTED = "tiny-random-bert"
 
-NAMES = {torch.float64: "float64", torch.float32: "float32"}
+
+# --- data and trials ---
+
+CLASSES = 3
+
+PAD = 1
 
 
-def every_method(device: str, names: Sequence[str] | None = None) -> Iterator[Row]:
-    """Runs all checks of all methods, or of the methods with these names.
+def texts(number: int, longest: int, seed: int = 0) -> TextSplit:
+    """Texts of random tokens from a small vocabulary, with half of `longest` to `longest` tokens each."""
+    drawn = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(longest // 2, longest + 1, (number,), generator=drawn)
+    tokens = torch.randint(4, 200, (int(lengths.sum()),), generator=drawn, dtype=torch.int32)
+    labels = torch.randint(CLASSES, (number,), generator=drawn)
+    return TextSplit(tokens, lengths.cumsum(0) - lengths, lengths, labels, torch.arange(number), PAD)
 
-    The first check runs for every method before the second check begins. So an interrupted run has the first
-    checks of every method. Convolutions run without TF32, which would round the backbone.
+
+def images(number: int, side: int, seed: int = 0) -> ImageSplit:
+    """Images of random pixels, `side` × `side` each."""
+    drawn = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(256, (number, 3, side, side), generator=drawn, dtype=torch.uint8)
+    labels = torch.randint(CLASSES, (number,), generator=drawn)
+    half = torch.full((1, 3, 1, 1), 0.5)
+    return ImageSplit(pixels, labels, torch.arange(number), half, half)
+
+
+def data_of(backbone: LoadedBackbone, number: int, longest: int, device: str) -> PreparedData:
+    """`number` random training examples in the form that the backbone reads, and a few for validation."""
+    model_input = backbone.info.input
+    if isinstance(model_input, ImageInput):
+        train, rest = images(number, model_input.size), images(8, model_input.size, seed=1)
+        splits: tuple[TextSplit | ImageSplit, TextSplit | ImageSplit] = (train, rest)
+    else:
+        splits = (texts(number, longest), texts(8, longest, seed=1))
+    objective = Objective(METRICS.get("accuracy"), "single label", CLASSES)
+    sizes = SplitSizes(len(splits[0]), len(splits[1]), len(splits[1]), None)
+    return PreparedData(splits[0], splits[1], splits[1], objective, sizes).to(device)
+
+
+def recipe_of(steps: int, batch: int, *, bf16: bool = False, deterministic: bool = False) -> Recipe:
+    return Recipe(
+        lr=5e-3,
+        batch_size=batch,
+        steps=steps,
+        clip=1.0,
+        select="last",
+        precision="bf16" if bf16 else "fp32",
+        deterministic=deterministic,
+    )
+
+
+@contextmanager
+def own_cache() -> Iterator[Path]:
+    """Sets the cache of this process and of its workers to an empty temporary folder, and restores it."""
+    with TemporaryDirectory() as folder, patch.dict(os.environ, TENSORBENCH_CACHE=folder):
+        yield Path(folder)
+
+
+class Losses:
+    """Receives progress and keeps the losses of a training."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def __call__(self, progress: Progress) -> None:
+        self.values += [loss for _, loss in progress.losses]
+
+
+def trials(device: str, backbone: str, folder: Path, seeds: Sequence[int], **training: Any) -> list[Trial]:
+    """Trials that differ only in their seed.
+
+    Their task is digits or, for backbones that read text, random sentences that are written into `folder`.
     """
-    methods = listed(names)
-    checks: list[tuple[str, float | None, Callable[[Method], str | None]]] = [
-        *((f"one pass, {NAMES[t]}", ONE_PASS[t], partial(one_pass, device, t)) for t in ONE_PASS),
-        *((f"{TRAINED_STEPS} steps, {NAMES[t]}", TRAINING[t], partial(steps, device, t)) for t in TRAINING),
-        (f"{TRAINED_STEPS} steps, bf16 to float32", BF16, partial(half, device)),
-        ("deterministic, twice", None, partial(twice, device)),
-        *((name, None, partial(conforms, device, name)) for name in CHECKED),
-        ("export", None, partial(exports, device)),
+    fields: dict[str, Any] = {
+        "name": "card",
+        "backbones": [backbone],
+        "tasks": [sentences(folder) if _reads_texts(backbone) else _digits()],
+        "methods": [{"method": "tenslora", "variant": "qkv_depth"}],
+        "budgets": [{"isorank": 4}],
+        "seeds": list(seeds),
+        "training": {"lr": 5e-3, **training},
+    }
+    made = make_plan(validate(Suite, fields, "the suite for the card"), device)
+    return [trial for trial in made.trials if trial.method["method"] == "tenslora"]
+
+
+def _reads_texts(backbone: str) -> bool:
+    return describe(backbone).input.modality == "text"
+
+
+def _digits() -> dict[str, Any]:
+    return {"task": "digits", "train_size": 512, "validation_size": 64, "test_size": 64}
+
+
+def sentences(folder: Path) -> dict[str, Any]:
+    """Writes 700 random sentences as long as CoLA's, and returns their description as a task."""
+    file, drawn = folder / "sentences.csv", random.Random(0)
+    words = ["".join(drawn.choices("abcdefghijklm", k=3)) for _ in range(200)]
+    lines = [
+        f"{' '.join(drawn.choices(words, k=drawn.randint(3, 12)))},{drawn.randint(0, 1)}" for _ in range(700)
     ]
-    with tf32(False), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name, allowed, check in checks:
-            for method in methods:
-                with undisturbed():
-                    result = judge(name, partial(check, method))
-                yield {
-                    "table": tables.CORRECT,
-                    "method": method.label,
-                    "check": name,
-                    "status": result.status,
-                    "allowed": allowed,
-                    "message": result.message,
-                }
+    file.write_text("\n".join(["text,label", *lines]), encoding="utf-8")
+    return {"name": "sentences", "csv": str(file), "text": "text", "label": "label", "max_tokens": 64}
+
+
+def run(chosen: Sequence[Trial], workers: Local, at_once: int) -> int:
+    """Runs trials with `at_once` busy workers and returns the number of failures."""
+    waiting, running, failed = list(chosen), 0, 0
+
+    def report(event: Event) -> None:
+        nonlocal running, failed
+        if event.ending is not None:
+            running -= 1
+            failed += event.ending.status != Status.FINISHED
+
+    while waiting or running:
+        while waiting and running < at_once:
+            workers.submit(waiting.pop(0))
+            running += 1
+        workers.step(report)
+    return failed
+
+
+# --- checks of a method ---
 
 
 def listed(names: Sequence[str] | None = None) -> list[Method]:
@@ -129,7 +219,7 @@ def _close(actual: Tensor, expected: Tensor, allowed: float, what: str) -> float
     return error
 
 
-def one_pass(device: str, dtype: torch.dtype, method: Method, kind: BackboneKind = TRAINED_ON) -> str:
+def one_pass(dtype: torch.dtype, device: str, method: Method, kind: BackboneKind = TRAINED_ON) -> str:
     """Checks that outputs and gradients on the GPU equal those on the CPU, on a kind of backbone.
 
     The adapter is moved away from its start. Returns the largest difference as text.
@@ -169,8 +259,8 @@ def _trained(
 ) -> tuple[list[float], dict[str, Tensor], Tensor]:
     """The losses, the state of adapter and head, and the final outputs of a training by the harness."""
     backbone, adapter = _put(method, dtype, device)
-    losses, recipe = toys.Losses(), toys.recipe(TRAINED_STEPS, BATCH, **options)
-    data = toys.data(backbone, 5 * BATCH, 16, device)
+    losses, recipe = Losses(), recipe_of(TRAINED_STEPS, BATCH, **options)
+    data = data_of(backbone, 5 * BATCH, 16, device)
     with computing(backbone.module.encoder, recipe):
         train(backbone, adapter, data, recipe, 0, losses)
         logits = outputs(backbone, data.validation.batch(torch.arange(len(data.validation))))
@@ -185,7 +275,7 @@ def _alike(actual: list[float], expected: list[float], allowed: float) -> str:
     return f"{error:.0e}"
 
 
-def steps(device: str, dtype: torch.dtype, method: Method) -> str:
+def steps(dtype: torch.dtype, device: str, method: Method) -> str:
     """Checks that a training on the GPU has the same losses as on the CPU."""
     return _alike(_trained(method, dtype, device)[0], _trained(method, dtype, "cpu")[0], TRAINING[dtype])
 
@@ -203,7 +293,7 @@ def twice(device: str, method: Method) -> None:
     expect_equal(second[1], first[1], "state after two deterministic trainings")
 
 
-def conforms(device: str, check: str, method: Method) -> str | None:
+def conforms(check: str, device: str, method: Method) -> str | None:
     """Runs a conformance check with backbone, adapter and batch on the GPU."""
     return CHECKS[check].run(Subject(method, CHECKED_ON, device=device))
 
