@@ -298,7 +298,8 @@ def _names(keys: Iterable[tuple[str, str]]) -> list[str]:
     return [method if budget == OWN_SIZE else f"{method} ({budget})" for method, budget in keys]
 
 
-class Registered(NamedTuple):
+@dataclass(frozen=True)
+class Registered:
     """The comparisons of a method with the reference, at the look at which it stopped or at the last look."""
 
     metric: str

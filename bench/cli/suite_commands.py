@@ -26,6 +26,7 @@ from tensorbench.cli.options import (
     with_options,
 )
 from tensorbench.cli.tables import echo_json, err, print_tables, say
+from tensorbench.machine.table import Table
 from tensorbench.store import DEFAULT_STORE
 
 
@@ -185,10 +186,18 @@ def plan(
     made = planned.select(part)
     forecast = tensorbench.make_forecast(made, store, device, notes, planned)
     whole = planned.select(replace(part, seeds=(), studies=()))
-    differences = tensorbench.power(made, store, sd, thresholds, whole) if power else None
+    tables: dict[str, Table] = {}
+    if power:
+        from tensorbench.run.operating import looks_table
+        from tensorbench.run.power import power_table, powers
+
+        found = powers(made, store, sd, thresholds, whole)
+        tables["power"] = power_table(made, found, sd)
+        if made.sequential:
+            tables["looks"] = looks_table(made, found, forecast)
     if as_json:
         content = made.stored().model_dump(mode="json") | {"windows": made.windows}
         content["forecast"] = forecast.model_dump(mode="json")
-        echo_json(content if differences is None else content | {"power": differences.records()})
+        echo_json(content | {name: table.records() for name, table in tables.items()})
     else:
-        print_tables(made.overview(), forecast.overview(), *filter(None, [differences]))
+        print_tables(made.overview(), forecast.overview(), *tables.values())

@@ -110,6 +110,11 @@ class Studies(Frozen):
             )
         return self
 
+    @property
+    def k(self) -> int:
+        """The number of trials of tuning after which methods are compared."""
+        return self.looks.k if self.looks else self.points
+
     def seed(self, study: int, point: int) -> int:
         """Returns the seed of a trial. All methods have the same seeds.
 

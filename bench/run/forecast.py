@@ -104,6 +104,12 @@ def make_forecast(
         )
     elif device.startswith("cuda"):
         notes.append(_gpus(device))
+    if full_plan.sequential and (tuning := full_plan.suite.tuning) and tuning.looks:
+        first = tuning.looks.after[0] * tuning.points
+        notes.append(
+            f"Sequential: {len(plan.trials):,} trials at most. Methods stop at their verdict, after "
+            f"{first} trials at the earliest; `plan --power` simulates how many to expect."
+        )
     remaining = [job for part in parts for job in part.open]
     return Forecast(
         parts=tuple(

@@ -26,6 +26,7 @@ from tensorbench.reports.blocks import Block
 from tensorbench.reports.comparable import block_budgets, measured
 from tensorbench.reports.inference.intervals import LEAST_SEEDS
 from tensorbench.reports.inference.power import MOST_SEEDS, Design, Response, of_assumed, of_runs, of_stored
+from tensorbench.reports.inference.sequential import Looks
 from tensorbench.reports.reading import tabulate
 from tensorbench.reports.results import NO_ADAPTERS, OWN_SIZE, REFERENCE, Experiment, Results, grouped
 from tensorbench.reports.thresholds import DEFAULT, CustomThresholds, thresholds
@@ -59,9 +60,11 @@ class Power:
     uncounted: tuple[str, ...]
     #: The smallest difference that matters, in units of the metric.
     threshold: float
-    #: The number of trials in a study. None if the suite has no studies. If it has, `design` counts studies
-    #: in place of seeds.
+    #: The number of trials of tuning after which methods are compared. None if the suite has no studies. If
+    #: it has, `design` counts studies in place of seeds.
     k: int | None = None
+    #: The names of the methods. The reference comes first.
+    methods: tuple[str, ...] = ()
 
     @property
     def stored(self) -> bool:
@@ -117,7 +120,11 @@ def power(
 
     The arguments and the errors are those of `powers`.
     """
-    results = powers(plan, store, sd, threshold, whole)
+    return power_table(plan, powers(plan, store, sd, threshold, whole), sd)
+
+
+def power_table(plan: Plan, results: Sequence[Power], sd: float | None = None) -> Table:
+    """Returns `power`'s table of results, which `powers` has computed with the same `sd`."""
     tuning = plan.suite.tuning
     unit, plural = ("study", "studies") if tuning else ("run", "seeds")
     every = [result.design.needs(result.threshold) for result in results]
@@ -163,7 +170,7 @@ def power(
         notes.append(
             f"The number of test examples of {', '.join(uncounted)} is unknown: only seeds count there."
         )
-    after = f" after {tuning.points} trials of tuning" if tuning else ""
+    after = f" after {tuning.k} trials of tuning" if tuning else ""
     return Table(
         f"Power: differences in points{after}, 80% of the time",
         lines,
@@ -207,6 +214,11 @@ def powers(
     studies = len({row.studies.trials[seed].study for row in rows if row.studies for seed in row.trials})
     if tuning and studies < LEAST_SEEDS:
         raise UserError(f"studies: {studies}, and --power needs at least {LEAST_SEEDS}: there is no interval")
+    looks, margin = None, 1.0
+    if tuning and tuning.looks:
+        looks, margin = Looks(tuning.looks.after, tuning.looks.spending), tuning.looks.margin
+        if threshold is not None:
+            raise UserError(f"threshold: the suite states the margin, tuning.looks.margin: {margin:g}")
     # Methods without adapter are no comparisons, unless nothing else runs.
     rows = tuple(row for row in rows if row.family not in NO_ADAPTERS) or rows
     metrics = {row.task: plan.tasks[row.task].metric for row in rows}
@@ -220,8 +232,9 @@ def powers(
             settings = {(row.task, row.backbone): row for row in of_block}
             methods = {row.table_name: row.family for row in of_block}
             claims = max(1, len(methods) - bool(tuning or REFERENCE in methods.values()))
+            names = tuple(sorted(methods, key=lambda name: methods[name] != REFERENCE))
             point = METRICS.get(metric).point
-            unstored = None, DEFAULT * point, ""
+            unstored = None, DEFAULT * point * margin, ""
             stored, least, source = stored_designs.get((budget, metric, task), unstored)
             if task and metric in matters and stored is None:
                 raise UserError(
@@ -232,7 +245,7 @@ def powers(
             seeds = max(len(row.trials) for row in of_block)
             if tuning and stored:
                 response = Response(decades=tuning.lr.decades)
-                sizes = {"tasks": len(settings), "studies": studies, "points": tuning.points}
+                sizes = {"tasks": len(settings), "studies": studies, "points": tuning.points, "k": tuning.k}
                 designs = [of_stored(stored, response, **sizes, claims=claims)]
             elif tuning:
                 design = _assumed(tuning, point, sd, len(settings), studies, claims)
@@ -242,9 +255,12 @@ def powers(
             else:
                 noises = ASSUMED if sd is None else (sd,)
                 designs = [of_runs(noise, len(settings), seeds, claims, added) for noise in noises]
-            least, k = matters.get(metric, least), tuning.points if tuning else None
+            if metric in matters:
+                least = matters[metric] * margin
+            k = tuning.k if tuning else None
             results += [
-                Power(budget, metric, task, design, source, uncounted, least, k) for design in designs
+                Power(budget, metric, task, design, source, uncounted, least, k, names)
+                for design in (replace(design, looks=looks) for design in designs)
             ]
     return results
 
@@ -281,8 +297,9 @@ def _assumed(
     response = Response(decades=tuning.lr.decades)
     if sd is not None:
         response = replace(response, seeds=sd / point)
-    points = tuning.points
-    design = of_assumed(response, tasks=tasks, studies=studies, points=points, k=points, claims=claims)
+    design = of_assumed(
+        response, tasks=tasks, studies=studies, points=tuning.points, k=tuning.k, claims=claims
+    )
     return replace(design, spreads=tuple(point**2 * spread for spread in design.spreads))
 
 

@@ -329,6 +329,12 @@ def run_suite(
                 "cannot be planned here: fetch them, or leave looks out"
             )
         opened = Store.create(store, loaded.name)
+        if full_plan.sequential and pending(full_plan, opened.records()):
+            from tensorbench.run.operating import without_verdict
+            from tensorbench.run.power import powers
+
+            if warning := without_verdict(full_plan, powers(full_plan, store)):
+                audience.note(warning)
         with session(opened, audience.note) as driver:
             audience.opened(driver.sent, driver.closed)
             if loaded.searched:

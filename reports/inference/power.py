@@ -21,6 +21,7 @@ from tensorbench.reports.inference.intervals import (
     welch,
 )
 from tensorbench.reports.inference.moderation import expected_freedom
+from tensorbench.reports.inference.sequential import Looks
 from tensorbench.reports.inference.studies import CompleteStudies, of_pair, pooled_failures
 
 #: The probability with which a difference should be detected.
@@ -58,6 +59,8 @@ class Design:
     shown: Callable[[int], float] | None = field(default=None, compare=False, repr=False)
     #: The number of comparisons whose variances are moderated together, at least 1. None for all claims.
     moderated: int | None = None
+    #: The looks of a sequential experiment. None if all seeds or studies run.
+    looks: Looks | None = None
 
     @property
     def settings(self) -> int:
@@ -76,7 +79,7 @@ class Design:
 
     @property
     def level(self) -> float:
-        return simultaneous(self.claims)
+        return self.looks.level(self.claims, self.seeds) if self.looks else simultaneous(self.claims)
 
     @property
     def finds(self) -> float | None:
@@ -287,11 +290,11 @@ def _variance(response: Response, cells: int, points: int, k: int, studies: int)
 
 
 def of_stored(
-    stored: Design, response: Response, *, tasks: int, studies: int, points: int, claims: int
+    stored: Design, response: Response, *, tasks: int, studies: int, points: int, k: int, claims: int
 ) -> Design:
     """The design of a comparison with these numbers of tasks, studies and claims, and stored studies' noise.
 
-    `stored` is the result of `of_effects` for effects from `studies.of_pair` after `points` trials.
+    `stored` is the result of `of_effects` for effects from `studies.of_pair` after `k` trials.
     `response` is used to simulate how the variance changes with the number of studies.
     """
     spreads = stored.spreads if stored.settings == tasks else (fmean(stored.spreads),) * tasks
@@ -301,6 +304,6 @@ def of_stored(
         moderated=None,
         spreads=tuple(_TAILS * spread for spread in spreads),
         examples=stored.examples * stored.settings / tasks,
-        shown=partial(_variance, response, (claims + 1) * tasks, points, points),
+        shown=partial(_variance, response, (claims + 1) * tasks, points, k),
     )
     return planned.of(studies)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from ..packs import packed
 from ..reports import made_up_studies
 from ..reports.made_up import plan_of, result
 from ..stored import write as store
-from .toy_suites import TEXT, plan, write
+from .toy_runs import SHORT
+from .toy_suites import TEXT, UNSEEDED, plan, write
 
 SIMILARITY = Path(__file__).parents[1] / "data" / "similarity.csv"
 
@@ -123,7 +125,7 @@ def test_the_noise_is_that_of_the_plans_trials_in_any_experiment_or_pack(
     common = Selection(methods=["LoRA", "TensLoRA qkv_depth"])
     (block,) = analyse(read(uri, [made_up_studies.NAME], common)).blocks
     assert block.design is not None
-    sizes = {"tasks": 2, "studies": 4, "points": 4, "claims": 2}
+    sizes = {"tasks": 2, "studies": 4, "points": 4, "k": 4, "claims": 2}
     expected = of_stored(block.design, Response(decades=1), **sizes)
     (line,) = powers(planned, uri)
     assert line.design == expected
@@ -184,3 +186,27 @@ def test_the_command_shows_the_power_and_writes_json(call: Call, tmp_path: Path)
     document = json.loads(call("plan", suite, "--store", uri, "--power", "--sd", "0.007", "--json").out)
     assert [line["sd"] for line in document["power"]] == [pytest.approx(0.007)]
     assert "power" not in json.loads(call("plan", suite, "--store", uri, "--json").out)
+
+
+def test_looks_expect_fewer_trials_than_all(tmp_path: Path, call: Call) -> None:
+    tuning = {"studies": 8, "points": 4, "looks": {"after": [3, 5, 8], "margin": 40}}
+    suite = write(tmp_path, UNSEEDED, methods=["lora", "lotr", "lora_xs"], training=SHORT, tuning=tuning)
+    nowhere = f"sqlite:///{tmp_path / 'none.db'}"
+    ended = call("plan", suite, "--store", nowhere, "--power", "--sd", "0.001", "--json")
+    assert ended.code == 0, ended.err
+    document = json.loads(ended.out)
+    equal = document["looks"][0]
+    assert equal["true difference"] == "0"
+    assert float(equal["coverage"].rstrip("%")) > 95
+    assert 36 <= int(equal["trials"]) < 96
+    assert any("96" in note for note in document["forecast"]["notes"])
+    assert document["power"][0]["trials_of_tuning"] == 4
+
+
+def test_a_margin_that_no_design_shows_is_told_before_work_starts(tmp_path: Path, call: Call) -> None:
+    tuning = {"studies": 3, "points": 2, "looks": {"after": [3], "k": 1, "margin": 0.01}}
+    suite = write(tmp_path, UNSEEDED, methods=["lora", "lotr"], training=SHORT, tuning=tuning)
+    ended = call("plan", suite, "--store", f"sqlite:///{tmp_path / 'none.db'}", "--power")
+    assert re.search(naming("tuning.looks.margin", 0.01, "a margin of"), ended.out.replace("\n", " "))
+    refused = call("plan", suite, "--power", "--threshold", "0.02")
+    assert re.search(naming("threshold", "tuning.looks.margin", 0.01), refused.err)

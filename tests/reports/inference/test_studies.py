@@ -377,7 +377,7 @@ def test_a_design_takes_the_noise_of_stored_studies() -> None:
     stored = power.of_effects(effects, claims=3)
     assert stored is not None
     assert stored.seeds == 5
-    sizes = {"tasks": 4, "points": 2, "claims": 10}
+    sizes = {"tasks": 4, "points": 2, "k": 2, "claims": 10}
     same, more = (power.of_stored(stored, Response(), studies=studies, **sizes) for studies in (5, 9))
     assert (more.seeds, more.claims, more.settings) == (9, 10, 4)
     # A tenth more for tails heavier than normal.
