@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from tensorbench.reports.peft_comparison import write_peft_comparison as write_peft_comparison
     from tensorbench.reports.report import write_report as write_report
     from tensorbench.reports.selection import Selection as Selection
-    from tensorbench.reports.site import check_site as check_site
     from tensorbench.reports.site import write_site as write_site
     from tensorbench.reports.stored import load_cell as load_cell
     from tensorbench.reports.stored import load_trial as load_trial
@@ -66,7 +65,6 @@ _HOMES = {
     "Suite": "plan.suite",
     "TableOptions": "reports.foreign.names",
     "check": "checks.conformance",
-    "check_site": "reports.site",
     "export_run": "tools.export",
     "fetch": "run.suites",
     "find_leftovers": "store.claims",

@@ -56,16 +56,19 @@ ANCHOR = "trial-"
 COLOURS = 8
 
 
-def scores_table(results: Results, block: Block, number: int = 0) -> Table:
+def scores_table(results: Results, block: Block, number: int = 0, page: str = "") -> Table:
     """The table of methods × tasks: scores after `block.k` trials, and the difference from the reference.
 
-    On a page, the names of methods link to their suites. `number` is the index of the block.
+    On a page, the names of methods link to their suites. `number` is the index of the block, and `page` the
+    report's page if the table is on another one.
     """
     against = f"difference from {block.against}" if block.against else "difference"
     fixed = ["method", "parameters", "mean", "difference", against, "verdict", *SAMPLES]
     names = _columns(block, fixed)
     lines = [
-        _entrant_line(block, entrant, names, "" if results.foreign else f"#suites-{number}-{place}", place)
+        _entrant_line(
+            block, entrant, names, "" if results.foreign else f"{page}#suites-{number}-{place}", place
+        )
         for place, entrant in enumerate(block.methods)
     ]
     lines += [_level_line(block, level, names) for level in block.levels]
@@ -89,9 +92,9 @@ def scores_table(results: Results, block: Block, number: int = 0) -> Table:
     return Table(heading(block), named, tuple(filter(None, notes)), ("method", "verdict"), columns)
 
 
-def board(results: Results, block: Block, number: int) -> Table:
+def board(results: Results, block: Block, number: int, page: str = "") -> Table:
     """The table of `scores_table` for a page: differences and verdicts come first, and notes are left out."""
-    table = scores_table(results, block, number)
+    table = scores_table(results, block, number, page)
     method, parameters, *tasks = table.columns[: 2 + len(block.settings)]
     claims = table.columns[2 + len(block.settings) :]
     columns = [method, *claims, *tasks, parameters, SAMPLES[not block.tuned]]

@@ -79,11 +79,7 @@ def perf(
 
 def site(
     results: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder with the packs.")],
-    folder: Annotated[Path, typer.Option("--out", help="Where to write, or what to compare with.")],
-    check: Annotated[
-        bool,
-        typer.Option("--check", help="Write nothing: list the files that would change."),
-    ] = False,
+    folder: Annotated[Path, typer.Option("--out", help="Where to write.")],
     docs: Annotated[
         str,
         typer.Option(metavar="FOLDER", help="Link to these pages of documentation; relative to the site."),
@@ -91,17 +87,9 @@ def site(
     force: Annotated[bool, typer.Option(help="Write into a folder that contains other files.")] = False,
 ) -> None:
     """Write a static site of all results in a folder of packs: an index, and pages of suites and methods."""
-    if not check:
-        files = tensorbench.write_site(results, folder, docs=docs, force=force)
-        size = sum(map(len, files.values())) / MIB
-        say(f"Wrote {len(files)} files ({size:.1f} MiB) to {folder}.")
-    elif differences := tensorbench.check_site(results, folder, docs):
-        say(*differences)
-        writes = f"tensorbench tools site {results} --out {folder} writes it."
-        say(f"{folder} differs from what {results} gives: {writes}", console=err)
-        raise typer.Exit(1)
-    else:
-        say(f"{folder} is what {results} gives.")
+    files = tensorbench.write_site(results, folder, docs=docs, force=force)
+    size = sum(map(len, files.values())) / MIB
+    say(f"Wrote {len(files)} files ({size:.1f} MiB) to {folder}.")
 
 
 def fetch(suite: SuiteFile, store: StoreUri = DEFAULT_STORE) -> None:
