@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -149,6 +150,28 @@ def test_train_save_load_merge_and_count(make: Callable[[], Any], method: Method
     after = model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before.keys() - kept)
+
+
+class WithLoss(Own):
+    """A user's module as transformers' Trainer takes it."""
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = super().forward(x)
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_the_trainer_of_transformers_trains_a_module(tmp_path: Path) -> None:
+    _, options, x = own()
+    model = seeded(WithLoss)
+    adapter = tensorbench.wrap(model, TENSLORA, **options)
+    start, head = adapter.state(), model.classify.weight.detach().clone()
+    examples = [{"x": row, "labels": label} for row, label in zip(x, LABELS, strict=True)]
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), max_steps=2, learning_rate=1e-2, report_to=[], save_strategy="no", use_cpu=True
+    )
+    transformers.Trainer(model, arguments, train_dataset=examples).train()
+    assert not any(torch.equal(tensor, start[name]) for name, tensor in adapter.state().items())
+    assert not torch.equal(model.classify.weight, head)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if METHODS.is_built_in(name)])
