@@ -214,6 +214,13 @@ class Block:
     noun: str = "method"
 
     @property
+    def rated(self) -> bool:
+        """Whether the trials of all methods differ in their learning rates."""
+        return self.tuned and all(
+            cell.studies.rated for e in self.methods for cell in e.cells if cell.studies
+        )
+
+    @property
     def against(self) -> str:
         return self.reference.method if self.reference else ""
 

@@ -195,7 +195,9 @@ def _studies(
         losses=np.array(losses).reshape(shape),
         scores=np.array(scores).reshape(shape),
         numbers=tuple(numbers),
-        offsets=np.array([seed.offset for seed in every], dtype=float).reshape(shape),
+        offsets=np.array([seed.offset for seed in every], dtype=float).reshape(shape)
+        if cell.studies.rated
+        else None,
         by_example=by_example,
         losses_by_example=losses_by_example,
         validation=int(examples.pop() or 0) if len(examples) == 1 else 0,

@@ -297,6 +297,14 @@ def table_options(
         str | None, column_option("The column that numbers studies, if a seed is none by itself.")
     ] = None,
     lr: Annotated[str | None, column_option("The column of learning rates.")] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN,…",
+            help="The columns of a configuration, such as rank,scale: a method's are its tries.",
+            rich_help_panel=TABLES,
+        ),
+    ] = None,
     validation: Annotated[str | None, column_option("The column of validation scores.")] = None,
     validation_loss: Annotated[str | None, column_option("The column of validation losses.")] = None,
     effort: Annotated[

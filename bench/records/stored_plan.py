@@ -81,6 +81,9 @@ class StudyPlan(Wired):
     #: Whether the validation score of a trial is replaced by the score of its learning rate in the other
     #: studies. Not stored.
     crossed: bool = Field(default=False, exclude=True, repr=False)
+    #: Whether trials differ in their learning rates. Those of other programs may differ in other settings
+    #: alone. Not stored.
+    rated: bool = Field(default=True, exclude=True, repr=False)
 
     @model_validator(mode="after")
     def _ks_fit_points(self) -> Self:

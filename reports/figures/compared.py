@@ -66,7 +66,8 @@ def compared(analysis: Analysis, looks: Looks) -> Iterator[Drawn]:
                 yield _by_task(block, number, looks, colours)
         if block.tuned:
             yield _curves(block, number, looks, colours)
-            yield _rates(analysis, block, number)
+            if block.rated:
+                yield _rates(analysis, block, number)
 
 
 def colours_of(block: Block) -> dict[str, str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice, product
 
 from tensorbench.methods import UserError
 from tensorbench.methods.errors import first_few
 from tensorbench.records.measures import Measure
+from tensorbench.records.stored_plan import Row
 from tensorbench.reports.foreign.runs import ForeignRun, RowKey
 from tensorbench.reports.results import grouped
 from tensorbench.reports.units import many
@@ -73,7 +74,7 @@ def suspected_copies(runs: Sequence[ForeignRun]) -> tuple[dict[str, str], list[s
         first: dict[frozenset[object], int] = {}
         by_seed, found = grouped(own, lambda run: run.seed), 0
         for seed, of_seed in by_seed.items():
-            scores = frozenset((run.task, run.study, run.lr, run.score) for run in of_seed)
+            scores = frozenset((run.task, run.study, run.trial, run.score) for run in of_seed)
             if all(run.score is not None for run in of_seed) and first.setdefault(scores, seed) != seed:
                 copies.append(f"{own[0].method} (seeds {first[scores]} and {seed})")
                 found += 1
@@ -86,6 +87,26 @@ def suspected_copies(runs: Sequence[ForeignRun]) -> tuple[dict[str, str], list[s
         "examples look the same. If one run is in the table several times, intervals are too narrow: keep it "
         "once."
     ]
+
+
+def unequal_tries(rows: Iterable[Row]) -> Iterator[str]:
+    """Yields a sentence if methods that are compared tried unequal numbers of rates or configurations."""
+    for own in grouped(rows, lambda row: (row.task, row.backbone, row.budget)).values():
+        tries = {row.method: row.studies.points for row in own if row.studies}
+        if single := [row.method for row in own if tries and not row.studies]:
+            yield (
+                f"One configuration only of {first_few(single, NAMED)} on {own[0].task}, and several of "
+                f"{first_few(list(tries), NAMED)}: one run is not compared with the best of several. Keep "
+                "one configuration of each method, or give each several."
+            )
+            return
+        if len({*tries.values()}) > 1:
+            least, most = (end(tries, key=tries.__getitem__) for end in (min, max))
+            yield (
+                f"Unequal numbers of tries, from {tries[least]:,} ({least}) to {tries[most]:,} ({most}): "
+                "methods are compared after as many as all have, drawn at random from each method's own."
+            )
+            return
 
 
 def unequal_effort(runs: Sequence[ForeignRun]) -> Iterator[str]:

@@ -50,6 +50,8 @@ class TableOptions(TypedDict, total=False):
     validation: str
     validation_loss: str
     effort: str
+    #: The columns of a configuration, separated by commas. By default, those called `config` or `trial`.
+    config: str
     #: A folder with the scores of test examples. Its tables have the columns that identify a run, the score
     #: and a column `example`.
     examples: str
@@ -60,7 +62,7 @@ class TableOptions(TypedDict, total=False):
 
 
 #: The options that name no columns.
-OTHERS = ("examples", "metric", "chance")
+OTHERS = ("config", "examples", "metric", "chance")
 #: The options that name columns.
 COLUMNS = tuple(name for name in TableOptions.__annotations__ if name not in OTHERS)
 

@@ -70,7 +70,7 @@ def open_foreign(name: str | pd.DataFrame, options: TableOptions) -> ForeignSour
         if not path.is_file():
             raise UserError(f"{path} is no file" if path.exists() else f"there is no file {path}")
         return ForeignSource(path.name, *read_table(path, options), *further)
-    if columns := [option for option in options if option in COLUMNS or option == "examples"]:
+    if columns := [option for option in options if option in (*COLUMNS, "config", "examples")]:
         raise UserError(f"--{columns[0]} is for tables, which end with {', '.join(ENDINGS)}; got {path}")
     files = sorted({file for pattern in FILES for file in path.glob(pattern)}) if path.is_dir() else [path]
     notes: list[str] = []

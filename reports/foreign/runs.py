@@ -40,6 +40,8 @@ class ForeignRun:
     plain: bool = True
     study: int | None = None
     lr: float | None = None
+    #: The configuration beside the learning rate, as text. Runs of several are tries of one tuning.
+    config: str = ""
     #: Whether the seed is stated. If not, it only tells runs apart.
     seeded: bool = True
     #: Further numbers, such as the parameters. The validation score is a share or in percent, like `score`.
@@ -65,8 +67,13 @@ class ForeignRun:
         return self.seed if self.study is None else self.study
 
     @property
+    def trial(self) -> tuple[float, str]:
+        """What a study tries: the learning rate, 0 if it is not stated, and the rest of the configuration."""
+        return self.lr or 0.0, self.config
+
+    @property
     def id(self) -> str:
-        own = self.content or repr((*self.row, self.study, self.lr, self.seed, self.score))
+        own = self.content or repr((*self.row, self.study, *self.trial, self.seed, self.score))
         return hashed(own)
 
 

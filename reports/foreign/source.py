@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -22,7 +21,12 @@ from tensorbench.records.record import Record
 from tensorbench.records.stored_plan import PlannedTrial, Row, StoredPlan, StudyPlan, StudyTrial
 from tensorbench.records.words import Artifact, RunKind, Status, Tag
 from tensorbench.reports.collapses import DIVERGED
-from tensorbench.reports.foreign.doubts import absent_runs, suspected_copies, unequal_effort
+from tensorbench.reports.foreign.doubts import (
+    absent_runs,
+    suspected_copies,
+    unequal_effort,
+    unequal_tries,
+)
 from tensorbench.reports.foreign.runs import DEFAULT_METRIC, ForeignRun, hashed
 from tensorbench.reports.inference.studies import TRIALS
 from tensorbench.reports.results import grouped
@@ -36,6 +40,10 @@ AGREES = 0.001
 AS_WIDE = 2 / 3
 #: The largest number of methods. If there are more, the wrong column was probably read as methods.
 MOST_METHODS = 1_000
+#: The largest number of configurations of a method on a task.
+MOST_TRIES = 300
+#: The offset between two configurations with the same learning rate, in decades.
+TINY = 1e-9
 #: The largest number of characters in a name.
 LONGEST_NAME = 200
 
@@ -106,6 +114,7 @@ class ForeignSource(Source):
                 self._records.append(self._record(run, seed, losses.get(run.id)))
         scales = (f"Scores of {first_few(tasks, 4)} are read {how}." for how, tasks in read.items())
         means = [f"The mean of the examples is not the score of {first_few(unlike, 3)}: they are not used."]
+        self.faults += tuple(unequal_tries(rows))
         self.notes = (*notes, *scales, *means[: len(unlike)], *_lacking(runs, rows, self._metric))
         self._plan = StoredPlan(suite=name, closing="", rows=tuple(rows), trials=tuple(_trials(rows)))
 
@@ -249,17 +258,19 @@ def _names(run: ForeignRun) -> dict[str, Any]:
 def _refuse_duplicates(runs: Sequence[ForeignRun]) -> None:
     first: dict[tuple[object, ...], ForeignRun] = {}
     for run in runs:
-        earlier = first.setdefault((*run.row, run.study, run.lr, run.seed), run)
+        earlier = first.setdefault((*run.row, run.study, *run.trial, run.seed), run)
         if earlier is not run:
             at = "" if run.lr is None else f" at rate {run.lr:g}"
+            at += f" with {run.config}" if run.config else ""
             raise UserError(
                 f"{run.where}: seed {run.seed} of {run.method} on {run.task}{at} is in {earlier.where} too; "
-                "keep one of them, or tell them apart by a column of rates (lr) or of studies (study)"
+                "keep one of them, or tell them apart by a column of rates (lr), of configurations (config) "
+                "or of studies (study)"
             )
 
 
 def _ordered(runs: Sequence[ForeignRun]) -> list[ForeignRun]:
-    return sorted(runs, key=lambda run: (run.place, run.lr or 0.0, run.seed))
+    return sorted(runs, key=lambda run: (run.place, run.trial, run.seed))
 
 
 def _decades(runs: Sequence[ForeignRun]) -> float:
@@ -299,16 +310,32 @@ def _row(
     without = next((run for run in runs if run.lr is None), None)
     if without and any(run.lr for run in runs):
         raise UserError(f"{without.where}: lr is empty, and other runs of {first.method} have one")
-    tuned = max(len({run.lr for run in own}) for own in studies.values()) > 1
+    tries = {trial: number for number, trial in enumerate(sorted({run.trial for run in runs}))}
+    tuned = max(len({run.trial for run in own}) for own in studies.values()) > 1
+    if len({run.config for run in runs}) > (most := MOST_TRIES if tuned else 1):
+        if tuned:
+            raise UserError(
+                f"{first.where}: {first.method} has {len(tries):,} configurations on {first.task}, and at "
+                f"most {most:,} are read: is the column of configurations one of ids?"
+            )
+        raise UserError(
+            f"{first.where}: each seed of {first.method} on {first.task} has a configuration of its own. If "
+            "they are tries of one tuning, drop the column of seeds; if they are repeated runs, that of "
+            "configurations"
+        )
     losses = _losses(runs, sign, chosen_by) if tuned else {}
     plan: StudyPlan | None = None
     if tuned:
         points = max(map(len, studies.values()))
         own = [run.lr for run in runs if run.lr]
-        centre = math.sqrt(min(own) * max(own))
+        centre = math.sqrt(min(own) * max(own)) if own else 1.0
         trials = {
             number * points + point: StudyTrial(
-                study=study, point=point, offset=math.log10((run.lr or centre) / centre), lr=run.lr or centre
+                study=study,
+                point=point,
+                # Configurations with the same rate are parts of the range, too.
+                offset=math.log10((run.lr or centre) / centre) + TINY * tries[run.trial] * bool(run.config),
+                lr=run.lr or centre,
             )
             for number, (study, each) in enumerate(studies.items())
             for point, run in enumerate(each)
@@ -327,6 +354,7 @@ def _row(
             head_lr=None,
             trials=trials,
             crossed=chosen_by is None,
+            rated=len({*own}) > 1,
         )
     places = [run.place for run in ordered]
     # Runs of a study may share a rate.
@@ -375,12 +403,10 @@ def _losses(runs: Sequence[ForeignRun], sign: float, chosen_by: Measure | None) 
         return stored if chosen_by == Measure.SELECTED_LOSS else {i: loss(v) for i, v in stored.items()}
     known = [run.score for run in runs if run.score is not None]
     worst = min(known, key=lambda score: sign * score, default=0.0)
-    scores: defaultdict[float | None, list[ForeignRun]] = defaultdict(list)
-    for run in runs:
-        scores[run.lr].append(run)
+    scores = grouped(runs, lambda run: run.trial)
     losses = {}
     for run in runs:
-        others = [other for other in scores[run.lr] if other.place != run.place]
+        others = [other for other in scores[run.trial] if other.place != run.place]
         if others:
             losses[run.id] = loss(fmean(worst if o.score is None else o.score for o in others))
     return losses
@@ -400,7 +426,12 @@ def _lacking(runs: Sequence[ForeignRun], rows: Sequence[Row], metric: Metric) ->
         )
     elif tuned and not any(Measure.SELECTED_LOSS in run.measures for run in runs):
         yield f"{loss} the validation score."
-    elif not tuned:
+    if any(run.config for run in runs):
+        yield (
+            "Intervals hold the luck of seeds and of the order of tries, not that of the configurations "
+            "which each method tried."
+        )
+    if not tuned:
         by_method = grouped((run for run in runs if run.lr), lambda run: run.method)
         own = {method: sorted({run.lr for run in each if run.lr}) for method, each in by_method.items()}
         if own and len({tuple(each) for each in own.values()}) > 1:

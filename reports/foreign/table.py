@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -50,6 +51,15 @@ EFFORTS = ("trials", "tries")
 Line = tuple[str, Mapping[str, Any]]
 
 
+#: The names of columns of configurations.
+CONFIGS = ("config", "configuration", "trial")
+#: Words in the names of columns that seem to be settings.
+SETTINGS = {
+    *("alpha", "batch", "bottleneck", "decay", "drop", "dropout", "momentum", "optimizer", "r", "rank"),
+    *("scale", "scheduler", "warmup", "wd"),
+}
+#: The numbers of digits to which two numbers of a setting, and two learning rates, are compared.
+SETTING_DIGITS, RATE_DIGITS = 6, 12
 #: The columns that identify a run.
 KEYS = ("method", "task", "backbone", "budget", "seed", "study", "lr")
 
@@ -72,11 +82,14 @@ def read_table(table: Path | pd.DataFrame, options: TableOptions) -> tuple[list[
             raise UserError(
                 f"{name} has no column '{needed}': name it by --{needed}; the columns are {listed(there)}"
             )
-    unused = [column for column in there if column.strip() and column not in columns.values()]
+    settings = _settings(name, there, options)
+    used = {*columns.values(), *settings}
+    unused = [column for column in there if column.strip() and column not in used]
     task = "" if isinstance(table, pd.DataFrame) else table.stem
     runs, keys = [], []
     for where, line in lines:
-        runs.append(_run(where, {own: line.get(column) for own, column in columns.items()}, task or "all"))
+        run = _run(where, {own: line.get(column) for own, column in columns.items()}, task or "all")
+        runs.append(replace(run, config=", ".join(_setting(line.get(column)) for column in settings)))
         keys.append(tuple(_text(line.get(columns[key])) for key in KEYS if key in columns))
     metrics = defaultdict[str, set[str]](set)
     for column in unused:
@@ -86,6 +99,7 @@ def read_table(table: Path | pd.DataFrame, options: TableOptions) -> tuple[list[
     _refuse_metrics(name, columns["score"], metrics, options)
     _refuse_two_scales(runs, options)
     notes = [f"Columns not used: {first_few(unused, 10)}."] if unused else []
+    _refuse_settings(name, lines, unused, runs)
     if "seed" not in columns:
         _refuse_pooled(name, lines, unused, [(key[0], key[1:]) for key in keys])
         runs = _numbered(runs)
@@ -216,6 +230,57 @@ def _refuse_metrics(
         )
 
 
+def _settings(name: str, there: Mapping[str, None], options: TableOptions) -> list[str]:
+    """The columns of a configuration. Raises UserError if an option names one that the table lacks."""
+    if stated := options.get("config"):
+        columns = [column.strip() for column in stated.split(",")]
+        for column in columns:
+            if column not in there:
+                raise UnknownNameError(f"column of {name}", column, there)
+        return columns
+    return [column for column in there if column.strip().casefold() in CONFIGS]
+
+
+def _setting(value: Any) -> str:
+    """A value of a configuration as text. Numbers that differ by rounding alone have one text."""
+    try:
+        return f"{float(_text(value)):.{SETTING_DIGITS}g}"
+    except ValueError:
+        return _text(value)
+
+
+def _refuse_settings(
+    name: str, lines: Sequence[Line], unused: Sequence[str], runs: Sequence[ForeignRun]
+) -> None:
+    """Raises UserError if runs that count as repeated differ in an unused column that seems to be a setting.
+
+    It seems to be one by its name, or if a method has the same several values of it on each of its tasks, and
+    they are not those of the seeds.
+    """
+    repeated = grouped(zip(runs, lines, strict=True), lambda each: (*each[0].row, each[0].trial))
+    for column in unused:
+        values: dict[tuple[object, ...], Counter[str]] = {
+            key: Counter(_setting(line.get(column)) for _, (_, line) in own) for key, own in repeated.items()
+        }
+        if not any(len(own) > 1 for own in values.values()):
+            continue
+        words = {*re.split("[^a-z]+", column.casefold())}
+        by_method = grouped(values, lambda key: key[1:])
+        alike = all(
+            len(own) > 1 and len(values[own[0]]) > 1 and all(values[key] == values[own[0]] for key in own)
+            for own in by_method.values()
+        )
+        of_seeds = grouped(zip(runs, lines, strict=True), lambda each: each[0].place)
+        seeded = runs[0].seeded and all(
+            len({_setting(line.get(column)) for _, (_, line) in own}) == 1 for own in of_seeds.values()
+        )
+        if SETTINGS & words or (alike and not seeded):
+            raise UserError(
+                f"{name}: runs that count as repeated differ in column {shown(column)}, which is not used: "
+                f"pass --config {column} if it is a setting, or drop it if it tells nothing of what ran"
+            )
+
+
 def _refuse_pooled(
     name: str,
     lines: Sequence[Line],
@@ -276,6 +341,7 @@ def _run(where: str, values: Mapping[str, Any], task: str) -> ForeignRun:
         raise UserError(f"{where}: lr {shown(values['lr'])} is not from {RATES[0]:g} to {RATES[1]:g}")
     if "seed" in values and whole("seed") is None:
         raise UserError(f"{where}: the seed is empty")
+    rate = None if rate is None else float(f"{rate:.{RATE_DIGITS}g}")
     return ForeignRun(
         method=method,
         task=text("task", task),
@@ -303,7 +369,7 @@ def _numbered(runs: Sequence[ForeignRun]) -> list[ForeignRun]:
     # the best of the other, so that differences vary too little. The order of hashes is as good as random,
     # and is the same however lines are sorted.
     for place in sorted(range(len(runs)), key=lambda place: (runs[place].id, str(runs[place]))):
-        key = (*runs[place].row, runs[place].study, runs[place].lr)
+        key = (*runs[place].row, runs[place].study, runs[place].trial)
         seeds[place] = counts[key]
         counts[key] += 1
     return [replace(run, seed=seeds[place], seeded=False) for place, run in enumerate(runs)]

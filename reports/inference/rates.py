@@ -95,8 +95,8 @@ def _tricube(offsets: Array, rates: Array, span: float) -> Array:
 
 
 def enough_to_smooth(*tasks: CompleteStudies) -> bool:
-    """Whether each task has `LEAST_SMOOTHED` trials or more."""
-    return all(studies.trials >= LEAST_SMOOTHED for studies in tasks)
+    """Whether each task has `LEAST_SMOOTHED` trials or more, which differ in their learning rates."""
+    return all(studies.offsets is not None and studies.trials >= LEAST_SMOOTHED for studies in tasks)
 
 
 def have_best_rates(*tasks: CompleteStudies) -> bool:
