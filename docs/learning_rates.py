@@ -70,8 +70,8 @@ def content() -> str:
     return "\n\n".join(
         [
             f"**After eight trials {joined(ahead or ['no method'])} is ahead of LoRA.** At one rate for all, "
-            f"the rate picks the winner: {sides[0]} are ahead of LoRA at {rate_text(FIXED[0])}, and "
-            f"{sides[1]} are behind it at {rate_text(FIXED[1])}.",
+            f"the rate picks the winner: {sides[0]} came out ahead of LoRA at {rate_text(FIXED[0])}, and "
+            f"{sides[1]} behind it at {rate_text(FIXED[1])}.",
             f"The five best means lie within {best.max() - best.min():.2f} points. The best mean of 13 is "
             f"too high by {bias.mean():.2f} points (mean over methods). A run near the best has a standard "
             f"deviation of {near:.2f} points.",

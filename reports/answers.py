@@ -31,12 +31,13 @@ def score_name(block: Block) -> str:
 def in_words(verdict: Verdict, size: str) -> str:
     """A verdict on a difference as text. `size` is the threshold with its unit.
 
-    If runs collapsed, it says how often they do, and that the difference is that of the other runs.
+    If runs collapsed, it says how often they do, and that the difference is that of the other runs. It also
+    says how close the verdict is to the end of a window of learning rates.
     """
     word = equivalent(size) if verdict.word is Word.EQUIVALENT else verdict.word
     said = f"{word}: {verdict.reason}" if verdict.reason else str(word)
     answered = " ".join(filter(None, [said, verdict.condition]))
-    return "; ".join(filter(None, [answered, verdict.collapses]))
+    return "; ".join(filter(None, [answered, verdict.collapses, verdict.window]))
 
 
 def equivalent(size: str) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from scipy.stats import binom
+
 from tensorbench.reports.collapses import CollapseRates, Collapses
 from tensorbench.reports.inference.effects import Effect, Verdict
 from tensorbench.reports.inference.intervals import Bounds
@@ -15,6 +17,11 @@ from tensorbench.reports.inference.studies import CompleteStudies
 from tensorbench.reports.results import Cell, TaskAndBackbone
 from tensorbench.reports.units import Unit
 
+#: The outer part of a window of learning rates: a share of its decades, at each end.
+OUTER = 0.2
+#: The one-sided level at which kept trials in an outer part show that a window ends too early.
+TRUNCATED = 0.1
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -22,6 +29,43 @@ class Estimate:
 
     value: float
     interval: Bounds | None = None
+
+
+@dataclass(frozen=True)
+class Outer:
+    """How many of a method's kept trials lie in the outer fifths of its windows of learning rates."""
+
+    method: str
+    lower: int
+    upper: int
+    kept: int
+
+    @property
+    def end(self) -> str:
+        """The side of the window on which more of them lie."""
+        return "lower" if self.lower > self.upper else "upper"
+
+    @property
+    def count(self) -> int:
+        """The number of kept trials in the outer fifth at `end`."""
+        return max(self.lower, self.upper)
+
+    @property
+    def truncated(self) -> bool:
+        """Whether that is significantly more than a fifth, which lies there if all rates are equally good."""
+        return bool(binom.sf(self.count - 1, self.kept, OUTER) < TRUNCATED)
+
+    def __str__(self) -> str:
+        return f"{self.count} of {self.kept} kept trials at the {self.end} end of its window"
+
+
+@dataclass(frozen=True)
+class Ends:
+    """How close a method and the reference come to the ends of their windows. None without tuning."""
+
+    own: Outer | None
+    reference: Outer | None
+    unit: Unit
 
 
 @dataclass(frozen=True)
@@ -40,6 +84,8 @@ class Comparison:
     bound: str = ""
     #: How often runs of both sides collapsed. None before guards are applied, and for shares and slopes.
     collapses: CollapseRates | None = None
+    #: How close both sides come to the ends of their windows. None as for `collapses`.
+    ends: Ends | None = None
     #: The comparison on each setting. Empty for a comparison on a single setting, and for shares, slopes and
     #: the transfer of rates.
     on: Mapping[TaskAndBackbone, Comparison] = field(default_factory=dict)

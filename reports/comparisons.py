@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tensorbench.records.metrics import bounds, direction
-from tensorbench.reports.blocks import Block, Comparison, Entrant, Level, Performance, Sensitivity
+from tensorbench.reports.blocks import Block, Comparison, Ends, Entrant, Level, Performance, Sensitivity
 from tensorbench.reports.collapses import DIVERGED, CollapseRates
 from tensorbench.reports.complete import Material
 from tensorbench.reports.inference import rates as of_rates
 from tensorbench.reports.inference import studies as estimates
 from tensorbench.reports.inference.crossed import OnSetting
 from tensorbench.reports.inference.effects import Verdict, Word, effect, verdict
-from tensorbench.reports.inference.intervals import LEAST_SEEDS, simultaneous
+from tensorbench.reports.inference.intervals import LEAST_SEEDS, Bounds, simultaneous
 from tensorbench.reports.inference.moderation import moderated_together
 from tensorbench.reports.inference.sequential import Looks
 from tensorbench.reports.inference.studies import CompleteStudies
@@ -110,7 +110,8 @@ def in_family(compared: Comparison, claims: int, threshold: float) -> Comparison
     else:
         made = wider.verdict
     rates = compared.collapses and replace(compared.collapses, level=compared.effect.level(claims))
-    return replace(wider, verdict=with_collapses(made, rates), bound=compared.bound, collapses=rates)
+    made = with_window(with_collapses(made, rates), wider.interval, threshold, compared.ends)
+    return replace(wider, verdict=made, bound=compared.bound, collapses=rates, ends=compared.ends)
 
 
 def unregistered(compared: Comparison) -> Comparison:
@@ -129,6 +130,25 @@ def with_collapses(verdict: Verdict, rates: CollapseRates | None) -> Verdict:
         return verdict
     drawn = verdict.word is not Word.NONE and not verdict.reason
     return replace(verdict, condition=rates.condition * drawn, collapses=str(rates))
+
+
+def with_window(verdict: Verdict, interval: Bounds | None, threshold: float, ends: Ends | None) -> Verdict:
+    """Adds to a verdict how many kept trials lie in the outer fifth of a window.
+
+    It does so for the method if the verdict is *worse*, and for the reference if the verdict is *better* or
+    *equivalent* and more of them lie there than if all rates were equally good. In that case it also says by
+    how much a wider window would have to raise the score to change the verdict, if the interval moves along.
+    """
+    if interval is None or ends is None:
+        return verdict
+    own, reference, (low, high) = ends.own, ends.reference, interval
+    change, said = "{} there would change it", ""
+    if verdict.word is Word.WORSE and own:
+        said = f"{own}, {change.format(ends.unit.difference(-high))}" if own.truncated else str(own)
+    elif verdict.word in (Word.BETTER, Word.EQUIVALENT) and reference and reference.truncated:
+        gain = low + threshold * (verdict.word is Word.EQUIVALENT)
+        said = f"{reference.method} has {reference}, {change.format(ends.unit.difference(gain))}"
+    return replace(verdict, window=said)
 
 
 def _on_each(

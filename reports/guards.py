@@ -21,9 +21,19 @@ import numpy as np
 from tensorbench.methods.errors import first_few
 from tensorbench.records.measures import Measure
 from tensorbench.records.metrics import direction
-from tensorbench.reports.blocks import Block, Comparison, Edge, Entrant, Level, Performance
+from tensorbench.reports.blocks import (
+    OUTER,
+    Block,
+    Comparison,
+    Edge,
+    Ends,
+    Entrant,
+    Level,
+    Outer,
+    Performance,
+)
 from tensorbench.reports.collapses import Collapses, rates_of, untrained
-from tensorbench.reports.comparisons import with_collapses
+from tensorbench.reports.comparisons import with_collapses, with_window
 from tensorbench.reports.complete import Material
 from tensorbench.reports.inference.effects import Verdict, Word
 from tensorbench.reports.inference.intervals import Array
@@ -49,8 +59,6 @@ OF_OTHER_RUNS = "Differences from it there are those of runs that did not collap
 OF_NO_BETTER = "Differences there are from a baseline that does no better than a head."
 #: The sentence for a reference without a finished run.
 OF_NO_SCORE = "It has no score there, so nothing is compared with it."
-#: A kept trial is at an edge if its rate lies within this share of the window from one of its ends.
-OUTER = 0.2
 #: The share of a method's studies with kept trials at one edge from which its score counts as a lower bound.
 #: Studies that kept no trial, since all of theirs diverged, do not count.
 MOST = 0.5
@@ -216,7 +224,8 @@ def guarded(material: Material, block: Block, scored: Sequence[Cell]) -> Block:
         at_chance={each.cell.number for each in at_chance},
     )
     edges = {entrant.method: edges_of(entrant) for entrant in entrants}
-    sides = _Sides(material, guards, block, reference, edges)
+    outer = {entrant.method: outer_of(entrant) for entrant in entrants}
+    sides = _Sides(material, guards, block, reference, edges, outer)
 
     def left(entrant: Entrant) -> Entrant:
         cells = {setting: each.cell for setting, each in entrant.on.items()}
@@ -263,6 +272,8 @@ class _Sides:
     reference: Cells
     #: The edges of the block's methods and of its reference, by name.
     edges: Mapping[str, Edges]
+    #: How many of their kept trials lie in the outer fifths of their windows, by name.
+    outer: Mapping[str, Mapping[TaskAndBackbone | None, Outer]]
 
     def left(self, comparison: Comparison, method: str, cells: Cells, claims: int) -> Comparison:
         """Returns a method's comparison with bounds, and with verdicts weakened where guards require it.
@@ -278,7 +289,10 @@ class _Sides:
             references = [self.reference[setting] for setting in cells]
             rates = rates_of(self.material.collapses, cells.values(), references, level)
             verdict = with_collapses(self._left(each.verdict, method, cells, at), rates)
-            return replace(each, verdict=verdict, bound=bound, collapses=rates)
+            outer, others = (self.outer.get(name, {}).get(at) for name in (method, self.block.against))
+            ends = Ends(outer, others, self.block.unit)
+            verdict = with_window(verdict, each.interval, self.block.threshold, ends)
+            return replace(each, verdict=verdict, bound=bound, collapses=rates, ends=ends)
 
         on = {
             setting: one(each, {setting: cells[setting]}, setting) for setting, each in comparison.on.items()
@@ -395,24 +409,45 @@ def _unequal_effort(verdict: Verdict, pairs: Iterable[tuple[Cell, Cell]]) -> str
 
 def edges_of(entrant: Entrant) -> Edges:
     """The edges at which the kept trials of all settings together, and those of each setting, gather."""
+    outer = outer_of(entrant)
+    if not outer:
+        return {}
+    plan = next(plan for cell in entrant.cells if (plan := cell.studies))
+    low, high = plan.ends
+    half = math.sqrt(high / low)
+    edges: dict[TaskAndBackbone | None, Edge] = {}
+    for setting, own in outer.items():
+        if own.upper >= MOST * own.kept:
+            wider, centre = (low, max(high, min(10 * high, LARGEST))), min(high, LARGEST / half)
+            edges[setting] = Edge(entrant.method, "upper", wider, max(centre, plan.centre))
+        elif own.lower >= MOST * own.kept:
+            wider, centre = (min(low, max(low / 10, SMALLEST)), high), max(low, SMALLEST * half)
+            edges[setting] = Edge(entrant.method, "lower", wider, min(centre, plan.centre))
+    return edges
+
+
+def outer_of(entrant: Entrant) -> dict[TaskAndBackbone | None, Outer]:
+    """How many kept trials lie in the outer fifths of windows, of each setting and, under None, of all.
+
+    Settings without a kept trial are absent. Empty without tuning.
+    """
     plans = [plan for cell in entrant.cells if (plan := cell.studies)]
     if not plans or any(studies.offsets is None for studies in entrant.studies):
         return {}
-    low, high = plans[0].ends
-    half = math.sqrt(high / low)
     # In widths of the window, from -0.5 to 0.5.
     widths = [_kept(studies) / plan.decades for studies, plan in zip(entrant.studies, plans, strict=True)]
     kept: dict[TaskAndBackbone | None, Array] = {None: np.concatenate(widths)}
     kept |= zip(entrant.on, widths, strict=True)
-    edges: dict[TaskAndBackbone | None, Edge] = {}
-    for setting, places in kept.items():
-        if len(places) and (places > 0.5 - OUTER).mean() >= MOST:
-            wider, centre = (low, max(high, min(10 * high, LARGEST))), min(high, LARGEST / half)
-            edges[setting] = Edge(entrant.method, "upper", wider, max(centre, plans[0].centre))
-        elif len(places) and (places < OUTER - 0.5).mean() >= MOST:
-            wider, centre = (min(low, max(low / 10, SMALLEST)), high), max(low, SMALLEST * half)
-            edges[setting] = Edge(entrant.method, "lower", wider, min(centre, plans[0].centre))
-    return edges
+    return {
+        setting: Outer(
+            entrant.method,
+            int((places < OUTER - 0.5).sum()),
+            int((places > 0.5 - OUTER).sum()),
+            len(places),
+        )
+        for setting, places in kept.items()
+        if len(places)
+    }
 
 
 def _kept(studies: CompleteStudies) -> Array:

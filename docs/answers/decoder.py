@@ -9,6 +9,7 @@ import numpy as np
 from marked import table
 
 from tensorbench.reports.analysis import Analysis, analyse
+from tensorbench.reports.answers import in_words
 from tensorbench.reports.blocks import Comparison
 from tensorbench.reports.inference.crossed import of_seeds
 from tensorbench.reports.inference.effects import Effect, effect
@@ -74,7 +75,7 @@ def _accuracy(analysis: Analysis, cell: Cell, compared: Comparison | None, level
     row = [cell.method, cell.ranks or "–", f"{cell.parameters:,}", rate, mean]
     if compared is not None:
         difference = with_interval(compared.effect.difference, compared.interval)
-        return [*row, difference, compared.verdict.word]
+        return [*row, difference, in_words(compared.verdict, "")]
     if level is not None:
         return [*row, with_interval(level, None), "not tuned"]
     return [*row, "reference" if cell.family == REFERENCE else "–", ""]

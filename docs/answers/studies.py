@@ -15,7 +15,7 @@ from tensorbench.records.metrics import direction
 from tensorbench.reports.advice import advise
 from tensorbench.reports.analysis import Analysis, analyse
 from tensorbench.reports.answers import answers as sentences
-from tensorbench.reports.answers import level_notes, order_note
+from tensorbench.reports.answers import in_words, level_notes, order_note
 from tensorbench.reports.blocks import Block, Comparison
 from tensorbench.reports.figures import draw
 from tensorbench.reports.inference.effects import effect
@@ -189,24 +189,25 @@ def ruled(head: Sequence[str], differences: Mapping[str, Comparison], block: Blo
 
     `head` has the headings of the names and of the differences. The settings are those of the block.
     """
-    verdicts = {name: difference.verdict.word for name, difference in differences.items()}
+    verdicts = {name: difference.verdict for name, difference in differences.items()}
     rows = [
         [
             name,
             points(each.effect.difference),
             bounds(each.interval),
-            verdicts[name],
+            in_words(verdicts[name], ""),
             *(points(part.difference) for part in each.effect.parts),
         ]
         for name, each in differences.items()
     ]
     tasks = [setting.task for setting in block.settings]
-    return Ruling(by_verdict([*verdicts.items()]), [*head, "interval", "verdict", *tasks], rows)
+    named = [(f"{n} ({each.window})" if each.window else n, each.word) for n, each in verdicts.items()]
+    return Ruling(by_verdict(named), [*head, "interval", "verdict", *tasks], rows)
 
 
 def compared(difference: Comparison | None) -> tuple[str, str]:
     """A difference with its interval, and its verdict. Dashes if nothing is compared."""
-    return _with_interval(difference), "–" if difference is None else difference.verdict.word
+    return _with_interval(difference), "–" if difference is None else in_words(difference.verdict, "")
 
 
 def by_trials(block: Block) -> Ruling:
@@ -304,7 +305,7 @@ def with_costs(block: Block) -> Ruling:
         ruled = ["reference", "–", "–"]
         if difference is not None:
             agree = f"{AGREE[entrant.method]} of 16" if entrant.method in AGREE else "–"
-            ruled = [_with_interval(difference), difference.verdict.word, agree]
+            ruled = [_with_interval(difference), in_words(difference.verdict, ""), agree]
         sizes = (" or ".join(dict.fromkeys(texts)) for texts in zip(*map(_size, own), strict=True))
         rows.append([entrant.method, *ruled, *sizes, f"{step:.2f}", f"{forward:.2f}", f"{memory:,.0f}"])
     head = ["method", f"from {block.against}", "verdict", "estimators that agree", "ranks", "parameters"]

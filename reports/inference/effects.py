@@ -71,6 +71,9 @@ class Verdict:
     condition: str = ""
     #: How often the runs of both sides collapse, as text. Empty if none did.
     collapses: str = ""
+    #: How many kept trials lie near an end of a window, and the gain beyond it that would change the verdict,
+    #: as text. Empty if that is not in question.
+    window: str = ""
 
     @property
     def side(self) -> str:

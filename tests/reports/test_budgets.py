@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -192,7 +193,7 @@ def test_the_questions_about_budgets_are_answered(
         for e in outer
     )
     worse, better = answers["Question B1"].short.split("; ")
-    assert worse == "**worse**: a quarter of the budget"
+    assert re.fullmatch(r"\*\*worse\*\*: a quarter of the budget \(\d of 6 kept trials .*\)", worse)
     assert better == "**better**: four times the budget."
     as_good, better = answers["Question B2"].short.split("; ")
     assert better.startswith("**better**")
@@ -223,9 +224,10 @@ def test_the_questions_about_budgets_are_answered(
     assert [line[3] == "–" for line in by_size] == [True, True, True, False, True, False]
     assert [line[5] == "–" for line in by_size] == [True, False, False] * 2
     smallest, _, largest = (line for line in by_size if METHOD in line[0])
+    assert smallest[4].startswith("worse; ")
     assert smallest[3:5] == [
         shown.with_interval(outer[0].effect.difference, budgets.beside["isoparameters 1"].interval),
-        "worse",
+        smallest[4],
     ]
     assert largest[4] == "better"
     assert "- Failed trials: none." in first

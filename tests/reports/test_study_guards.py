@@ -14,14 +14,16 @@ from tensorbench.plan.trial import Trial
 from tensorbench.records.measures import Measure
 from tensorbench.records.stored_plan import Row
 from tensorbench.reports.analysis import analyse
-from tensorbench.reports.answers import answer, window_advice
-from tensorbench.reports.blocks import Block
+from tensorbench.reports.answers import answer, in_words, window_advice
+from tensorbench.reports.blocks import Block, Ends, Outer
+from tensorbench.reports.comparisons import with_window
 from tensorbench.reports.drawing import Looks
 from tensorbench.reports.figures.compared import differences
-from tensorbench.reports.inference.effects import Word
+from tensorbench.reports.inference.effects import Verdict, Word
 from tensorbench.reports.inference.intervals import Bounds
 from tensorbench.reports.reading import read, tabulate
 from tensorbench.reports.report import write_report
+from tensorbench.reports.units import PERCENT
 
 from ..stored import Result
 from .made_up import Analysed, Stored, answered, printed, summary_of
@@ -197,6 +199,7 @@ def at(optima: dict[str, float], edges: dict[str, float]) -> Callable[[Trial, Ro
     return made_up(lambda row, trial: (0.8 + edges.get(row.title, -0.1), optima.get(row.title, 0.0)))
 
 
+LOWER, UPPER = (f"kept trials at the {end} end of its window" for end in ("lower", "upper"))
 EIGHT_RATES: dict[str, Any] = ONE_TASK | {"methods": METHODS, "tuning": {"studies": 5, "points": 8}}
 
 
@@ -236,9 +239,35 @@ def test_best_rates_at_an_edge_make_a_score_a_lower_bound(
         )
         assert answer(block).endswith(sentence)
         assert sentence in shown
+    verdict = difference.verdict
+    assert bool(verdict.window) == (judged == "worse")
+    assert verdict.window in shown
     if not judged:
         assert (said, reason) == (Word.INCONCLUSIVE, f"the best rates of {method} lie at an edge")
         assert f"inconclusive: the best rates of {method} lie at an edge" in shown
+
+
+@pytest.mark.parametrize(
+    ("word", "interval", "own", "reference", "window"),
+    [
+        (Word.WORSE, (-0.02, -0.005), (9, 0), (0, 9), f"9 of 20 {LOWER}, +0.50"),
+        (Word.WORSE, (-0.02, -0.005), (0, 6), (0, 9), f"6 of 20 {UPPER}"),
+        (Word.WORSE, (-0.02, -0.005), (0, 0), (0, 9), f"0 of 20 {UPPER}"),
+        (Word.BETTER, (0.003, 0.01), (0, 9), (1, 7), f"LoRA has 7 of 20 {UPPER}, +0.30"),
+        (Word.EQUIVALENT, (-0.004, 0.006), (0, 9), (7, 0), f"LoRA has 7 of 20 {LOWER}, +0.60"),
+        (Word.BETTER, (0.003, 0.01), (0, 9), (0, 6), ""),
+        (Word.INCONCLUSIVE, (-0.03, 0.01), (0, 9), (0, 9), ""),
+    ],
+)
+def test_a_verdict_says_what_a_wider_window_would_have_to_gain(
+    word: Word, interval: Bounds, own: tuple[int, int], reference: tuple[int, int], window: str
+) -> None:
+    ends = Ends(Outer(QKV, *own, 20), Outer("LoRA", *reference, 20), PERCENT)
+    given = with_window(Verdict(word), interval, 0.01, ends)
+    change = " there would change it" if "+" in window else ""
+    assert given == Verdict(word, window=f"{window}{change}")
+    assert in_words(given, "1 point").endswith(given.window)
+    assert with_window(Verdict(word), interval, 0.01, None) == Verdict(word)
 
 
 @pytest.mark.parametrize(
