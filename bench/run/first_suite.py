@@ -38,14 +38,17 @@ from tensorbench.tasks.task import SPLITS
 HOUR = 3600
 #: The sizes of a first suite, largest first: the numbers of training examples, epochs, studies and points.
 DESIGNS = (
-    (4000, 3, 5, 8),
-    (2000, 2, 5, 8),
-    (1000, 2, 5, 8),
+    (4000, 3, 8, 5),
+    (2000, 2, 8, 5),
+    (1000, 2, 8, 5),
     (1000, 2, 5, 4),
     (500, 2, 5, 4),
     (250, 2, 5, 4),
     (250, 2, 3, 4),
 )
+
+#: The numbers of studies after which methods are compared.
+LOOKS = (3, 5, 8)
 
 #: A column of texts has at least FEWEST_WORDS words per value on average, and a column of classes at most
 #: MOST_CLASSES distinct values.
@@ -67,7 +70,8 @@ methods:
   - lora
   - {{method: tenslora, variant: qkv_depth}}
 budgets: [{{isoparameters: 4}}]    # as many parameters as LoRA of rank 4
-tuning: {{studies: {studies}, points: {points}}}  # each method is tuned {studies} times by {points} trials
+# each method is tuned {studies} times by {points} trials, and stops at the look at which it has a verdict
+tuning: {{studies: {studies}, points: {points}, looks: {looks}}}
 training: {{batch_size: 16, epochs: {epochs}, clip: 1.0}}
 """
 
@@ -240,6 +244,7 @@ def _fitted(task: Task, data: dict[str, Any], file: Path, device: str) -> tuple[
             task="\n".join(lines),
             studies=studies,
             points=points,
+            looks=[look for look in LOOKS if look <= studies],
             epochs=epochs,
         )
         suite = validate(Suite, parse(text), str(file)).beside(file.parent)
