@@ -17,4 +17,6 @@ def use_own_code() -> None:
     """
     places = dict.fromkeys([*os.environ.get("LOCAL_KERNELS", "").split(":"), f"{KERNELS}={os.devnull}"])
     os.environ["LOCAL_KERNELS"] = ":".join(filter(None, places))
-    logging.getLogger(LOGGER).addFilter(lambda record: KERNELS not in record.getMessage())
+    # The message names the owner of the kernels only.
+    owner, _, _ = KERNELS.partition("/")
+    logging.getLogger(LOGGER).addFilter(lambda record: owner not in record.getMessage())
