@@ -108,6 +108,8 @@ def _verdicts(block: Block) -> str:
     verdicts = {_qualified(e, block.k): e.differences[block.k].verdict for e in block.compared}
     if withheld(block):
         return f"no verdict is given on {joined(list(verdicts))}."
+    if tests := block.over_tasks:
+        verdicts = {row.method: row.verdict for row in tests.rows}
     lists = {word: [name for name, own in verdicts.items() if own.word is word] for word in Word}
     better = lists.pop(Word.BETTER)
     lead = f"{joined(better)} {'is' if len(better) == 1 else 'are'}" if better else f"no {block.noun} is"
@@ -117,11 +119,15 @@ def _verdicts(block: Block) -> str:
         Word.EQUIVALENT: equivalent(block.unit.size(block.threshold)),
         Word.NONE: "without an interval",
     }
-    if few := _too_few(block):
+    if tests:
+        lead = f"over {many(tests.tasks, 'task')} as the sample, {lead}"
+    elif few := _too_few(block):
         lead, lists[Word.NONE] = few, []
     groups = [(headings.get(word, word), lists[word]) for word in LISTED]
     groups += [(apart, unpaired), ("not on all tasks", list(block.left_out))]
-    return "; ".join([lead, *(f"{words}: {listed(names)}" for words, names in groups if names)]) + "."
+    said = "; ".join([lead, *(f"{words}: {listed(names)}" for words, names in groups if names)]) + "."
+    few = _too_few(block) if tests else ""
+    return f"{said} {few[:1].upper()}{few[1:]}." if few else said
 
 
 def _too_few(block: Block) -> str:
@@ -292,7 +298,23 @@ def level_notes(block: Block) -> list[str]:
 
 def remarks(block: Block) -> list[str]:
     """Sentences beneath a block's answer: on methods without adapter, and on what the block can detect."""
-    return list(filter(None, [*level_notes(block), detectable(block)]))
+    return list(filter(None, [*level_notes(block), detectable(block), over_tasks(block)]))
+
+
+def over_tasks(block: Block) -> str:
+    """A sentence on the tests with tasks as the sample. Empty without them."""
+    if not (tests := block.over_tasks):
+        return ""
+    text = (
+        "Tasks are the sample: Wilcoxon's signed-rank test with Holm's correction says what to expect on "
+        "other tasks of this kind, and nothing of another seed."
+    )
+    if tests.friedman is None:
+        return text
+    return (
+        f"{text} Friedman's test of all methods: p = {tests.friedman:.2g}; two mean ranks differ from a "
+        f"critical difference of {tests.critical:.2f} on."
+    )
 
 
 def detectable(block: Block) -> str:

@@ -14,6 +14,7 @@ from tensorbench.reports.inference.intervals import Bounds
 from tensorbench.reports.inference.power import Design, of_effects
 from tensorbench.reports.inference.rates import Sources
 from tensorbench.reports.inference.studies import CompleteStudies
+from tensorbench.reports.inference.tasks import TaskTests
 from tensorbench.reports.results import Cell, TaskAndBackbone
 from tensorbench.reports.units import Unit
 
@@ -256,6 +257,8 @@ class Block:
     edges: tuple[Edge, ...] = ()
     #: The collapsed seeds or kept trials of each cell that has any.
     collapsed: tuple[Collapses, ...] = ()
+    #: The tests with tasks as the sample, if no comparison has an interval over runs and tasks are enough.
+    over_tasks: TaskTests | None = None
     #: The noun for a compared method in sentences: "method" or "allocation".
     noun: str = "method"
 

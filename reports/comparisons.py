@@ -21,6 +21,7 @@ from tensorbench.reports.inference.intervals import LEAST_SEEDS, Bounds, simulta
 from tensorbench.reports.inference.moderation import moderated_together
 from tensorbench.reports.inference.sequential import Looks
 from tensorbench.reports.inference.studies import CompleteStudies
+from tensorbench.reports.inference.tasks import TaskTests, task_tests
 from tensorbench.reports.recipes import difference
 from tensorbench.reports.results import CONVERGED, NO_ADAPTERS, Cell, Results, TaskAndBackbone, grouped
 from tensorbench.reports.units import listed, many
@@ -250,7 +251,19 @@ def compared(material: Material, block: Block) -> Block:
         },
         notes=(*block.notes, *notes, *_limits(block, entrants, differences[block.k].noisy)),
     )
-    return replace(block, levels=tuple(_levels(material, block)))
+    return replace(block, levels=tuple(_levels(material, block)), over_tasks=_over_tasks(block))
+
+
+def _over_tasks(block: Block) -> TaskTests | None:
+    """The tests with tasks as the sample. None if a comparison has an interval, and for too few tasks."""
+    if any(entrant.differences[block.k].effect.error for entrant in block.compared):
+        return None
+    sign, methods = direction(block.metric), dict.fromkeys(e.method for e in block.compared)
+    sides = [e for e in block.entrants if e.method in methods or e.method == block.against]
+    if not methods or block.against not in {e.method for e in sides}:
+        return None
+    scores = {e.method: [sign * own.scores[block.k].value for own in e.on.values()] for e in sides}
+    return task_tests(scores, block.against, block.threshold)
 
 
 def _is_foreign(results: Results, cell: Cell) -> bool:

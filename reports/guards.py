@@ -38,6 +38,7 @@ from tensorbench.reports.complete import Material
 from tensorbench.reports.inference.effects import Verdict, Word
 from tensorbench.reports.inference.intervals import Array
 from tensorbench.reports.inference.studies import CompleteStudies
+from tensorbench.reports.inference.tasks import TaskTests
 from tensorbench.reports.results import (
     CONVERGED,
     FLOOR,
@@ -241,11 +242,20 @@ def guarded(material: Material, block: Block, scored: Sequence[Cell]) -> Block:
         claims = sum(other.comparison is not None for other in block.levels)
         return replace(level, comparison=sides.left(level.comparison, level.method, level.cells, claims))
 
+    def over_tasks(tests: TaskTests) -> TaskTests:
+        of_method = {e.method: {s: own.cell for s, own in e.on.items()} for e in block.methods}
+        rows = (
+            replace(row, verdict=sides.verdict(row.verdict, row.method, of_method[row.method], None))
+            for row in tests.rows
+        )
+        return replace(tests, rows=tuple(rows))
+
     of_levels = (cell for level in block.levels for cell in level.cells.values())
     numbers = dict.fromkeys(cell.number for cell in (*reference.values(), *methods, *of_levels))
     return replace(
         block,
         guards=guards.sentences,
+        over_tasks=block.over_tasks and over_tasks(block.over_tasks),
         edges=tuple(own[None] for own in edges.values() if None in own),
         entrants=tuple(map(left, block.entrants)),
         part=tuple(map(left, block.part)),
@@ -288,7 +298,7 @@ class _Sides:
             level = each.effect.level(claims if at is None else claims * len(self.block.settings))
             references = [self.reference[setting] for setting in cells]
             rates = rates_of(self.material.collapses, cells.values(), references, level)
-            verdict = with_collapses(self._left(each.verdict, method, cells, at), rates)
+            verdict = with_collapses(self.verdict(each.verdict, method, cells, at), rates)
             outer, others = (self.outer.get(name, {}).get(at) for name in (method, self.block.against))
             ends = Ends(outer, others, self.block.unit)
             verdict = with_window(verdict, each.interval, self.block.threshold, ends)
@@ -304,7 +314,7 @@ class _Sides:
         own, other = (self.edges.get(name, {}).get(at) for name in (method, self.block.against))
         return own, other
 
-    def _left(self, verdict: Verdict, method: str, cells: Cells, at: TaskAndBackbone | None) -> Verdict:
+    def verdict(self, verdict: Verdict, method: str, cells: Cells, at: TaskAndBackbone | None) -> Verdict:
         """The verdict over the settings of `cells`, weakened if necessary. `at` is None for all settings."""
         both = {setting: (self.reference[setting], cell) for setting, cell in cells.items()}
         lost = dict(self.guards.lost)

@@ -21,6 +21,7 @@ from tensorbench.reports.answers import (
     in_words,
     of_allocations,
     order_note,
+    over_tasks,
     remarks,
     score_name,
     setting_name,
@@ -262,6 +263,26 @@ def rates_table(block: Block) -> Table:
                 line[names[setting]] = "all failed" if own.studies.failed.all() else lacking
         lines.append(line)
     return Table("Rates to start from", lines, (), ("method",), ["method", *names.values()])
+
+
+def tasks_table(block: Block) -> Table:
+    """The tests with tasks as the sample: mean ranks, median differences and verdicts, best rank first."""
+    tests, unit, lines = block.over_tasks, block.unit, []
+    assert tests is not None
+    rows = {row.method: row for row in tests.rows}
+    for method, rank in sorted(tests.ranks.items(), key=lambda each: each[1]):
+        line = {"method": method, "mean rank": f"{rank:.2f}"}
+        if row := rows.get(method):
+            said = in_words(row.verdict, unit.size(block.threshold))
+            line |= {
+                "median difference": minus(unit.difference(row.median)),
+                "ahead on": f"{row.ahead} of {tests.tasks}",
+                "p (Holm)": f"{row.p:.2g}",
+                "verdict": Entry(said, style=f"verdict {row.verdict.side}"),
+            }
+        lines.append(line)
+    columns = ["method", "mean rank", "median difference", "ahead on", "p (Holm)", "verdict"]
+    return Table("Tasks as the sample", lines, [over_tasks(block)], ("method", "verdict"), columns)
 
 
 def variance_table(block: Block) -> Table:
@@ -521,6 +542,8 @@ def markdown(analysis: Analysis, mixtures: Sequence[Mixture] = ()) -> str:
             text.append(f"## {markdown_text(heading(block))}")
         text.append(" ".join([f"**{markdown_text(answer(block))}**", *map(markdown_text, remarks(block))]))
         text.append(scores_table(results, block).markdown())
+        if block.over_tasks:
+            text.append(tasks_table(block).markdown())
     for section in analysis.allocations:
         trends = [trend_note(section, trend) for trend in section.trends]
         text.append(f"## Ranks of {markdown_text(section.method)}")

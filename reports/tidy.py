@@ -31,6 +31,7 @@ def tidy_tables(analysis: Analysis) -> dict[str, Table]:
         "variance": _variance,
         "levels": _levels,
         "power": _power,
+        "tasks": _over_tasks,
     }
     built = {
         "cells": Table("cells", list(_cells(analysis.results))),
@@ -205,6 +206,26 @@ def _transfer(block: Block) -> Lines:
 def _variance(block: Block) -> Lines:
     for setting, sources in block.sources.items():
         yield {**setting._asdict(), "k": block.k, **vars(sources)}
+
+
+def _over_tasks(block: Block) -> Lines:
+    """The tests with tasks as the sample."""
+    if (tests := block.over_tasks) is None:
+        return
+    for row in tests.rows:
+        yield {
+            "method": row.method,
+            "reference": block.against,
+            "tasks": tests.tasks,
+            "median": row.median,
+            "ahead": row.ahead,
+            "p": row.p,
+            "verdict": in_words(row.verdict, ""),
+            "rank": tests.ranks[row.method],
+            "reference_rank": tests.ranks[block.against],
+            "friedman_p": tests.friedman,
+            "critical_difference": tests.critical,
+        }
 
 
 def _levels(block: Block) -> Lines:

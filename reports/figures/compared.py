@@ -42,9 +42,10 @@ from tensorbench.reports.drawing import (
 from tensorbench.reports.inference.intervals import Bounds
 from tensorbench.reports.inference.rates import LEAST_SMOOTHED, smoothed, window
 from tensorbench.reports.inference.studies import FAILED, score_after
+from tensorbench.reports.inference.tasks import TaskTests
 from tensorbench.reports.results import TaskAndBackbone
 from tensorbench.reports.tables import ANCHOR
-from tensorbench.reports.units import minus
+from tensorbench.reports.units import many, minus
 
 #: The panels of learning rates extend at most this many points below zero.
 DEPTH = 15
@@ -64,6 +65,8 @@ def compared(analysis: Analysis, looks: Looks) -> Iterator[Drawn]:
             yield differences(block, f"differences-{number}", title, looks)
             if len(block.settings) > 1:
                 yield _by_task(block, number, looks, colours)
+        if block.over_tasks and block.over_tasks.critical:
+            yield _mean_ranks(block, block.over_tasks, number, looks, colours)
         if block.tuned:
             yield _curves(block, number, looks, colours)
             if block.rated:
@@ -151,6 +154,32 @@ def bounds_explained(comparisons: Iterable[Comparison]) -> str:
         f" ({mark}) {bound} best rates lie at an edge of its window."
         for mark, bound in ends.items()
         if mark in marks
+    )
+
+
+def _mean_ranks(
+    block: Block, tests: TaskTests, number: int, looks: Looks, colours: Mapping[str, str]
+) -> Drawn:
+    """The mean ranks of methods over tasks, with bars as wide as the critical difference."""
+    figure, (ax,) = panels(1, height=0.3 + _height(len(tests.ranks)))
+    half, tips = (tests.critical or 0.0) / 2, Tips()
+    order = sorted(tests.ranks, key=tests.ranks.__getitem__, reverse=True)
+    families = {entrant.method: entrant.family for entrant in block.entrants}
+    for place, method in enumerate(order):
+        rank, colour = tests.ranks[method], colours.get(method, INK)
+        ax.plot([rank - half, rank + half], [place, place], color=colour, lw=1.4)
+        dot = ax.scatter([rank], [place], color=colour, marker=looks.shape(families[method]), s=28, zorder=3)
+        tips.put(dot, [f"{method}: mean rank {rank:.2f}"])
+    ax.set_yticks(range(len(order)), order)
+    ax.set_xlabel("mean rank over tasks (1 is the best)")
+    return Drawn(
+        f"tasks-{number}",
+        f"Mean ranks over {many(tests.tasks, 'task')}, {heading(block)}",
+        f"Bars are as wide as the critical difference, {tests.critical:.2f} (Nemenyi's test, all pairs at "
+        "95%): methods whose bars do not overlap differ over tasks as the sample.",
+        "; ".join(f"{method} {tests.ranks[method]:.2f}" for method in reversed(order)),
+        figure,
+        tips,
     )
 
 
