@@ -132,7 +132,8 @@ def _numbers(model: nn.Module, projections: Mapping[str, str]) -> int:
 def _shape(model: nn.Module, path: str, roles: Sequence[str]) -> tuple[int, int]:
     """Returns (out, in) of each of the projections that one layer computes.
 
-    Raises UserError for a layer that is not linear, and for several projections that are not equal parts.
+    Raises UserError for a layer that is not linear or quantised, and for several projections that are not
+    equal parts.
     """
     layer: Any = model.get_submodule(path)
     if isinstance(layer, _Joined) and layer.parts == tuple(roles):
@@ -141,6 +142,12 @@ def _shape(model: nn.Module, path: str, roles: Sequence[str]) -> tuple[int, int]
     if not isinstance(layer, nn.Linear):
         raise UserError(f"projections: {path} is a {type(layer).__name__}, accepted is a Linear")
     out, in_, parts = layer.out_features, layer.in_features, len(roles)
+    weight = dict(layer.named_parameters(recurse=False)).get("weight")
+    if weight is None or weight.shape != (out, in_):
+        raise UserError(
+            f"projections: the weight of {path} is packed, accepted are matrices ({out}, {in_}): quantised "
+            "layers are adapted on what tensorbench.backbones.load gives"
+        )
     # Other widths would not tell how many outputs are those of query, and how many those of key and value.
     attention = set(roles) <= {*_ATTENTION} and out == parts * in_
     if parts > 1 and not attention and not (set(roles) == {"gate", "fc1"} and out % 2 == 0):

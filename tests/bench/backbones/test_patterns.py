@@ -257,6 +257,15 @@ def test_layers_of_unequal_shapes_are_refused_by_name() -> None:
         tensorbench.wrap(model, LORA, **options)
 
 
+def test_a_packed_weight_is_refused() -> None:
+    model, options, _ = own()
+    model.body["blocks"][1].k.weight = nn.Parameter(
+        torch.zeros(96, 1, dtype=torch.uint8), requires_grad=False
+    )
+    with pytest.raises(UserError, match=naming("body.blocks.1.k", "packed", "(12, 16)")):
+        tensorbench.wrap(model, LORA, **options)
+
+
 def test_a_loaded_backbone_takes_no_projections() -> None:
     backbone = tensorbench.backbones.load("tiny-random-bert")
     with pytest.raises(UserError, match=naming("projections", "load")):
