@@ -16,6 +16,7 @@ from answers import studies
 from answers.answer import Answer
 from answers.budgets import StudyOfBudgets
 from answers.decoder import of_decoder
+from answers.family import of_family
 from answers.other_tasks import StudyOfOtherTasks
 from answers.ranks import StudyOfRanks
 from answers.trains import StudyOfTrains
@@ -73,16 +74,16 @@ def printed(answers: Mapping[str, Answer]) -> list[str]:
 
 def opened(
     study: StudyOfBudgets | StudyOfOtherTasks | StudyOfRanks | StudyOfTrains, files: dict[Path, str]
-) -> tuple[str, str]:
-    """The text on a study in two parts: all in short, and the answers. The figure goes into `files`.
+) -> tuple[str, str, dict[str, Answer]]:
+    """The text on a study in two parts, all in short and the answers, and the answers themselves.
 
-    The first part is empty if a question has no answer.
+    The figure goes into `files`. The first part is empty if a question has no answer.
     """
     answers, first = study.answers(), ""
     if all(each.short for each in answers.values()):
         first, picture = study.first(answers), study.picture()
         files[picture.path] = picture.svg()
-    return first, "\n\n".join(printed(answers))
+    return first, "\n\n".join(printed(answers)), answers
 
 
 def pages() -> dict[Path, str]:
@@ -90,7 +91,9 @@ def pages() -> dict[Path, str]:
     study, fresh = PACKS / "study.tensorbench.zip", PAGES / "study_fresh.tensorbench.zip"
     questions = studies.of_questions(study)
     files: dict[Path, str] = {}
-    trains = other = budgets = heads = "", "Nothing is compared yet."
+    nothing: tuple[str, str, dict[str, Answer]] = "", "Nothing is compared yet.", {}
+    trains = other = budgets = heads = nothing
+    answers_of_ranks: dict[str, Answer] = {}
     if pack := packed("study_trains"):
         of_trains = StudyOfTrains(pack, study)
         questions["Question 6"] = of_trains.in_short()
@@ -129,13 +132,17 @@ def pages() -> dict[Path, str]:
         titles = tuple(f"Question H{number}" for number in range(1, 4))
         heads = opened(StudyOfRanks(pack, study, "head", studies.ALL_MODES, titles, "heads"), files)
     next_studies = {"budgets": budgets, "heads": heads, "trains": trains}
+    every = {f"{title}, the first study": each for title, each in questions.items() if each.claims} | rest
+    every |= {f"{title}, ranks": each for title, each in answers_of_ranks.items()}
+    for of_study in next_studies.values():
+        every |= of_study[2]
+    files[FINDINGS] = rewritten(FINDINGS, contents | {"family": of_family(every)})
     first = {name: parts[0] for name, parts in next_studies.items()}
     by_question = {f"questions of {name}": parts[1] for name, parts in next_studies.items()}
     return files | {
         NEXT: rewritten(NEXT, first | by_question),
-        OTHER: rewritten(OTHER, dict(zip(("answer", "answers"), other, strict=True))),
+        OTHER: rewritten(OTHER, dict(zip(("answer", "answers"), other[:2], strict=True))),
         STUDY: rewritten(STUDY, {"answers": "\n\n".join(parts), "advice": behind}),
-        FINDINGS: rewritten(FINDINGS, contents),
         DECODER: rewritten(DECODER, {"table": of_decoder(PACKS / "smollm2.tensorbench.zip")}),
     }
 

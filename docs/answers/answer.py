@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
+from tensorbench.reports.blocks import Comparison
 from tensorbench.reports.drawing import Drawn
+from tensorbench.reports.inference.effects import Word, verdict
 from tensorbench.reports.inference.intervals import Bounds
 from tensorbench.reports.units import PERCENT
 
 PICTURES = Path(__file__).parents[1] / "pictures"
+#: The smallest p-value that is told from zero, and the accuracy of p-values.
+_LEAST, _HALVINGS = 1e-9, 60
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,30 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """A comparison that answers a question, with the threshold of *equivalent*."""
+
+    compared: Comparison
+    threshold: float
+
+    @property
+    def p(self) -> float:
+        """The smallest error probability at which its own interval gives its verdict. 1 without a verdict."""
+        word = self.compared.verdict.word
+        if word not in (Word.BETTER, Word.WORSE, Word.EQUIVALENT):
+            return 1.0
+        given, missed = 1.0, _LEAST
+        for _ in range(_HALVINGS):
+            middle = (given * missed) ** 0.5
+            low, high = self.compared.effect.interval(1 - middle) or (-1.0, 1.0)
+            found = -self.threshold < low and high < self.threshold
+            if word is not Word.EQUIVALENT:
+                found = verdict((low, high), 0.0).word is word
+            given, missed = (middle, missed) if found else (given, middle)
+        return given
+
+
+@dataclass(frozen=True)
 class Answer:
     """The answer to a question."""
 
@@ -44,6 +73,8 @@ class Answer:
     text: str
     #: The answer in a sentence. Empty if there is none.
     short: str = ""
+    #: The comparisons that the answer rests on, by name.
+    claims: Mapping[str, Claim] = field(default_factory=dict)
 
 
 def points(value: float) -> str:

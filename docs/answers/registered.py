@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 
 from tensorbench.records.origin import stored_rerun
@@ -63,7 +64,7 @@ def completed(given: Answer, analysis: Analysis, sentences: Iterable[str]) -> An
     if not given.short:
         return given
     text = "\n\n".join(filter(None, [given.text, " ".join(sentences)]))
-    return Answer(text, f"{interim(analysis)}{given.short}")
+    return replace(given, text=text, short=f"{interim(analysis)}{given.short}")
 
 
 def interim(analysis: Analysis) -> str:

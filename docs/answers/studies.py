@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from operator import itemgetter
 from pathlib import Path
@@ -26,7 +26,7 @@ from tensorbench.reports.results import Cell
 from tensorbench.reports.selection import Selection
 from tensorbench.reports.units import listed, many
 
-from .answer import Answer, Picture, bounds, points, with_interval
+from .answer import Answer, Claim, Picture, bounds, points, with_interval
 
 LORA, QKV_DEPTH, ALL_MODES, ATT = "LoRA", "TensLoRA qkv_depth", "TensLoRA att_qkv_depth", "TensLoRA att"
 
@@ -38,6 +38,8 @@ class Ruling:
     short: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
+    #: The comparisons that the answer rests on, by name.
+    claims: Mapping[str, Claim] = field(default_factory=dict)
 
 
 #: Rules are given all blocks of an analysis. Most take one.
@@ -151,7 +153,8 @@ def answered(parts: Sequence[tuple[Analysis, Rule]]) -> Answer:
     notes = dict.fromkeys(note for analysis, _ in parts for note in _notes(analysis))
     extent = f"On {state.replace(' complete', '')}."
     text = "\n\n".join([extent, *notes, *(table(r.head, r.rows) for r in rulings)])
-    return Answer(text, " ".join(ruling.short for ruling in rulings if ruling.short))
+    claims = {name: claim for ruling in rulings for name, claim in ruling.claims.items()}
+    return Answer(text, " ".join(ruling.short for ruling in rulings if ruling.short), claims)
 
 
 def _notes(analysis: Analysis) -> Iterator[str]:
@@ -202,7 +205,8 @@ def ruled(head: Sequence[str], differences: Mapping[str, Comparison], block: Blo
     ]
     tasks = [setting.task for setting in block.settings]
     named = [(f"{n} ({each.window})" if each.window else n, each.word) for n, each in verdicts.items()]
-    return Ruling(by_verdict(named), [*head, "interval", "verdict", *tasks], rows)
+    claims = {f"{name}, {head[1]}": Claim(each, block.threshold) for name, each in differences.items()}
+    return Ruling(by_verdict(named), [*head, "interval", "verdict", *tasks], rows, claims)
 
 
 def compared(difference: Comparison | None) -> tuple[str, str]:

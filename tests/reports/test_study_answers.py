@@ -18,8 +18,9 @@ from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import Row
 from tensorbench.reports.advice import rate_advice
 from tensorbench.reports.analysis import Analysis, analyse
-from tensorbench.reports.blocks import Block
-from tensorbench.reports.inference.effects import Verdict, Word
+from tensorbench.reports.blocks import Block, Comparison
+from tensorbench.reports.inference.crossed import of_seeds
+from tensorbench.reports.inference.effects import Verdict, Word, effect
 from tensorbench.reports.inference.intervals import simultaneous
 from tensorbench.reports.reading import read
 from tensorbench.reports.selection import Selection
@@ -335,3 +336,26 @@ def test_forgetting_is_compared_with_lora_by_the_trials_that_count(script: Scrip
     t = stats.t.ppf(0.975, len(differences) - 1)
     assert more.interval(0.95) == pytest.approx((more.difference - t * error, more.difference + t * error))
     assert decoder.more_forgotten(results, cells["LoRA"]) is None
+
+
+def test_a_claim_that_holds_only_by_itself_is_exploratory(script: Script) -> None:
+    answer, family = script("answers.answer"), script("answers.family")
+    # Holm's method, with p-values that are not in order.
+    assert family.adjusted([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+    def claim(*differences: float, word: Word) -> Any:
+        found = effect([of_seeds(np.array(differences))])
+        return answer.Claim(Comparison(found, found.interval(0.95), Verdict(word)), 0.01)
+
+    better = claim(0.01, 0.02, 0.03, 0.02, 0.02, word=Word.BETTER)
+    assert better.p == pytest.approx(stats.ttest_1samp([0.01, 0.02, 0.03, 0.02, 0.02], 0).pvalue, rel=1e-3)
+    same = claim(0.001, -0.001, 0.0, 0.001, -0.001, word=Word.EQUIVALENT)
+    assert better.compared.effect.interval(1 - better.p)[0] == pytest.approx(0, abs=1e-9)
+    assert max(map(abs, same.compared.effect.interval(1 - same.p))) == pytest.approx(0.01)
+    unsure = claim(0.01, -0.02, 0.03, -0.02, 0.02, word=Word.INCONCLUSIVE)
+    claims = {"A": better, "B": same, **{f"C{n}": unsure for n in range(40)}}
+    shown = family.of_family({"1": answer.Answer("", "", claims), "2": answer.Answer("", "", {"A": better})})
+    assert shown.startswith("42 comparisons")
+    first, second = rows(shown)[-2:]
+    assert (first[1], first[-1]) == ("A", "exploratory: better by itself only")
+    assert (second[1], second[-1]) == ("B", "equivalent")
