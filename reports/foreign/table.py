@@ -19,10 +19,11 @@ from tensorbench.methods import UnknownNameError, UserError
 from tensorbench.methods.errors import first_few, shown
 from tensorbench.records.measures import Measure
 from tensorbench.records.metrics import METRICS
+from tensorbench.reports.foreign.exports import Line, unfolded
 from tensorbench.reports.foreign.names import COLUMNS, ENDINGS, TableOptions, less_is_better
 from tensorbench.reports.foreign.runs import DEFAULT_METRIC, ForeignRun
 from tensorbench.reports.results import grouped
-from tensorbench.reports.units import listed
+from tensorbench.reports.units import listed, many
 
 #: The smallest and the largest learning rate that a table may have.
 RATES = 1e-12, 1e6
@@ -47,10 +48,6 @@ NUMBERS = {
 #: The other names of columns that state how much a method was tuned.
 EFFORTS = ("trials", "tries")
 
-#: A line of a table, with its place: the file and the line.
-Line = tuple[str, Mapping[str, Any]]
-
-
 #: The names of columns of configurations.
 CONFIGS = ("config", "configuration", "trial")
 #: Words in the names of columns that seem to be settings.
@@ -72,9 +69,9 @@ def read_table(table: Path | pd.DataFrame, options: TableOptions) -> tuple[list[
     belong to no run, and if scores or runs would be taken for what they are not.
     """
     name = "the table" if isinstance(table, pd.DataFrame) else table.name
-    lines = list(_lines(table))
-    if not lines:
+    if not (lines := list(_lines(table))):
         raise UserError(f"{name} has no line")
+    lines, ended = unfolded(lines)
     there = {key: None for _, line in lines for key in line}
     columns = _columns(name, there, options)
     for needed in ("method", "score"):
@@ -87,9 +84,11 @@ def read_table(table: Path | pd.DataFrame, options: TableOptions) -> tuple[list[
     unused = [column for column in there if column.strip() and column not in used]
     task = "" if isinstance(table, pd.DataFrame) else table.stem
     runs, keys = [], []
-    for where, line in lines:
+    for (where, line), well in zip(lines, ended, strict=True):
         run = _run(where, {own: line.get(column) for own, column in columns.items()}, task or "all")
-        runs.append(replace(run, config=", ".join(_setting(line.get(column)) for column in settings)))
+        run = replace(run, config=", ".join(_setting(line.get(column)) for column in settings))
+        # The score of a run that did not end is not its last one.
+        runs.append(run if well else replace(run, score=None, failure="error"))
         keys.append(tuple(_text(line.get(columns[key])) for key in KEYS if key in columns))
     metrics = defaultdict[str, set[str]](set)
     for column in unused:
@@ -99,6 +98,8 @@ def read_table(table: Path | pd.DataFrame, options: TableOptions) -> tuple[list[
     _refuse_metrics(name, columns["score"], metrics, options)
     _refuse_two_scales(runs, options)
     notes = [f"Columns not used: {first_few(unused, 10)}."] if unused else []
+    if lost := ended.count(False):
+        notes.append(f"{many(lost, 'run')} did not finish: counted as failed, and in no mean.")
     _refuse_settings(name, lines, unused, runs)
     if "seed" not in columns:
         _refuse_pooled(name, lines, unused, [(key[0], key[1:]) for key in keys])
