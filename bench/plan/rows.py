@@ -9,14 +9,24 @@ from typing import Any
 
 from tensorbench.machine.table import ShowsOverview, Table
 from tensorbench.methods import METHODS, UnknownNameError, UserError
+from tensorbench.methods.backbone import Geometry
 from tensorbench.methods.errors import check_kind
-from tensorbench.plan.cells import PlanCell
+from tensorbench.methods.first_step import first_step, first_step_of_lora
+from tensorbench.methods.lowrank.method import LowRankMethod
+from tensorbench.plan.cells import REFERENCE_RANK, PlanCell
 from tensorbench.plan.pairs import SINGULAR, Part
 from tensorbench.plan.suite import Suite
 from tensorbench.plan.trial import Trial
 from tensorbench.records.stored_plan import TEXT_COLUMNS, PlannedTrial, Row, StoredPlan, rate_text, row_texts
 from tensorbench.records.words import budget_names
 from tensorbench.tasks import Task, split_sizes
+
+#: How many times larger or smaller than LoRA's a first step is when a plan warns of it.
+FAR = 30
+#: The smallest ratio that a warning states.
+SMALLEST = 1e-9
+#: The package whose methods a plan tries.
+PACKAGE = "tensorbench."
 
 
 @dataclass(frozen=True, repr=False)
@@ -186,7 +196,7 @@ class Plan(ShowsOverview):
             notes.append(
                 f"{floor} is added, a floor that every adapter should beat; 'floor: none' leaves it out."
             )
-        return [*notes, *self._distant_windows]
+        return [*notes, *self._distant_windows, *self._distant_steps]
 
     @property
     def _distant_windows(self) -> list[str]:
@@ -206,6 +216,42 @@ class Plan(ShowsOverview):
             f"{rate_text(published)} with room on both sides. Rows of a method may set `centre`."
             for method, window, published in distant
         ]
+
+    @cached_property
+    def _distant_steps(self) -> list[str]:
+        """A warning for each method whose first step at its window's centre is far from LoRA's.
+
+        LoRA has rank `REFERENCE_RANK`, and the centre of its own row if the suite has one on the same task
+        and backbone. Methods of plug-ins are not tried, since a plan runs none of their training code.
+        """
+        lora = {
+            (row.task, row.backbone): row.studies.centre
+            for row in self.rows
+            if row.family == "lora" and row.studies
+        }
+        steps: dict[tuple[LowRankMethod, Geometry, float], float | None] = {}
+        distant: dict[str, None] = {}
+        for row, cell in zip(self.rows, self.cells, strict=True):
+            method = cell.method
+            if not (row.studies and isinstance(method, LowRankMethod)) or not type(
+                method
+            ).__module__.startswith(PACKAGE):
+                continue
+            geometry, centre = cell.info.geometry, row.studies.centre
+            reference = lora.get((row.task, row.backbone), centre)
+            trial = (method, geometry, centre)
+            if trial not in steps:
+                steps[trial] = first_step(*trial)
+            step = steps[trial]
+            ratio = step and step / first_step_of_lora(geometry, REFERENCE_RANK, reference)
+            if ratio is not None and not 1 / FAR <= ratio <= FAR:
+                times = f"{1 / ratio:,.0f} times less" if ratio < 1 else f"{ratio:,.0f} times more"
+                distant[
+                    f"Warning: Adam's first step of {row.method} at {rate_text(centre)}, the centre of its "
+                    f"window, moves a weight of {row.backbone} {times} than that of LoRA at "
+                    f"{rate_text(reference)}. Rows of a method may set `centre`."
+                ] = None
+        return [*distant]
 
     def overview(self) -> Table:
         """Returns the rows with their sizes, rates and numbers of trials."""

@@ -75,9 +75,23 @@ def test_one_window_and_one_head_rate_for_all_adapters_whatever_their_papers_say
     ],
 )
 def test_a_window_without_the_published_rate_is_warned_about(row: dict[str, Any], warned: str) -> None:
-    warnings = [note for note in plan(methods=[row]).notes if note.startswith("Warning")]
+    warnings = [note for note in plan(methods=[row]).notes if note.startswith("Warning: the window")]
     assert len(warnings) == bool(warned)
     assert all("LoRTA" in note and warned in note and "1e-2" in note for note in warnings)
+
+
+@pytest.mark.parametrize(
+    ("rows", "warned"),
+    [
+        ([{"method": "lorta", "rank": 2}], False),
+        ([{"method": "lorta", "rank": 100}], True),
+        ([{"method": "lorta", "rank": 2, "centre": 1.2e-5}, "lora"], True),
+        ([{"method": "tenslora", "variant": "qkv_depth"}, "lora", "full", "lora_xs"], False),
+    ],
+)
+def test_a_first_step_far_from_that_of_lora_is_warned_about(rows: list[Any], warned: bool) -> None:
+    notes = plan(methods=rows).notes
+    assert any(note.startswith("Warning: Adam's first step of LoRTA") for note in notes) == warned
 
 
 def test_every_method_has_the_same_seeds_and_offsets_about_a_centre_of_its_own() -> None:
