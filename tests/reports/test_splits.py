@@ -30,5 +30,6 @@ def test_sizes_are_in_plans_records_and_reports(tmp_path: Path, new_store: Calla
     # A trial of an earlier version lacks a count.
     assert SplitSizes(60, 30, 40, 3).lacks_counts_of(SplitSizes(60, 30, 40, 3, 6))
     assert not SplitSizes(60, 30, 40, 2).lacks_counts_of(SplitSizes(60, 30, 40, 3, 6))
+    assert not SplitSizes(60, 30, 40, 3, 6).lacks_counts_of(SplitSizes(60, 30, 40, 3))
     write_report("toy", out=tmp_path / "out", store=store.uri, formats=["html"], log=False)
     assert f"digits: {sizes}" in (tmp_path / "out" / "index.html").read_text()

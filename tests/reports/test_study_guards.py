@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tensorbench.plan.trial import Trial
@@ -16,9 +17,11 @@ from tensorbench.records.stored_plan import Row
 from tensorbench.reports.analysis import analyse
 from tensorbench.reports.answers import answer, in_words, window_advice
 from tensorbench.reports.blocks import Block, Ends, Outer
-from tensorbench.reports.comparisons import with_window
+from tensorbench.reports.comparisons import comparison, in_family, with_window
 from tensorbench.reports.drawing import Looks
 from tensorbench.reports.figures.compared import differences
+from tensorbench.reports.guards import edges_of
+from tensorbench.reports.inference.crossed import of_seeds
 from tensorbench.reports.inference.effects import Verdict, Word
 from tensorbench.reports.inference.intervals import Bounds
 from tensorbench.reports.reading import read, tabulate
@@ -282,6 +285,36 @@ def test_no_window_is_proposed_beyond_what_windows_may_hold(
     (edge,) = block.edges
     assert edge.wider == pytest.approx(wider, rel=1e-3)
     assert edge.centre == pytest.approx(moved, rel=1e-3)
+
+
+@pytest.mark.parametrize(("places", "end"), [((0.4, 0.4, 0, 0), "upper"), ((0.4, 0, 0, 0), None)])
+def test_half_of_the_kept_trials_make_an_edge(
+    stored: Stored, places: tuple[float, ...], end: str | None
+) -> None:
+    def quality(row: Row, trial: Trial) -> tuple[float, float]:
+        return 0.8, 1.3 * places[(row.studies.trials[trial.seed].study if row.studies else 0)]
+
+    changes = {"methods": METHODS, "tuning": {"studies": 4, "points": 8}}
+    block = block_of(stored(made_up(quality), plan_of(**ONE_TASK | changes)))
+    (entrant,) = block.compared
+    (edge, *_) = [*edges_of(entrant).values()] or [None]
+    assert (edge and edge.end) == end
+
+
+def test_in_a_larger_family_a_withheld_side_is_shown_only_if_the_wider_interval_has_it() -> None:
+    parts = [of_seeds(np.array([0.01, 0.02, 0.03, 0.025, 0.015]))]
+    withheld = Verdict(Word.INCONCLUSIVE, "the best rates lie at an edge")
+    alone = replace(comparison(parts, 1, 0.01), verdict=withheld)
+    assert alone.interval is not None
+    assert alone.interval[0] > 0
+    assert in_family(alone, 2, 0.01).verdict == withheld
+    wide = in_family(alone, 10_000, 0.01)
+    assert wide.interval is not None
+    assert wide.interval[0] < 0
+    assert wide.verdict == Verdict(Word.INCONCLUSIVE)
+    # A side that the guard did not withhold is given by the wider interval, too.
+    assert in_family(comparison(parts, 1, 0.01), 2, 0.01).verdict == Verdict(Word.BETTER)
+    assert in_family(comparison(parts, 1, 0.01), 10_000, 0.01).verdict == Verdict(Word.INCONCLUSIVE)
 
 
 def test_equal_methods_are_not_called_equivalent_where_one_is_a_lower_bound(stored: Stored) -> None:

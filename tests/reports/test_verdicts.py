@@ -13,6 +13,7 @@ import pytest
 
 from tensorbench.methods import UserError
 from tensorbench.plan.trial import Trial
+from tensorbench.records.measures import Measure
 from tensorbench.records.stored_plan import Row
 from tensorbench.reports.analysis import Analysis, Block, analyse
 from tensorbench.reports.answers import answer
@@ -306,3 +307,27 @@ def test_a_setting_whose_runs_all_failed_costs_the_method_its_mean_alone(
 def test_little_can_be_reported_all_the_same(changes: dict[str, Any], composed: Composes) -> None:
     done = composed(scores(0.0), plan_of(**FIVE | changes), formats=["html", "md", "csv", "json"])
     assert "index.html" in done.files
+
+
+@pytest.mark.parametrize(("errors", "trained"), [(1.0, False), (1.9, False), (2.1, True)])
+def test_losses_show_training_from_two_standard_errors_below_guessing_on(
+    analysed: Analysed, errors: float, trained: bool
+) -> None:
+    # Five seeds whose losses have a standard error of 0.01 below guessing. Without answers only losses tell.
+    off = {seed: 0.01 * place * 5**0.5 / 2.5**0.5 for seed, place in enumerate((-2, -1, 0, 1, 2))}
+
+    def result_of(trial: Trial, row: Row) -> Result:
+        loss = 1 - 0.01 * errors - off[trial.seed]
+        measures = {Measure.SELECTED_LOSS: loss, Measure.GUESSING_LOSS: 1.0}
+        return Result(score=0.8 + 0.001 * trial.seed, answers=(), labels=(), measures=measures)
+
+    withheld = [
+        each.reason.startswith("nothing trained")
+        for each in verdicts_of(analysed(result_of, plan_of(**FIVE)))
+    ]
+    assert withheld
+    assert all(each is not trained for each in withheld)
+
+
+def verdicts_of(analysis: Analysis) -> list[Verdict]:
+    return [e.differences[block.k].verdict for block in analysis.blocks for e in block.compared]

@@ -51,6 +51,23 @@ def test_one_line_in_a_suite_is_enough() -> None:
     assert {trial.recipe.head_lr for trial in made.trials} == {3e-3}
 
 
+def test_trials_run_study_by_study_so_that_a_stopped_run_has_treated_all_methods_alike() -> None:
+    made = plan(tasks=[DIGITS, {**DIGITS, "task": "land-cover"}])
+    study = {id_: of(row).trials[seed].study for row in made.rows for seed, id_ in row.trials.items()}
+    order = [study[trial.id] for trial in made.trials]
+    assert order == sorted(order)
+
+
+def test_a_rank_is_accepted_up_to_its_limit() -> None:
+    (cell,) = plan(methods=[{"method": "lotr", "rank": 2}], floor="none").cells
+    (limit,) = cell.method.rank_limits(cell.info.geometry)
+    assert limit is not None
+    (row,) = plan(methods=[{"method": "lotr", "rank": limit}], floor="none").rows
+    assert row.ranks == (limit,)
+    with pytest.raises(UserError, match=f"rank is {limit + 1:,}, accepted is at most {limit:,}"):
+        plan(methods=[{"method": "lotr", "rank": limit + 1}], floor="none")
+
+
 def test_one_window_and_one_head_rate_for_all_adapters_whatever_their_papers_say() -> None:
     made = plan(methods=["lora", "lorta", "fact_tt", {"method": "tenslora", "variant": "att"}, "full"])
     adapters = [row for row in made.rows if row.family != "full"]

@@ -225,6 +225,13 @@ def test_the_order_of_studies_and_a_constant_change_no_difference() -> None:
     assert (opposite.difference, opposite.seeds) == pytest.approx((-part.difference, part.seeds))
 
 
+@pytest.mark.parametrize(("k", "factor"), [(2, 2.0), (4, 2.5)])
+def test_studies_that_choose_by_one_another_have_more_variance(k: int, factor: float) -> None:
+    method, reference = (replace(drawn(number), crossed=True) for number in (0, 1))
+    part = of_pair(method, reference, k)
+    assert part.seeds == pytest.approx(factor * np.var([*part.by_seed.values()], ddof=1) / part.pairs)
+
+
 def test_only_studies_that_both_methods_have_count() -> None:
     method, reference = drawn(0), drawn(1).only((4, 1, 2))
     sides = paired(method, reference)
