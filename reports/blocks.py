@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from scipy.stats import binom
+from scipy import special
 
 from tensorbench.reports.collapses import CollapseRates, Collapses
 from tensorbench.reports.inference.effects import Effect, Verdict
@@ -54,7 +54,7 @@ class Outer:
     @property
     def truncated(self) -> bool:
         """Whether that is significantly more than a fifth, which lies there if all rates are equally good."""
-        return bool(binom.sf(self.count - 1, self.kept, OUTER) < TRUNCATED)
+        return bool(special.bdtrc(self.count - 1, self.kept, OUTER) < TRUNCATED)
 
     def __str__(self) -> str:
         return f"{self.count} of {self.kept} kept trials at the {self.end} end of its window"

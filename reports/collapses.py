@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 import numpy as np
-from scipy import stats
 
 from tensorbench.methods import UserError
 from tensorbench.records.measures import Measure
@@ -107,11 +106,13 @@ class CollapseRates:
         The test is Fisher's exact test, two-sided. Pairing by seed is not used. If runs with the same seed
         tend to collapse together, the test is conservative.
         """
+        from scipy.stats import fisher_exact
+
         table = [
             [self.count, self.runs - self.count],
             [self.reference_count, self.reference_runs - self.reference_count],
         ]
-        if float(stats.fisher_exact(table).pvalue) >= 1 - self.level:
+        if float(fisher_exact(table).pvalue) >= 1 - self.level:
             return ""
         more = self.count * self.reference_runs > self.reference_count * self.runs
         return "more often" if more else "less often"

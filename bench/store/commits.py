@@ -8,6 +8,7 @@ from tensorbench.backbones import BackboneSpec, describe
 from tensorbench.methods import UserError
 from tensorbench.plan.pairs import hub_revision
 from tensorbench.plan.suite import Suite
+from tensorbench.store.opening import lacks_file
 from tensorbench.tasks import Task
 
 
@@ -23,9 +24,9 @@ def held(suite: Suite, store: str) -> tuple[Suite, list[str]]:
         with suppress(UserError):  # planning says it, if this task is to be planned
             places.append(suite.placed(row).lookup())
     revisions = {revision: place for place in places if (revision := hub_revision(place))}
-    if not revisions:
+    # Before an experiment's first start, nothing has to be asked. MLflow takes seconds to import.
+    if not revisions or lacks_file(store):
         return suite, []
-    # Imported late: most suites name no repository, and MLflow takes seconds.
     from tensorbench.store.store import Store
 
     try:

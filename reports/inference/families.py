@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
-from tensorbench.reports.inference.intervals import LEVEL, simultaneous, t_quantile
+from tensorbench.reports.inference.intervals import LEVEL, chi2_quantile, simultaneous, t_quantile
 
 #: The values of the reference's noise, in standard deviations, at which the integral over it is evaluated.
 _NOISE = np.linspace(-8, 8, 401)
@@ -32,7 +32,7 @@ def dunnett(variances: Sequence[float], reference: float, freedom: float = math.
     # by zero.
     common, own = np.sqrt(share)[:, None] * _NOISE, np.sqrt(np.maximum(1 - share, 1e-12))[:, None]
     quantiles = (np.arange(_SCALES) + 0.5) / _SCALES
-    scales = np.sqrt(stats.chi2.ppf(quantiles, freedom) / freedom) if math.isfinite(freedom) else [1.0]
+    scales = np.sqrt(chi2_quantile(quantiles, freedom) / freedom) if math.isfinite(freedom) else [1.0]
 
     def coverage(value: float) -> float:
         joint = 0.0
@@ -50,4 +50,7 @@ def tukey(means: int, freedom: float = math.inf) -> float:
     It allows any pair to be selected after the fact, including pairs with the best mean. With unequal
     variances the intervals are conservative (Hayter, 1984). `freedom` is as in `dunnett`.
     """
+    # It takes 0.7 s to import, and few reports compare all pairs.
+    from scipy import stats
+
     return float(stats.studentized_range.ppf(LEVEL, means, freedom)) / math.sqrt(2)

@@ -42,6 +42,12 @@ def t_quantile(probability: ArrayLike, freedom: ArrayLike) -> Array:
     return quantiles
 
 
+def chi2_quantile(probability: ArrayLike, freedom: ArrayLike) -> Array:
+    """Quantiles of the chi-squared distribution. Like `t_quantile`, this needs no import of `scipy.stats`."""
+    quantiles: Array = 2 * special.gammaincinv(np.asarray(freedom, float) / 2, probability)
+    return quantiles
+
+
 def most_of_share(count: int, trials: int, level: float = LEVEL) -> float:
     """The exact one-sided upper limit of a probability (Clopper and Pearson, 1934).
 

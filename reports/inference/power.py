@@ -9,13 +9,14 @@ from statistics import fmean
 
 import numpy as np
 from numpy.random import Generator
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from tensorbench.reports.inference.effects import Effect
 from tensorbench.reports.inference.intervals import (
     LEAST_SEEDS,
     Array,
     Error,
+    chi2_quantile,
     simultaneous,
     t_quantile,
     welch,
@@ -113,9 +114,11 @@ class Design:
         Variances are moderated as in a report. Each draw has the degrees of freedom that follow from its own
         variances.
         """
-        even = stats.qmc.Sobol(self.settings, rng=0).random_base2(_LOG_DRAWS)
+        from scipy.stats import qmc
+
+        even = qmc.Sobol(self.settings, rng=0).random_base2(_LOG_DRAWS)
         moderated, of_sum = expected_freedom(self.seeds - 1, self.moderated or self.claims, self.settings)
-        shown = np.array(self.spreads) / self.seeds * stats.chi2.ppf(even, of_sum) / of_sum
+        shown = np.array(self.spreads) / self.seeds * chi2_quantile(even, of_sum) / of_sum
         total, squares = shown.sum(1), (shown**2).sum(1)
         # Without any variation all settings have equal weight.
         freedom = np.full_like(total, self.settings)

@@ -21,7 +21,6 @@ from functools import cache
 
 import numpy as np
 from scipy import optimize, special
-from scipy.stats import qmc
 
 from tensorbench.reports.inference.intervals import Array, simultaneous
 
@@ -88,6 +87,8 @@ def _excess(after: tuple[int, ...], alpha: float, spending: str) -> float:
 @cache
 def _t_probabilities(after: tuple[int, ...]) -> Array:
     """The two-sided probability (draws, looks) of the t statistic of normal values at each look."""
+    from scipy.stats import qmc
+
     draws = qmc.Sobol(2 * len(after), scramble=False).random_base2(_LOG_DRAWS) + 0.5 / 2**_LOG_DRAWS
     n = np.array(after, float)
     more = np.diff(n, prepend=0.0)
