@@ -72,9 +72,12 @@ def moderated(parts: Sequence[OnSetting], squares: Array | None = None) -> list[
         weights = np.full(len(known), share / len(known))
         weights[place] += 1 - share
         variance = float(weights @ variances)
-        freedom = min(PRIOR_FREEDOM + free[place], variance**2 / float(weights @ covariances @ weights))
+        freedom, spread = PRIOR_FREEDOM + float(free[place]), float(weights @ covariances @ weights)
+        # Without any variance between seeds, its estimate has none either.
+        if spread:
+            freedom = min(freedom, variance**2 / spread)
         part = parts[number]
-        shrunk[number] = replace(part, seeds=variance / part.pairs, freedom=float(freedom))
+        shrunk[number] = replace(part, seeds=variance / part.pairs, freedom=freedom)
     return shrunk
 
 
