@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from tensorbench.reports.advice import learning_rates as learning_rates
     from tensorbench.reports.foreign.names import TableOptions as TableOptions
     from tensorbench.reports.loading import load_results as load_results
-    from tensorbench.reports.peft_comparison import write_peft_comparison as write_peft_comparison
     from tensorbench.reports.report import write_report as write_report
     from tensorbench.reports.selection import Selection as Selection
     from tensorbench.reports.site import write_site as write_site
@@ -90,7 +89,6 @@ _HOMES = {
     "verify": "checks.verify",
     "wrap": "backbones.plain",
     "write_first_suite": "run.first_suite",
-    "write_peft_comparison": "reports.peft_comparison",
     "write_recipe": "tools.recipe",
     "write_report": "reports.report",
     "write_site": "reports.site",

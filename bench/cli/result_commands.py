@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -115,9 +115,7 @@ def report(
     ],
     part: tensorbench.Selection,
     table: tensorbench.TableOptions,
-    folder: Annotated[
-        Path | None, typer.Option("--out", help="Where to write; must be empty or absent.")
-    ] = None,
+    folder: Annotated[Path, typer.Option("--out", help="Where to write; must be empty or absent.")],
     formats: Annotated[
         list[str] | None,
         names_option(
@@ -132,32 +130,12 @@ def report(
     ] = False,
     log: Annotated[bool, typer.Option(help="Also keep the report on the suite's MLflow run.")] = True,
     force: Annotated[bool, typer.Option(help="Replace an earlier report.")] = False,
-    peft_results: Annotated[
-        bool,
-        typer.Option(
-            "--peft-results",
-            help="Read folders of result files of peft's method_comparison, from old to new.",
-        ),
-    ] = False,
-    as_json: AsJson = False,
 ) -> None:
     """Write the report of one or more experiments as a page, tables, figures and JSON.
 
     With --method and the like, only these rows are reported, with simultaneous intervals for them. Of a table
     of runs, they name columns instead: --method algorithm --task dataset --score accuracy.
     """
-    if peft_results:
-        if not replace(part, reference="").everything or formats or threshold or mixed or table:
-            raise typer.BadParameter("--peft-results takes --out, --reference, --force and --json alone")
-        folders = [Path(name) for name in experiment]
-        files = tensorbench.write_peft_comparison(folders, folder, reference=part.reference, force=force)
-        if folder is not None:
-            say(f"Wrote {', '.join(files)} to {folder}.")
-        else:
-            typer.echo(files["comparison.json" if as_json else "comparison.md"], nl=False)
-        return
-    if folder is None or as_json:
-        raise typer.BadParameter("give --out FOLDER for a report; --json goes with --peft-results")
     from tensorbench.reports.foreign.names import ENDINGS
 
     names = experiments_of(experiment, store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from tensorbench.methods import UserError
+from tensorbench.methods.errors import shown
 from tensorbench.records.measures import Measure
 from tensorbench.reports.foreign.names import (
     BINARY_LOG,
@@ -25,7 +27,6 @@ from tensorbench.reports.foreign.names import (
 from tensorbench.reports.foreign.runs import ForeignRun, of_name
 from tensorbench.reports.foreign.source import ForeignSource
 from tensorbench.reports.foreign.table import bounded_lines, read_table
-from tensorbench.reports.peft_comparison import REFERENCE, read_run
 from tensorbench.reports.results import grouped
 from tensorbench.reports.units import listed, many
 
@@ -38,6 +39,12 @@ NO_SEEDS = (
 UNTUNED = (
     "peft's runs have seed 0 and were not tuned alike: their order holds the luck of rates and of one run."
 )
+#: The task of each final metric in peft's files.
+PEFT_TASKS = {"test accuracy": "MetaMathQA", "test dino_similarity": "image-gen"}
+#: The configuration of peft's comparison that is the default reference.
+REFERENCE = "lora--llama-3.2-3B-rank32"
+#: The largest number that is read from peft's files, in absolute value. It fits an integer column.
+LARGEST_NUMBER = 2**63 - 1
 #: Metrics of lm-evaluation-harness of which more is better. They count if a file does not say so, as older
 #: ones. Names that tasks use in either direction, such as `score`, are absent.
 MORE_IS_BETTER = (
@@ -252,36 +259,52 @@ def _samples(samples: list[Mapping[str, Any]], scorer: str) -> dict[str, float]:
     return {sample: fmean(each) for sample, each in scores.items()}
 
 
-def read_peft(file: Path, content: object, notes: list[str]) -> Iterator[ForeignRun]:
+def read_peft(file: Path, content: Mapping[str, Any], notes: list[str]) -> Iterator[ForeignRun]:
     """Yields the run in a result file of peft's method_comparison, or nothing if the run has no score.
 
     Adds the note `UNTUNED` once, and a note for a file without a score. Copies of a file in several folders
-    have the same id, a hash of the file's name and bytes. `content` is not used. Raises UserError for a
-    malformed file.
+    have the same id, made of the file's name and content. Raises UserError for an accuracy that is no share.
     """
-    run = read_run(file, 0)
+    run, train = content["run_info"], content["train_info"]
+    last = train["metrics"][-1] if train["metrics"] else {}
+    metric = next((name for name in PEFT_TASKS if isinstance(last.get(name), int | float)), None)
     if UNTUNED not in notes:
         notes.append(UNTUNED)
-    if run is None:
+    if train["status"] != "success" or metric is None or not math.isfinite(last[metric]):
         notes.append(f"{file.name}: no score, left out.")
         return
+    score = float(last[metric])
+    if not 0 <= score <= 1:
+        raise UserError(f"{file}: {metric} {shown(score)} is not in [0, 1]")
     numbers = {
-        Measure.ADAPTER_PARAMETERS: run.parameters,
-        Measure.SECONDS: run.seconds,
-        Measure.FORGETTING: run.forgetting,
+        Measure.ADAPTER_PARAMETERS: _number(train.get("num_trainable_params"), int, 0),
+        Measure.SECONDS: _number(train.get("train_time"), float, 0),
+        Measure.FORGETTING: _number(last.get("forgetting", last.get("drift")), float, -LARGEST_NUMBER),
     }
     yield ForeignRun(
-        method=run.name,
-        task="image-gen" if run.questions is None else "MetaMathQA",
-        score=run.score,
-        seed=run.seed,
-        where=run.file,
-        backbone=run.model or ForeignRun.backbone,
-        of_family=run.name.partition("--")[0],
-        plain=run.name == REFERENCE,
+        method=file.stem,
+        task=PEFT_TASKS[metric],
+        score=score,
+        seed=_number(int(run["train_config"]["seed"]), int, -LARGEST_NUMBER),
+        where=f"{file.parent.name}/{file.name}",
+        backbone=str(run["train_config"].get("model_id", "")) or ForeignRun.backbone,
+        of_family=file.stem.partition("--")[0],
+        plain=file.stem == REFERENCE,
         measures={measure: number for measure, number in numbers.items() if number is not None},
-        content=f"{run.name} {run.sha256}",
+        content=f"{file.stem} {json.dumps(content, sort_keys=True)}",
     )
+
+
+def _number(value: Any, kind: type, least: int) -> Any:
+    """Returns the value as an int or a float, whichever `kind` is. None if it is not a finite number.
+
+    Raises ValueError if it is below `least` or above `LARGEST_NUMBER`.
+    """
+    if not isinstance(value, int | float) or value != value or abs(value) == math.inf:
+        return None
+    if not least <= value <= LARGEST_NUMBER:
+        raise ValueError(f"{shown(value)} is not from {least:,} to {LARGEST_NUMBER:,}")
+    return kind(value)
 
 
 #: The reader for a JSON file whose content has this key.
