@@ -49,6 +49,11 @@ class Adapter(ABC):
             raise UserError(
                 f"the model has a part '{REGISTERED}', the name of the part that adapters add: rename it"
             )
+        if isinstance(backbone.module, nn.Sequential):
+            raise UserError(
+                "the model is an nn.Sequential, which would call the adapter as its last layer: put it into "
+                "a module with a forward of its own"
+            )
         self.backbone = backbone
         self.bases: dict[Site, nn.Linear] = {}
         weights: dict[int, Site] = {}

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from tensorbench.plan.pairs import Part
 from tensorbench.plan.rows import Plan
 from tensorbench.plan.suite import load_suite
 from tensorbench.records.record import latest
-from tensorbench.reports.analysis import Analysis
+from tensorbench.reports.analysis import Analysis, analyse
 from tensorbench.reports.contents import contents
 from tensorbench.run.suites import Audience, run_suite
 from tensorbench.store.store import Store
@@ -168,12 +167,12 @@ def test_the_kept_trial_has_the_lowest_validation_loss(halves: Halves) -> None:
             assert trial.validation_loss == min(loss for loss in losses if loss is not None)
 
 
-def test_the_terminal_shows_the_kept_trials_of_complete_studies(halves: Halves) -> None:
-    results = tensorbench.load_results("toy", store=halves.first)
-    for cell in results.all_cells:
+def test_the_terminal_shows_the_reports_scores_of_complete_studies(halves: Halves) -> None:
+    analysis = analyse(tensorbench.load_results("toy", store=halves.first))
+    for cell in analysis.results.all_cells:
         assert set(cell.kept) == {0, 1}
-        mean = fmean(trial.score for trial in cell.kept.values() if trial and trial.score is not None)
-        assert f"{mean:.4f}" in halves.shown
+        assert (found := analysis.score(cell)) is not None
+        assert f"{found.value:.4f}" in halves.shown
 
 
 def test_trials_of_studies_are_in_no_mean_over_seeds(halves: Halves) -> None:

@@ -255,3 +255,12 @@ def test_a_model_that_is_converted_while_merged_takes_its_adapter_along(method: 
     adapter.unmerge()
     assert {p.dtype for p in model.parameters()} == {torch.float64}
     torch.testing.assert_close(logits(model, "bert").float(), expected)
+
+
+def test_a_sequential_model_which_would_call_the_adapter_is_refused() -> None:
+    layers = [nn.ModuleDict({name: nn.Linear(4, 4) for name in "qv"}) for _ in range(2)]
+    model = nn.Sequential(*layers, nn.Linear(4, 2))
+    method = tensorbench.methods.create("lora", rank=1, targets="qv")
+    paths = {"query": "{layer}.q", "value": "{layer}.v"}
+    with pytest.raises(UserError, match=naming("nn.Sequential", "forward of its own")):
+        tensorbench.wrap(model, method, projections=paths, heads=1, head="2")
