@@ -73,7 +73,7 @@ def without_verdict(plan: Plan, found: Sequence[Power]) -> str:
     margin = plan.suite.tuning.looks.margin if plan.suite.tuning and plan.suite.tuning.looks else 1.0
     return (
         f"✗ tuning.looks.margin {margin:g}: methods that equal LoRA are shown to be equivalent 80% of "
-        f"the time only from a margin of {least * margin:.2g} points on. Take that margin, or more studies, "
+        f"the time only from a margin of {least * margin:.3g} points on. Take that margin, or more studies, "
         "tasks or test examples."
     )
 
