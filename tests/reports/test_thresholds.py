@@ -47,7 +47,7 @@ def test_impossible_thresholds_are_refused(requested: Any, message: str) -> None
     ("options", "message"),
     [
         (["--threshold", "matthews=0.02"], "unknown metric of these results 'matthews'"),
-        (["--threshold", "accuracy=high"], "'accuracy=high' is neither a number nor METRIC=NUMBER"),
+        (["--threshold", "accuracy=high"], "'accuracy=high' is neither a number nor NAME=NUMBER"),
         (["--threshold", "accuracy=0.1", "--threshold", "accuracy=0.2"], "--threshold"),
         (["--threshold", "0.1,accuracy=0.2"], "--threshold"),
     ],
